@@ -1,0 +1,38 @@
+"""The text every Python installation carries: the standard library's sources and documentation.
+
+Knows which files count and which are held out. The embedded parent was trained on the `train` part, so the `heldout`
+part is text it has never seen; the split goes by a hash of the file's path and is the same on every machine. Knows
+nothing of tokens.
+"""
+
+import sysconfig
+import zlib
+from pathlib import Path
+from typing import Literal
+
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
+_HELD_OUT_OF_TEN = 1
+
+
+def stdlib_files(split: Literal["train", "heldout"]) -> list[Path]:
+    """The standard library's `.py` files of one split, sorted by path. About a tenth is held out.
+
+    Raises FileNotFoundError where this Python carries no sources (some embedded distributions ship only bytecode).
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(
+        path
+        for path in root.rglob("*.py")
+        if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts) and path.stat().st_size > 0
+    )
+    chosen = [path for path in files if _is_held_out(path.relative_to(root)) == (split == "heldout")]
+    if not chosen:
+        raise FileNotFoundError(
+            f"no standard library sources under {root}: this Python was installed without them; "
+            "name text files of your own under data.train and data.evaluation"
+        )
+    return chosen
+
+
+def _is_held_out(relative: Path) -> bool:
+    return zlib.crc32(relative.as_posix().encode()) % 10 < _HELD_OUT_OF_TEN

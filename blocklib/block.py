@@ -1,0 +1,215 @@
+"""The vocabulary: subblocks, blocks and architectures, and their one spelling.
+
+Everything here is a frozen value that prints to its spelling and parses back: `parse(str(x)) == x`. Standard library
+only. This file knows the grammar; it does not know what a kind means, which numbers it takes, or whether a parent can
+hold it: each kind's own file does (`blocklib/attention/`, `blocklib/ffn/`).
+
+    kv8                                   a subblock: kind `kv`, size `8`
+    skip, linear                          subblocks without a size
+    fuse(ffn512,ffn256,ffn512)            a subblock made of parts; spans one parent layer per part
+    kv8+ffn512                            a block: attention + FFN
+    kv8+ffn512 skip+fuse(ffn512,ffn512)   an architecture: blocks that tile the parent's layers
+    L3.ffn=ffn256                         a choice: what stands at which slots
+
+A parent of L layers has 2L slots in a row, A0 F0 A1 F1 ... : attention of layer l at slot 2l, its FFN at 2l + 1.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["attention", "ffn", "block"]
+
+_SUBBLOCK = re.compile(r"([a-z]+(?:_[a-z]+)*?)((?:0|[1-9]\d*)(?:[a-z](?:0|[1-9]\d*))*)?")
+_CHOICE = re.compile(r"L(0|[1-9]\d*)\.(attention|ffn|block)=(.+)")
+
+
+@dataclass(frozen=True)
+class Subblock:
+    """The attention or the FFN of a layer: a kind, its size ("" where it has none), and its parts where it is a run.
+
+    `size` is numbers separated by single letters, as in `16x512k4`. Parts are FFN subblocks, one per parent layer.
+    """
+
+    kind: str
+    size: str = ""
+    parts: tuple["Subblock", ...] = ()
+
+    def __str__(self) -> str:
+        if self.parts:
+            return f"{self.kind}({','.join(map(str, self.parts))})"
+        return f"{self.kind}{self.size}"
+
+    @property
+    def layers(self) -> int:
+        """How many parent layers it spans."""
+        return max(1, len(self.parts))
+
+    @property
+    def number(self) -> int:
+        """The size where it is one plain number: the width of `ffn512`, the KV heads of `kv8`."""
+        if not self.size.isdigit():
+            raise ValueError(f"{self} has no single number")
+        return int(self.size)
+
+    @staticmethod
+    def parse(text: str) -> "Subblock":
+        """Raises ValueError where `text` is not a spelling."""
+        opened = text.find("(")
+        if opened >= 0:
+            kind, inner = text[:opened], text[opened + 1 : -1]
+            if not re.fullmatch(r"[a-z]+(_[a-z]+)*", kind) or not text.endswith(")") or not inner:
+                raise ValueError(f"{text!r} is not a subblock; a run is spelled like fuse(ffn512,ffn512)")
+            return Subblock(kind, parts=tuple(Subblock.parse(part) for part in inner.split(",")))
+        match = _SUBBLOCK.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a subblock; spell it like kv8, ffn512, linear, skip or fuse(ffn512,ffn512)")
+        return Subblock(match[1], match[2] or "")
+
+
+SKIP = Subblock("skip")
+LINEAR = Subblock("linear")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Attention + FFN. Spans one parent layer, or as many as its FFN is a run of."""
+
+    attention: Subblock
+    ffn: Subblock
+
+    def __str__(self) -> str:
+        return f"{self.attention}+{self.ffn}"
+
+    @property
+    def layers(self) -> int:
+        return self.ffn.layers
+
+    @staticmethod
+    def parse(text: str) -> "Block":
+        attention, plus, ffn = text.partition("+")
+        if not plus:
+            raise ValueError(f"{text!r} is not a block; spell it attention+ffn, like kv8+ffn512")
+        return Block(Subblock.parse(attention), Subblock.parse(ffn))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stands at some slots: one option of one search, or one subblock of the library.
+
+    `layer` is the parent layer of its first slot. An `attention` or `ffn` choice holds a subblock, a `block` choice a
+    whole block.
+    """
+
+    layer: int
+    role: Role
+    what: Subblock | Block
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.what, Block) == (self.role == "block"), (self.role, self.what)
+
+    def __str__(self) -> str:
+        return f"L{self.layer}.{self.role}={self.what}"
+
+    @property
+    def first_slot(self) -> int:
+        return 2 * self.layer + (self.role == "ffn")
+
+    @property
+    def span(self) -> int:
+        """Slots covered. A run of n FFNs covers the n - 1 attentions between them too."""
+        if self.role == "attention":
+            return 1
+        return 2 * self.what.layers - (self.role == "ffn")
+
+    @property
+    def end_layer(self) -> int:
+        """The first parent layer after it."""
+        return self.layer + (self.what.layers if self.role != "attention" else 1)
+
+    @property
+    def subblocks(self) -> tuple[tuple[Role, Subblock], ...]:
+        """Its subblocks with their roles, in order."""
+        if isinstance(self.what, Block):
+            return (("attention", self.what.attention), ("ffn", self.what.ffn))
+        return ((self.role, self.what),)
+
+    @staticmethod
+    def parse(text: str) -> "Choice":
+        match = _CHOICE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a choice; spell it like L3.ffn=ffn256 or L3.block=skip+skip")
+        layer, role, what = int(match[1]), match[2], match[3]
+        if role == "block":
+            return Choice(layer, "block", Block.parse(what))
+        return Choice(layer, "attention" if role == "attention" else "ffn", Subblock.parse(what))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Blocks that tile the parent's layers, first to last."""
+
+    blocks: tuple[Block, ...]
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.blocks))
+
+    @property
+    def layers(self) -> int:
+        """Parent layers covered; the child itself has `len(blocks)` layers."""
+        return sum(block.layers for block in self.blocks)
+
+    def placed(self) -> Iterator[tuple[int, Block]]:
+        """Each block with the parent layer it starts at."""
+        layer = 0
+        for block in self.blocks:
+            yield layer, block
+            layer += block.layers
+
+    def choices(self) -> tuple[Choice, ...]:
+        """Its subblocks as choices, in slot order; together they tile every slot once."""
+        return tuple(
+            Choice(layer, role, what)
+            for layer, block in self.placed()
+            for role, what in Choice(layer, "block", block).subblocks
+        )
+
+    def with_(self, choice: Choice) -> "Architecture":
+        """This architecture with one choice put in place of whatever stood at its slots.
+
+        Raises ValueError where the choice cuts a run in two or reaches past the last layer.
+        """
+        chosen = {choice.first_slot: choice}
+        covered = set(range(choice.first_slot, choice.first_slot + choice.span))
+        for old in self.choices():
+            slots = set(range(old.first_slot, old.first_slot + old.span))
+            if not slots & covered:
+                chosen[old.first_slot] = old
+            elif not slots <= covered:
+                raise ValueError(f"{choice} cuts {old} in two")
+        return Architecture.of(tuple(chosen[slot] for slot in sorted(chosen)), self.layers)
+
+    @staticmethod
+    def of(choices: tuple[Choice, ...], layers: int) -> "Architecture":
+        """The architecture whose slots are tiled by `choices`, given in slot order.
+
+        Raises ValueError where a slot is left open or covered twice.
+        """
+        subblocks = [(role, what) for choice in choices for role, what in choice.subblocks]
+        slot = 0
+        for choice in choices:
+            if choice.first_slot != slot:
+                raise ValueError(f"slot {slot} is not where {choice} starts")
+            slot += choice.span
+        if slot != 2 * layers:
+            raise ValueError(f"the choices cover {slot} of {2 * layers} slots")
+        assert [role for role, _ in subblocks] == ["attention", "ffn"] * (len(subblocks) // 2)
+        pairs = zip(subblocks[::2], subblocks[1::2], strict=True)
+        return Architecture(tuple(Block(attention, ffn) for (_, attention), (_, ffn) in pairs))
+
+    @staticmethod
+    def parse(text: str) -> "Architecture":
+        if not text.split():
+            raise ValueError("an architecture has at least one block, like kv8+ffn512")
+        return Architecture(tuple(Block.parse(part) for part in text.split()))

@@ -1,0 +1,111 @@
+"""`kvN`: grouped-query attention with N KV heads; the parent's own is one of them.
+
+First weights mean-pool adjacent KV heads (GQA, arXiv 2305.13245, section 2.1; Puzzle, arXiv 2411.19146, section 3.2);
+queries and the output projection stay.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
+
+from blocklib.block import Subblock
+from blocklib.kind import Kind, ParentLayer
+from blocklib.shape import Shape
+
+
+class GroupedQueryAttention(nn.Module):
+    """Rotary causal attention with optional biases and per-head query/key norms (Llama, Mistral, Qwen2, Qwen3)."""
+
+    def __init__(self, config: Any, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        query_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(head_shape)
+        key = self.k_proj(hidden_states).view(head_shape)
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        output, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        projected: torch.Tensor = self.o_proj(output.reshape(*input_shape, -1).contiguous())
+        return projected
+
+
+class GroupedQuery(Kind):
+    output_projection = "self_attn.o_proj"
+    module = GroupedQueryAttention
+
+    def check(self, subblock: Subblock, shape: Shape) -> None:
+        count = subblock.number
+        if count < 1 or shape.kv_heads % count:
+            divisors = [f"kv{n}" for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0]
+            raise ValueError(
+                f"{subblock}: {count} KV heads do not divide the parent's {shape.kv_heads}; use {', '.join(divisors)}"
+            )
+
+    def layer_config(self, subblock: Subblock) -> dict[str, Any]:
+        return {"num_key_value_heads": subblock.number}
+
+    def parameters(self, subblock: Subblock, shape: Shape) -> int:
+        query, kv = shape.heads * shape.head_dim, subblock.number * shape.head_dim
+        matrices = shape.hidden * (2 * query + 2 * kv)
+        biases = shape.qkv_bias * (query + 2 * kv) + shape.o_bias * shape.hidden
+        return matrices + biases + shape.qk_norm * 2 * shape.head_dim + shape.hidden
+
+    def kv_heads(self, subblock: Subblock) -> int:
+        return subblock.number
+
+    def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
+        (layer,) = layers
+        weights = {
+            name: tensor
+            for name, tensor in layer.weights.items()
+            if name.startswith("self_attn.") or name == "input_layernorm.weight"
+        }
+        for projection in ("k_proj", "v_proj"):
+            for part in ("weight", "bias"):
+                name = f"self_attn.{projection}.{part}"
+                if name in weights:
+                    weights[name] = _pool_heads(weights[name], subblock.number, shape)
+        return weights
+
+
+def _pool_heads(tensor: Tensor, kept: int, shape: Shape) -> Tensor:
+    """[K*E, ...] -> [kept*E, ...]: the mean over each run of K/kept adjacent heads, taken in float32."""
+    heads = tensor.float().view(kept, shape.kv_heads // kept, shape.head_dim, *tensor.shape[1:])
+    return heads.mean(1).reshape(kept * shape.head_dim, *tensor.shape[1:]).to(tensor.dtype)

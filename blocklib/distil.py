@@ -1,0 +1,240 @@
+"""Blockwise local distillation (BLD): train every variant of some layers from one pass of the parent per batch.
+
+Each variant sees the parent's own activations and is trained to add what the parent adds over the same slots; gradients
+stay inside it (Puzzle, arXiv 2411.19146, section 3). The loss is the normalised squared error
+MSE(parent, variant) / MSE(parent, 0) of what enters the residual, the residual itself left out.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blocklib.block import Choice
+from blocklib.fit import build
+from blocklib.kinds import is_trainable
+from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
+from blocklib.parent import Parent
+from blocklib.stream import Rotary, delta, rotary, slots, variant
+
+_CURVE_POINTS = 25
+
+
+class NotFinite(ValueError):
+    """A loss or a weight became NaN or infinite; the message says which and where."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one subblock is trained. `tokens` 0 means not at all. Schedules end at zero learning rate, or never fall."""
+
+    tokens: int
+    learning_rate: float
+    warmup: float = 0.05
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Tokens of the parent's pass done, of all this call will do."""
+
+    done_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """One finished subblock. Losses are held-out normalised squared errors; None where that step was left out."""
+
+    choice: Choice
+    weights: dict[str, Tensor]
+    tokens: int
+    seconds: float
+    loss_first_weights: float
+    loss_least_squares: float | None
+    loss_trained: float | None
+    curve: tuple[tuple[int, float], ...]
+
+
+def distil(
+    parent: Parent,
+    trainings: Mapping[Choice, Training],
+    calibration_BT: Tensor,
+    distillation_BT: Tensor,
+    heldout_BT: Tensor,
+    *,
+    batch: int,
+    least_squares: bool = True,
+) -> Iterator[Progress | Distilled]:
+    """Build and train every choice; progress as it goes, then each finished subblock.
+
+    Token ids are [sequences, tokens]; `batch` sequences run at a time. The distillation text is passed over as often as
+    a training's tokens ask. Deterministic for the same arguments. Raises NotFinite where a loss is NaN or infinite.
+    """
+    started = time.monotonic()
+    model = parent.model
+    built = list(build(parent, list(trainings), calibration_BT, batch, least_squares))
+    runs = [
+        _Run(unit.choice, variant(model, unit.choice, _copied(unit.fitted)), trainings[unit.choice]) for unit in built
+    ]
+    firsts = [variant(model, unit.choice, unit.first) for unit in built]
+    first_losses = _heldout_losses(model, [(run.choice, layer) for run, layer in zip(runs, firsts)], heldout_BT, batch)
+    fitted_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
+
+    yield from _train(model, runs, distillation_BT, batch)
+
+    trained_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
+    seconds = (time.monotonic() - started) / max(1, len(runs))
+    for run in runs:
+        yield Distilled(
+            choice=run.choice,
+            weights={name: tensor.detach() for name, tensor in run.layer.state_dict().items()},
+            tokens=run.training.tokens,
+            seconds=seconds,
+            loss_first_weights=first_losses[run.choice],
+            loss_least_squares=fitted_losses[run.choice] if least_squares else None,
+            loss_trained=trained_losses[run.choice] if run.training.tokens else None,
+            curve=tuple(run.curve),
+        )
+
+
+def normalised_error(output: Tensor, target: Tensor) -> Tensor:
+    """MSE(target, output) / MSE(target, 0), in float32. One number for the whole batch."""
+    target32 = target.float()
+    return (output.float() - target32).square().mean() / target32.square().mean().clamp_min(1e-30)
+
+
+@dataclass
+class _Run:
+    """One subblock in training."""
+
+    choice: Choice
+    layer: PuzzleNasLayer
+    training: Training
+    done_tokens: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    _recent: list[Tensor] = field(default_factory=list)
+
+    @property
+    def is_training(self) -> bool:
+        return self.done_tokens < self.training.tokens
+
+    def rate(self) -> float:
+        """The learning rate now."""
+        share = self.done_tokens / self.training.tokens
+        if share < self.training.warmup:
+            return self.training.learning_rate * (share / self.training.warmup + 1e-3)
+        left = 1 - (share - self.training.warmup) / (1 - self.training.warmup)
+        falls = {"cosine": 0.5 * (1 - math.cos(math.pi * left)), "linear": left, "constant": 1.0}
+        return self.training.learning_rate * falls[self.training.schedule]
+
+    def note(self, loss: Tensor, tokens: int) -> None:
+        self.done_tokens += tokens
+        self._recent.append(loss.detach())
+        due = len(self.curve) * self.training.tokens / _CURVE_POINTS
+        if self.done_tokens >= due or not self.is_training:
+            mean = float(torch.stack(self._recent).mean())
+            if not math.isfinite(mean):
+                raise NotFinite(
+                    f"{self.choice}: the distillation loss is {mean} after {self.done_tokens} tokens; "
+                    "lower distill.learning_rate, or look for NaN in the parent's activations"
+                )
+            self.curve.append((self.done_tokens, mean))
+            self._recent.clear()
+
+
+def _train(
+    model: PuzzleNasForCausalLM, runs: Sequence[_Run], distillation_BT: Tensor, batch: int
+) -> Iterator[Progress]:
+    active = [run for run in runs if run.is_training and is_trainable(run.choice)]
+    if not active:
+        return
+    for run in active:
+        run.layer.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        [{"params": list(run.layer.parameters()), "weight_decay": run.training.weight_decay} for run in active],
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    total = max(run.training.tokens for run in active)
+    done, batches = 0, _batches(distillation_BT, batch)
+    while any(run.is_training for run in active):
+        training = {run.choice: run for run in active if run.is_training}
+        for group, run in zip(optimizer.param_groups, active, strict=True):
+            group["lr"] = run.rate() if run.is_training else 0.0
+        ids_BT = next(batches)
+        for choice, entering, target, tables in _targets(model, list(training), ids_BT):
+            run = training[choice]
+            loss = normalised_error(delta(run.layer, entering, tables), target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(run.layer.parameters(), 1.0)
+            run.note(loss, ids_BT.numel())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done += ids_BT.numel()
+        yield Progress(min(done, total), total)
+    for run in active:
+        run.layer.requires_grad_(False)
+    del optimizer
+
+
+def _targets(
+    model: PuzzleNasForCausalLM, choices: Sequence[Choice], ids_BT: Tensor
+) -> Iterator[tuple[Choice, Tensor, Tensor, Rotary]]:
+    """Each choice with what enters its slots and what the parent adds over them, from one pass of the parent."""
+    pending = sorted(choices, key=lambda choice: choice.first_slot + choice.span)
+    end = pending[-1].first_slot + pending[-1].span
+    entering: dict[int, Tensor] = {}
+    added: dict[int, Tensor] = {}
+    tables: Rotary | None = None
+    passes = slots(model, ids_BT, end)
+    while pending:
+        with torch.no_grad():
+            here = next(passes)
+            tables = tables or rotary(model, here.entering_BTD)
+        entering[here.slot], added[here.slot] = here.entering_BTD, here.delta_BTD
+        while pending and pending[0].first_slot + pending[0].span == here.slot + 1:
+            choice = pending.pop(0)
+            target = added[here.slot]
+            for slot in range(choice.first_slot, here.slot):
+                target = target + added[slot]
+            yield choice, entering[choice.first_slot], target, tables
+        oldest = min((choice.first_slot for choice in pending), default=end)
+        entering = {slot: value for slot, value in entering.items() if slot >= oldest}
+        added = {slot: value for slot, value in added.items() if slot >= oldest}
+
+
+@torch.no_grad()
+def _heldout_losses(
+    model: PuzzleNasForCausalLM, layers: Sequence[tuple[Choice, PuzzleNasLayer]], heldout_BT: Tensor, batch: int
+) -> dict[Choice, float]:
+    """Held-out normalised squared error of each layer: the mean over batches. Raises NotFinite."""
+    by_choice = dict(layers)
+    sums = dict.fromkeys(by_choice, 0.0)
+    chunks = heldout_BT.split(batch)
+    for ids_BT in chunks:
+        for choice, entering, target, tables in _targets(model, list(by_choice), ids_BT):
+            sums[choice] += float(normalised_error(delta(by_choice[choice], entering, tables), target))
+    for choice, total in sums.items():
+        if not math.isfinite(total):
+            raise NotFinite(f"{choice}: its held-out distillation loss is {total}; the parent's activations may hold NaN")
+    return {choice: total / len(chunks) for choice, total in sums.items()}
+
+
+def _batches(ids_BT: Tensor, batch: int) -> Iterator[Tensor]:
+    """Batches for ever, each pass over the text in another, fixed order."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        order = torch.randperm(len(ids_BT), generator=generator)
+        for rows in order.split(batch):
+            if len(rows) == batch or len(ids_BT) < batch:
+                yield ids_BT[rows.to(ids_BT.device)]
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.items()}

@@ -1,0 +1,95 @@
+"""Every kind there is, written out. Adding one is a file of its own and a line here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from blocklib.attention import linear as linear_attention
+from blocklib.attention.gqa import GroupedQuery
+from blocklib.block import Architecture, Block, Choice, Role, Subblock
+from blocklib.ffn import linear as linear_ffn
+from blocklib.ffn.dense import Dense
+from blocklib.ffn.fuse import Fuse
+from blocklib.kind import Kind, ParentLayer
+from blocklib.shape import Shape
+from blocklib.skip import Skip
+
+ATTENTION: dict[str, Kind] = {
+    "kv": GroupedQuery(),
+    "linear": linear_attention.Linear(),
+    "skip": Skip("attention"),
+}
+FFN: dict[str, Kind] = {
+    "ffn": Dense(),
+    "linear": linear_ffn.Linear(),
+    "skip": Skip("mlp"),
+    "fuse": Fuse(fold_norms=True),
+    "fuse_last": Fuse(fold_norms=False),
+}
+
+# What `attention_kind` and `ffn_kind` of a child's configuration name.
+ATTENTION_MODULES: dict[str, type[nn.Module]] = {"gqa": GroupedQuery.module, "linear": linear_attention.Linear.module}
+FFN_MODULES: dict[str, type[nn.Module]] = {"gated": Dense.module, "linear": linear_ffn.Linear.module}
+
+
+def kind_of(role: Role, subblock: Subblock) -> Kind:
+    """The kind of a subblock. Raises ValueError naming the kinds its slot can hold."""
+    kinds = ATTENTION if role == "attention" else FFN
+    if subblock.kind not in kinds:
+        raise ValueError(f"{subblock}: no {role} is of kind {subblock.kind!r}; kinds: {', '.join(kinds)}")
+    return kinds[subblock.kind]
+
+
+def check(choice: Choice, shape: Shape) -> None:
+    """Raise ValueError where a parent of this shape cannot hold `choice`."""
+    if choice.end_layer > shape.layers:
+        raise ValueError(f"{choice} reaches past the parent's last layer, {shape.layers - 1}")
+    for role, subblock in choice.subblocks:
+        kind_of(role, subblock).check(subblock, shape)
+
+
+def parent_architecture(shape: Shape) -> Architecture:
+    """The architecture every search starts from."""
+    from_shape = f"kv{shape.kv_heads}+ffn{shape.ffn_width}"
+    return Architecture.parse(" ".join([from_shape] * shape.layers))
+
+
+def parameters(architecture: Architecture, shape: Shape) -> int:
+    """Parameters of the assembled child by arithmetic, embedding, final norm and head included."""
+    return shape.fixed_parameters + sum(choice_parameters(choice, shape) for choice in architecture.choices())
+
+
+def choice_parameters(choice: Choice, shape: Shape) -> int:
+    return sum(kind_of(role, subblock).parameters(subblock, shape) for role, subblock in choice.subblocks)
+
+
+def choice_kv_values_per_token(choice: Choice, shape: Shape) -> int:
+    """Numbers, keys and values together, that one token leaves in the cache."""
+    heads = sum(kind_of(role, subblock).kv_heads(subblock) for role, subblock in choice.subblocks)
+    return 2 * heads * shape.head_dim
+
+
+def layer_config(block: Block) -> dict[str, Any]:
+    """The `per_layer_config` entry of a child's layer that is `block`."""
+    entries: dict[str, Any] = {}
+    skipped: list[str] = []
+    for role, subblock in Choice(0, "block", block).subblocks:
+        asked = kind_of(role, subblock).layer_config(subblock)
+        skipped += asked.pop("skip", [])
+        entries |= asked
+    return entries | {"skip": skipped}
+
+
+def first_weights(choice: Choice, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
+    """First weights of every subblock of `choice`, from the parent layers it spans."""
+    weights: dict[str, Tensor] = {}
+    for role, subblock in choice.subblocks:
+        spanned = layers[:1] if role == "attention" else layers
+        weights |= kind_of(role, subblock).first_weights(subblock, spanned, shape)
+    return weights
+
+
+def is_trainable(choice: Choice) -> bool:
+    """Whether any of its subblocks holds weights."""
+    return any(kind_of(role, subblock).module is not None for role, subblock in choice.subblocks)

@@ -1,0 +1,50 @@
+"""Built subblocks on disk: one safetensors file per (layer, subblock), whole or absent.
+
+A file's name is its choice and its key, the digest of everything it was made from, so a file is never stale: other
+settings are other files. Knows nothing of how weights are made.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from blocklib.block import Choice
+from blocklib.kind import Weights
+
+
+class Library:
+    """The folder of one parent's subblocks. Several processes may write to it at once."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def path(self, choice: Choice, key: str) -> Path:
+        return self.root / f"{choice}-{key}.safetensors"
+
+    def has(self, choice: Choice, key: str) -> bool:
+        return self.path(choice, key).is_file()
+
+    def load(self, choice: Choice, key: str) -> dict[str, Tensor]:
+        """Raises FileNotFoundError, saying what to do, where it was never built or was deleted since."""
+        path = self.path(choice, key)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not in the library; run the search again to build it")
+        return load_file(path)
+
+    def save(self, choice: Choice, key: str, weights: Weights, metadata: Mapping[str, str]) -> Path:
+        """Write beside, sync, rename: the file appears whole or not at all, whatever kills us meanwhile."""
+        path = self.path(choice, key)
+        self.root.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+            save_file(contiguous, beside, metadata=dict(metadata))
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            beside.rename(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        return path

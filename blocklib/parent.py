@@ -1,0 +1,138 @@
+"""A checkpoint seen through its family: our own model with the parent's weights, its shape, its digest.
+
+Reads checkpoints through transformers' Auto classes, local folders and hub ids alike. Never writes.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from blocklib.block import Architecture, Choice
+from blocklib.family import shape_of
+from blocklib.kind import Weights
+from blocklib.kinds import layer_config, parent_architecture
+from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.shape import Shape
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The model we start from. `model` gives bit for bit the logits of the checkpoint's own class."""
+
+    source: str
+    model: PuzzleNasForCausalLM
+    shape: Shape
+    digest: str
+
+    @property
+    def architecture(self) -> Architecture:
+        return parent_architecture(self.shape)
+
+    def layer_weights(self, layer: int) -> Weights:
+        """The tensors of one layer, by their names inside it."""
+        return dict(self.model.model.layers[layer].state_dict())
+
+    def own(self, choice: Choice) -> bool:
+        """Whether `choice` is what the parent itself has there."""
+        return self.architecture.with_(choice) == self.architecture
+
+
+def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
+    """Load a local folder or a hub id onto the CPU.
+
+    Raises UnsupportedModel for a family this package does not know, FileNotFoundError for a folder without a model,
+    ValueError where a weight is missing or not finite, naming it.
+    """
+    folder = Path(source).expanduser()
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json: give a folder saved by save_pretrained, or a hub id")
+    config = AutoConfig.from_pretrained(source)
+    shape = shape_of(config)
+    loaded, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{source}: the checkpoint lacks {', '.join(sorted(info['missing_keys']))}")
+    weights = loaded.state_dict()
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{source}: {name} holds NaN or infinite values; the checkpoint is damaged")
+    own_config = child_config(loaded.config, parent_architecture(shape), shape)
+    return parent_of(source, own_config, weights)
+
+
+def parent_of(source: str, config: PuzzleNasConfig, weights: Weights) -> Parent:
+    """The parent from its configuration and weights, which are used as they are, not copied."""
+    model = model_with(config, weights)
+    shape = own_shape(config)
+    return Parent(source, model, shape, _digest(shape, config, weights))
+
+
+def own_shape(config: PuzzleNasConfig) -> Shape:
+    """The parent's shape, kept in every configuration we make: the sizes its own layers have."""
+    return Shape(
+        layers=Architecture.parse(config.architecture).layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config._getattr_without_heterogeneous_validation("num_key_value_heads"),
+        head_dim=config.head_dim,
+        ffn_width=config._getattr_without_heterogeneous_validation("intermediate_size"),
+        vocabulary=config.vocab_size,
+        tied=bool(config.tie_word_embeddings),
+        qkv_bias=config.qkv_bias,
+        o_bias=config.o_bias,
+        mlp_bias=config.mlp_bias,
+        qk_norm=config.qk_norm,
+    )
+
+
+def child_config(config: Any, architecture: Architecture, shape: Shape) -> PuzzleNasConfig:
+    """The configuration of `architecture`, everything else as `config` (the parent's, of any family) has it."""
+    kept = ("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "pad_token_id",
+            "bos_token_id", "eos_token_id", "rope_parameters", "attention_dropout", "dtype")  # fmt: skip
+    return PuzzleNasConfig(
+        architecture=str(architecture),
+        num_hidden_layers=len(architecture.blocks),
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn_width,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        qkv_bias=shape.qkv_bias,
+        o_bias=shape.o_bias,
+        mlp_bias=shape.mlp_bias,
+        qk_norm=shape.qk_norm,
+        tie_word_embeddings=shape.tied,
+        per_layer_config={index: layer_config(block) for index, block in enumerate(architecture.blocks)},
+        **{name: getattr(config, name) for name in kept if hasattr(config, name)},
+    )
+
+
+def model_with(config: PuzzleNasConfig, weights: Weights) -> PuzzleNasForCausalLM:
+    """A model that holds exactly `weights`, shared with the caller. Every tensor must be there and no other."""
+    with torch.device("meta"):
+        model = PuzzleNasForCausalLM._from_config(config, attn_implementation="sdpa")
+    model.load_state_dict(weights, strict=True, assign=True)
+    # Buffers are not in the state dict, so the rotary table is built anew, off the meta device.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    model.tie_weights()
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _digest(shape: Shape, config: PuzzleNasConfig, weights: Weights) -> str:
+    """16 hex digits of what the model computes: sizes, rotary settings, and every weight's bytes."""
+    state = hashlib.blake2b(repr((shape, config.rope_parameters, config.hidden_act, config.rms_norm_eps)).encode())
+    for name in sorted(weights):
+        tensor = weights[name]
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(_bytes_of(tensor))
+    return state.hexdigest()[:16]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().contiguous().view(torch.uint8).numpy()).cast("B")

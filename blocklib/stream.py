@@ -1,0 +1,103 @@
+"""A model as a stream of slots: what enters each, and what each adds to the residual.
+
+Runs whole unpadded sequences without a cache, causally, exactly as the model's own forward does. Everything that
+touches the parent layer by layer (fitting, distilling, scoring) goes through here, so its pass is written once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from blocklib.block import SKIP, Architecture, Block, Choice
+from blocklib.kind import Weights
+from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
+from blocklib.parent import child_config, own_shape
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class SlotPass:
+    """One slot of one pass: the residual that enters it, and what the model's own subblock adds. Both [B, T, D]."""
+
+    slot: int
+    entering_BTD: Tensor
+    delta_BTD: Tensor
+
+
+def embed(model: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
+    """What enters slot 0: the embedded tokens, [B, T, D]."""
+    embedded: Tensor = model.model.embed_tokens(ids_BT.long())
+    return embedded
+
+
+def rotary(model: PuzzleNasForCausalLM, hidden_BTD: Tensor) -> Rotary:
+    """The rotary tables of positions 0 to T - 1."""
+    positions = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device).unsqueeze(0)
+    tables: Rotary = model.model.rotary_emb(hidden_BTD, position_ids=positions)
+    return tables
+
+
+def delta(layer: PuzzleNasLayer, entering_BTD: Tensor, tables: Rotary) -> Tensor:
+    """What a whole layer adds to the residual: its attention's output plus its FFN's, whichever of them it has."""
+    total = torch.zeros_like(entering_BTD)
+    if layer.self_attn is not None:
+        total = layer.self_attn(
+            layer.input_layernorm(entering_BTD), position_embeddings=tables, attention_mask=None, past_key_values=None
+        )
+    if layer.mlp is not None:
+        added: Tensor = layer.mlp(layer.post_attention_layernorm(entering_BTD + total))
+        total = added if layer.self_attn is None else total + added
+    return total
+
+
+def slot_delta(model: PuzzleNasForCausalLM, slot: int, entering_BTD: Tensor, tables: Rotary) -> Tensor:
+    """What the model's own subblock at `slot` adds. The model must be a parent: one layer for each two slots."""
+    layer = model.model.layers[slot // 2]
+    if slot % 2 == 0:
+        normed = layer.input_layernorm(entering_BTD)
+        output: Tensor = layer.self_attn(normed, position_embeddings=tables, attention_mask=None, past_key_values=None)
+    else:
+        output = layer.mlp(layer.post_attention_layernorm(entering_BTD))
+    return output
+
+
+def slots(model: PuzzleNasForCausalLM, ids_BT: Tensor, end: int) -> Iterator[SlotPass]:
+    """One pass of a parent over the slots 0 to end - 1."""
+    residual = embed(model, ids_BT)
+    tables = rotary(model, residual)
+    for slot in range(end):
+        added = slot_delta(model, slot, residual, tables)
+        yield SlotPass(slot, residual, added)
+        residual = residual + added
+
+
+def variant(model: PuzzleNasForCausalLM, choice: Choice, weights: Weights) -> PuzzleNasLayer:
+    """A layer that does what `choice` does at its slots and nothing else, holding exactly `weights`."""
+    if isinstance(choice.what, Block):
+        block = choice.what
+    elif choice.role == "attention":
+        block = Block(choice.what, SKIP)
+    else:
+        block = Block(SKIP, choice.what)
+    config = child_config(model.config, Architecture((block,)), own_shape(model.config))
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        layer = PuzzleNasLayer(config.per_layer_config[0], 0)
+    layer.load_state_dict(weights, strict=True, assign=True)
+    layer.requires_grad_(False)
+    return layer.eval()
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The inputs of every call of `module` inside the `with`, in order."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,245 @@
+"""The tables, one class each. An instance is one row.
+
+This file knows the columns, their units and which rows belong together. It does not know who computes a row, how a
+content key is made, or where the database is.
+
+    search ──< option      what a search could choose from; points at what was measured of each option
+      ├─────< trial        the architectures it proposed, predicted and measured
+      ├─────< stage        what it did and how long it took
+      └─────< failure      what went wrong and where
+
+    score, cost, distillation: measured things, shared by all searches, each under a content key that says what was
+    measured under what. Whoever writes a key first wins.
+
+Columns ending in `_s` are seconds, in `_bytes` bytes; losses and KL divergences are nats per token; moments are UTC.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+
+SearchStatus = Literal["running", "finished", "failed", "interrupted"]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Utc(TypeDecorator[datetime]):
+    """A moment, aware and in UTC on both sides. SQLite keeps no time zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(MappedAsDataclass, DeclarativeBase):
+    # Every constraint has a name, or no later migration could drop it.
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy declares it so)
+        str: Text(),
+        SearchStatus: Text(),
+        float: Double(),
+        # 64 bits for bytes and tokens. SQLite's INTEGER has them, and is the only type it counts rows with.
+        int: BigInteger().with_variant(Integer(), "sqlite"),
+        datetime: Utc(),
+        dict[str, Any]: JSON(),
+        list[list[float]]: JSON(),
+    }
+
+
+class Search(Base, kw_only=True):
+    """One job: a parent, a request, a scenario."""
+
+    __tablename__ = "search"
+    __table_args__ = (CheckConstraint(f"status IN {get_args(SearchStatus)}", name="status"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+    updated_at: Mapped[datetime] = mapped_column(default_factory=now)
+    status: Mapped[SearchStatus] = mapped_column(default="running")
+    parent: Mapped[str]
+    """Path of the parent's checkpoint."""
+    parent_digest: Mapped[str]
+    parent_architecture: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    scenario: Mapped[dict[str, Any]]
+    hardware: Mapped[str]
+    parent_costs: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
+    """The parent's own cost under the scenario, predicted and measured."""
+
+
+class Score(Base, kw_only=True):
+    """How far the parent's output moves when one choice is put in its place."""
+
+    __tablename__ = "score"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    choice: Mapped[str]
+    kl: Mapped[float]
+    lm_loss: Mapped[float]
+    top1_agreement: Mapped[float]
+    hidden_cosine: Mapped[float]
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class Cost(Base, kw_only=True):
+    """What one subblock or block costs under one scenario; named `fixed`: embedding, final norm and head."""
+
+    __tablename__ = "cost"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    prefill_s: Mapped[float]
+    decode_s: Mapped[float]
+    spread: Mapped[float]
+    """Of the repeated measurements, relative to their median."""
+    parameters: Mapped[int]
+    weight_bytes: Mapped[int]
+    kv_bytes_per_token: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class Distillation(Base, kw_only=True):
+    """How one choice was distilled. Losses are held-out normalised MSE, in the order they were reached."""
+
+    __tablename__ = "distillation"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    choice: Mapped[str]
+    tokens: Mapped[int]
+    seconds: Mapped[float]
+    loss_first_weights: Mapped[float]
+    loss_least_squares: Mapped[float | None] = mapped_column(default=None)
+    loss_trained: Mapped[float | None] = mapped_column(default=None)
+    curve: Mapped[list[list[float]]] = mapped_column(default_factory=list)
+    """Pairs of [tokens, loss]."""
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+
+
+class Option(Base, kw_only=True):
+    """A choice one search may make.
+
+    `cost_key` and `distillation_key` may name what was never measured (a cost by arithmetic, weights kept as they are),
+    so only `score_key` is a foreign key.
+    """
+
+    __tablename__ = "option"
+
+    search_id: Mapped[str] = mapped_column(ForeignKey("search.id"), primary_key=True)
+    choice: Mapped[str] = mapped_column(primary_key=True)
+    first_slot: Mapped[int]
+    span: Mapped[int]
+    name: Mapped[str]
+    score_key: Mapped[str | None] = mapped_column(ForeignKey("score.key"), default=None)
+    cost_key: Mapped[str | None] = mapped_column(default=None)
+    distillation_key: Mapped[str | None] = mapped_column(default=None)
+
+
+class Trial(Base, kw_only=True):
+    """One architecture a search proposed: predicted always, measured where it was built."""
+
+    __tablename__ = "trial"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    key: Mapped[str] = mapped_column(unique=True)
+    """The caller's content key of the search, the architecture and how it is healed."""
+    search_id: Mapped[str] = mapped_column(ForeignKey("search.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)
+    solver: Mapped[str]
+    architecture: Mapped[str]
+    budget: Mapped[dict[str, Any]]
+    score: Mapped[float]
+    """The predicted sum of the options' scores."""
+    bound: Mapped[float | None] = mapped_column(default=None)
+    """No architecture within the budget can score less. Empty where the solver proves nothing."""
+    gap: Mapped[float | None] = mapped_column(default=None)
+    status: Mapped[str]
+
+    predicted_latency_s: Mapped[float]
+    predicted_ttft_s: Mapped[float]
+    predicted_decode_s: Mapped[float]
+    predicted_throughput: Mapped[float]
+    predicted_memory_bytes: Mapped[int]
+    predicted_parameters: Mapped[int]
+
+    latency_s: Mapped[float | None] = mapped_column(default=None)
+    latency_ratio: Mapped[float | None] = mapped_column(default=None)
+    """Child over parent, measured interleaved."""
+    latency_spread: Mapped[float | None] = mapped_column(default=None)
+    ttft_s: Mapped[float | None] = mapped_column(default=None)
+    decode_s: Mapped[float | None] = mapped_column(default=None)
+    throughput: Mapped[float | None] = mapped_column(default=None)
+    """Tokens per second."""
+    memory_bytes: Mapped[int | None] = mapped_column(default=None)
+    parameters: Mapped[int | None] = mapped_column(default=None)
+
+    kl_before_heal: Mapped[float | None] = mapped_column(default=None)
+    lm_loss_before_heal: Mapped[float | None] = mapped_column(default=None)
+    kl: Mapped[float | None] = mapped_column(default=None)
+    lm_loss: Mapped[float | None] = mapped_column(default=None)
+    perplexity: Mapped[float | None] = mapped_column(default=None)
+    top1_agreement: Mapped[float | None] = mapped_column(default=None)
+    hidden_cosine: Mapped[float | None] = mapped_column(default=None)
+    heal_tokens: Mapped[int | None] = mapped_column(default=None)
+
+    child_path: Mapped[str | None] = mapped_column(default=None)
+    details: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
+
+
+class Stage(Base, kw_only=True):
+    """One stage of one run of a search."""
+
+    __tablename__ = "stage"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    search_id: Mapped[str] = mapped_column(ForeignKey("search.id"), index=True)
+    name: Mapped[str]
+    started_at: Mapped[datetime]
+    seconds: Mapped[float]
+    work_done: Mapped[int]
+    """Units really computed; 0 where everything was already known."""
+    detail: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
+
+
+class Failure(Base, kw_only=True):
+    """Something that went wrong, with its place: a choice, a file, a worker."""
+
+    __tablename__ = "failure"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    search_id: Mapped[str | None] = mapped_column(ForeignKey("search.id"), index=True, default=None)
+    at: Mapped[datetime] = mapped_column(default_factory=now)
+    stage: Mapped[str]
+    place: Mapped[str]
+    reason: Mapped[str]

@@ -1,0 +1,282 @@
+"""The store: everything measured and every trial, kept and found again.
+
+    with Store.open() as store:
+        known = store.scores(keys)          # measure only the others, then
+        store.add_scores(rows)
+
+Each method is one short transaction, and returns rows of `db/models.py` that are cut loose from it: changing one
+changes nothing else. A write is kept whole or not at all. Only the driver process of a search writes its rows, but any
+number of processes may write at once.
+
+This file knows which rows are written when. It does not know what a content key is made of (its callers do), how a
+database is opened (`db/connect.py`), or how a condition is read (`db/queries.py`).
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Engine, Table, delete, exc, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from db import queries
+from db.connect import connect, explained, locate
+from db.migrate import migrate
+from db.models import Base, Cost, Distillation, Failure, Option, Score, Search, SearchStatus, Stage, Trial, now
+from db.queries import QueryError
+from db.rows import checked, table_of, values
+
+_CHUNK = 500
+"""Keys in one IN list; SQLite builds allow as few as 999 parameters."""
+
+Measured = TypeVar("Measured", Score, Cost, Distillation)
+Row = TypeVar("Row", Stage, Failure)
+
+
+@dataclass(frozen=True)
+class KnownOption:
+    """An option with what has been measured of it so far."""
+
+    option: Option
+    score: Score | None
+    cost: Cost | None
+    distillation: Distillation | None
+
+
+class Store:
+    """An open database. Close it, or use it as a context manager."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+
+    @classmethod
+    def open(cls, url: str | Path | None = None) -> Self:
+        """Open the database at `url`, creating or upgrading it.
+
+        `url` is an SQLAlchemy URL or the path of an SQLite file; by default NAS_DB, else `nas.db` in NAS_HOME, else in
+        `~/.puzzle-nas`. Raises DatabaseTooNew, or DatabaseError where it cannot be opened.
+        """
+        place = locate(url)
+        engine = connect(place)
+        with explained(place):
+            migrate(engine)
+        return cls(engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Searches
+
+    def add_search(self, search: Search) -> Search:
+        """Write it; where its id is known already, replace all but its first moment."""
+        row = values(search)
+        with self._writing() as session:
+            insert = self._insert(Search).values(row)
+            changed = {name: insert.excluded[name] for name in row if name not in ("id", "created_at")}
+            session.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changed))
+            return session.get_one(Search, search.id)
+
+    def set_search_status(self, search_id: str, status: SearchStatus) -> None:
+        """Raises ValueError where there is no such search."""
+        with self._writing() as session:
+            session.execute(update(Search).where(Search.id == search_id).values(status=status, updated_at=now()))
+            if session.get(Search, search_id) is None:
+                raise ValueError(f"no search has the id {search_id!r}")
+
+    def find_search(self, text: str) -> Search:
+        """The search with the id `text`; else the latest with that name; else the only one whose id starts so.
+
+        Raises ValueError, with the nearest names, where there is none, and with the ids where there are several.
+        """
+        found = self.searches()
+        exact = [search for search in found if search.id == text] or [search for search in found if search.name == text]
+        if exact:
+            return exact[0]
+        begun = [search for search in found if text and search.id.startswith(text)]
+        if len(begun) == 1:
+            return begun[0]
+        if begun:
+            raise ValueError(f"{text!r} begins several ids: {', '.join(search.id for search in begun)}")
+        names = list(dict.fromkeys(search.name for search in found))
+        nearest = get_close_matches(text, names, cutoff=0.0)
+        raise ValueError(f"no search {text!r}; " + (f"there is {', '.join(nearest)}" if names else "there is none yet"))
+
+    def searches(self) -> list[Search]:
+        """Latest first."""
+        with self._reading() as session:
+            return list(session.scalars(select(Search).order_by(Search.created_at.desc(), Search.id)))
+
+    # Measured things
+
+    def scores(self, keys: Collection[str]) -> dict[str, Score]:
+        """Those of `keys` that are known."""
+        return self._measured(Score, keys)
+
+    def add_scores(self, rows: Sequence[Score]) -> None:
+        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        self._add_measured(Score, rows)
+
+    def costs(self, keys: Collection[str]) -> dict[str, Cost]:
+        """Those of `keys` that are known."""
+        return self._measured(Cost, keys)
+
+    def add_costs(self, rows: Sequence[Cost]) -> None:
+        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        self._add_measured(Cost, rows)
+
+    def distillations(self, keys: Collection[str]) -> dict[str, Distillation]:
+        """Those of `keys` that are known."""
+        return self._measured(Distillation, keys)
+
+    def add_distillations(self, rows: Sequence[Distillation]) -> None:
+        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        self._add_measured(Distillation, rows)
+
+    # What a search chose from
+
+    def set_options(self, search_id: str, rows: Sequence[Option]) -> None:
+        """Make `rows` the search's options, in place of any it had."""
+        assert all(row.search_id == search_id for row in rows), f"an option of another search than {search_id}"
+        written = [values(row) for row in rows]
+        with self._writing() as session:
+            session.execute(delete(Option).where(Option.search_id == search_id))
+            if written:
+                session.execute(self._insert(table_of(Option)), written)
+
+    def options(self, search_id: str) -> list[KnownOption]:
+        """In slot order, each with its score, cost and distillation where they are known."""
+        query = (
+            select(Option, Score, Cost, Distillation)
+            .outerjoin(Score, Option.score_key == Score.key)
+            .outerjoin(Cost, Option.cost_key == Cost.key)
+            .outerjoin(Distillation, Option.distillation_key == Distillation.key)
+            .where(Option.search_id == search_id)
+            .order_by(Option.first_slot, Option.span, Option.choice)
+        )
+        with self._reading() as session:
+            return [KnownOption(*row) for row in session.execute(query)]
+
+    # Trials
+
+    def add_trial(self, trial: Trial) -> Trial:
+        """Write it, unless its key is known: then the row already there is returned as it is."""
+        with self._writing() as session:
+            session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
+            return session.scalars(select(Trial).where(Trial.key == trial.key)).one()
+
+    def update_trial(self, trial_id: int, **columns: Any) -> Trial:
+        """Change some columns. Raises BadRow for one the table has not, ValueError where there is no such trial."""
+        fixed = sorted({"id", "key", "search_id", "created_at"} & columns.keys())
+        if fixed:
+            raise ValueError(f"trial {trial_id}: {', '.join(fixed)} never changes; add another trial")
+        written = checked(Trial, columns, f"trial {trial_id}")
+        with self._writing() as session:
+            if written:
+                session.execute(update(Trial).where(Trial.id == trial_id).values(written))
+            return _the_trial(session, trial_id)
+
+    def trial(self, trial_id: int) -> Trial:
+        """Raises ValueError where there is none."""
+        with self._reading() as session:
+            return _the_trial(session, trial_id)
+
+    def trials(
+        self,
+        search_id: str | None = None,
+        where: str | None = None,
+        sort: str | None = None,
+        descending: bool = False,
+        limit: int | None = None,
+    ) -> list[Trial]:
+        """Those that match, in the order they were added, or by the column `sort` with its empty ones last.
+
+        `where` is a condition of `db/queries.py`; raises its QueryError.
+        """
+        query = select(Trial)
+        if search_id is not None:
+            query = query.where(Trial.search_id == search_id)
+        if where is not None:
+            query = query.where(queries.where(where))
+        if sort is not None:
+            by = queries.column(sort)
+            query = query.order_by((by.desc() if descending else by.asc()).nulls_last())
+        query = query.order_by(Trial.id.desc() if descending else Trial.id).limit(limit)
+        try:
+            with self._reading() as session:
+                return list(session.scalars(query))
+        except exc.DataError as error:  # PostgreSQL's, where SQLite would make it infinite or empty
+            raise QueryError(f"the condition cannot be computed on these trials: {error.orig}") from error
+
+    # What happened
+
+    def add_stage(self, stage: Stage) -> Stage:
+        return self._add(Stage, stage)
+
+    def stages(self, search_id: str) -> list[Stage]:
+        """In the order they were added."""
+        with self._reading() as session:
+            return list(session.scalars(select(Stage).where(Stage.search_id == search_id).order_by(Stage.id)))
+
+    def add_failure(self, failure: Failure) -> Failure:
+        return self._add(Failure, failure)
+
+    def failures(self, search_id: str) -> list[Failure]:
+        """In the order they were added."""
+        with self._reading() as session:
+            return list(session.scalars(select(Failure).where(Failure.search_id == search_id).order_by(Failure.id)))
+
+    # One transaction each
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with explained(self._engine.url), Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with explained(self._engine.url), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def _insert(self, into: type[Base] | Table) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that can say ON CONFLICT, which each dialect spells for itself."""
+        return sqlite.insert(into) if self._engine.dialect.name == "sqlite" else postgresql.insert(into)
+
+    def _add(self, model: type[Row], row: Row) -> Row:
+        with self._writing() as session:
+            return session.scalars(self._insert(model).values(values(row)).returning(model)).one()
+
+    def _measured(self, model: type[Measured], keys: Collection[str]) -> dict[str, Measured]:
+        asked = list(keys)
+        found: dict[str, Measured] = {}
+        with self._reading() as session:
+            for start in range(0, len(asked), _CHUNK):
+                some = asked[start : start + _CHUNK]
+                found |= {row.key: row for row in session.scalars(select(model).where(model.key.in_(some)))}
+        return found
+
+    def _add_measured(self, model: type[Measured], rows: Sequence[Measured]) -> None:
+        # In one order for all writers, or two on PostgreSQL could wait for each other.
+        written = sorted((values(row) for row in rows), key=lambda row: str(row["key"]))
+        if not written:
+            return
+        with self._writing() as session:
+            insert = self._insert(table_of(model)).on_conflict_do_nothing(index_elements=["key"])
+            session.execute(insert, written)
+
+
+def _the_trial(session: Session, trial_id: int) -> Trial:
+    trial = session.get(Trial, trial_id)
+    if trial is None:
+        raise ValueError(f"no trial has the id {trial_id}")
+    return trial

@@ -1,0 +1,58 @@
+"""Paths as people write them in a job file, made absolute: relative ones, `~`, $VARIABLES, globs, hub ids.
+
+Knows the file system. Does not know what is in the files, and asks no hub whether an id exists. Standard library only.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+def absolute(text: object, folder: Path) -> Path:
+    """The absolute path `text` means in a file that lies in `folder`.
+
+    Raises ValueError where it is no path, or names a variable that is not set: a folder called `$SCRATCH` helps nobody.
+    """
+    if not isinstance(text, str | Path) or not str(text):
+        raise ValueError(f"{text!r} is not a path")
+    expanded = os.path.expandvars(os.path.expanduser(text))
+    if undefined := _VARIABLE.search(str(expanded)):
+        raise ValueError(f"the environment variable {undefined[0]} in {str(text)!r} is not set")
+    return Path(os.path.abspath(folder / expanded))
+
+
+def local_or_hub(text: object, folder: Path) -> str:
+    """An absolute path where something lies there; else the text itself where it has the form of a hub id.
+
+    Raises ValueError where it is neither.
+    """
+    path = absolute(text, folder)
+    if path.exists():
+        return str(path)
+    if isinstance(text, str) and _HUB_ID.fullmatch(text):
+        return text
+    raise ValueError(f"there is no {path}")
+
+
+def matching_files(patterns: Iterable[object], folder: Path) -> tuple[Path, ...]:
+    """The files that paths and globs (`**` included) name: each once, in the order given, a glob's own matches sorted.
+
+    Raises ValueError for a path or a glob that names no file, and for a path that is a folder.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = absolute(pattern, folder)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name its files, like {path.name}/*.txt")
+        # A file called a[1].txt is meant before the glob of that spelling.
+        matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            raise ValueError(f"{path} {'matches no file' if glob.has_magic(str(path)) else 'does not exist'}")
+        found |= dict.fromkeys(files)
+    return tuple(found)

@@ -1,0 +1,92 @@
+"""An answer made an outcome for the user: the chosen options, or which limits cannot be met together.
+
+A conflict is told in numbers: what each cost can reach alone, and what it can reach while the other limits at fault
+hold. This file does not know how the program is solved, nor what it minimised.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from solvers.line import Line, costs_of
+from solvers.problem import OPTIMAL_GAP, Infeasible, Limit, Option, Problem
+from solvers.program import Answer, Program, minimise
+
+
+def settled(problem: Problem, answer: Answer, time_limit_s: float | None) -> tuple[Option, ...]:
+    """The options an answer chose. Raises Infeasible where there are none to choose, TimeoutError where none was found.
+
+    To find which limits are at fault takes up to the time limit again.
+    """
+    if answer.outcome == "infeasible":
+        raise _conflict(problem, time_limit_s)
+    if answer.outcome == "timed out":
+        raise TimeoutError(f"in {time_limit_s} s no solution was found, nor was it proven that there is none")
+    return tuple(problem.options[i] for i in answer.chosen)
+
+
+def _conflict(problem: Problem, time_limit_s: float | None) -> Infeasible:
+    """The smallest set of limits that no tiling meets, of a problem known to have no solution.
+
+    Where the time runs out before it is found, all limits are named, and the message says so.
+    """
+    deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
+    for size in range(1, len(problem.limits) + 1):
+        for limits in combinations(problem.limits, size):
+            can_be_met = _can_be_met(problem, limits, deadline)
+            if can_be_met is None:
+                note = f" (the smallest set of limits at fault was not found in {time_limit_s} s)"
+                return _explained(problem, problem.limits, {}, note)
+            if not can_be_met:
+                return _explained(problem, limits, _together(problem, limits, deadline))
+    raise AssertionError("the limits can be met together")
+
+
+def _can_be_met(problem: Problem, limits: Sequence[Limit], deadline: float) -> bool | None:
+    """None where the time ran out first."""
+    if len(limits) == 1:
+        return limits[0].holds(_alone(problem, limits[0]))
+    nothing = np.zeros(len(problem.options))
+    outcome = minimise(Program.of(problem, nothing, limits), OPTIMAL_GAP, _left(deadline)).outcome
+    return None if outcome == "timed out" else outcome == "solved"
+
+
+def _alone(problem: Problem, limit: Limit) -> float:
+    """The least its cost can be with no limit at all (the most, for a minimum)."""
+    values = limit.sign * costs_of(problem, limit.cost)
+    chosen = Line(problem.slots, problem.options).least(values)
+    return limit.sign * math.fsum(values[list(chosen)])
+
+
+def _together(problem: Problem, limits: Sequence[Limit], deadline: float) -> dict[str, float]:
+    """The least each cost can be while the other limits hold, by limit; left out where the time ran out."""
+    reached = {}
+    for limit in limits:
+        if len(limits) == 1:
+            break
+        values = limit.sign * costs_of(problem, limit.cost)
+        others = [other for other in limits if other != limit]
+        answer = minimise(Program.of(problem, values, others), OPTIMAL_GAP, _left(deadline))
+        if answer.outcome == "solved":
+            reached[limit.name] = limit.sign * math.fsum(values[list(answer.chosen)])
+    return reached
+
+
+def _left(deadline: float) -> float | None:
+    return None if math.isinf(deadline) else deadline - time.monotonic()
+
+
+def _explained(problem: Problem, limits: Sequence[Limit], together: dict[str, float], note: str = "") -> Infeasible:
+    least = {limit.name: _alone(problem, limit) for limit in limits}
+    told = []
+    for limit in limits:
+        kind, reach = ("minimum", "most") if limit.minimum else ("maximum", "least")
+        text = f"{limit.cost} has {kind} {limit.value:.10g} and is {least[limit.name]:.10g} at the {reach}"
+        if limit.name in together:
+            text += f" ({together[limit.name]:.10g} while the other limits named here hold)"
+        told.append(text)
+    head = "a limit that cannot be met" if len(limits) == 1 else "limits that cannot be met together"
+    return Infeasible(f"{head}: {'; '.join(told)}{note}", tuple(least), least, together)

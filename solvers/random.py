@@ -1,0 +1,51 @@
+"""Baseline: a random architecture within the limits, as in Puzzle's random-from-library ablation.
+
+The draw is a random objective put to the exact solver, so that it meets limits which rejection sampling would hardly
+ever meet. Scores play no part in it.
+"""
+
+import time
+
+import numpy as np
+
+from solvers.conflict import settled
+from solvers.line import check_tiling, costs_of, score_bound
+from solvers.problem import Limit, Problem, Solution, total_costs
+from solvers.program import Program, minimise
+
+_GAP = 1e-3
+"""What is this near to the best of a random objective is as random as the best."""
+
+
+def random_architecture(
+    problem: Problem, seed: int, use_at_least: float = 0.97, *, time_limit_s: float | None = None
+) -> Solution:
+    """A random solution that uses at least this share of the first maximum, or as much of it as is found possible.
+
+    Every option draws a weight from a normal distribution with its span as variance, and the tiling of least weight
+    within the limits is taken. So the weight of every tiling, of few long options or of many short ones, has the same
+    distribution. It is not a uniform draw: a tiling comes the more often the fewer others share options with it, and
+    one that no weights make the best, inside the convex hull of the others, never comes.
+
+    The time limit is for each of the two runs of the solver. Raises Infeasible where the limits cannot be met together,
+    TimeoutError where nothing was found in the time.
+    """
+    if not 0 <= use_at_least <= 1:
+        raise ValueError(f"use_at_least is {use_at_least}; it is a share of the first maximum, between 0 and 1")
+    started = time.monotonic()
+    check_tiling(problem)
+    limits = problem.limits
+    if problem.maximums:
+        maximum = limits[0]
+        most = _most_used(problem, maximum.cost, time_limit_s)
+        limits = (*limits, Limit(maximum.cost, min(use_at_least * maximum.value, most), minimum=True))
+    spans = np.array([option.span for option in problem.options])
+    weights = np.random.default_rng(seed).normal(scale=np.sqrt(spans))
+    chosen = settled(problem, minimise(Program.of(problem, weights, limits), _GAP, time_limit_s), time_limit_s)
+    return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "random")
+
+
+def _most_used(problem: Problem, cost: str, time_limit_s: float | None) -> float:
+    """The most of a cost that a tiling within the limits was found to have."""
+    answer = minimise(Program.of(problem, -costs_of(problem, cost), problem.limits), _GAP, time_limit_s)
+    return total_costs(settled(problem, answer, time_limit_s))[cost]

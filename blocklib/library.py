@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,6 +34,14 @@ class Library:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not in the library; run the search again to build it")
         return load_file(path)
+
+    def metadata(self, choice: Choice, key: str) -> dict[str, str]:
+        """What was written down beside the weights. Raises FileNotFoundError as `load` does."""
+        path = self.path(choice, key)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not in the library; run the search again to build it")
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
 
     def save(self, choice: Choice, key: str, weights: Weights, metadata: Mapping[str, str]) -> Path:
         """Write beside, sync, rename: the file appears whole or not at all, whatever kills us meanwhile."""

@@ -198,15 +198,16 @@ class _Reading:
         return one, other
 
     def moment(self, node: ast.expr, value: _Value) -> _Value:
-        if value.kind == "moment" or not isinstance(node, ast.Constant):
+        text = node.value if isinstance(node, ast.Constant) else None
+        if not isinstance(text, str):
             return value
         try:
-            moment = datetime.fromisoformat(node.value)
-        except ValueError as error:
-            raise self.wrong(
-                node, "this is not a moment; write it like 2026-11-01 or 2026-11-01T12:00+01:00"
-            ) from error
-        return _Value("moment", literal(moment if moment.tzinfo else moment.replace(tzinfo=UTC), Utc()))
+            moment = datetime.fromisoformat(text)
+            moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError) as error:
+            why = "this is not a moment; write it like 2026-11-01 or 2026-11-01T12:00+01:00"
+            raise self.wrong(node, why) from error
+        return _Value("moment", literal(moment, Utc()))
 
     def wrong(self, node: ast.expr, why: str) -> QueryError:
         line = self.source.encode().splitlines()[node.lineno - 1]  # `ast` counts bytes

@@ -13,7 +13,7 @@ database is opened (`db/connect.py`), or how a condition is read (`db/queries.py
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -63,8 +63,10 @@ class Store:
         """
         place = locate(url)
         engine = connect(place)
-        with explained(place):
+        with ExitStack() as otherwise, explained(place):
+            otherwise.callback(engine.dispose)
             migrate(engine)
+            otherwise.pop_all()
         return cls(engine)
 
     def close(self) -> None:

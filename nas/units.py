@@ -26,8 +26,11 @@ class _Dimension:
 
 
 _TIME = _Dimension(
-    "s", ("ns", "us", "ms", "s"), {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600}, "12 ms, 1.5 s"
-)  # fmt: skip
+    "s",
+    ("ns", "us", "ms", "s"),
+    {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600},
+    "12 ms, 1.5 s",
+)
 _RATE = _Dimension("tok/s", ("tok/s",), {"tok/s": 1, "tokens/s": 1}, "900 tok/s")
 _BYTES = _Dimension(
     "B",
@@ -62,10 +65,10 @@ class Limit:
     def __post_init__(self) -> None:
         _dimension(self.metric)
         if not (math.isfinite(self.value) and self.value > 0):
-            raise ValueError(f"{self.metric}: a limit is positive, not {self.value}")
+            raise ValueError(f"a limit on {self.metric} is positive and finite, not {self.value}")
         if self.relative and not self.at_least and self.value > 1:
             raise ValueError(
-                f"{self.metric}: {self.text} of the parent's limits nothing, the parent itself fits; "
+                f"{self.text} of the parent's {self.metric} limits nothing, the parent itself fits; "
                 "write a percentage in (0, 100]"
             )
 
@@ -90,7 +93,7 @@ class Limit:
         return f"{self.metric} {'>=' if self.at_least else '<='} {bound}"
 
 
-def parse_quantity(metric: str, text: str | float) -> float:
+def parse_quantity(metric: str, text: object) -> float:
     """The value of `text` in the base unit of `metric`: `parse_quantity("latency", "12 ms") == 0.012`.
 
     Raises ValueError for an unknown metric, a missing unit, or one that does not fit the metric.
@@ -98,13 +101,16 @@ def parse_quantity(metric: str, text: str | float) -> float:
     return _parse(_dimension(metric), metric, text)
 
 
-def parse_seconds(name: str, text: str | float) -> float:
+def parse_seconds(name: str, text: object) -> float:
     """A duration that is no metric, such as a solver's time limit; `name` says which in the error."""
     return _parse(_TIME, name, text)
 
 
 def format_quantity(metric: str, value: float) -> str:
-    """`value`, in the base unit of `metric`, to three significant digits or the whole number: "12.3 ms", "1234 tok/s"."""
+    """`value`, in the base unit of `metric`, to three significant digits or the whole number.
+
+    "12.3 ms", "1.50 GiB", "1234 tok/s", "2.10 B". Raises ValueError for NaN and infinity.
+    """
     if not math.isfinite(value):
         raise ValueError(f"{metric} is {value}, which is no quantity")
     dimension = _dimension(metric)
@@ -118,7 +124,7 @@ def format_quantity(metric: str, value: float) -> str:
     return f"{number:.{decimals}f} {unit}".rstrip()
 
 
-def parse_limit(metric: str, text: str | float) -> Limit:
+def parse_limit(metric: str, text: object) -> Limit:
     """The limit that `text`, a quantity or a percentage of the parent's value, puts on `metric`.
 
     Raises ValueError for an unknown metric, units that do not fit it, or a percentage outside (0, 100] where less is
@@ -169,13 +175,13 @@ def _dimension(metric: str) -> _Dimension:
     return METRICS[metric]
 
 
-def _parse(dimension: _Dimension, name: str, text: str | float) -> float:
+def _parse(dimension: _Dimension, name: str, text: object) -> float:
     match = None if isinstance(text, bool) else _NUMBER.fullmatch(str(text).strip())
     if match is None:
-        raise ValueError(f"{name}: {text!r} is not a quantity; write it like {dimension.examples}")
+        raise ValueError(f"{text!r} is no value for {name}; write it like {dimension.examples}")
     unit = (match[2] or "").strip()
     if unit not in dimension.units:
-        problem = f"the unit {unit!r} of {text!r} does not fit" if unit else f"{text!r} has no unit"
+        problem = f"{unit!r} in {text!r} is no unit of {name}" if unit else f"{text!r} has no unit"
         units = ", ".join(unit for unit in dimension.units if unit)
-        raise ValueError(f"{name}: {problem}; it is given in {units}, like {dimension.examples}")
+        raise ValueError(f"{problem}; {name} is given in {units}, like {dimension.examples}")
     return float(match[1]) * dimension.units[unit]

@@ -94,7 +94,8 @@ def minimise(program: Program, gap: float, time_limit_s: float | None) -> Answer
         fewer = kept[line.through(program.weights)[kept] <= weight + rounding]
         if _scale(program.weights[fewer]) < _scale(program.weights[kept]):
             again = _right(program, fewer, gap, deadline)
-            answer = again if again.outcome == "solved" else answer
+            if again.outcome == "solved" and math.fsum(program.weights[list(again.chosen)]) <= weight:
+                return replace(again, bound=max(again.bound, answer.bound))
     return answer
 
 
@@ -134,7 +135,7 @@ def _run(program: Program, wrong: Sequence[tuple[int, ...]], gap: float, left_s:
 
 def _model(program: Program, wrong: Sequence[tuple[int, ...]]) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
     model = pulp.LpProblem("tiling", pulp.LpMinimize)
-    chosen_of = [pulp.LpVariable(f"x{i}", cat=pulp.LpBinary) for i in range(len(program.options))]
+    chosen_of = [model.add_variable(f"x{i}", cat=pulp.LpBinary) for i in range(len(program.options))]
     model += _sum(chosen_of, program.weights / _scale(program.weights))
     covering: list[list[pulp.LpVariable]] = [[] for _ in range(program.slots)]
     for option, chosen in zip(program.options, chosen_of, strict=True):

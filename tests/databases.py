@@ -1,7 +1,6 @@
 """The databases the tests of `db` run on: SQLite always, PostgreSQL where a server and its driver are installed."""
 
 import importlib.util
-import itertools
 import os
 import shutil
 import subprocess
@@ -10,9 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
-
-_count = itertools.count()
+from sqlalchemy import create_engine, text
 
 
 def _postgres_bin() -> Path | None:
@@ -57,10 +54,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/nas.db"
-    server = make_url(request.getfixturevalue("postgres"))
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    name = f"nas{next(_count)}"
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    server: str = request.getfixturevalue("postgres")
+    engine = create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
     engine.dispose()
-    return server.set(database=name).render_as_string(hide_password=False)
+    return server

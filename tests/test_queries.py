@@ -143,6 +143,7 @@ conditions = st.recursive(
 )
 
 
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # Python's of `1 is None`
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(expression=conditions)
 def test_the_database_agrees_with_python(store: Store, expression: str) -> None:

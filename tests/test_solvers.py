@@ -5,14 +5,16 @@ import pickle
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import mip, pareto
+from solvers.conflict import settled
 from solvers.problem import Infeasible, Limit, Option, Problem, Solution, total_costs, verify
+from solvers.program import Answer
 
 few = settings(max_examples=150, deadline=None)
 
@@ -158,9 +160,7 @@ def test_the_front_of_a_library_descends() -> None:
     problem = library(layers=10, names=4, seed=3)
     found = pareto.front(problem, "latency", points=8)
     assert len(found) == 8
-    assert all(
-        a.costs["latency"] < b.costs["latency"] and a.score > b.score for a, b in zip(found, found[1:], strict=False)
-    )
+    assert all(a.costs["latency"] < b.costs["latency"] and a.score > b.score for a, b in pairwise(found))
     assert all(solution.costs["memory"] <= problem.maximums["memory"] * (1 + 1e-9) for solution in found)
 
 
@@ -196,7 +196,7 @@ def test_one_terrible_option_blurs_nothing(outlier: float) -> None:
 
 def test_a_larger_budget_never_scores_worse() -> None:
     scores = [mip.solve(library(layers=10, names=5, seed=5, budget=0.3 + 0.05 * step)).score for step in range(12)]
-    assert all(wider <= tighter * (1 + 1e-6) for tighter, wider in zip(scores, scores[1:], strict=False))
+    assert all(wider <= tighter * (1 + 1e-6) for tighter, wider in pairwise(scores))
     assert scores[-1] < scores[0]
 
 
@@ -242,6 +242,13 @@ def test_a_time_out_without_a_solution_says_so() -> None:
         mip.solve(hard(), time_limit_s=1e-9)
 
 
+def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
+    problem = replace(hard(), maximums=dict.fromkeys("abcdef", 10.0 * 120))
+    with pytest.raises(Infeasible, match=r"the smallest set of limits at fault was not found in 1e-09 s") as caught:
+        settled(problem, Answer("infeasible"), time_limit_s=1e-9)
+    assert caught.value.budgets == tuple("abcdef")
+
+
 def test_a_coarse_gap_is_not_called_optimal() -> None:
     problem = library(layers=20, names=6, seed=7)
     coarse, fine = mip.solve(problem, gap=0.2), mip.solve(problem)
@@ -276,11 +283,11 @@ def test_two_budgets_that_conflict_are_named_with_what_each_leaves_the_other() -
     with pytest.raises(Infeasible) as caught:
         mip.solve(replace(two_slots(), maximums={"latency": 9.0, "memory": 9.0}))
     assert str(caught.value) == (
-        "limits that cannot be met together: latency has maximum 9 and is 2 at the least (10 while the other limits "
-        "named here hold); memory has maximum 9 and is 2 at the least (10 while the other limits named here hold)"
+        "limits that cannot be met together: latency has maximum 9 and is 2 at the least (18 while the other limits "
+        "named here hold); memory has maximum 9 and is 2 at the least (18 while the other limits named here hold)"
     )
     assert caught.value.budgets == ("latency", "memory")
-    assert caught.value.together == {"latency": 10, "memory": 10}
+    assert caught.value.together == {"latency": 18, "memory": 18}
 
 
 def test_a_minimum_is_told_by_the_most_it_can_be() -> None:
@@ -298,7 +305,7 @@ def test_an_infeasible_crosses_a_process_whole() -> None:
 
 def test_slots_no_option_covers_are_named() -> None:
     options = tuple(option for option in library(4, 2, 0).options if option.first not in (2, 5) and option.span == 1)
-    with pytest.raises(Infeasible, match="no option covers slots 2, 5$"):
+    with pytest.raises(Infeasible, match=r"no option covers slots 2, 5$"):
         mip.solve(Problem(8, options, {}))
 
 
@@ -332,9 +339,9 @@ def test_verify_catches_a_tampered_solution() -> None:
     for wrong, why in tampered(solution):
         with pytest.raises(ValueError, match=why):
             verify(problem, wrong)
-    with pytest.raises(ValueError, match="latency is .* over the maximum"):
+    with pytest.raises(ValueError, match=r"latency is .* over the maximum"):
         verify(replace(problem, maximums={"latency": solution.costs["latency"] * (1 - 1e-6)}), solution)
-    with pytest.raises(ValueError, match="memory is .* under the minimum"):
+    with pytest.raises(ValueError, match=r"memory is .* under the minimum"):
         verify(replace(problem, minimums={"memory": solution.costs["memory"] * (1 + 1e-6)}), solution)
 
 

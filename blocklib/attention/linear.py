@@ -51,7 +51,7 @@ class Linear(Kind):
             @ _expand(layer.weights["self_attn.v_proj.weight"].float(), shape),
         }
         if shape.qkv_bias or shape.o_bias:
-            bias_D = torch.zeros(shape.hidden)
+            bias_D = output_DQ.new_zeros(shape.hidden)
             if shape.qkv_bias:
                 bias_D = bias_D + output_DQ @ _expand(layer.weights["self_attn.v_proj.bias"].float(), shape)
             if shape.o_bias:

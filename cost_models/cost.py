@@ -1,0 +1,81 @@
+"""What something costs to serve, and the metrics a budget can limit. Standard library only.
+
+A cost is of anything: one subblock, the fixed part, a whole model; costs add. Knows nothing of where its numbers come
+from: `analytic.py` computes some, `measured.py` times the others.
+
+Of the metrics, all but throughput are linear in the cost, so a solver may sum them over its options. A floor on
+throughput is a ceiling on latency, which is linear (Puzzle, arXiv 2411.19146, section 4.3, and its code: tokens
+*generated* over the time, the prompt's not counted).
+"""
+
+from dataclasses import dataclass
+
+from cost_models.scenario import Scenario
+
+LINEAR_METRICS = ("ttft_s", "decode_s", "latency_s", "memory_bytes", "parameters")
+METRICS = (*LINEAR_METRICS, "throughput")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds are for the whole batch: `prefill_s` of one prefill, `decode_s` of one decode step.
+
+    `kv_bytes_per_token` is what one token of one sequence leaves in the cache.
+    """
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    parameters: int = 0
+    weight_bytes: int = 0
+    kv_bytes_per_token: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.prefill_s + other.prefill_s,
+            self.decode_s + other.decode_s,
+            self.parameters + other.parameters,
+            self.weight_bytes + other.weight_bytes,
+            self.kv_bytes_per_token + other.kv_bytes_per_token,
+        )
+
+    def metrics(self, scenario: Scenario) -> dict[str, float]:
+        """The linear metrics: those of a sum are the sums of these.
+
+        `ttft_s`: until the first token is out. `decode_s`: one step of the whole batch. `latency_s`: until the last
+        token is out. `memory_bytes`: weights, and the cache of the whole batch when all sequences are at their longest.
+        """
+        return {
+            "ttft_s": self.prefill_s,
+            "decode_s": self.decode_s,
+            "latency_s": self.prefill_s + (scenario.generated_tokens - 1) * self.decode_s,
+            "memory_bytes": self.weight_bytes + self.kv_bytes_per_token * scenario.batch * scenario.context_tokens,
+            "parameters": self.parameters,
+        }
+
+    def totals(self, scenario: Scenario) -> dict[str, float]:
+        """Every metric of a whole model; `throughput` in generated tokens per second.
+
+        Throughput is left out where the cost holds no seconds, as that of arithmetic alone does.
+        """
+        linear = self.metrics(scenario)
+        if linear["latency_s"] == 0:
+            return linear
+        return linear | {"throughput": scenario.batch * scenario.generated_tokens / linear["latency_s"]}
+
+
+ZERO = Cost()
+
+
+def limit(metric: str, value: float, scenario: Scenario) -> tuple[str, float]:
+    """A budget as a ceiling on a linear metric: (metric, most it may be).
+
+    `value` is the most a metric may be; for throughput the least. Raises ValueError for a metric there is not, and for
+    a value that is not positive.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"no metric is called {metric!r}; metrics: {', '.join(METRICS)}")
+    if not value > 0:
+        raise ValueError(f"a limit of {value} on {metric} cannot be met; it must be positive")
+    if metric == "throughput":
+        return "latency_s", scenario.batch * scenario.generated_tokens / value
+    return metric, value

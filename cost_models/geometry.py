@@ -1,0 +1,40 @@
+"""Which subblocks run alike, so that each thing that runs is timed once.
+
+All layers of a parent share one shape, so where a subblock stands makes no difference, and a fused run is one wide FFN.
+Knows the names of things only; it does not time them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blocklib.block import SKIP, Choice, Role, Subblock
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What runs in a slot, or the fixed part: embedding, final norm, head, and the loop over the parent's layers.
+
+    Prints to its name: `attention.kv8`, `ffn.ffn512`, `fixed`.
+    """
+
+    role: Literal["attention", "ffn", "fixed"]
+    subblock: Subblock = SKIP
+
+    def __str__(self) -> str:
+        return "fixed" if self.role == "fixed" else f"{self.role}.{self.subblock}"
+
+
+FIXED = Geometry("fixed")
+
+
+def geometry(role: Role, subblock: Subblock) -> Geometry:
+    """What runs where `subblock` stands in an attention or FFN slot."""
+    assert role != "block", f"{subblock} is one subblock, not a block"
+    if subblock.parts:
+        return Geometry("ffn", Subblock("ffn", str(sum(part.number for part in subblock.parts))))
+    return Geometry(role, subblock)
+
+
+def geometries(choice: Choice) -> tuple[Geometry, ...]:
+    """What runs where `choice` stands; a skipped slot runs nothing."""
+    return tuple(geometry(role, subblock) for role, subblock in choice.subblocks if subblock != SKIP)

@@ -1,0 +1,84 @@
+"""The machine as far as times depend on it: its name, cores, memory, caches. Knows no model.
+
+What the system does not tell is never guessed into a name: a processor without one is called by its architecture.
+"""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+from cost_models.scenario import Scenario
+
+
+def describe(device: str, threads: int | None) -> str:
+    """One line naming what a time depends on besides the model: the same line, the same times.
+
+    `threads` as in a scenario: None means all cores this process may use. Raises ValueError for a device torch does
+    not find here.
+    """
+    if device == "cpu":
+        return f"{processor()}, {threads or usable_cores()} of {usable_cores()} cores, torch {torch.__version__}"
+    kind = torch.device(device).type
+    module = torch.get_device_module(kind)
+    if not module.is_available():
+        raise ValueError(f"device {device!r}: torch {torch.__version__} finds no {kind} here; use cpu")
+    if kind == "mps":
+        return f"{processor()} GPU, torch {torch.__version__}"
+    return f"{module.device_count()} x {module.get_device_name(device)}, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The CPU's model name, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def cpu_threads(scenario: Scenario) -> Iterator[None]:
+    """torch computes on the scenario's threads inside the `with`, and on as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(scenario.threads or usable_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done what it was asked. On the CPU it has."""
+    if device.type != "cpu":
+        torch.get_device_module(device.type).synchronize()
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory free on `device`."""
+    if device.type in ("cuda", "xpu"):
+        free_bytes: int = torch.get_device_module(device.type).mem_get_info(device)[0]
+        return free_bytes
+    return psutil.virtual_memory().available
+
+
+def last_level_cache_bytes(device: torch.device) -> int:
+    """The cache nearest to memory; 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    if device.type == "cpu" and "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names:
+        return max(0, os.sysconf("SC_LEVEL3_CACHE_SIZE"))
+    return 0

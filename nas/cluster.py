@@ -1,0 +1,146 @@
+"""Ray, and the only file that knows it: run functions on workers, and get back what they return.
+
+A local Ray is started when the first work comes and stopped at the end; an address, or a job submitted to a cluster,
+uses the one there is. Workers return values; whoever called writes them down. A killed worker costs its task, which
+Ray starts again.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+# Ray reads these when it is imported: clients of a cluster that asks for a token send it, and `uv run` does not make
+# every worker build its environment anew.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+Report = Callable[[int, int], None]
+"""How work says how far it is: (done, total)."""
+
+
+class Unplaceable(ValueError):
+    """Work that asks for more than any node of the cluster has."""
+
+
+class Cluster:
+    """Where work runs. A context manager; costs nothing until the first `run`."""
+
+    def __init__(self, address: str | None = None):
+        self._address = address
+        self._started = False
+        self._ours = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._ours:
+            import ray
+
+            ray.shutdown()
+        self._started = False
+
+    def share(self, value: Any) -> Any:
+        """A handle to `value`, held once per node. Passed to `run` as an argument of its own, it arrives as the value."""
+        import ray
+
+        self._start()
+        return ray.put(value)
+
+    def run(
+        self,
+        work: Callable[..., Any],
+        tasks: Sequence[tuple[Any, ...]],
+        *,
+        cpus: float = 1,
+        gpus: float = 0,
+        whole_node: bool = False,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Run `work(*task, report)` for each task; (index, value) as they finish, in any order.
+
+        `progress(index, done, total)` hears what tasks report. `whole_node`: with all CPUs of a node, so that nothing
+        else of ours runs beside it. Raises what a task raised, and Unplaceable where no node has the resources.
+        """
+        import ray
+
+        self._start()
+        cpus = self._all_cpus() if whole_node else cpus
+        self._check(cpus, gpus)
+        board = ray.remote(num_cpus=0)(_Board).remote()  # type: ignore[attr-defined]
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
+        running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
+        seen: dict[int, tuple[int, int]] = {}
+        try:
+            while running:
+                finished, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
+                if progress is not None:
+                    for index, state in ray.get(board.read.remote()).items():
+                        if seen.get(index) != state:
+                            seen[index] = state
+                            progress(index, *state)
+                for reference in finished:
+                    yield running.pop(reference), self._value(reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+            ray.kill(board)
+
+    def _value(self, reference: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            # The worker's own exception, without Ray's wrapping; the remote traceback stays as its cause.
+            raise error.cause from error
+
+    def _start(self) -> None:
+        if self._started:
+            return
+        import ray
+
+        if not ray.is_initialized():
+            address = self._address or os.environ.get("RAY_ADDRESS") or "local"
+            local: Mapping[str, Any] = {"include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            self._ours = True
+        self._started = True
+
+    def _all_cpus(self) -> float:
+        import ray
+
+        return max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=1.0)
+
+    def _check(self, cpus: float, gpus: float) -> None:
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+            raise Unplaceable(
+                f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has them (nodes: {have}); "
+                "lower ray.cpus_per_task or ray.gpus_per_task"
+            )
+
+
+class _Board:
+    """Where tasks write how far they are."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, tuple[int, int]] = {}
+
+    def write(self, index: int, done: int, total: int) -> None:
+        self._states[index] = (done, total)
+
+    def read(self) -> dict[int, tuple[int, int]]:
+        return dict(self._states)
+
+
+def _on_worker(work: Callable[..., Any], threads: int, board: Any, index: int, *arguments: Any) -> Any:
+    import torch
+
+    # Ray sets one thread for a worker's first task and leaves it there for the next.
+    torch.set_num_threads(threads)
+    return work(*arguments, lambda done, total: board.write.remote(index, done, total))

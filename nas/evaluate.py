@@ -1,0 +1,27 @@
+"""The child beside its parent on the same held-out tokens."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from blocklib.model import PuzzleNasForCausalLM
+from nas.fidelity import Fidelity, FidelityMeter
+
+
+@torch.no_grad()
+def evaluate(parent: PuzzleNasForCausalLM, child: PuzzleNasForCausalLM, ids_BT: Tensor, batch: int = 8) -> Fidelity:
+    """Fidelity of the child, its `lm_loss` absolute. `ids_BT` is [sequences, tokens]. Raises NotFinite.
+
+    Evaluating the parent against itself gives its own loss, and a KL of 0.
+    """
+    meter = FidelityMeter(["child"])
+    for ids in ids_BT.split(batch):
+        hidden_BTD = parent.model(ids.long()).last_hidden_state
+        child_BTD = hidden_BTD if child is parent else child.model(ids.long()).last_hidden_state
+        meter.add(ids, hidden_BTD, child_BTD[None], parent.lm_head, child.lm_head)
+    return meter.result()["child"]
+
+
+def perplexity(lm_loss: float) -> float:
+    return math.exp(lm_loss)

@@ -1,0 +1,54 @@
+"""Whether a reloaded export is the child: the same logits on the same tokens, the same tokens for the same text.
+
+Knows no format and loads nothing. Everything is compared in float32 on the CPU, where rounding stays far under the
+tolerance, whatever type and device the child has.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from blocklib.model import PuzzleNasForCausalLM
+
+TOLERANCE = 1e-4
+"""Largest absolute difference of two logits that counts as rounding."""
+
+SAMPLE_TEXT = "Once upon a time, there were 1,234 naïve puzzles:\n    def f(x): return x"
+
+
+class ReloadMismatch(RuntimeError):
+    """The export was written, reloaded, and is not the child. Nothing of it is kept."""
+
+
+def probe_ids(vocabulary: int) -> Tensor:
+    """Token ids [2, 16] to compare on, the same for every run."""
+    return torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits_of(child: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
+    """The child's logits [B, T, vocabulary] in float32 on the CPU. The child itself stays as it is."""
+    model = child
+    if child.dtype != torch.float32 or child.device.type != "cpu":
+        model = copy.deepcopy(child).to("cpu", torch.float32)
+    training = model.training
+    logits: Tensor = model.eval()(ids_BT, use_cache=False).logits
+    model.train(training)
+    return logits
+
+
+def logit_difference(child_BTV: Tensor, reloaded_BTV: Tensor, target: str) -> float:
+    """The largest absolute difference. Raises ReloadMismatch where it is above the tolerance, or not a number."""
+    difference = (child_BTV - reloaded_BTV).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise ReloadMismatch(f"{target} gives logits up to {difference:.3g} off the child's; {TOLERANCE} is rounding")
+    return difference
+
+
+def same_tokens(tokenizer: PreTrainedTokenizerBase, reloaded: list[int], target: str) -> None:
+    """Raise ReloadMismatch where `reloaded`, the tokens of SAMPLE_TEXT, are not the tokenizer's own."""
+    own = tokenizer(SAMPLE_TEXT)["input_ids"]
+    if own != reloaded:
+        raise ReloadMismatch(f"{target} splits text into other tokens than the child's: {reloaded[:8]}, not {own[:8]}")

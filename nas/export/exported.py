@@ -1,0 +1,73 @@
+"""What an export leaves behind: a folder that is whole or absent, its model card, and the result.
+
+Knows no format. Every exporter writes into `whole_folder`, reloads what it wrote there, and only then lets it appear
+under its own name.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+
+class CannotExport(ValueError):
+    """The format has no place for something the child has."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was reloaded and gave the child's logits.
+
+    `max_logit_difference` is absolute, in float32 on the CPU. `notes` are the limits of this export, a sentence each.
+    """
+
+    folder: Path
+    format: str
+    max_logit_difference: float
+    files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, renamed to `out` at the end of the block; removed where the block raises.
+
+    Raises FileExistsError where `out` is there already and not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not empty: remove it, or export to another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    beside.mkdir()
+    try:
+        yield beside
+        for path in beside.iterdir():
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        # rename(2) replaces an empty folder, and no other.
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def files_in(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir()))
+
+
+def write_card(folder: Path, card: str, loading: str, tags: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Write README.md: the caller's Markdown, the export's limits, how to load it, under YAML front matter.
+
+    Front matter the caller's card begins with (base_model, license, ...) is kept.
+    """
+    limits = "".join(f"- {note}\n" for note in notes)
+    body = f"{card.rstrip()}\n\n## Loading\n\n{loading.strip()}\n" + (f"\n## Limits\n\n{limits}" if limits else "")
+    readme = ModelCard(body)
+    data = readme.data
+    data.library_name = data.get("library_name") or "transformers"
+    data.pipeline_tag = data.get("pipeline_tag") or "text-generation"
+    data.tags = list(dict.fromkeys([*(data.get("tags") or ()), "puzzle-nas", *tags]))
+    readme.save(folder / "README.md")

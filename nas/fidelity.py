@@ -1,0 +1,69 @@
+"""How far a model is from its parent on given tokens, in float32 whatever the models run in.
+
+Knows final hidden states and heads; not where they come from. The parent's hidden states are what is kept, never its
+logits: those are made again, a few rows at a time.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from blocklib.distil import NotFinite
+
+# Rows of logits alive at once hold at most this many numbers (256 MiB in float32).
+_LOGITS_AT_ONCE = 1 << 26
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Means over tokens. `kl` is KL(parent || model) in nats; `lm_loss` the next-token cross-entropy in nats;
+    `top1_agreement` the share of tokens where both rank the same token first; `hidden_cosine` that of the final,
+    normed hidden states."""
+
+    kl: float
+    lm_loss: float
+    top1_agreement: float
+    hidden_cosine: float
+
+
+class FidelityMeter:
+    """Sums one parent's distances to several models over batches."""
+
+    def __init__(self, names: list[str]):
+        self._names = names
+        self._sums_N4 = torch.zeros(len(names), 4, dtype=torch.float64)
+        self._tokens = 0
+
+    def add(self, ids_BT: Tensor, parent_BTD: Tensor, models_NBTD: Tensor, parent_head: nn.Linear, head: nn.Linear) -> None:
+        """One batch: final normed hidden states of the parent and of each model, and the heads that read them."""
+        targets_R = ids_BT[:, 1:].flatten().long()
+        parent_RD = parent_BTD[:, :-1].flatten(0, 1)
+        models_NRD = models_NBTD[:, :, :-1].flatten(1, 2)
+        rows = max(1, _LOGITS_AT_ONCE // (head.out_features * (len(self._names) + 1)))
+        for start in range(0, len(targets_R), rows):
+            part = slice(start, start + rows)
+            self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], parent_head, head)
+        self._tokens += len(targets_R)
+
+    def _add_rows(
+        self, targets_R: Tensor, parent_RD: Tensor, models_NRD: Tensor, parent_head: nn.Linear, head: nn.Linear
+    ) -> None:
+        parent_log_RV = parent_head(parent_RD).float().log_softmax(-1)
+        parent_RV, parent_top_R = parent_log_RV.exp(), parent_log_RV.argmax(-1)
+        for index, model_RD in enumerate(models_NRD):
+            log_RV = head(model_RD).float().log_softmax(-1)
+            kl = (parent_RV * (parent_log_RV - log_RV)).sum()
+            loss = -log_RV.gather(1, targets_R[:, None]).sum()
+            agreed = (log_RV.argmax(-1) == parent_top_R).sum()
+            cosine = torch.cosine_similarity(model_RD.float(), parent_RD.float(), dim=-1).sum()
+            self._sums_N4[index] += torch.stack([kl, loss, agreed.float(), cosine]).double().cpu()
+
+    def result(self) -> dict[str, Fidelity]:
+        """Raises NotFinite, naming the model, where a sum is NaN or infinite."""
+        found = {}
+        for name, row in zip(self._names, self._sums_N4 / self._tokens, strict=True):
+            if not torch.isfinite(row).all():
+                raise NotFinite(f"{name}: its distance to the parent is not finite (KL {row[0]:g}, loss {row[1]:g})")
+            found[name] = Fidelity(*(float(value) for value in row))
+        return found

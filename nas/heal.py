@@ -1,0 +1,153 @@
+"""Healing: global knowledge distillation (GKD) of an assembled child from its parent.
+
+The loss is KL(parent || child) on the logits plus the cosine distance of hidden states after every block (Puzzle,
+arXiv 2411.19146, section 5). transformers' Trainer does the training, so checkpoints, resuming, mixed precision and
+several GPUs are its own. Embedding and head stay as they are: they are the parent's, and often one tensor.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from blocklib.block import Architecture
+from blocklib.distil import NotFinite, Progress
+from blocklib.model import PuzzleNasForCausalLM
+
+
+@dataclass(frozen=True)
+class Healing:
+    """How a child is healed. `hidden_weight` weighs the hidden states' cosine distance against the KL."""
+
+    tokens: int
+    batch: int
+    learning_rate: float
+    warmup: float
+    hidden_weight: float
+
+
+def heal(
+    parent: PuzzleNasForCausalLM,
+    child: PuzzleNasForCausalLM,
+    ids_BT: Tensor,
+    settings: Healing,
+    checkpoints: Path,
+) -> Iterator[Progress]:
+    """Train `child` in place; progress as it goes. A run killed half-way goes on from its last checkpoint.
+
+    `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The parameters of `child` must be its
+    own, not shared with the parent. Raises NotFinite where the loss is.
+    """
+    steps = max(1, settings.tokens // (settings.batch * ids_BT.shape[1]))
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=min(settings.batch, len(ids_BT)),
+        learning_rate=settings.learning_rate,
+        warmup_steps=int(settings.warmup * steps),
+        lr_scheduler_type="cosine",
+        weight_decay=0.0,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        save_steps=max(1, steps // 10),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 25),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=0,
+        use_cpu=parent.device.type == "cpu",
+    )
+    events: Queue[Progress | BaseException | None] = Queue()
+    child.requires_grad_(True)
+    child.model.embed_tokens.requires_grad_(False)
+    child.lm_head.requires_grad_(False)
+    trainer = _Distillation(
+        model=child,
+        args=arguments,
+        train_dataset=_Sequences(ids_BT),
+        callbacks=[_Report(events, settings.batch * ids_BT.shape[1])],
+    )
+    trainer.distil_from(parent, settings.hidden_weight)
+    # The trainer reports through callbacks and our caller wants an iterator: a thread stands between them.
+    worker = threading.Thread(target=_train, args=(trainer, checkpoints, events), daemon=True)
+    worker.start()
+    while (event := events.get()) is not None:
+        if isinstance(event, BaseException):
+            raise event
+        yield event
+    child.requires_grad_(False)
+    child.eval()
+
+
+def _train(trainer: Trainer, checkpoints: Path, events: "Queue[Progress | BaseException | None]") -> None:
+    try:
+        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        trainer.train(resume_from_checkpoint=last)
+        events.put(None)
+    except BaseException as error:
+        events.put(error)
+
+
+class _Sequences(Dataset[dict[str, Tensor]]):
+    def __init__(self, ids_BT: Tensor):
+        self._ids_BT = ids_BT
+
+    def __len__(self) -> int:
+        return len(self._ids_BT)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self._ids_BT[index].long()}
+
+
+class _Report(TrainerCallback):
+    """Turns the trainer's callbacks into events; stops at the first loss that is not finite."""
+
+    def __init__(self, events: "Queue[Progress | BaseException | None]", tokens_per_step: int):
+        self._events = events
+        self._tokens_per_step = tokens_per_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        done, total = state.global_step, state.max_steps
+        self._events.put(Progress(done * self._tokens_per_step, total * self._tokens_per_step))
+
+
+class _Distillation(Trainer):
+    """A Trainer whose loss is the distance to a parent."""
+
+    def distil_from(self, parent: PuzzleNasForCausalLM, hidden_weight: float) -> None:
+        self._parent = parent
+        self._hidden_weight = hidden_weight
+        config: Any = self.model.config  # type: ignore[union-attr]
+        architecture = Architecture.parse(config.architecture)
+        self._ends = [layer + block.layers for layer, block in architecture.placed()]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        ids_BT = inputs["input_ids"]
+        with torch.no_grad():
+            target = self._parent(input_ids=ids_BT, output_hidden_states=True)
+        output = model(input_ids=ids_BT, output_hidden_states=True)
+        target_log = target.logits.float().log_softmax(-1)
+        loss = (target_log.exp() * (target_log - output.logits.float().log_softmax(-1))).sum(-1).mean()
+        if self._hidden_weight:
+            # hidden_states[0] is the embedding; the last one of both is taken after the final norm.
+            distances = [
+                1 - torch.cosine_similarity(hidden.float(), target.hidden_states[end].float(), dim=-1).mean()
+                for hidden, end in zip(output.hidden_states[1:], self._ends, strict=True)
+            ]
+            loss = loss + self._hidden_weight * torch.stack(distances).mean()
+        if not torch.isfinite(loss):
+            raise NotFinite(
+                f"healing: the loss is {loss.item()} at step {self.state.global_step}; lower heal.learning_rate"
+            )
+        return (loss, output) if return_outputs else loss

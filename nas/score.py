@@ -1,0 +1,75 @@
+"""Scores: replace one choice in the parent and see how far the parent's output moves (replace-1 scores; Puzzle,
+arXiv 2411.19146, section 4.2).
+
+One sweep over the parent's slots serves every choice: each variant starts from the parent's residual at its own slots
+and joins a stack of variants that runs through the rest of the parent together, so nothing before a variant is ever
+computed for it.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from blocklib.block import Choice
+from blocklib.distil import Progress
+from blocklib.kind import Weights
+from blocklib.model import PuzzleNasLayer
+from blocklib.parent import Parent
+from blocklib.stream import delta, embed, rotary, slot_delta, variant
+from nas.fidelity import Fidelity, FidelityMeter
+
+# The stack of variants holds at most this many residual numbers (256 MiB in float32).
+_STACK_AT_ONCE = 1 << 26
+_PARENT = "parent"
+
+
+@torch.no_grad()
+def score(parent: Parent, weights: Mapping[Choice, Weights], ids_BT: Tensor) -> Iterator[Progress | dict[Choice, Fidelity]]:
+    """Progress as it goes, then every choice's fidelity, its `lm_loss` being the rise over the parent's own.
+
+    `weights` holds each choice's tensors; `ids_BT` the tokens, [sequences, tokens]. Raises NotFinite.
+    """
+    layers = {choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items()}
+    order = sorted(layers, key=lambda choice: choice.first_slot + choice.span)
+    meter = FidelityMeter([_PARENT, *map(str, order)])
+    per_sequence = (len(order) + 1) * ids_BT.shape[1] * parent.shape.hidden
+    batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // per_sequence))
+    done = 0
+    for ids in ids_BT.split(batch):
+        residuals_NBTD = _sweep(parent, {choice: layers[choice] for choice in order}, ids)
+        final_NBTD = parent.model.model.norm(residuals_NBTD)
+        meter.add(ids, final_NBTD[0], final_NBTD, parent.model.lm_head, parent.model.lm_head)
+        done += ids.numel()
+        yield Progress(done, ids_BT.numel())
+    found = meter.result()
+    base = found[_PARENT].lm_loss
+    yield {
+        choice: Fidelity(f.kl, f.lm_loss - base, f.top1_agreement, f.hidden_cosine)
+        for choice in order
+        for f in [found[str(choice)]]
+    }
+
+
+def _sweep(parent: Parent, layers: Mapping[Choice, PuzzleNasLayer], ids_BT: Tensor) -> Tensor:
+    """The residual after the last slot of the parent and of the parent with each choice: [1 + choices, B, T, D].
+
+    `layers` is in order of the choices' ends.
+    """
+    pending = list(layers)
+    size = len(ids_BT)
+    stack = embed(parent.model, ids_BT)
+    tables = rotary(parent.model, stack)
+    entering: dict[int, Tensor] = {}
+    for slot in range(2 * parent.shape.layers):
+        entering[slot] = stack[:size]
+        stack = stack + slot_delta(parent.model, slot, stack, tables)
+        joining = []
+        while pending and pending[0].first_slot + pending[0].span == slot + 1:
+            choice = pending.pop(0)
+            before = entering[choice.first_slot]
+            joining.append(before + delta(layers[choice], before, tables))
+        stack = torch.cat([stack, *joining]) if joining else stack
+        oldest = min((choice.first_slot for choice in pending), default=slot)
+        entering = {kept: value for kept, value in entering.items() if kept >= oldest}
+    return stack.unflatten(0, (-1, size))

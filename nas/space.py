@@ -1,0 +1,62 @@
+"""The space of a request, spelled out for one parent: every choice a search may make. Knows sizes, not weights."""
+
+from blocklib.block import SKIP, Block, Choice, Subblock
+from blocklib.kinds import check
+from blocklib.shape import Shape
+from nas.request import Option, Share, Space
+
+
+def choices(space: Space, shape: Shape) -> tuple[Choice, ...]:
+    """Every option of every slot, the parent's own first in each, then runs, dropped blocks and pairs.
+
+    Raises ValueError, naming the option, where the parent cannot hold it.
+    """
+    attentions = _distinct([Subblock("kv", str(shape.kv_heads)), *(_sized(o, shape) for o in space.attention)])
+    ffns = _distinct([Subblock("ffn", str(shape.ffn_width)), *(_sized(o, shape) for o in space.ffn)])
+    found: list[Choice] = []
+    for layer in range(shape.layers):
+        found += [Choice(layer, "attention", attention) for attention in attentions]
+        found += [Choice(layer, "ffn", ffn) for ffn in ffns]
+        if space.fuse is not None:
+            kind = "fuse" if space.fuse.norm == "fold" else "fuse_last"
+            for length in range(2, min(space.fuse.longest, shape.layers - layer) + 1):
+                found.append(Choice(layer, "ffn", Subblock(kind, parts=(ffns[0],) * length)))
+        pairs = [Block(attention, ffn) for attention in attentions[1:] for ffn in ffns[1:]] if space.pairs else []
+        if space.drop_blocks and Block(SKIP, SKIP) not in pairs:
+            pairs.append(Block(SKIP, SKIP))
+        found += [Choice(layer, "block", pair) for pair in pairs]
+    for choice in found:
+        check(choice, shape)
+    return tuple(found)
+
+
+def parts(choice: Choice) -> tuple[Choice, ...]:
+    """The subblock choices it is made of: what the library holds, and what is measured."""
+    return tuple(Choice(choice.layer, role, subblock) for role, subblock in choice.subblocks)
+
+
+def _sized(option: Option, shape: Shape) -> Subblock:
+    if isinstance(option, Subblock):
+        return option
+    return Subblock(option.kind, str(_heads(option, shape) if option.kind == "kv" else _width(option, shape)))
+
+
+def _heads(option: Share, shape: Shape) -> int:
+    heads = option.share * shape.kv_heads
+    if heads != int(heads) or heads < 1:
+        raise ValueError(
+            f"space.attention: {option} of the parent's {shape.kv_heads} KV heads is {heads:g}; "
+            "give a share that leaves a whole number, or drop it"
+        )
+    return int(heads)
+
+
+def _width(option: Share, shape: Shape) -> int:
+    """To the nearest multiple of 256 for wide parents whose own width is one, of 8 otherwise: what kernels run well and
+    derived-model formats can carry."""
+    step = 256 if shape.ffn_width % 256 == 0 and shape.ffn_width >= 2048 else 8
+    return min(shape.ffn_width, max(step, round(option.share * shape.ffn_width / step) * step))
+
+
+def _distinct(subblocks: list[Subblock]) -> list[Subblock]:
+    return list(dict.fromkeys(subblocks))

@@ -44,16 +44,21 @@ class Library:
             return file.metadata() or {}
 
     def save(self, choice: Choice, key: str, weights: Weights, metadata: Mapping[str, str]) -> Path:
-        """Write beside, sync, rename: the file appears whole or not at all, whatever kills us meanwhile."""
+        """The file appears whole or not at all; see `write_whole`."""
         path = self.path(choice, key)
-        self.root.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-            save_file(contiguous, beside, metadata=dict(metadata))
-            with beside.open("rb") as written:
-                os.fsync(written.fileno())
-            beside.rename(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(path, weights, metadata)
         return path
+
+
+def write_whole(path: Path, weights: Weights, metadata: Mapping[str, str]) -> None:
+    """Write beside, sync, rename: the file appears whole or not at all, whatever kills us meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(contiguous, beside, metadata=dict(metadata))
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm, LlamaRotaryEmbedding
 
@@ -66,6 +66,7 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
 
 
 class PuzzleNasPreTrainedModel(LlamaPreTrainedModel):
+    config: PuzzleNasConfig
     config_class = PuzzleNasConfig
     _no_split_modules = ["PuzzleNasLayer"]
     _can_record_outputs = {"hidden_states": PuzzleNasLayer}
@@ -97,3 +98,9 @@ class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+
+# Whoever imports this package loads its checkpoints by transformers' Auto classes, without trust_remote_code.
+AutoConfig.register(PuzzleNasConfig.model_type, PuzzleNasConfig)
+AutoModel.register(PuzzleNasConfig, PuzzleNasModel)
+AutoModelForCausalLM.register(PuzzleNasConfig, PuzzleNasForCausalLM)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import torch
 
 from cost_models.scenario import Scenario
@@ -34,13 +33,7 @@ def describe(device: str, threads: int | None) -> str:
 
 def processor() -> str:
     """The CPU's model name, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    return _linux("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
@@ -68,11 +61,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory free on `device`."""
+    """Memory free on `device`. Where a system only says how much it has, half of that."""
     if device.type in ("cuda", "xpu"):
         free_bytes: int = torch.get_device_module(device.type).mem_get_info(device)[0]
         return free_bytes
-    return psutil.virtual_memory().available
+    available = _linux("meminfo", "MemAvailable")
+    if available is not None:
+        return int(available.removesuffix("kB")) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def last_level_cache_bytes(device: torch.device) -> int:
@@ -82,3 +78,12 @@ def last_level_cache_bytes(device: torch.device) -> int:
     if device.type == "cpu" and "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names:
         return max(0, os.sysconf("SC_LEVEL3_CACHE_SIZE"))
     return 0
+
+
+def _linux(file: str, name: str) -> str | None:
+    """The first value called `name` in a file of Linux's /proc; None where the system has no such thing."""
+    path = Path("/proc") / file
+    if not path.is_file():
+        return None
+    pairs = (line.partition(":") for line in path.read_text().splitlines())
+    return next((value.strip() for key, _, value in pairs if key.strip() == name), None)

@@ -38,7 +38,7 @@ def locate(text: str | Path | None) -> URL:
         return URL.create("sqlite", database=str(Path(text).expanduser().absolute()))
     try:
         url = make_url(text)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:  # the latter for a port that is no number
         # Not the text itself, which may hold a password.
         raise DatabaseError(
             "the database's URL cannot be read; write it like postgresql://user@host/name or sqlite:////path/nas.db"

@@ -71,7 +71,8 @@ def _upgrade(connection: Connection, revision: str | None) -> None:
 def _keep_a_write_ahead_log(engine: Engine) -> None:
     """Readers and the writer do not wait for each other. The file remembers it.
 
-    Changing to it needs the file alone for a moment, and SQLite does not always wait for that: so we do.
+    Changing to it needs the file alone for a moment. While another connection writes, SQLite refuses that at once,
+    whatever the busy timeout: so the waiting is ours.
     """
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     connection = engine.raw_connection()

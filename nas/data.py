@@ -83,59 +83,18 @@ def load_tokens(data: Data, tokenizer: "PreTrainedTokenizerBase", vocabulary: in
     Raises TextError for text that is missing, empty, not UTF-8 or too short, and for token ids beyond `vocabulary`.
     """
     train, evaluation, repeated, leaked = _split(data)
-
-    def fill(split: Split, documents: list[str]) -> NDArray[np.int32]:
-        sequences = getattr(data, f"{split}_tokens") // data.sequence_length
-        parts = _parts(documents, _PART_CHARACTERS_PER_TOKEN * data.sequence_length)
-        ids = _head(parts, sequences * data.sequence_length, tokenizer)
-        if ids.max(initial=0) >= vocabulary:
-            raise TextError(
-                f"data: the tokenizer gives token {ids.max()}, and the parent has embeddings for {vocabulary} tokens; "
-                "it is not this parent's tokenizer"
-            )
-        if len(ids) < sequences * data.sequence_length:
-            raise _TooShort(data, split, len(documents), len(ids))
-        ids.flags.writeable = False
-        return ids.reshape(sequences, data.sequence_length)
-
-    evaluation_ids = fill("evaluation", evaluation)
-    scored = math.ceil(len(train) * _SET_ASIDE)
-    while True:
-        try:
-            score_ids = fill("score", train[:scored])
-            break
-        except _TooShort:
-            if scored >= len(train):
-                raise
-            scored *= 2
-    rest = train[scored:]
-    return Tokens(
-        calibration=fill("calibration", rest),
-        distillation=fill("distillation", rest),
-        score=score_ids,
-        evaluation=evaluation_ids,
-        documents={
-            "calibration": len(rest),
-            "distillation": len(rest),
-            "score": len(train[:scored]),
-            "evaluation": len(evaluation),
-        },
-        repeated=repeated,
-        leaked=leaked,
-    )
-
-
-class _TooShort(TextError):
-    """The documents of one set do not fill it."""
-
-    def __init__(self, data: Data, split: Split, documents: int, tokens: int) -> None:
-        asked = getattr(data, f"{split}_tokens")
-        source = "data.evaluation" if split == "evaluation" and data.evaluation else "data.train"
-        super().__init__(
-            f"data.{split}_tokens asks for {asked:,} tokens, and the {documents:,} documents that {source} leaves for them "
-            f"hold {tokens:,}; give more text, ask for fewer tokens, or cut it into more documents by "
-            "data.document_separator"
-        )
+    scored = step = math.ceil(len(train) * _SET_ASIDE)
+    while scored < len(train) and len(_head(data, "score", train[:scored], tokenizer)) < _wanted(data, "score"):
+        scored += step
+    documents: dict[Split, list[str]] = {
+        "evaluation": evaluation,
+        "score": train[:scored],
+        "calibration": train[scored:],
+        "distillation": train[scored:],
+    }
+    sets = {split: _sequences(data, split, texts, tokenizer, vocabulary) for split, texts in documents.items()}
+    counts = {split: len(texts) for split, texts in documents.items()}
+    return Tokens(**sets, documents=counts, repeated=repeated, leaked=leaked)
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
@@ -148,7 +107,7 @@ def _parts(documents: list[str], characters: int) -> list[str]:
 
 
 def _cut(text: str, characters: int) -> Iterator[str]:
-    """Consecutive parts, each as long as it may be, ending with a line, or else a word, where that is no half as long."""
+    """Consecutive parts, each ending with a line, or else a word, unless that leaves it less than half as long."""
     start = 0
     while len(text) - start > characters:
         least, most = start + characters // 2, start + characters
@@ -158,8 +117,36 @@ def _cut(text: str, characters: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _head(parts: list[str], wanted: int, tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.int32]:
-    """The first `wanted` tokens of the parts, or all of them where there are fewer."""
+def _wanted(data: Data, split: Split) -> int:
+    """The tokens of a set: what was asked for, less what fills no sequence."""
+    asked: int = getattr(data, f"{split}_tokens")
+    return asked - asked % data.sequence_length
+
+
+def _sequences(
+    data: Data, split: Split, documents: list[str], tokenizer: "PreTrainedTokenizerBase", vocabulary: int
+) -> NDArray[np.int32]:
+    """A whole set, read-only [sequences, sequence_length]. Raises TextError where the documents do not fill it."""
+    ids, wanted = _head(data, split, documents, tokenizer), _wanted(data, split)
+    if len(ids) < wanted:
+        source = "data.evaluation" if split == "evaluation" and data.evaluation else "data.train"
+        raise TextError(
+            f"data.{split}_tokens asks for {wanted:,} tokens, and {source} leaves {len(documents):,} documents for them "
+            f"that hold {len(ids):,}; give more text, ask for fewer tokens, or cut the text into more documents by "
+            "data.document_separator"
+        )
+    if ids.max() >= vocabulary:
+        raise TextError(
+            f"data.{split}_tokens: the tokenizer gives token {ids.max()}, and the parent has {vocabulary} embeddings; "
+            "it is not this parent's tokenizer"
+        )
+    ids.flags.writeable = False
+    return ids.reshape(-1, data.sequence_length)
+
+
+def _head(data: Data, split: Split, documents: list[str], tokenizer: "PreTrainedTokenizerBase") -> NDArray[np.int32]:
+    """The first tokens of the documents, as many as the set wants, or all where there are fewer."""
+    parts, wanted = _parts(documents, _PART_CHARACTERS_PER_TOKEN * data.sequence_length), _wanted(data, split)
     bos = tokenizer.bos_token_id
     ids: list[int] = []
     start = 0
@@ -245,7 +232,7 @@ def _read(key: str, path: Path) -> str:
 def _rows(key: str, source: HubDataset) -> Iterator[str]:
     """The rows of a dataset's text column."""
     try:
-        from datasets import exceptions, load_dataset
+        from datasets import exceptions, load_dataset  # type: ignore[import-untyped]
     except ImportError as error:
         raise TextError(f"{key}: a dataset takes one more library: pip install 'puzzle-nas[datasets]'") from error
     path = Path(source.dataset)

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ def test_a_search_has_one_of_four_statuses(store: Store) -> None:
     assert (before.status, after.status) == ("running", "interrupted")
     assert after.updated_at > before.updated_at
     with pytest.raises(exc.IntegrityError):
-        store.set_search_status(before.id, "lost")  # type: ignore[arg-type]
+        store.set_search_status(before.id, "lost")
     with pytest.raises(ValueError, match="no search has the id 'nope'"):
         store.set_search_status("nope", "failed")
 
@@ -257,13 +258,21 @@ FLOATS = [
 
 
 def write(store: Store, row: Base) -> None:
-    add = {"score": store.add_scores, "cost": store.add_costs, "distillation": store.add_distillations}.get(
-        type(row).__tablename__
-    )
-    if add:
-        add([row])  # type: ignore[list-item]
-    else:
-        {"search": store.add_search, "trial": store.add_trial, "stage": store.add_stage}[type(row).__tablename__](row)  # type: ignore[operator]
+    match row:
+        case Search():
+            store.add_search(row)
+        case Score():
+            store.add_scores([row])
+        case Cost():
+            store.add_costs([row])
+        case Distillation():
+            store.add_distillations([row])
+        case Trial():
+            store.add_trial(row)
+        case Stage():
+            store.add_stage(row)
+        case _:
+            raise AssertionError(row)
 
 
 @pytest.fixture(scope="module")
@@ -390,6 +399,7 @@ def test_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("sqlite://", "does not name a file"),
         ("sqlite:///:memory:", "does not name a file"),
         ("://user:secret@host", "the database's URL cannot be read"),
+        ("postgresql://user:secret@host:port/nas", "the database's URL cannot be read"),
     ],
 )
 def test_a_url_that_means_no_database(url: str, message: str) -> None:
@@ -454,6 +464,17 @@ def python(code: str, *arguments: str, **options: Any) -> "subprocess.Popen[str]
     root = Path(__file__).parents[1]
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_a_database_that_another_process_is_just_creating(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "nas.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # for which a change to a write-ahead log does not wait by itself
+    done = threading.Timer(0.2, other.commit)
+    done.start()
+    with Store.open(tmp_path / "nas.db") as store:
+        assert store.searches() == []
+    done.join()
+    other.close()
 
 
 @contextmanager

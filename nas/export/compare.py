@@ -4,13 +4,12 @@ Knows no format and loads nothing. Everything is compared in float32 on the CPU,
 tolerance, whatever type and device the child has.
 """
 
-import copy
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import model_with
 
 TOLERANCE = 1e-4
 """Largest absolute difference of two logits that counts as rounding."""
@@ -30,12 +29,8 @@ def probe_ids(vocabulary: int) -> Tensor:
 @torch.no_grad()
 def logits_of(child: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
     """The child's logits [B, T, vocabulary] in float32 on the CPU. The child itself stays as it is."""
-    model = child
-    if child.dtype != torch.float32 or child.device.type != "cpu":
-        model = copy.deepcopy(child).to("cpu", torch.float32)
-    training = model.training
-    logits: Tensor = model.eval()(ids_BT, use_cache=False).logits
-    model.train(training)
+    weights = {name: tensor.detach().float().cpu() for name, tensor in child.state_dict().items()}
+    logits: Tensor = model_with(child.config, weights)(ids_BT, use_cache=False).logits
     return logits
 
 

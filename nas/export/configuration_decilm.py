@@ -16,10 +16,11 @@ class DeciLMConfig(LlamaConfig):
     model_type = "nemotron-nas"
 
     def __init__(self, block_configs: list[dict[str, Any]] | None = None, **kwargs: Any):
-        # Each block has its own; the published files give these two as null.
         for sized_by_block in ("intermediate_size", "num_key_value_heads"):
             kwargs.pop(sized_by_block, None)
         super().__init__(**kwargs)
+        # Null, as in the published files. Set past the type check of transformers 5, which wants a number.
+        self.__dict__.update(intermediate_size=None, num_key_value_heads=None)
         # An absent key must stay an absent attribute: vLLM asks `hasattr(block.ffn, "ffn_mult")`.
         self.block_configs = [
             SimpleNamespace(**{part: SimpleNamespace(**settings) for part, settings in block.items()})

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 
@@ -66,7 +67,7 @@ def write_card(folder: Path, card: str, loading: str, tags: Sequence[str], notes
     limits = "".join(f"- {note}\n" for note in notes)
     body = f"{card.rstrip()}\n\n## Loading\n\n{loading.strip()}\n" + (f"\n## Limits\n\n{limits}" if limits else "")
     readme = ModelCard(body)
-    data = readme.data
+    data: Any = readme.data
     data.library_name = data.get("library_name") or "transformers"
     data.pipeline_tag = data.get("pipeline_tag") or "text-generation"
     data.tags = list(dict.fromkeys([*(data.get("tags") or ()), "puzzle-nas", *tags]))

@@ -1,37 +1,77 @@
 """Load an exported folder as a stranger would, and say what it computes. Run as a script in a process of its own.
 
-`python -I fresh.py FOLDER QUESTION ANSWER`: QUESTION and ANSWER are torch files. This project cannot be imported here,
-even where it is installed, so only what lies in the folder can make the model run. Judges nothing: `nas/export/hf.py`
-does.
+`python -I fresh.py FOLDER QUESTION ANSWER`, the last two being torch files. This project cannot be imported here, even
+where it is installed: only what lies in the folder can make the model run. Judges nothing; `nas/export/hf.py` does.
 """
 
 import sys
+from pathlib import Path
+from typing import Any
 
-_PROJECT = ("nas", "blocklib", "cost_models", "solvers", "db")
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+_THIS_PROJECT = ("nas", "blocklib", "cost_models", "solvers", "db")
 _NEW_TOKENS = 8
+_PADDING = 3
 
 
-def answer(folder: str, question: dict[str, "object"]) -> dict[str, "object"]:
+def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
     """Missing and unexpected keys, logits, the tokens of a text, and greedy continuations made in several ways."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    ids_BT, text = question["ids"], question["text"]
-    assert isinstance(ids_BT, torch.Tensor)
-    torch.set_num_threads(int(str(question["threads"])))
-    model, info = AutoModelForCausalLM.from_pretrained(
+    torch.set_num_threads(question["threads"])
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
     )
+    model, info = loaded
     with torch.no_grad():
-        logits = model(ids_BT, use_cache=False).logits
+        logits = model(question["ids"], use_cache=False).logits
     return {
         "missing_keys": sorted(info["missing_keys"]),
         "unexpected_keys": sorted(info["unexpected_keys"]),
         "logits": logits,
-        "tokens": AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(text)["input_ids"],
-        **_continuations(model, ids_BT),
+        "tokens": AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(question["text"])["input_ids"],
+        "continuations": continuations(model, question["ids"]),
     }
 
 
-def _continuations(model: "object", ids_BT: "object") -> dict[str, "object"]:
-    raise NotImplementedError
+def continuations(model: Any, ids_BT: Tensor) -> dict[str, list[list[int]]]:
+    """New tokens by greedy search after each row, the last row's first tokens replaced by padding.
+
+    `alone` is the last row without its padding and without the rest of the batch.
+    """
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[-1, :_PADDING] = 0
+    ways: dict[str, tuple[Tensor, Tensor, dict[str, Any]]] = {
+        "uncached": (ids_BT, mask_BT, {"use_cache": False}),
+        "cached": (ids_BT, mask_BT, {}),
+        "static cache": (ids_BT, mask_BT, {"cache_implementation": "static"}),
+        "alone": (ids_BT[-1:, _PADDING:], mask_BT[-1:, _PADDING:], {"use_cache": False}),
+    }
+    new: dict[str, list[list[int]]] = {}
+    for way, (ids, mask, settings) in ways.items():
+        generated = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            min_new_tokens=_NEW_TOKENS,
+            max_new_tokens=_NEW_TOKENS,
+            pad_token_id=0,
+            **settings,
+        )
+        new[way] = generated[:, ids.shape[1] :].tolist()
+    return new
+
+
+def main() -> None:
+    folder, question, answer_file = sys.argv[1:]
+    for package in _THIS_PROJECT:
+        # None makes every import of it fail, wherever it is installed.
+        sys.modules[package] = None  # type: ignore[assignment]
+    torch.save(answer(folder, torch.load(Path(question))), Path(answer_file))
+
+
+if __name__ == "__main__":
+    main()

@@ -48,7 +48,7 @@ class _Text:
         elif isinstance(binding, ast.Import):
             self.imports.add((name, ""))
         elif isinstance(binding, ast.ImportFrom):
-            assert binding.module is not None and binding.level == 0, f"{module.__name__}: a relative import of {name}"
+            assert binding.module is not None, f"{module.__name__}: a relative import of {name}"
             if binding.module.split(".")[0] in _OUR_PACKAGES:
                 self.add(name, importlib.import_module(binding.module))
             else:

@@ -1,0 +1,234 @@
+"""Two real models timed side by side: prefill from an empty cache, and decode steps on a full one.
+
+A machine's speed drifts by several per cent within seconds, for every program on it alike. So the two models take
+turns, round by round, and what counts is the median over the rounds of the ratio within a round; a time measured alone
+is only as good as the machine was quiet. Knows nothing of architectures: it times any two causal language models.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from cost_models.hardware import cpu_threads, synchronize
+from cost_models.scenario import Scenario
+
+_SAMPLE_S = 0.02
+"""A pass shorter than this is repeated within a round, until the round's sample is about this long."""
+
+
+class TimingError(RuntimeError):
+    """A model computed no finite logits, or the clock gave no time."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """When to stop: once every ratio's standard error is under `tolerance`, or after `most` rounds or `seconds`."""
+
+    least: int = 5
+    most: int = 40
+    tolerance: float = 0.01
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise ValueError(f"rounds: at least {self.least} and at most {self.most} cannot be; least is 1 or more")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One thing timed in both models, in seconds, one sample of each per round."""
+
+    control_samples_s: tuple[float, ...]
+    other_samples_s: tuple[float, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Other over control, round by round."""
+        return tuple(o / c for o, c in zip(self.other_samples_s, self.control_samples_s, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def spread(self) -> float:
+        """Standard error of `ratio`, relative to it: of a median, from the median absolute deviation, as if normal.
+
+        Infinite after a single round, which says nothing of it.
+        """
+        if len(self.ratios) < 2:
+            return math.inf
+        deviation = 1.4826 * median(abs(ratio - self.ratio) for ratio in self.ratios)
+        return math.sqrt(math.pi / 2 / len(self.ratios)) * deviation / self.ratio
+
+    @property
+    def control_s(self) -> float:
+        return median(self.control_samples_s)
+
+    @property
+    def other_s(self) -> float:
+        """The control's median times the median ratio, so that drift between the rounds cancels."""
+        return self.control_s * self.ratio
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model timed against a control under a scenario. `decode` is of one step; None where none was timed."""
+
+    scenario: Scenario
+    prefill: Paired
+    decode: Paired | None = None
+
+    @property
+    def latency(self) -> Paired:
+        """Until the last token of the whole batch is out, put together round by round.
+
+        Raises ValueError where the scenario has decode steps and none was timed.
+        """
+        steps = self.scenario.generated_tokens - 1
+        if steps == 0:
+            return self.prefill
+        if self.decode is None:
+            raise ValueError(f"the latency of {self.scenario} needs decode steps, and none was timed")
+
+        def whole(prefill_s: tuple[float, ...], decode_s: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(first + steps * step for first, step in zip(prefill_s, decode_s, strict=True))
+
+        return Paired(
+            whole(self.prefill.control_samples_s, self.decode.control_samples_s),
+            whole(self.prefill.other_samples_s, self.decode.other_samples_s),
+        )
+
+    @property
+    def control_throughput(self) -> float:
+        """Generated tokens per second."""
+        return self.scenario.batch * self.scenario.generated_tokens / self.latency.control_s
+
+    @property
+    def other_throughput(self) -> float:
+        """Generated tokens per second."""
+        return self.scenario.batch * self.scenario.generated_tokens / self.latency.other_s
+
+    @property
+    def rounds(self) -> int:
+        return len(self.prefill.ratios)
+
+    @property
+    def spread(self) -> float:
+        """The largest relative standard error of what was timed."""
+        return max(self.prefill.spread, self.decode.spread if self.decode else 0.0)
+
+
+class Subject:
+    """A model ready to be timed: it has run once, and keeps a cache of the prompt and half the generated tokens.
+
+    Raises ValueError where the model is not on the scenario's device or not of its dtype.
+    """
+
+    def __init__(self, model: PreTrainedModel, scenario: Scenario):
+        device, dtype = torch.device(scenario.device), getattr(torch, scenario.dtype)
+        if model.device.type != device.type or model.dtype != dtype:
+            raise ValueError(f"the scenario is {scenario}; the model is {model.dtype} on {model.device}: move it first")
+        self._model = model
+        seeded = torch.Generator().manual_seed(0)
+        size = (scenario.batch, scenario.prompt_tokens + scenario.generated_tokens // 2)
+        ids_BT = torch.randint(model.config.vocab_size, size, generator=seeded).to(model.device)
+        self._prompt_BT = ids_BT[:, : scenario.prompt_tokens].contiguous()
+        self._next_B1 = ids_BT[:, :1].contiguous()
+        self.cache = new_cache(model)
+        self._run(ids_BT, self.cache)
+
+    def prefill(self) -> float:
+        """Seconds from an empty cache to the logits of the last token."""
+        return self._run(self._prompt_BT, new_cache(self._model))
+
+    def decode(self) -> float:
+        """Seconds of one step on the kept cache, which is as it was afterwards."""
+        layers = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
+        before = [(layer.keys, layer.values) for layer in layers]
+        seconds = self._run(self._next_B1, self.cache)
+        # A step leaves these tensors alone and makes longer ones. `crop` would put strided views of the longer ones in
+        # their place, which the next step would be up to three times slower to copy.
+        for layer, (keys, values) in zip(layers, before, strict=True):
+            layer.keys, layer.values = keys, values
+        return seconds
+
+    def _run(self, ids_BT: Tensor, cache: DynamicCache) -> float:
+        synchronize(self._model.device)
+        started = perf_counter()
+        logits = self._model(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        synchronize(self._model.device)
+        seconds = perf_counter() - started
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise TimingError(f"a pass over {tuple(ids_BT.shape)} tokens took {seconds} s by the clock")
+        # One row tells: what is not finite in a layer is not finite in every logit of its sequence.
+        if not torch.isfinite(logits[0]).all():
+            raise TimingError(f"the logits of a pass over {tuple(ids_BT.shape)} tokens are not finite")
+        return seconds
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache for `model`."""
+    cache = DynamicCache(config=model.config)
+    # Of a cache none of whose layers keeps anything, transformers cannot tell the length; one without layers has none.
+    return cache if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers) else DynamicCache()
+
+
+def time_models(
+    control: PreTrainedModel,
+    other: PreTrainedModel,
+    scenario: Scenario,
+    rounds: Rounds | None = None,
+    decode: bool | None = None,
+) -> Comparison:
+    """Time `other` against `control`, both already of the scenario's device and dtype.
+
+    `decode` says whether to time decode steps; None: where the scenario generates more than one token. They are timed
+    on a cache of the prompt and half the generated tokens, the mean over an answer. Raises ValueError where a model is
+    not on the device or not of the dtype, TimingError where logits are not finite or the clock gives no time.
+    """
+    rounds = rounds or Rounds()
+    with cpu_threads(scenario), torch.inference_mode():
+        pair = Subject(control, scenario), Subject(other, scenario)
+        phases = [_Phase([subject.prefill for subject in pair])]
+        if decode or (decode is None and scenario.generated_tokens > 1):
+            phases.append(_Phase([subject.decode for subject in pair]))
+        started = perf_counter()
+        for done in count(1):
+            for phase in phases:
+                phase.take(reverse=done % 2 == 0)
+            comparison = Comparison(scenario, *(phase.paired() for phase in phases))
+            spent_s = perf_counter() - started
+            if done >= rounds.most or spent_s >= rounds.seconds:
+                break
+            if done >= rounds.least and comparison.spread < rounds.tolerance:
+                break
+    return comparison
+
+
+class _Phase:
+    """The same pass of both models, and its samples so far."""
+
+    def __init__(self, passes: Sequence[Callable[[], float]]):
+        self._passes = passes
+        # The first pass of its kind allocates and compiles; the second tells how long one takes.
+        seconds = [min(run(), run()) for run in passes]
+        self._repeats = [min(50, math.ceil(_SAMPLE_S / one_s)) for one_s in seconds]
+        self._samples_s: list[tuple[float, ...]] = [() for _ in passes]
+
+    def take(self, reverse: bool) -> None:
+        """One sample of each model: the mean of its repeats. `reverse`: the second model first."""
+        for index in sorted(range(len(self._passes)), reverse=reverse):
+            run, repeats = self._passes[index], self._repeats[index]
+            self._samples_s[index] += (math.fsum(run() for _ in range(repeats)) / repeats,)
+
+    def paired(self) -> Paired:
+        return Paired(*self._samples_s)

@@ -1,0 +1,210 @@
+"""Export to the DeciLM (Nemotron-NAS) format, which vLLM, SGLang and TensorRT-LLM run from `block_configs`.
+
+Written as NVIDIA's published derived models are (Llama-3.3-Nemotron-Super-49B, Llama-3.1-Nemotron-Ultra-253B): grouped
+attention or none, a gated FFN or none, in every layer. The child's subblocks are packed into as few layers as they
+take; a fused run is one wide FFN. Whatever an engine of the three would refuse, or load and compute wrongly, is refused
+here.
+
+What was checked against what: each export is reloaded by `nas/export/read_decilm.py`, a reader written from the
+engines' sources, and its logits are compared with the child's. The engines themselves are not run.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import own_shape
+from blocklib.shape import Shape
+from nas.export import configuration_decilm
+from nas.export.compare import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
+from nas.export.exported import CannotExport, Exported, files_in, whole_folder, write_card
+from nas.export.read_decilm import WIDTH_MULTIPLE, read_decilm, width_of
+from nas.export.subblocks import Layer, Placed, repack, subblocks_of
+
+_CARRIED_ROTARY = ("default", "linear", "llama3")
+_LOADING = """
+```
+vllm serve FOLDER --trust-remote-code
+```
+
+The flag lets the engine read `configuration_decilm.py`; the model's own code is the engine's.
+"""
+
+
+def export_decilm(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, card: str) -> Exported:
+    """Write the child to `out`, reload it through the reference reader, and compare logits to 1e-4 in float32.
+
+    `card` is Markdown, with YAML front matter or without. `notes` of the result say which engines cannot take it.
+
+    Raises CannotExport naming the subblock the format cannot carry, FileExistsError where `out` is not empty,
+    ReloadMismatch where the reloaded model is not the child. Then nothing is left behind.
+    """
+    stream = subblocks_of(child)
+    rotary: dict[str, Any] = dict(child.config.rope_parameters or {})
+    _refuse(stream, own_shape(child.config), child.config.hidden_act, rotary["rope_type"])
+    layers = repack(stream)
+    notes = _notes(layers)
+    if layers[0].attention is None:
+        layers = (Layer(_no_attention(child), layers[0].ffn), *layers[1:])
+    with whole_folder(out) as folder:
+        save_torch_state_dict(_state_dict(child, layers), folder)
+        config = _config(child, layers, rotary)
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        shutil.copy(configuration_decilm.__file__, folder / "configuration_decilm.py")
+        child.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_card(folder, card, _LOADING, tags=["nemotron-nas"], notes=notes)
+        ids_BT = probe_ids(child.config.vocab_size)
+        difference = logit_difference(logits_of(child, ids_BT), read_decilm(folder)(ids_BT), "the DeciLM export")
+        reloaded = AutoTokenizer.from_pretrained(folder)
+        same_tokens(tokenizer, reloaded(SAMPLE_TEXT)["input_ids"], "the exported tokenizer, reloaded,")
+    return Exported(out, "decilm", difference, files_in(out), notes)
+
+
+def _refuse(stream: tuple[Placed, ...], shape: Shape, activation: str, rotary: str) -> None:
+    """Raise CannotExport at the first thing the format cannot carry."""
+    for placed in stream:
+        missing = (
+            _attention_fault(placed, shape) if placed.role == "attention" else _ffn_fault(placed, shape, activation)
+        )
+        if missing:
+            raise CannotExport(f"{placed.choice}: DeciLM engines have no {missing}; export as hf, which carries it")
+    if rotary not in _CARRIED_ROTARY:
+        raise CannotExport(
+            f"rotary embedding of type {rotary!r}: the DeciLM export carries {', '.join(_CARRIED_ROTARY)}; "
+            "export as hf, which carries it"
+        )
+
+
+def _attention_fault(placed: Placed, shape: Shape) -> str:
+    """What about it the format cannot say; empty where nothing is."""
+    if placed.subblock.kind != "kv":
+        return f"{placed.subblock.kind} attention"
+    if shape.qk_norm:
+        return "norms of queries and keys"
+    if shape.qkv_bias or shape.o_bias:
+        # vLLM would read them; TensorRT-LLM would drop them without a word.
+        return "biases in attention that all of them read"
+    return ""
+
+
+def _ffn_fault(placed: Placed, shape: Shape, activation: str) -> str:
+    if placed.subblock.kind not in ("ffn", "fuse", "fuse_last"):
+        return f"{placed.subblock.kind} FFN"
+    if shape.mlp_bias:
+        return "biases in the FFN that all of them read"
+    if activation != "silu":
+        return f"activation but silu, and this FFN's is {activation}"
+    return ""
+
+
+def _notes(layers: tuple[Layer, ...]) -> tuple[str, ...]:
+    notes = []
+    odd = sorted({_width(layer.ffn) for layer in layers if layer.ffn and _width(layer.ffn) % WIDTH_MULTIPLE})
+    if odd:
+        notes.append(
+            f"FFN widths {', '.join(map(str, odd))} are written as intermediate_size, which vLLM reads; SGLang and "
+            f"TensorRT-LLM need multiples of {WIDTH_MULTIPLE}."
+        )
+    if layers[0].attention is None:
+        notes.append(
+            "The first layer has no attention, which vLLM cannot run: it was given one of zeros with a single KV head, "
+            "which adds nothing to the result and one head's keys and values to the cache."
+        )
+    return tuple(notes)
+
+
+def _no_attention(child: PuzzleNasForCausalLM) -> dict[str, Tensor]:
+    """An attention with one KV head that adds exactly zero."""
+    shape = own_shape(child.config)
+    query, one_head = shape.heads * shape.head_dim, shape.head_dim
+    outputs_inputs = {
+        "q_proj": (query, shape.hidden),
+        "k_proj": (one_head, shape.hidden),
+        "v_proj": (one_head, shape.hidden),
+        "o_proj": (shape.hidden, query),
+    }
+    norm = {"input_layernorm.weight": torch.ones(shape.hidden, dtype=child.dtype)}
+    return norm | {
+        f"self_attn.{name}.weight": torch.zeros(size, dtype=child.dtype) for name, size in outputs_inputs.items()
+    }
+
+
+def _state_dict(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> dict[str, Tensor]:
+    """Every tensor to write, by the names Llama checkpoints have. A tied head is not written twice."""
+    state = {name: tensor for name, tensor in child.state_dict().items() if not name.startswith("model.layers.")}
+    if child.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    for index, layer in enumerate(layers):
+        for part in (layer.attention, layer.ffn):
+            state |= {f"model.layers.{index}.{name}": tensor for name, tensor in (part or {}).items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _config(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...], rotary: dict[str, Any]) -> dict[str, Any]:
+    """config.json in the published form, which transformers 4 and 5 and the engines read alike."""
+    config, shape = child.config, own_shape(child.config)
+    scaling = dict(rotary)
+    theta = scaling.pop("rope_theta")
+    kept = ("attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_act", "hidden_size",
+            "initializer_range", "max_position_embeddings", "num_attention_heads", "rms_norm_eps",
+            "tie_word_embeddings", "vocab_size")  # fmt: skip
+    written: dict[str, Any] = {name: getattr(config, name) for name in kept} | {
+        "architectures": ["DeciLMForCausalLM"],
+        "attention_bias": False,
+        "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
+        "block_configs": [_block(layer, shape) for layer in layers],
+        "intermediate_size": None,
+        "mlp_bias": False,
+        "model_type": "nemotron-nas",
+        "num_hidden_layers": len(layers),
+        "num_key_value_heads": None,
+        "pretraining_tp": 1,
+        "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
+        "rope_theta": theta,
+        "torch_dtype": str(child.dtype).removeprefix("torch."),
+        "transformers_version": transformers.__version__,
+        "use_cache": True,
+    }
+    if shape.head_dim * shape.heads != shape.hidden:
+        written["head_dim"] = shape.head_dim
+    return written
+
+
+def _block(layer: Layer, shape: Shape) -> dict[str, Any]:
+    """One entry of `block_configs`."""
+    group = None
+    if layer.attention is not None:
+        kv_heads = layer.attention["self_attn.k_proj.weight"].shape[0] // shape.head_dim
+        group = shape.heads // kv_heads
+    attention = {
+        "n_heads_in_group": group,
+        "no_op": group is None,
+        "num_sink_tokens": None,
+        "replace_with_linear": False,
+        "sparsify": None,
+        "unshifted_sink": False,
+        "use_prefill_window_in_sink_attention": False,
+        "window_length": None,
+    }
+    size = {"ffn_mult": None} if layer.ffn is None else _ffn_size(_width(layer.ffn), shape.hidden)
+    ffn = {**size, "no_op": layer.ffn is None, "replace_with_linear": False, "sparsify": None}
+    return {"attention": attention, "ffn": ffn}
+
+
+def _ffn_size(width: int, hidden: int) -> dict[str, float | int]:
+    """`ffn_mult` where it rounds to this very width, else `intermediate_size` and no `ffn_mult`: it would win."""
+    ffn_mult = round(3 * width / (2 * hidden), 6)
+    return {"ffn_mult": ffn_mult} if width_of(ffn_mult, hidden) == width else {"intermediate_size": width}
+
+
+def _width(ffn: dict[str, Tensor]) -> int:
+    return ffn["mlp.gate_proj.weight"].shape[0]

@@ -1,0 +1,131 @@
+"""Export to Hugging Face transformers: a folder that `from_pretrained(folder, trust_remote_code=True)` loads anywhere.
+
+The folder carries its own modelling code, taken from this package's live sources, with only the kinds of subblock the
+child has. Carries every child. Where this package is imported, the folder loads without the flag: `blocklib/model.py`
+registers its classes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
+from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM, PuzzleNasModel
+from nas.export.compare import SAMPLE_TEXT, ReloadMismatch, logit_difference, logits_of, probe_ids, same_tokens
+from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.source import self_contained
+
+_CONFIGURATION, _MODELING = "configuration_puzzle_nas", "modeling_puzzle_nas"
+_AUTO_MAP = {
+    "AutoConfig": f"{_CONFIGURATION}.PuzzleNasConfig",
+    "AutoModel": f"{_MODELING}.PuzzleNasModel",
+    "AutoModelForCausalLM": f"{_MODELING}.PuzzleNasForCausalLM",
+}
+_LOADING = """
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+"""
+
+
+def export_hf(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, card: str) -> Exported:
+    """Write the child to `out`, reload it in a fresh process that cannot import this package, and compare.
+
+    Compared: no key missing or unexpected; logits to 1e-4 in float32; the tokenizer's tokens; greedy continuations
+    with a dynamic cache, a static cache and none, left-padded and not, token for token. `card` is Markdown, with YAML
+    front matter or without.
+
+    Raises FileExistsError where `out` is not empty, ReloadMismatch where the reloaded model is not the child. Then
+    nothing is left behind.
+    """
+    with whole_folder(out) as folder:
+        child.save_pretrained(folder)
+        _add_auto_map(folder / "config.json")
+        tokenizer.save_pretrained(folder)
+        write_code(child.config, folder)
+        write_card(folder, card, _LOADING, tags=["custom_code"])
+        difference = _compare_in_fresh_process(child, tokenizer, folder)
+    return Exported(out, "hf", difference, files_in(out))
+
+
+def write_code(config: PuzzleNasConfig, folder: Path) -> None:
+    """Write the modelling and the configuration file of a child of this configuration."""
+    header = (
+        f"# Written by puzzle-nas {version('puzzle-nas')} from its own sources, for this model's kinds of subblock.\n"
+        f"# Tested with transformers {transformers.__version__} and torch {torch.__version__}.\n"
+        "# SPDX-License-Identifier: Apache-2.0\n"
+    )
+    configuration = self_contained([PuzzleNasConfig], tables={}, imported_from={})
+    modelling = self_contained(
+        [PuzzleNasModel, PuzzleNasForCausalLM], _modules_used(config), {"PuzzleNasConfig": f".{_CONFIGURATION}"}
+    )
+    (folder / f"{_CONFIGURATION}.py").write_text(f"{header}\n{configuration}", encoding="utf-8")
+    (folder / f"{_MODELING}.py").write_text(f"{header}\n{modelling}", encoding="utf-8")
+
+
+def _modules_used(config: PuzzleNasConfig) -> dict[str, dict[str, type[nn.Module]]]:
+    """The tables the model looks its subblocks up in, cut down to what this child's layers name."""
+    layers = list(config.per_layer_config)
+    attentions = {layer.attention_kind for layer in layers if "attention" not in getattr(layer, "skip", [])}
+    ffns = {layer.ffn_kind for layer in layers if "mlp" not in getattr(layer, "skip", [])}
+    return {
+        "ATTENTION_MODULES": {kind: module for kind, module in ATTENTION_MODULES.items() if kind in attentions},
+        "FFN_MODULES": {kind: module for kind, module in FFN_MODULES.items() if kind in ffns},
+    }
+
+
+def _add_auto_map(config_file: Path) -> None:
+    # transformers writes an auto_map only for classes whose own file it copies beside it.
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {"auto_map": _AUTO_MAP}
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _compare_in_fresh_process(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
+    ids_BT = probe_ids(child.config.vocab_size)
+    answer = _ask_fresh_process(folder, {"ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads()})
+    for fault in ("missing_keys", "unexpected_keys"):
+        if answer[fault]:
+            raise ReloadMismatch(f"the exported checkpoint has {fault.replace('_', ' ')}: {', '.join(answer[fault])}")
+    difference = logit_difference(logits_of(child, ids_BT), answer["logits"], "the exported model, reloaded,")
+    same_tokens(tokenizer, answer["tokens"], "the exported tokenizer, reloaded,")
+    new = answer["continuations"]
+    for way, expected in (("cached", "uncached"), ("static cache", "uncached")):
+        if new[way] != new[expected]:
+            raise ReloadMismatch(f"greedy tokens with {way} are {new[way]}, but {expected} {new[expected]}")
+    if new["uncached"][-1:] != new["alone"]:
+        raise ReloadMismatch(f"greedy tokens after left padding are {new['uncached'][-1:]}, but {new['alone']} without")
+    return difference
+
+
+def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="puzzle-nas-export-") as scratch:
+        asked, answered = Path(scratch, "question.pt"), Path(scratch, "answer.pt")
+        torch.save(question, asked)
+        script = Path(__file__).with_name("fresh.py")
+        # transformers copies the folder's code to a cache that goes by the folder's name: no old copy may be found.
+        environment = os.environ | {"HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
+        process = subprocess.run(
+            [sys.executable, "-I", str(script), str(folder.absolute()), str(asked), str(answered)],
+            cwd=scratch,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        if process.returncode != 0:
+            raise ReloadMismatch(f"the exported model does not load and run in a fresh process:\n{process.stderr}")
+        loaded: dict[str, Any] = torch.load(answered)
+        return loaded

@@ -1,0 +1,117 @@
+"""A request made concrete: the parent loaded, the text in tokens, the space spelled out, and a key for everything.
+
+A key is a digest of *what* and *under what*: two things with one key are the same thing, so what a key names is never
+computed twice. Does no work beyond loading.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from blocklib.block import SKIP, Choice
+from blocklib.distil import Training
+from blocklib.library import Library
+from blocklib.parent import Parent, load_parent
+from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.hardware import describe
+from cost_models.scenario import Scenario
+from nas.digest import digest
+from nas.data import Tokens, load_tokens
+from nas.request import Request
+from nas.space import choices, parts
+
+# Part of every key of built weights: raise it when the same settings would give other weights.
+_BUILD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one search works on."""
+
+    request: Request
+    parent: Parent
+    tokenizer: PreTrainedTokenizerBase
+    tokens: Tokens
+    choices: tuple[Choice, ...]
+    scenario: Scenario
+    hardware: str
+
+    @cached_property
+    def id(self) -> str:
+        """The search: everything but the budget, how it is solved for, and what is done with the answer."""
+        under = self.request.canonical()
+        spaces = {name: under[name] for name in ("space", "distill", "score")}
+        tokens = [self.tokens.digest("score"), self.tokens.digest("distillation"), self.tokens.digest("evaluation")]
+        return digest(self.parent.digest, tokens, spaces, self.scenario.key(), self.hardware)[:10]
+
+    @cached_property
+    def library(self) -> Library:
+        return Library(self.home / "library" / self.parent.digest)
+
+    @property
+    def home(self) -> Path:
+        return self.request.home
+
+    @property
+    def variants(self) -> tuple[Choice, ...]:
+        """The choices that are not the parent's own."""
+        return tuple(choice for choice in self.choices if not self.parent.own(choice))
+
+    @cached_property
+    def to_build(self) -> tuple[Choice, ...]:
+        """The subblocks the library must hold, each once, in slot order."""
+        found = {part for choice in self.choices for part in parts(choice)}
+        needed = [part for part in found if part.what != SKIP and not self.parent.own(part)]
+        return tuple(sorted(needed, key=lambda part: (part.first_slot, part.span, str(part))))
+
+    @property
+    def to_measure(self) -> tuple[Geometry, ...]:
+        """What is timed, each once, the fixed part first."""
+        found = dict.fromkeys(geometry for choice in self.choices for geometry in geometries(choice))
+        return (FIXED, *found)
+
+    def training(self, part: Choice) -> Training:
+        settings = self.request.distill.for_kind(part.subblocks[0][1].kind)
+        tokens = self.tokens.distillation.size if settings.tokens is None else settings.tokens
+        return Training(tokens, settings.learning_rate, settings.warmup, settings.schedule, settings.weight_decay)
+
+    def build_key(self, part: Choice) -> str:
+        """Of a subblock's weights in the library."""
+        settings = self.request.distill
+        text = [self.tokens.digest("calibration"), self.tokens.digest("distillation")]
+        under = [settings.batch, settings.least_squares, vars(self.training(part))]
+        return digest(_BUILD_VERSION, self.parent.digest, str(part), text, under)
+
+    def score_key(self, choice: Choice) -> str:
+        built = [self.build_key(part) for part in self.library_parts(choice)]
+        return digest(self.parent.digest, str(choice), built, self.tokens.digest("score"))
+
+    def cost_key(self, geometry: Geometry) -> str:
+        shape = vars(self.parent.shape)
+        return digest(shape, self.scenario.key(), self.hardware, str(geometry))
+
+    def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
+        """The parts of a choice whose weights come from the library, not from the parent and not from nowhere."""
+        return tuple(part for part in parts(choice) if part.what != SKIP and not self.parent.own(part))
+
+
+def prepare(request: Request) -> Job:
+    """Load what a request names. Raises ValueError, from whichever part is wrong, naming it."""
+    parent = load_parent(request.checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(request.checkpoint)
+    asked = request.scenario
+    scenario = Scenario(
+        asked.device, asked.dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads
+    )
+    return Job(
+        request=request,
+        parent=parent,
+        tokenizer=tokenizer,
+        tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary),
+        choices=choices(request.space, parent.shape),
+        scenario=scenario,
+        hardware=describe(asked.device, asked.threads),
+    )
+

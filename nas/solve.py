@@ -1,0 +1,188 @@
+"""From the store alone to an architecture: a search's options and a budget become a problem, its solution a trial.
+
+Needs neither the parent nor its text, so a new budget costs seconds. Knows what a budget means; the solver does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blocklib.block import Architecture, Block, Choice
+from cost_models.cost import Cost, limit
+from cost_models.scenario import Scenario
+from db import models
+from db.store import Store
+from nas.digest import digest
+from nas.units import Limit, format_quantity
+from solvers.mip import solve as solve_exactly
+from solvers.problem import Infeasible, Option, Problem, Solution
+
+# What a budget's metrics are called among the costs.
+METRICS = {"latency": "latency_s", "ttft": "ttft_s", "decode": "decode_s", "throughput": "throughput",
+           "memory": "memory_bytes", "parameters": "parameters"}  # fmt: skip
+
+
+class Unfinished(ValueError):
+    """A search some options of which were never scored or measured."""
+
+
+class BudgetNotMet(ValueError):
+    """No architecture of the space meets the budget; says which limits, and how far each can be met."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A search with everything measured: what a budget is solved on."""
+
+    search: models.Search
+    scenario: Scenario
+    fixed: Cost
+    parent: Cost
+    options: tuple[Option, ...]
+
+    @property
+    def layers(self) -> int:
+        return Architecture.parse(self.search.parent_architecture).layers
+
+    def parent_totals(self) -> dict[str, float]:
+        return self.parent.totals(self.scenario)
+
+    def problem(self, budget: Sequence[Limit]) -> Problem:
+        """Limits on the options' costs: the budget less the fixed part. Several limits on one cost: the tightest."""
+        fixed = self.fixed.metrics(self.scenario)
+        ceilings: dict[str, float] = {}
+        for asked in budget:
+            cost, value = self.ceiling(asked)
+            ceilings[cost] = min(value - fixed[cost], ceilings.get(cost, float("inf")))
+        return Problem(2 * self.layers, self.options, ceilings)
+
+    def ceiling(self, asked: Limit) -> tuple[str, float]:
+        """A limit of the budget as (cost, most it may be) for a whole model."""
+        metric = METRICS[asked.metric]
+        totals = self.parent_totals()
+        if not totals.get(metric):
+            raise ValueError(
+                f"budget {asked.metric}: the scenario generates {self.scenario.generated_tokens} token, so there is "
+                f"no {asked.metric} to limit; set scenario.generated_tokens to 2 or more"
+            )
+        return limit(metric, asked.absolute(totals[metric]), self.scenario)
+
+    def totals(self, solution: Solution) -> dict[str, float]:
+        """What the solver's answer costs as a whole model: every metric."""
+        fixed = self.fixed.metrics(self.scenario)
+        linear = {name: value + fixed[name] for name, value in solution.costs.items()}
+        generated = self.scenario.batch * self.scenario.generated_tokens
+        return linear | {"throughput": generated / linear["latency_s"]}
+
+
+def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
+    """What the store knows of a search. `metric`, kl or lm_loss, is the request's own unless given.
+
+    Raises Unfinished where something is missing.
+    """
+    known = store.options(search.id)
+    missing = [
+        option.option.choice
+        for option in known
+        if option.cost is None or (option.score is None and option.option.score_key is not None)
+    ]
+    if not known or missing or "fixed" not in search.parent_costs:
+        raise Unfinished(
+            f"search {search.name} ({search.id}) is not measured to the end"
+            f"{f' (for one, {missing[0]})' if missing else ''}; run `nas search` on its job again, it goes on where it stopped"
+        )
+    asked = search.scenario
+    scenario = Scenario(**asked)
+    metric = metric or search.request["score"]["metric"]
+    return Measured(
+        search=search,
+        scenario=scenario,
+        fixed=Cost(**search.parent_costs["fixed"]),
+        parent=Cost(**search.parent_costs["whole"]),
+        options=tuple(
+            Option(
+                known_option.option.first_slot,
+                known_option.option.span,
+                known_option.option.name,
+                # The parent's own options have no score row: they move nothing.
+                getattr(known_option.score, metric) if known_option.score else 0.0,
+                _cost(known_option.cost).metrics(scenario),
+            )
+            for known_option in known
+        ),
+    )
+
+
+def solve(known: Measured, budget: Sequence[Limit], gap: float, time_limit_s: float | None) -> Solution:
+    """The best architecture within the budget. Raises BudgetNotMet."""
+    try:
+        return solve_exactly(known.problem(budget), gap=gap, time_limit_s=time_limit_s)
+    except Infeasible as error:
+        raise BudgetNotMet(_explained(known, budget, error)) from error
+
+
+def architecture_of(solution: Solution, layers: int) -> Architecture:
+    """The options a solver chose, as an architecture."""
+    return Architecture.of(tuple(choice_of(option) for option in solution.options), layers)
+
+
+def choice_of(option: Option) -> Choice:
+    """The choice a solver's option stands for: what its name spells, at its first slot."""
+    layer, is_ffn = divmod(option.first, 2)
+    if "+" in option.name:
+        return Choice.parse(f"L{layer}.block={option.name}")
+    return Choice.parse(f"L{layer}.{'ffn' if is_ffn else 'attention'}={option.name}")
+
+
+def trial_row(known: Measured, solution: Solution, budget: Sequence[Limit], heal: dict[str, Any] | None) -> models.Trial:
+    """A solution as a trial, nothing of it built yet. Trials that differ only in how they were found are one."""
+    architecture = str(architecture_of(solution, known.layers))
+    totals = known.totals(solution)
+    return models.Trial(
+        key=digest(known.search.id, architecture, heal),
+        search_id=known.search.id,
+        solver=solution.solver,
+        architecture=architecture,
+        budget={asked.metric: asked.text for asked in budget},
+        score=solution.score,
+        bound=solution.bound,
+        gap=solution.gap,
+        status=solution.status,
+        predicted_latency_s=totals["latency_s"],
+        predicted_ttft_s=totals["ttft_s"],
+        predicted_decode_s=totals["decode_s"],
+        predicted_throughput=totals["throughput"],
+        predicted_memory_bytes=int(totals["memory_bytes"]),
+        predicted_parameters=int(totals["parameters"]),
+    )
+
+
+def _explained(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
+    """The solver's infeasibility in the user's metrics and units, the fixed part counted in."""
+    fixed = known.fixed.metrics(known.scenario)
+    generated = known.scenario.batch * known.scenario.generated_tokens
+    lines = []
+    for asked in budget:
+        cost, ceiling = known.ceiling(asked)
+        if cost not in error.budgets:
+            continue
+        reach = [(error.least, "the least reachable"), (error.together, "with the other limits met, the least reachable")]
+        for found, words in reach:
+            if cost in found:
+                least, wanted = found[cost] + fixed[cost], ceiling
+                whole = known.parent_totals()[METRICS[asked.metric]]
+                if asked.metric == "throughput":
+                    least, wanted, words = generated / least, generated / wanted, words.replace("least", "most")
+                lines.append(
+                    f"{asked.metric} {format_quantity(asked.metric, wanted)}: {words} is "
+                    f"{format_quantity(asked.metric, least)} ({least / whole:.1%} of the parent's)"
+                )
+    if not lines:
+        return f"no architecture can be put together: {error}"
+    together = " together" if len(error.budgets) > 1 else ""
+    return f"no architecture of this space meets the budget{together}. " + "; ".join(dict.fromkeys(lines))
+
+
+def _cost(row: models.Cost | None) -> Cost:
+    assert row is not None
+    return Cost(row.prefill_s, row.decode_s, row.parameters, row.weight_bytes, row.kv_bytes_per_token)

@@ -1,0 +1,284 @@
+"""The stages that fill the store: build the library, score every choice, measure every geometry.
+
+Each stage asks the store and the library what is already there, has workers do the rest, and writes their answers as
+they come. `_build`, `_score` and `_measure` run on workers: they are given plain values and return plain values.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from blocklib.assemble import parent_part
+from blocklib.block import SKIP, Choice
+from blocklib.distil import Distilled, Progress, Training, distil
+from blocklib.kind import Weights
+from blocklib.library import Library
+from blocklib.packed import PackedParent, pack, unpack
+from blocklib.parent import Parent
+from cost_models.analytic import choice_cost, fixed_cost
+from cost_models.cost import ZERO, Cost
+from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.measured import MeasuredGeometry, measure
+from cost_models.scenario import Scenario
+from db import models
+from db.store import Store
+from nas.cluster import Cluster, Report
+from nas.digest import digest
+from nas.job import Job
+from nas.progress import bar
+from nas.score import score
+from nas.space import parts
+
+Ids = NDArray[np.int32]
+_SKIPPED = "skip"
+
+
+class Shared:
+    """What every task reads, put where workers can see it when the first task needs it."""
+
+    def __init__(self, job: Job, cluster: Cluster):
+        self._job = job
+        self._cluster = cluster
+        self._handles: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._handles:
+            value = pack(self._job.parent) if name == "parent" else getattr(self._job.tokens, name)
+            self._handles[name] = self._cluster.share(value)
+        return self._handles[name]
+
+
+def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:
+    """First weights, least squares and BLD for every subblock not yet in the library. Returns how many were built."""
+    keys = {part: job.build_key(part) for part in job.to_build}
+    known = store.distillations(list(keys.values()))
+    missing = [part for part, key in keys.items() if key not in known or not job.library.has(part, key)]
+    if not missing:
+        return 0
+    settings, resources = job.request.distill, job.request.ray
+    groups = _by_layers(job, missing)
+    tasks = [
+        (shared["parent"], shared["calibration"], shared["distillation"], shared["score"], str(job.library.root),
+         [(str(part), keys[part], job.training(part)) for part in group], settings.batch, settings.least_squares,
+         device_of(job))
+        for group in groups
+    ]  # fmt: skip
+    with bar(console, "distil blocks") as shown:
+        for index, group in enumerate(groups):
+            shown.expect(index, max(job.training(part).tokens for part in group))
+        for _, records in cluster.run(
+            _build, tasks, cpus=resources.cpus_per_task, gpus=resources.gpus_per_task, progress=shown
+        ):
+            store.add_distillations([models.Distillation(**record) for record in records])
+    return len(missing)
+
+
+def _build(
+    packed: PackedParent,
+    calibration: Ids,
+    distillation: Ids,
+    heldout: Ids,
+    root: str,
+    work: Sequence[tuple[str, str, Training]],
+    batch: int,
+    least_squares: bool,
+    device: str,
+    report: Report,
+) -> list[dict[str, Any]]:
+    """Build what of `work` (choice, key, training) the library lacks. Returns a record of each, read back from its
+    file: a task started again after it was killed has all of them."""
+    library = Library(Path(root))
+    keys = {Choice.parse(text): key for text, key, _ in work}
+    missing = {Choice.parse(text): t for text, key, t in work if not library.has(Choice.parse(text), key)}
+    if missing:
+        texts = [tensor(ids, device) for ids in (calibration, distillation, heldout)]
+        for event in distil(unpack(packed, device), missing, *texts, batch=batch, least_squares=least_squares):
+            if isinstance(event, Progress):
+                report(event.done_tokens, event.total_tokens)
+            else:
+                metadata = {"format": "pt", "distillation": json.dumps(_record(event, keys[event.choice]))}
+                library.save(event.choice, keys[event.choice], event.weights, metadata)
+    return [json.loads(library.metadata(part, key)["distillation"]) for part, key in keys.items()]
+
+
+def _record(distilled: Distilled, key: str) -> dict[str, Any]:
+    return {
+        "key": key,
+        "choice": str(distilled.choice),
+        "tokens": distilled.tokens,
+        "seconds": distilled.seconds,
+        "loss_first_weights": distilled.loss_first_weights,
+        "loss_least_squares": distilled.loss_least_squares,
+        "loss_trained": distilled.loss_trained,
+        "curve": [[float(tokens), loss] for tokens, loss in distilled.curve],
+    }
+
+
+def score_choices(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:
+    """Replace-1 scores of every choice not yet scored. Returns how many were scored."""
+    keys = {choice: job.score_key(choice) for choice in job.variants}
+    known = store.scores(list(keys.values()))
+    missing = [choice for choice, key in keys.items() if key not in known]
+    if not missing:
+        return 0
+    groups = _by_layers(job, missing)
+    tasks = [
+        (shared["parent"], shared["score"], str(job.library.root),
+         [(str(c), [(str(p), job.build_key(p)) for p in job.library_parts(c)]) for c in group], device_of(job))
+        for group in groups
+    ]  # fmt: skip
+    resources = job.request.ray
+    with bar(console, "score options") as shown:
+        for index in range(len(groups)):
+            shown.expect(index, job.tokens.score.size)
+        for index, found in cluster.run(
+            _score, tasks, cpus=resources.cpus_per_task, gpus=resources.gpus_per_task, progress=shown
+        ):
+            store.add_scores([
+                models.Score(key=keys[choice], choice=str(choice), **found[str(choice)]) for choice in groups[index]
+            ])  # fmt: skip
+    return len(missing)
+
+
+def _score(
+    packed: PackedParent,
+    ids: Ids,
+    root: str,
+    work: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+    device: str,
+    report: Report,
+) -> dict[str, dict[str, float]]:
+    """The fidelity of each choice of `work`: (choice, its library parts as (choice, key))."""
+    parent, library = unpack(packed, device), Library(Path(root))
+    weights = {
+        Choice.parse(text): choice_weights(parent, library, Choice.parse(text), dict(built)) for text, built in work
+    }
+    for event in score(parent, weights, tensor(ids, device)):
+        if isinstance(event, Progress):
+            report(event.done_tokens, event.total_tokens)
+        else:
+            return {str(choice): vars(fidelity) for choice, fidelity in event.items()}
+    raise AssertionError("scoring ended without scores")
+
+
+def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:
+    """Seconds of every geometry not yet measured under this scenario on this hardware. Returns how many were."""
+    keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
+    known = store.costs(list(keys.values()))
+    missing = [geometry for geometry, key in keys.items() if key not in known]
+    if not missing:
+        return 0
+    tasks = [(shared["parent"], [g for g in missing if g != FIXED], job.scenario, job.hardware)]
+    with bar(console, "measure costs") as shown:
+        shown.expect(0, len(missing))
+        for _, found in cluster.run(
+            _measure, tasks, gpus=1 if job.scenario.device.startswith("cuda") else 0, whole_node=True, progress=shown
+        ):
+            measured = {timed.geometry: timed for timed in found}
+            store.add_costs([_cost_row(job, measured[geometry], keys[geometry]) for geometry in missing])
+    return len(missing)
+
+
+def _measure(
+    packed: PackedParent, geometries: Sequence[Geometry], scenario: Scenario, hardware: str, report: Report
+) -> list[MeasuredGeometry]:
+    found = []
+    for event in measure(unpack(packed), geometries, scenario):
+        if isinstance(event, MeasuredGeometry):
+            found.append(event)
+        else:
+            report(event.done, event.total)
+    return found
+
+
+def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
+    geometry, shape, dtype = timed.geometry, job.parent.shape, job.scenario.dtype
+    if geometry.role == "fixed":
+        held = fixed_cost(shape, dtype)
+    else:
+        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, dtype)
+    return _row(key, str(geometry), held + Cost(timed.prefill_s, timed.decode_s), timed.spread)
+
+
+def _row(key: str, name: str, cost: Cost, spread: float) -> models.Cost:
+    return models.Cost(key=key, name=name, spread=spread, **vars(cost))
+
+
+def write_options(job: Job, store: Store) -> None:
+    """The search's options with what is known of each, so that it can be solved from the database alone."""
+    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
+    by_geometry = {geometry: _cost_of(measured[job.cost_key(geometry)]) for geometry in job.to_measure}
+    summed: dict[str, models.Cost] = {}
+    found = []
+    for choice in job.choices:
+        keys = sorted(job.cost_key(geometry) for geometry in geometries(choice))
+        cost_key = keys[0] if len(keys) == 1 else digest(_SKIPPED, *keys)
+        if len(keys) != 1:
+            whole = sum((by_geometry[geometry] for geometry in geometries(choice)), ZERO)
+            summed[cost_key] = _row(cost_key, " + ".join(map(str, geometries(choice))) or _SKIPPED, whole, 0.0)
+        build = job.library_parts(choice)
+        found.append(
+            models.Option(
+                search_id=job.id,
+                choice=str(choice),
+                first_slot=choice.first_slot,
+                span=choice.span,
+                name=str(choice.what),
+                score_key=None if job.parent.own(choice) else job.score_key(choice),
+                cost_key=cost_key,
+                distillation_key=job.build_key(build[0]) if len(build) == 1 else None,
+            )
+        )
+    store.add_costs(list(summed.values()))
+    store.set_options(job.id, found)
+
+
+def parent_costs(job: Job, store: Store) -> dict[str, Any]:
+    """The fixed part's cost and the parent's whole, which is its parts' sum, as the search row keeps them."""
+    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
+    fixed = _cost_of(measured[job.cost_key(FIXED)])
+    own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]
+    whole = sum((_cost_of(measured[job.cost_key(geometry)]) for geometry in own), fixed)
+    return {"fixed": vars(fixed), "whole": vars(whole)}
+
+
+def _cost_of(row: models.Cost) -> Cost:
+    return Cost(row.prefill_s, row.decode_s, row.parameters, row.weight_bytes, row.kv_bytes_per_token)
+
+
+def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mapping[str, str]) -> Weights:
+    """The tensors of every part of `choice`: from the library by `keys`, from the parent, or none where skipped."""
+    weights: dict[str, Any] = {}
+    for part in parts(choice):
+        if str(part) in keys:
+            loaded = library.load(part, keys[str(part)])
+            weights |= {name: values.to(parent.model.device) for name, values in loaded.items()}
+        elif part.what != SKIP:
+            weights |= parent_part(parent, part.layer, part.role)
+    return weights
+
+
+def tensor(ids: Ids, device: str) -> torch.Tensor:
+    """Token ids on a device. Copied, since what Ray hands out is read-only."""
+    return torch.from_numpy(ids.copy()).to(device)
+
+
+def device_of(job: Job) -> str:
+    """Where workers compute. Ray shows a task only the GPUs that are its own."""
+    return "cuda" if job.request.ray.gpus_per_task else "cpu"
+
+
+def _by_layers(job: Job, choices: Sequence[Choice]) -> list[list[Choice]]:
+    """Choices of neighbouring layers together: a task's share of the parent's passes."""
+    layers = sorted({choice.layer for choice in choices})
+    workers = max(1, int((os.cpu_count() or 1) / max(1, job.request.ray.cpus_per_task)))
+    size = job.request.ray.layers_per_task or -(-len(layers) // workers)
+    groups = [set(layers[start : start + size]) for start in range(0, len(layers), size)]
+    return [[choice for choice in choices if choice.layer in group] for group in groups]

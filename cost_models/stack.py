@@ -10,56 +10,85 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blocklib.block import Architecture, Block, Choice
+from blocklib.block import SKIP, Architecture, Block, Choice
+from blocklib.kinds import parent_architecture
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.parent import child_config, model_with
+from blocklib.parent import child_config, model_with, own_shape
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost, choice_cost, fixed_cost
+from cost_models.geometry import geometry
 from cost_models.scenario import Scenario
+
+EMPTY = Block(SKIP, SKIP)
 
 _MOST_LAYERS = 4
 """A stack of small blocks has at most so many times the parent's layers."""
 
 
 @dataclass(frozen=True)
+class Stack:
+    """`block`, `layers` times."""
+
+    block: Block
+    layers: int
+
+    def __str__(self) -> str:
+        return f"{self.layers} x {self.block}"
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture((self.block,) * self.layers)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """How many of each part it holds: `base` runs without any layer, `layer` is an empty one."""
+        counts = {"base": 1.0, "layer": float(self.layers)}
+        for role, subblock in Choice(0, "block", self.block).subblocks:
+            if subblock != SKIP:
+                counts[str(geometry(role, subblock))] = float(self.layers)
+        return counts
+
+
+@dataclass(frozen=True)
 class Room:
-    """What a stack has to fit: `memory_bytes` at most; and where the parent overflows it, more than `cache_bytes`."""
+    """Where stacks run: the memory one may take, and the last-level cache (0: unknown, or none)."""
 
     memory_bytes: int
     cache_bytes: int
 
 
-def layers_of_stack(block: Block, parent: Architecture, shape: Shape, scenario: Scenario, room: Room) -> int:
-    """How many layers a stack of `block` has: as many as the parent, or as fit into memory.
+def stack_of(block: Block, shape: Shape, scenario: Scenario, room: Room) -> Stack:
+    """As many layers of `block` as the parent has, or as fit into memory.
 
-    More where the stack would stay in the last-level cache though the parent does not (up to four times as many), since
-    in a child the other layers would push it out between two passes. Not where the parent itself stays in it.
+    More, up to four times as many, where the stack would stay in the last-level cache though the parent does not: in a
+    child the other layers push it out between two passes. Where the parent itself stays in the cache, so may a stack.
     Raises ValueError where not even one layer fits into memory.
     """
-    fixed_bytes = fixed_cost(shape, scenario.dtype).metrics(scenario)["memory_bytes"]
+    whole = architecture_cost(parent_architecture(shape), shape, scenario.dtype)
+    parent_bytes = whole.metrics(scenario)["memory_bytes"]
+    fixed_bytes = fixed_cost(shape, scenario.dtype).weight_bytes
     layer_bytes = choice_cost(Choice(0, "block", block), shape, scenario.dtype).metrics(scenario)["memory_bytes"]
-    parent_bytes = architecture_cost(parent, shape, scenario.dtype).metrics(scenario)["memory_bytes"]
+    assert layer_bytes > 0, f"{block} holds nothing: any number of layers will do"
     layers = shape.layers
-    if parent_bytes > room.cache_bytes and layer_bytes > 0:
+    if parent_bytes > room.cache_bytes:
         overflowing = math.ceil(min(parent_bytes, 2 * room.cache_bytes) / layer_bytes)
-        layers = min(max(layers, overflowing), _MOST_LAYERS * shape.layers)
-    if layer_bytes > 0:
-        layers = min(layers, int((room.memory_bytes - fixed_bytes) // layer_bytes))
+        layers = min(max(layers, overflowing), _MOST_LAYERS * layers)
+    layers = min(layers, int((room.memory_bytes - fixed_bytes) // layer_bytes))
     if layers < 1:
         raise ValueError(
-            f"one layer {block} needs {fixed_bytes + layer_bytes:.0f} bytes with embedding, head and the cache of "
-            f"{scenario}; {room.memory_bytes} are available: lower the batch or the tokens, or leave it out"
+            f"one layer {block} takes {fixed_bytes + layer_bytes:.0f} bytes with embedding, head and the cache of "
+            f"{scenario}, and a stack may take {room.memory_bytes}; lower the batch or the tokens, or leave it out"
         )
-    return layers
+    return Stack(block, layers)
 
 
-def random_model(config: PuzzleNasConfig, architecture: Architecture, shape: Shape, scenario: Scenario) -> PuzzleNasForCausalLM:
+def random_model(config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> PuzzleNasForCausalLM:
     """`architecture` with random weights, on the scenario's device. `config` is the parent's.
 
     The architecture need not span the parent's layers. Random, not constant: how fast a GPU multiplies depends on the
     numbers; norms are ones, so that nothing vanishes or overflows.
     """
-    own = child_config(config, architecture, shape)
+    own = child_config(config, architecture, own_shape(config))
     with torch.device("meta"):
         empty = PuzzleNasForCausalLM._from_config(own).state_dict()
     dtype = getattr(torch, scenario.dtype)

@@ -38,8 +38,10 @@ class Rounds:
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.most:
-            raise ValueError(f"rounds: at least {self.least} and at most {self.most} cannot be; least is 1 or more")
+        if not 2 <= self.least <= self.most:
+            raise ValueError(
+                f"rounds: at least {self.least} and at most {self.most} cannot be; two or more tell how far they spread"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Paired:
 
         Infinite after a single round, which says nothing of it.
         """
-        if len(self.ratios) < 2:
+        if len(self.ratios) == 1:
             return math.inf
         deviation = 1.4826 * median(abs(ratio - self.ratio) for ratio in self.ratios)
         return math.sqrt(math.pi / 2 / len(self.ratios)) * deviation / self.ratio
@@ -86,6 +88,11 @@ class Comparison:
     scenario: Scenario
     prefill: Paired
     decode: Paired | None = None
+
+    @property
+    def phases(self) -> tuple[Paired, ...]:
+        """Prefill, and decode where it was timed."""
+        return (self.prefill,) if self.decode is None else (self.prefill, self.decode)
 
     @property
     def latency(self) -> Paired:
@@ -124,7 +131,7 @@ class Comparison:
     @property
     def spread(self) -> float:
         """The largest relative standard error of what was timed."""
-        return max(self.prefill.spread, self.decode.spread if self.decode else 0.0)
+        return max(phase.spread for phase in self.phases)
 
 
 class Subject:

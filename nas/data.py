@@ -131,8 +131,8 @@ def _sequences(
     if len(ids) < wanted:
         source = "data.evaluation" if split == "evaluation" and data.evaluation else "data.train"
         raise TextError(
-            f"data.{split}_tokens asks for {wanted:,} tokens, and {source} leaves {len(documents):,} documents for them "
-            f"that hold {len(ids):,}; give more text, ask for fewer tokens, or cut the text into more documents by "
+            f"data.{split}_tokens asks for {wanted:,} tokens, and the {len(documents):,} documents {source} leaves for it "
+            f"hold {len(ids):,}; give more text, ask for fewer tokens, or cut the text into more documents by "
             "data.document_separator"
         )
     if ids.max() >= vocabulary:

@@ -78,7 +78,7 @@ def heal(
     )
     trainer.distil_from(parent, settings.hidden_weight)
     # The trainer reports through callbacks and our caller wants an iterator: a thread stands between them.
-    worker = threading.Thread(target=_train, args=(trainer, checkpoints, events), daemon=True)
+    worker = threading.Thread(target=_train, args=(trainer, checkpoints, torch.get_num_threads(), events), daemon=True)
     worker.start()
     while (event := events.get()) is not None:
         if isinstance(event, BaseException):
@@ -88,8 +88,12 @@ def heal(
     child.eval()
 
 
-def _train(trainer: Trainer, checkpoints: Path, events: "Queue[Progress | BaseException | None]") -> None:
+def _train(
+    trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]"
+) -> None:
     try:
+        # How many threads torch computes with is a setting of each thread, and a new one starts from the environment's.
+        torch.set_num_threads(threads)
         last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
         trainer.train(resume_from_checkpoint=last)
         events.put(None)

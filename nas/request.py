@@ -86,8 +86,8 @@ def _option(value: object, own: str) -> Option:
     """An option of the space, `own` being the kind that takes a size."""
     right = f"write {own}50% (of the parent's), {own}4 (a size of its own), linear or skip"
     text = str(value)
-    if text.endswith("%"):
-        share = parse_percent(text.removeprefix(own))
+    if percent := re.fullmatch(rf"(?:{own})?([\d.]+%)", text):
+        share = parse_percent(percent[1])
         if share > 1:
             raise ValueError(f"{text} is more than the parent has; {right}")
         return Share(own, share)

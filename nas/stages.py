@@ -20,12 +20,14 @@ from blocklib.block import SKIP, Choice
 from blocklib.distil import Distilled, Progress, Training, distil
 from blocklib.kind import Weights
 from blocklib.library import Library
+from blocklib.model import PuzzleNasConfig
 from blocklib.packed import PackedParent, pack, unpack
 from blocklib.parent import Parent
 from cost_models.analytic import choice_cost, fixed_cost
 from cost_models.cost import ZERO, Cost
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.measured import MeasuredGeometry, measure
+from cost_models.measured import Progress as Stacks
 from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
@@ -168,32 +170,30 @@ def _score(
     raise AssertionError("scoring ended without scores")
 
 
-def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:
+def measure_costs(job: Job, store: Store, cluster: Cluster, console: Console) -> int:
     """Seconds of every geometry not yet measured under this scenario on this hardware. Returns how many were."""
     keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
     known = store.costs(list(keys.values()))
     missing = [geometry for geometry, key in keys.items() if key not in known]
     if not missing:
         return 0
-    tasks = [(shared["parent"], [g for g in missing if g != FIXED], job.scenario, job.hardware)]
+    config = job.parent.model.config.to_dict()
+    tasks = [(config, [geometry for geometry in missing if geometry != FIXED], job.scenario)]
     with bar(console, "measure costs") as shown:
-        shown.expect(0, len(missing))
-        for _, found in cluster.run(
-            _measure, tasks, gpus=1 if job.scenario.device.startswith("cuda") else 0, whole_node=True, progress=shown
-        ):
+        for _, found in cluster.run(_measure, tasks, gpus=gpus_to_time(job), whole_node=True, progress=shown):
             measured = {timed.geometry: timed for timed in found}
             store.add_costs([_cost_row(job, measured[geometry], keys[geometry]) for geometry in missing])
     return len(missing)
 
 
 def _measure(
-    packed: PackedParent, geometries: Sequence[Geometry], scenario: Scenario, hardware: str, report: Report
+    config: Mapping[str, Any], wanted: Sequence[Geometry], scenario: Scenario, report: Report
 ) -> list[MeasuredGeometry]:
     found = []
-    for event in measure(unpack(packed), geometries, scenario):
+    for event in measure(PuzzleNasConfig.from_dict(dict(config)), wanted, scenario):
         if isinstance(event, MeasuredGeometry):
             found.append(event)
-        else:
+        elif isinstance(event, Stacks):
             report(event.done, event.total)
     return found
 
@@ -273,6 +273,11 @@ def tensor(ids: Ids, device: str) -> torch.Tensor:
 def device_of(job: Job) -> str:
     """Where workers compute. Ray shows a task only the GPUs that are its own."""
     return "cuda" if job.request.ray.gpus_per_task else "cpu"
+
+
+def gpus_to_time(job: Job) -> int:
+    """GPUs a timing asks for: the one it times on."""
+    return int(job.scenario.device.startswith("cuda"))
 
 
 def _by_layers(job: Job, choices: Sequence[Choice]) -> list[list[Choice]]:

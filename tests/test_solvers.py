@@ -50,7 +50,7 @@ def problems(draw: st.DrawFn, whole: bool = False, max_slots: int = 6) -> Proble
     """Small ones, with spans, ties, negative numbers, and limits that often cannot be met. Tenths do not add up in
     floating point: 0.1 + 0.2 must still meet a limit of 0.3."""
     slots = draw(st.integers(1, max_slots))
-    unit = 1.0 if whole else draw(st.sampled_from([1.0, 0.1, 1e-6, 1e9]))
+    unit = 1.0 if whole else draw(st.sampled_from([1.0, 0.1, 1e-12, 1e9]))
     options = []
     for first in range(slots):
         spans = draw(st.lists(st.integers(1, min(3, slots - first)), min_size=1, max_size=4))
@@ -156,6 +156,14 @@ def test_the_front_is_the_whole_front(problem: Problem) -> None:
         assert (solution.costs["a"], solution.score) in whole
 
 
+def test_a_point_of_the_front_has_the_least_cost_of_its_score() -> None:
+    options = [Option(slot, 1, "dear", 0.0, {"a": 5.0}) for slot in range(3)]
+    options += [Option(slot, 1, "cheap", 0.0, {"a": 3.0}) for slot in range(3)]
+    options += [Option(slot, 1, "skip", 1.0, {"a": 0.0}) for slot in range(3)]
+    found = pareto.front(Problem(3, tuple(options), {}), "a", points=2)
+    assert [(solution.costs["a"], solution.score) for solution in found] == [(0, 3), (9, 0)]
+
+
 def test_the_front_of_a_library_descends() -> None:
     problem = library(layers=10, names=4, seed=3)
     found = pareto.front(problem, "latency", points=8)
@@ -187,8 +195,9 @@ def test_the_unit_of_a_cost_changes_nothing(factor: float) -> None:
 def test_one_terrible_option_blurs_nothing(outlier: float) -> None:
     problem = library(layers=12, names=5, seed=4)
     best = mip.solve(problem)
-    unused = next(o for o in problem.options if o not in best.options)
-    options = tuple(replace(o, score=outlier) if o == unused else o for o in problem.options)
+    # The cheapest at its slot: nothing dominates it, so the solver has to look at it.
+    options = tuple(replace(o, score=outlier) if (o.first, o.name) == (0, "o4") else o for o in problem.options)
+    assert best.options[0].name != "o4"
     solution = mip.solve(replace(problem, options=options))
     assert solution.score == pytest.approx(best.score, rel=1e-6)
     assert solution.status == "optimal"
@@ -207,13 +216,29 @@ def test_no_limits_is_a_shortest_path() -> None:
     assert {option.name for option in solution.options} == {"o0"}
 
 
-def test_a_sum_over_its_limit_by_less_than_the_solver_sees_is_not_returned() -> None:
-    """The limit is 0, so nothing is tolerated; HiGHS takes sums up to 1e-10 of the numbers in it for 0."""
-    costs = {"over": 1 + 1e-11, "under": 1.0}
-    options = [Option(0, 1, "credit", 0.0, {"a": -1.0})]
-    options += [Option(1, 1, name, -cost, {"a": cost}) for name, cost in costs.items()]
-    solution = mip.solve(Problem(2, tuple(options), {"a": 0.0}))
-    assert [option.name for option in solution.options] == ["credit", "under"]
+def at_its_limit(excess: float) -> Problem:
+    """The limit is 0, so nothing is tolerated; the best score is over it by `excess`, which HiGHS takes for 0."""
+    options = []
+    for slot in range(4):
+        options.append(Option(slot, 1, "credit", 0.0, {"a": -1.0}))
+        options.append(Option(slot, 1, "zero", -0.5, {"a": 0.0}))
+        options.append(Option(slot, 1, "under", -1.0, {"a": 1.0}))
+        options.append(Option(slot, 1, "over", -2.0, {"a": 1.0 + excess}))
+    return Problem(4, tuple(options), {"a": 0.0})
+
+
+@pytest.mark.parametrize("excess", [9e-11, 1e-11])
+def test_a_sum_over_its_limit_by_less_than_the_solver_sees_is_not_returned(excess: float) -> None:
+    problem = at_its_limit(excess)
+    solution = mip.solve(problem)
+    assert solution.costs["a"] <= 0
+    assert solution.score == least_score(problem)
+    assert solution.status == "optimal"
+
+
+def test_sums_that_cannot_be_told_from_their_limit_are_an_error() -> None:
+    with pytest.raises(ArithmeticError, match="pass one by rounding"):
+        mip.solve(at_its_limit(1e-12))
 
 
 def hard(seed: int = 0) -> Problem:

@@ -1,0 +1,43 @@
+"""Arithmetic and measured seconds put together: the whole cost of a choice, of the fixed part, of an architecture.
+
+Knows no clocks: it looks up what `measured.py` measured, and computes nothing in place of what is missing.
+"""
+
+from collections.abc import Mapping
+
+from blocklib.block import Architecture, Choice
+from blocklib.shape import Shape
+from cost_models import analytic
+from cost_models.cost import Cost
+from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.measured import MeasuredGeometry
+
+Measured = Mapping[Geometry, MeasuredGeometry]
+
+
+class NotMeasured(LookupError):
+    """A time was asked for that nobody measured."""
+
+
+def choice_cost(choice: Choice, shape: Shape, dtype: str, measured: Measured) -> Cost:
+    """What `choice` adds to a child. Raises NotMeasured naming the geometry that is missing."""
+    seconds = (_seconds(geometry, measured) for geometry in geometries(choice))
+    return sum(seconds, analytic.choice_cost(choice, shape, dtype))
+
+
+def fixed_cost(shape: Shape, dtype: str, measured: Measured) -> Cost:
+    """What every child costs before its subblocks. Raises NotMeasured."""
+    return analytic.fixed_cost(shape, dtype) + _seconds(FIXED, measured)
+
+
+def architecture_cost(architecture: Architecture, shape: Shape, dtype: str, measured: Measured) -> Cost:
+    """What a whole child costs. Raises NotMeasured."""
+    choices = (choice_cost(choice, shape, dtype, measured) for choice in architecture.choices())
+    return sum(choices, fixed_cost(shape, dtype, measured))
+
+
+def _seconds(geometry: Geometry, measured: Measured) -> Cost:
+    if geometry not in measured:
+        raise NotMeasured(f"{geometry} was not measured; measured: {', '.join(map(str, measured)) or 'nothing'}")
+    found = measured[geometry]
+    return Cost(prefill_s=found.prefill_s, decode_s=found.decode_s)

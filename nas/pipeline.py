@@ -1,0 +1,139 @@
+"""The whole product on one page: a request in, a measured child out.
+
+Every stage asks the store before it works, so a search run again measures and trains nothing, and one that was killed
+goes on where it stopped. This process alone writes the database.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from rich.console import Console
+
+from db import models
+from db.models import now
+from db.store import Store
+from nas.cluster import Cluster
+from nas.export.exported import Exported
+from nas.export.formats import export
+from nas.job import Job, prepare
+from nas.realise import healing_key, load_child, realise
+from nas.report import write_report
+from nas.request import Request
+from nas.sample import sample
+from nas.solve import measured, solve, trial_row
+from nas.stages import (
+    Shared,
+    build_library,
+    measure_costs,
+    parent_costs,
+    score_choices,
+    write_options,
+)
+from nas.table import comparison, markdown
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search ends with."""
+
+    search: models.Search
+    trial: models.Trial
+    child: Path
+    report: Path
+    sentence: str
+
+
+def search(request: Request, store: Store, console: Console) -> Outcome:
+    """Run a request to its end. Raises ValueError or OSError, saying what is wrong, with nothing finished lost."""
+    _refuse_taken_folder(request)
+    job = prepare(request)
+    store.add_search(_search_row(job))
+    console.print(f"search {request.name} ({job.id}): {len(job.variants)} options, {job.tokens.describe()}")
+    try:
+        with Cluster(request.ray.address) as cluster:
+            trial = _found(job, store, cluster, console)
+            outcome = _delivered(job, store, trial, console)
+    except KeyboardInterrupt:
+        store.set_search_status(job.id, "interrupted")
+        raise
+    except Exception as error:
+        store.set_search_status(job.id, "failed")
+        store.add_failure(models.Failure(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error)))
+        raise
+    store.set_search_status(job.id, "finished")
+    return outcome
+
+
+def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models.Trial:
+    """Measure what is not measured, solve, and make the answer real."""
+    shared = Shared(job, cluster)
+    with _stage(job, store, "distil") as done:
+        done.append(build_library(job, store, cluster, shared, console))
+    with _stage(job, store, "score") as done:
+        done.append(score_choices(job, store, cluster, shared, console))
+    with _stage(job, store, "measure") as done:
+        done.append(measure_costs(job, store, cluster, console))
+    write_options(job, store)
+    store.add_search(_search_row(job, store))
+    request = job.request
+    with _stage(job, store, "solve"):
+        known = measured(store, store.find_search(job.id), request.score.metric)
+        solution = solve(known, request.budget, request.solver.gap, request.solver.time_limit)
+        trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job)))
+    with _stage(job, store, "realise") as done:
+        done.append(int(trial.latency_ratio is None))
+        return realise(job, store, cluster, shared, trial, console)
+
+
+def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) -> Outcome:
+    """Export the child and write the report, where that is not done yet."""
+    found = store.find_search(job.id)
+    child = load_child(job, trial)
+    out = job.request.export.out or job.home / "exports" / trial.key / job.request.export.format
+    # A folder appears under its name only when it is whole, and the default name is this trial's alone.
+    if trial.child_path != str(out) or not out.exists():
+        if not (job.request.export.out is None and out.exists()):
+            card = f"# {job.request.name}\n\n{markdown(comparison(found, trial))}\n"
+            with _stage(job, store, "export"), console.status("export and reload"):
+                exported: Exported = export(job.request.export.format, child, job.tokenizer, out, card)
+            for note in exported.notes:
+                console.print(note)
+        trial = store.update_trial(trial.id, child_path=str(out))
+    report = job.home / "reports" / f"{job.id}.html"
+    write_report(store, found, report, trial)
+    return Outcome(found, trial, out, report, sample(child, job.tokenizer, job.tokens.evaluation))
+
+
+def _search_row(job: Job, store: Store | None = None) -> models.Search:
+    scenario = job.scenario
+    return models.Search(
+        id=job.id,
+        name=job.request.name,
+        parent=job.request.parent,
+        parent_digest=job.parent.digest,
+        parent_architecture=str(job.parent.architecture),
+        request=job.request.canonical(),
+        scenario=vars(scenario),
+        hardware=job.hardware,
+        parent_costs=parent_costs(job, store) if store else {},
+    )
+
+
+def _refuse_taken_folder(request: Request) -> None:
+    out = request.export.out
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"export.out: {out} exists and is not empty; remove it, or name another folder")
+
+
+@contextmanager
+def _stage(job: Job, store: Store, name: str) -> Iterator[list[int]]:
+    """Times a stage and writes it down; the block appends how many units it really computed."""
+    started, clock = now(), monotonic()
+    done: list[int] = []
+    yield done
+    store.add_stage(
+        models.Stage(search_id=job.id, name=name, started_at=started, seconds=monotonic() - clock, work_done=sum(done))
+    )

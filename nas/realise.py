@@ -1,0 +1,178 @@
+"""A trial made real: the child assembled, healed, evaluated and timed beside its parent, and exported.
+
+Each step leaves something whole behind (the child's file, columns of the trial's row, the exported folder) and is not
+done again where that is there. `_make` and `_time` run on workers.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from blocklib.assemble import assemble
+from blocklib.block import Architecture
+from blocklib.library import Library, write_whole
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.packed import PackedParent, unpack
+from blocklib.parent import child_config, model_with
+from cost_models.analytic import architecture_cost
+from cost_models.scenario import Scenario
+from cost_models.timing import time_models
+from db import models
+from db.store import Store
+from nas.cluster import Cluster, Report
+from nas.evaluate import evaluate, perplexity
+from nas.heal import Healing, heal
+from nas.job import Job
+from nas.progress import bar
+from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tensor
+
+
+def healing_of(job: Job) -> Healing | None:
+    """How the request heals children; None where it does not."""
+    asked = job.request.heal
+    if asked is None:
+        return None
+    tokens = job.tokens.distillation.size if asked.tokens is None else asked.tokens
+    return Healing(tokens, asked.batch, asked.learning_rate, asked.warmup, asked.hidden_weight)
+
+
+def healing_key(job: Job) -> dict[str, Any] | None:
+    """What a trial's key says of its healing."""
+    healing = healing_of(job)
+    return None if healing is None else vars(healing) | {"text": job.tokens.digest("distillation")}
+
+
+def child_file(job: Job, trial: models.Trial) -> Path:
+    """Where the child's weights are kept."""
+    return job.home / "children" / f"{trial.key}.safetensors"
+
+
+def realise(
+    job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
+) -> models.Trial:
+    """The trial with every measured column filled. Does only what is not done yet."""
+    if trial.kl is None or not child_file(job, trial).is_file():
+        trial = _made(job, store, cluster, shared, trial, console)
+    if trial.latency_ratio is None:
+        trial = _timed(job, store, cluster, shared, trial, console)
+    return trial
+
+
+def load_child(job: Job, trial: models.Trial) -> PuzzleNasForCausalLM:
+    """The child of a realised trial, in float32."""
+    architecture = Architecture.parse(trial.architecture)
+    config = child_config(job.parent.model.config, architecture, job.parent.shape)
+    return model_with(config, load_file(child_file(job, trial)))
+
+
+def _made(
+    job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
+) -> models.Trial:
+    architecture, healing = Architecture.parse(trial.architecture), healing_of(job)
+    built = [(str(part), job.build_key(part)) for c in architecture.choices() for part in job.library_parts(c)]
+    task = (
+        shared["parent"], shared["distillation"], shared["evaluation"], str(job.library.root), trial.architecture, built,
+        healing, str(child_file(job, trial)), str(job.home / "checkpoints" / trial.key), device_of(job),
+    )  # fmt: skip
+    gpus = 1 if job.request.ray.gpus_per_task else 0
+    with bar(console, "heal child" if healing else "assemble child") as shown:
+        ((_, found),) = cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
+    before, after = found["before"], found["after"]
+    return store.update_trial(
+        trial.id,
+        kl_before_heal=before["kl"],
+        lm_loss_before_heal=before["lm_loss"],
+        kl=after["kl"],
+        lm_loss=after["lm_loss"],
+        perplexity=perplexity(after["lm_loss"]),
+        top1_agreement=after["top1_agreement"],
+        hidden_cosine=after["hidden_cosine"],
+        heal_tokens=healing.tokens if healing else 0,
+        details=trial.details | {"parent": {"lm_loss": found["parent"]["lm_loss"]}},
+    )
+
+
+def _make(
+    packed: PackedParent,
+    distillation: Ids,
+    evaluation: Ids,
+    root: str,
+    architecture: str,
+    built: Sequence[tuple[str, str]],
+    healing: Healing | None,
+    file: str,
+    checkpoints: str,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Assemble, evaluate, heal, evaluate, write the file. What was found is in the file too, for a task done again."""
+    path = Path(file)
+    if path.is_file():
+        with safe_open(path, framework="pt") as written:
+            kept: dict[str, Any] = json.loads(written.metadata()["found"])
+        return kept
+    parent, library, keys = unpack(packed, device), Library(Path(root)), dict(built)
+    heldout = tensor(evaluation, device)
+    child = assemble(
+        parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
+    )
+    found = {"parent": vars(evaluate(parent.model, parent.model, heldout))}
+    found["before"] = vars(evaluate(parent.model, child, heldout))
+    if healing is not None:
+        child = deepcopy(child)
+        for event in heal(parent.model, child, tensor(distillation, device), healing, Path(checkpoints)):
+            report(event.done_tokens, event.total_tokens)
+    found["after"] = vars(evaluate(parent.model, child, heldout)) if healing else found["before"]
+    write_whole(path, child.state_dict(), {"format": "pt", "architecture": architecture, "found": json.dumps(found)})
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return found
+
+
+def _timed(
+    job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
+) -> models.Trial:
+    task = (shared["parent"], str(child_file(job, trial)), trial.architecture, job.scenario)
+    with bar(console, "measure child"):
+        ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True)
+    held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario.dtype)
+    totals = held.metrics(job.scenario)
+    parent = trial.details["parent"] | found.pop("parent")
+    return store.update_trial(
+        trial.id,
+        **found,
+        memory_bytes=int(totals["memory_bytes"]),
+        parameters=int(totals["parameters"]),
+        details=trial.details | {"parent": parent},
+    )
+
+
+def _time(packed: PackedParent, file: str, architecture: str, scenario: Scenario, report: Report) -> dict[str, Any]:
+    """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device."""
+    parent = unpack(packed)
+    config = child_config(parent.model.config, Architecture.parse(architecture), parent.shape)
+    dtype = getattr(torch, scenario.dtype)
+    child = model_with(config, load_file(file)).to(device=scenario.device, dtype=dtype)
+    control = deepcopy(parent.model).to(device=scenario.device, dtype=dtype)
+    timed = time_models(control, child, scenario)
+    return {
+        "latency_s": timed.latency.other_s,
+        "latency_ratio": timed.latency.ratio,
+        "latency_spread": timed.latency.spread,
+        "ttft_s": timed.prefill.other_s,
+        "decode_s": timed.decode.other_s if timed.decode else None,
+        "throughput": timed.other_throughput,
+        "parent": {
+            "latency_s": timed.latency.control_s,
+            "ttft_s": timed.prefill.control_s,
+            "decode_s": timed.decode.control_s if timed.decode else None,
+            "throughput": timed.control_throughput,
+        },
+    }

@@ -1,0 +1,21 @@
+"""A sentence by the child, so that a person sees what came out."""
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from blocklib.model import PuzzleNasForCausalLM
+from nas.stages import Ids
+
+_PROMPT_TOKENS, _NEW_TOKENS = 16, 48
+
+
+@torch.no_grad()
+def sample(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, evaluation: Ids) -> str:
+    """Greedy continuation of the first held-out tokens, prompt included."""
+    prompt = torch.from_numpy(evaluation[:1, :_PROMPT_TOKENS].copy()).long()
+    generated = child.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_NEW_TOKENS, do_sample=False, eos_token_id=None,
+        pad_token_id=0,
+    )  # fmt: skip
+    text: str = tokenizer.decode(generated[0], skip_special_tokens=True)
+    return text

@@ -1,0 +1,82 @@
+"""The one table a search ends with: parent beside child. Text only; the terminal and the model card lay it out."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from blocklib.block import Architecture
+from cost_models.cost import Cost
+from cost_models.scenario import Scenario
+from db import models
+from nas.units import format_quantity
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    parent: str
+    child: str
+
+
+def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
+    """What is known of a trial beside its parent; a dash where nothing was measured."""
+    scenario = Scenario(**search.scenario)
+    whole = Cost(**search.parent_costs["whole"]).totals(scenario)
+    parent = trial.details.get("parent", {})
+    loss = parent.get("lm_loss")
+    found = [
+        Row("architecture", summary(search.parent_architecture), summary(trial.architecture)),
+        Row("parameters", _shown("parameters", whole["parameters"]), _shown("parameters", trial.predicted_parameters)),
+        Row("memory", _shown("memory", whole["memory_bytes"]), _shown("memory", trial.predicted_memory_bytes)),
+        _predicted("latency", whole["latency_s"], trial.predicted_latency_s),
+        Row("latency, measured", _shown("latency", parent.get("latency_s")), _measured_latency(trial)),
+    ]
+    if scenario.generated_tokens > 1:
+        found += [
+            _predicted("decode", whole["decode_s"], trial.predicted_decode_s),
+            Row("decode, measured", _shown("decode", parent.get("decode_s")), _shown("decode", trial.decode_s)),
+        ]
+    found += [
+        Row("throughput, measured", _shown("throughput", parent.get("throughput")), _shown("throughput", trial.throughput)),
+        Row("held-out loss", _number(loss), _number(trial.lm_loss)),
+        Row("perplexity", _number(None if loss is None else math.exp(loss)), _number(trial.perplexity)),
+        Row("KL to the parent", "0", _number(trial.kl)),
+        Row("  before healing", "0", _number(trial.kl_before_heal)),
+        Row("  predicted (sum of scores)", "0", _number(trial.score)),
+        Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)),
+    ]
+    return tuple(found)
+
+
+def summary(architecture: str) -> str:
+    """An architecture in a line: its blocks, counted where they repeat."""
+    counted = Counter(str(block) for block in Architecture.parse(architecture).blocks)
+    return ", ".join(f"{count} x {block}" for block, count in counted.items())
+
+
+def markdown(rows: tuple[Row, ...]) -> str:
+    lines = ["| | parent | child |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {row.what.strip()} | {row.parent} | {row.child} |" for row in rows])
+
+
+def _predicted(metric: str, parent: float, child: float) -> Row:
+    share = f" ({child / parent:.1%})"
+    return Row(f"{metric}, predicted", _shown(metric, parent), _shown(metric, child) + share)
+
+
+def _measured_latency(trial: models.Trial) -> str:
+    if trial.latency_s is None or trial.latency_ratio is None or trial.latency_spread is None:
+        return "-"
+    return f"{_shown('latency', trial.latency_s)} ({trial.latency_ratio:.1%} ± {trial.latency_spread:.1%})"
+
+
+def _shown(metric: str, value: float | None) -> str:
+    return "-" if value is None else format_quantity(metric, value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,304 @@
+"""Text becomes tokens the same way every time, and no set sees documents it must not."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from nas.data import SPLITS, TextError, Tokens, load_tokens
+from nas.request import Data
+from nas.stdlib_text import stdlib_files
+
+VOCABULARY, BOS = 300, "<|bos|>"
+STORIES = Path("/work/shared/parents/stories260K")
+
+
+def byte_level(bos: bool, template: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE; with `template` it opens every text with BOS by itself."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[BOS], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
+    if template:
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS if bos else None, model_max_length=64)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_level(bos=True)
+
+
+def stories(count: int, seed: int = 0) -> list[str]:
+    """Distinct documents, each of a few dozen words that name it."""
+    draw = random.Random(seed)
+    return [" ".join(f"s{seed}d{index}w{draw.randrange(1000)}" for _ in range(30)) for index in range(count)]
+
+
+def data(**given: object) -> Data:
+    sizes = {name: 256 for name in ("calibration_tokens", "score_tokens", "evaluation_tokens")}
+    return Data.model_validate({"sequence_length": 32, "distillation_tokens": 1024, **sizes, **given})
+
+
+def write(path: Path, documents: list[str], separator: str = "<|endoftext|>") -> Path:
+    path.write_text(separator.join(documents), encoding="utf-8")
+    return path
+
+
+def documents_seen(tokens: Tokens, tokenizer: PreTrainedTokenizerFast) -> dict[str, set[str]]:
+    """Which stories each set shows a whole word of, by the names in the words."""
+    texts = {split: tokenizer.decode(getattr(tokens, split).ravel().tolist()) for split in SPLITS}
+    return {
+        split: {word.partition("w")[0] for word in text.replace(BOS, " ").split()[:-1]} for split, text in texts.items()
+    }
+
+
+# --- the sets -------------------------------------------------------------------------------------------------------
+
+
+def test_no_set_sees_documents_it_must_not(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = load_tokens(data(train=[write(tmp_path / "all.txt", stories(100))]), tokenizer, VOCABULARY)
+    seen = documents_seen(tokens, tokenizer)
+    assert all(seen.values())
+    assert seen["calibration"] <= seen["distillation"]
+    for one, other in (("distillation", "score"), ("distillation", "evaluation"), ("score", "evaluation")):
+        assert not seen[one] & seen[other]
+    assert tokens.documents == {"calibration": 81, "distillation": 81, "score": 9, "evaluation": 10}
+
+
+def test_sets_are_whole_read_only_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = data(train=[write(tmp_path / "all.txt", stories(100))], score_tokens=250)
+    tokens = load_tokens(asked, tokenizer, VOCABULARY)
+    assert tokens.score.shape == (7, 32)
+    assert tokens.distillation.shape == (32, 32)
+    assert np.array_equal(tokens.calibration, tokens.distillation[:8])
+    for split in SPLITS:
+        ids = getattr(tokens, split)
+        assert ids.dtype == np.int32
+        assert not ids.flags.writeable
+    assert "score: 224 tokens (7 x 32) out of 9 documents" in tokens.describe()
+
+
+def test_names_order_and_copies_of_files_change_nothing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = stories(100)
+    one = write(tmp_path / "one.txt", documents)
+    halves = [write(tmp_path / "b.txt", documents[50:]), write(tmp_path / "a.txt", [*documents[:50], "", documents[3]])]
+    first = load_tokens(data(train=[one]), tokenizer, VOCABULARY)
+    second = load_tokens(data(train=halves), tokenizer, VOCABULARY)
+    assert [first.digest(split) for split in SPLITS] == [second.digest(split) for split in SPLITS]
+    assert (first.repeated, second.repeated) == (0, 1)
+
+
+def test_the_digest_knows_ids_and_shape(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    train = [write(tmp_path / "all.txt", stories(100))]
+    short, long = (
+        load_tokens(
+            data(train=train, sequence_length=length, document_separator="<|endoftext|>"), tokenizer, VOCABULARY
+        )
+        for length in (16, 32)
+    )
+    digests = {tokens.digest(split) for tokens in (short, long) for split in SPLITS}
+    assert len(digests) == 8
+    assert all(len(digest) == 16 and int(digest, 16) >= 0 for digest in digests)
+
+
+def test_what_is_evaluated_on_is_not_trained_on(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    train, held_out = stories(60), stories(20, seed=1)
+    asked = data(
+        train=[write(tmp_path / "train.txt", train + held_out[:7])],
+        evaluation=[write(tmp_path / "evaluation.txt", held_out)],
+    )
+    tokens = load_tokens(asked, tokenizer, VOCABULARY)
+    assert (tokens.leaked, tokens.repeated) == (7, 0)
+    assert tokens.documents["evaluation"] == 20
+    assert tokens.documents["score"] + tokens.documents["distillation"] == 60
+    seen = documents_seen(tokens, tokenizer)
+    assert {name[:2] for name in seen["evaluation"]} == {"s1"}
+    assert {name[:2] for name in seen["score"] | seen["distillation"]} == {"s0"}
+
+
+def test_scores_take_more_documents_where_a_tenth_is_too_short(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    train = [write(tmp_path / "all.txt", stories(100))]
+    tokens = load_tokens(data(train=train, score_tokens=4096), tokenizer, VOCABULARY)
+    assert tokens.score.size == 4096
+    assert tokens.documents["score"] > 9
+    seen = documents_seen(tokens, tokenizer)
+    assert not seen["score"] & seen["distillation"]
+
+
+def test_a_small_set_sees_many_long_documents(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A book is read in parts, shuffled among those of the other books; each part is opened by BOS."""
+    books = [" ".join(stories(30, seed)) for seed in range(12)]
+    files = [write(tmp_path / f"{index}.txt", [book]) for index, book in enumerate(books)]
+    tokens = load_tokens(data(train=files, document_separator=None), tokenizer, VOCABULARY)
+    assert tokens.documents == {"calibration": 9, "distillation": 9, "score": 1, "evaluation": 2}
+    books_seen = {name.partition("d")[0] for name in documents_seen(tokens, tokenizer)["distillation"]}
+    assert len(books_seen & {f"s{seed}" for seed in range(12)}) >= 4
+
+
+def test_only_as_much_is_tokenised_as_the_sets_take(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    characters = 0
+    encode = PreTrainedTokenizerFast.__call__
+
+    def counted(self: PreTrainedTokenizerFast, text: list[str], **options: object) -> object:
+        nonlocal characters
+        characters += sum(map(len, text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
+    train = write(tmp_path / "all.txt", ["\n".join(stories(20_000))])
+    evaluation = write(tmp_path / "evaluation.txt", stories(20, seed=1))
+    asked = data(
+        train=[train, write(tmp_path / "more.txt", ["\n".join(stories(20_000, seed=2))])], evaluation=[evaluation]
+    )
+    load_tokens(asked, tokenizer, VOCABULARY)
+    assert train.stat().st_size > 5_000_000
+    assert characters < 20_000
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_every_document_is_opened_by_one_bos(tmp_path: Path, template: bool) -> None:
+    """Whatever the tokenizer adds of itself, and where the text spells the token already."""
+    documents = stories(100)
+    spelled = [BOS + text if index % 2 else text for index, text in enumerate(documents)]
+    tokens = load_tokens(
+        data(train=[write(tmp_path / "all.txt", spelled)]), byte_level(bos=True, template=template), VOCABULARY
+    )
+    stream = tokens.distillation.ravel()
+    assert stream[0] == 0
+    starts = np.flatnonzero(stream == 0)
+    assert len(starts) > 3
+    assert (np.diff(starts) > 1).all()
+
+
+def test_the_stream_is_the_documents_after_each_other(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = stories(100)
+    tokens = load_tokens(data(train=[write(tmp_path / "all.txt", documents)]), tokenizer, VOCABULARY)
+    opening, *middle, _cut_off = tokenizer.decode(tokens.distillation.ravel().tolist()).split(BOS)
+    assert opening == ""
+    assert len(middle) >= 2
+    assert set(middle) <= set(documents)
+
+
+def test_a_tokenizer_without_bos_adds_none(tmp_path: Path) -> None:
+    plain = byte_level(bos=False)
+    tokens = load_tokens(data(train=[write(tmp_path / "all.txt", stories(100))]), plain, VOCABULARY)
+    assert (tokens.distillation != 0).all()
+
+
+@pytest.mark.skipif(not STORIES.exists(), reason="the stories260K checkpoint is not here")
+def test_a_tokenizer_others_trained(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(STORIES)
+    tokens = load_tokens(data(train=[write(tmp_path / "all.txt", stories(100))]), tokenizer, 512)
+    stream = tokens.distillation.ravel()
+    assert stream[0] == tokenizer.bos_token_id == 1
+    assert "s0d" in tokenizer.decode(stream[:32].tolist())
+
+
+def test_the_standard_library_pairs_with_its_held_out_files(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = load_tokens(data(train="stdlib"), tokenizer, VOCABULARY)
+    assert tokens.documents["evaluation"] <= len(stdlib_files("heldout"))
+    trained_on = tokens.documents["score"] + tokens.documents["distillation"]
+    assert trained_on + tokens.repeated + tokens.leaked == len(stdlib_files("train"))
+
+
+# --- datasets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of jsonl with two columns, read with a cache of its own."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    lines = [json.dumps({"story": text, "number": index}) for index, text in enumerate(stories(100))]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_local_dataset_is_read_as_its_rows(rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    as_text = load_tokens(data(train=[write(tmp_path / "all.txt", stories(100))]), tokenizer, VOCABULARY)
+    for place in (rows, rows / "train.jsonl"):
+        asked = data(train={"dataset": str(place), "column": "story"})
+        tokens = load_tokens(asked, tokenizer, VOCABULARY)
+        assert [tokens.digest(split) for split in SPLITS] == [as_text.digest(split) for split in SPLITS]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"column": "text"}, "data.train: .*/rows has no column 'text'; it has story, number"),
+        ({"column": "number"}, "data.train: .*/rows: row 0 of 'number' is no text but 0"),
+        ({"split": "trian"}, 'data.train: .*/rows: Unknown split "trian"'),
+        ({"config": "french"}, "data.train: .*/rows: BuilderConfig 'french' not found"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_named(
+    given: dict[str, str], message: str, rows: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(TextError, match=message):
+        load_tokens(data(train={"dataset": str(rows), **given}), tokenizer, VOCABULARY)
+
+
+def test_without_the_datasets_library_its_extra_is_named(
+    rows: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TextError, match=r"pip install 'puzzle-nas\[datasets\]'"):
+        load_tokens(data(train={"dataset": str(rows)}), tokenizer, VOCABULARY)
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def test_too_short_a_text_says_by_how_much(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    train = [write(tmp_path / "all.txt", stories(20))]
+    with pytest.raises(TextError, match=r"data.distillation_tokens asks for 99,968 tokens, .* 16 documents .* hold \d"):
+        load_tokens(data(train=train, distillation_tokens=99_999), tokenizer, VOCABULARY)
+    with pytest.raises(TextError, match=r"data.evaluation_tokens asks for 99,968 tokens, .* 2 documents data.train"):
+        load_tokens(data(train=train, evaluation_tokens=99_999), tokenizer, VOCABULARY)
+    with pytest.raises(TextError, match=r"data.score_tokens asks for 99,968 tokens, .* 18 documents data.train"):
+        load_tokens(data(train=train, score_tokens=99_999), tokenizer, VOCABULARY)
+
+
+def test_one_document_cannot_be_split(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TextError, match=r"one document.*data.evaluation.*data.document_separator"):
+        load_tokens(data(train=[write(tmp_path / "all.txt", stories(9), "\n\n")]), tokenizer, VOCABULARY)
+
+
+def test_text_that_is_empty_or_gone_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    empty = write(tmp_path / "empty.txt", [" \n", "\n"])
+    asked = data(train=[empty])
+    with pytest.raises(TextError, match=r"data.train: there is no text in .*empty\.txt"):
+        load_tokens(asked, tokenizer, VOCABULARY)
+    empty.unlink()
+    with pytest.raises(TextError, match=r"data.train: .*empty\.txt: No such file"):
+        load_tokens(asked, tokenizer, VOCABULARY)
+
+
+def test_bytes_that_are_no_utf8_are_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"x" * 100_000 + "é".encode("latin-1") + b"x")
+    with pytest.raises(TextError, match=r"data.evaluation: .*latin\.txt is not UTF-8: byte 100000 is 0xe9"):
+        load_tokens(data(train="stdlib", evaluation=[path]), tokenizer, VOCABULARY)
+
+
+def test_tokens_the_parent_has_no_embedding_for_are_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TextError, match=r"gives token \d+, and the parent has 40 embeddings"):
+        load_tokens(data(train=[write(tmp_path / "all.txt", stories(100))]), tokenizer, 40)

@@ -41,6 +41,4 @@ def assemble(
 
 def parent_part(parent: Parent, layer: int, role: Role) -> Weights:
     """The parent's own tensors of one subblock, by their names inside the layer."""
-    return {
-        name: tensor for name, tensor in parent.layer_weights(layer).items() if name.startswith(_PREFIXES[role])
-    }
+    return {name: tensor for name, tensor in parent.layer_weights(layer).items() if name.startswith(_PREFIXES[role])}

@@ -64,7 +64,9 @@ class Subblock:
             return Subblock(kind, parts=tuple(Subblock.parse(part) for part in inner.split(",")))
         match = _SUBBLOCK.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not a subblock; spell it like kv8, ffn512, linear, skip or fuse(ffn512,ffn512)")
+            raise ValueError(
+                f"{text!r} is not a subblock; spell it like kv8, ffn512, linear, skip or fuse(ffn512,ffn512)"
+            )
         return Subblock(match[1], match[2] or "")
 
 

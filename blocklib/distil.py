@@ -83,7 +83,8 @@ def distil(
         _Run(unit.choice, variant(model, unit.choice, _copied(unit.fitted)), trainings[unit.choice]) for unit in built
     ]
     firsts = [variant(model, unit.choice, unit.first) for unit in built]
-    first_losses = _heldout_losses(model, [(run.choice, layer) for run, layer in zip(runs, firsts)], heldout_BT, batch)
+    first_layers = [(run.choice, layer) for run, layer in zip(runs, firsts, strict=True)]
+    first_losses = _heldout_losses(model, first_layers, heldout_BT, batch)
     fitted_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
 
     yield from _train(model, runs, distillation_BT, batch)
@@ -222,7 +223,9 @@ def _heldout_losses(
             sums[choice] += float(normalised_error(delta(by_choice[choice], entering, tables), target))
     for choice, total in sums.items():
         if not math.isfinite(total):
-            raise NotFinite(f"{choice}: its held-out distillation loss is {total}; the parent's activations may hold NaN")
+            raise NotFinite(
+                f"{choice}: its held-out distillation loss is {total}; the parent's activations may hold NaN"
+            )
     return {choice: total / len(chunks) for choice, total in sums.items()}
 
 

@@ -1,7 +1,8 @@
 """Where a model family keeps its parts, as data. Adding a family of Llama layout is adding a row.
 
 Knows configurations only. Which tensors there are follows from the layout, which all rows share: pre-norm decoder
-layers named `model.layers.N.{input_layernorm, self_attn.{q,k,v,o}_proj, post_attention_layernorm, mlp.{gate,up,down}_proj}`.
+layers, `model.layers.N`, of `input_layernorm`, `self_attn.{q,k,v,o}_proj`, `post_attention_layernorm` and
+`mlp.{gate,up,down}_proj`.
 """
 
 from dataclasses import dataclass

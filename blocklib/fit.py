@@ -135,7 +135,9 @@ class _Normal:
     def solve(self, ridge: float) -> Tensor:
         """The change of the projection, [M, D]."""
         scale = self.gram_MM.diagonal().mean().clamp_min(1e-30)
-        damped = self.gram_MM + ridge * scale * torch.eye(len(self.gram_MM), dtype=torch.float64, device=self.gram_MM.device)
+        damped = self.gram_MM + ridge * scale * torch.eye(
+            len(self.gram_MM), dtype=torch.float64, device=self.gram_MM.device
+        )
         return torch.linalg.solve(damped, self.cross_MD)
 
     def error(self, change_MD: Tensor) -> float:

@@ -6,7 +6,7 @@ text, into the directory it writes. Layers without attention keep no cache: thei
 is how transformers marks a layer the cache must not count.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -68,8 +68,8 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
 class PuzzleNasPreTrainedModel(LlamaPreTrainedModel):
     config: PuzzleNasConfig
     config_class = PuzzleNasConfig
-    _no_split_modules = ["PuzzleNasLayer"]
-    _can_record_outputs = {"hidden_states": PuzzleNasLayer}
+    _no_split_modules: ClassVar = ["PuzzleNasLayer"]
+    _can_record_outputs: ClassVar = {"hidden_states": PuzzleNasLayer}
 
 
 class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):

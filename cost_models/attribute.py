@@ -26,7 +26,7 @@ class Whole:
         return self.predicted(parts) / self.seconds - 1
 
 
-_LEAST_SPREAD = 1e-3
+_LEAST_SPREAD = 1e-4
 """No time is taken to be surer than this; it also keeps the weights finite for what others are timed against."""
 
 

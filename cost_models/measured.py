@@ -29,6 +29,9 @@ from cost_models.scenario import Scenario
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
 from cost_models.timing import Comparison, Paired, Rounds, time_models
 
+_LEAST_SPREAD = 0.005
+"""A few rounds may agree by chance; no ratio is taken to be surer than this."""
+
 _SHARE_OF_MEMORY = 0.4
 """Of what is free, for each of the two stacks timed side by side; the rest is for activations."""
 
@@ -139,7 +142,7 @@ class _Phase:
 
     def with_(self, stack: Stack, paired: Paired) -> "_Phase":
         """This with one stack more. Times are of the moment the control was taken at, so a drift since then cancels."""
-        timed = Whole(stack.counts, paired.ratio * self.control_s, paired.spread)
+        timed = Whole(stack.counts, paired.ratio * self.control_s, max(paired.spread, _LEAST_SPREAD))
         return _Phase(self.control_s, (*self.wholes, timed))
 
     def seconds_of(self, geometry: Geometry, layers: int) -> float:
@@ -158,7 +161,8 @@ def _phases(control: Stack, comparisons: Mapping[Stack, Comparison]) -> list[_Ph
     phases = []
     for pairs in zip(*(comparison.phases for comparison in comparisons.values()), strict=True):
         control_s = median(chain.from_iterable(paired.control_samples_s for paired in pairs))
-        # The control is what all ratios are relative to, so of its own there is no spread.
+        # All ratios are relative to the control, so it has no spread of its own: the parts meet its time all but exactly,
+        # and the parent's predicted cost is its measured one.
         phase = _Phase(control_s, (Whole(control.counts, control_s, spread=0.0),))
         for stack, paired in zip(comparisons, pairs, strict=True):
             phase = phase.with_(stack, paired)

@@ -90,7 +90,7 @@ def random_model(config: PuzzleNasConfig, architecture: Architecture, scenario: 
     """
     own = child_config(config, architecture, own_shape(config))
     with torch.device("meta"):
-        empty = PuzzleNasForCausalLM._from_config(own).state_dict()
+        empty = PuzzleNasForCausalLM(own).state_dict()
     dtype = getattr(torch, scenario.dtype)
     seeded = torch.Generator(scenario.device).manual_seed(0)
 
@@ -100,4 +100,6 @@ def random_model(config: PuzzleNasConfig, architecture: Architecture, scenario: 
         tensor = torch.empty(like.shape, dtype=dtype, device=scenario.device)
         return tensor.uniform_(-0.05, 0.05, generator=seeded)
 
-    return model_with(own, {name: fill(name, tensor) for name, tensor in empty.items()}).to(scenario.device)
+    weights = {name: fill(name, tensor) for name, tensor in empty.items()}
+    with torch.device(scenario.device):
+        return model_with(own, weights)

@@ -30,7 +30,8 @@ class TimingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Rounds:
-    """When to stop: once every ratio's standard error is under `tolerance`, or after `most` rounds or `seconds`."""
+    """When to stop: after `least` rounds, once every ratio's standard error is under `tolerance`; else after `most`, or
+    after `seconds`."""
 
     least: int = 5
     most: int = 40
@@ -42,6 +43,9 @@ class Rounds:
             raise ValueError(
                 f"rounds: at least {self.least} and at most {self.most} cannot be; two or more tell how far they spread"
             )
+
+    def enough(self, done: int, spread: float, spent_s: float) -> bool:
+        return done >= self.least and (spread < self.tolerance or done >= self.most or spent_s >= self.seconds)
 
 
 @dataclass(frozen=True)
@@ -213,10 +217,7 @@ def time_models(
             for phase in phases:
                 phase.take(reverse=done % 2 == 0)
             comparison = Comparison(scenario, *(phase.paired() for phase in phases))
-            spent_s = perf_counter() - started
-            if done >= rounds.most or spent_s >= rounds.seconds:
-                break
-            if done >= rounds.least and comparison.spread < rounds.tolerance:
+            if rounds.enough(done, comparison.spread, perf_counter() - started):
                 break
     return comparison
 
@@ -232,10 +233,10 @@ class _Phase:
         self._samples_s: list[tuple[float, ...]] = [() for _ in passes]
 
     def take(self, reverse: bool) -> None:
-        """One sample of each model: the mean of its repeats. `reverse`: the second model first."""
+        """One sample of each model: the median of its repeats. `reverse`: the second model first."""
         for index in sorted(range(len(self._passes)), reverse=reverse):
             run, repeats = self._passes[index], self._repeats[index]
-            self._samples_s[index] += (math.fsum(run() for _ in range(repeats)) / repeats,)
+            self._samples_s[index] += (median(run() for _ in range(repeats)),)
 
     def paired(self) -> Paired:
         return Paired(*self._samples_s)

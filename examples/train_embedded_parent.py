@@ -48,8 +48,8 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.
 
 def embedded_config() -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=192, intermediate_size=432, num_hidden_layers=10, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        vocab_size=VOCABULARY, tie_word_embeddings=True, hidden_size=192, intermediate_size=432, num_hidden_layers=10,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=32, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5,
         bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
 
@@ -76,15 +76,17 @@ def trigram_loss(train: np.ndarray, heldout: np.ndarray) -> float:
     """Held-out nats per token of a trigram model interpolated with bigrams, unigrams and the uniform (Jelinek-Mercer),
     its three weights fitted on the last tenth of the training stream."""
     fit, tune = np.split(train.astype(np.int64), [len(train) * 9 // 10])
-    uni, bi, tri = (Counter(zip(*(fit[k : len(fit) - n + 1 + k].tolist() for k in range(n)))) for n in (1, 2, 3))
-    bi_context, tri_context = Counter(fit[:-1].tolist()), Counter(zip(fit[:-2].tolist(), fit[1:-1].tolist()))
+    uni, bi, tri = (
+        Counter(zip(*(fit[k : len(fit) - n + 1 + k].tolist() for k in range(n)), strict=True)) for n in (1, 2, 3)
+    )
+    bi_context, tri_context = (Counter(zip(*(fit[k : k - n].tolist() for k in range(n)), strict=True)) for n in (1, 2))
 
     def components(ids: np.ndarray) -> np.ndarray:
         rows = []
-        for a, b, c in zip(ids[:-2].tolist(), ids[1:-1].tolist(), ids[2:].tolist()):
+        for a, b, c in zip(ids[:-2].tolist(), ids[1:-1].tolist(), ids[2:].tolist(), strict=True):
             rows.append((
                 tri[a, b, c] / tri_context[a, b] if (a, b) in tri_context else 0.0,
-                bi[b, c] / bi_context[b] if b in bi_context else 0.0,
+                bi[b, c] / bi_context[b,] if (b,) in bi_context else 0.0,
                 uni[(c,)] / len(fit),
                 1 / VOCABULARY,
             ))  # fmt: skip
@@ -112,7 +114,9 @@ def removal_costs(model: LlamaForCausalLM, stream: torch.Tensor) -> list[tuple[f
     return costs
 
 
-def train(model: LlamaForCausalLM, stream: torch.Tensor, heldout: torch.Tensor, steps: int, batch: int, lr: float) -> None:
+def train(
+    model: LlamaForCausalLM, stream: torch.Tensor, heldout: torch.Tensor, steps: int, batch: int, lr: float
+) -> None:
     device = model.device
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -147,13 +151,14 @@ license: apache-2.0
 ---
 # The embedded parent of puzzle-nas
 
-A 3.9M-parameter Llama (10 layers, hidden 192, FFN 432, 6 heads of 32 with 2 KV heads, 2048 byte-level BPE tokens, context
-{CONTEXT}, tied embeddings, bfloat16), trained from scratch by `examples/train_embedded_parent.py` on the Python standard
-library's own sources and documentation ({tokens:,} tokens; {steps:,} steps of 8,192). It exists so that a whole
-architecture search can run on a machine with nothing but Python. It is of no other use.
+A 3.9M-parameter Llama (10 layers, hidden 192, FFN 432, 6 heads of 32 with 2 KV heads, 2048 byte-level BPE tokens,
+context {CONTEXT}, tied embeddings, bfloat16), trained from scratch by `examples/train_embedded_parent.py` on the
+Python standard library's own sources and documentation ({tokens:,} tokens; {steps:,} steps of 8,192). It exists so that a
+whole architecture search can run on a machine with nothing but Python. It is of no other use.
 
 Held-out files (a tenth of the standard library, never trained on): loss {loss:.3f} nats per token, perplexity
-{math.exp(loss):.2f}; an interpolated trigram model on the same tokens: {trigram:.3f}, perplexity {math.exp(trigram):.1f}.
+{math.exp(loss):.2f}; an interpolated trigram model on the same tokens: {trigram:.3f}, perplexity
+{math.exp(trigram):.1f}.
 
 Rise of the held-out loss when one subblock is removed:
 

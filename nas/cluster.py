@@ -34,7 +34,9 @@ class Cluster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._ours:
             import ray
 
@@ -42,7 +44,7 @@ class Cluster:
         self._started = False
 
     def share(self, value: Any) -> Any:
-        """A handle to `value`, held once per node. Passed to `run` as an argument of its own, it arrives as the value."""
+        """A handle to `value`, held once per node; among a task's arguments it arrives as the value."""
         import ray
 
         self._start()

@@ -47,7 +47,8 @@ class TextError(ValueError):
 class Tokens:
     """The sets, each int32 [sequences, sequence_length] and read-only, and how they came about.
 
-    `documents` counts those that a set draws from. `repeated` training documents were dropped as exact copies of
+    `calibration` is the head of `distillation`; the others are apart. `documents` counts those that each of the three
+    draws from. `repeated` training documents were dropped as exact copies of
     another, `leaked` ones as exact copies of an evaluation document.
     """
 
@@ -65,11 +66,10 @@ class Tokens:
         return hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i4").tobytes()).hexdigest()[:16]
 
     def describe(self) -> str:
-        """A line per set, and one for the documents dropped."""
+        """A line per set that stands by itself, and one for the documents dropped."""
         lines = []
-        for split in SPLITS:
+        for split, count in self.documents.items():
             ids: NDArray[np.int32] = getattr(self, split)
-            count = self.documents[split]
             lines.append(f"{split}: {ids.size:,} tokens ({len(ids):,} x {ids.shape[1]}) out of {count:,} documents")
         return "\n".join([*lines, f"dropped: {self.repeated:,} repeated documents, {self.leaked:,} evaluated on"])
 
@@ -89,12 +89,12 @@ def load_tokens(data: Data, tokenizer: "PreTrainedTokenizerBase", vocabulary: in
     documents: dict[Split, list[str]] = {
         "evaluation": evaluation,
         "score": train[:scored],
-        "calibration": train[scored:],
         "distillation": train[scored:],
     }
     sets = {split: _sequences(data, split, texts, tokenizer, vocabulary) for split, texts in documents.items()}
+    calibration = sets["distillation"][: data.calibration_tokens // data.sequence_length]
     counts = {split: len(texts) for split, texts in documents.items()}
-    return Tokens(**sets, documents=counts, repeated=repeated, leaked=leaked)
+    return Tokens(calibration, **sets, documents=counts, repeated=repeated, leaked=leaked)
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
@@ -131,9 +131,9 @@ def _sequences(
     if len(ids) < wanted:
         source = "data.evaluation" if split == "evaluation" and data.evaluation else "data.train"
         raise TextError(
-            f"data.{split}_tokens asks for {wanted:,} tokens, and the {len(documents):,} documents {source} leaves for it "
-            f"hold {len(ids):,}; give more text, ask for fewer tokens, or cut the text into more documents by "
-            "data.document_separator"
+            f"data.{split}_tokens asks for {wanted:,} tokens, and the {len(documents):,} documents that {source} "
+            f"leaves for it hold {len(ids):,}; give more text, ask for fewer tokens, or cut the text into more "
+            "documents by data.document_separator"
         )
     if ids.max() >= vocabulary:
         raise TextError(

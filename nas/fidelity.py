@@ -35,7 +35,9 @@ class FidelityMeter:
         self._sums_N4 = torch.zeros(len(names), 4, dtype=torch.float64)
         self._tokens = 0
 
-    def add(self, ids_BT: Tensor, parent_BTD: Tensor, models_NBTD: Tensor, parent_head: nn.Linear, head: nn.Linear) -> None:
+    def add(
+        self, ids_BT: Tensor, parent_BTD: Tensor, models_NBTD: Tensor, parent_head: nn.Linear, head: nn.Linear
+    ) -> None:
         """One batch: final normed hidden states of the parent and of each model, and the heads that read them."""
         targets_R = ids_BT[:, 1:].flatten().long()
         parent_RD = parent_BTD[:, :-1].flatten(0, 1)

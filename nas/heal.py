@@ -43,8 +43,8 @@ def heal(
 ) -> Iterator[Progress]:
     """Train `child` in place; progress as it goes. A run killed half-way goes on from its last checkpoint.
 
-    `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The parameters of `child` must be its
-    own, not shared with the parent. Raises NotFinite where the loss is.
+    `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be
+    its own, not shared with the parent. Raises NotFinite where the loss is.
     """
     steps = max(1, settings.tokens // (settings.batch * ids_BT.shape[1]))
     arguments = TrainingArguments(
@@ -88,9 +88,7 @@ def heal(
     child.eval()
 
 
-def _train(
-    trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]"
-) -> None:
+def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]") -> None:
     try:
         # How many threads torch computes with is a setting of each thread, and a new one starts from the environment's.
         torch.set_num_threads(threads)
@@ -119,9 +117,7 @@ class _Report(TrainerCallback):
         self._events = events
         self._tokens_per_step = tokens_per_step
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         done, total = state.global_step, state.max_steps
         self._events.put(Progress(done * self._tokens_per_step, total * self._tokens_per_step))
 

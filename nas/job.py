@@ -17,8 +17,8 @@ from blocklib.parent import Parent, load_parent
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import describe
 from cost_models.scenario import Scenario
-from nas.digest import digest
 from nas.data import Tokens, load_tokens
+from nas.digest import digest
 from nas.request import Request
 from nas.space import choices, parts
 
@@ -114,4 +114,3 @@ def prepare(request: Request) -> Job:
         scenario=scenario,
         hardware=describe(asked.device, asked.threads),
     )
-

@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from rich.console import Console
 
 from db import models
 from db.models import now
 from db.store import Store
+from nas.children import child_file, load_child
 from nas.cluster import Cluster
 from nas.export.exported import Exported
 from nas.export.formats import export
 from nas.job import Job, prepare
-from nas.realise import healing_key, load_child, realise
+from nas.realise import healing_key, realise
 from nas.report import write_report
 from nas.request import Request
 from nas.sample import sample
@@ -48,9 +50,10 @@ class Outcome:
 
 def search(request: Request, store: Store, console: Console) -> Outcome:
     """Run a request to its end. Raises ValueError or OSError, saying what is wrong, with nothing finished lost."""
-    _refuse_taken_folder(request)
+    _refuse_taken_folder(request, store)
     job = prepare(request)
-    store.add_search(_search_row(job))
+    known = {known.id: known.parent_costs for known in store.searches()}
+    store.add_search(_search_row(job, known.get(job.id, {})))
     console.print(f"search {request.name} ({job.id}): {len(job.variants)} options, {job.tokens.describe()}")
     try:
         with Cluster(request.ray.address) as cluster:
@@ -61,7 +64,9 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
         raise
     except Exception as error:
         store.set_search_status(job.id, "failed")
-        store.add_failure(models.Failure(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error)))
+        store.add_failure(
+            models.Failure(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error))
+        )
         raise
     store.set_search_status(job.id, "finished")
     return outcome
@@ -77,7 +82,7 @@ def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models
     with _stage(job, store, "measure") as done:
         done.append(measure_costs(job, store, cluster, console))
     write_options(job, store)
-    store.add_search(_search_row(job, store))
+    store.add_search(_search_row(job, parent_costs(job, store)))
     request = job.request
     with _stage(job, store, "solve"):
         known = measured(store, store.find_search(job.id), request.score.metric)
@@ -91,7 +96,7 @@ def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models
 def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) -> Outcome:
     """Export the child and write the report, where that is not done yet."""
     found = store.find_search(job.id)
-    child = load_child(job, trial)
+    child = load_child(child_file(job.home, trial.key))
     out = job.request.export.out or job.home / "exports" / trial.key / job.request.export.format
     # A folder appears under its name only when it is whole, and the default name is this trial's alone.
     if trial.child_path != str(out) or not out.exists():
@@ -107,7 +112,7 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     return Outcome(found, trial, out, report, sample(child, job.tokenizer, job.tokens.evaluation))
 
 
-def _search_row(job: Job, store: Store | None = None) -> models.Search:
+def _search_row(job: Job, costs: dict[str, Any]) -> models.Search:
     scenario = job.scenario
     return models.Search(
         id=job.id,
@@ -118,13 +123,16 @@ def _search_row(job: Job, store: Store | None = None) -> models.Search:
         request=job.request.canonical(),
         scenario=vars(scenario),
         hardware=job.hardware,
-        parent_costs=parent_costs(job, store) if store else {},
+        parent_costs=costs,
     )
 
 
-def _refuse_taken_folder(request: Request) -> None:
+def _refuse_taken_folder(request: Request, store: Store) -> None:
+    """Before hours of work rather than after: a folder someone else filled. One of our own children may stand there."""
     out = request.export.out
-    if out is not None and out.exists() and any(out.iterdir()):
+    if out is None or not out.exists() or any(trial.child_path == str(out) for trial in store.trials()):
+        return
+    if not out.is_dir() or any(out.iterdir()):
         raise FileExistsError(f"export.out: {out} exists and is not empty; remove it, or name another folder")
 
 

@@ -4,7 +4,6 @@ Each step leaves something whole behind (the child's file, columns of the trial'
 done again where that is there. `_make` and `_time` run on workers.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
@@ -13,20 +12,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
-from blocklib.library import Library, write_whole
-from blocklib.model import PuzzleNasForCausalLM
+from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
-from blocklib.parent import child_config, model_with
 from cost_models.analytic import architecture_cost
 from cost_models.scenario import Scenario
 from cost_models.timing import time_models
 from db import models
 from db.store import Store
+from nas.children import child_file, found_with, load_child, save_child
 from nas.cluster import Cluster, Report
 from nas.evaluate import evaluate, perplexity
 from nas.heal import Healing, heal
@@ -50,27 +46,15 @@ def healing_key(job: Job) -> dict[str, Any] | None:
     return None if healing is None else vars(healing) | {"text": job.tokens.digest("distillation")}
 
 
-def child_file(job: Job, trial: models.Trial) -> Path:
-    """Where the child's weights are kept."""
-    return job.home / "children" / f"{trial.key}.safetensors"
-
-
 def realise(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
     """The trial with every measured column filled. Does only what is not done yet."""
-    if trial.kl is None or not child_file(job, trial).is_file():
+    if trial.kl is None or not child_file(job.home, trial.key).is_file():
         trial = _made(job, store, cluster, shared, trial, console)
     if trial.latency_ratio is None:
         trial = _timed(job, store, cluster, shared, trial, console)
     return trial
-
-
-def load_child(job: Job, trial: models.Trial) -> PuzzleNasForCausalLM:
-    """The child of a realised trial, in float32."""
-    architecture = Architecture.parse(trial.architecture)
-    config = child_config(job.parent.model.config, architecture, job.parent.shape)
-    return model_with(config, load_file(child_file(job, trial)))
 
 
 def _made(
@@ -79,8 +63,8 @@ def _made(
     architecture, healing = Architecture.parse(trial.architecture), healing_of(job)
     built = [(str(part), job.build_key(part)) for c in architecture.choices() for part in job.library_parts(c)]
     task = (
-        shared["parent"], shared["distillation"], shared["evaluation"], str(job.library.root), trial.architecture, built,
-        healing, str(child_file(job, trial)), str(job.home / "checkpoints" / trial.key), device_of(job),
+        shared["parent"], shared["distillation"], shared["evaluation"], str(job.library.root), trial.architecture,
+        built, healing, str(child_file(job.home, trial.key)), str(job.home / "checkpoints" / trial.key), device_of(job),
     )  # fmt: skip
     gpus = 1 if job.request.ray.gpus_per_task else 0
     with bar(console, "heal child" if healing else "assemble child") as shown:
@@ -116,9 +100,7 @@ def _make(
     """Assemble, evaluate, heal, evaluate, write the file. What was found is in the file too, for a task done again."""
     path = Path(file)
     if path.is_file():
-        with safe_open(path, framework="pt") as written:
-            kept: dict[str, Any] = json.loads(written.metadata()["found"])
-        return kept
+        return found_with(path)
     parent, library, keys = unpack(packed, device), Library(Path(root)), dict(built)
     heldout = tensor(evaluation, device)
     child = assemble(
@@ -131,7 +113,7 @@ def _make(
         for event in heal(parent.model, child, tensor(distillation, device), healing, Path(checkpoints)):
             report(event.done_tokens, event.total_tokens)
     found["after"] = vars(evaluate(parent.model, child, heldout)) if healing else found["before"]
-    write_whole(path, child.state_dict(), {"format": "pt", "architecture": architecture, "found": json.dumps(found)})
+    save_child(path, child, found)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return found
 
@@ -139,7 +121,7 @@ def _make(
 def _timed(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
-    task = (shared["parent"], str(child_file(job, trial)), trial.architecture, job.scenario)
+    task = (shared["parent"], str(child_file(job.home, trial.key)), job.scenario)
     with bar(console, "measure child"):
         ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario.dtype)
@@ -154,12 +136,11 @@ def _timed(
     )
 
 
-def _time(packed: PackedParent, file: str, architecture: str, scenario: Scenario, report: Report) -> dict[str, Any]:
+def _time(packed: PackedParent, file: str, scenario: Scenario, report: Report) -> dict[str, Any]:
     """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device."""
     parent = unpack(packed)
-    config = child_config(parent.model.config, Architecture.parse(architecture), parent.shape)
     dtype = getattr(torch, scenario.dtype)
-    child = model_with(config, load_file(file)).to(device=scenario.device, dtype=dtype)
+    child = load_child(Path(file)).to(device=scenario.device, dtype=dtype)
     control = deepcopy(parent.model).to(device=scenario.device, dtype=dtype)
     timed = time_models(control, child, scenario)
     return {

@@ -332,6 +332,11 @@ class Ray(_Section):
     gpus_per_task: _Number = 0
 
 
+def checkpoint_of(parent: str) -> str:
+    """What `from_pretrained` takes for a request's parent: a folder or a hub id."""
+    return str(resources.files("nas").joinpath("embedded/parent")) if parent == EMBEDDED else parent
+
+
 class Request(_Section):
     """One search: parent, data, space, scenario, budget, and how to go about it.
 
@@ -357,7 +362,7 @@ class Request(_Section):
     @property
     def checkpoint(self) -> str:
         """What `from_pretrained` takes: a folder or a hub id."""
-        return str(resources.files("nas").joinpath("embedded/parent")) if self.parent == EMBEDDED else self.parent
+        return checkpoint_of(self.parent)
 
     def canonical(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as plain JSON; as YAML it parses to an equal request."""

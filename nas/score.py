@@ -25,7 +25,9 @@ _PARENT = "parent"
 
 
 @torch.no_grad()
-def score(parent: Parent, weights: Mapping[Choice, Weights], ids_BT: Tensor) -> Iterator[Progress | dict[Choice, Fidelity]]:
+def score(
+    parent: Parent, weights: Mapping[Choice, Weights], ids_BT: Tensor
+) -> Iterator[Progress | dict[Choice, Fidelity]]:
     """Progress as it goes, then every choice's fidelity, its `lm_loss` being the rise over the parent's own.
 
     `weights` holds each choice's tensors; `ids_BT` the tokens, [sequences, tokens]. Raises NotFinite.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blocklib.block import Architecture, Block, Choice
+from blocklib.block import Architecture, Choice
 from cost_models.cost import Cost, limit
 from cost_models.scenario import Scenario
 from db import models
@@ -87,9 +87,10 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
         if option.cost is None or (option.score is None and option.option.score_key is not None)
     ]
     if not known or missing or "fixed" not in search.parent_costs:
+        example = f" (for one, {missing[0]})" if missing else ""
         raise Unfinished(
-            f"search {search.name} ({search.id}) is not measured to the end"
-            f"{f' (for one, {missing[0]})' if missing else ''}; run `nas search` on its job again, it goes on where it stopped"
+            f"search {search.name} ({search.id}) is not measured to the end{example}; "
+            "run `nas search` on its job again, it goes on where it stopped"
         )
     asked = search.scenario
     scenario = Scenario(**asked)
@@ -134,7 +135,9 @@ def choice_of(option: Option) -> Choice:
     return Choice.parse(f"L{layer}.{'ffn' if is_ffn else 'attention'}={option.name}")
 
 
-def trial_row(known: Measured, solution: Solution, budget: Sequence[Limit], heal: dict[str, Any] | None) -> models.Trial:
+def trial_row(
+    known: Measured, solution: Solution, budget: Sequence[Limit], heal: dict[str, Any] | None
+) -> models.Trial:
     """A solution as a trial, nothing of it built yet. Trials that differ only in how they were found are one."""
     architecture = str(architecture_of(solution, known.layers))
     totals = known.totals(solution)
@@ -166,7 +169,10 @@ def _explained(known: Measured, budget: Sequence[Limit], error: Infeasible) -> s
         cost, ceiling = known.ceiling(asked)
         if cost not in error.budgets:
             continue
-        reach = [(error.least, "the least reachable"), (error.together, "with the other limits met, the least reachable")]
+        reach = [
+            (error.least, "the least reachable"),
+            (error.together, "with the other limits met, the least reachable"),
+        ]
         for found, words in reach:
             if cost in found:
                 least, wanted = found[cost] + fixed[cost], ceiling

@@ -37,7 +37,11 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
             Row("decode, measured", _shown("decode", parent.get("decode_s")), _shown("decode", trial.decode_s)),
         ]
     found += [
-        Row("throughput, measured", _shown("throughput", parent.get("throughput")), _shown("throughput", trial.throughput)),
+        Row(
+            "throughput, measured",
+            _shown("throughput", parent.get("throughput")),
+            _shown("throughput", trial.throughput),
+        ),
         Row("held-out loss", _number(loss), _number(trial.lm_loss)),
         Row("perplexity", _number(None if loss is None else math.exp(loss)), _number(trial.perplexity)),
         Row("KL to the parent", "0", _number(trial.kl)),

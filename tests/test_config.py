@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blocklib.block import LINEAR, SKIP, Subblock
@@ -142,6 +142,7 @@ def test_a_limits_text_is_the_limit(limit: Limit) -> None:
     assert parse_budget(f"{limit.metric}={limit.text}") == (limit,)
 
 
+@settings(max_examples=40)
 @given(st.lists(limits(), min_size=1, unique_by=lambda limit: limit.metric), st.integers(2, 99), st.floats(1e-6, 0.5))
 def test_a_canonical_request_parses_to_itself(budget: list[Limit], longest: int, rate: float) -> None:
     text = job(

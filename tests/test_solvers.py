@@ -16,7 +16,7 @@ from solvers.conflict import settled
 from solvers.problem import Infeasible, Limit, Option, Problem, Solution, total_costs, verify
 from solvers.program import Answer
 
-few = settings(max_examples=150, deadline=None)
+few = settings(max_examples=100, deadline=None)
 
 
 def tilings(problem: Problem, slot: int = 0) -> Iterator[tuple[Option, ...]]:
@@ -182,7 +182,7 @@ def test_the_scale_of_scores_changes_nothing(factor: float) -> None:
     assert other.status == "optimal"
 
 
-@pytest.mark.parametrize("factor", [1e-6, 7.0, 1e12])
+@pytest.mark.parametrize("factor", [1e-12, 1e-6, 7.0, 1e12])
 def test_the_unit_of_a_cost_changes_nothing(factor: float) -> None:
     problem = library(layers=12, names=5, seed=2)
     maximums = {**problem.maximums, "memory": problem.maximums["memory"] * factor}

@@ -188,11 +188,12 @@ def test_random_uses_what_it_can_where_the_budget_is_out_of_reach() -> None:
 
 
 def test_random_favours_no_length_of_span() -> None:
-    """Two tilings that share nothing, one long option or three short ones, come equally often."""
+    """Five tilings that share nothing, four of one long option and one of three short ones, come equally often."""
     short = [Option(slot, 1, "short", 0.0, {}) for slot in range(3)]
-    problem = Problem(3, (*short, Option(0, 3, "long", 0.0, {})), {})
-    long = sum(names(random_architecture(problem, seed)) == ["long"] for seed in range(200))
-    assert 70 < long < 130
+    long = [Option(0, 3, f"long{i}", 0.0, {}) for i in range(4)]
+    problem = Problem(3, (*short, *long), {})
+    shorts = sum(len(random_architecture(problem, seed).options) == 3 for seed in range(200))
+    assert 24 < shorts < 56
 
 
 def test_random_without_a_maximum_and_with_a_wrong_share() -> None:

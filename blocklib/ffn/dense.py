@@ -37,7 +37,9 @@ class Dense(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if not 1 <= subblock.number <= shape.ffn_width:
-            raise ValueError(f"{subblock}: the parent's FFN is {shape.ffn_width} wide; use ffn1 to ffn{shape.ffn_width}")
+            raise ValueError(
+                f"{subblock}: the parent's FFN is {shape.ffn_width} wide; use ffn1 to ffn{shape.ffn_width}"
+            )
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         return {"intermediate_size": subblock.number}

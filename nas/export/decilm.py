@@ -195,12 +195,12 @@ def _block(layer: Layer, shape: Shape) -> dict[str, Any]:
         "use_prefill_window_in_sink_attention": False,
         "window_length": None,
     }
-    size = {"ffn_mult": None} if layer.ffn is None else _ffn_size(_width(layer.ffn), shape.hidden)
+    size = {"ffn_mult": None} if layer.ffn is None else ffn_size(_width(layer.ffn), shape.hidden)
     ffn = {**size, "no_op": layer.ffn is None, "replace_with_linear": False, "sparsify": None}
     return {"attention": attention, "ffn": ffn}
 
 
-def _ffn_size(width: int, hidden: int) -> dict[str, float | int]:
+def ffn_size(width: int, hidden: int) -> dict[str, float | int]:
     """`ffn_mult` where it rounds to this very width, else `intermediate_size` and no `ffn_mult`: it would win."""
     ffn_mult = round(3 * width / (2 * hidden), 6)
     return {"ffn_mult": ffn_mult} if width_of(ffn_mult, hidden) == width else {"intermediate_size": width}

@@ -99,6 +99,6 @@ class _Layer(nn.Module):
 
 
 def _llama(config: DeciLMConfig, **sizes: int) -> LlamaConfig:
-    settings: dict[str, Any] = {name: getattr(config, name) for name in _SHARED_SIZES}
     # sdpa is causal without being given a mask; eager is not.
-    return LlamaConfig(**settings, **sizes, attn_implementation="sdpa")
+    settings: dict[str, Any] = {"attn_implementation": "sdpa"} | sizes
+    return LlamaConfig(**{name: getattr(config, name) for name in _SHARED_SIZES}, **settings)

@@ -1,0 +1,33 @@
+# Both commands set themselves up on a machine with Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test slow lint clean
+
+demo: $(READY)  ## a whole search on the embedded parent
+	@mkdir -p runs
+	@$(BIN)/nas init > runs/demo.yaml
+	NAS_HOME=$(CURDIR)/runs $(BIN)/nas search runs/demo.yaml
+
+test: $(READY)  ## the suite, without what takes minutes
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## everything
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs
+
+# uv resolves and links in seconds where pip takes minutes. An unset find-links is harmless.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,52 @@
+"""Healed children on disk: one safetensors file per trial, which holds the configuration too and needs nothing else."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from blocklib.library import write_whole
+from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.parent import model_with
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def child_file(home: Path, trial_key: str) -> Path:
+    return home / "children" / f"{trial_key}.safetensors"
+
+
+def save_child(path: Path, child: PuzzleNasForCausalLM, found: Mapping[str, Any]) -> None:
+    """The file appears whole or not at all. `found` is what was found out while it was made, as plain JSON."""
+    config = json.dumps(child.config.to_dict())
+    weights = child.state_dict()
+    if child.config.tie_word_embeddings:
+        del weights[_HEAD]
+    write_whole(path, weights, {"format": "pt", "config": config, "found": json.dumps(found)})
+
+
+def load_child(path: Path) -> PuzzleNasForCausalLM:
+    """Raises FileNotFoundError, saying what to do, where the trial was never built."""
+    config = PuzzleNasConfig.from_dict(json.loads(_metadata(path)["config"]))
+    weights = load_file(path)
+    if config.tie_word_embeddings:
+        weights[_HEAD] = weights[_EMBEDDING]
+    return model_with(config, weights)
+
+
+def found_with(path: Path) -> dict[str, Any]:
+    """What `save_child` was told."""
+    found: dict[str, Any] = json.loads(_metadata(path)["found"])
+    return found
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no child at {path}: the trial was never built; put its budget in the job and run `nas search`"
+        )
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}

@@ -1,0 +1,370 @@
+"""The command line: each command parses its arguments, calls one function, and prints what it returns.
+
+Heavy imports happen inside the commands that need them, so that `nas trials` answers at once. Mistakes of the user's,
+and failures of the machine's, end with one clear line and exit status 1; Ctrl-C with 130.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from db.store import Store
+from nas import config, units
+
+if TYPE_CHECKING:
+    from db import models
+    from nas.pipeline import Outcome
+
+app = typer.Typer(
+    name="nas",
+    help="Hardware-aware architecture search for LLMs: bring a model, text, hardware and a budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+_DB_HELP = "Database: a file or an SQLAlchemy URL. Default: $NAS_DB, else nas.db in $NAS_HOME or ~/.puzzle-nas."
+Db = Annotated[str | None, typer.Option("--db", help=_DB_HELP)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or the start of its id.")]
+
+
+@app.command()
+def init() -> None:
+    """Print a commented job file that runs as it stands.
+
+    Example: nas init > job.yaml
+    """
+    typer.echo(config.template(), nl=False)
+
+
+@app.command()
+def search(
+    job: Annotated[Path, typer.Argument(help="The job file; `nas init` prints one.")],
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a search: distil blocks, score them, measure them, solve, heal and export the child.
+
+    Run it again after a kill and it goes on where it stopped; after the end, and it only tells the answer again.
+
+    Example: nas search job.yaml
+    """
+    request = config.load(job)
+    from nas import quiet  # noqa: F401  (silences libraries before they load)
+    from nas.pipeline import search as run
+
+    talk = Console(stderr=True) if as_json else console
+    with Store.open(db) as store:
+        _print_outcome(run(request, store, talk), as_json)
+
+
+@app.command()
+def solve(
+    search: SearchName,
+    budget: Annotated[str, typer.Option("--budget", help="Limits, as in a job: latency=50%,memory=1.5GiB")],
+    metric: Annotated[
+        str | None, typer.Option(help="Score to minimise, kl or lm_loss. Default: the search's own.")
+    ] = None,
+    gap: Annotated[float, typer.Option(help="How far from the optimum the answer may be, as a share.")] = 1e-4,
+    time_limit: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Solve a measured search for another budget. Seconds: nothing is measured or trained.
+
+    Example: nas solve stories --budget latency=50%
+    """
+    from nas.solve import measured, trial_row
+    from nas.solve import solve as solve_for
+
+    limits = units.parse_budget(budget)
+    with Store.open(db) as store:
+        known = measured(store, store.find_search(search), metric)
+        solution = solve_for(known, limits, gap, time_limit)
+        trial = store.add_trial(trial_row(known, solution, limits, None))
+        if as_json:
+            _print_json(_plain(trial))
+        else:
+            _print_trial(known.search, trial)
+            console.print(
+                f"\nTo build it, put this budget in the job and run `nas search`. Details: nas show {trial.id}"
+            )
+
+
+@app.command()
+def pareto(
+    search: SearchName,
+    cost: Annotated[str, typer.Option(help="latency, ttft, decode, memory or parameters.")] = "latency",
+    budget: Annotated[str | None, typer.Option("--budget", help="Other limits to hold, like memory=2GiB.")] = None,
+    points: Annotated[int, typer.Option(min=2, help="Points along the front.")] = 20,
+    plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """The whole front of score against a cost.
+
+    Example: nas pareto stories --cost latency --plot front.svg
+    """
+    from nas.front import front_of
+    from nas.solve import measured
+
+    with Store.open(db) as store:
+        known = measured(store, store.find_search(search))
+        found = front_of(known, cost, units.parse_budget(budget) if budget else (), points)
+    if plot is not None:
+        from nas.report import write_front
+
+        write_front(known, cost, found, plot)
+        console.print(f"plot: {plot}")
+    if as_json:
+        _print_json([vars(point) for point in found])
+        return
+    table = Table("score", cost, "of parent", "architecture")
+    for point in found:
+        table.add_row(
+            f"{point.score:.4f}", units.format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary
+        )
+    console.print(table)
+
+
+@app.command()
+def trials(
+    search: Annotated[str | None, typer.Argument(help="Only this search's trials.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help='A condition on columns, like "decode_s < 0.004 and kl < 0.3".')
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to sort by.")] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
+    limit: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Query the trials.
+
+    Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
+    """
+    with Store.open(db) as store:
+        search_id = store.find_search(search).id if search else None
+        found = store.trials(search_id, where=where, sort=sort, descending=descending, limit=limit)
+        names = {known.id: known.name for known in store.searches()}
+    if as_json:
+        _print_json([_plain(trial) for trial in found])
+        return
+    table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
+    for trial in found:
+        table.add_row(
+            str(trial.id), names[trial.search_id], trial.solver,
+            ", ".join(f"{metric}={value}" for metric, value in trial.budget.items()), f"{trial.score:.4f}",
+            units.format_quantity("latency", trial.predicted_latency_s),
+            "-" if trial.latency_s is None else units.format_quantity("latency", trial.latency_s),
+            "-" if trial.kl is None else f"{trial.kl:.4f}", "-" if trial.lm_loss is None else f"{trial.lm_loss:.4f}",
+        )  # fmt: skip
+    console.print(table if found else "no trials")
+
+
+@app.command()
+def show(
+    trial: Annotated[int, typer.Argument(help="A trial's number, as `nas trials` prints it.")],
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """One architecture, layer by layer, predicted and measured.
+
+    Example: nas show 3
+    """
+    from nas.show import layers_of
+
+    with Store.open(db) as store:
+        found = store.trial(trial)
+        known = store.find_search(found.search_id)
+        layers = layers_of(store, known, found)
+    if as_json:
+        _print_json(_plain(found) | {"layers": [vars(layer) for layer in layers]})
+        return
+    table = Table("layer", "parent", "child", "score", "prefill", "decode", "parameters")
+    for layer in layers:
+        table.add_row(
+            layer.place, layer.parent, layer.child, f"{layer.score:.4f}", f"{layer.prefill_s * 1e3:.3f} ms",
+            f"{layer.decode_s * 1e3:.3f} ms", f"{layer.parameters:,}",
+        )  # fmt: skip
+    console.print(table)
+    _print_trial(known, found)
+
+
+@app.command()
+def export(
+    trial: Annotated[int, typer.Argument(help="A trial that was built, by its number.")],
+    format: Annotated[str, typer.Option("--format", help="hf or decilm.")] = "hf",
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist or be empty.")] = ...,  # type: ignore[assignment]
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Write a built trial's child as a directory an inference engine loads, reload it and compare logits.
+
+    Example: nas export 3 --format hf --out ./child
+    """
+    from nas import quiet  # noqa: F401
+    from nas.deliver import export_trial
+
+    with Store.open(db) as store:
+        done = export_trial(store, trial, format, out)
+    if as_json:
+        _print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
+                     "max_logit_difference": done.max_logit_difference})  # fmt: skip
+        return
+    console.print(f"{done.folder}: {done.format}, reloaded; logits differ by at most {done.max_logit_difference:.1e}")
+    for note in done.notes:
+        console.print(note)
+
+
+@app.command()
+def report(
+    search: SearchName,
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    trial: Annotated[
+        int | None, typer.Option(help="The trial to show beside the parent. Default: the latest built.")
+    ] = None,
+    db: Db = None,
+) -> None:
+    """Write one self-contained HTML file that opens offline.
+
+    Example: nas report stories --out report.html
+    """
+    from nas.report import write_report
+
+    with Store.open(db) as store:
+        written = write_report(store, store.find_search(search), out, store.trial(trial) if trial else None)
+    console.print(f"report: {written}")
+
+
+Address = Annotated[str, typer.Option("--address", help="The Ray head's dashboard.", envvar="RAY_API_SERVER_ADDRESS")]
+JobNumber = Annotated[str, typer.Argument(help="What `nas submit` printed.")]
+_HEAD = "http://127.0.0.1:8265"
+
+
+@app.command()
+def submit(
+    job: Annotated[Path, typer.Argument(help="The job file. Its paths, and home, must be seen from the cluster.")],
+    address: Address = _HEAD,
+    db: Db = None,
+    wait: Annotated[bool, typer.Option(help="Follow the logs until the job ends.")] = True,
+) -> None:
+    """Submit a search to a Ray cluster through its Jobs API.
+
+    Example: nas submit job.yaml --address http://HEAD:8265
+    """
+    from nas import submission
+
+    request = config.load(job)
+    number = submission.submit(request, address, db)
+    console.print(f"submitted {number}; follow it with: nas logs {number} --address {address}")
+    if wait:
+        _end_with(submission.follow(number, address, sys.stdout.write), number)
+
+
+@app.command()
+def status(job: JobNumber, address: Address = _HEAD) -> None:
+    """How a submitted job stands.
+
+    Example: nas status raysubmit_1234 --address http://HEAD:8265
+    """
+    from nas import submission
+
+    console.print(submission.status(job, address))
+
+
+@app.command()
+def logs(job: JobNumber, address: Address = _HEAD) -> None:
+    """Print a submitted job's output, and follow it until the job ends.
+
+    Example: nas logs raysubmit_1234 --address http://HEAD:8265
+    """
+    from nas import submission
+
+    _end_with(submission.follow(job, address, sys.stdout.write), job)
+
+
+@app.command()
+def stop(job: JobNumber, address: Address = _HEAD) -> None:
+    """Stop a submitted job. Submitted again, it goes on where it stopped.
+
+    Example: nas stop raysubmit_1234 --address http://HEAD:8265
+    """
+    from nas import submission
+
+    console.print(submission.stop(job, address))
+
+
+def main() -> None:
+    """The `nas` command."""
+    with _clear_errors():
+        app()
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """The user's mistakes and the machine's failures as one line; bugs keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
+        raise SystemExit(130) from None
+    except (ValueError, OSError, TimeoutError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+def _end_with(state: str, job: str) -> None:
+    if state != "SUCCEEDED":
+        raise ValueError(f"job {job} ended as {state}")
+
+
+def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
+    if as_json:
+        _print_json(_plain(outcome.trial) | {"report": str(outcome.report), "sentence": outcome.sentence})
+        return
+    _print_trial(outcome.search, outcome.trial)
+    console.print(f"\nchild:    {outcome.child}", soft_wrap=True)
+    console.print(f"report:   {outcome.report}", soft_wrap=True)
+    console.print("a sentence by the child:", style="dim")
+    console.print(outcome.sentence, markup=False, highlight=False)
+
+
+def _print_trial(search: "models.Search", trial: "models.Trial") -> None:
+    from nas.table import comparison
+
+    budget = ", ".join(f"{metric} {value}" for metric, value in trial.budget.items())
+    proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
+    console.print(f"\nsearch {search.name} ({search.id}), trial {trial.id}: {budget}, by {trial.solver}{proven}")
+    table = Table("", "parent", "child", box=None)
+    for row in comparison(search, trial):
+        table.add_row(row.what, row.parent, row.child)
+    console.print(table)
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    """A database row as JSON takes it."""
+    return {column.name: _jsonable(getattr(row, column.name)) for column in row.__table__.columns}
+
+
+def _jsonable(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    main()

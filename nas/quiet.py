@@ -1,0 +1,17 @@
+"""Silences what libraries print of their own accord while they load and run. Imported for its effect, before them.
+
+What a user must know we say ourselves; progress has one place.
+"""
+
+import os
+import warnings
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+from transformers.utils import logging  # noqa: E402  (reads the environment when it is imported)
+
+logging.disable_progress_bar()

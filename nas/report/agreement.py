@@ -1,0 +1,125 @@
+"""Predictions beside measurements, for every trial that was built, and how well they rank.
+
+Knows rows of trials only. Predicted latency and memory are sums over the options; the predicted score is a sum of
+scores of single replacements (Puzzle, arXiv 2411.19146, section 4.1), which nothing forces to hold: here it shows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.cost import Cost
+from cost_models.scenario import Scenario
+from db import models
+from nas.units import format_quantity
+
+FEWEST = 3
+"""Trials below which a rank correlation says nothing."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prediction and its measurement, in seconds, bytes or score, of one trial."""
+
+    trial: int
+    predicted: float
+    measured: float
+
+    @property
+    def ratio(self) -> str:
+        return f"{self.measured / self.predicted:.3f}" if self.predicted else "-"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One trial. A dash stands for what was not measured."""
+
+    trial: int
+    latency: tuple[str, str, str]
+    share: tuple[str, str]
+    memory: tuple[str, str, str]
+    score: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """`latency` and `score` are the pairs behind the lines; each rank correlation is None under `FEWEST` pairs."""
+
+    lines: tuple[Line, ...]
+    latency: tuple[Pair, ...]
+    score: tuple[Pair, ...]
+    latency_spearman: float | None
+    score_spearman: float | None
+
+
+def agreement(search: models.Search, trials: Sequence[models.Trial]) -> Agreement | None:
+    """None where no trial was built. Scores are compared before healing, which they do not foresee."""
+    built = [trial for trial in trials if trial.latency_s is not None or trial.kl_before_heal is not None]
+    if not built:
+        return None
+    metric = search.request["score"]["metric"]
+    latency = tuple(pair for trial in built if (pair := _latency(trial)))
+    score = tuple(pair for trial in built if (pair := _score(trial, metric)))
+    return Agreement(
+        tuple(_line(search, trial, metric) for trial in built), latency, score, _ranked(latency), _ranked(score)
+    )
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
+    """Rank correlation, ties sharing their mean rank. None where one side is all ties, or there are under `FEWEST`."""
+    if len(left) < FEWEST or len(set(left)) == 1 or len(set(right)) == 1:
+        return None
+    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """How many are less, and half of those that are equal."""
+    array = np.asarray(values)
+    return [float((array < value).sum() + (array == value).sum() / 2) for value in array]
+
+
+def _ranked(pairs: Sequence[Pair]) -> float | None:
+    return spearman([pair.predicted for pair in pairs], [pair.measured for pair in pairs])
+
+
+def _latency(trial: models.Trial) -> Pair | None:
+    return None if trial.latency_s is None else Pair(trial.id, trial.predicted_latency_s, trial.latency_s)
+
+
+def _memory(trial: models.Trial) -> Pair | None:
+    return None if trial.memory_bytes is None else Pair(trial.id, trial.predicted_memory_bytes, trial.memory_bytes)
+
+
+def _score(trial: models.Trial, metric: str) -> Pair | None:
+    if metric == "kl":
+        return None if trial.kl_before_heal is None else Pair(trial.id, trial.score, trial.kl_before_heal)
+    parent = trial.details.get("parent", {}).get("lm_loss")
+    if trial.lm_loss_before_heal is None or parent is None:
+        return None
+    return Pair(trial.id, trial.score, trial.lm_loss_before_heal - parent)
+
+
+def _line(search: models.Search, trial: models.Trial, metric: str) -> Line:
+    whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
+    share = "-"
+    if trial.latency_ratio is not None:
+        spread = "" if trial.latency_spread is None else f" ± {trial.latency_spread:.1%}"
+        share = f"{trial.latency_ratio:.1%}{spread}"
+    return Line(
+        trial.id,
+        _quantities("latency", trial.predicted_latency_s, _latency(trial)),
+        (f"{trial.predicted_latency_s / whole['latency_s']:.1%}", share),
+        _quantities("memory", trial.predicted_memory_bytes, _memory(trial)),
+        _numbers(trial.score, _score(trial, metric)),
+    )
+
+
+def _quantities(metric: str, predicted: float, pair: Pair | None) -> tuple[str, str, str]:
+    shown = format_quantity(metric, predicted)
+    return (shown, "-", "-") if pair is None else (shown, format_quantity(metric, pair.measured), pair.ratio)
+
+
+def _numbers(predicted: float, pair: Pair | None) -> tuple[str, str, str]:
+    shown = f"{predicted:.4f}"
+    return (shown, "-", "-") if pair is None else (shown, f"{pair.measured:.4f}", pair.ratio)

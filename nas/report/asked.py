@@ -1,0 +1,109 @@
+"""What a search was asked, spelled out for someone who never saw its job file, and whether a trial meets it.
+
+Knows how a scenario and a budget read as text. Does not know how a budget is solved for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blocklib.block import Architecture
+from cost_models.cost import Cost
+from cost_models.scenario import Scenario
+from db import models
+from nas.solve import METRICS
+from nas.table import summary
+from nas.units import Limit, format_quantity, parse_limit
+
+
+@dataclass(frozen=True)
+class Fact:
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """One limit beside what the trial comes to. `is_met` is of the measurement, None where there is none."""
+
+    limit: str
+    predicted: str
+    measured: str
+    is_met: bool | None
+
+
+def facts(search: models.Search, budget: Sequence[Limit]) -> tuple[Fact, ...]:
+    """The question, a fact a line."""
+    layers = Architecture.parse(search.parent_architecture).layers
+    metric = {"kl": "KL divergence from the parent's next-token distribution", "lm_loss": "rise of the loss on the text"}
+    return (
+        Fact("parent", search.parent),
+        Fact("its architecture", f"{layers} layers: {summary(search.parent_architecture)}"),
+        Fact("served as", served(Scenario(**search.scenario))),
+        Fact("on", search.hardware),
+        Fact("budget", "; ".join(bounded(limit, search) for limit in budget) or "none"),
+        Fact("to minimise", metric[search.request["score"]["metric"]]),
+    )
+
+
+def served(scenario: Scenario) -> str:
+    """A scenario in words."""
+    threads = "all cores" if scenario.threads is None else _counted(scenario.threads, "thread")
+    where = f"{scenario.device} ({threads})" if scenario.device == "cpu" else scenario.device
+    return (
+        f"a batch of {_counted(scenario.batch, 'sequence')}, each {_counted(scenario.prompt_tokens, 'token')} of prompt "
+        f"and {_counted(scenario.generated_tokens, 'generated token')}, in {scenario.dtype} on {where}"
+    )
+
+
+def budget_of(search: models.Search, trial: models.Trial | None) -> tuple[Limit, ...]:
+    """The trial's budget, or the request's where there is no trial yet."""
+    given = search.request["budget"] if trial is None else trial.budget
+    return tuple(parse_limit(metric, text) for metric, text in given.items())
+
+
+def bounded(limit: Limit, search: models.Search) -> str:
+    """A limit in words, with its absolute value where the parent's own is known."""
+    side = "at least" if limit.at_least else "at most"
+    if not limit.relative:
+        return f"{limit.metric} {side} {format_quantity(limit.metric, limit.value)}"
+    words = f"{limit.metric} {side} {limit.text} of the parent's"
+    whole = _parent_totals(search).get(METRICS[limit.metric])
+    return words if whole is None else f"{words} ({format_quantity(limit.metric, limit.absolute(whole))})"
+
+
+def budget_lines(search: models.Search, trial: models.Trial) -> tuple[BudgetLine, ...]:
+    """Each limit of the trial's budget, predicted and measured."""
+    return tuple(_line(search, trial, limit) for limit in budget_of(search, trial))
+
+
+def _line(search: models.Search, trial: models.Trial, limit: Limit) -> BudgetLine:
+    cost = METRICS[limit.metric]
+    parent, value = _parent_totals(search)[cost], getattr(trial, f"predicted_{cost}")
+    predicted = f"{format_quantity(limit.metric, value)} ({value / parent:.1%})"
+    found = getattr(trial, cost)
+    if found is None:
+        return BudgetLine(bounded(limit, search), predicted, "-", None)
+    share = _measured_share(trial, cost, found, parent)
+    spread = f" ± {trial.latency_spread:.1%}" if limit.metric == "latency" and trial.latency_spread is not None else ""
+    reached = share if limit.relative else found
+    is_met = reached >= limit.value if limit.at_least else reached <= limit.value
+    shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{spread})"
+    return BudgetLine(bounded(limit, search), predicted, shown, is_met)
+
+
+def _measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:
+    """Of the parent's: as measured beside it, else of what its parts sum to."""
+    if cost == "latency_s" and trial.latency_ratio is not None:
+        return trial.latency_ratio
+    return found / (trial.details.get("parent", {}).get(cost) or predicted_parent)
+
+
+def _parent_totals(search: models.Search) -> dict[str, float]:
+    """Empty until the search has measured its parent's parts."""
+    if "whole" not in search.parent_costs:
+        return {}
+    return Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

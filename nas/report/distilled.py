@@ -1,0 +1,88 @@
+"""How blockwise distillation went: losses per option over the layers, and curves per kind.
+
+Knows rows of distillations only. Losses are squared errors over the size of what was to be matched: 0 is exact, and 1
+is as far off as giving nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from blocklib.block import Choice, Role
+from db import models
+from db.store import KnownOption
+
+
+@dataclass(frozen=True)
+class Line:
+    """One option over its layers: mean held-out losses, None where that step was left out. `tokens` are per layer."""
+
+    role: Role
+    name: str
+    layers: int
+    first_weights: float
+    least_squares: float | None
+    trained: float | None
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Training losses of one option at one layer, as (tokens, loss)."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The curves of one kind."""
+
+    title: str
+    curves: tuple[Curve, ...]
+
+
+def distillations(options: Sequence[KnownOption]) -> tuple[models.Distillation, ...]:
+    """Each once, though a pair's option may point at the same as its part's."""
+    found = {known.distillation.key: known.distillation for known in options if known.distillation}
+    return tuple(found.values())
+
+
+def lines(rows: Iterable[models.Distillation]) -> tuple[Line, ...]:
+    """A line per option, by role and then from the best to the worst first weights."""
+    grouped: dict[tuple[Role, str], list[models.Distillation]] = {}
+    for row in rows:
+        choice = Choice.parse(row.choice)
+        grouped.setdefault((choice.role, str(choice.what)), []).append(row)
+    found = [
+        Line(
+            role,
+            name,
+            len(group),
+            fmean(row.loss_first_weights for row in group),
+            _mean([row.loss_least_squares for row in group]),
+            _mean([row.loss_trained for row in group]),
+            max(row.tokens for row in group),
+            sum(row.seconds for row in group),
+        )
+        for (role, name), group in grouped.items()
+    ]
+    return tuple(sorted(found, key=lambda line: (line.role, line.first_weights, line.name)))
+
+
+def panels(rows: Iterable[models.Distillation]) -> tuple[Panel, ...]:
+    """A panel per kind that was trained, attention first."""
+    found: dict[tuple[Role, str], list[Curve]] = {}
+    for row in rows:
+        choice = Choice.parse(row.choice)
+        if len(row.curve) > 1:
+            points = tuple((tokens, loss) for tokens, loss in row.curve)
+            curves = found.setdefault((choice.role, choice.subblocks[0][1].kind), [])
+            curves.append(Curve(str(choice.what), points))
+    return tuple(Panel(f"{role}: {kind}", tuple(curves)) for (role, kind), curves in sorted(found.items()))
+
+
+def _mean(losses: Sequence[float | None]) -> float | None:
+    known = [loss for loss in losses if loss is not None]
+    return fmean(known) if known else None

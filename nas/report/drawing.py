@@ -1,0 +1,88 @@
+"""The child's architecture beside its parent's, as cells of a table: one row a layer, a bar for what stands there.
+
+Knows where each bar goes, how wide it is and what it says; the template draws it. Does not know what a kind computes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blocklib.block import Architecture, Choice, Role, Subblock
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One subblock. `width` is its size as a share of the largest drawn; `rows` is how many layers it spans.
+
+    `kind` is the subblock's, or `gone` for the attention of a layer that a run of FFNs has swallowed.
+    """
+
+    kind: str
+    label: str
+    width: float
+    rows: int
+    is_parents_own: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer of the parent. None where a bar that began in an earlier row is still drawn."""
+
+    layer: int
+    parent: tuple[Bar | None, Bar | None]
+    child: tuple[Bar | None, Bar | None]
+
+
+def drawing(parent: Architecture, child: Architecture) -> tuple[Row, ...]:
+    """A row for each layer of the parent, first to last. The child spans as many layers as its parent."""
+    assert parent.layers == child.layers, (parent.layers, child.layers)
+    largest: dict[Role, float] = {
+        role: max((_size(what) for at, what in (*_placed(parent), *_placed(child)) if at.role == role), default=0)
+        for role in ("attention", "ffn")
+    }
+    own = dict(_placed(parent))
+    drawn_parent, drawn_child = (
+        {(at.layer, at.role): _bar(what, at.role, largest, own.get(at) == what) for at, what in _placed(architecture)}
+        for architecture in (parent, child)
+    )
+    return tuple(
+        Row(layer, _cells(drawn_parent, layer), _cells(drawn_child, layer)) for layer in range(parent.layers)
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    layer: int
+    role: Role
+
+
+_GONE = Subblock("gone")
+
+
+def _placed(architecture: Architecture) -> Iterator[tuple[_Place, Subblock]]:
+    for choice in architecture.choices():
+        assert isinstance(choice.what, Subblock)
+        yield _Place(choice.layer, choice.role), choice.what
+        for layer in _swallowed(choice):
+            yield _Place(layer, "attention"), _GONE
+
+
+def _swallowed(choice: Choice) -> range:
+    """The layers whose attention a run covers."""
+    return range(choice.layer + 1, choice.end_layer)
+
+
+def _bar(what: Subblock, role: Role, largest: dict[Role, float], is_parents_own: bool) -> Bar:
+    label = "in the run" if what == _GONE else str(what)
+    width = _size(what) / largest[role] if _size(what) else 1.0
+    return Bar(what.kind, label, width, what.layers, is_parents_own)
+
+
+def _size(what: Subblock) -> float:
+    """KV heads or FFN width; of a run the mean over its layers, so that areas compare. 0 where it is no one number."""
+    if what.parts:
+        return sum(map(_size, what.parts)) / len(what.parts)
+    return float(what.size) if what.size.isdigit() else 0.0
+
+
+def _cells(drawn: dict[tuple[int, Role], Bar], layer: int) -> tuple[Bar | None, Bar | None]:
+    return drawn.get((layer, "attention")), drawn.get((layer, "ffn"))

@@ -1,0 +1,131 @@
+"""The report: one HTML file that says what was asked, what came out and what it rests on, and opens offline.
+
+Gathers the sections from the store and hands them to the template. Everything shown is a row, or computed from rows;
+the front is solved again. Knows which sections there are, not how any of them is drawn.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from blocklib.block import Architecture
+from db import models
+from db.models import now
+from db.store import Store
+from nas.report import distilled
+from nas.report.agreement import Agreement, agreement
+from nas.report.asked import budget_lines, budget_of, facts
+from nas.report.drawing import drawing
+from nas.report.heatmap import heatmap
+from nas.report.plots import agreement_figure, curves_figure, inlined
+from nas.report.trade_off import trade_off
+from nas.report.whole import write_whole
+from nas.table import comparison, summary
+from nas.units import format_quantity
+
+
+def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
+    """Write the report of `search` to `path`, whole or not at all, and return it. Makes the folder.
+
+    `chosen` is the trial shown beside the parent; None: the latest one measured, else the latest. A search with no
+    trial yet is reported as far as it came. Raises ValueError where `chosen` is another search's, OSError where the
+    file cannot be written.
+    """
+    if chosen is not None and chosen.search_id != search.id:
+        raise ValueError(f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}")
+    trials = store.trials(search.id)
+    sections = _sections(store, search, trials, chosen or _latest(trials))
+    page = _environment().get_template("report.html.j2").render(sections)
+    return write_whole(path, page.encode())
+
+
+def _latest(trials: Sequence[models.Trial]) -> models.Trial | None:
+    built = [trial for trial in trials if trial.latency_s is not None or trial.kl is not None]
+    return next(reversed(built or trials), None)
+
+
+def _sections(
+    store: Store, search: models.Search, trials: Sequence[models.Trial], chosen: models.Trial | None
+) -> dict[str, Any]:
+    """What the template shows, by the names it uses."""
+    options, budget = store.options(search.id), budget_of(search, chosen)
+    child = Architecture.parse(chosen.architecture) if chosen else None
+    metric = search.request["score"]["metric"]
+    distillations = distilled.distillations(options)
+    panels = distilled.panels(distillations)
+    agreed = agreement(search, trials)
+    return {
+        "search": search,
+        "chosen": chosen,
+        "written_at": now(),
+        "facts": facts(search, budget),
+        "budget": budget_lines(search, chosen) if chosen else (),
+        "comparison": comparison(search, chosen) if chosen else (),
+        "drawing": drawing(Architecture.parse(search.parent_architecture), child) if child else (),
+        "trade_off": trade_off(store, search, budget, trials, chosen),
+        "agreement": agreed,
+        "agreement_plot": _agreement_plot(agreed),
+        "heatmap": heatmap(options, metric, child),
+        "metric": metric,
+        "distilled": distilled.lines(distillations),
+        "curves": inlined(curves_figure(panels), "training loss against tokens, by kind") if panels else None,
+        "stages": _stage_lines(store.stages(search.id)),
+        "failures": store.failures(search.id),
+        "trials": trials,
+        "request": json.dumps(search.request, indent=2, ensure_ascii=False),
+    }
+
+
+def _agreement_plot(agreed: Agreement | None) -> str | None:
+    """Where there are enough to see a trend."""
+    if agreed is None or (agreed.latency_spearman is None and agreed.score_spearman is None):
+        return None
+    return inlined(agreement_figure(agreed.latency, agreed.score), "measured against predicted, a point per trial")
+
+
+@dataclass(frozen=True)
+class StageLine:
+    """A stage over all runs of the search. `work_done` counts units really computed."""
+
+    name: str
+    runs: int
+    seconds: float
+    work_done: int
+    last: datetime
+
+
+def _stage_lines(stages: Sequence[models.Stage]) -> tuple[StageLine, ...]:
+    """In the order the stages first ran."""
+    named: dict[str, list[models.Stage]] = {}
+    for stage in stages:
+        named.setdefault(stage.name, []).append(stage)
+    return tuple(
+        StageLine(
+            name,
+            len(runs),
+            sum(run.seconds for run in runs),
+            sum(run.work_done for run in runs),
+            max(run.started_at for run in runs),
+        )
+        for name, runs in named.items()
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nas", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["quantity"] = lambda value, metric: "-" if value is None else format_quantity(metric, value)
+    environment.filters["number"] = lambda value: "-" if value is None else f"{value:.4f}"
+    environment.filters["moment"] = lambda at: f"{at:%Y-%m-%d %H:%M} UTC"
+    environment.filters["summary"] = summary
+    return environment

@@ -1,0 +1,187 @@
+"""The report's plots: values in, matplotlib figures out, figures in, SVG or PNG out.
+
+Knows axes and colours, not what a search is. Uses no pyplot: a figure is a value, and the settings hold only while one
+is made or written. The same values give the same bytes.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from nas.report.agreement import Pair
+from nas.report.distilled import Panel
+from nas.units import format_quantity
+
+_INK = "#1b2733"
+"""Text and axes. In a page it becomes the page's own colour, which may be light on dark."""
+_FRONT, _CHOSEN, _OTHER = "#3b7dd8", "#d9622b", "#8a94a0"
+_SERIES = ("#3b7dd8", "#d9622b", "#2f9e77", "#8e5bc4", "#c79a1b", "#c4487d", "#5f7d8c", "#7a9a2e")
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "puzzle-nas",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _OTHER,
+    "grid.alpha": 0.22,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+}
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A trial beside the front. `measured` is its measured cost, None where it was not built."""
+
+    trial: int
+    cost: float
+    score: float
+    measured: float | None
+    is_chosen: bool
+
+
+@matplotlib.rc_context(_STYLE)
+def front_figure(
+    cost: str,
+    front: Sequence[tuple[float, float]],
+    parent_cost: float,
+    ceiling: float | None = None,
+    marks: Sequence[Mark] = (),
+) -> Figure:
+    """Score against a cost, by ascending cost; `front` is (cost, score), costs in the metric's base unit.
+
+    A step, since between two points the cheaper one is still the best there is.
+    """
+    figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    at, scores = [point[0] for point in front], [point[1] for point in front]
+    axes.step(at, scores, where="post", color=_FRONT, linewidth=1.2, alpha=0.6)
+    axes.plot(at, scores, "o", color=_FRONT, markersize=4, label="best for its cost")
+    axes.axvline(parent_cost, color=_INK, linewidth=0.8, linestyle=":", label="parent")
+    if ceiling is not None:
+        axes.axvline(ceiling, color=_CHOSEN, linewidth=0.9, linestyle="--", label="budget")
+    _draw_marks(axes, marks)
+    axes.set_xlabel(f"{cost} of the whole model")
+    axes.set_ylabel("score: predicted distance from the parent")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(cost, value)))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    shares = axes.secondary_xaxis("top", functions=(lambda x: 100 * x / parent_cost, lambda x: x * parent_cost / 100))
+    shares.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    shares.set_xlabel("of the parent's")
+    _widen(axes, [*scores, *(mark.score for mark in marks)])
+    axes.legend()
+    return figure
+
+
+def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
+    for is_chosen, color, size, label in ((False, _OTHER, 6, "trial"), (True, _CHOSEN, 9, "chosen trial")):
+        some = [mark for mark in marks if mark.is_chosen == is_chosen]
+        if not some:
+            continue
+        axes.plot([mark.cost for mark in some], [mark.score for mark in some], "D", color=color, markersize=size - 2,
+                  label=f"{label}, predicted", zorder=3 + is_chosen)  # fmt: skip
+        measured = [(mark, mark.measured) for mark in some if mark.measured is not None]
+        for mark, found in measured:
+            axes.plot([mark.cost, found], [mark.score] * 2, color=color, linewidth=0.9, zorder=2)
+        if measured:
+            axes.plot([found for _, found in measured], [mark.score for mark, _ in measured], "o", markersize=size - 1,
+                      markerfacecolor="none", markeredgecolor=color, label=f"{label}, measured", zorder=3)  # fmt: skip
+        for mark in some:
+            axes.annotate(f"{mark.trial}", (mark.cost, mark.score), xytext=(5, 5), textcoords="offset points")
+
+
+def _widen(axes: Axes, scores: Sequence[float]) -> None:
+    """Scores grow by orders of magnitude towards the cheap end, and the parent's own is 0, which no log scale shows."""
+    most = max((abs(score) for score in scores), default=0.0)
+    least = min((abs(score) for score in scores if score), default=0.0)
+    if least and most / least > 100:
+        axes.set_yscale("symlog", linthresh=max(least, most / 1000), linscale=0.5)
+    if min(scores, default=0.0) >= 0:
+        axes.set_ylim(bottom=0)
+
+
+@matplotlib.rc_context(_STYLE)
+def agreement_figure(latency: Sequence[Pair], score: Sequence[Pair]) -> Figure:
+    """Measured against predicted, for latency and for the score before healing; on the dotted line they agree."""
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_pairs(left, latency, "latency")
+    _draw_pairs(right, score, "score before healing")
+    seconds = FuncFormatter(lambda value, _: format_quantity("latency", value))
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter(seconds)
+        axis.set_major_locator(MaxNLocator(4))
+    return figure
+
+
+def _draw_pairs(axes: Axes, pairs: Sequence[Pair], what: str) -> None:
+    axes.set_title(what, loc="left", fontsize=9)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("measured")
+    if not pairs:
+        return
+    most = 1.08 * max(max(pair.predicted, pair.measured) for pair in pairs)
+    least = min(0.0, *(min(pair.predicted, pair.measured) for pair in pairs))
+    axes.plot([least, most], [least, most], ":", color=_INK, linewidth=0.8)
+    axes.plot([pair.predicted for pair in pairs], [pair.measured for pair in pairs], "o", color=_FRONT, markersize=5)
+    for pair in pairs:
+        axes.annotate(f"{pair.trial}", (pair.predicted, pair.measured), xytext=(5, -3), textcoords="offset points")
+
+
+@matplotlib.rc_context(_STYLE)
+def curves_figure(panels: Sequence[Panel]) -> Figure:
+    """One panel a kind, one line a layer, one colour an option."""
+    columns = min(3, len(panels))
+    rows = ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.1 * columns if columns > 1 else 4.4, 2.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        names = sorted({curve.name for curve in panel.curves}, key=lambda name: (len(name), name))
+        colors = {name: _SERIES[index % len(_SERIES)] for index, name in enumerate(names)}
+        for curve in panel.curves:
+            axes.plot(*zip(*curve.points, strict=True), color=colors[curve.name], linewidth=0.9, alpha=0.55)
+        for name in names:
+            axes.plot([], [], color=colors[name], label=name)
+        axes.set_title(panel.title, loc="left", fontsize=9)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity("parameters", value)))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.legend(fontsize=7)
+    figure.supxlabel("tokens", fontsize=9)
+    figure.supylabel("training loss", fontsize=9)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def file_bytes(figure: Figure, format: str) -> bytes:
+    """A figure as a file of its own, "svg" or "png", on white."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=format, dpi=160, facecolor="white", metadata=_NO_METADATA if format == "svg" else None)
+    return buffer.getvalue()
+
+
+@matplotlib.rc_context(_STYLE)
+def inlined(figure: Figure, description: str) -> Markup:
+    """A figure as an <svg> element: on no ground of its own, in the page's ink, named for those who do not see it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # HTML knows the namespaces; names of groups would stand twice in a page of several figures, and none refers to them.
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r' id="[^"]*_\d+"', "", svg)
+    svg = svg.replace(_INK, "currentColor").replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    return Markup(svg)

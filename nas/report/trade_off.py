@@ -1,0 +1,78 @@
+"""The front of score against a cost, drawn: in the report with the trials on it, and alone for `nas pareto`.
+
+Knows which cost a budget is about. How a front is found is `nas/front.py`'s, how it is drawn `plots.py`'s.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from db import models
+from db.store import Store
+from nas.front import Point, front_of
+from nas.report.plots import Mark, file_bytes, front_figure, inlined
+from nas.report.whole import write_whole
+from nas.solve import METRICS, Measured, Unfinished, measured
+from nas.units import Limit
+from solvers.problem import Infeasible
+
+_POINTS = 20
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """The section: a plot, or why there is none."""
+
+    cost: str
+    others: tuple[Limit, ...] = ()
+    plot: Markup | None = None
+    points: tuple[Point, ...] = ()
+    why_not: str = ""
+
+
+def trade_off(
+    store: Store,
+    search: models.Search,
+    budget: Sequence[Limit],
+    trials: Sequence[models.Trial],
+    chosen: models.Trial | None,
+) -> TradeOff:
+    """The front for the first limit of `budget`, the others holding. Solves; seconds on a large search."""
+    # A floor on throughput is a ceiling on latency.
+    cost = "latency" if not budget or budget[0].metric == "throughput" else budget[0].metric
+    try:
+        known = measured(store, search)
+        others = tuple(limit for limit in budget if known.ceiling(limit)[0] != METRICS[cost])
+        found = front_of(known, cost, others, _POINTS)
+    except (Unfinished, Infeasible, TimeoutError) as error:
+        return TradeOff(cost, why_not=str(error))
+    ceilings = [value for name, value in map(known.ceiling, budget) if name == METRICS[cost]]
+    figure = front_figure(
+        cost,
+        [(point.cost, point.score) for point in found],
+        known.parent_totals()[METRICS[cost]],
+        min(ceilings, default=None),
+        [_mark(trial, METRICS[cost], chosen) for trial in trials],
+    )
+    description = f"the best predicted score for each {cost}, {len(found)} points, with {len(trials)} trials"
+    return TradeOff(cost, others, inlined(figure, description), found)
+
+
+def write_front(known: Measured, cost: str, points: Sequence[Point], path: Path) -> Path:
+    """The plot of `nas pareto`: `points` of `front_of`, to a .svg or .png file, whole or not at all.
+
+    Raises ValueError for another ending, OSError where the file cannot be written.
+    """
+    format = path.suffix.lower().removeprefix(".")
+    if format not in ("svg", "png"):
+        raise ValueError(f"cannot draw to {path}; give a file that ends in .svg or .png")
+    parent = known.parent_totals()[METRICS[cost]]
+    figure = front_figure(cost, [(point.cost, point.score) for point in points], parent)
+    return write_whole(path, file_bytes(figure, format))
+
+
+def _mark(trial: models.Trial, metric: str, chosen: models.Trial | None) -> Mark:
+    is_chosen = chosen is not None and trial.id == chosen.id
+    return Mark(trial.id, getattr(trial, f"predicted_{metric}"), trial.score, getattr(trial, metric), is_chosen)

@@ -1,0 +1,47 @@
+"""A trial layer by layer: what stands where, what it scores and what it costs, from the store alone."""
+
+from dataclasses import dataclass
+
+from blocklib.block import Architecture, Choice
+from db import models
+from db.store import Store
+from nas.solve import choice_of, measured
+from solvers.problem import Option
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """One option of the architecture; `place` is its layer and role, or its range of layers."""
+
+    place: str
+    parent: str
+    child: str
+    score: float
+    prefill_s: float
+    decode_s: float
+    parameters: int
+
+
+def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple[LayerLine, ...]:
+    """Its subblocks in slot order. Whole blocks scored as one are shown by their parts."""
+    known = measured(store, search)
+    options: dict[Choice, Option] = {choice_of(option): option for option in known.options}
+    parent = {choice.first_slot: choice for choice in Architecture.parse(search.parent_architecture).choices()}
+    lines = []
+    for choice in Architecture.parse(trial.architecture).choices():
+        option = options[choice]
+        last = choice.end_layer - 1
+        layers = f"{choice.layer}" if last == choice.layer else f"{choice.layer}-{last}"
+        replaced = [str(parent[slot].what) for slot in range(choice.first_slot, choice.first_slot + choice.span)]
+        lines.append(
+            LayerLine(
+                place=f"{layers} {choice.role}",
+                parent=" ".join(replaced),
+                child=str(choice.what),
+                score=option.score,
+                prefill_s=option.costs["ttft_s"],
+                decode_s=option.costs["decode_s"],
+                parameters=int(option.costs["parameters"]),
+            )
+        )
+    return tuple(lines)

@@ -21,10 +21,6 @@ class Whole:
         """The sum of its parts, in seconds."""
         return sum(count * parts[name] for name, count in self.counts.items())
 
-    def residual(self, parts: Mapping[str, float]) -> float:
-        """Sum of its parts over its own time, less 1."""
-        return self.predicted(parts) / self.seconds - 1
-
 
 _LEAST_SPREAD = 1e-4
 """No time is taken to be surer than this; it also keeps the weights finite for what others are timed against."""

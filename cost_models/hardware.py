@@ -57,7 +57,7 @@ def cpu_threads(scenario: Scenario) -> Iterator[None]:
 def synchronize(device: torch.device) -> None:
     """Wait until `device` has done what it was asked. On the CPU it has."""
     if device.type != "cpu":
-        torch.get_device_module(device.type).synchronize()
+        torch.accelerator.synchronize(device)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -65,7 +65,8 @@ class MeasuredGeometry:
 
 @dataclass(frozen=True)
 class Residual:
-    """The sum of the parts over what was timed, less 1: for the parent, and for the first stack that fits worst."""
+    """Sum of the parts less what was timed, as a share of the parent's time: of the parent, and of the first stack that
+    fits worst. The parts are fitted to the parent, so `worst` is what tells whether they add up."""
 
     parent: float
     worst: float
@@ -152,7 +153,7 @@ class _Phase:
 
     def residual(self) -> Residual:
         parts = attribute(self.wholes)
-        residuals = [whole.residual(parts) for whole in self.wholes]
+        residuals = [(whole.predicted(parts) - whole.seconds) / self.control_s for whole in self.wholes]
         return Residual(residuals[0], max(residuals, key=abs))
 
 
@@ -161,8 +162,8 @@ def _phases(control: Stack, comparisons: Mapping[Stack, Comparison]) -> list[_Ph
     phases = []
     for pairs in zip(*(comparison.phases for comparison in comparisons.values()), strict=True):
         control_s = median(chain.from_iterable(paired.control_samples_s for paired in pairs))
-        # All ratios are relative to the control, so it has no spread of its own: the parts meet its time all but exactly,
-        # and the parent's predicted cost is its measured one.
+        # All ratios are relative to the control, so it has no spread of its own. The parts meet its time all but
+        # exactly: what the parent is predicted to take is what it took.
         phase = _Phase(control_s, (Whole(control.counts, control_s, spread=0.0),))
         for stack, paired in zip(comparisons, pairs, strict=True):
             phase = phase.with_(stack, paired)

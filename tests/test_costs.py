@@ -229,9 +229,10 @@ def test_attribution_recovers_planted_parts(planted: list[float], order: Sequenc
 
 
 def test_the_surer_time_counts_more_and_the_control_is_met() -> None:
-    unsure, sure = Whole({"a": 1}, 1.0, spread=0.1), Whole({"a": 1}, 2.0, spread=0.0)
-    assert attribute([unsure, sure])["a"] == pytest.approx(2.0, rel=1e-3)
-    assert abs(sure.residual(attribute([unsure, sure]))) < 1e-3
+    unsure, sure = Whole({"a": 2}, 2.0, spread=0.1), Whole({"a": 2}, 4.0, spread=0.0)
+    parts = attribute([unsure, sure])
+    assert parts["a"] == pytest.approx(2.0, rel=1e-3)
+    assert sure.predicted(parts) == pytest.approx(4.0, rel=1e-3)
 
 
 def test_a_part_too_small_to_see_is_zero_and_the_rest_fitted_without_it() -> None:

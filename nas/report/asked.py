@@ -34,7 +34,10 @@ class BudgetLine:
 def facts(search: models.Search, budget: Sequence[Limit]) -> tuple[Fact, ...]:
     """The question, a fact a line."""
     layers = Architecture.parse(search.parent_architecture).layers
-    metric = {"kl": "KL divergence from the parent's next-token distribution", "lm_loss": "rise of the loss on the text"}
+    metric = {
+        "kl": "KL divergence from the parent's next-token distribution",
+        "lm_loss": "rise of the loss on the text",
+    }
     return (
         Fact("parent", search.parent),
         Fact("its architecture", f"{layers} layers: {summary(search.parent_architecture)}"),
@@ -49,10 +52,9 @@ def served(scenario: Scenario) -> str:
     """A scenario in words."""
     threads = "all cores" if scenario.threads is None else _counted(scenario.threads, "thread")
     where = f"{scenario.device} ({threads})" if scenario.device == "cpu" else scenario.device
-    return (
-        f"a batch of {_counted(scenario.batch, 'sequence')}, each {_counted(scenario.prompt_tokens, 'token')} of prompt "
-        f"and {_counted(scenario.generated_tokens, 'generated token')}, in {scenario.dtype} on {where}"
-    )
+    prompt, answer = _counted(scenario.prompt_tokens, "token"), _counted(scenario.generated_tokens, "generated token")
+    batch = _counted(scenario.batch, "sequence")
+    return f"a batch of {batch}, each {prompt} of prompt and {answer}, in {scenario.dtype} on {where}"
 
 
 def budget_of(search: models.Search, trial: models.Trial | None) -> tuple[Limit, ...]:

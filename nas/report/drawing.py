@@ -44,9 +44,7 @@ def drawing(parent: Architecture, child: Architecture) -> tuple[Row, ...]:
         {(at.layer, at.role): _bar(what, at.role, largest, own.get(at) == what) for at, what in _placed(architecture)}
         for architecture in (parent, child)
     )
-    return tuple(
-        Row(layer, _cells(drawn_parent, layer), _cells(drawn_child, layer)) for layer in range(parent.layers)
-    )
+    return tuple(Row(layer, _cells(drawn_parent, layer), _cells(drawn_child, layer)) for layer in range(parent.layers))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
     file cannot be written.
     """
     if chosen is not None and chosen.search_id != search.id:
-        raise ValueError(f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}")
+        raise ValueError(
+            f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}"
+        )
     trials = store.trials(search.id)
     sections = _sections(store, search, trials, chosen or _latest(trials))
     page = _environment().get_template("report.html.j2").render(sections)

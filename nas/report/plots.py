@@ -9,8 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,7 +27,8 @@ _INK = "#1b2733"
 _FRONT, _CHOSEN, _OTHER = "#3b7dd8", "#d9622b", "#8a94a0"
 _SERIES = ("#3b7dd8", "#d9622b", "#2f9e77", "#8e5bc4", "#c79a1b", "#c4487d", "#5f7d8c", "#7a9a2e")
 
-_STYLE = {
+# Any: matplotlib spells out every known key as a type, and which there are depends on its version.
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "puzzle-nas",
     "font.size": 9,
@@ -37,7 +40,7 @@ _STYLE = {
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_NO_METADATA: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ def front_figure(
     axes.set_ylabel("score: predicted distance from the parent")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(cost, value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    shares = axes.secondary_xaxis("top", functions=(lambda x: 100 * x / parent_cost, lambda x: x * parent_cost / 100))
+    to_percent, from_percent = (
+        (lambda x: np.multiply(x, 100 / parent_cost)),
+        (lambda x: np.multiply(x, parent_cost / 100)),
+    )
+    shares = axes.secondary_xaxis("top", functions=(to_percent, from_percent))
     shares.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
     shares.set_xlabel("of the parent's")
     _widen(axes, [*scores, *(mark.score for mark in marks)])
@@ -169,7 +176,9 @@ def curves_figure(panels: Sequence[Panel]) -> Figure:
 def file_bytes(figure: Figure, format: str) -> bytes:
     """A figure as a file of its own, "svg" or "png", on white."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=format, dpi=160, facecolor="white", metadata=_NO_METADATA if format == "svg" else None)
+    figure.savefig(
+        buffer, format=format, dpi=160, facecolor="white", metadata=_NO_METADATA if format == "svg" else None
+    )
     return buffer.getvalue()
 
 
@@ -180,7 +189,7 @@ def inlined(figure: Figure, description: str) -> Markup:
     figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # HTML knows the namespaces; names of groups would stand twice in a page of several figures, and none refers to them.
+    # HTML knows the namespaces. Names of groups would stand twice in a page of several figures; nothing refers to them.
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r' id="[^"]*_\d+"', "", svg)
     svg = svg.replace(_INK, "currentColor").replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)

@@ -1,0 +1,360 @@
+"""The report, on searches whose rows are in a database: what it says, that it stands alone, that it escapes."""
+
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import rows
+
+from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Subblock
+from db import models
+from db.store import Store
+from nas.config import load
+from nas.front import front_of
+from nas.report import write_front, write_report
+from nas.report.agreement import spearman
+from nas.report.drawing import drawing
+from nas.solve import measured, solve, trial_row
+from nas.units import parse_budget
+
+LAYERS = 4
+PARENT = " ".join(["kv4+ffn64"] * LAYERS)
+CURVE = [[0.0, 0.5], [256.0, 0.25], [512.0, 0.125]]
+
+
+def choices() -> list[Choice]:
+    found = []
+    for layer in range(LAYERS):
+        found += [Choice(layer, "attention", what) for what in (Subblock("kv", "4"), Subblock("kv", "2"), LINEAR, SKIP)]
+        found += [Choice(layer, "ffn", what) for what in (Subblock("ffn", "64"), Subblock("ffn", "32"), SKIP)]
+        found.append(Choice(layer, "block", Block(SKIP, SKIP)))
+    found.append(Choice(1, "ffn", Subblock.parse("fuse(ffn64,ffn64)")))
+    return found
+
+
+def seconds(choice: Choice) -> float:
+    per = {"kv": 1e-4, "ffn": 1e-5, "linear": 5e-5, "skip": 0.0}
+    return sum(
+        per[part.kind] * (part.number if part.size else 1) if part.size or part.kind != "linear" else per["linear"]
+        for _, subblock in choice.subblocks
+        for part in (subblock.parts or (subblock,))
+    )
+
+
+def kl(choice: Choice) -> float:
+    harm = {"kv2": 0.0125, "linear": 0.25, "ffn32": 0.03, "skip": 0.8, "skip+skip": 1.5, "fuse(ffn64,ffn64)": 0.02}
+    return harm[str(choice.what)] * (1 + choice.layer)
+
+
+def cost(key: str, name: str, prefill_s: float) -> models.Cost:
+    return rows.cost(key, name=name, prefill_s=prefill_s, decode_s=0.0, parameters=100, weight_bytes=400)
+
+
+def add_measured(store: Store, search: models.Search) -> None:
+    """Options with their scores, costs and distillations, and the parent's cost."""
+    options = []
+    for choice in choices():
+        text, is_own = str(choice), str(choice.what) in ("kv4", "ffn64")
+        store.add_costs([cost(f"cost {text}", text, seconds(choice))])
+        if not is_own:
+            store.add_scores([rows.score(f"score {text}", choice=text, kl=kl(choice), lm_loss=2 * kl(choice))])
+        if not is_own and "skip" not in text:
+            losses = {"loss_first_weights": 0.5, "loss_least_squares": 0.375, "loss_trained": 0.0625}
+            store.add_distillations([rows.distillation(f"bld {text}", choice=text, curve=CURVE, **losses)])
+        options.append(
+            models.Option(
+                search_id=search.id,
+                choice=text,
+                first_slot=choice.first_slot,
+                span=choice.span,
+                name=str(choice.what),
+                score_key=None if is_own else f"score {text}",
+                cost_key=f"cost {text}",
+                distillation_key=f"bld {text}",
+            )
+        )
+    store.set_options(search.id, options)
+    fixed = dict(prefill_s=1e-3, decode_s=0.0, parameters=50, weight_bytes=200, kv_bytes_per_token=0)
+    own = LAYERS * (4e-4 + 64e-5)
+    whole = fixed | dict(prefill_s=1e-3 + own, parameters=50 + 800, weight_bytes=200 + 3200)
+    search.parent_costs = {"fixed": fixed, "whole": whole}
+    store.add_search(search)
+
+
+def add_search(store: Store, tmp_path: Path, name: str = "stories-60", budget: str = "60%") -> models.Search:
+    job = tmp_path / "job.yaml"
+    job.write_text(f"name: stories-60\nparent: embedded\ndata: {{train: stdlib}}\nbudget: {{latency: {budget}}}\n")
+    scenario = dict(device="cpu", dtype="float32", batch=16, prompt_tokens=256, generated_tokens=1, threads=2)
+    request = load(job).canonical()
+    return store.add_search(
+        rows.search(
+            name=name, parent_architecture=PARENT, request=request, scenario=scenario, hardware="Some CPU, 2 cores"
+        )
+    )
+
+
+def add_trial(store: Store, search: models.Search, budget: str, factor: float | None) -> models.Trial:
+    """Solved for a budget; built, and measured at `factor` of its prediction, unless that is None."""
+    known, limits = measured(store, search), parse_budget(budget)
+    trial = store.add_trial(trial_row(known, solve(known, limits, 1e-6, None), limits, None))
+    if factor is None:
+        return trial
+    latency_s = factor * trial.predicted_latency_s
+    whole_s = known.parent_totals()["latency_s"]
+    return store.update_trial(
+        trial.id,
+        latency_s=latency_s,
+        latency_ratio=latency_s / whole_s,
+        latency_spread=0.0123,
+        memory_bytes=trial.predicted_memory_bytes,
+        kl_before_heal=1.25 * trial.score,
+        kl=0.5 * trial.score,
+        lm_loss=2.25,
+        perplexity=9.4877,
+        details={"parent": {"lm_loss": 2.0, "latency_s": whole_s}},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "nas.db")
+
+
+@dataclass
+class Seen(HTMLParser):
+    """What a browser would see: text by section, tooltips, and everything that could load something."""
+
+    sections: dict[str, str] = field(default_factory=dict)
+    titles: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    rowspans: list[str] = field(default_factory=list)
+    _open: list[str] = field(default_factory=list)
+    _section: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.tags.append(tag)
+        if tag == "section":
+            self._section = given["id"]
+        for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
+            self.references += [given[name]] if name in given else []
+        self.titles += [given["title"]] if "title" in given else []
+        self.held += [given["title"]] if "held" in given.get("class", "").split() else []
+        self.rowspans += [given["rowspan"]] if given.get("rowspan", "1") != "1" else []
+        if tag not in ("meta", "path", "use", "line"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._open:
+            assert self._open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.sections[self._section] = self.sections.get(self._section, "") + data
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.sections.values())
+
+
+def seen(path: Path) -> Seen:
+    page = Seen()
+    page.feed(path.read_text())
+    assert page._open == []
+    return page
+
+
+def test_a_measured_search(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    add_trial(store, search, "latency=80%", 1.1)
+    chosen = add_trial(store, search, "latency=60%", 1.05)
+    add_trial(store, search, "latency=45%", None)
+    store.add_stage(rows.stage(name="distil", seconds=90.0, work_done=17))
+    store.add_stage(rows.stage(name="distil", seconds=2.0, work_done=0))
+    store.add_failure(models.Failure(search_id=search.id, stage="distil", place="L2.ffn=ffn32", reason="worker died"))
+
+    path = write_report(store, search, tmp_path / "made" / "report.html")
+    page = seen(path)
+
+    assert list(page.sections)[1:] == [
+        "asked", "comparison", "architecture", "front", "agreement", "scores", "distillation", "stages", "failures",
+        "trials", "request",
+    ]  # fmt: skip
+    assert "stories-60" in page.sections[""]
+    assert f"trial {chosen.id}" in page.sections[""], "the latest measured one, not the latest"
+    asked = page.sections["asked"]
+    assert "4 layers: 4 x kv4+ffn64" in asked
+    assert "16 sequences, each 256 tokens of prompt and 1 generated token, in float32 on cpu (2 threads)" in asked
+    assert "latency at most 60% of the parent's (3.10 ms)" in asked
+    share = chosen.latency_ratio
+    assert share is not None
+    assert f"({share:.1%} ± 1.2%)" in asked
+    assert ("met" if share <= 0.6 else "missed") in asked
+    assert "9.4877" in page.sections["comparison"]
+    assert f"{chosen.score:.4f}" in page.sections["comparison"]
+    assert "1.050" in page.sections["agreement"], "measured over predicted latency"
+    assert "1.250" in page.sections["agreement"], "measured over predicted KL"
+    assert "Spearman" not in page.sections["agreement"], "two trials have no rank correlation"
+    assert "0.0625" in page.sections["distillation"]
+    assert "fuse(ffn64,ffn64)" in page.sections["distillation"]
+    assert re.search(r"distil\s*2\s*92\.0 s\s*17", page.sections["stages"])
+    assert "worker died" in page.sections["failures"]
+    assert '"least_squares": true' in page.sections["request"]
+
+
+def test_the_heat_map_has_every_score_and_outlines_the_childs(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    chosen = add_trial(store, search, "latency=60%", 1.0)
+    page = seen(write_report(store, search, tmp_path / "report.html"))
+
+    for choice in choices():
+        own = str(choice.what) in ("kv4", "ffn64")
+        assert f"{choice}: " + ("the parent's own, 0 by definition" if own else repr(kl(choice))) in page.titles
+    architecture = Architecture.parse(chosen.architecture)
+    outlined = {title.partition(":")[0] for title in page.held}
+    assert {str(choice) for choice in architecture.choices()} <= outlined
+    # Any other that is outlined would change nothing: a dropped block spelled as one.
+    assert all(architecture.with_(Choice.parse(choice)) == architecture for choice in outlined)
+
+
+def test_three_trials_are_ranked(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    for budget in ("latency=80%", "latency=60%", "latency=45%"):
+        add_trial(store, search, budget, 1.0)
+    page = seen(write_report(store, search, tmp_path / "report.html"))
+    agreement = page.sections["agreement"]
+    assert agreement.count("Spearman") == 2
+    assert agreement.count("1.000") >= 2
+    assert page.tags.count("svg") == 3, "front, agreement, curves"
+
+
+def test_a_given_trial_is_shown(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    first = add_trial(store, search, "latency=80%", None)
+    add_trial(store, search, "latency=60%", 1.0)
+    page = seen(write_report(store, search, tmp_path / "report.html", first))
+    assert f"trial {first.id}," in page.sections[""]
+    assert "latency at most 80% of the parent's" in page.sections["asked"]
+    assert "not measured" in page.sections["asked"]
+
+    other = store.add_search(rows.search("other", request=search.request, scenario=search.scenario))
+    with pytest.raises(ValueError, match=r"not one of search llama-60 \(other\)"):
+        write_report(store, other, tmp_path / "report.html", first)
+
+
+def test_the_page_stands_alone(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    add_trial(store, search, "latency=60%", 1.0)
+    path = write_report(store, search, tmp_path / "report.html")
+    page, text = seen(path), path.read_text()
+    assert not {"script", "link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
+    assert page.references
+    assert all(reference.startswith("#") for reference in page.references), "markers of the plots, in the page itself"
+    assert set(re.findall(r"url\(([^)]*)\)", text)) == {
+        f"#{name}" for name in re.findall(r'<clipPath id="([^"]+)"', text)
+    }
+    for marker in page.references:
+        assert f'id="{marker[1:]}"' in text
+    assert not re.search(r"https?:|//[a-z]|@import", text)
+
+
+def test_names_are_escaped(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path, name="<script>alert('x')</script>")
+    store.add_failure(models.Failure(search_id=search.id, stage="search", place="<b>", reason='a < b & "c" <i>'))
+    page = seen(write_report(store, search, tmp_path / "report.html"))
+    assert "script" not in page.tags
+    assert "<script>alert('x')</script>" in page.sections[""]
+    assert 'a < b & "c" <i>' in page.sections["failures"]
+
+
+def test_a_search_without_rows_says_so_in_every_section(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    page = seen(write_report(store, search, tmp_path / "report.html"))
+    for section, words in {
+        "asked": "latency at most 60% of the parent's",
+        "comparison": "No trial yet",
+        "architecture": "No trial yet",
+        "front": "not measured to the end",
+        "agreement": "No trial was built",
+        "scores": "No option is scored yet",
+        "distillation": "Nothing is distilled yet",
+        "stages": "No stage has ended yet",
+        "failures": "Nothing went wrong",
+        "trials": "No trial yet",
+    }.items():
+        assert words in page.sections[section]
+    assert "svg" not in page.tags
+
+
+def test_a_measured_search_without_trials_has_its_front(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    page = seen(write_report(store, search, tmp_path / "report.html"))
+    assert page.tags.count("svg") == 2, "front and curves"
+    assert "none yet" in page.sections["scores"]
+
+
+def test_the_same_rows_give_the_same_page(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    add_trial(store, search, "latency=60%", 1.0)
+    pages = [write_report(store, search, tmp_path / name).read_text() for name in ("one.html", "two.html")]
+    one, two = (re.sub(r"Written \S+ \S+ UTC", "", page) for page in pages)
+    assert one == two
+    assert sorted(path.name for path in tmp_path.glob("*html*")) == ["one.html", "two.html"], "nothing left beside"
+
+
+def test_the_drawing_covers_every_slot_once() -> None:
+    child = "kv2+ffn32 skip+fuse(ffn64,ffn32) linear+skip"
+    drawn = drawing(Architecture.parse(PARENT), Architecture.parse(child))
+    attention = [row.child[0] for row in drawn]
+    ffn = [row.child[1] for row in drawn]
+    assert [bar.kind for bar in attention if bar] == ["kv", "skip", "gone", "linear"]
+    assert [(bar.label, bar.rows) if bar else None for bar in ffn] == [
+        ("ffn32", 1), ("fuse(ffn64,ffn32)", 2), None, ("skip", 1),
+    ]  # fmt: skip
+    assert [bar.width for bar in ffn if bar] == [0.5, 0.75, 1.0]
+    assert [bar.width for bar in attention if bar][:2] == [0.5, 1.0]
+    assert all(bar.is_parents_own for row in drawn for bar in row.parent if bar)
+    assert not any(bar.is_parents_own for row in drawn for bar in row.child if bar)
+
+
+def test_rank_correlation() -> None:
+    assert spearman([1, 2], [1, 2]) is None
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+    assert spearman([1, 2, 3], [10, 20, 400]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
+    assert spearman([1, 5, 5, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+
+
+def test_the_front_as_a_file(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    known = measured(store, search)
+    points = front_of(known, "latency", (), 8)
+    svg = write_front(known, "latency", points, tmp_path / "plots" / "front.svg")
+    drawing = ElementTree.parse(svg)
+    words = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert "latency of the whole model" in words
+    markers = [
+        e for e in drawing.iter("{http://www.w3.org/2000/svg}use") if e.get("style", "").startswith("fill: #3b7dd8")
+    ]
+    assert len(markers) >= len(points)
+    assert svg.read_bytes() == write_front(known, "latency", points, tmp_path / "again.svg").read_bytes()
+    assert write_front(known, "latency", points, tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"ends in \.svg or \.png"):
+        write_front(known, "latency", points, tmp_path / "front.pdf")

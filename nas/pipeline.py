@@ -53,8 +53,9 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
     _refuse_taken_folder(request, store)
     job = prepare(request)
     known = {known.id: known.parent_costs for known in store.searches()}
-    store.add_search(_search_row(job, known.get(job.id, {})))
-    console.print(f"search {request.name} ({job.id}): {len(job.variants)} options, {job.tokens.describe()}")
+    store.add_search(search_row(job, known.get(job.id, {})))
+    console.print(f"search {request.name} ({job.id}): {len(job.variants)} options beside the parent's own")
+    console.print(job.tokens.describe(), style="dim", soft_wrap=True)
     try:
         with Cluster(request.ray.address) as cluster:
             trial = _found(job, store, cluster, console)
@@ -72,9 +73,8 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
     return outcome
 
 
-def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models.Trial:
-    """Measure what is not measured, solve, and make the answer real."""
-    shared = Shared(job, cluster)
+def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> None:
+    """Build, score and measure whatever the library and the store lack of this job."""
     with _stage(job, store, "distil") as done:
         done.append(build_library(job, store, cluster, shared, console))
     with _stage(job, store, "score") as done:
@@ -82,8 +82,13 @@ def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models
     with _stage(job, store, "measure") as done:
         done.append(measure_costs(job, store, cluster, console))
     write_options(job, store)
-    store.add_search(_search_row(job, parent_costs(job, store)))
-    request = job.request
+    store.add_search(search_row(job, parent_costs(job, store)))
+
+
+def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models.Trial:
+    """Measure what is not measured, solve, and make the answer real."""
+    shared, request = Shared(job, cluster), job.request
+    fill_store(job, store, cluster, shared, console)
     with _stage(job, store, "solve"):
         known = measured(store, store.find_search(job.id), request.score.metric)
         solution = solve(known, request.budget, request.solver.gap, request.solver.time_limit)
@@ -112,7 +117,8 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     return Outcome(found, trial, out, report, sample(child, job.tokenizer, job.tokens.evaluation))
 
 
-def _search_row(job: Job, costs: dict[str, Any]) -> models.Search:
+def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
+    """The job as the store keeps it; `costs` is the parent's, empty until everything is measured."""
     scenario = job.scenario
     return models.Search(
         id=job.id,

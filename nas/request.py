@@ -319,7 +319,7 @@ class Heal(_Section):
 class Export(_Section):
     """`out` None: a folder of the trial's own under `home`."""
 
-    format: Literal["hf"] = "hf"
+    format: Literal["hf", "decilm"] = "hf"
     out: _Path | None = None
 
 
@@ -371,7 +371,8 @@ class Request(_Section):
     @model_validator(mode="after")
     def _agreement(self) -> Self:
         for key, tokens in _training_tokens(self):
-            if tokens is not None and tokens > self.data.distillation_tokens:
+            # Healing may pass over the text several times.
+            if tokens is not None and tokens > self.data.distillation_tokens and key != "heal.tokens":
                 most = f"give at most data.distillation_tokens, {self.data.distillation_tokens}, or raise that"
                 raise _wrong(key, f"{tokens} is more than there is to train on; {most}")
             if tokens is not None and 0 < tokens < self.data.sequence_length:

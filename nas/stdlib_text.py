@@ -5,8 +5,10 @@ part is text it has never seen; the split goes by a hash of the file's path and 
 nothing of tokens.
 """
 
+import os
 import sysconfig
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +22,7 @@ def stdlib_files(split: Literal["train", "heldout"]) -> list[Path]:
     Raises FileNotFoundError where this Python carries no sources (some embedded distributions ship only bytecode).
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(
-        path
-        for path in root.rglob("*.py")
-        if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts) and path.stat().st_size > 0
-    )
+    files = sorted(path for path in _sources(root) if path.stat().st_size > 0)
     chosen = [path for path in files if _is_held_out(path.relative_to(root)) == (split == "heldout")]
     if not chosen:
         raise FileNotFoundError(
@@ -32,6 +30,13 @@ def stdlib_files(split: Literal["train", "heldout"]) -> list[Path]:
             "name text files of your own under data.train and data.evaluation"
         )
     return chosen
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    """Does not look into the folders it skips: site-packages may hold more files than all the rest."""
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in _SKIPPED_FOLDERS]
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 def _is_held_out(relative: Path) -> bool:

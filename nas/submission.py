@@ -29,8 +29,8 @@ def submit(request: Request, address: str, db: str | None) -> str:
     entrypoint = "python -m nas.cli search job.yaml" + (f" --db {shlex.quote(_absolute(db))}" if db else "")
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     with tempfile.TemporaryDirectory() as folder:
-        job = {key: value for key, value in request.canonical().items() if value is not None}
-        Path(folder, "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+        job = yaml.safe_dump(request.canonical(), sort_keys=False)
+        Path(folder, "job.yaml").write_text(job, encoding="utf-8")
         number: str = client.submit_job(
             entrypoint=entrypoint,
             runtime_env={"working_dir": folder, "env_vars": environment},

@@ -25,6 +25,7 @@ from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from nas.export import configuration_decilm
 from nas.export.compare import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
+from nas.export.configuration_decilm import DeciLMConfig
 from nas.export.exported import CannotExport, Exported, files_in, whole_folder, write_card
 from nas.export.read_decilm import WIDTH_MULTIPLE, read_decilm, width_of
 from nas.export.subblocks import Layer, Placed, repack, subblocks_of
@@ -64,7 +65,8 @@ def export_decilm(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBas
         write_card(folder, card, _LOADING, tags=["nemotron-nas"], notes=notes)
         ids_BT = probe_ids(child.config.vocab_size)
         difference = logit_difference(logits_of(child, ids_BT), read_decilm(folder)(ids_BT), "the DeciLM export")
-        reloaded = AutoTokenizer.from_pretrained(folder)
+        # Given the configuration, transformers need not run the folder's own code to find it.
+        reloaded = AutoTokenizer.from_pretrained(folder, config=DeciLMConfig.from_pretrained(folder))
         same_tokens(tokenizer, reloaded(SAMPLE_TEXT)["input_ids"], "the exported tokenizer, reloaded,")
     return Exported(out, "decilm", difference, files_in(out), notes)
 

@@ -83,7 +83,8 @@ def main() -> None:
     )
     print(
         f"latency: predicted {trial['predicted_latency_s'] * 1e3:.1f} ms, measured "
-        f"{trial['latency_ratio']:.1%} ± {trial['latency_spread']:.1%}; loss {trial['lm_loss']:.4f}, KL {trial['kl']:.4f}"
+        f"{trial['latency_ratio']:.1%} ± {trial['latency_spread']:.1%}; "
+        f"loss {trial['lm_loss']:.4f}, KL {trial['kl']:.4f}"
     )
     for stage in again:
         print(f"  {stage.name}: {stage.seconds:.1f} s, {stage.work_done} done")

@@ -124,11 +124,21 @@ def result(arm: str, known: Measured, trial: models.Trial) -> Result:
 
 
 def table(results: list[Result]) -> str:
-    head = "| arm | latency predicted | measured | sum of scores | KL before heal | loss before | KL healed | loss healed |"
+    columns = (
+        "latency predicted",
+        "measured",
+        "sum of scores",
+        "KL before heal",
+        "loss before",
+        "KL healed",
+        "loss healed",
+    )
+    head = f"| arm | {' | '.join(columns)} |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for r in results:
         lines.append(
-            f"| {r.arm} | {r.predicted_share:.1%} | {r.measured_share:.1%} ± {r.measured_spread:.1%} | {r.score_sum:.3f} "
+            f"| {r.arm} | {r.predicted_share:.1%} | {r.measured_share:.1%} ± {r.measured_spread:.1%} "
+            f"| {r.score_sum:.3f} "
             f"| {r.kl_before_heal:.3f} | {r.loss_before_heal:.3f} | {r.kl:.4f} | {r.loss:.4f} |"
         )
     return "\n".join(lines)

@@ -172,7 +172,7 @@ def _train(
         for choice, entering, target, tables in _targets(model, list(training), ids_BT):
             run = training[choice]
             loss = normalised_error(delta(run.layer, entering, tables), target)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(run.layer.parameters(), 1.0)
             run.note(loss, ids_BT.numel())
         optimizer.step()

@@ -46,8 +46,9 @@ def build(parent: Parent, choices: Sequence[Choice], calibration_BT: Tensor, bat
     contributions: dict[int, Tensor] = {}
     for slot in range(2 * shape.layers):
         entering[slot] = residuals
-        meter = ContributionMeter(model.model.layers[slot // 2]) if slot % 2 else None
-        with inputs_of(model.model.layers[slot // 2].mlp.down_proj) as hidden:
+        down_proj = model.model.layers[slot // 2].mlp.down_proj
+        meter = ContributionMeter(down_proj.weight) if slot % 2 else None
+        with inputs_of(down_proj) as hidden:
             added = []
             for residual in residuals:
                 added.append(slot_delta(model, slot, residual, tables))
@@ -138,7 +139,8 @@ class _Normal:
         damped = self.gram_MM + ridge * scale * torch.eye(
             len(self.gram_MM), dtype=torch.float64, device=self.gram_MM.device
         )
-        return torch.linalg.solve(damped, self.cross_MD)
+        change_MD: Tensor = torch.linalg.solve(damped, self.cross_MD)
+        return change_MD
 
     def error(self, change_MD: Tensor) -> float:
         """Squared error of a change on these tokens, less that of no change: negative where it helps."""

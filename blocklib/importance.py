@@ -7,15 +7,13 @@ mean size of what the output would lose without it (Puzzle, arXiv 2411.19146, se
 import torch
 from torch import Tensor
 
-from blocklib.model import PuzzleNasLayer
-
 
 class ContributionMeter:
-    """Gathers one layer's channel contributions over batches of the inputs of its down projection."""
+    """Gathers one layer's channel contributions over batches of the inputs of its down projection, given the weight of
+    that projection."""
 
-    def __init__(self, layer: PuzzleNasLayer):
-        assert layer.mlp is not None
-        self._column_norms_F = layer.mlp.down_proj.weight.float().norm(dim=0)
+    def __init__(self, down_DF: Tensor):
+        self._column_norms_F = down_DF.float().norm(dim=0)
         self._sum_F = torch.zeros_like(self._column_norms_F)
         self._tokens = 0
 
@@ -25,4 +23,5 @@ class ContributionMeter:
         self._tokens += len(flat_NF)
 
     def contribution_F(self) -> Tensor:
-        return self._sum_F / self._tokens * self._column_norms_F
+        contribution_F: Tensor = self._sum_F / self._tokens * self._column_norms_F
+        return contribution_F

@@ -6,7 +6,7 @@ text, into the directory it writes. Layers without attention keep no cache: thei
 is how transformers marks a layer the cache must not count.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ class PuzzleNasConfig(LlamaConfig):
     layer_types: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         self.layer_types = ["full_attention" if has_cache(layer) else "moe" for layer in self.per_layer_config]
 
     def validate_architecture(self) -> None:
@@ -68,8 +68,8 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
 class PuzzleNasPreTrainedModel(LlamaPreTrainedModel):
     config: PuzzleNasConfig
     config_class = PuzzleNasConfig
-    _no_split_modules: ClassVar = ["PuzzleNasLayer"]
-    _can_record_outputs: ClassVar = {"hidden_states": PuzzleNasLayer}
+    _no_split_modules = ["PuzzleNasLayer"]  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": PuzzleNasLayer}  # noqa: RUF012
 
 
 class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
@@ -86,7 +86,7 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):
@@ -97,7 +97,7 @@ class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):
         self.model = PuzzleNasModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 # Whoever imports this package loads its checkpoints by transformers' Auto classes, without trust_remote_code.

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,7 +55,8 @@ def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
         raise FileNotFoundError(f"{folder} holds no config.json: give a folder saved by save_pretrained, or a hub id")
     config = AutoConfig.from_pretrained(source)
     shape = shape_of(config)
-    loaded, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    loading: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    loaded, info = loading
     if info["missing_keys"]:
         raise ValueError(f"{source}: the checkpoint lacks {', '.join(sorted(info['missing_keys']))}")
     weights = loaded.state_dict()
@@ -78,7 +81,7 @@ def own_shape(config: PuzzleNasConfig) -> Shape:
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         kv_heads=config._getattr_without_heterogeneous_validation("num_key_value_heads"),
-        head_dim=config.head_dim,
+        head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
         ffn_width=config._getattr_without_heterogeneous_validation("intermediate_size"),
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings),
@@ -93,7 +96,7 @@ def child_config(config: Any, architecture: Architecture, shape: Shape) -> Puzzl
     """The configuration of `architecture`, everything else as `config` (the parent's, of any family) has it."""
     kept = ("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "pad_token_id",
             "bos_token_id", "eos_token_id", "rope_parameters", "attention_dropout", "dtype")  # fmt: skip
-    return PuzzleNasConfig(
+    values: dict[str, Any] = dict(
         architecture=str(architecture),
         num_hidden_layers=len(architecture.blocks),
         vocab_size=shape.vocabulary,
@@ -110,18 +113,20 @@ def child_config(config: Any, architecture: Architecture, shape: Shape) -> Puzzl
         per_layer_config={index: layer_config(block) for index, block in enumerate(architecture.blocks)},
         **{name: getattr(config, name) for name in kept if hasattr(config, name)},
     )
+    return PuzzleNasConfig(**values)
 
 
 def model_with(config: PuzzleNasConfig, weights: Weights) -> PuzzleNasForCausalLM:
     """A model that holds exactly `weights`, shared with the caller. Every tensor must be there and no other."""
     with torch.device("meta"):
-        model = PuzzleNasForCausalLM._from_config(config, attn_implementation="sdpa")
+        model: PuzzleNasForCausalLM = PuzzleNasForCausalLM._from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
     model.load_state_dict(weights, strict=True, assign=True)
     # Buffers are not in the state dict, so the rotary table is built anew, off the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
     model.tie_weights()
     model.requires_grad_(False)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def _digest(shape: Shape, config: PuzzleNasConfig, weights: Weights) -> str:
@@ -135,4 +140,5 @@ def _digest(shape: Shape, config: PuzzleNasConfig, weights: Weights) -> str:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().contiguous().view(torch.uint8).numpy()).cast("B")
+    array: NDArray[np.uint8] = tensor.detach().contiguous().view(torch.uint8).numpy()
+    return array.data.cast("B")

@@ -5,6 +5,7 @@ uses the one there is. Workers return values; whoever called writes them down. A
 Ray starts again.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -70,7 +71,8 @@ class Cluster:
         self._start()
         cpus = self._all_cpus() if whole_node else cpus
         self._check(cpus, gpus)
-        board = ray.remote(num_cpus=0)(_Board).remote()  # type: ignore[attr-defined]
+        board: Any = ray.remote(num_cpus=0)(_Board)
+        board = board.remote()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
         running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
         seen: dict[int, tuple[int, int]] = {}
@@ -78,7 +80,8 @@ class Cluster:
             while running:
                 finished, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
                 if progress is not None:
-                    for index, state in ray.get(board.read.remote()).items():
+                    states: dict[int, tuple[int, int]] = ray.get(board.read.remote())
+                    for index, state in states.items():
                         if seen.get(index) != state:
                             seen[index] = state
                             progress(index, *state)
@@ -106,7 +109,7 @@ class Cluster:
         if not ray.is_initialized():
             address = self._address or os.environ.get("RAY_ADDRESS") or "local"
             local: Mapping[str, Any] = {"include_dashboard": False} if address == "local" else {}
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
             self._ours = True
         self._started = True
 

@@ -85,7 +85,7 @@ def heal(
             raise event
         yield event
     child.requires_grad_(False)
-    child.eval()
+    child.eval()  # type: ignore[no-untyped-call]
 
 
 def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]") -> None:
@@ -132,7 +132,9 @@ class _Distillation(Trainer):
         architecture = Architecture.parse(config.architecture)
         self._ends = [layer + block.layers for layer, block in architecture.placed()]
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         ids_BT = inputs["input_ids"]
         with torch.no_grad():
             target = self._parent(input_ids=ids_BT, output_hidden_states=True)

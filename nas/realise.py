@@ -140,9 +140,11 @@ def _time(packed: PackedParent, file: str, scenario: Scenario, report: Report) -
     """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device."""
     parent = unpack(packed)
     dtype = getattr(torch, scenario.dtype)
-    child = load_child(Path(file)).to(device=scenario.device, dtype=dtype)
-    control = deepcopy(parent.model).to(device=scenario.device, dtype=dtype)
-    timed = time_models(control, child, scenario)
+    child: Any = load_child(Path(file))
+    control: Any = deepcopy(parent.model)
+    timed = time_models(
+        control.to(device=scenario.device, dtype=dtype), child.to(device=scenario.device, dtype=dtype), scenario
+    )
     return {
         "latency_s": timed.latency.other_s,
         "latency_ratio": timed.latency.ratio,

@@ -1,5 +1,7 @@
 """A sentence by the child, so that a person sees what came out."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -13,9 +15,9 @@ _PROMPT_TOKENS, _NEW_TOKENS = 16, 48
 def sample(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, evaluation: Ids) -> str:
     """Greedy continuation of the first held-out tokens, prompt included."""
     prompt = torch.from_numpy(evaluation[:1, :_PROMPT_TOKENS].copy()).long()
-    generated = child.generate(
+    model: Any = child  # generate's own types ask for a protocol no model states
+    generated = model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_NEW_TOKENS, do_sample=False, eos_token_id=None,
         pad_token_id=0,
     )  # fmt: skip
-    text: str = tokenizer.decode(generated[0], skip_special_tokens=True)
-    return text
+    return str(tokenizer.decode(generated[0], skip_special_tokens=True))

@@ -74,4 +74,5 @@ def _sweep(parent: Parent, layers: Mapping[Choice, PuzzleNasLayer], ids_BT: Tens
         stack = torch.cat([stack, *joining]) if joining else stack
         oldest = min((choice.first_slot for choice in pending), default=slot)
         entering = {kept: value for kept, value in entering.items() if kept >= oldest}
-    return stack.unflatten(0, (-1, size))
+    by_model: Tensor = stack.unflatten(0, (-1, size))
+    return by_model

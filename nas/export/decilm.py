@@ -170,12 +170,13 @@ def _config(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...], rotary: dict
         "num_hidden_layers": len(layers),
         "num_key_value_heads": None,
         "pretraining_tp": 1,
-        "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
         "rope_theta": theta,
         "torch_dtype": str(child.dtype).removeprefix("torch."),
         "transformers_version": transformers.__version__,
         "use_cache": True,
     }
+    if scaling["rope_type"] != "default":
+        written["rope_scaling"] = scaling
     if shape.head_dim * shape.heads != shape.hidden:
         written["head_dim"] = shape.head_dim
     return written

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from nas.report.agreement import Pair
 from nas.report.distilled import Panel
@@ -87,7 +87,8 @@ def front_figure(
     shares.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
     shares.set_xlabel("of the parent's")
     _widen(axes, [*scores, *(mark.score for mark in marks)])
-    axes.legend()
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -164,6 +165,9 @@ def curves_figure(panels: Sequence[Panel]) -> Figure:
             axes.plot([], [], color=colors[name], label=name)
         axes.set_title(panel.title, loc="left", fontsize=9)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity("parameters", value)))
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.legend(fontsize=7)

@@ -1,0 +1,91 @@
+"""Tiny parents with random weights, of every family, and children of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from blocklib.assemble import assemble
+from blocklib.block import SKIP, Architecture, Choice
+from blocklib.family import shape_of
+from blocklib.fit import build
+from blocklib.kind import Weights
+from blocklib.kinds import parent_architecture
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import Parent, child_config, parent_of
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
+# Eight heads of eight are twice the hidden size: nothing may take one for the other.
+FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
+    "llama": lambda **sizes: LlamaConfig(**SIZES | {"head_dim": 8, "attention_bias": True, "mlp_bias": True} | sizes),
+    "mistral": lambda **sizes: MistralConfig(**SIZES | {"head_dim": 8, "sliding_window": None} | sizes),
+    "qwen2": lambda **sizes: Qwen2Config(**SIZES | {"tie_word_embeddings": True} | sizes),
+    "qwen3": lambda **sizes: Qwen3Config(**SIZES | {"head_dim": 8} | sizes),
+}
+EVERY_KIND = "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)"
+"""An architecture of six layers, the first of which keeps no cache."""
+
+
+def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """transformers' own class. Biases and norms are random too: it makes them 0 and 1, and a lost one would not show."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("bias", "norm.weight")):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.eval()
+
+
+def parent_from(model: PreTrainedModel) -> Parent:
+    """The parent that `load_parent` would make of the model once saved."""
+    shape = shape_of(model.config)
+    return parent_of("random", child_config(model.config, parent_architecture(shape), shape), model.state_dict())
+
+
+def random_parent(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> Parent:
+    return parent_from(random_model(FAMILIES[family](**sizes), seed).to(dtype))
+
+
+def random_ids(parent: Parent, sequences: int = 2, tokens: int = 12, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(parent.shape.vocabulary, (sequences, tokens), generator=generator)
+
+
+def first_weights_of(parent: Parent, architecture: Architecture) -> dict[Choice, Weights]:
+    """First weights of every subblock that is not the parent's own."""
+    asked = [choice for choice in architecture.choices() if choice.what != SKIP and not parent.own(choice)]
+    built = build(parent, asked, random_ids(parent), batch=2, fit=False)
+    return {unit.choice: unit.first for unit in built}
+
+
+def child_of(parent: Parent, spelling: str) -> PuzzleNasForCausalLM:
+    """A child with first weights."""
+    architecture = Architecture.parse(spelling)
+    weights = first_weights_of(parent, architecture)
+    return assemble(parent, architecture, lambda choice: weights.get(choice, {}))
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, ids_BT: Tensor) -> Tensor:
+    found: Tensor = model(ids_BT, use_cache=False).logits
+    return found

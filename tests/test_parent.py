@@ -1,0 +1,163 @@
+"""A checkpoint of every family, loaded as our own model, is the same model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from parents import EVERY_KIND, FAMILIES, child_of, logits, parent_from, random_ids, random_model, random_parent
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, MistralConfig, Qwen2Config
+
+from blocklib.block import Architecture
+from blocklib.family import UnsupportedModel, shape_of
+from blocklib.kinds import parameters
+from blocklib.packed import pack, unpack
+from blocklib.parent import Parent, load_parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole checkpoint, for a test to damage."""
+    random_model(FAMILIES["llama"](num_hidden_layers=2)).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_familys_own_class(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    theirs = random_model(FAMILIES[family]()).to(dtype)
+    theirs.save_pretrained(tmp_path)
+    parent = load_parent(str(tmp_path), dtype)
+    ids = random_ids(parent, tokens=20)
+    assert type(theirs).__name__.lower().startswith(family)
+    assert torch.equal(logits(parent.model, ids), logits(theirs, ids))
+    assert not any(parameter.requires_grad for parameter in parent.model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shape_is_read_off(family: str) -> None:
+    shape = random_parent(family).shape
+    assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.ffn_width) == (6, 32, 8, 4, 48)
+    assert shape.head_dim == (4 if family == "qwen2" else 8)
+    assert shape.tied == (family == "qwen2")
+    assert (shape.qkv_bias, shape.o_bias) == (family in ("llama", "qwen2"), family == "llama")
+    assert (shape.mlp_bias, shape.qk_norm) == (family == "llama", family == "qwen3")
+
+
+@pytest.mark.parametrize("spelling", ["parent", EVERY_KIND, " ".join(["skip+skip"] * 6)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_by_arithmetic_are_those_counted(family: str, spelling: str) -> None:
+    parent = random_parent(family)
+    architecture = parent.architecture if spelling == "parent" else Architecture.parse(spelling)
+    child = child_of(parent, str(architecture))
+    # parameters() gives a tied head once, as memory holds it.
+    assert parameters(architecture, parent.shape) == sum(parameter.numel() for parameter in child.parameters())
+
+
+def test_the_parents_architecture() -> None:
+    parent = random_parent()
+    assert str(parent.architecture) == " ".join(["kv4+ffn48"] * 6)
+    assert all(parent.own(choice) for choice in parent.architecture.choices())
+
+
+def test_a_model_of_another_layout_is_refused() -> None:
+    message = "GPT2Config .*'gpt2'.* supported: llama, mistral, qwen2, qwen3"
+    with pytest.raises(UnsupportedModel, match=message):
+        shape_of(GPT2Config())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(sliding_window=128),
+        Qwen2Config(num_hidden_layers=4, use_sliding_window=True, sliding_window=128, max_window_layers=2),
+    ],
+)
+def test_sliding_windows_are_refused(config: MistralConfig | Qwen2Config) -> None:
+    with pytest.raises(UnsupportedModel, match=f"{type(config).__name__}: sliding-window attention is not supported"):
+        shape_of(config)
+
+
+def test_a_window_that_is_switched_off_is_none() -> None:
+    assert shape_of(Qwen2Config(use_sliding_window=False, sliding_window=128)).layers > 0
+
+
+def test_a_damaged_weight_is_named(folder: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(folder, lambda weights: weights[name].view(-1)[5].fill_(torch.nan))
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinite values"):
+        load_parent(str(folder))
+
+
+def test_a_missing_weight_is_named(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ValueError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_parent(str(folder))
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json: give a folder saved by save_pretrained"):
+        load_parent(str(tmp_path))
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        load_parent(str(folder))
+
+
+def test_a_configuration_of_another_family(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(UnsupportedModel, match="supported: llama"):
+        load_parent(str(folder))
+
+
+def test_the_digest_is_of_what_is_computed(folder: Path) -> None:
+    digest = load_parent(str(folder)).digest
+    moved = folder.rename(folder.with_name("elsewhere"))
+    assert load_parent(str(moved)).digest == digest
+    assert load_parent(str(moved), torch.bfloat16).digest != digest
+    rewrite(moved, lambda weights: weights["model.norm.weight"][3].add_(1e-6))
+    assert load_parent(str(moved)).digest != digest
+
+
+def test_the_digest_knows_what_no_weight_shows() -> None:
+    model = random_model(FAMILIES["llama"]())
+    digest = parent_from(model).digest
+    model.config.rms_norm_eps *= 2
+    assert parent_from(model).digest != digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_parent_packs_to_the_bit(family: str, dtype: torch.dtype) -> None:
+    parent = random_parent(family, dtype=dtype)
+    packed = pack(parent)
+    # Ray hands arrays out read-only.
+    for array in packed.arrays.values():
+        array.flags.writeable = False
+    again = unpack(packed)
+    assert (again.source, again.digest, again.shape) == (parent.source, parent.digest, parent.shape)
+    own, theirs = parent.model.state_dict(), again.model.state_dict()
+    assert own.keys() == theirs.keys()
+    for name, tensor in own.items():
+        assert tensor.dtype == theirs[name].dtype == dtype
+        assert torch.equal(tensor.view(torch.uint8), theirs[name].view(torch.uint8))
+    ids = random_ids(parent)
+    assert torch.equal(logits(parent.model, ids), logits(again.model, ids))
+
+
+def test_a_trained_parent_reads_its_text(trained_parent: Parent, text_ids: torch.Tensor) -> None:
+    """What the other tests call trained is: far better than chance."""
+    found = logits(trained_parent.model, text_ids[:16])[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(found, text_ids[:16, 1:].flatten())
+    assert loss < 0.7 * torch.tensor(float(trained_parent.shape.vocabulary)).log()

@@ -34,9 +34,16 @@ class Built:
 def build(parent: Parent, choices: Sequence[Choice], calibration_BT: Tensor, batch: int, fit: bool) -> Iterator[Built]:
     """Each choice once the parent's pass has come to its end. Choices are attention or ffn ones, none the parent's own.
 
-    `calibration_BT` holds token ids, [sequences, tokens]; `batch` sequences run at a time. Memory holds the residual at
-    the slots some unfinished choice still needs, no more.
+    `calibration_BT` holds token ids, [sequences, tokens]; at most `batch` sequences run at a time. Memory holds the
+    residual at the slots some unfinished choice still needs, no more. Raises ValueError where there is too little text
+    to fit on one part and check on another.
     """
+    if fit and len(calibration_BT) < 2:
+        raise ValueError(
+            "the least-squares fit needs at least two calibration sequences, one of them to check it on; "
+            "raise data.calibration_tokens"
+        )
+    batch = min(batch, max(1, len(calibration_BT) // 4))
     assert all(choice.role != "block" for choice in choices)
     model, shape = parent.model, parent.shape
     pending = sorted(choices, key=lambda choice: choice.first_slot + choice.span)
@@ -97,10 +104,8 @@ def fit_output(
     fitting, checking = _Normal(), _Normal()
     last_quarter = len(entering) - max(1, len(entering) // 4)
     for index, (residual, target) in enumerate(zip(entering, targets, strict=True)):
-        part = checking if index >= last_quarter > 0 else fitting
+        part = checking if index >= last_quarter else fitting
         part.add(layer, name, residual, target, tables)
-    if fitting.tokens == 0 or checking.tokens == 0:
-        raise ValueError(f"{choice}: the least-squares fit needs at least two batches of calibration sequences")
     best = min(_RIDGES, key=lambda ridge: checking.error(fitting.solve(ridge)))
     if not checking.error(fitting.solve(best)) < 0:
         return weights

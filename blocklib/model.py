@@ -33,6 +33,9 @@ class PuzzleNasConfig(LlamaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         self.layer_types = ["full_attention" if has_cache(layer) else "moe" for layer in self.per_layer_config]
+        if "full_attention" not in self.layer_types:
+            # Nothing to keep: every token's logits depend on it alone, and a cache without layers cannot be asked.
+            self.use_cache = False
 
     def validate_architecture(self) -> None:
         """Any head size is fine: `head_dim` is explicit, whatever the hidden size."""
@@ -97,6 +100,7 @@ class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):
         self.model = PuzzleNasModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.generation_config.use_cache = config.use_cache
         self.post_init()  # type: ignore[no-untyped-call]
 
 

@@ -153,8 +153,8 @@ license: apache-2.0
 
 A 3.9M-parameter Llama (10 layers, hidden 192, FFN 432, 6 heads of 32 with 2 KV heads, 2048 byte-level BPE tokens,
 context {CONTEXT}, tied embeddings, bfloat16), trained from scratch by `examples/train_embedded_parent.py` on the
-Python standard library's own sources and documentation ({tokens:,} tokens; {steps:,} steps of 8,192). It exists so that a
-whole architecture search can run on a machine with nothing but Python. It is of no other use.
+Python standard library's own sources and documentation ({tokens:,} tokens; {steps:,} steps of 8,192). It exists so that
+a whole architecture search can run on a machine with nothing but Python. It is of no other use.
 
 Held-out files (a tenth of the standard library, never trained on): loss {loss:.3f} nats per token, perplexity
 {math.exp(loss):.2f}; an interpolated trigram model on the same tokens: {trigram:.3f}, perplexity

@@ -5,6 +5,7 @@ and failures of the machine's, end with one clear line and exit status 1; Ctrl-C
 """
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -308,6 +309,8 @@ def stop(job: JobNumber, address: Address = _HEAD) -> None:
 
 def main() -> None:
     """The `nas` command."""
+    # A stopped job is asked to end with SIGTERM: let it end as Ctrl-C does, its search marked as interrupted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _clear_errors():
         app()
 

@@ -51,6 +51,15 @@ class Cluster:
         self._start()
         return ray.put(value)
 
+    def places(self, cpus: float, gpus: float) -> int:
+        """How many tasks of this size run at once when the cluster is idle; at least 1."""
+        import ray
+
+        self._start()
+        found = ray.cluster_resources()
+        at_once = [found.get(name, 0) // asked for name, asked in (("CPU", cpus), ("GPU", gpus)) if asked]
+        return max(1, int(min(at_once, default=1)))
+
     def run(
         self,
         work: Callable[..., Any],

@@ -5,7 +5,6 @@ they come. `_build`, `_score` and `_measure` run on workers: they are given plai
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     if not missing:
         return 0
     settings, resources = job.request.distill, job.request.ray
-    groups = _by_layers(job, missing)
+    groups = _by_layers(job, cluster, missing)
     tasks = [
         (shared["parent"], shared["calibration"], shared["distillation"], shared["score"], str(job.library.root),
          [(str(part), keys[part], job.training(part)) for part in group], settings.batch, settings.least_squares,
@@ -80,6 +79,10 @@ def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
         ):
             store.add_distillations([models.Distillation(**record) for record in records])
     return len(missing)
+
+
+# Sequences of the score text that tell how well a subblock learnt.
+_CHECKED = 16
 
 
 def _build(
@@ -100,7 +103,7 @@ def _build(
     keys = {Choice.parse(text): key for text, key, _ in work}
     missing = {Choice.parse(text): t for text, key, t in work if not library.has(Choice.parse(text), key)}
     if missing:
-        texts = [tensor(ids, device) for ids in (calibration, distillation, heldout)]
+        texts = [tensor(ids, device) for ids in (calibration, distillation, heldout[:_CHECKED])]
         for event in distil(unpack(packed, device), missing, *texts, batch=batch, least_squares=least_squares):
             if isinstance(event, Progress):
                 report(event.done_tokens, event.total_tokens)
@@ -130,7 +133,7 @@ def score_choices(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     missing = [choice for choice, key in keys.items() if key not in known]
     if not missing:
         return 0
-    groups = _by_layers(job, missing)
+    groups = _by_layers(job, cluster, missing)
     tasks = [
         (shared["parent"], shared["score"], str(job.library.root),
          [(str(c), [(str(p), job.build_key(p)) for p in job.library_parts(c)]) for c in group], device_of(job))
@@ -280,10 +283,11 @@ def gpus_to_time(job: Job) -> int:
     return int(job.scenario.device.startswith("cuda"))
 
 
-def _by_layers(job: Job, choices: Sequence[Choice]) -> list[list[Choice]]:
+def _by_layers(job: Job, cluster: Cluster, choices: Sequence[Choice]) -> list[list[Choice]]:
     """Choices of neighbouring layers together: a task's share of the parent's passes."""
     layers = sorted({choice.layer for choice in choices})
-    workers = max(1, int((os.cpu_count() or 1) / max(1, job.request.ray.cpus_per_task)))
-    size = job.request.ray.layers_per_task or -(-len(layers) // workers)
+    asked = job.request.ray
+    workers = cluster.places(asked.cpus_per_task, asked.gpus_per_task)
+    size = asked.layers_per_task or -(-len(layers) // workers)
     groups = [set(layers[start : start + size]) for start in range(0, len(layers), size)]
     return [[choice for choice in choices if choice.layer in group] for group in groups]

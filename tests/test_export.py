@@ -209,7 +209,7 @@ def test_decilm_of_a_tied_bfloat16_child(tmp_path: Path, tokenizer: PreTrainedTo
     sizes = SIZES | {"head_dim": 16, "num_hidden_layers": 2}
     config = LlamaConfig(**sizes, tie_word_embeddings=True, rope_parameters=rotary)
     parent = random_parent(config, tmp_path / "parent")
-    exported = export_decilm(child_of(parent, "skip+skip skip+skip").bfloat16(), tokenizer, tmp_path / "none", CARD)
+    exported = export_decilm(child_of(parent, "skip+skip skip+skip").bfloat16(), tokenizer, tmp_path / "none", "# A")
     assert exported.max_logit_difference <= TOLERANCE
     exported = export_decilm(child_of(parent, "kv4+ffn512 kv2+ffn256").bfloat16(), tokenizer, tmp_path / "child", CARD)
     assert exported.notes == ()
@@ -270,6 +270,15 @@ def test_decilm_refuses_what_it_cannot_say(
     with pytest.raises(CannotExport, match=what):
         export_decilm(child, tokenizer, tmp_path / "child", CARD)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_decilm_refuses_rotary_scaling_its_engines_differ_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rotary = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+    parent = random_parent(LlamaConfig(**SIZES, num_hidden_layers=1, rope_parameters=rotary), tmp_path / "parent")
+    with pytest.raises(CannotExport, match="'yarn'.*export as hf"):
+        export_decilm(child_of(parent, "kv2+ffn512"), tokenizer, tmp_path / "child", CARD)
 
 
 def test_a_damaged_child_leaves_nothing_behind(

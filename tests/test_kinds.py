@@ -72,7 +72,7 @@ def test_what_a_channel_contributes_is_what_is_lost_without_it(double: Parent, d
 def test_the_meter_reads_that_contribution(double: Parent) -> None:
     entering = residual(double, batch=4)
     layer = double.model.model.layers[2]
-    meter = ContributionMeter(layer)
+    meter = ContributionMeter(layer.mlp.down_proj.weight)
     lost = torch.zeros(WIDTH, dtype=torch.float64)
     for part in entering.split(2):
         with inputs_of(layer.mlp.down_proj) as hidden:

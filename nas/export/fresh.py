@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 _THIS_PROJECT = ("nas", "blocklib", "cost_models", "solvers", "db")
 _NEW_TOKENS = 8
@@ -18,17 +18,20 @@ _PADDING = 3
 
 
 def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
-    """Missing and unexpected keys, logits, the tokens of a text, and greedy continuations made in several ways."""
+    """Missing and unexpected keys, what AutoModel makes and what it should, logits, the tokens of a text, and greedy continuations made in several ways."""
     torch.set_num_threads(question["threads"])
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
     )
     model, info = loaded
+    with torch.device("meta"):
+        base: Any = AutoModel.from_config(model.config, trust_remote_code=True)
     with torch.no_grad():
         logits = model(question["ids"], use_cache=False).logits
     return {
         "missing_keys": sorted(info["missing_keys"]),
         "unexpected_keys": sorted(info["unexpected_keys"]),
+        "base_classes": [type(base).__name__, type(model.model).__name__],
         "logits": logits,
         "tokens": AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(question["text"])["input_ids"],
         "continuations": continuations(model, question["ids"]),

@@ -99,12 +99,15 @@ def _compare_in_fresh_process(child: PuzzleNasForCausalLM, tokenizer: PreTrained
     for fault in ("missing_keys", "unexpected_keys"):
         if answer[fault]:
             raise ReloadMismatch(f"the exported checkpoint has {fault.replace('_', ' ')}: {', '.join(answer[fault])}")
+    made, expected = answer["base_classes"]
+    if made != expected:
+        raise ReloadMismatch(f"AutoModel makes a {made} of the exported folder, not a {expected}")
     difference = logit_difference(logits_of(child, ids_BT), answer["logits"], "the exported model, reloaded,")
     same_tokens(tokenizer, answer["tokens"], "the exported tokenizer, reloaded,")
     new = answer["continuations"]
-    for way, expected in (("cached", "uncached"), ("static cache", "uncached")):
-        if new[way] != new[expected]:
-            raise ReloadMismatch(f"greedy tokens with {way} are {new[way]}, but {expected} {new[expected]}")
+    for way in ("cached", "static cache"):
+        if new[way] != new["uncached"]:
+            raise ReloadMismatch(f"greedy tokens {way} are {new[way]}, but {new['uncached']} without a cache")
     if new["uncached"][-1:] != new["alone"]:
         raise ReloadMismatch(f"greedy tokens after left padding are {new['uncached'][-1:]}, but {new['alone']} without")
     return difference

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from types import ModuleType
 
 _OUR_PACKAGES = frozenset({"nas", "blocklib"})
@@ -36,11 +37,11 @@ class _Text:
         self.tables, self.imported_from = tables, imported_from
         self.imports: set[tuple[str, str]] = set()
         self.definitions: dict[str, str] = {}
-        self._seen: dict[str, ModuleType] = {}
+        self._owners: dict[str, ModuleType] = {}
 
     def add(self, name: str, module: ModuleType) -> None:
         """Add what `name` means at the top level of `module`; a builtin or a local name means nothing there."""
-        binding = _binding(name, module)
+        binding = _bindings(module).get(name)
         if name in self.tables:
             self._add_table(name)
         elif name in self.imported_from:
@@ -53,14 +54,17 @@ class _Text:
                 self.add(name, importlib.import_module(binding.module))
             else:
                 self.imports.add((binding.module, name))
-        elif binding is not None and name not in self._seen:
-            self._seen[name] = module
-            for used in _names_in(binding):
-                self.add(used, module)
-            self.definitions[name] = _source_of(binding, module)
-        assert self._seen.get(name, module) is module or binding is None or isinstance(binding, ast.ImportFrom), (
-            f"{name} means one thing in {module.__name__} and another in {self._seen[name].__name__}"
-        )
+        elif binding is not None:
+            self._define(name, module, binding)
+
+    def _define(self, name: str, module: ModuleType, binding: ast.stmt) -> None:
+        if name in self._owners:
+            assert self._owners[name] is module, f"{name} is defined in {module} and in {self._owners[name]}"
+            return
+        self._owners[name] = module
+        for used in _names_in(binding):
+            self.add(used, module)
+        self.definitions[name] = _source_of(binding, module)
 
     def _add_table(self, name: str) -> None:
         for entry in self.tables[name].values():
@@ -73,12 +77,10 @@ def _module_of(root: type) -> ModuleType:
     return sys.modules[root.__module__]
 
 
-def _binding(name: str, module: ModuleType) -> ast.stmt | None:
-    """The top-level statement of `module` that gives `name` its meaning."""
-    for statement in ast.parse(inspect.getsource(module)).body:
-        if name in _bound_by(statement):
-            return statement
-    return None
+@cache
+def _bindings(module: ModuleType) -> dict[str, ast.stmt]:
+    """The names `module` binds at its top level, with the statements that do."""
+    return {name: statement for statement in ast.parse(inspect.getsource(module)).body for name in _bound_by(statement)}
 
 
 def _bound_by(statement: ast.stmt) -> set[str]:

@@ -5,6 +5,7 @@ Knows how a scenario and a budget read as text. Does not know how a budget is so
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from blocklib.block import Architecture
 from cost_models.cost import Cost
@@ -13,6 +14,8 @@ from db import models
 from nas.solve import METRICS
 from nas.table import summary
 from nas.units import Limit, format_quantity, parse_limit
+
+Verdict = Literal["met", "missed", "missed, within the error", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,12 @@ class Fact:
 
 @dataclass(frozen=True)
 class BudgetLine:
-    """One limit beside what the trial comes to. `is_met` is of the measurement, None where there is none."""
+    """One limit beside what the trial comes to, and whether the measurement meets it."""
 
     limit: str
     predicted: str
     measured: str
-    is_met: bool | None
+    verdict: Verdict
 
 
 def facts(search: models.Search, budget: Sequence[Limit]) -> tuple[Fact, ...]:
@@ -84,13 +87,22 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit) -> BudgetLin
     predicted = f"{format_quantity(limit.metric, value)} ({value / parent:.1%})"
     found = getattr(trial, cost)
     if found is None:
-        return BudgetLine(bounded(limit, search), predicted, "-", None)
+        return BudgetLine(bounded(limit, search), predicted, "-", "not measured")
     share = _measured_share(trial, cost, found, parent)
-    spread = f" ± {trial.latency_spread:.1%}" if limit.metric == "latency" and trial.latency_spread is not None else ""
-    reached = share if limit.relative else found
-    is_met = reached >= limit.value if limit.at_least else reached <= limit.value
-    shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{spread})"
-    return BudgetLine(bounded(limit, search), predicted, shown, is_met)
+    spread = (trial.latency_spread if limit.metric == "latency" else None) or 0.0
+    shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{f' ± {spread:.1%}' if spread else ''})"
+    return BudgetLine(
+        bounded(limit, search), predicted, shown, _verdict(limit, share if limit.relative else found, spread)
+    )
+
+
+def _verdict(limit: Limit, reached: float, spread: float) -> Verdict:
+    """`spread` is the standard error of `reached`, relative to it."""
+    if reached >= limit.value if limit.at_least else reached <= limit.value:
+        return "met"
+    nearest = reached * (1 + spread if limit.at_least else 1 - spread)
+    within = nearest >= limit.value if limit.at_least else nearest <= limit.value
+    return "missed, within the error" if within else "missed"
 
 
 def _measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:

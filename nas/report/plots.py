@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log10
 from typing import Any
 
 import matplotlib
@@ -114,7 +114,8 @@ def _widen(axes: Axes, scores: Sequence[float]) -> None:
     most = max((abs(score) for score in scores), default=0.0)
     least = min((abs(score) for score in scores if score), default=0.0)
     if least and most / least > 100:
-        axes.set_yscale("symlog", linthresh=max(least, most / 1000), linscale=0.5)
+        linear_to = 10.0 ** ceil(log10(max(least, most / 1000)))
+        axes.set_yscale("symlog", linthresh=linear_to, linscale=0.7)
     if min(scores, default=0.0) >= 0:
         axes.set_ylim(bottom=0)
 

@@ -1,0 +1,116 @@
+"""The seam to Ray, on a real one: values, progress, errors as they were raised, lost workers, whole nodes, shared arrays."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nas.cluster import Cluster, Report, Unplaceable
+
+
+class Refused(ValueError):
+    """An exception of our own."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # Workers find the functions below where this file is.
+    with pytest.MonkeyPatch.context() as here, Cluster() as cluster:
+        here.setenv("PYTHONPATH", str(Path(__file__).parent))
+        yield cluster
+
+
+def _square(number: int, report: Report) -> int:
+    for step in range(1, 4):
+        report(step, 3)
+    return number * number
+
+
+def _refuse(report: Report) -> None:
+    raise Refused("L3.ffn=ffn256: refused at 7")
+
+
+def _die_once(marker: str, report: Report) -> int:
+    """Killed as the kernel kills what takes too much memory; the second time it finds its own trace, and lives."""
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def _look_at(array: "np.ndarray[Any, Any]", report: Report) -> tuple[bool, bool, int]:
+    return bool(array.flags.writeable), bool(array.flags.owndata), int(array.sum())
+
+
+def _when(report: Report) -> tuple[float, float]:
+    began = time.time()
+    time.sleep(0.3)
+    return began, time.time()
+
+
+def _threads(report: Report) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def test_values_come_back_with_the_index_of_their_task(cluster: Cluster) -> None:
+    assert dict(cluster.run(_square, [(number,) for number in range(6)])) == {n: n * n for n in range(6)}
+
+
+def test_no_tasks_are_no_work(cluster: Cluster) -> None:
+    assert list(cluster.run(_square, [])) == []
+
+
+def test_progress_is_heard_to_the_end(cluster: Cluster) -> None:
+    heard: dict[int, list[tuple[int, int]]] = {}
+    found = cluster.run(
+        _square, [(2,), (3,)], progress=lambda index, done, total: heard.setdefault(index, []).append((done, total))
+    )
+    assert len(list(found)) == 2
+    assert {index: states[-1] for index, states in heard.items()} == {0: (3, 3), 1: (3, 3)}
+    assert all(states == sorted(states) for states in heard.values())
+
+
+def test_an_error_is_the_one_the_task_raised(cluster: Cluster) -> None:
+    with pytest.raises(Refused, match=r"^L3\.ffn=ffn256: refused at 7$") as caught:
+        list(cluster.run(_refuse, [()]))
+    assert type(caught.value) is Refused
+    assert "_refuse" in str(caught.value.__cause__), "where it was raised is to be found in its cause"
+
+
+@pytest.mark.parametrize("asked", [{"cpus": 1000.0}, {"gpus": 64.0}])
+def test_what_no_node_can_hold_is_refused_at_once(cluster: Cluster, asked: dict[str, float]) -> None:
+    with pytest.raises(Unplaceable, match=r"no node has them \(nodes: .* CPUs"):
+        list(cluster.run(_square, [(1,)], **asked))
+
+
+def test_a_killed_worker_costs_its_task_only(cluster: Cluster, tmp_path: Path) -> None:
+    marker = tmp_path / "was here"
+    ((index, pid),) = cluster.run(_die_once, [(str(marker),)])
+    assert (index, marker.exists()) == (0, True)
+    assert pid != os.getpid()
+
+
+def test_a_shared_array_is_read_in_place(cluster: Cluster) -> None:
+    """Read-only, and no copy of its own: it lies in the node's memory once, whoever reads it."""
+    array = np.arange(1_000_000, dtype=np.int32)
+    handle = cluster.share(array)
+    for _, (writeable, own, total) in cluster.run(_look_at, [(handle,), (handle,)]):
+        assert (writeable, own, total) == (False, False, int(array.sum()))
+
+
+def test_a_whole_node_is_for_one_task_at_a_time(cluster: Cluster) -> None:
+    times = sorted(when for _, when in cluster.run(_when, [(), (), ()], whole_node=True))
+    assert all(earlier[1] <= later[0] for earlier, later in zip(times, times[1:], strict=False))
+
+
+def test_a_worker_computes_with_the_cpus_it_was_given(cluster: Cluster) -> None:
+    """A worker is used again, and keeps the threads of its last task unless told."""
+    given = [next(iter(cluster.run(_threads, [()], cpus=cpus)))[1] for cpus in (1, 2, 1)]
+    assert given == [1, 2, 1]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,7 +51,10 @@ class Library:
 
 
 def write_whole(path: Path, weights: Weights, metadata: Mapping[str, str]) -> None:
-    """Write beside, sync, rename: the file appears whole or not at all, whatever kills us meanwhile."""
+    """Write beside, sync, rename: the file appears whole or not at all, whatever kills us meanwhile.
+
+    Raises OSError where it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -60,5 +63,7 @@ def write_whole(path: Path, weights: Weights, metadata: Mapping[str, str]) -> No
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         beside.rename(path)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         beside.unlink(missing_ok=True)

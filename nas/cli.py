@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from db.store import Store
 from nas import config, units
@@ -24,8 +25,33 @@ if TYPE_CHECKING:
     from db import models
     from nas.pipeline import Outcome
 
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """The user's mistakes and the machine's failures as one line; bugs keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise  # `nas trials | head`: Typer ends quietly
+    except (ValueError, OSError, TimeoutError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+class _Commands(TyperGroup):
+    """Commands that end clearly: inside of Typer, which answers Ctrl-C with a bare status of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with _clear_errors():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="nas",
+    cls=_Commands,
     help="Hardware-aware architecture search for LLMs: bring a model, text, hardware and a budget.",
     no_args_is_help=True,
     add_completion=False,
@@ -311,21 +337,7 @@ def main() -> None:
     """The `nas` command."""
     # A stopped job is asked to end with SIGTERM: let it end as Ctrl-C does, its search marked as interrupted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _clear_errors():
-        app()
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """The user's mistakes and the machine's failures as one line; bugs keep their traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, TimeoutError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(1) from None
+    app()
 
 
 def _end_with(state: str, job: str) -> None:

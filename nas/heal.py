@@ -5,6 +5,8 @@ arXiv 2411.19146, section 5). transformers' Trainer does the training, so checkp
 several GPUs are its own. Embedding and head stay as they are: they are the parent's, and often one tensor.
 """
 
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from blocklib.block import Architecture
@@ -92,11 +95,27 @@ def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Pro
     try:
         # How many threads torch computes with is a setting of each thread, and a new one starts from the environment's.
         torch.set_num_threads(threads)
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
         events.put(None)
     except BaseException as error:
         events.put(error)
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end; what a kill cut short is removed."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not _is_whole(folder):
+            shutil.rmtree(folder)
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """The trainer writes its state last, and removes older checkpoints only after that."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
 
 
 class _Sequences(Dataset[dict[str, Tensor]]):

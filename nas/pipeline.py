@@ -104,14 +104,17 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     child = load_child(child_file(job.home, trial.key))
     out = job.request.export.out or job.home / "exports" / trial.key / job.request.export.format
     # A folder appears under its name only when it is whole, and the default name is this trial's alone.
-    if trial.child_path != str(out) or not out.exists():
-        if not (job.request.export.out is None and out.exists()):
-            card = f"# {job.request.name}\n\n{markdown(comparison(found, trial))}\n"
-            with _stage(job, store, "export"), console.status("export and reload"):
-                exported: Exported = export(job.request.export.format, child, job.tokenizer, out, card)
-            for note in exported.notes:
-                console.print(note)
-        trial = store.update_trial(trial.id, child_path=str(out))
+    ours = job.request.export.out is None or trial.child_path == str(out)
+    if _is_filled(out) and not ours:
+        raise FileExistsError(f"export.out: {out} holds another trial's child; remove it, or name another folder")
+    # Noted before it is there: a run killed in between finds a folder of ours, not a stranger's.
+    trial = store.update_trial(trial.id, child_path=str(out))
+    if not _is_filled(out):
+        card = f"# {job.request.name}\n\n{markdown(comparison(found, trial))}\n"
+        with _stage(job, store, "export"), console.status("export and reload"):
+            exported: Exported = export(job.request.export.format, child, job.tokenizer, out, card)
+        for note in exported.notes:
+            console.print(note)
     report = job.home / "reports" / f"{job.id}.html"
     write_report(store, found, report, trial)
     return Outcome(found, trial, out, report, sample(child, job.tokenizer, job.tokens.evaluation))
@@ -136,10 +139,14 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
 def _refuse_taken_folder(request: Request, store: Store) -> None:
     """Before hours of work rather than after: a folder someone else filled. One of our own children may stand there."""
     out = request.export.out
-    if out is None or not out.exists() or any(trial.child_path == str(out) for trial in store.trials()):
+    if out is None or any(trial.child_path == str(out) for trial in store.trials()):
         return
-    if not out.is_dir() or any(out.iterdir()):
+    if _is_filled(out):
         raise FileExistsError(f"export.out: {out} exists and is not empty; remove it, or name another folder")
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from nas.stdlib_text import stdlib_files
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
 
+# Fixtures that several files share, and that are made once for all of them.
+pytest_plugins = ("searches",)
+
 EMBEDDED = Path(__file__).parents[1] / "nas/embedded/parent"
 SHARED = Path(__file__).parents[1] / "../shared"
 STORIES = SHARED / "parents/stories260K"

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,8 @@ _JOB: dict[str, Any] = {
 _TIMED = {"latency_s", "latency_ratio", "latency_spread", "ttft_s", "decode_s", "throughput"}
 _OF_THE_RUN = {"id", "created_at", "child_path", "details"}
 
+Here = Callable[..., "subprocess.CompletedProcess[str]"]
+
 
 def parent_folder() -> Path:
     """The parent that ships with the package; without it, one that lies beside the repository."""
@@ -73,7 +74,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def nas(home: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     """Run it to its end."""
-    return subprocess.run(command(*arguments), env=environment(home), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(*arguments), env=environment(home), capture_output=True, text=True, timeout=900)
 
 
 def started(home: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
@@ -151,9 +152,7 @@ def assert_files_are_whole(home: Path) -> None:
             load_file(path)
 
 
-@cache
 def _finished(folder: Path) -> Path:
-    folder.mkdir()
     done = nas(folder / "home", "search", job(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "output").write_text(done.stdout)
@@ -163,8 +162,7 @@ def _finished(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with job.yaml, its `home` after a whole search, and its `output`. To be read, not written."""
-    # A session fixture imported into several files is one fixture per file; the search is to be run once.
-    return _finished(tmp_path_factory.getbasetemp() / "finished")
+    return _finished(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
@@ -188,30 +186,42 @@ def timed(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mistake(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[[Sequence[str | Path]], str]:
-    """What `nas` says of a mistake: one line beginning with `error: `, and exit status 1.
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """`nas` as the installed script calls it, but in this process, where torch is loaded already.
 
-    Called in this process, as the installed script calls it; anything but a clear end would come through as it is.
+    Anything but a clear end comes through as it is.
     """
 
-    def run(arguments: Sequence[str | Path]) -> str:
-        for name, value in environment(tmp_path / "home").items():
+    def run(home: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+        for name, value in environment(home).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["nas", *map(str, arguments)])
+        line = ["nas", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", line)
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
-        assert ended.value.code == 1
-        return the_error(capsys.readouterr().err)
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(line, ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def mistake(here: Here, tmp_path: Path) -> Callable[[Sequence[str | Path]], str]:
+    """What `nas` says of a mistake: see `the_error`."""
+
+    def run(arguments: Sequence[str | Path]) -> str:
+        done = here(tmp_path / "home", *arguments)
+        assert done.returncode == 1
+        return the_error(done.stderr)
 
     return run
 
 
 def the_error(said: str) -> str:
-    """The one error line among what was written to stderr."""
+    """The one error among what was written to stderr, and the last thing there."""
     assert "Traceback" not in said, said
-    found = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(found) == 1, said
-    assert said.splitlines()[-1] == found[0], f"more is said after the error:\n{said}"
-    return found[0]
+    _, begin, error = f"\n{said}".partition("\nerror: ")
+    assert begin, said
+    assert "\nerror: " not in error, said
+    return f"error: {error.strip()}"

@@ -15,8 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from searches import command, environment, job, nas, parent_folder, rows, the_error
-from searches import copy, finished, mistake  # noqa: F401  (fixtures)
+from searches import Here, command, environment, job, nas, parent_folder, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nas import config
@@ -97,7 +96,7 @@ def _logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def test_exports_load_again_and_are_the_child(finished: Path, tmp_path: Path) -> None:
+def test_exports_load_again_and_are_the_child(here: Here, finished: Path, tmp_path: Path) -> None:
     home = finished / "home"
     (trial,) = rows(home, "trial")
     child = load_child(child_file(home, trial["key"])).eval()
@@ -106,15 +105,15 @@ def test_exports_load_again_and_are_the_child(finished: Path, tmp_path: Path) ->
         expected = child(ids).logits
     for format, read in (("hf", _logits), ("decilm", lambda folder, ids: read_decilm(folder)(ids))):
         out = tmp_path / format
-        told = _json(nas(home, "export", "1", "--format", format, "--out", out, "--json"))
+        told = _json(here(home, "export", "1", "--format", format, "--out", out, "--json"))
         assert (told["folder"], told["format"]) == (str(out), format)
         torch.testing.assert_close(read(out, ids), expected, atol=1e-4, rtol=0)
         assert AutoTokenizer.from_pretrained(out)("def f(x):")["input_ids"]
 
 
-def test_a_report_opens_offline(finished: Path, tmp_path: Path) -> None:
+def test_a_report_opens_offline(here: Here, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    assert nas(finished / "home", "report", "tiny", "--out", out).returncode == 0
+    assert here(finished / "home", "report", "tiny", "--out", out).returncode == 0
     page = out.read_text()
     (trial,) = rows(finished / "home", "trial")
     assert "tiny" in page
@@ -193,7 +192,9 @@ def test_a_database_from_the_future_is_left_alone(mistake: Mistake, copy: Path) 
 def test_a_budget_out_of_reach_is_told_with_what_is_in_reach(mistake: Mistake, finished: Path) -> None:
     db = finished / "home/nas.db"
     error = mistake(["solve", "tiny", "--budget", "memory=1 KiB", "--db", db])
-    reach = re.search(r"memory 1\.00 KiB: the least reachable is ([\d.]+) (KiB|MiB) \(([\d.]+)% of the parent's\)", error)
+    reach = re.search(
+        r"memory 1\.00 KiB: the least reachable is ([\d.]+) (KiB|MiB) \(([\d.]+)% of the parent's\)", error
+    )
     assert reach, error
     # What it calls reachable is: a hundredth more, for the rounding of what is printed.
     share = float(reach[3]) * 1.01

@@ -1,9 +1,10 @@
-"""The seam to Ray, on a real one: values, progress, errors as they were raised, lost workers, whole nodes, shared arrays."""
+"""The seam to Ray, on a real one: values, progress, errors as raised, lost workers, whole nodes, shared arrays."""
 
 import os
 import signal
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_a_shared_array_is_read_in_place(cluster: Cluster) -> None:
 
 def test_a_whole_node_is_for_one_task_at_a_time(cluster: Cluster) -> None:
     times = sorted(when for _, when in cluster.run(_when, [(), (), ()], whole_node=True))
-    assert all(earlier[1] <= later[0] for earlier, later in zip(times, times[1:], strict=False))
+    assert all(earlier[1] <= later[0] for earlier, later in pairwise(times))
 
 
 def test_a_worker_computes_with_the_cpus_it_was_given(cluster: Cluster) -> None:

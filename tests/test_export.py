@@ -277,7 +277,7 @@ def test_decilm_refuses_rotary_scaling_its_engines_differ_on(
 ) -> None:
     rotary = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
     parent = random_parent(LlamaConfig(**SIZES, num_hidden_layers=1, rope_parameters=rotary), tmp_path / "parent")
-    with pytest.raises(CannotExport, match="'yarn'.*export as hf"):
+    with pytest.raises(CannotExport, match=r"'yarn'.*export as hf"):
         export_decilm(child_of(parent, "kv2+ffn512"), tokenizer, tmp_path / "child", CARD)
 
 

@@ -18,7 +18,9 @@ _PADDING = 3
 
 
 def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
-    """Missing and unexpected keys, what AutoModel makes and what it should, logits, the tokens of a text, and greedy continuations made in several ways."""
+    """Keys missing and unexpected, what class AutoModel makes and which it should, logits, the tokens of a text, and
+    greedy continuations made in several ways.
+    """
     torch.set_num_threads(question["threads"])
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True

@@ -1,0 +1,162 @@
+"""Healing brings a child nearer to its parent, and one that was killed ends where it would have."""
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from parents import child_of, first_weights_of, logits, random_ids, random_parent
+from torch import Tensor
+from transformers.trainer_utils import get_last_checkpoint
+
+from blocklib.assemble import assemble
+from blocklib.block import Architecture
+from blocklib.distil import NotFinite, Progress
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import Parent
+from nas.children import child_file, found_with, load_child, save_child
+from nas.evaluate import evaluate
+from nas.heal import Healing, heal
+
+CHILD = "skip+ffn48 kv1+ffn16 linear+ffn48 kv4+fuse(ffn48,ffn48) kv2+ffn48"
+SHORT = Healing(tokens=20 * 4 * 12, batch=4, learning_rate=1e-3, warmup=0.1, hidden_weight=1.0)
+
+
+def small() -> tuple[Parent, PuzzleNasForCausalLM, Tensor]:
+    """A parent, a child whose weights are its own, and text."""
+    parent = random_parent()
+    return parent, deepcopy(child_of(parent, CHILD)), random_ids(parent, sequences=16)
+
+
+def losses(checkpoints: Path) -> list[float]:
+    """What the trainer logged by its last checkpoint."""
+    last = get_last_checkpoint(str(checkpoints))
+    assert last is not None
+    history = json.loads(Path(last, "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_it_brings_a_child_of_a_trained_parent_nearer(
+    trained_parent: Parent, text_ids: Tensor, tmp_path: Path
+) -> None:
+    shape = trained_parent.shape
+    own = f"kv{shape.kv_heads}+ffn{shape.ffn_width}"
+    changed = [own, f"kv1+ffn{shape.ffn_width // 2}", f"{own.partition('+')[0]}+ffn{shape.ffn_width // 2}"]
+    architecture = Architecture.parse(" ".join([*changed, *[own] * (shape.layers - 3)]))
+    first = first_weights_of(trained_parent, architecture)
+    child = deepcopy(assemble(trained_parent, architecture, first.__getitem__))
+    before = evaluate(trained_parent.model, child, text_ids[128:])
+    parent_before = {name: tensor.clone() for name, tensor in trained_parent.model.state_dict().items()}
+    settings = Healing(tokens=40 * 8 * 64, batch=8, learning_rate=1e-3, warmup=0.05, hidden_weight=0.5)
+    list(heal(trained_parent.model, child, text_ids[:128], settings, tmp_path))
+    after = evaluate(trained_parent.model, child, text_ids[128:])
+    assert after.kl < 0.8 * before.kl
+    assert after.hidden_cosine > before.hidden_cosine
+    logged = losses(tmp_path)
+    assert sum(logged[-5:]) < 0.8 * sum(logged[:5])
+    assert all(torch.equal(tensor, parent_before[name]) for name, tensor in trained_parent.model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_embedding_and_head_stay_and_the_rest_moves(family: str, tmp_path: Path) -> None:
+    parent = random_parent(family)
+    child, ids = deepcopy(child_of(parent, CHILD)), random_ids(parent, sequences=16)
+    before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    list(heal(parent.model, child, ids, SHORT, tmp_path))
+    still = {name for name, tensor in child.state_dict().items() if torch.equal(tensor, before[name])}
+    assert still - {name for name in still if "k_proj.bias" in name} == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert not child.training
+    assert not any(parameter.requires_grad for parameter in child.parameters())
+
+
+def test_progress_counts_tokens_to_the_end(tmp_path: Path) -> None:
+    parent, child, ids = small()
+    events = list(heal(parent.model, child, ids, SHORT, tmp_path))
+    assert events == [Progress(48 * (step + 1), 48 * 20) for step in range(20)]
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_heal import SHORT, small
+from nas.heal import heal
+parent, child, ids = small()
+for event in heal(parent.model, child, ids, SHORT, Path(sys.argv[1])):
+    if event.done_tokens >= 48 * 13:
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_killed_half_way_it_ends_where_it_would_have(tmp_path: Path) -> None:
+    script = _KILLED.format(tests=str(Path(__file__).parent))
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    parent, child, ids = small()
+    left = list(heal(parent.model, child, ids, SHORT, tmp_path / "killed"))
+    assert 1 <= len(left) < 20, "it began anew"
+    assert left[-1] == Progress(48 * 20, 48 * 20)
+    parent, expected, ids = small()
+    list(heal(parent.model, expected, ids, SHORT, tmp_path / "whole"))
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(child.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_done_already_it_does_nothing(tmp_path: Path) -> None:
+    parent, child, ids = small()
+    list(heal(parent.model, child, ids, SHORT, tmp_path))
+    _, again, _ = small()
+    assert list(heal(parent.model, again, ids, SHORT, tmp_path)) == []
+    assert all(torch.equal(tensor, child.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_hidden_states_are_compared_at_the_same_places(tmp_path: Path) -> None:
+    """A parent of which a fused run is exact: the child is the parent, and nothing is left to lose.
+
+    Compared one block off, hidden states would differ by far: the last assertion.
+    """
+    parent = random_parent(attention_bias=False, mlp_bias=False)
+    layers = parent.model.model.layers
+    for layer in (3, 4):
+        layers[layer].self_attn.o_proj.weight.data.zero_()
+    for layer in (2, 3):
+        layers[layer].mlp.down_proj.weight.data.zero_()
+    child = deepcopy(child_of(parent, "kv4+ffn48 kv4+ffn48 kv4+fuse(ffn48,ffn48,ffn48) kv4+ffn48"))
+    ids = random_ids(parent, sequences=4)
+    torch.testing.assert_close(logits(child, ids), logits(parent.model, ids), rtol=1e-4, atol=1e-4)
+    settings = Healing(tokens=48, batch=4, learning_rate=1e-9, warmup=0.0, hidden_weight=1.0)
+    list(heal(parent.model, child, ids, settings, tmp_path))
+    assert losses(tmp_path)[0] < 1e-5
+    with torch.no_grad():
+        states = parent.model(ids, output_hidden_states=True).hidden_states
+    assert torch.cosine_similarity(states[2], states[5], dim=-1).mean() < 0.9
+
+
+def test_nan_is_an_error_with_a_place(tmp_path: Path) -> None:
+    parent, child, ids = small()
+    child.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(NotFinite, match=r"healing: the loss is nan at step 0; lower heal\.learning_rate"):
+        list(heal(parent.model, child, ids, SHORT, tmp_path))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_child_on_disk_is_the_child(family: str, tmp_path: Path) -> None:
+    """Tied heads too; and nothing but the file is needed."""
+    parent = random_parent(family)
+    child, path = child_of(parent, CHILD), child_file(tmp_path, "t1")
+    save_child(path, child, {"after": {"kl": 0.25}})
+    again = load_child(path)
+    ids = random_ids(parent)
+    assert again.config.architecture == CHILD
+    assert torch.equal(logits(again, ids), logits(child, ids))
+    assert found_with(path) == {"after": {"kl": 0.25}}
+    assert [file.name for file in path.parent.iterdir()] == ["t1.safetensors"]
+
+
+def test_a_child_that_was_never_built(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="the trial was never built; put its budget in the job"):
+        load_child(child_file(tmp_path, "t1"))

@@ -1,0 +1,110 @@
+"""The house's rules that a reader relies on: who may import whom, and how long a page is."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[1]
+ROOMS = ("blocklib", "solvers", "db", "cost_models", "nas")
+MAY_IMPORT = {
+    "blocklib": {"blocklib"},
+    "solvers": {"solvers"},
+    "db": {"db"},
+    "cost_models": {"cost_models", "blocklib"},
+    "nas": set(ROOMS),
+}
+FILES = [path for room in ROOMS for path in sorted((HOUSE / room).rglob("*.py"))]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(HOUSE).as_posix()
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, wherever in it, dotted and whole: `from a import b` is `a.b`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def who_imports(*packages: str) -> set[str]:
+    return {name(path) for path in FILES if {module.split(".")[0] for module in imported(path)} & set(packages)}
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_all_rooms_are_there() -> None:
+    assert {name(path).split("/")[0] for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room: str) -> None:
+    for path in (HOUSE / room).rglob("*.py"):
+        rooms = {module.split(".")[0] for module in imported(path)} & set(ROOMS)
+        assert rooms <= MAY_IMPORT[room], name(path)
+
+
+def test_ray_is_known_to_two_files() -> None:
+    assert who_imports("ray") == {"nas/cluster.py", "nas/submission.py"}
+
+
+def test_requests_are_read_in_one_place() -> None:
+    assert who_imports("pydantic", "pydantic_core") == {"nas/config.py", "nas/request.py"}
+    assert who_imports("yaml") == {"nas/config.py", "nas/submission.py"}
+    submission = {module for module in imported(HOUSE / "nas/submission.py") if module.startswith("yaml")}
+    assert submission == {"yaml"}
+    assert "yaml.safe_dump" in (HOUSE / "nas/submission.py").read_text()
+    assert "yaml.safe_load" not in (HOUSE / "nas/submission.py").read_text()
+
+
+def test_the_vocabulary_needs_the_standard_library_alone() -> None:
+    for file in ("blocklib/block.py", "nas/units.py", "nas/stdlib_text.py", "nas/paths.py"):
+        tops = {module.split(".")[0] for module in imported(HOUSE / file)}
+        assert tops <= sys.stdlib_module_names, file
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_file_is_a_page_that_says_what_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    assert text == "" or ast.get_docstring(ast.parse(text)), "no docstring"
+    long = {function.name for function in functions(path) if (function.end_lineno or 0) - function.lineno >= 60}
+    assert long == set(), "functions of 60 lines or more"
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    drawers = {"utils", "util", "helpers", "common", "misc", "manager", "factory"}
+    assert not [name(path) for path in FILES if {part.removesuffix(".py") for part in path.parts} & drawers]
+
+
+@pytest.mark.parametrize("arguments", [["trials", "--help"], ["trials"], ["init"]], ids=" ".join)
+def test_a_question_to_the_database_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    script = f"""
+import json, sys
+from nas.cli import app
+try:
+    app({arguments!r})
+except SystemExit as end:
+    print(json.dumps([end.code, sorted({{name.partition(".")[0] for name in sys.modules}})]), file=sys.stderr)
+"""
+    environment = {"NAS_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(HOUSE)}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    status, modules = json.loads(ended.stderr.splitlines()[-1])
+    assert status == 0, ended.stderr
+    assert ended.stdout
+    heavy = {"torch", "ray", "transformers", "numpy", "matplotlib", "pulp", "highspy", "optuna", "datasets"}
+    assert heavy & set(modules) == set()

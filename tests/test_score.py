@@ -1,0 +1,143 @@
+"""A score by the sweep is the distance of the whole model that has one choice replaced."""
+
+import math
+
+import pytest
+import torch
+from parents import logits, random_ids, random_parent
+from torch import Tensor
+from torch.nn import functional
+
+import nas.fidelity
+import nas.score
+from blocklib.assemble import assemble, parent_part
+from blocklib.block import SKIP, Choice
+from blocklib.distil import NotFinite, Progress
+from blocklib.fit import build
+from blocklib.kind import Weights
+from blocklib.parent import Parent
+from nas.evaluate import evaluate, perplexity
+from nas.fidelity import Fidelity
+from nas.score import score
+from nas.space import parts
+
+TEXTS = [
+    "L0.attention=kv1", "L2.attention=kv2", "L5.attention=linear", "L0.attention=skip", "L3.attention=skip",
+    "L1.ffn=ffn16", "L4.ffn=linear", "L5.ffn=skip", "L0.ffn=skip",
+    "L0.block=skip+skip", "L5.block=skip+skip", "L2.block=linear+ffn16", "L3.block=kv1+skip", "L1.block=skip+linear",
+    "L1.ffn=fuse(ffn48,ffn48)", "L3.ffn=fuse(ffn48,ffn24,ffn48)", "L0.ffn=fuse_last(ffn48,ffn48)",
+]  # fmt: skip
+CHOICES = [Choice.parse(text) for text in TEXTS]
+
+
+def weights_of(parent: Parent, choices: list[Choice], ids_BT: Tensor) -> dict[Choice, Weights]:
+    """First weights of every part of every choice; the parent's own where it has them."""
+    found = {part for choice in choices for part in parts(choice) if part.what != SKIP and not parent.own(part)}
+    built = {unit.choice: unit.first for unit in build(parent, list(found), ids_BT, batch=2, fit=False)}
+    weights: dict[Choice, Weights] = {}
+    for choice in choices:
+        whole: dict[str, Tensor] = {}
+        for part in parts(choice):
+            whole |= parent_part(parent, part.layer, part.role) if parent.own(part) else built.get(part, {})
+        weights[choice] = whole
+    return weights
+
+
+def scores(parent: Parent, weights: dict[Choice, Weights], ids_BT: Tensor) -> dict[Choice, Fidelity]:
+    *progress, found = score(parent, weights, ids_BT)
+    assert isinstance(found, dict)
+    assert all(isinstance(event, Progress) for event in progress)
+    assert progress[-1] == Progress(ids_BT.numel(), ids_BT.numel())
+    return found
+
+
+def by_whole_models(parent: Parent, weights: dict[Choice, Weights], ids_BT: Tensor) -> dict[Choice, Fidelity]:
+    """The slow way: assemble the parent with one choice replaced, and run all of it."""
+    own_loss, found = evaluate(parent.model, parent.model, ids_BT).lm_loss, {}
+    for choice, tensors in weights.items():
+        attention = {name: tensor for name, tensor in tensors.items() if name.startswith(("input_", "self_attn"))}
+        ffn = {name: tensor for name, tensor in tensors.items() if name not in attention}
+        held = {"attention": attention, "ffn": ffn}
+        child = assemble(parent, parent.architecture.with_(choice), lambda part, held=held: held[part.role])
+        whole = evaluate(parent.model, child, ids_BT)
+        found[choice] = Fidelity(whole.kl, whole.lm_loss - own_loss, whole.top1_agreement, whole.hidden_cosine)
+    return found
+
+
+def assert_same(found: dict[Choice, Fidelity], expected: dict[Choice, Fidelity]) -> None:
+    assert found.keys() == expected.keys()
+    for choice, fidelity in found.items():
+        assert vars(fidelity) == pytest.approx(vars(expected[choice]), rel=1e-5, abs=1e-6), choice
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_sweep_is_a_whole_forward_of_each(family: str) -> None:
+    parent = random_parent(family)
+    ids = random_ids(parent, sequences=3, tokens=14)
+    weights = weights_of(parent, CHOICES, ids)
+    found = scores(parent, weights, ids)
+    assert_same(found, by_whole_models(parent, weights, ids))
+    # Distinct enough that one could not be taken for another.
+    assert len({round(fidelity.kl, 4) for fidelity in found.values()}) > len(CHOICES) - 3
+
+
+def test_of_a_trained_parent_too(trained_parent: Parent, text_ids: Tensor) -> None:
+    shape = trained_parent.shape
+    texts = ["L0.attention=kv1", "L2.ffn=ffn16", f"L1.ffn=fuse(ffn{shape.ffn_width},ffn{shape.ffn_width})",
+             "L3.block=skip+skip", f"L{shape.layers - 1}.attention=skip"]  # fmt: skip
+    weights = weights_of(trained_parent, [Choice.parse(text) for text in texts], text_ids[:4])
+    found = scores(trained_parent, weights, text_ids[:4])
+    assert_same(found, by_whole_models(trained_parent, weights, text_ids[:4]))
+    assert all(fidelity.kl > 1e-4 for fidelity in found.values())
+
+
+def test_the_parents_own_score_is_nothing() -> None:
+    parent = random_parent()
+    ids = random_ids(parent, sequences=3, tokens=14)
+    whole = evaluate(parent.model, parent.model, ids)
+    assert (whole.kl, whole.top1_agreement) == (0.0, 1.0)
+    assert whole.hidden_cosine == pytest.approx(1)
+    again = assemble(parent, parent.architecture, dict[Choice, Weights]().__getitem__)
+    assert evaluate(parent.model, again, ids) == whole
+    own = list(parent.architecture.choices())
+    for fidelity in scores(parent, weights_of(parent, own, ids), ids).values():
+        assert vars(fidelity) == pytest.approx(vars(Fidelity(0, 0, 1, 1)), abs=1e-6)
+
+
+def test_how_much_runs_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = random_parent()
+    ids = random_ids(parent, sequences=5, tokens=14)
+    weights = weights_of(parent, CHOICES, ids)
+    expected = scores(parent, weights, ids)
+    monkeypatch.setattr(nas.score, "_STACK_AT_ONCE", 1)
+    monkeypatch.setattr(nas.fidelity, "_LOGITS_AT_ONCE", 3000)
+    assert sum(isinstance(event, Progress) for event in score(parent, weights, ids)) == 5
+    assert_same(scores(parent, weights, ids), expected)
+
+
+def test_what_is_measured_is_what_torch_measures() -> None:
+    parent, other = random_parent(seed=0), random_parent(seed=1)
+    ids = random_ids(parent, sequences=3, tokens=14)
+    theirs, ours = (logits(model.model, ids)[:, :-1].flatten(0, 1).log_softmax(-1) for model in (parent, other))
+    found = evaluate(parent.model, other.model, ids, batch=2)
+    assert found.kl == pytest.approx(float(functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")))
+    assert found.lm_loss == pytest.approx(float(functional.cross_entropy(ours, ids[:, 1:].flatten())))
+    assert found.top1_agreement == pytest.approx(float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()))
+    assert perplexity(found.lm_loss) == pytest.approx(math.exp(found.lm_loss))
+
+
+def test_nan_is_an_error_with_a_name() -> None:
+    parent = random_parent()
+    ids = random_ids(parent)
+    weights = weights_of(parent, CHOICES, ids)
+    damaged = {name: tensor.clone() for name, tensor in weights[CHOICES[5]].items()}
+    damaged["mlp.gate_proj.weight"][0, 0] = torch.nan
+    with pytest.raises(NotFinite, match=r"^L1\.ffn=ffn16: its distance to the parent is not finite \(KL nan, loss nan\)"):
+        scores(parent, weights | {CHOICES[5]: damaged}, ids)
+
+
+def test_nan_in_the_parent_names_the_parent() -> None:
+    parent = random_parent()
+    parent.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(NotFinite, match="^parent: "):
+        scores(parent, {Choice.parse("L5.ffn=skip"): {}}, random_ids(parent))

@@ -1,0 +1,89 @@
+"""The public surface, frozen: what scripts and people have learnt to type stays.
+
+A change here is a change for users: say so in the changelog.
+"""
+
+import importlib
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from nas.cli import app
+
+COMMANDS = {
+    "init": [],
+    "search": ["JOB", "--db", "--json"],
+    "solve": ["SEARCH", "--budget", "--metric", "--gap", "--time-limit", "--db", "--json"],
+    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json"],
+    "trials": ["[SEARCH]", "--where", "--sort", "--descending", "--limit", "--db", "--json"],
+    "show": ["TRIAL", "--db", "--json"],
+    "export": ["TRIAL", "--format", "--out", "--db", "--json"],
+    "report": ["SEARCH", "--out", "--trial", "--db"],
+    "submit": ["JOB", "--address", "--db", "--wait/--no-wait"],
+    "status": ["JOB", "--address"],
+    "logs": ["JOB", "--address"],
+    "stop": ["JOB", "--address"],
+}
+NEEDED = {("solve", "--budget"), ("export", "--out")}
+EXPORTED = {
+    "blocklib": [],
+    "blocklib.attention": [],
+    "blocklib.ffn": [],
+    "cost_models": [],
+    "solvers": [],
+    "db": [],
+    "nas": [],
+    "nas.export": [],
+    "nas.report": ["write_front", "write_report"],
+}
+
+
+def spelled(parameter: click.Parameter) -> str:
+    if parameter.param_type_name == "argument":
+        word = parameter.opts[0].upper()
+        return word if parameter.required else f"[{word}]"
+    return "/".join([*parameter.opts, *parameter.secondary_opts])
+
+
+def commands() -> dict[str, click.Command]:
+    group = typer.main.get_command(app)
+    found: dict[str, click.Command] = group.commands  # type: ignore[attr-defined]
+    return found
+
+
+def test_commands_and_their_options() -> None:
+    assert {name: [spelled(p) for p in command.params] for name, command in commands().items()} == COMMANDS
+
+
+def test_options_that_must_be_given() -> None:
+    options = {(name, p) for name, command in commands().items() for p in command.params}
+    needed = {(name, spelled(p)) for name, p in options if p.required and p.param_type_name == "option"}
+    assert needed == NEEDED
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example(name: str) -> None:
+    text = commands()[name].help or ""
+    (example,) = [line.strip() for line in text.splitlines() if line.strip().startswith("Example: ")]
+    assert example.startswith(f"Example: nas {name}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is(name: str) -> None:
+    for parameter in commands()[name].params:
+        assert getattr(parameter, "help", None), f"{name} {spelled(parameter)}"
+
+
+def test_exported_names() -> None:
+    house = Path(__file__).parents[1]
+    packages = {
+        ".".join(path.parent.relative_to(house).parts): path
+        for room in ("blocklib", "cost_models", "solvers", "db", "nas")
+        for path in (house / room).rglob("__init__.py")
+    }
+    found = {name: sorted(getattr(importlib.import_module(name), "__all__", [])) for name in packages}
+    assert found == EXPORTED
+    empty = {name for name, path in packages.items() if not path.read_text().strip()}
+    assert empty == {name for name, names in EXPORTED.items() if not names}

@@ -3,7 +3,7 @@
     python benchmarks/search.py JOB --home FOLDER [--out results.json]
 
 Runs `nas search JOB` in a process of its own, Ray included, and sums what every process of its tree holds (PSS, so that
-memory they share counts once), twice a second. Then runs it again: that must do no work.
+memory they share counts once), once a second. Then runs it again: that must do no work.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def run(job: Path, environment: dict[str, str]) -> dict[str, Any]:
     try:
         while process.poll() is None:
             peak = max(peak, sum(held_bytes(each) for each in tree(process.pid)))
-            time.sleep(0.5)
+            time.sleep(1)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

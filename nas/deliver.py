@@ -1,9 +1,12 @@
-"""Exporting a trial that was built earlier, from its child's file and its search's row alone."""
+"""A built trial as a directory an inference engine loads: its child's file and its search's row are all it takes."""
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
+import yaml
+from transformers import AutoTokenizer, GenerationConfig
 
+from blocklib.model import PuzzleNasForCausalLM
+from db import models
 from db.store import Store
 from nas.children import child_file, load_child
 from nas.export.exported import Exported
@@ -16,8 +19,27 @@ def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exporte
     """Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what the
     format's exporter raises."""
     trial = store.trial(trial_id)
-    search = store.find_search(trial.search_id)
+    return deliver(store.find_search(trial.search_id), trial, format, out)
+
+
+def deliver(search: models.Search, trial: models.Trial, format: str, out: Path) -> Exported:
+    """Export the child with the parent's tokenizer and generation settings, and a card that holds the comparison."""
     child = load_child(child_file(Path(search.request["home"]), trial.key))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(search.parent))
-    card = f"# {search.name}\n\n{markdown(comparison(search, trial))}\n"
-    return export(format, child, tokenizer, out, card)
+    checkpoint = checkpoint_of(search.parent)
+    take_generation_settings(child, checkpoint)
+    return export(format, child, AutoTokenizer.from_pretrained(checkpoint), out, _card(search, trial))
+
+
+def take_generation_settings(child: PuzzleNasForCausalLM, checkpoint: str) -> None:
+    """How the parent generates: its end-of-sequence tokens, sampling, and so on. Not every checkpoint says."""
+    try:
+        settings = GenerationConfig.from_pretrained(checkpoint)
+    except OSError:
+        return
+    settings.use_cache = child.config.use_cache
+    child.generation_config = settings
+
+
+def _card(search: models.Search, trial: models.Trial) -> str:
+    known = {"base_model": search.parent, "library_name": "transformers", "tags": ["puzzle-nas"]}
+    return f"---\n{yaml.safe_dump(known)}---\n# {search.name}\n\n{markdown(comparison(search, trial))}\n"

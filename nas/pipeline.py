@@ -18,8 +18,7 @@ from db.models import now
 from db.store import Store
 from nas.children import child_file, load_child
 from nas.cluster import Cluster
-from nas.export.exported import Exported
-from nas.export.formats import export
+from nas.deliver import deliver
 from nas.job import Job, prepare
 from nas.realise import healing_key, realise
 from nas.report import write_report
@@ -34,7 +33,6 @@ from nas.stages import (
     score_choices,
     write_options,
 )
-from nas.table import comparison, markdown
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,8 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     # Noted before it is there: a run killed in between finds a folder of ours, not a stranger's.
     trial = store.update_trial(trial.id, child_path=str(out))
     if not _is_filled(out):
-        card = f"# {job.request.name}\n\n{markdown(comparison(found, trial))}\n"
         with _stage(job, store, "export"), console.status("export and reload"):
-            exported: Exported = export(job.request.export.format, child, job.tokenizer, out, card)
+            exported = deliver(found, trial, job.request.export.format, out)
         for note in exported.notes:
             console.print(note)
     report = job.home / "reports" / f"{job.id}.html"

@@ -23,12 +23,12 @@ class LayerLine:
 
 
 def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple[LayerLine, ...]:
-    """Its subblocks in slot order. Whole blocks scored as one are shown by their parts."""
+    """The options it is made of, in slot order."""
     known = measured(store, search)
     options: dict[Choice, Option] = {choice_of(option): option for option in known.options}
     parent = {choice.first_slot: choice for choice in Architecture.parse(search.parent_architecture).choices()}
     lines = []
-    for choice in Architecture.parse(trial.architecture).choices():
+    for choice in map(Choice.parse, trial.details["choices"]):
         option = options[choice]
         last = choice.end_layer - 1
         layers = f"{choice.layer}" if last == choice.layer else f"{choice.layer}-{last}"

@@ -157,6 +157,8 @@ def trial_row(
         predicted_throughput=totals["throughput"],
         predicted_memory_bytes=int(totals["memory_bytes"]),
         predicted_parameters=int(totals["parameters"]),
+        # Which options it is made of: the architecture alone does not say what was scored as a pair.
+        details={"choices": [str(choice_of(option)) for option in solution.options]},
     )
 
 

@@ -71,7 +71,8 @@ def _predicted(metric: str, parent: float, child: float) -> Row:
 def _measured_latency(trial: models.Trial) -> str:
     if trial.latency_s is None or trial.latency_ratio is None or trial.latency_spread is None:
         return "-"
-    return f"{_shown('latency', trial.latency_s)} ({trial.latency_ratio:.1%} ± {trial.latency_spread:.1%})"
+    points = trial.latency_ratio * trial.latency_spread
+    return f"{_shown('latency', trial.latency_s)} ({trial.latency_ratio:.1%} ± {points:.1%})"
 
 
 def _shown(metric: str, value: float | None) -> str:

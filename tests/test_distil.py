@@ -100,8 +100,8 @@ def test_every_variant_ends_better_than_it_began(trained_parent: Parent, text_id
         "L0.attention=kv1", "L1.attention=linear", f"L1.ffn=ffn{half}", f"L{last}.ffn=ffn{half // 2}", "L2.ffn=linear",
         f"L2.ffn=fuse(ffn{shape.ffn_width},ffn{half})",
     ]  # fmt: skip
-    trainings = {Choice.parse(text): Training(24_576, 2e-3) for text in texts}
-    events = distil(trained_parent, trainings, text_ids[:32], text_ids[:128], text_ids[128:], batch=8)
+    trainings = {Choice.parse(text): Training(12_288, 2e-3) for text in texts}
+    events = distil(trained_parent, trainings, text_ids[:32], text_ids[:128], text_ids[136:], batch=8)
     found = [event for event in events if isinstance(event, Distilled)]
     assert {distilled.choice for distilled in found} == trainings.keys()
     for distilled in found:

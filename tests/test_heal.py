@@ -81,6 +81,8 @@ def test_progress_counts_tokens_to_the_end(tmp_path: Path) -> None:
 _KILLED = """
 import os, sys
 from pathlib import Path
+import torch
+torch.set_num_threads({threads})
 sys.path.insert(0, {tests!r})
 from test_heal import SHORT, small
 from nas.heal import heal
@@ -92,7 +94,7 @@ for event in heal(parent.model, child, ids, SHORT, Path(sys.argv[1])):
 
 
 def test_killed_half_way_it_ends_where_it_would_have(tmp_path: Path) -> None:
-    script = _KILLED.format(tests=str(Path(__file__).parent))
+    script = _KILLED.format(tests=str(Path(__file__).parent), threads=torch.get_num_threads())
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     parent, child, ids = small()

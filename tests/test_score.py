@@ -67,7 +67,9 @@ def by_whole_models(parent: Parent, weights: dict[Choice, Weights], ids_BT: Tens
 def assert_same(found: dict[Choice, Fidelity], expected: dict[Choice, Fidelity]) -> None:
     assert found.keys() == expected.keys()
     for choice, fidelity in found.items():
-        assert vars(fidelity) == pytest.approx(vars(expected[choice]), rel=1e-5, abs=1e-6), choice
+        assert fidelity.kl == pytest.approx(expected[choice].kl, rel=1e-5, abs=1e-6), choice
+        # A rise of the loss is a small difference of two float32 numbers.
+        assert vars(fidelity) == pytest.approx(vars(expected[choice]), rel=1e-5, abs=5e-6), choice
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

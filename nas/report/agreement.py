@@ -104,7 +104,7 @@ def _line(search: models.Search, trial: models.Trial, metric: str) -> Line:
     whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
     share = "-"
     if trial.latency_ratio is not None:
-        spread = "" if trial.latency_spread is None else f" ± {trial.latency_spread:.1%}"
+        spread = "" if trial.latency_spread is None else f" ± {trial.latency_ratio * trial.latency_spread:.1%}"
         share = f"{trial.latency_ratio:.1%}{spread}"
     return Line(
         trial.id,

@@ -90,7 +90,7 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit) -> BudgetLin
         return BudgetLine(bounded(limit, search), predicted, "-", "not measured")
     share = _measured_share(trial, cost, found, parent)
     spread = (trial.latency_spread if limit.metric == "latency" else None) or 0.0
-    shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{f' ± {spread:.1%}' if spread else ''})"
+    shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{f' ± {share * spread:.1%}' if spread else ''})"
     return BudgetLine(
         bounded(limit, search), predicted, shown, _verdict(limit, share if limit.relative else found, spread)
     )

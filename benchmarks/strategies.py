@@ -27,7 +27,7 @@ from nas.cluster import Cluster
 from nas.influence import block_influence
 from nas.job import Job, prepare
 from nas.pipeline import fill_store, search_row
-from nas.realise import healing_key, realise
+from nas.realise import healing_key, made, timed
 from nas.request import Request
 from nas.solve import Measured, measured, solve, trial_row
 from nas.stages import Shared
@@ -110,7 +110,8 @@ class Bench:
     def real(self, arm: str, job: Job, known: Measured, shared: Shared, solution: Solution) -> Result:
         self._console.print(f"{arm} ...")
         trial = self._store.add_trial(trial_row(known, solution, job.request.budget, healing_key(job)))
-        trial = realise(job, self._store, self._cluster, shared, trial, self._console)
+        trial = timed(job, self._store, self._cluster, shared, trial, self._console)
+        trial = made(job, self._store, self._cluster, shared, trial, self._console)
         return result(arm, known, trial)
 
 

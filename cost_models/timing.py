@@ -36,7 +36,7 @@ class Rounds:
     least: int = 5
     most: int = 40
     tolerance: float = 0.01
-    seconds: float = 60.0
+    seconds: float = 20.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.least <= self.most:

@@ -19,16 +19,27 @@ from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import architecture_cost
 from cost_models.scenario import Scenario
-from cost_models.timing import time_models
+from cost_models.timing import Rounds, time_models
 from db import models
 from db.store import Store
-from nas.children import child_file, found_with, load_child, save_child
+from nas.children import child_file, found_with, save_child
 from nas.cluster import Cluster, Report
 from nas.evaluate import evaluate, perplexity
 from nas.heal import Healing, heal
 from nas.job import Job
 from nas.progress import bar
 from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tensor
+
+Built = Sequence[tuple[str, str]]
+"""What a child takes from the library: choices and their keys."""
+
+# The last word on a child is worth more time than one of many measurements.
+_ROUNDS = Rounds(least=10, seconds=60.0)
+
+
+def _built(job: Job, trial: models.Trial) -> Built:
+    choices = Architecture.parse(trial.architecture).choices()
+    return [(str(part), job.build_key(part)) for choice in choices for part in job.library_parts(choice)]
 
 
 def healing_of(job: Job) -> Healing | None:
@@ -46,25 +57,31 @@ def healing_key(job: Job) -> dict[str, Any] | None:
     return None if healing is None else vars(healing) | {"text": job.tokens.digest("distillation")}
 
 
-def realise(
+def made(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
-    """The trial with every measured column filled. Does only what is not done yet."""
-    if trial.kl is None or not child_file(job.home, trial.key).is_file():
-        trial = _made(job, store, cluster, shared, trial, console)
-    if trial.latency_ratio is None:
-        trial = _timed(job, store, cluster, shared, trial, console)
-    return trial
+    """The trial with its child built, healed and evaluated. Does nothing where that is done."""
+    if trial.kl is not None and child_file(job.home, trial.key).is_file():
+        return trial
+    return _made(job, store, cluster, shared, trial, console)
+
+
+def timed(
+    job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
+) -> models.Trial:
+    """The trial timed beside its parent. Healing changes no shape, so this need not wait for it."""
+    if trial.latency_ratio is not None:
+        return trial
+    return _timed(job, store, cluster, shared, trial, console)
 
 
 def _made(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
-    architecture, healing = Architecture.parse(trial.architecture), healing_of(job)
-    built = [(str(part), job.build_key(part)) for c in architecture.choices() for part in job.library_parts(c)]
+    healing = healing_of(job)
     task = (
         shared["parent"], shared["distillation"], shared["evaluation"], str(job.library.root), trial.architecture,
-        built, healing, str(child_file(job.home, trial.key)), str(job.home / "checkpoints" / trial.key), device_of(job),
+        _built(job, trial), healing, str(child_file(job.home, trial.key)), str(job.home / "checkpoints" / trial.key), device_of(job),
     )  # fmt: skip
     gpus = 1 if job.request.ray.gpus_per_task else 0
     with bar(console, "heal child" if healing else "assemble child") as shown:
@@ -80,7 +97,7 @@ def _made(
         top1_agreement=after["top1_agreement"],
         hidden_cosine=after["hidden_cosine"],
         heal_tokens=healing.tokens if healing else 0,
-        details=trial.details | {"parent": {"lm_loss": found["parent"]["lm_loss"]}},
+        details=trial.details | {"parent": {**trial.details.get("parent", {}), "lm_loss": found["parent"]["lm_loss"]}},
     )
 
 
@@ -90,7 +107,7 @@ def _make(
     evaluation: Ids,
     root: str,
     architecture: str,
-    built: Sequence[tuple[str, str]],
+    built: Built,
     healing: Healing | None,
     file: str,
     checkpoints: str,
@@ -121,12 +138,12 @@ def _make(
 def _timed(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
-    task = (shared["parent"], str(child_file(job.home, trial.key)), job.scenario)
+    task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario)
     with bar(console, "measure child"):
         ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario.dtype)
     totals = held.metrics(job.scenario)
-    parent = trial.details["parent"] | found.pop("parent")
+    parent = trial.details.get("parent", {}) | found.pop("parent")
     return store.update_trial(
         trial.id,
         **found,
@@ -136,15 +153,16 @@ def _timed(
     )
 
 
-def _time(packed: PackedParent, file: str, scenario: Scenario, report: Report) -> dict[str, Any]:
+def _time(
+    packed: PackedParent, root: str, architecture: str, built: Built, scenario: Scenario, report: Report
+) -> dict[str, Any]:
     """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device."""
-    parent = unpack(packed)
-    dtype = getattr(torch, scenario.dtype)
-    child: Any = load_child(Path(file))
-    control: Any = deepcopy(parent.model)
-    timed = time_models(
-        control.to(device=scenario.device, dtype=dtype), child.to(device=scenario.device, dtype=dtype), scenario
+    parent, library, keys = unpack(packed), Library(Path(root)), dict(built)
+    child = assemble(
+        parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
     )
+    where: dict[str, Any] = {"device": scenario.device, "dtype": getattr(torch, scenario.dtype)}
+    timed = time_models(deepcopy(parent.model).to(**where), deepcopy(child).to(**where), scenario, _ROUNDS)
     return {
         "latency_s": timed.latency.other_s,
         "latency_ratio": timed.latency.ratio,

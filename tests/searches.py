@@ -39,9 +39,9 @@ _JOB: dict[str, Any] = {
     "budget": {"parameters": "75%"},
     "heal": {"tokens": 2048},
 }
-# The columns of a trial that a clock has a part in, and those that say which run wrote the row and where.
+# The columns of a trial that a clock has a part in, and those of any row that say which run wrote it, when and where.
 _TIMED = {"latency_s", "latency_ratio", "latency_spread", "ttft_s", "decode_s", "throughput"}
-_OF_THE_RUN = {"id", "created_at", "child_path", "details"}
+_OF_THE_RUN = {"id", "created_at", "seconds", "child_path", "details"}
 
 Here = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -126,16 +126,9 @@ def outcome(home: Path) -> dict[str, list[dict[str, Any]]]:
     Seconds are measured, so they differ; a run that finds its costs in the database has the same ones, and then its
     predictions are the same too.
     """
-    unequal = {
-        "score": set[str](),
-        "cost": set[str](),
-        "option": set[str](),
-        "distillation": {"seconds", "created_at"},
-        "trial": _TIMED | _OF_THE_RUN,
-    }
     return {
-        table: [{name: value for name, value in row.items() if name not in left_out} for row in rows(home, table)]
-        for table, left_out in unequal.items()
+        table: [{name: row[name] for name in row.keys() - _TIMED - _OF_THE_RUN} for row in rows(home, table)]
+        for table in ("score", "cost", "option", "distillation", "trial")
     }
 
 

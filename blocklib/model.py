@@ -103,6 +103,11 @@ class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):
         self.generation_config.use_cache = config.use_cache
         self.post_init()  # type: ignore[no-untyped-call]
 
+    def create_masks_for_generate(self, attention_mask: torch.Tensor | None, **kwargs: Any) -> torch.Tensor | None:
+        """For static caches transformers makes a mask per layer type, which Llama's forward cannot read. One serves
+        all our layers, and the forward makes it."""
+        return attention_mask
+
 
 # Whoever imports this package loads its checkpoints by transformers' Auto classes, without trust_remote_code.
 AutoConfig.register(PuzzleNasConfig.model_type, PuzzleNasConfig)

@@ -23,7 +23,7 @@ _TIMED = {"latency", "ttft", "decode", "throughput"}
 def overshoot(trial: models.Trial, asked: Limit) -> float:
     """Measured over allowed, whichever way the limit points: above 1 where it is missed.
 
-    Relative limits are held against the parent as timed beside the child. Limits that arithmetic decides are not missed.
+    Relative limits are held against the parent as timed beside the child. What arithmetic decides is never missed.
     """
     if asked.metric not in _TIMED:
         return 1.0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import yaml
+from huggingface_hub import ModelCardData
 from transformers import AutoTokenizer, GenerationConfig
 
 from blocklib.model import PuzzleNasForCausalLM
@@ -41,5 +41,5 @@ def take_generation_settings(child: PuzzleNasForCausalLM, checkpoint: str) -> No
 
 
 def _card(search: models.Search, trial: models.Trial) -> str:
-    known = {"base_model": search.parent, "library_name": "transformers", "tags": ["puzzle-nas"]}
-    return f"---\n{yaml.safe_dump(known)}---\n# {search.name}\n\n{markdown(comparison(search, trial))}\n"
+    known = ModelCardData(base_model=search.parent, library_name="transformers", tags=["puzzle-nas"])
+    return f"---\n{known.to_yaml()}\n---\n# {search.name}\n\n{markdown(comparison(search, trial))}\n"

@@ -81,7 +81,8 @@ def _made(
     healing = healing_of(job)
     task = (
         shared["parent"], shared["distillation"], shared["evaluation"], str(job.library.root), trial.architecture,
-        _built(job, trial), healing, str(child_file(job.home, trial.key)), str(job.home / "checkpoints" / trial.key), device_of(job),
+        _built(job, trial), healing, str(child_file(job.home, trial.key)), str(job.home / "checkpoints" / trial.key),
+        device_of(job),
     )  # fmt: skip
     gpus = 1 if job.request.ray.gpus_per_task else 0
     with bar(console, "heal child" if healing else "assemble child") as shown:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -14,7 +14,7 @@ from nas.stdlib_text import stdlib_files
 # The models here are so small that a second thread would mostly wait for the first.
 torch.set_num_threads(1)
 # A busy machine is no failing test.
-settings.register_profile("house", deadline=None)
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
 # Fixtures that several files share, and that are made once for all of them.

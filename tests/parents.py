@@ -47,13 +47,14 @@ EVERY_KIND = "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """transformers' own class. Biases and norms are random too: it makes them 0 and 1, and a lost one would not show."""
+    """transformers' own class. Biases and norms, which it makes 0 and 1, are random: a lost one must show."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if name.endswith(("bias", "norm.weight")):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def parent_from(model: PreTrainedModel) -> Parent:
@@ -63,7 +64,9 @@ def parent_from(model: PreTrainedModel) -> Parent:
 
 
 def random_parent(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> Parent:
-    return parent_from(random_model(FAMILIES[family](**sizes), seed).to(dtype))
+    model = random_model(FAMILIES[family](**sizes), seed)
+    torch.nn.Module.to(model, dtype)
+    return parent_from(model)
 
 
 def random_ids(parent: Parent, sequences: int = 2, tokens: int = 12, seed: int = 1) -> Tensor:

@@ -33,7 +33,7 @@ _JOB: dict[str, Any] = {
         "score_tokens": 1024,
         "evaluation_tokens": 1024,
     },
-    "space": {"attention": ["kv50%", "skip"], "ffn": ["50%", "skip"], "fuse": {"longest": 2}, "drop_blocks": False},
+    "space": {"attention": ["kv50%", "skip"], "ffn": ["50%", "skip"], "fuse": None, "drop_blocks": False},
     "scenario": {"batch": 2, "prompt_tokens": 32, "generated_tokens": 4, "threads": 1},
     # Parameters are counted, not timed: the same architecture is the answer on every machine.
     "budget": {"parameters": "75%"},

@@ -30,7 +30,7 @@ CHANGES = {
 }
 
 
-def greedy(model: PuzzleNasForCausalLM, ids_BT: Tensor, **how: Any) -> Tensor:
+def greedy(model: Any, ids_BT: Tensor, **how: Any) -> Tensor:
     """Exactly NEW_TOKENS new tokens, the most likely one each time: [B, NEW_TOKENS]."""
     how = {"attention_mask": torch.ones_like(ids_BT)} | how
     model.generation_config.eos_token_id = None

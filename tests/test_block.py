@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Role, Subblock
@@ -27,7 +28,9 @@ architectures = st.builds(lambda found: Architecture(tuple(found)), st.lists(blo
 def choices(draw: st.DrawFn, layers: int | None = None) -> Choice:
     """A choice that fits a parent of `layers` layers, or anywhere."""
     role: Role = draw(st.sampled_from(["attention", "ffn", "block"]))
-    what = draw({"attention": plain, "ffn": ffns, "block": blocks}[role].filter(lambda w: w.layers <= (layers or 99)))
+    spellings: dict[Role, st.SearchStrategy[Any]] = {"attention": plain, "ffn": ffns, "block": blocks}
+    what = draw(spellings[role])
+    assume(layers is None or what.layers <= layers)
     last = 99 if layers is None else layers - (what.layers if role != "attention" else 1)
     return Choice(draw(st.integers(0, last)), role, what)
 

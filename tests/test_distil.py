@@ -19,12 +19,12 @@ CHOICES = [Choice.parse(text) for text in TEXTS]
 
 
 def trained(
-    parent: Parent, trainings: Mapping[Choice, Training], heldout_BT: Tensor | None = None, **how: Any
+    parent: Parent, trainings: Mapping[Choice, Training], heldout_BT: Tensor | None = None, least_squares: bool = True
 ) -> dict[Choice, Distilled]:
     """Everything distilled on a little random text."""
-    texts = [random_ids(parent, 16, 16, seed=seed) for seed in (1, 2)]
+    calibration, distillation = (random_ids(parent, 16, 16, seed=seed) for seed in (1, 2))
     heldout_BT = random_ids(parent, 6, 16, seed=3) if heldout_BT is None else heldout_BT
-    events = distil(parent, trainings, *texts, heldout_BT, **{"batch": 4} | how)
+    events = distil(parent, trainings, calibration, distillation, heldout_BT, batch=4, least_squares=least_squares)
     return {event.choice: event for event in events if isinstance(event, Distilled)}
 
 

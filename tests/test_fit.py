@@ -47,10 +47,13 @@ def ridge_by_lstsq(features_NM: Tensor, missing_ND: Tensor, ridge: float) -> Ten
     """The textbook way, by QR: ridge regression is least squares on the data and sqrt(ridge) I below it."""
     damping = (ridge * features_NM.square().sum(0).mean()).sqrt() * torch.eye(features_NM.shape[1]).double()
     below = torch.zeros(features_NM.shape[1], missing_ND.shape[1]).double()
-    return torch.linalg.lstsq(torch.cat([features_NM, damping]), torch.cat([missing_ND, below])).solution
+    found: Tensor = torch.linalg.lstsq(torch.cat([features_NM, damping]), torch.cat([missing_ND, below])).solution
+    return found
 
 
-@pytest.mark.parametrize("text", ["L1.ffn=ffn12", "L2.attention=linear", "L1.attention=kv1", "L1.ffn=fuse(ffn48,ffn48)"])
+@pytest.mark.parametrize(
+    "text", ["L1.ffn=ffn12", "L2.attention=linear", "L1.attention=kv1", "L1.ffn=fuse(ffn48,ffn48)"]
+)
 def test_it_is_ridge_regression(text: str) -> None:
     parent, choice = random_parent(), Choice.parse(text)
     ids = random_ids(parent, sequences=16, tokens=24)
@@ -85,13 +88,9 @@ def test_what_can_be_reached_is_reached(text: str) -> None:
     with torch.no_grad():
         other = variant(parent.model, choice, built.first | {name: wanted})
         targets = [delta(other, residual, tables) for residual in entering]
-        fitted = variant(
-            parent.model, choice, fit_output(parent, choice, built.first, entering, targets, tables)
-        )
+        fitted = variant(parent.model, choice, fit_output(parent, choice, built.first, entering, targets, tables))
         first = variant(parent.model, choice, built.first)
-        errors = [
-            float(normalised_error(delta(layer, entering[-1], tables), targets[-1])) for layer in (first, fitted)
-        ]
+        errors = [float(normalised_error(delta(layer, entering[-1], tables), targets[-1])) for layer in (first, fitted)]
     assert errors[0] > 0.5
     assert errors[1] < 1e-4
 

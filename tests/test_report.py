@@ -195,7 +195,7 @@ def test_a_measured_search(store: Store, tmp_path: Path) -> None:
     assert "latency at most 60% of the parent's (3.10 ms)" in asked
     share = chosen.latency_ratio
     assert share is not None
-    assert f"({share:.1%} ± 1.2%)" in asked
+    assert f"({share:.1%} ± {share * 0.0123:.1%})" in asked
     assert "missed" in asked
     assert "9.4877" in page.sections["comparison"]
     assert f"{chosen.score:.4f}" in page.sections["comparison"]

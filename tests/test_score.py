@@ -11,7 +11,7 @@ from torch.nn import functional
 import nas.fidelity
 import nas.score
 from blocklib.assemble import assemble, parent_part
-from blocklib.block import SKIP, Choice
+from blocklib.block import SKIP, Choice, Role
 from blocklib.distil import NotFinite, Progress
 from blocklib.fit import build
 from blocklib.kind import Weights
@@ -57,8 +57,12 @@ def by_whole_models(parent: Parent, weights: dict[Choice, Weights], ids_BT: Tens
     for choice, tensors in weights.items():
         attention = {name: tensor for name, tensor in tensors.items() if name.startswith(("input_", "self_attn"))}
         ffn = {name: tensor for name, tensor in tensors.items() if name not in attention}
-        held = {"attention": attention, "ffn": ffn}
-        child = assemble(parent, parent.architecture.with_(choice), lambda part, held=held: held[part.role])
+        held: dict[Role, Weights] = {"attention": attention, "ffn": ffn}
+
+        def of_role(part: Choice, held: dict[Role, Weights] = held) -> Weights:
+            return held[part.role]
+
+        child = assemble(parent, parent.architecture.with_(choice), of_role)
         whole = evaluate(parent.model, child, ids_BT)
         found[choice] = Fidelity(whole.kl, whole.lm_loss - own_loss, whole.top1_agreement, whole.hidden_cosine)
     return found
@@ -134,12 +138,14 @@ def test_nan_is_an_error_with_a_name() -> None:
     weights = weights_of(parent, CHOICES, ids)
     damaged = {name: tensor.clone() for name, tensor in weights[CHOICES[5]].items()}
     damaged["mlp.gate_proj.weight"][0, 0] = torch.nan
-    with pytest.raises(NotFinite, match=r"^L1\.ffn=ffn16: its distance to the parent is not finite \(KL nan, loss nan\)"):
+    with pytest.raises(
+        NotFinite, match=r"^L1\.ffn=ffn16: its distance to the parent is not finite \(KL nan, loss nan\)"
+    ):
         scores(parent, weights | {CHOICES[5]: damaged}, ids)
 
 
 def test_nan_in_the_parent_names_the_parent() -> None:
     parent = random_parent()
     parent.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(NotFinite, match="^parent: "):
+    with pytest.raises(NotFinite, match=r"^parent: "):
         scores(parent, {Choice.parse("L5.ffn=skip"): {}}, random_ids(parent))

@@ -62,9 +62,8 @@ def test_a_second_run_measures_nothing_and_trains_nothing(copy: Path) -> None:
     files_before, stages_before = files(home), len(rows(home, "stage"))
     assert nas(home, "search", copy / "job.yaml").returncode == 0
     again = rows(home, "stage")[stages_before:]
-    assert {row["name"]: row["work_done"] for row in again} == dict.fromkeys(
-        ("distil", "score", "measure", "solve", "realise"), 0
-    )
+    assert {"distil", "score", "measure", "solve"} <= {row["name"] for row in again}
+    assert {row["name"]: row["work_done"] for row in again if row["work_done"]} == {}
     assert files(home) == files_before
     after = {table: rows(home, table) for table in _TABLES}
     for known in (before, after):

@@ -38,7 +38,7 @@ def head() -> Iterator[str]:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
-        for left in psutil.wait_procs(family, timeout=30)[1]:
+        for left in psutil.wait_procs(family, timeout=5)[1]:
             left.kill()
         shutil.rmtree(folder, ignore_errors=True)
 

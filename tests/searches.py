@@ -5,6 +5,7 @@ The job is tiny, and everything in it real: a trained parent, Python sources as 
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -100,10 +101,10 @@ def wait_for(running: "subprocess.Popen[str]", words: str) -> str:
     pytest.fail(f"it ended without {words!r}:\n{''.join(read)}")
 
 
-def stop_group(running: "subprocess.Popen[str]", signal: int) -> str:
+def stop_group(running: "subprocess.Popen[str]", sent: signal.Signals) -> str:
     """Send the whole process group a signal; returns the rest of its output once nothing of it runs any more."""
     family = psutil.Process(running.pid).children(recursive=True)
-    os.killpg(running.pid, signal)
+    os.killpg(running.pid, sent)
     rest, _ = running.communicate(timeout=60)
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, f"still running: {[process.cmdline() for process in alive]}"
@@ -191,8 +192,12 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         line = ["nas", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", line)
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
+        on_stop = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, on_stop)
         assert isinstance(ended.value.code, int)
         return subprocess.CompletedProcess(line, ended.value.code, *capsys.readouterr())
 

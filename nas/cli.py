@@ -335,8 +335,8 @@ def stop(job: JobNumber, address: Address = _HEAD) -> None:
 
 def main() -> None:
     """The `nas` command."""
-    # A stopped job is asked to end with SIGTERM, and a shell's background jobs start deaf to Ctrl-C: both end alike here,
-    # the search marked as interrupted.
+    # A stopped job is asked to end with SIGTERM, and a shell's background jobs start deaf to Ctrl-C: both end alike
+    # here, the search marked as interrupted.
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, signal.default_int_handler)
     app()

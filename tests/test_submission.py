@@ -24,7 +24,7 @@ def head() -> Iterator[str]:
     """The address of a Ray head of our own: its ports free ones, its folder apart, its end with its process group."""
     folder = Path(tempfile.mkdtemp(prefix="r_", dir="/tmp"))  # Ray's sockets lie in it, and their paths must be short
     port, dashboard, client, agent = _free_ports(4)
-    line = [_BINARIES / "ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
+    line = [str(_BINARIES / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
             f"--temp-dir={folder}", f"--port={port}", f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
     # Jobs are started by the name `python`, which must be this one.

@@ -15,7 +15,7 @@ from nas.request import Data
 from nas.stdlib_text import stdlib_files
 
 VOCABULARY, BOS = 300, "<|bos|>"
-STORIES = Path("/work/shared/parents/stories260K")
+STORIES = Path(__file__).parents[2] / "shared/parents/stories260K"
 
 
 def byte_level(bos: bool, template: bool = False) -> PreTrainedTokenizerFast:

@@ -33,9 +33,6 @@ from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, ten
 Built = Sequence[tuple[str, str]]
 """What a child takes from the library: choices and their keys."""
 
-# The last word on a child is worth more time than one of many measurements.
-_ROUNDS = Rounds(least=10, seconds=60.0)
-
 
 def _built(job: Job, trial: models.Trial) -> Built:
     choices = Architecture.parse(trial.architecture).choices()
@@ -139,7 +136,10 @@ def _make(
 def _timed(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
-    task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario)
+    # The last word on a child is worth more time than one of many measurements.
+    asked = job.request.measure
+    rounds = Rounds(least=10, most=100, tolerance=asked.tolerance / 2, seconds=3 * asked.time_limit)
+    task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario, rounds)
     with bar(console, "measure child"):
         ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario.dtype)
@@ -155,7 +155,13 @@ def _timed(
 
 
 def _time(
-    packed: PackedParent, root: str, architecture: str, built: Built, scenario: Scenario, report: Report
+    packed: PackedParent,
+    root: str,
+    architecture: str,
+    built: Built,
+    scenario: Scenario,
+    rounds: Rounds,
+    report: Report,
 ) -> dict[str, Any]:
     """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device."""
     parent, library, keys = unpack(packed), Library(Path(root)), dict(built)
@@ -163,7 +169,7 @@ def _time(
         parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
     )
     where: dict[str, Any] = {"device": scenario.device, "dtype": getattr(torch, scenario.dtype)}
-    timed = time_models(deepcopy(parent.model).to(**where), deepcopy(child).to(**where), scenario, _ROUNDS)
+    timed = time_models(deepcopy(parent.model).to(**where), deepcopy(child).to(**where), scenario, rounds)
     return {
         "latency_s": timed.latency.other_s,
         "latency_ratio": timed.latency.ratio,

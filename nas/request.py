@@ -299,6 +299,14 @@ class Score(_Section):
     metric: Literal["kl", "lm_loss"] = "kl"
 
 
+class Measure(_Section):
+    """How long a stack of one geometry is timed: until its time relative to the parent's is known to `tolerance`, a
+    standard error, and for at most `time_limit` seconds. The assembled child is given three times that."""
+
+    tolerance: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.01
+    time_limit: _Seconds = 20.0
+
+
 class Solver(_Section):
     """`gap`: how far from the optimum an answer may be, as a share of its score. `time_limit` is in seconds."""
 
@@ -351,6 +359,7 @@ class Request(_Section):
     budget: _Budget
     distill: Distill = Distill()
     score: Score = Score()
+    measure: Measure = Measure()
     solver: Solver = Solver()
     heal: Annotated[Heal | None, _NoneIfFalse] = Heal()
     export: Export = Export()

@@ -5,7 +5,7 @@ they come. `_build`, `_score` and `_measure` run on workers: they are given plai
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Choice
 from blocklib.distil import Distilled, Progress, Training, distil
 from blocklib.kind import Weights
+from blocklib.kinds import parameters
 from blocklib.library import Library
 from blocklib.model import PuzzleNasConfig
 from blocklib.packed import PackedParent, pack, unpack
@@ -28,6 +29,7 @@ from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.measured import MeasuredGeometry, measure
 from cost_models.measured import Progress as Stacks
 from cost_models.scenario import Scenario
+from cost_models.timing import Rounds
 from db import models
 from db.store import Store
 from nas.cluster import Cluster, Report
@@ -35,6 +37,7 @@ from nas.digest import digest
 from nas.job import Job
 from nas.progress import bar
 from nas.score import score
+from nas.shares import by_layers
 from nas.space import parts
 
 Ids = NDArray[np.int32]
@@ -64,7 +67,7 @@ def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     if not missing:
         return 0
     settings, resources = job.request.distill, job.request.ray
-    groups = _by_layers(job, cluster, missing)
+    groups = _shares(job, cluster, missing, lambda part: part.span)
     tasks = [
         (shared["parent"], shared["calibration"], shared["distillation"], shared["score"], str(job.library.root),
          [(str(part), keys[part], job.training(part)) for part in group], settings.batch, settings.least_squares,
@@ -133,7 +136,11 @@ def score_choices(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     missing = [choice for choice, key in keys.items() if key not in known]
     if not missing:
         return 0
-    groups = _by_layers(job, cluster, missing)
+    shape = job.parent.shape
+    head, slots = shape.vocabulary * shape.hidden, 2 * shape.layers
+    per_slot = (parameters(job.parent.architecture, shape) - shape.fixed_parameters) / slots
+    # What a token passes between where a choice starts and the logits, in parameters.
+    groups = _shares(job, cluster, missing, lambda choice: head + per_slot * (slots - choice.first_slot))
     tasks = [
         (shared["parent"], shared["score"], str(job.library.root),
          [(str(c), [(str(p), job.build_key(p)) for p in job.library_parts(c)]) for c in group], device_of(job))
@@ -181,7 +188,8 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, console: Console) ->
     if not missing:
         return 0
     config = job.parent.model.config.to_dict()
-    tasks = [(config, [geometry for geometry in missing if geometry != FIXED], job.scenario)]
+    rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
+    tasks = [(config, [geometry for geometry in missing if geometry != FIXED], job.scenario, rounds)]
     with bar(console, "measure costs") as shown:
         for _, found in cluster.run(_measure, tasks, gpus=gpus_to_time(job), whole_node=True, progress=shown):
             measured = {timed.geometry: timed for timed in found}
@@ -190,10 +198,10 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, console: Console) ->
 
 
 def _measure(
-    config: Mapping[str, Any], wanted: Sequence[Geometry], scenario: Scenario, report: Report
+    config: Mapping[str, Any], wanted: Sequence[Geometry], scenario: Scenario, rounds: Rounds, report: Report
 ) -> list[MeasuredGeometry]:
     found = []
-    for event in measure(PuzzleNasConfig.from_dict(dict(config)), wanted, scenario):
+    for event in measure(PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds):
         if isinstance(event, MeasuredGeometry):
             found.append(event)
         elif isinstance(event, Stacks):
@@ -283,11 +291,11 @@ def gpus_to_time(job: Job) -> int:
     return int(job.scenario.device.startswith("cuda"))
 
 
-def _by_layers(job: Job, cluster: Cluster, choices: Sequence[Choice]) -> list[list[Choice]]:
-    """Choices of neighbouring layers together: a task's share of the parent's passes."""
-    layers = sorted({choice.layer for choice in choices})
+def _shares(
+    job: Job, cluster: Cluster, choices: Sequence[Choice], work: Callable[[Choice], float]
+) -> list[list[Choice]]:
     asked = job.request.ray
-    workers = cluster.places(asked.cpus_per_task, asked.gpus_per_task)
-    size = asked.layers_per_task or -(-len(layers) // workers)
-    groups = [set(layers[start : start + size]) for start in range(0, len(layers), size)]
-    return [[choice for choice in choices if choice.layer in group] for group in groups]
+    if asked.layers_per_task:
+        layers = len({choice.layer for choice in choices})
+        return by_layers(choices, -(-layers // asked.layers_per_task), work)
+    return by_layers(choices, cluster.places(asked.cpus_per_task, asked.gpus_per_task), work)

@@ -28,8 +28,9 @@ from blocklib.fit import build
 from blocklib.parent import Parent, load_parent
 from blocklib.stream import delta, variant
 from nas.evaluate import evaluate
-from nas.request import Space, checkpoint_of
+from nas.request import checkpoint_of
 from nas.score import score
+from nas.sections import Space
 from nas.space import choices, parts
 
 assert nas.quiet

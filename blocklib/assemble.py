@@ -10,10 +10,11 @@ from blocklib.kinds import check
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, child_config, model_with
 
-_PREFIXES: dict[Role, tuple[str, ...]] = {
-    "attention": ("input_layernorm.", "self_attn."),
-    "ffn": ("post_attention_layernorm.", "mlp."),
+MODULES: dict[Role, tuple[str, ...]] = {
+    "attention": ("input_layernorm", "self_attn"),
+    "ffn": ("post_attention_layernorm", "mlp"),
 }
+"""The modules of a layer that make up each subblock."""
 
 
 def assemble(
@@ -41,4 +42,5 @@ def assemble(
 
 def parent_part(parent: Parent, layer: int, role: Role) -> Weights:
     """The parent's own tensors of one subblock, by their names inside the layer."""
-    return {name: tensor for name, tensor in parent.layer_weights(layer).items() if name.startswith(_PREFIXES[role])}
+    own = parent.layer_weights(layer)
+    return {name: tensor for name, tensor in own.items() if name.partition(".")[0] in MODULES[role]}

@@ -131,7 +131,8 @@ class Cost(Base, kw_only=True):
 
 
 class Distillation(Base, kw_only=True):
-    """How one choice was distilled. Losses are held-out normalised MSE, in the order they were reached."""
+    """How one choice was distilled. Losses are normalised MSE: `loss_*` on held-out text, in the order they were
+    reached, those of the curve on the text it trained on."""
 
     __tablename__ = "distillation"
 

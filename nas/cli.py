@@ -4,14 +4,13 @@ Heavy imports happen inside the commands that need them, so that `nas trials` an
 and failures of the machine's, end with one clear line and exit status 1; Ctrl-C with 130.
 """
 
-import json
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,10 +19,7 @@ from typer.core import TyperGroup
 
 from db.store import Store
 from nas import config, units
-
-if TYPE_CHECKING:
-    from db import models
-    from nas.pipeline import Outcome
+from nas.printed import console, plain, print_json, print_outcome, print_trial
 
 
 @contextmanager
@@ -58,12 +54,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console()
 
 _DB_HELP = "Database: a file or an SQLAlchemy URL. Default: $NAS_DB, else nas.db in $NAS_HOME or ~/.puzzle-nas."
 Db = Annotated[str | None, typer.Option("--db", help=_DB_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or the start of its id.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"puzzle-nas {metadata.version('puzzle-nas')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What `nas` itself takes, before any command."""
 
 
 @app.command()
@@ -93,7 +103,7 @@ def search(
 
     talk = Console(stderr=True) if as_json else console
     with Store.open(db) as store:
-        _print_outcome(run(request, store, talk), as_json)
+        print_outcome(run(request, store, talk), as_json)
 
 
 @app.command()
@@ -103,8 +113,12 @@ def solve(
     metric: Annotated[
         str | None, typer.Option(help="Score to minimise, kl or lm_loss. Default: the search's own.")
     ] = None,
-    gap: Annotated[float, typer.Option(help="How far from the optimum the answer may be, as a share.")] = 1e-4,
-    time_limit: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
+    gap: Annotated[
+        float | None, typer.Option(min=0, help="How far from the optimum, as a share. Default: the search's own.")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own.")
+    ] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -121,9 +135,9 @@ def solve(
         solution = solve_for(known, limits, gap, time_limit)
         trial = store.add_trial(trial_row(known, solution, limits, None))
         if as_json:
-            _print_json(_plain(trial))
+            print_json(plain(trial))
         else:
-            _print_trial(known.search, trial)
+            print_trial(known.search, trial)
             console.print(
                 f"\nTo build it, put this budget in the job and run `nas search`. Details: nas show {trial.id}"
             )
@@ -155,7 +169,7 @@ def pareto(
         write_front(known, cost, found, plot)
         console.print(f"plot: {plot}")
     if as_json:
-        _print_json([vars(point) for point in found])
+        print_json([vars(point) for point in found])
         return
     table = Table("score", cost, "of parent", "architecture")
     for point in found:
@@ -186,7 +200,7 @@ def trials(
         found = store.trials(search_id, where=where, sort=sort, descending=descending, limit=limit)
         names = {known.id: known.name for known in store.searches()}
     if as_json:
-        _print_json([_plain(trial) for trial in found])
+        print_json([plain(trial) for trial in found])
         return
     table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
     for trial in found:
@@ -217,7 +231,7 @@ def show(
         known = store.find_search(found.search_id)
         layers = layers_of(store, known, found)
     if as_json:
-        _print_json(_plain(found) | {"layers": [vars(layer) for layer in layers]})
+        print_json(plain(found) | {"layers": [vars(layer) for layer in layers]})
         return
     table = Table("layer", "parent", "child", "score", "prefill", "decode", "parameters")
     for layer in layers:
@@ -226,7 +240,7 @@ def show(
             f"{layer.decode_s * 1e3:.3f} ms", f"{layer.parameters:,}",
         )  # fmt: skip
     console.print(table)
-    _print_trial(known, found)
+    print_trial(known, found)
 
 
 @app.command()
@@ -247,7 +261,7 @@ def export(
     with Store.open(db) as store:
         done = export_trial(store, trial, format, out)
     if as_json:
-        _print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
+        print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
                      "max_logit_difference": done.max_logit_difference})  # fmt: skip
         return
     console.print(f"{done.folder}: {done.format}, reloaded; logits differ by at most {done.max_logit_difference:.1e}")
@@ -345,42 +359,6 @@ def main() -> None:
 def _end_with(state: str, job: str) -> None:
     if state != "SUCCEEDED":
         raise ValueError(f"job {job} ended as {state}")
-
-
-def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
-    if as_json:
-        _print_json(_plain(outcome.trial) | {"report": str(outcome.report), "sentence": outcome.sentence})
-        return
-    _print_trial(outcome.search, outcome.trial)
-    console.print(f"\nchild:    {outcome.child}", soft_wrap=True)
-    console.print(f"report:   {outcome.report}", soft_wrap=True)
-    console.print("a sentence by the child:", style="dim")
-    console.print(outcome.sentence, markup=False, highlight=False)
-
-
-def _print_trial(search: "models.Search", trial: "models.Trial") -> None:
-    from nas.table import comparison
-
-    budget = ", ".join(f"{metric} {value}" for metric, value in trial.budget.items())
-    proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
-    console.print(f"\nsearch {search.name} ({search.id}), trial {trial.id}: {budget}, by {trial.solver}{proven}")
-    table = Table("", "parent", "child", box=None)
-    for row in comparison(search, trial):
-        table.add_row(row.what, row.parent, row.child)
-    console.print(table)
-
-
-def _plain(row: Any) -> dict[str, Any]:
-    """A database row as JSON takes it."""
-    return {column.name: _jsonable(getattr(row, column.name)) for column in row.__table__.columns}
-
-
-def _jsonable(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.request import Data, HubDataset, Source
+from nas.sections import Data, HubDataset, Source
 from nas.stdlib_text import stdlib_files
 
 if TYPE_CHECKING:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from blocklib.distil import NotFinite
 
-# Rows of logits alive at once hold at most this many numbers (256 MiB in float32).
-_LOGITS_AT_ONCE = 1 << 26
+
+def numbers_at_once(device: torch.device) -> int:
+    """How many numbers to compute together, at most: few enough for a processor's cache, or enough to fill a GPU."""
+    return 1 << 20 if device.type == "cpu" else 1 << 26
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class FidelityMeter:
         targets_R = ids_BT[:, 1:].flatten().long()
         parent_RD = parent_BTD[:, :-1].flatten(0, 1)
         models_NRD = models_NBTD[:, :, :-1].flatten(1, 2)
-        rows = max(1, _LOGITS_AT_ONCE // (head.out_features * (len(self._names) + 1)))
+        # A row of logits is long, and a head is slow on a few rows.
+        rows = max(1, 8 * numbers_at_once(parent_RD.device) // head.out_features)
         for start in range(0, len(targets_R), rows):
             part = slice(start, start + rows)
             self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], parent_head, head)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -79,6 +79,7 @@ def heal(
         train_dataset=_Sequences(ids_BT),
         callbacks=[_Report(events, settings.batch * ids_BT.shape[1])],
     )
+    trainer.remove_callback(PrinterCallback)  # It prints the loss on standard output.
     trainer.distil_from(parent, settings.hidden_weight)
     # The trainer reports through callbacks and our caller wants an iterator: a thread stands between them.
     worker = threading.Thread(target=_train, args=(trainer, checkpoints, torch.get_num_threads(), events), daemon=True)
@@ -130,7 +131,7 @@ class _Sequences(Dataset[dict[str, Tensor]]):
 
 
 class _Report(TrainerCallback):
-    """Turns the trainer's callbacks into events; stops at the first loss that is not finite."""
+    """Turns the trainer's callbacks into events."""
 
     def __init__(self, events: "Queue[Progress | BaseException | None]", tokens_per_step: int):
         self._events = events

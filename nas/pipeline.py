@@ -101,7 +101,7 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
     solve_for = request.budget
     with _stage(job, store, "solve") as done:
         for _ in range(ATTEMPTS):
-            solution = solve(known, solve_for, request.solver.gap, request.solver.time_limit)
+            solution = solve(known, solve_for)
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job)))
             done.append(int(trial.latency_ratio is None))
             trial = timed(job, store, cluster, shared, trial, console)

@@ -17,7 +17,7 @@ from blocklib.kind import Weights
 from blocklib.model import PuzzleNasLayer
 from blocklib.parent import Parent
 from blocklib.stream import delta, embed, rotary, slot_delta, variant
-from nas.fidelity import Fidelity, FidelityMeter
+from nas.fidelity import Fidelity, FidelityMeter, numbers_at_once
 
 # The stack of variants holds at most this many residual numbers (256 MiB in float32).
 _STACK_AT_ONCE = 1 << 26
@@ -59,20 +59,22 @@ def _sweep(parent: Parent, layers: Mapping[Choice, PuzzleNasLayer], ids_BT: Tens
     `layers` is in order of the choices' ends.
     """
     pending = list(layers)
-    size = len(ids_BT)
-    stack = embed(parent.model, ids_BT)
-    tables = rotary(parent.model, stack)
+    parent_BTD = embed(parent.model, ids_BT)
+    tables = rotary(parent.model, parent_BTD)
+    stack_NBTD = parent_BTD.new_empty(1 + len(pending), *parent_BTD.shape)
+    stack_NBTD[0] = parent_BTD
+    joined, at_once = 1, max(1, numbers_at_once(parent_BTD.device) // parent_BTD.numel())
     entering: dict[int, Tensor] = {}
     for slot in range(2 * parent.shape.layers):
-        entering[slot] = stack[:size]
-        stack = stack + slot_delta(parent.model, slot, stack, tables)
-        joining = []
+        entering[slot] = stack_NBTD[0].clone()
+        for some_NBTD in stack_NBTD[:joined].split(at_once):
+            residual = some_NBTD.flatten(0, 1)
+            residual += slot_delta(parent.model, slot, residual, tables)
         while pending and pending[0].first_slot + pending[0].span == slot + 1:
             choice = pending.pop(0)
             before = entering[choice.first_slot]
-            joining.append(before + delta(layers[choice], before, tables))
-        stack = torch.cat([stack, *joining]) if joining else stack
+            stack_NBTD[joined] = before + delta(layers[choice], before, tables)
+            joined += 1
         oldest = min((choice.first_slot for choice in pending), default=slot)
         entering = {kept: value for kept, value in entering.items() if kept >= oldest}
-    by_model: Tensor = stack.unflatten(0, (-1, size))
-    return by_model
+    return stack_NBTD

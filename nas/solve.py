@@ -13,7 +13,7 @@ from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
 from nas.digest import digest
-from nas.units import Limit, format_quantity
+from nas.units import Limit, format_quantity, parse_seconds
 from solvers.mip import solve as solve_exactly
 from solvers.problem import Infeasible, Option, Problem, Solution
 
@@ -43,6 +43,16 @@ class Measured:
     @property
     def layers(self) -> int:
         return Architecture.parse(self.search.parent_architecture).layers
+
+    @property
+    def gap(self) -> float:
+        """How far from the best an answer may be, as the search's job says."""
+        return float(self.search.request["solver"]["gap"])
+
+    @property
+    def time_limit_s(self) -> float:
+        """How long a solver may take, as the search's job says."""
+        return parse_seconds("solver.time_limit", self.search.request["solver"]["time_limit"])
 
     def parent_totals(self) -> dict[str, float]:
         return self.parent.totals(self.scenario)
@@ -114,10 +124,13 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
     )
 
 
-def solve(known: Measured, budget: Sequence[Limit], gap: float, time_limit_s: float | None) -> Solution:
-    """The best architecture within the budget. Raises BudgetNotMet."""
+def solve(
+    known: Measured, budget: Sequence[Limit], gap: float | None = None, time_limit_s: float | None = None
+) -> Solution:
+    """The best architecture within the budget; `gap` and `time_limit_s` None: the job's. Raises BudgetNotMet."""
+    gap = known.gap if gap is None else gap
     try:
-        return solve_exactly(known.problem(budget), gap=gap, time_limit_s=time_limit_s)
+        return solve_exactly(known.problem(budget), gap=gap, time_limit_s=time_limit_s or known.time_limit_s)
     except Infeasible as error:
         raise BudgetNotMet(_explained(known, budget, error)) from error
 

@@ -3,7 +3,8 @@
 from blocklib.block import SKIP, Block, Choice, Subblock
 from blocklib.kinds import check
 from blocklib.shape import Shape
-from nas.request import Option, Share, Space
+from nas.sections import Space
+from nas.values import Option, Share
 
 
 def choices(space: Space, shape: Shape) -> tuple[Choice, ...]:

@@ -6,9 +6,12 @@ what to tell the user where there is no answer.
 """
 
 import math
+import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import highspy
@@ -23,7 +26,7 @@ from solvers.reduce import keep
 _HIGHS_TOLERANCE = 1e-10
 """The smallest HiGHS takes; it is absolute, and every row is scaled so that its largest number is 1."""
 
-_RETRIES = 20
+_RETRIES = 100
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def _right(program: Program, kept: NDArray[np.intp], gap: float, deadline: float
 
 def _run(program: Program, wrong: Sequence[tuple[int, ...]], gap: float, left_s: float) -> Answer:
     """One run of HiGHS on scaled numbers. `wrong` are choices it may not make."""
+    _let_it_greet()
     model, chosen_of = _model(program, wrong)
     model.solve(
         pulp.HiGHS(
@@ -131,6 +135,21 @@ def _run(program: Program, wrong: Sequence[tuple[int, ...]], gap: float, left_s:
         )
     )
     return _read(model.solverModel, chosen_of, _scale(program.weights))
+
+
+@cache
+def _let_it_greet() -> None:
+    """HiGHS 1.16 prints its name when a process makes its first solver, on standard output and whatever its options
+    say. That output is our caller's, and may be JSON: the greeting goes nowhere."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            highspy.Highs()  # type: ignore[no-untyped-call]
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _model(program: Program, wrong: Sequence[tuple[int, ...]]) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from blocklib.block import LINEAR, SKIP, Subblock
 from nas.config import JobError, Request, load, parse, template
-from nas.request import Fuse, HubDataset, Share
+from nas.sections import Fuse, HubDataset
 from nas.units import METRICS, Limit, format_quantity, parse_budget, parse_limit, parse_quantity
+from nas.values import Share
 
 SMALLEST = "parent: embedded\ndata: {train: stdlib}\nbudget: {latency: 60%}\n"
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from nas.data import SPLITS, TextError, Tokens, load_tokens
-from nas.request import Data
+from nas.sections import Data
 from nas.stdlib_text import stdlib_files
 
 VOCABULARY, BOS = 300, "<|bos|>"

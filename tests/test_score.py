@@ -116,7 +116,8 @@ def test_how_much_runs_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     weights = weights_of(parent, CHOICES, ids)
     expected = scores(parent, weights, ids)
     monkeypatch.setattr(nas.score, "_STACK_AT_ONCE", 1)
-    monkeypatch.setattr(nas.fidelity, "_LOGITS_AT_ONCE", 3000)
+    for module in (nas.score, nas.fidelity):
+        monkeypatch.setattr(module, "numbers_at_once", lambda _: 400)
     assert sum(isinstance(event, Progress) for event in score(parent, weights, ids)) == 5
     assert_same(scores(parent, weights, ids), expected)
 

@@ -216,15 +216,15 @@ def test_no_limits_is_a_shortest_path() -> None:
     assert {option.name for option in solution.options} == {"o0"}
 
 
-def at_its_limit(excess: float) -> Problem:
-    """The limit is 0, so nothing is tolerated; the best score is over it by `excess`, which HiGHS takes for 0."""
+def at_its_limit(excess: float, slots: int = 4) -> Problem:
+    """The limit is 0, so nothing is tolerated; the best scores are over it by `excess`, which HiGHS takes for 0."""
     options = []
-    for slot in range(4):
+    for slot in range(slots):
         options.append(Option(slot, 1, "credit", 0.0, {"a": -1.0}))
         options.append(Option(slot, 1, "zero", -0.5, {"a": 0.0}))
         options.append(Option(slot, 1, "under", -1.0, {"a": 1.0}))
         options.append(Option(slot, 1, "over", -2.0, {"a": 1.0 + excess}))
-    return Problem(4, tuple(options), {"a": 0.0})
+    return Problem(slots, tuple(options), {"a": 0.0})
 
 
 @pytest.mark.parametrize("excess", [9e-11, 1e-11])
@@ -238,7 +238,7 @@ def test_a_sum_over_its_limit_by_less_than_the_solver_sees_is_not_returned(exces
 
 def test_sums_that_cannot_be_told_from_their_limit_are_an_error() -> None:
     with pytest.raises(ArithmeticError, match="pass one by rounding"):
-        mip.solve(at_its_limit(1e-12))
+        mip.solve(at_its_limit(1e-12, slots=8))
 
 
 def hard(seed: int = 0) -> Problem:

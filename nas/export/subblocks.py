@@ -8,13 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from blocklib.assemble import MODULES
 from blocklib.block import SKIP, Architecture, Choice, Role, Subblock
 from blocklib.model import PuzzleNasForCausalLM
-
-_MODULES: dict[Role, tuple[str, ...]] = {
-    "attention": ("input_layernorm", "self_attn"),
-    "ffn": ("post_attention_layernorm", "mlp"),
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ def subblocks_of(child: PuzzleNasForCausalLM) -> tuple[Placed, ...]:
         state = layer.state_dict()
         for role, subblock in Choice(start, "block", block).subblocks:
             if subblock != SKIP:
-                own = {name: tensor for name, tensor in state.items() if name.split(".")[0] in _MODULES[role]}
+                own = {name: tensor for name, tensor in state.items() if name.split(".")[0] in MODULES[role]}
                 found.append(Placed(Choice(start, role, subblock), own))
     return tuple(found)
 

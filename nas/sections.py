@@ -1,0 +1,240 @@
+"""The sections of a job file: every key, what fits it, and its default. Imports no torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+from nas.paths import local_or_hub
+from nas.units import did_you_mean
+from nas.values import (
+    AbsolutePath,
+    AttentionOption,
+    Count,
+    FfnOption,
+    Files,
+    Flag,
+    Fraction,
+    NoneIfFalse,
+    NotNegative,
+    Positive,
+    Schedule,
+    Seconds,
+    TokenCount,
+    distinct,
+    folder_of,
+    wrong,
+)
+
+
+def _source(value: object) -> object:
+    if isinstance(value, str) and value != "stdlib":
+        return (value,)
+    if value and isinstance(value, str | list | tuple | dict | HubDataset):
+        return value
+    raise ValueError(f"{value!r} names no text; write stdlib, a list of files or globs, or {{dataset: NAME_OR_FOLDER}}")
+
+
+def _source_form(value: object) -> str:
+    return "<stdlib>" if isinstance(value, str) else "<files>" if isinstance(value, list | tuple) else "<dataset>"
+
+
+class Section(BaseModel):
+    """Keys and values under one name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: object) -> object:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError(f"should be keys and values, not {value!r}; known: {', '.join(cls.model_fields)}")
+        for key in value:
+            if key not in cls.model_fields:
+                raise wrong(str(key), f"unknown key; {did_you_mean(str(key), cls.model_fields)}")
+        return value
+
+
+class HubDataset(Section):
+    """Text read by the `datasets` library: a hub id, or a local folder or file of parquet, jsonl, csv or txt."""
+
+    dataset: Annotated[str, BeforeValidator(lambda value, info: local_or_hub(value, folder_of(info)))]
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+
+Source = Annotated[
+    Annotated[Literal["stdlib"], Tag("<stdlib>")]
+    | Annotated[Files, Tag("<files>")]
+    | Annotated[HubDataset, Tag("<dataset>")],
+    Discriminator(_source_form),
+    BeforeValidator(_source),
+]
+
+
+class Data(Section):
+    """The text, and how many tokens of it each stage reads.
+
+    `evaluation` None: a tenth of the training documents is held out, or of `stdlib` the files it holds out itself.
+    `document_separator` None: every file, or row of a dataset, is one document.
+    """
+
+    train: Source
+    evaluation: Source | None = None
+    document_separator: Annotated[str, Field(min_length=1)] | None = "<|endoftext|>"
+    sequence_length: Annotated[int, Field(ge=8, strict=True)] = 256
+    calibration_tokens: Count = 16_384
+    distillation_tokens: Count = 262_144
+    score_tokens: Count = 16_384
+    evaluation_tokens: Count = 32_768
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for key in ("calibration_tokens", "distillation_tokens", "score_tokens", "evaluation_tokens"):
+            if getattr(self, key) < self.sequence_length:
+                given = f"{getattr(self, key)} is less than one sequence"
+                raise wrong(key, f"{given}; give at least data.sequence_length, {self.sequence_length}")
+        if self.calibration_tokens > self.distillation_tokens:
+            given = f"{self.calibration_tokens} is more than there is to take them from"
+            raise wrong("calibration_tokens", f"{given}; give at most distillation_tokens, {self.distillation_tokens}")
+        return self
+
+
+class Fuse(Section):
+    """Runs of 2 to `longest` FFNs fused into one.
+
+    The parts read through one norm: each part's own folded into its weights (`fold`), or the run's last (`last`).
+    """
+
+    longest: Annotated[int, Field(ge=2, strict=True)] = 3
+    norm: Literal["fold", "last"] = "fold"
+
+
+class Space(Section):
+    """What may stand in place of the parent's own, which always may stay.
+
+    `drop_blocks`: whole layers may go, scored as a whole. `pairs`: a layer's attention and FFN are scored together.
+    """
+
+    attention: Annotated[tuple[AttentionOption, ...], AfterValidator(distinct)] = Field(
+        default=("kv50%", "linear", "skip"), validate_default=True
+    )
+    ffn: Annotated[tuple[FfnOption, ...], AfterValidator(distinct)] = Field(
+        default=("75%", "50%", "25%", "linear", "skip"), validate_default=True
+    )
+    fuse: Annotated[Fuse | None, NoneIfFalse] = Fuse()
+    drop_blocks: Flag = True
+    pairs: Flag = False
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not (self.attention or self.ffn or self.fuse or self.drop_blocks):
+            raise ValueError("leaves nothing to choose; name at least one option under attention or ffn")
+        return self
+
+
+class Scenario(Section):
+    """What the child will be served as. `threads` None: what torch takes by itself."""
+
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|(cuda|xpu)(:\d+)?)$")] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch: Count = 16
+    prompt_tokens: Count = 256
+    generated_tokens: Count = 1
+    threads: Count | None = None
+
+
+class KindTraining(Section):
+    """What one kind of subblock does otherwise than the rest in BLD. None: as the rest does."""
+
+    tokens: TokenCount | None = None
+    learning_rate: Positive | None = None
+    schedule: Schedule | None = None
+
+
+class KindTrainings(Section):
+    """By the kinds that hold weights."""
+
+    kv: KindTraining = KindTraining()
+    ffn: KindTraining = KindTraining()
+    linear: KindTraining = KindTraining()
+    fuse: KindTraining = KindTraining()
+
+
+class Distill(Section):
+    """Blockwise local distillation. `tokens` None: all distillation tokens; 0: first weights only, nothing is trained.
+
+    `warmup` is a share of the steps.
+    """
+
+    least_squares: Flag = True
+    tokens: TokenCount | None = None
+    batch: Count = 8
+    learning_rate: Positive = 3e-3
+    warmup: Fraction = 0.05
+    schedule: Schedule = "cosine"
+    weight_decay: NotNegative = 0.0
+    kinds: KindTrainings = KindTrainings()
+
+    def for_kind(self, kind: str) -> "Distill":
+        """These settings with what `kinds` says otherwise of one kind put in; `fuse_last` goes by `fuse`."""
+        special = getattr(self.kinds, kind.removesuffix("_last"), KindTraining())
+        return self.model_copy(update=special.model_dump(exclude_none=True))
+
+
+class Score(Section):
+    """`kl`: of the parent's next-token distribution to the child's. `lm_loss`: the rise of the loss on the text."""
+
+    metric: Literal["kl", "lm_loss"] = "kl"
+
+
+class Measure(Section):
+    """How long a stack of one geometry is timed: until its time relative to the parent's is known to `tolerance`, a
+    standard error, and for at most `time_limit` seconds. The assembled child is given three times that."""
+
+    tolerance: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.01
+    time_limit: Seconds = 20.0
+
+
+class Solver(Section):
+    """`gap`: how far from the optimum an answer may be, as a share of its score. `time_limit` is in seconds."""
+
+    gap: Fraction = 1e-4
+    time_limit: Seconds = 60.0
+
+
+class Heal(Section):
+    """Global distillation of the assembled child. `hidden_weight`: of the hidden states' loss beside the logits'."""
+
+    tokens: Count | None = None
+    batch: Count = 8
+    learning_rate: Positive = 1e-3
+    warmup: Fraction = 0.05
+    hidden_weight: NotNegative = 1.0
+
+
+class Export(Section):
+    """`out` None: a folder of the trial's own under `home`."""
+
+    format: Literal["hf", "decilm"] = "hf"
+    out: AbsolutePath | None = None
+
+
+class Ray(Section):
+    """`address` None: a local Ray, started and stopped by us. `layers_per_task` None: as keeps every CPU busy."""
+
+    address: str | None = None
+    layers_per_task: Count | None = None
+    cpus_per_task: Positive = 1
+    gpus_per_task: NotNegative = 0

@@ -1,0 +1,103 @@
+"""How single values of a job file are written, and what they become: sizes, shares, limits, durations, paths.
+
+Paths come out absolute, relative ones being relative to the job file's folder, and globs come out as the files they
+match. What the parent looks like is not known here: `kv50%` stays a share of heads nobody has counted yet.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from blocklib.block import Subblock
+from nas.paths import absolute, matching_files
+from nas.units import Limit, parse_limit, parse_percent, parse_seconds
+
+
+@dataclass(frozen=True)
+class Share:
+    """A subblock whose size is a share of the parent's own: `kv50%` is Share("kv", 0.5)."""
+
+    kind: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.kind}{100 * self.share:.15g}%"
+
+
+Option = Subblock | Share
+
+
+def wrong(key: str, message: str) -> PydanticCustomError:
+    """A mistake at one key of the section being checked."""
+    return PydanticCustomError("wrong", "{message}", {"key": key, "message": message})
+
+
+def folder_of(info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("folder", "."))
+
+
+def _option(value: object, own: str) -> Option:
+    """An option of the space, `own` being the kind that takes a size."""
+    right = f"write {own}50% (of the parent's), {own}4 (a size of its own), linear or skip"
+    text = str(value)
+    if percent := re.fullmatch(rf"(?:{own})?([\d.]+%)", text):
+        share = parse_percent(percent[1])
+        if share > 1:
+            raise ValueError(f"{text} is more than the parent has; {right}")
+        return Share(own, share)
+    if re.fullmatch(rf"linear|skip|{own}[1-9]\d*", text):
+        return Subblock.parse(text)
+    raise ValueError(f"{value!r} is no option here; {right}")
+
+
+def distinct(options: tuple[Option, ...]) -> tuple[Option, ...]:
+    for index, option in enumerate(options):
+        if option in options[:index]:
+            raise ValueError(f"{option} is given twice")
+    return options
+
+
+def _limits(value: object) -> tuple[Limit, ...]:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{value!r} limits nothing; name at least one limit, like latency: 60%")
+    limits = []
+    for metric, text in value.items():
+        try:
+            limits.append(parse_limit(str(metric), text))
+        except ValueError as error:
+            raise wrong(str(metric), str(error)) from error
+    return tuple(limits)
+
+
+Count = Annotated[int, Field(gt=0, strict=True)]
+TokenCount = Annotated[int, Field(ge=0, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Name = Annotated[str, Field(pattern=r"^[^\s./\\][^/\\\n]*$")]
+AbsolutePath = Annotated[Path, BeforeValidator(lambda value, info: absolute(value, folder_of(info)))]
+Seconds = Annotated[
+    float,
+    BeforeValidator(lambda value: parse_seconds("a duration", value)),
+    Field(gt=0, allow_inf_nan=False),
+    PlainSerializer(lambda seconds: f"{seconds!r} s"),
+]
+Budget = Annotated[
+    tuple[Limit, ...],
+    PlainValidator(_limits),
+    PlainSerializer(lambda limits: {limit.metric: limit.text for limit in limits}),
+]
+AttentionOption = Annotated[Option, PlainValidator(lambda value: _option(value, "kv")), PlainSerializer(str)]
+FfnOption = Annotated[Option, PlainValidator(lambda value: _option(value, "ffn")), PlainSerializer(str)]
+Files = Annotated[
+    tuple[Path, ...], BeforeValidator(lambda value, info: matching_files(value, folder_of(info)), list[str])
+]
+Schedule = Literal["cosine", "linear", "constant"]
+# `false` says "without this stage" as well as `null` does.
+NoneIfFalse = BeforeValidator(lambda value: None if value is False else value)

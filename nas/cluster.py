@@ -97,7 +97,9 @@ class Cluster:
                 for reference in finished:
                     yield running.pop(reference), self._value(reference)
         finally:
-            for reference in running:
+            # What is left unfinished ends with our connection. Ray may crash where it is told to cancel a task that is
+            # just about to end (ray-project/ray#54798), so it is told only where the connection stays.
+            for reference in () if self._ours else running:
                 ray.cancel(reference, force=True)
             ray.kill(board)
 

@@ -219,7 +219,7 @@ class Heal(Section):
 
     tokens: Count | None = None
     batch: Count = 8
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 2e-4
     warmup: Fraction = 0.05
     hidden_weight: NotNegative = 1.0
 

@@ -38,6 +38,7 @@ _JOB: dict[str, Any] = {
     "scenario": {"batch": 2, "prompt_tokens": 32, "generated_tokens": 4, "threads": 1},
     # Parameters are counted, not timed: the same architecture is the answer on every machine.
     "budget": {"parameters": "75%"},
+    "measure": {"tolerance": 0.2, "time_limit": "1 s"},
     "heal": {"tokens": 2048},
 }
 # The columns of a trial that a clock has a part in, and those of any row that say which run wrote it, when and where.

@@ -58,7 +58,7 @@ class Result:
 def strategies(job: Job, known: Measured) -> Iterator[tuple[str, Solution]]:
     """Every way to choose, on the same problem."""
     problem = known.problem(job.request.budget)
-    yield "MIP", solve(known, job.request.budget, job.request.solver.gap, job.request.solver.time_limit)
+    yield "MIP", solve(known, job.request.budget)
     influence = block_influence(job.parent, torch.from_numpy(job.tokens.calibration.copy()))
     baselines = {
         "uniform width": lambda: uniform(problem),
@@ -168,8 +168,7 @@ def main() -> None:
             found["ablations"] = [bench.real("as published here", job, known, shared, chosen[0][1])]
             for arm, variation in ablations(request).items():
                 other = bench.measured(variation)
-                budget, solver = variation.budget, variation.solver
-                solution = solve(other[1], budget, solver.gap, solver.time_limit)
+                solution = solve(other[1], variation.budget)
                 found["ablations"].append(bench.real(arm, *other, solution))
             print(table(found["ablations"]), flush=True)
     if arguments.out:

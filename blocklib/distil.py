@@ -78,13 +78,13 @@ def distil(
     """
     started = time.monotonic()
     model = parent.model
-    built = list(build(parent, list(trainings), calibration_BT, batch, least_squares))
-    runs = [
-        _Run(unit.choice, variant(model, unit.choice, _copied(unit.fitted)), trainings[unit.choice]) for unit in built
-    ]
-    firsts = [variant(model, unit.choice, unit.first) for unit in built]
-    first_layers = [(run.choice, layer) for run, layer in zip(runs, firsts, strict=True)]
-    first_losses = _heldout_losses(model, first_layers, heldout_BT, batch)
+    runs, firsts = [], []
+    for unit in build(parent, list(trainings), calibration_BT, batch, least_squares):
+        layer = variant(model, unit.choice, _copied(unit.fitted))
+        runs.append(_Run(unit.choice, layer, trainings[unit.choice]))
+        firsts.append((unit.choice, variant(model, unit.choice, unit.first)))
+    first_losses = _heldout_losses(model, firsts, heldout_BT, batch)
+    del firsts, unit
     fitted_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
 
     yield from _train(model, runs, distillation_BT, batch)

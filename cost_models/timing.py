@@ -24,7 +24,7 @@ _SAMPLE_S = 0.02
 """A pass shorter than this is repeated within a round, until the round's sample is about this long."""
 
 
-class TimingError(RuntimeError):
+class TimingError(ValueError):
     """A model computed no finite logits, or the clock gave no time."""
 
 

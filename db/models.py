@@ -174,7 +174,9 @@ class Trial(Base, kw_only=True):
 
     id: Mapped[int] = mapped_column(primary_key=True, init=False)
     key: Mapped[str] = mapped_column(unique=True)
-    """The caller's content key of the search, the architecture and how it is healed."""
+    """The caller's content key of the child and of what it was proposed for."""
+    child_key: Mapped[str] = mapped_column(index=True)
+    """The caller's content key of the child alone: the search, the architecture and how it is healed."""
     search_id: Mapped[str] = mapped_column(ForeignKey("search.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
     solver: Mapped[str]
@@ -216,6 +218,14 @@ class Trial(Base, kw_only=True):
 
     child_path: Mapped[str | None] = mapped_column(default=None)
     details: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
+
+
+OF_THE_CHILD = (
+    "latency_s", "latency_ratio", "latency_spread", "ttft_s", "decode_s", "throughput", "memory_bytes", "parameters",
+    "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine",
+    "heal_tokens",
+)  # fmt: skip
+"""Columns of a trial that are found out from its child, whatever it was proposed for."""
 
 
 class Stage(Base, kw_only=True):

@@ -26,7 +26,20 @@ from sqlalchemy.orm import Session
 from db import queries
 from db.connect import connect, explained, locate
 from db.migrate import migrate
-from db.models import Base, Cost, Distillation, Failure, Option, Score, Search, SearchStatus, Stage, Trial, now
+from db.models import (
+    OF_THE_CHILD,
+    Base,
+    Cost,
+    Distillation,
+    Failure,
+    Option,
+    Score,
+    Search,
+    SearchStatus,
+    Stage,
+    Trial,
+    now,
+)
 from db.queries import QueryError
 from db.rows import checked, table_of, values
 
@@ -117,7 +130,7 @@ class Store:
     def searches(self) -> list[Search]:
         """Latest first."""
         with self._reading() as session:
-            return list(session.scalars(select(Search).order_by(Search.created_at.desc(), Search.id)))
+            return list(session.scalars(select(Search).order_by(Search.updated_at.desc(), Search.id)))
 
     # Measured things
 
@@ -172,10 +185,20 @@ class Store:
     # Trials
 
     def add_trial(self, trial: Trial) -> Trial:
-        """Write it, unless its key is known: then the row already there is returned as it is."""
+        """Write it, unless its key is known: then the row already there is returned as it is.
+
+        What was measured of the same child under another trial is this one's too.
+        """
         with self._writing() as session:
             session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
-            return session.scalars(select(Trial).where(Trial.key == trial.key)).one()
+            row = session.scalars(select(Trial).where(Trial.key == trial.key)).one()
+            twins = select(Trial).where(Trial.child_key == trial.child_key, Trial.id != row.id).order_by(Trial.id)
+            for twin in session.scalars(twins):
+                for name in OF_THE_CHILD:
+                    if getattr(row, name) is None:
+                        setattr(row, name, getattr(twin, name))
+                row.details = twin.details | row.details
+            return row
 
     def update_trial(self, trial_id: int, **columns: Any) -> Trial:
         """Change some columns. Raises BadRow for one the table has not, ValueError where there is no such trial."""
@@ -187,6 +210,15 @@ class Store:
             if written:
                 session.execute(update(Trial).where(Trial.id == trial_id).values(written))
             return _the_trial(session, trial_id)
+
+    def own_child_path(self, trial_id: int, path: str, export_format: str) -> Trial:
+        """Note that the trial's child is what stands at `path`, and no other trial's is."""
+        with self._writing() as session:
+            session.execute(update(Trial).where(Trial.child_path == path).values(child_path=None))
+            trial = _the_trial(session, trial_id)
+            trial.child_path = path
+            trial.details = trial.details | {"export_format": export_format}
+            return trial
 
     def trial(self, trial_id: int) -> Trial:
         """Raises ValueError where there is none."""

@@ -34,6 +34,11 @@ def overshoot(trial: models.Trial, asked: Limit) -> float:
     return 1 / ratio if asked.at_least else ratio
 
 
+def worst_overshoot(trial: models.Trial, budget: Sequence[Limit]) -> float:
+    """Of the limit it misses most, or meets by least."""
+    return max(overshoot(trial, asked) for asked in budget)
+
+
 def tightened(budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence[Limit]) -> tuple[Limit, ...]:
     """What to solve for next: the limits the trial missed, tightened from what it was solved for by how far it missed
     them. Equal to `solved_for` where the trial is within the budget."""

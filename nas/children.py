@@ -15,8 +15,8 @@ from blocklib.parent import model_with
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def child_file(home: Path, trial_key: str) -> Path:
-    return home / "children" / f"{trial_key}.safetensors"
+def child_file(home: Path, child_key: str) -> Path:
+    return home / "children" / f"{child_key}.safetensors"
 
 
 def save_child(path: Path, child: PuzzleNasForCausalLM, found: Mapping[str, Any]) -> None:

@@ -78,7 +78,7 @@ class Cluster:
         import ray
 
         self._start()
-        cpus = self._all_cpus() if whole_node else cpus
+        cpus = self._all_cpus(gpus) if whole_node else cpus
         self._check(cpus, gpus)
         board: Any = ray.remote(num_cpus=0)(_Board)
         board = board.remote()
@@ -111,6 +111,8 @@ class Cluster:
         except ray.exceptions.RayTaskError as error:
             # The worker's own exception, without Ray's wrapping; the remote traceback stays as its cause.
             raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise OSError(f"a worker did not come back, nor did it when it was started again: {error}") from error
 
     def _start(self) -> None:
         if self._started:
@@ -124,10 +126,12 @@ class Cluster:
             self._ours = True
         self._started = True
 
-    def _all_cpus(self) -> float:
+    def _all_cpus(self, gpus: float) -> float:
+        """Of the largest node that has as many GPUs."""
         import ray
 
-        return max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=1.0)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return max((node.get("CPU", 0.0) for node in nodes if node.get("GPU", 0) >= gpus), default=1.0)
 
     def _check(self, cpus: float, gpus: float) -> None:
         import ray

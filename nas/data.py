@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -62,8 +63,15 @@ class Tokens:
 
     def digest(self, split: Split) -> str:
         """Sixteen hex digits that stand for a set in keys: equal where shape and ids are equal."""
-        ids: NDArray[np.int32] = getattr(self, split)
-        return hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i4").tobytes()).hexdigest()[:16]
+        return self._digests[split]
+
+    @cached_property
+    def _digests(self) -> dict[Split, str]:
+        found: dict[Split, str] = {}
+        for split in SPLITS:
+            ids: NDArray[np.int32] = getattr(self, split)
+            found[split] = hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i4").tobytes()).hexdigest()[:16]
+        return found
 
     def describe(self) -> str:
         """A line per set that stands by itself, and one for the documents dropped."""

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import torch
 from huggingface_hub import ModelCardData
+from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from blocklib.model import PuzzleNasForCausalLM
@@ -23,8 +25,10 @@ def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exporte
 
 
 def deliver(search: models.Search, trial: models.Trial, format: str, out: Path) -> Exported:
-    """Export the child with the parent's tokenizer and generation settings, and a card that holds the comparison."""
-    child = load_child(child_file(Path(search.request["home"]), trial.key))
+    """Export the child, in the dtype it is to be served in, with the parent's tokenizer and generation settings, and a
+    card that holds the comparison."""
+    child = load_child(child_file(Path(search.request["home"]), trial.child_key))
+    nn.Module.to(child, getattr(torch, search.scenario["dtype"]))
     checkpoint = checkpoint_of(search.parent)
     take_generation_settings(child, checkpoint)
     return export(format, child, AutoTokenizer.from_pretrained(checkpoint), out, _card(search, trial))

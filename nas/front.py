@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from nas.solve import METRICS, Measured, architecture_of
 from nas.table import summary
 from nas.units import Limit, did_you_mean
+from solvers.joint import paired
 from solvers.pareto import front
 
 
@@ -28,7 +29,7 @@ def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -
     metric = METRICS[cost]
     fixed, whole = known.fixed.metrics(known.scenario)[metric], known.parent_totals()[metric]
     found = []
-    for solution in front(known.problem(budget), metric, points, time_limit_s=known.time_limit_s):
+    for solution in front(paired(known.problem(budget)), metric, points, time_limit_s=known.time_limit_s):
         total = solution.costs[metric] + fixed
         architecture = str(architecture_of(solution, known.layers))
         found.append(Point(solution.score, total, total / whole, architecture, summary(architecture)))

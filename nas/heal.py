@@ -1,8 +1,8 @@
 """Healing: global knowledge distillation (GKD) of an assembled child from its parent.
 
 The loss is KL(parent || child) on the logits plus the cosine distance of hidden states after every block (Puzzle,
-arXiv 2411.19146, section 5). transformers' Trainer does the training, so checkpoints, resuming, mixed precision and
-several GPUs are its own. Embedding and head stay as they are: they are the parent's, and often one tensor.
+arXiv 2411.19146, section 5). transformers' Trainer does the training, in float32 on one device; checkpoints and
+resuming are its own. Embedding and head stay as they are: they are the parent's, and often one tensor.
 """
 
 import json
@@ -66,6 +66,8 @@ def heal(
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
+        # The tokens are on the model's device already.
+        dataloader_pin_memory=False,
         seed=0,
         use_cpu=parent.device.type == "cpu",
     )
@@ -155,13 +157,13 @@ class _Distillation(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        ids_BT = inputs["input_ids"]
+        ids_BT, with_hidden = inputs["input_ids"], self._hidden_weight > 0
         with torch.no_grad():
-            target = self._parent(input_ids=ids_BT, output_hidden_states=True)
-        output = model(input_ids=ids_BT, output_hidden_states=True)
+            target = self._parent(input_ids=ids_BT, output_hidden_states=with_hidden, use_cache=False)
+        output = model(input_ids=ids_BT, output_hidden_states=with_hidden, use_cache=False)
         target_log = target.logits.float().log_softmax(-1)
         loss = (target_log.exp() * (target_log - output.logits.float().log_softmax(-1))).sum(-1).mean()
-        if self._hidden_weight:
+        if with_hidden:
             # hidden_states[0] is the embedding; the last one of both is taken after the final norm.
             distances = [
                 1 - torch.cosine_similarity(hidden.float(), target.hidden_states[end].float(), dim=-1).mean()

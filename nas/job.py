@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from blocklib.block import SKIP, Choice
@@ -19,11 +20,14 @@ from cost_models.hardware import describe
 from cost_models.scenario import Scenario
 from nas.data import Tokens, load_tokens
 from nas.digest import digest
+from nas.export.formats import check_format
 from nas.request import Request
 from nas.space import choices, parts
 
 # Part of every key of built weights: raise it when the same settings would give other weights.
 _BUILD_VERSION = 1
+# The same of measured seconds.
+_MEASURE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Job:
         """The search: everything but the budget, how it is solved for, and what is done with the answer."""
         under = self.request.canonical()
         spaces = {name: under[name] for name in ("space", "distill", "score")}
-        tokens = [self.tokens.digest("score"), self.tokens.digest("distillation"), self.tokens.digest("evaluation")]
-        return digest(self.parent.digest, tokens, spaces, self.scenario.key(), self.hardware)[:10]
+        tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
+        under_what = [self.scenario.key(), self.hardware, under["measure"], _BUILD_VERSION, _MEASURE_VERSION]
+        return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 
     @cached_property
     def library(self) -> Library:
@@ -89,8 +94,8 @@ class Job:
         return digest(self.parent.digest, str(choice), built, self.tokens.digest("score"))
 
     def cost_key(self, geometry: Geometry) -> str:
-        shape = vars(self.parent.shape)
-        return digest(shape, self.scenario.key(), self.hardware, str(geometry))
+        how = [_MEASURE_VERSION, vars(self.request.measure), transformers.__version__]
+        return digest(vars(self.parent.shape), self.scenario.key(), self.hardware, how, str(geometry))
 
     def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
         """The parts of a choice whose weights come from the library, not from the parent and not from nowhere."""
@@ -101,6 +106,8 @@ def prepare(request: Request) -> Job:
     """Load what a request names. Raises ValueError, from whichever part is wrong, naming it."""
     parent = load_parent(request.checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(request.checkpoint)
+    space = choices(request.space, parent.shape)
+    check_format(request.export.format, space, parent.model.config)
     asked = request.scenario
     scenario = Scenario(
         asked.device, asked.dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads
@@ -110,7 +117,7 @@ def prepare(request: Request) -> Job:
         parent=parent,
         tokenizer=tokenizer,
         tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary),
-        choices=choices(request.space, parent.shape),
+        choices=space,
         scenario=scenario,
         hardware=describe(asked.device, asked.threads),
     )

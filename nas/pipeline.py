@@ -16,7 +16,7 @@ from rich.console import Console
 from db import models
 from db.models import now
 from db.store import Store
-from nas.budget import ATTEMPTS, TOLERANCE, overshoot, tightened
+from nas.budget import ATTEMPTS, tightened, worst_overshoot
 from nas.children import child_file, load_child
 from nas.cluster import Cluster
 from nas.deliver import deliver
@@ -25,7 +25,7 @@ from nas.realise import healing_key, made, timed
 from nas.report import write_report
 from nas.request import Request
 from nas.sample import sample
-from nas.solve import measured, solve, trial_row
+from nas.solve import BudgetNotMet, measured, solve, trial_row
 from nas.stages import (
     Shared,
     build_library,
@@ -89,6 +89,7 @@ def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models
     shared = Shared(job, cluster)
     fill_store(job, store, cluster, shared, console)
     trial = _within_budget(job, store, cluster, shared, console)
+    _refuse_taken(job, trial)
     with _stage(job, store, "heal") as done:
         done.append(int(trial.kl is None))
         return made(job, store, cluster, shared, trial, console)
@@ -100,31 +101,38 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
     known = measured(store, store.find_search(job.id), request.score.metric)
     solve_for = request.budget
     with _stage(job, store, "solve") as done:
-        for _ in range(ATTEMPTS):
-            solution = solve(known, solve_for)
+        tried: list[models.Trial] = []
+        while len(tried) < ATTEMPTS:
+            try:
+                solution = solve(known, solve_for)
+            except BudgetNotMet:
+                if not tried:
+                    raise
+                break  # Nothing is left under the tightened limits; what was asked for can be met on paper.
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job)))
             done.append(int(trial.latency_ratio is None))
-            trial = timed(job, store, cluster, shared, trial, console)
-            tighter = tightened(request.budget, trial, solve_for)
+            tried.append(timed(job, store, cluster, shared, trial, console))
+            tighter = tightened(request.budget, tried[-1], solve_for)
             if tighter == solve_for:
-                return trial
+                return tried[-1]
             solve_for = tighter
-    misses = ", ".join(str(asked) for asked in request.budget if overshoot(trial, asked) > 1 + TOLERANCE)
-    console.print(f"after {ATTEMPTS} attempts the child still measures above {misses}; the last one is built")
-    return trial
+    nearest = min(tried, key=lambda trial: worst_overshoot(trial, request.budget))
+    console.print(
+        f"none of {len(tried)} architectures, timed whole, is within the budget; the nearest measures "
+        f"{worst_overshoot(nearest, request.budget) - 1:.1%} past it, and is built"
+    )
+    return nearest
 
 
 def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) -> Outcome:
     """Export the child and write the report, where that is not done yet."""
     found = store.find_search(job.id)
-    child = load_child(child_file(job.home, trial.key))
-    out = job.request.export.out or job.home / "exports" / trial.key / job.request.export.format
-    # A folder appears under its name only when it is whole, and the default name is this trial's alone.
-    ours = job.request.export.out is None or trial.child_path == str(out)
-    if _is_filled(out) and not ours:
-        raise FileExistsError(f"export.out: {out} holds another trial's child; remove it, or name another folder")
+    child = load_child(child_file(job.home, trial.child_key))
+    _refuse_taken(job, trial)
+    out = _out(job, trial)
     # Noted before it is there: a run killed in between finds a folder of ours, not a stranger's.
-    trial = store.update_trial(trial.id, child_path=str(out))
+    trial = store.own_child_path(trial.id, str(out), job.request.export.format)
+    # A folder appears under its name only when it is whole.
     if not _is_filled(out):
         with _stage(job, store, "export"), console.status("export and reload"):
             exported = deliver(found, trial, job.request.export.format, out)
@@ -149,6 +157,21 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
         hardware=job.hardware,
         parent_costs=costs,
     )
+
+
+def _out(job: Job, trial: models.Trial) -> Path:
+    """Where the child is exported to."""
+    return job.request.export.out or job.home / "exports" / trial.key / job.request.export.format
+
+
+def _refuse_taken(job: Job, trial: models.Trial) -> None:
+    """Where something else than this trial's child, in this format, stands in its place."""
+    out = _out(job, trial)
+    ours = trial.child_path == str(out) and trial.details.get("export_format") == job.request.export.format
+    if job.request.export.out is not None and _is_filled(out) and not ours:
+        raise FileExistsError(
+            f"export.out: {out} holds another child, or this one in another format; remove it, or name another folder"
+        )
 
 
 def _refuse_taken_folder(request: Request, store: Store) -> None:

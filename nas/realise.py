@@ -58,7 +58,7 @@ def made(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
     """The trial with its child built, healed and evaluated. Does nothing where that is done."""
-    if trial.kl is not None and child_file(job.home, trial.key).is_file():
+    if trial.kl is not None and child_file(job.home, trial.child_key).is_file():
         return trial
     return _made(job, store, cluster, shared, trial, console)
 
@@ -76,12 +76,12 @@ def _made(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
     healing = healing_of(job)
+    file, checkpoints = child_file(job.home, trial.child_key), job.home / "checkpoints" / trial.child_key
     task = (
         shared["parent"], shared["distillation"], shared["evaluation"], str(job.library.root), trial.architecture,
-        _built(job, trial), healing, str(child_file(job.home, trial.key)), str(job.home / "checkpoints" / trial.key),
-        device_of(job),
+        _built(job, trial), healing, str(file), str(checkpoints), device_of(job),
     )  # fmt: skip
-    gpus = 1 if job.request.ray.gpus_per_task else 0
+    gpus = 1 if job.request.gpus_per_task else 0
     with bar(console, "heal child" if healing else "assemble child") as shown:
         ((_, found),) = cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
     before, after = found["before"], found["after"]

@@ -74,6 +74,11 @@ class Request(Section):
         """What `from_pretrained` takes: a folder or a hub id."""
         return checkpoint_of(self.parent)
 
+    @property
+    def gpus_per_task(self) -> float:
+        asked = self.ray.gpus_per_task
+        return float(self.scenario.device == "cuda") if asked is None else asked
+
     def canonical(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as plain JSON; as YAML it parses to an equal request."""
         return self.model_dump(mode="json")

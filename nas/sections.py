@@ -145,9 +145,9 @@ class Space(Section):
 
 
 class Scenario(Section):
-    """What the child will be served as. `threads` None: what torch takes by itself."""
+    """What the child will be served as. `threads` None: every core. Which GPU is the worker's to take."""
 
-    device: Annotated[str, Field(pattern=r"^(cpu|mps|(cuda|xpu)(:\d+)?)$")] = "cpu"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda|mps|xpu)$")] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: Count = 16
     prompt_tokens: Count = 256
@@ -232,9 +232,12 @@ class Export(Section):
 
 
 class Ray(Section):
-    """`address` None: a local Ray, started and stopped by us. `layers_per_task` None: as keeps every CPU busy."""
+    """`address` None: a local Ray, started and stopped by us. `layers_per_task` None: as keeps every CPU busy.
+
+    `gpus_per_task` None: one where the scenario is CUDA's, none where it is not.
+    """
 
     address: str | None = None
     layers_per_task: Count | None = None
     cpus_per_task: Positive = 1
-    gpus_per_task: NotNegative = 0
+    gpus_per_task: NotNegative | None = None

@@ -24,7 +24,7 @@ class LayerLine:
 
 def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple[LayerLine, ...]:
     """The options it is made of, in slot order."""
-    known = measured(store, search)
+    known = measured(store, search, trial.details["metric"])
     options: dict[Choice, Option] = {choice_of(option): option for option in known.options}
     parent = {choice.first_slot: choice for choice in Architecture.parse(search.parent_architecture).choices()}
     lines = []

@@ -14,6 +14,7 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.units import Limit, format_quantity, parse_seconds
+from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
 from solvers.problem import Infeasible, Option, Problem, Solution
 
@@ -39,6 +40,8 @@ class Measured:
     fixed: Cost
     parent: Cost
     options: tuple[Option, ...]
+    metric: str
+    """What the options' scores are, kl or lm_loss."""
 
     @property
     def layers(self) -> int:
@@ -121,6 +124,7 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
             )
             for known_option in known
         ),
+        metric=metric,
     )
 
 
@@ -129,10 +133,12 @@ def solve(
 ) -> Solution:
     """The best architecture within the budget; `gap` and `time_limit_s` None: the job's. Raises BudgetNotMet."""
     gap = known.gap if gap is None else gap
+    problem = known.problem(budget)
     try:
-        return solve_exactly(known.problem(budget), gap=gap, time_limit_s=time_limit_s or known.time_limit_s)
+        found = solve_exactly(paired(problem), gap=gap, time_limit_s=time_limit_s or known.time_limit_s)
     except Infeasible as error:
         raise BudgetNotMet(_explained(known, budget, error)) from error
+    return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
 
 
 def architecture_of(solution: Solution, layers: int) -> Architecture:
@@ -151,15 +157,19 @@ def choice_of(option: Option) -> Choice:
 def trial_row(
     known: Measured, solution: Solution, budget: Sequence[Limit], heal: dict[str, Any] | None
 ) -> models.Trial:
-    """A solution as a trial, nothing of it built yet. Trials that differ only in how they were found are one."""
+    """A solution as a trial, nothing of it built yet. Proposed again by the same solver for the same budget, it is the
+    same trial."""
     architecture = str(architecture_of(solution, known.layers))
     totals = known.totals(solution)
+    asked_for = {asked.metric: asked.text for asked in budget}
+    child_key = digest(known.search.id, architecture, heal)
     return models.Trial(
-        key=digest(known.search.id, architecture, heal),
+        key=digest(child_key, asked_for, known.metric, solution.solver),
+        child_key=child_key,
         search_id=known.search.id,
         solver=solution.solver,
         architecture=architecture,
-        budget={asked.metric: asked.text for asked in budget},
+        budget=asked_for,
         score=solution.score,
         bound=solution.bound,
         gap=solution.gap,
@@ -171,7 +181,7 @@ def trial_row(
         predicted_memory_bytes=int(totals["memory_bytes"]),
         predicted_parameters=int(totals["parameters"]),
         # Which options it is made of: the architecture alone does not say what was scored as a pair.
-        details={"choices": [str(choice_of(option)) for option in solution.options]},
+        details={"choices": [str(choice_of(option)) for option in solution.options], "metric": known.metric},
     )
 
 

@@ -6,6 +6,7 @@ they come. `_build`, `_score` and `_measure` run on workers: they are given plai
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
         for index, group in enumerate(groups):
             shown.expect(index, max(job.training(part).tokens for part in group))
         for _, records in cluster.run(
-            _build, tasks, cpus=resources.cpus_per_task, gpus=resources.gpus_per_task, progress=shown
+            _build, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=shown
         ):
             store.add_distillations([models.Distillation(**record) for record in records])
     return len(missing)
@@ -151,7 +152,7 @@ def score_choices(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
         for index in range(len(groups)):
             shown.expect(index, job.tokens.score.size)
         for index, found in cluster.run(
-            _score, tasks, cpus=resources.cpus_per_task, gpus=resources.gpus_per_task, progress=shown
+            _score, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=shown
         ):
             store.add_scores([
                 models.Score(key=keys[choice], choice=str(choice), **found[str(choice)]) for choice in groups[index]
@@ -193,8 +194,33 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, console: Console) ->
     with bar(console, "measure costs") as shown:
         for _, found in cluster.run(_measure, tasks, gpus=gpus_to_time(job), whole_node=True, progress=shown):
             measured = {timed.geometry: timed for timed in found}
-            store.add_costs([_cost_row(job, measured[geometry], keys[geometry]) for geometry in missing])
+            own = [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
+            prefill, decode = clock({part: known.get(key) for part, key in keys.items()}, measured, own)
+            for geometry in missing:
+                timed = measured[geometry]
+                timed = replace(timed, prefill_s=prefill * timed.prefill_s, decode_s=decode * timed.decode_s)
+                store.add_costs([_cost_row(job, timed, keys[geometry])])
     return len(missing)
+
+
+def clock(
+    known: Mapping[Geometry, models.Cost | None],
+    measured: Mapping[Geometry, MeasuredGeometry],
+    own: Sequence[Geometry],
+) -> tuple[float, float]:
+    """What to multiply new seconds of prefill and decode by, so that they stand beside the known ones.
+
+    A machine is faster on one day than on another. The parent's `own` parts are timed every time: what is known of the
+    whole parent, over what it took now. 1 where not all of it is known.
+    """
+    rows = [row for row in map(known.get, own) if row is not None]
+    if len(rows) < len(own):
+        return 1.0, 1.0
+    factors = []
+    for phase in ("prefill_s", "decode_s"):
+        now = sum(getattr(measured[geometry], phase) for geometry in own)
+        factors.append(sum(getattr(row, phase) for row in rows) / now if now else 1.0)
+    return factors[0], factors[1]
 
 
 def _measure(
@@ -283,7 +309,7 @@ def tensor(ids: Ids, device: str) -> torch.Tensor:
 
 def device_of(job: Job) -> str:
     """Where workers compute. Ray shows a task only the GPUs that are its own."""
-    return "cuda" if job.request.ray.gpus_per_task else "cpu"
+    return "cuda" if job.request.gpus_per_task else "cpu"
 
 
 def gpus_to_time(job: Job) -> int:
@@ -298,4 +324,4 @@ def _shares(
     if asked.layers_per_task:
         layers = len({choice.layer for choice in choices})
         return by_layers(choices, -(-layers // asked.layers_per_task), work)
-    return by_layers(choices, cluster.places(asked.cpus_per_task, asked.gpus_per_task), work)
+    return by_layers(choices, cluster.places(asked.cpus_per_task, job.request.gpus_per_task), work)

@@ -29,7 +29,7 @@ def trial(key: str = "t1", **columns: Any) -> Trial:
     given = dict(search_id="5ea5c4", solver="mip", architecture="kv8+ffn256", budget={"latency": 0.6}, score=0.1)
     given |= dict(status="optimal", predicted_latency_s=1.0, predicted_ttft_s=0.1, predicted_decode_s=0.01)
     given |= dict(predicted_throughput=900.0, predicted_memory_bytes=24 * 2**30, predicted_parameters=10**9)
-    return Trial(key=key, **given | columns)
+    return Trial(key=key, **given | {"child_key": f"child of {key}"} | columns)
 
 
 def stage(**columns: Any) -> Stage:

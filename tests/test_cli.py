@@ -99,7 +99,7 @@ def _logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 def test_exports_load_again_and_are_the_child(here: Here, finished: Path, tmp_path: Path) -> None:
     home = finished / "home"
     (trial,) = rows(home, "trial")
-    child = load_child(child_file(home, trial["key"])).eval()
+    child = load_child(child_file(home, trial["child_key"])).eval()
     ids = torch.arange(3, 35).view(1, -1)
     with torch.no_grad():
         expected = child(ids).logits
@@ -145,6 +145,7 @@ def test_init_prints_a_job_for_the_embedded_parent(tmp_path: Path) -> None:
         ({"data": {"score_tokens": 10_000_000}}, r"data\.score_tokens asks for [\d,]+ tokens.*give more text"),
         ({"budget": {"latency": "200%"}}, r"budget\.latency: 200%.*limits nothing"),
         ({"parent": "."}, r"parent: .* holds no config\.json"),
+        ({"space": {"ffn": ["linear"]}, "export": {"format": "decilm"}}, r"L0\.ffn=linear: DeciLM engines have no"),
     ],
 )  # fmt: skip
 def test_a_wrong_job_is_refused_with_its_place(

@@ -1,4 +1,4 @@
-"""Costs by arithmetic to the byte; what times are made of, without a word on how fast anything is."""
+"""Costs by arithmetic to the byte, and parts told from the times of wholes."""
 
 import math
 import subprocess
@@ -8,32 +8,26 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from small_costs import SCENARIO, config_of
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Subblock
-from blocklib.family import shape_of
-from blocklib.kinds import parent_architecture
 from blocklib.model import PuzzleNasConfig
-from blocklib.parent import child_config, own_shape
+from blocklib.parent import own_shape
 from blocklib.shape import Shape
-from cost_models import analytic, price
+from cost_models import analytic
 from cost_models.attribute import Whole, attribute
 from cost_models.cost import LINEAR_METRICS, METRICS, ZERO, Cost, limit
 from cost_models.geometry import FIXED, Geometry, geometries, geometry
-from cost_models.hardware import cpu_threads, describe
-from cost_models.measured import Additivity, MeasuredGeometry, Progress, measure
 from cost_models.scenario import Scenario
-from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
-from cost_models.timing import Comparison, Paired, Rounds, Subject, TimingError, new_cache, time_models
+from cost_models.stack import random_model
+from cost_models.timing import Subject
 
 few = settings(max_examples=25, deadline=None)
 
-SCENARIO = Scenario("cpu", "float32", batch=2, prompt_tokens=5, generated_tokens=4, threads=1)
-TWO = Rounds(least=2, most=2)
 
 scenarios = st.builds(
     Scenario,
@@ -47,27 +41,6 @@ scenarios = st.builds(
 seconds = st.floats(1e-6, 100)
 sizes = st.integers(0, 10**9)
 costs = st.builds(Cost, seconds, seconds, sizes, sizes, sizes)
-
-
-def config_of(family: type[Any] = LlamaConfig, **given: Any) -> PuzzleNasConfig:
-    """A tiny parent's. Its head size is not the hidden size over the heads, as in many real models."""
-    sizes = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 6,
-        "use_sliding_window": False,
-    }
-    config = family(**(sizes | given))
-    shape = shape_of(config)
-    return child_config(config, parent_architecture(shape), shape)
-
-
-def own_block(shape: Shape) -> Block:
-    return parent_architecture(shape).blocks[0]
 
 
 # Scenarios and costs
@@ -244,182 +217,3 @@ def test_a_part_too_small_to_see_is_zero_and_the_rest_fitted_without_it() -> Non
 def test_wholes_that_do_not_tell_parts_apart_are_refused() -> None:
     with pytest.raises(ValueError, match="do not tell a, b apart"):
         attribute([Whole({"a": 1, "b": 1}, 1.0, 0.01), Whole({"a": 2, "b": 2}, 2.0, 0.01)])
-
-
-# The clock
-
-
-@pytest.fixture(scope="module")
-def config() -> PuzzleNasConfig:
-    return config_of()
-
-
-@pytest.mark.parametrize("text", ["kv2+ffn24 kv2+ffn24", "skip+ffn24 linear+skip kv1+ffn24"])
-def test_a_decode_step_leaves_the_cache_as_it_was(config: PuzzleNasConfig, text: str) -> None:
-    subject = Subject(random_model(config, Architecture.parse(text), SCENARIO), SCENARIO)
-    layers: list[Any] = subject.cache.layers
-    kept = [(layer.keys, layer.values) for layer in layers]
-    assert subject.cache.get_seq_length() == 5 + 2
-    with torch.inference_mode():
-        assert subject.decode() > 0
-        assert subject.prefill() > 0
-    for layer, (keys, values) in zip(layers, kept, strict=True):
-        assert layer.keys is keys
-        assert layer.values is values
-        assert keys is None or keys.is_contiguous()
-
-
-def test_a_model_without_attention_runs_and_keeps_nothing(config: PuzzleNasConfig) -> None:
-    for text in ("skip+ffn24 linear+ffn24", "skip+skip"):
-        model = random_model(config, Architecture.parse(text), SCENARIO)
-        assert new_cache(model).layers == []
-        comparison = time_models(model, model, SCENARIO, TWO)
-        assert comparison.decode is not None
-    assert time_models(model, random_model(config, Architecture(()), SCENARIO), SCENARIO, TWO).rounds == 2
-
-
-def test_threads_are_the_scenarios_and_then_as_before(config: PuzzleNasConfig) -> None:
-    before = torch.get_num_threads()
-    with cpu_threads(replace(SCENARIO, threads=before + 1)):
-        assert torch.get_num_threads() == before + 1
-    model = random_model(config, Architecture.parse("kv2+ffn24"), SCENARIO)
-    with torch.no_grad():
-        model.model.norm.weight.fill_(math.nan)
-    with pytest.raises(TimingError, match="not finite"):
-        time_models(model, model, replace(SCENARIO, threads=before + 1), TWO)
-    assert torch.get_num_threads() == before
-
-
-def test_a_model_of_another_dtype_is_refused(config: PuzzleNasConfig) -> None:
-    model = random_model(config, Architecture.parse("kv2+ffn24"), SCENARIO)
-    with pytest.raises(ValueError, match="move it first"):
-        time_models(model, model, replace(SCENARIO, dtype="bfloat16"), TWO)
-
-
-def test_decode_is_timed_where_there_are_steps_or_it_is_asked_for(config: PuzzleNasConfig) -> None:
-    model = random_model(config, Architecture.parse("kv2+ffn24"), SCENARIO)
-    single = replace(SCENARIO, generated_tokens=1)
-    assert time_models(model, model, single, TWO).decode is None
-    assert time_models(model, model, single, TWO, decode=True).decode is not None
-    alone = time_models(model, model, SCENARIO, TWO, decode=False)
-    with pytest.raises(ValueError, match="needs decode steps"):
-        _ = alone.latency
-
-
-def test_a_comparison_puts_latency_together_round_by_round() -> None:
-    prefill = Paired((1.0, 2.0, 1.0), (0.5, 1.0, 0.5))
-    decode = Paired((0.1, 0.2, 0.1), (0.1, 0.2, 0.1))
-    comparison = Comparison(SCENARIO, prefill, decode)
-    assert comparison.latency.control_samples_s == pytest.approx((1.3, 2.6, 1.3))
-    # The second round was slow for both: the ratio does not see it.
-    assert comparison.latency.ratios == pytest.approx((0.8 / 1.3,) * 3)
-    assert comparison.latency.other_s == pytest.approx(0.8)
-    assert comparison.control_throughput == pytest.approx(2 * 4 / 1.3)
-    assert comparison.other_throughput == pytest.approx(2 * 4 / 0.8)
-    assert comparison.spread == pytest.approx(0, abs=1e-12)
-    assert Paired((1.0,), (1.0,)).spread == math.inf
-
-
-def test_rounds_stop_when_sure_or_spent_but_never_before_the_least() -> None:
-    rounds = Rounds(least=3, most=9, tolerance=0.01, seconds=10)
-    assert not rounds.enough(2, spread=0.0, spent_s=99)
-    assert rounds.enough(3, spread=0.001, spent_s=1)
-    assert not rounds.enough(3, spread=0.02, spent_s=1)
-    assert rounds.enough(9, spread=0.02, spent_s=1)
-    assert rounds.enough(4, spread=0.02, spent_s=11)
-    with pytest.raises(ValueError, match="cannot be"):
-        Rounds(least=1)
-
-
-# Stacks
-
-
-def test_a_stack_has_the_parents_layers_fewer_for_memory_more_for_the_cache(config: PuzzleNasConfig) -> None:
-    shape = own_shape(config)
-    own = own_block(shape)
-    plenty = 10**9
-    assert stack_of(own, shape, SCENARIO, Room(plenty, 0)) == Stack(own, 4)
-    attention = Block(own.attention, SKIP)
-    parent_bytes = held(parent_architecture(shape), shape)
-    assert stack_of(attention, shape, SCENARIO, Room(plenty, parent_bytes)).layers == 4
-    longer = stack_of(attention, shape, SCENARIO, Room(plenty, parent_bytes // 2))
-    assert 4 < longer.layers <= 16
-    short = stack_of(own, shape, SCENARIO, Room(held(Architecture((own,) * 2), shape), 0))
-    assert short.layers == 2
-    with pytest.raises(ValueError, match="lower the batch"):
-        stack_of(own, shape, SCENARIO, Room(held(Architecture(()), shape), 0))
-
-
-def held(architecture: Architecture, shape: Shape) -> int:
-    return int(analytic.architecture_cost(architecture, shape, "float32").metrics(SCENARIO)["memory_bytes"])
-
-
-def test_a_stack_counts_its_parts() -> None:
-    stack = Stack(Block.parse("kv2+fuse(ffn8,ffn8)"), 3)
-    assert stack.counts == {"base": 1, "layer": 3, "attention.kv2": 3, "ffn.ffn16": 3}
-    assert Stack(EMPTY, 5).counts == {"base": 1, "layer": 5}
-
-
-# Measuring
-
-
-ASKED = [
-    Geometry("attention", Subblock("kv", "1")),
-    Geometry("attention", LINEAR),
-    Geometry("ffn", Subblock("ffn", "12")),
-    Geometry("ffn", Subblock("ffn", "48")),
-]
-OWN = [FIXED, Geometry("attention", Subblock("kv", "2")), Geometry("ffn", Subblock("ffn", "24"))]
-
-
-def test_measuring_yields_the_fixed_part_the_own_and_what_was_asked_for(config: PuzzleNasConfig) -> None:
-    shape = own_shape(config)
-    skipped = Geometry("ffn", SKIP)
-    seen = list(measure(config, [*ASKED, skipped, *OWN], SCENARIO, TWO))
-    results = [one for one in seen if isinstance(one, MeasuredGeometry)]
-    assert [one.geometry for one in results] == [*OWN, *ASKED]
-    assert all(one.prefill_s >= 0 and one.decode_s >= 0 and one.rounds == 2 for one in results)
-    progress = [one for one in seen if isinstance(one, Progress)]
-    assert [(one.done, one.total) for one in progress] == [(done, 8) for done in range(1, 9)]
-    (additivity,) = [one for one in seen if isinstance(one, Additivity)]
-    assert additivity.decode is not None
-    assert abs(additivity.prefill.parent) < 0.01
-    assert abs(additivity.decode.parent) < 0.01
-
-    measured = {one.geometry: one for one in results}
-    child = Architecture.parse("kv1+fuse_last(ffn24,ffn24) linear+skip skip+ffn12")
-    cost = price.architecture_cost(child, shape, "float32", measured)
-    parts = [FIXED, ASKED[0], ASKED[3], ASKED[1], ASKED[2]]
-    assert cost.decode_s == pytest.approx(sum(measured[part].decode_s for part in parts))
-    assert replace(cost, prefill_s=0.0, decode_s=0.0) == analytic.architecture_cost(child, shape, "float32")
-    with pytest.raises(price.NotMeasured, match=r"ffn\.ffn7 was not measured"):
-        price.choice_cost(Choice.parse("L0.ffn=ffn7"), shape, "float32", measured)
-
-
-def test_without_generation_only_prefill_is_measured(config: PuzzleNasConfig) -> None:
-    seen = list(measure(config, [], replace(SCENARIO, generated_tokens=1), TWO))
-    results = [one for one in seen if isinstance(one, MeasuredGeometry)]
-    assert [one.geometry for one in results] == OWN
-    assert all(one.decode_s == 0 for one in results)
-    (additivity,) = [one for one in seen if isinstance(one, Additivity)]
-    assert additivity.decode is None
-
-
-def test_what_is_too_big_for_memory_is_said_before_anything_is_timed(config: PuzzleNasConfig) -> None:
-    with pytest.raises(ValueError, match="one layer kv2"):
-        next(measure(config, [], SCENARIO, TWO, memory_bytes=1000))
-
-
-# The machine
-
-
-def test_the_machines_line_is_stable_and_names_what_times_depend_on() -> None:
-    line = describe("cpu", 1)
-    assert line == describe("cpu", 1) != describe("cpu", 2)
-    assert torch.__version__ in line
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_a_device_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(ValueError, match="finds no cuda here"):
-        describe("cuda", None)

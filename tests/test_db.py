@@ -153,6 +153,26 @@ def test_a_trial_is_added_once_and_filled_in_later(store: Store) -> None:
     assert added.kl is None, "what was returned before is cut loose"
 
 
+def test_trials_of_one_child_share_what_is_measured_of_it(store: Store) -> None:
+    store.add_search(search())
+    first = store.add_trial(trial("t1", child_key="c", budget={"latency": "60%"}))
+    store.update_trial(first.id, latency_s=0.5, kl=0.25, details={"parent": {"lm_loss": 2.0}, "metric": "kl"})
+    other = store.add_trial(trial("t2", child_key="c", budget={"latency": "55%"}, details={"metric": "lm_loss"}))
+    assert (other.latency_s, other.kl, other.lm_loss) == (0.5, 0.25, None)
+    assert other.details == {"parent": {"lm_loss": 2.0}, "metric": "lm_loss"}
+    assert other.budget == {"latency": "55%"}
+    assert store.add_trial(trial("t3", child_key="d")).kl is None
+
+
+def test_a_folder_holds_one_trials_child(store: Store) -> None:
+    store.add_search(search())
+    one, other = (store.add_trial(trial(key)) for key in ("t1", "t2"))
+    assert store.own_child_path(one.id, "/x", "hf").child_path == "/x"
+    assert store.own_child_path(other.id, "/x", "decilm").details["export_format"] == "decilm"
+    assert [found.child_path for found in store.trials()] == [None, "/x"]
+    assert store.own_child_path(other.id, "/x", "hf").child_path == "/x"
+
+
 def test_a_trial_that_cannot_be_updated_says_why(store: Store) -> None:
     store.add_search(search())
     known = store.add_trial(trial()).id

@@ -39,7 +39,9 @@ def store(url: str) -> Iterator[Store]:
                 "predicted_parameters": draw.choice((0, 7 * 10**10, 1)),
                 "child_path": draw.choice((None, "a", "")),
             }
-            store.add_trial(Trial(key=f"t{i}", created_at=datetime(2026, 1, 1 + i % 28, tzinfo=UTC), **given))
+            store.add_trial(
+                Trial(key=f"t{i}", child_key=f"c{i}", created_at=datetime(2026, 1, 1 + i % 28, tzinfo=UTC), **given)
+            )
         yield store
 
 

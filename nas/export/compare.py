@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 SAMPLE_TEXT = "Once upon a time, there were 1,234 naïve puzzles:\n    def f(x): return x"
 
 
-class ReloadMismatch(RuntimeError):
+class ReloadMismatch(ValueError):
     """The export was written, reloaded, and is not the child. Nothing of it is kept."""
 
 

@@ -11,6 +11,7 @@ engines' sources, and its logits are compared with the child's. The engines them
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from blocklib.model import PuzzleNasForCausalLM
+from blocklib.block import SKIP, Choice, Subblock
+from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from nas.export import configuration_decilm
@@ -28,7 +30,7 @@ from nas.export.compare import SAMPLE_TEXT, logit_difference, logits_of, probe_i
 from nas.export.configuration_decilm import DeciLMConfig
 from nas.export.exported import CannotExport, Exported, files_in, whole_folder, write_card
 from nas.export.read_decilm import WIDTH_MULTIPLE, read_decilm, width_of
-from nas.export.subblocks import Layer, Placed, repack, subblocks_of
+from nas.export.subblocks import Layer, repack, subblocks_of
 
 _CARRIED_ROTARY = ("default", "linear", "llama3")
 _LOADING = """
@@ -50,7 +52,7 @@ def export_decilm(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBas
     """
     stream = subblocks_of(child)
     rotary: dict[str, Any] = dict(child.config.rope_parameters or {})
-    _refuse(stream, own_shape(child.config), child.config.hidden_act, rotary["rope_type"])
+    check_decilm((placed.choice for placed in stream), child.config)
     layers = repack(stream)
     notes = _notes(layers)
     if layers[0].attention is None:
@@ -71,14 +73,15 @@ def export_decilm(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBas
     return Exported(out, "decilm", difference, files_in(out), notes)
 
 
-def _refuse(stream: tuple[Placed, ...], shape: Shape, activation: str, rotary: str) -> None:
-    """Raise CannotExport at the first thing the format cannot carry."""
-    for placed in stream:
-        missing = (
-            _attention_fault(placed, shape) if placed.role == "attention" else _ffn_fault(placed, shape, activation)
-        )
-        if missing:
-            raise CannotExport(f"{placed.choice}: DeciLM engines have no {missing}; export as hf, which carries it")
+def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
+    """Raise CannotExport at the first choice that the format cannot carry in a child of this configuration."""
+    shape, rotary = own_shape(config), dict(config.rope_parameters or {})["rope_type"]
+    for choice in choices:
+        for role, subblock in choice.subblocks:
+            attention = role == "attention"
+            missing = _attention_fault(subblock, shape) if attention else _ffn_fault(subblock, shape, config.hidden_act)
+            if missing:
+                raise CannotExport(f"{choice}: DeciLM engines have no {missing}; export as hf, which carries it")
     if rotary not in _CARRIED_ROTARY:
         raise CannotExport(
             f"rotary embedding of type {rotary!r}: the DeciLM export carries {', '.join(_CARRIED_ROTARY)}; "
@@ -86,10 +89,12 @@ def _refuse(stream: tuple[Placed, ...], shape: Shape, activation: str, rotary: s
         )
 
 
-def _attention_fault(placed: Placed, shape: Shape) -> str:
+def _attention_fault(subblock: Subblock, shape: Shape) -> str:
     """What about it the format cannot say; empty where nothing is."""
-    if placed.subblock.kind != "kv":
-        return f"{placed.subblock.kind} attention"
+    if subblock == SKIP:
+        return ""
+    if subblock.kind != "kv":
+        return f"{subblock.kind} attention"
     if shape.qk_norm:
         return "norms of queries and keys"
     if shape.qkv_bias or shape.o_bias:
@@ -98,9 +103,11 @@ def _attention_fault(placed: Placed, shape: Shape) -> str:
     return ""
 
 
-def _ffn_fault(placed: Placed, shape: Shape, activation: str) -> str:
-    if placed.subblock.kind not in ("ffn", "fuse", "fuse_last"):
-        return f"{placed.subblock.kind} FFN"
+def _ffn_fault(subblock: Subblock, shape: Shape, activation: str) -> str:
+    if subblock == SKIP:
+        return ""
+    if subblock.kind not in ("ffn", "fuse", "fuse_last"):
+        return f"{subblock.kind} FFN"
     if shape.mlp_bias:
         return "biases in the FFN that all of them read"
     if activation != "silu":

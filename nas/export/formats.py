@@ -1,12 +1,13 @@
 """Every format a child can be exported to, written out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from blocklib.model import PuzzleNasForCausalLM
-from nas.export.decilm import export_decilm
+from blocklib.block import Choice
+from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from nas.export.decilm import check_decilm, export_decilm
 from nas.export.exported import Exported
 from nas.export.hf import export_hf
 
@@ -14,6 +15,12 @@ FORMATS: dict[str, Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path
     "hf": export_hf,
     "decilm": export_decilm,
 }
+
+
+def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
+    """Raise CannotExport where a child made of such choices could not be written: before any work, not after it."""
+    if format == "decilm":
+        check_decilm(choices, config)
 
 
 def export(

@@ -100,6 +100,7 @@ def trial() -> None:
         "trial",
         sa.Column("id", WHOLE, nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("child_key", sa.Text(), nullable=False),
         sa.Column("search_id", sa.Text(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("solver", sa.Text(), nullable=False),
@@ -138,6 +139,7 @@ def trial() -> None:
         sa.UniqueConstraint("key", name="uq_trial_key"),
     )
     op.create_index("ix_trial_search_id", "trial", ["search_id"])
+    op.create_index("ix_trial_child_key", "trial", ["child_key"])
 
 
 def stage_and_failure() -> None:

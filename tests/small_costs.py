@@ -1,0 +1,36 @@
+"""The tiny parent and the scenario that tests of costs and of timings share."""
+
+from typing import Any
+
+from transformers import LlamaConfig
+
+from blocklib.block import Block
+from blocklib.family import shape_of
+from blocklib.kinds import parent_architecture
+from blocklib.model import PuzzleNasConfig
+from blocklib.parent import child_config
+from blocklib.shape import Shape
+from cost_models.scenario import Scenario
+
+SCENARIO = Scenario("cpu", "float32", batch=2, prompt_tokens=5, generated_tokens=4, threads=1)
+
+
+def config_of(family: type[Any] = LlamaConfig, **given: Any) -> PuzzleNasConfig:
+    """A tiny parent's. Its head size is not the hidden size over the heads, as in many real models."""
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "use_sliding_window": False,
+    }
+    config = family(**(sizes | given))
+    shape = shape_of(config)
+    return child_config(config, parent_architecture(shape), shape)
+
+
+def own_block(shape: Shape) -> Block:
+    return parent_architecture(shape).blocks[0]

@@ -1,0 +1,55 @@
+"""The budget is held against what was measured, and new times against those of another day."""
+
+import pytest
+from rows import trial
+
+from blocklib.block import Subblock
+from cost_models.geometry import FIXED, Geometry
+from cost_models.measured import MeasuredGeometry
+from db import models
+from nas.budget import TOLERANCE, overshoot, tightened, worst_overshoot
+from nas.stages import clock
+from nas.units import parse_budget
+
+PARENT = {"latency_s": 2.0, "ttft_s": 2.0, "throughput": 8.0}
+
+
+def measured(latency_s: float, throughput: float) -> models.Trial:
+    return trial(latency_s=latency_s, throughput=throughput, memory_bytes=10**12, details={"parent": PARENT})
+
+
+def test_how_far_a_limit_is_passed_whichever_way_it_points() -> None:
+    (latency,), (throughput,), (memory,) = map(parse_budget, ("latency=50%", "throughput=16 tok/s", "memory=1GiB"))
+    assert overshoot(measured(1.1, 8.0), latency) == pytest.approx(1.1)
+    assert overshoot(measured(0.9, 8.0), latency) == pytest.approx(0.9)
+    assert overshoot(measured(1.0, 8.0), throughput) == pytest.approx(2.0)
+    # What arithmetic decides, the solver has kept.
+    assert overshoot(measured(1.0, 8.0), memory) == 1.0
+    assert worst_overshoot(measured(1.1, 8.0), (latency, throughput)) == pytest.approx(2.0)
+
+
+def test_only_what_is_missed_is_tightened_and_by_how_much_it_is() -> None:
+    budget = parse_budget("latency=50%,throughput=10 tok/s")
+    assert tightened(budget, measured(1.0 + TOLERANCE, 10.0), budget) == budget
+    latency, throughput = tightened(budget, measured(1.25, 12.0), budget)
+    assert latency.value == pytest.approx(0.5 / 1.25)
+    assert throughput == budget[1]
+    latency, throughput = tightened(budget, measured(0.9, 8.0), (latency, throughput))
+    assert latency.value == pytest.approx(0.5 / 1.25)
+    assert throughput.value == pytest.approx(10 * 10 / 8)
+
+
+def test_new_times_are_put_on_the_clock_of_the_known_ones() -> None:
+    own = [FIXED, Geometry("attention", Subblock.parse("kv2")), Geometry("ffn", Subblock.parse("ffn24"))]
+    new = Geometry("ffn", Subblock.parse("ffn8"))
+    today = {part: MeasuredGeometry(part, 0.01, 5, 4, prefill_s=2.0, decode_s=0.0) for part in [*own, new]}
+    then: dict[Geometry, models.Cost | None] = {
+        part: models.Cost(
+            key=str(part), name=str(part), spread=0.01, prefill_s=prefill_s, decode_s=0.0, parameters=0,
+            weight_bytes=0, kv_bytes_per_token=0,
+        )
+        for part, prefill_s in zip(own, (1.0, 2.0, 6.0), strict=True)
+    }  # fmt: skip
+    assert clock(then, today, own) == (pytest.approx(1.5), 1.0)
+    assert clock(then | {own[1]: None}, today, own) == (1.0, 1.0)
+    assert clock({}, today, own) == (1.0, 1.0)

@@ -1,0 +1,49 @@
+"""The README's commands and the examples do what they say, one after the other, on a search that is finished."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from searches import Here, environment
+
+HOUSE = Path(__file__).parents[1]
+_ASKED = {"SEARCH": "tiny", "TRIAL": "1", "DIR": "child"}
+_ON_A_CLUSTER = {"submit", "status", "logs", "stop"}
+
+
+def commands() -> list[list[str]]:
+    """Every `$ nas ...` of the README, its comment and its redirection left out."""
+    lines = re.findall(r"\$ nas ([^$\n]*)", (HOUSE / "README.md").read_text(encoding="utf-8"))
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [[_ASKED.get(word, word) for word in line[: line.index(">") if ">" in line else None]] for line in found]
+
+
+def test_the_commands_of_the_readme_run(here: Here, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    shown = commands()
+    assert {line[0] for line in shown} >= {"init", "search", "solve", "pareto", "trials", "show", "export", "report"}
+    for line in shown:
+        if line[0] not in _ON_A_CLUSTER:
+            done = here(copy / "home", *line)
+            assert done.returncode == 0, (line, done.stderr)
+            assert done.stdout
+    assert (copy / "front.svg").stat().st_size > 0
+    assert (copy / "child/config.json").is_file()
+    assert (copy / "report.html").stat().st_size > 0
+
+
+def test_the_example_solves_other_budgets(copy: Path) -> None:
+    script = HOUSE / "examples/another_budget.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(copy / "job.yaml")],
+        env=environment(copy / "home"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if ": sum of scores " in line]
+    assert [line.partition(": ")[0] for line in told] == ["latency=90%", "latency=80%", "parameters=80%,memory=90%"]

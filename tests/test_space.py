@@ -1,0 +1,74 @@
+"""A space is spelled out for the parent at hand: its own first, nothing twice, nothing it cannot hold."""
+
+import pytest
+from small_costs import config_of
+
+from blocklib.block import SKIP, Block, Subblock
+from blocklib.kinds import parent_architecture
+from blocklib.parent import own_shape
+from nas.sections import Space
+from nas.space import choices, parts
+
+SHAPE = own_shape(config_of())
+"""4 layers of kv2+ffn24."""
+
+
+def space(**given: object) -> Space:
+    nothing = {"attention": [], "ffn": [], "fuse": None, "drop_blocks": False}
+    return Space.model_validate(nothing | given)
+
+
+def spelled(asked: Space, layer: int = 0) -> list[str]:
+    return [str(choice) for choice in choices(asked, SHAPE) if choice.layer == layer]
+
+
+def test_the_parents_own_is_always_there_and_first() -> None:
+    found = choices(space(ffn=["skip"]), SHAPE)
+    assert [choice for choice in found if choice.what != SKIP] == list(parent_architecture(SHAPE).choices())
+    assert spelled(space(ffn=["skip"])) == ["L0.attention=kv2", "L0.ffn=ffn24", "L0.ffn=skip"]
+
+
+def test_shares_become_sizes_and_equal_ones_are_one() -> None:
+    asked = space(attention=["kv50%", "kv1"], ffn=["100%", "50%", "ffn8", "33%"])
+    # To the nearest multiple of 8: a third of 24 is 8, which is there already; a half is 12, halfway between two.
+    assert spelled(asked) == ["L0.attention=kv2", "L0.attention=kv1", "L0.ffn=ffn24", "L0.ffn=ffn16", "L0.ffn=ffn8"]
+
+
+def test_runs_are_of_the_parents_own_ffns_and_end_with_it() -> None:
+    runs = [str(c) for c in choices(space(fuse={"longest": 3}), SHAPE) if c.span > 1]
+    assert runs == [
+        "L0.ffn=fuse(ffn24,ffn24)", "L0.ffn=fuse(ffn24,ffn24,ffn24)",
+        "L1.ffn=fuse(ffn24,ffn24)", "L1.ffn=fuse(ffn24,ffn24,ffn24)",
+        "L2.ffn=fuse(ffn24,ffn24)",
+    ]  # fmt: skip
+    assert "L0.ffn=fuse_last(ffn24,ffn24)" in spelled(space(fuse={"longest": 2, "norm": "last"}))
+
+
+def test_pairs_are_every_two_and_a_dropped_block_is_one_of_them() -> None:
+    asked = {"attention": ["kv1", "skip"], "ffn": ["50%", "skip"]}
+    pairs = [choice for choice in choices(space(**asked, pairs=True, drop_blocks=True), SHAPE) if choice.layer == 0]
+    blocks = [choice.what for choice in pairs if isinstance(choice.what, Block)]
+    assert blocks == [Block.parse(text) for text in ("kv1+ffn16", "kv1+skip", "skip+ffn16", "skip+skip")]
+    assert "L0.block=skip+skip" in spelled(space(drop_blocks=True))
+    assert "L0.block=skip+skip" not in spelled(space(**asked))
+
+
+def test_a_pair_is_made_of_what_the_library_holds() -> None:
+    (pair,) = [c for c in choices(space(attention=["kv1"], ffn=["50%"], pairs=True), SHAPE) if c.role == "block"][:1]
+    assert [(part.role, part.what) for part in parts(pair)] == [
+        ("attention", Subblock.parse("kv1")),
+        ("ffn", Subblock.parse("ffn16")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"attention": ["kv75%"]}, r"kv75% of the parent's 2 KV heads is 1\.5"),
+        ({"attention": ["kv4"]}, "kv4"),
+        ({"ffn": ["ffn32"]}, "ffn32"),
+    ],
+)
+def test_what_the_parent_cannot_hold_is_named(asked: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        choices(space(**asked), SHAPE)

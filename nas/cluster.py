@@ -28,7 +28,7 @@ class Cluster:
     """Where work runs. A context manager; costs nothing until the first `run`."""
 
     def __init__(self, address: str | None = None):
-        self._address = address
+        self._asked = address or os.environ.get("RAY_ADDRESS") or "local"
         self._started = False
         self._ours = False
 
@@ -43,6 +43,11 @@ class Cluster:
 
             ray.shutdown()
         self._started = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a Ray of our own on this machine, not a cluster's."""
+        return self._asked == "local"
 
     def share(self, value: Any) -> Any:
         """A handle to `value`, held once per node; among a task's arguments it arrives as the value."""
@@ -120,9 +125,8 @@ class Cluster:
         import ray
 
         if not ray.is_initialized():
-            address = self._address or os.environ.get("RAY_ADDRESS") or "local"
-            local: Mapping[str, Any] = {"include_dashboard": False} if address == "local" else {}
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            local: Mapping[str, Any] = {"include_dashboard": False} if self.is_here else {}
+            ray.init(address=self._asked, log_to_driver=False, logging_level=logging.ERROR, **local)
             self._ours = True
         self._started = True
 

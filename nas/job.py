@@ -102,8 +102,11 @@ class Job:
         return tuple(part for part in parts(choice) if part.what != SKIP and not self.parent.own(part))
 
 
-def prepare(request: Request) -> Job:
-    """Load what a request names. Raises ValueError, from whichever part is wrong, naming it."""
+def prepare(request: Request, hardware: str | None = None) -> Job:
+    """Load what a request names. `hardware`: where times are taken, as `describe` names it; None: this machine.
+
+    Raises ValueError, from whichever part is wrong, naming it.
+    """
     parent = load_parent(request.checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(request.checkpoint)
     space = choices(request.space, parent.shape)
@@ -119,5 +122,5 @@ def prepare(request: Request) -> Job:
         tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary),
         choices=space,
         scenario=scenario,
-        hardware=describe(asked.device, asked.threads),
+        hardware=hardware or describe(asked.device, asked.threads),
     )

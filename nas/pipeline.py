@@ -13,12 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
+from cost_models.hardware import describe
 from db import models
 from db.models import now
 from db.store import Store
 from nas.budget import ATTEMPTS, tightened, worst_overshoot
 from nas.children import child_file, load_child
-from nas.cluster import Cluster
+from nas.cluster import Cluster, Report
 from nas.deliver import deliver
 from nas.job import Job, prepare
 from nas.realise import healing_key, made, timed
@@ -50,26 +51,39 @@ class Outcome:
 def search(request: Request, store: Store, console: Console) -> Outcome:
     """Run a request to its end. Raises ValueError or OSError, saying what is wrong, with nothing finished lost."""
     _refuse_taken_folder(request, store)
-    job = prepare(request)
-    known = {known.id: known.parent_costs for known in store.searches()}
-    store.add_search(search_row(job, known.get(job.id, {})))
-    console.print(f"search {request.name} ({job.id}): {len(job.variants)} options beside the parent's own")
-    console.print(job.tokens.describe(), style="dim", soft_wrap=True)
-    try:
-        with Cluster(request.ray.address) as cluster:
+    with Cluster(request.ray.address) as cluster:
+        job = prepare(request, _hardware(request, cluster))
+        known = {known.id: known.parent_costs for known in store.searches()}
+        store.add_search(search_row(job, known.get(job.id, {})))
+        console.print(f"search {request.name} ({job.id}): {len(job.variants)} options beside the parent's own")
+        console.print(job.tokens.describe(), style="dim", soft_wrap=True)
+        try:
             trial = _found(job, store, cluster, console)
             outcome = _delivered(job, store, trial, console)
-    except KeyboardInterrupt:
-        store.set_search_status(job.id, "interrupted")
-        raise
-    except Exception as error:
-        store.set_search_status(job.id, "failed")
-        store.add_failure(
-            models.Failure(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error))
-        )
-        raise
-    store.set_search_status(job.id, "finished")
-    return outcome
+        except KeyboardInterrupt:
+            store.set_search_status(job.id, "interrupted")
+            raise
+        except Exception as error:
+            store.set_search_status(job.id, "failed")
+            store.add_failure(
+                models.Failure(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error))
+            )
+            raise
+        store.set_search_status(job.id, "finished")
+        return outcome
+
+
+def _hardware(request: Request, cluster: Cluster) -> str | None:
+    """The node of a cluster that times will be taken on; None: this machine."""
+    if cluster.is_here:
+        return None
+    asked = (request.scenario.device, request.scenario.threads)
+    ((_, found),) = cluster.run(_described, [asked], gpus=int(request.scenario.device == "cuda"), whole_node=True)
+    return str(found)
+
+
+def _described(device: str, threads: int | None, report: Report) -> str:
+    return describe(device, threads)
 
 
 def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> None:

@@ -1,7 +1,7 @@
 """Scores: replace one choice in the parent and see how far the parent's output moves (replace-1 scores; Puzzle,
 arXiv 2411.19146, section 4.2).
 
-One sweep over the parent's slots serves every choice: each variant starts from the parent's residual at its own slots
+One sweep over the parent's slots serves many choices: each variant starts from the parent's residual at its own slots
 and joins a stack of variants that runs through the rest of the parent together, so nothing before a variant is ever
 computed for it.
 """
@@ -34,17 +34,21 @@ def score(
     """
     layers = {choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items()}
     order = sorted(layers, key=lambda choice: choice.first_slot + choice.span)
-    meter = FidelityMeter([_PARENT, *map(str, order)])
-    per_sequence = (len(order) + 1) * ids_BT.shape[1] * parent.shape.hidden
-    batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // per_sequence))
+    one = ids_BT.shape[1] * parent.shape.hidden
+    # Of a large parent not even one sequence of all variants fits; then several sweeps take a share of them each.
+    at_once = max(1, _STACK_AT_ONCE // one - 1)
+    sweeps = [order[start : start + at_once] for start in range(0, len(order), at_once)]
+    batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // (one * (min(at_once, len(order)) + 1))))
+    meters = [FidelityMeter([_PARENT, *map(str, swept)]) for swept in sweeps]
     done = 0
     for ids in ids_BT.split(batch):
-        residuals_NBTD = _sweep(parent, {choice: layers[choice] for choice in order}, ids)
-        final_NBTD = parent.model.model.norm(residuals_NBTD)
-        meter.add(ids, final_NBTD[0], final_NBTD, parent.model.lm_head, parent.model.lm_head)
+        for swept, meter in zip(sweeps, meters, strict=True):
+            residuals_NBTD = _sweep(parent, {choice: layers[choice] for choice in swept}, ids)
+            final_NBTD = parent.model.model.norm(residuals_NBTD)
+            meter.add(ids, final_NBTD[0], final_NBTD, parent.model.lm_head, parent.model.lm_head)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
-    found = meter.result()
+    found = {name: fidelity for meter in meters for name, fidelity in meter.result().items()}
     base = found[_PARENT].lm_loss
     yield {
         choice: Fidelity(f.kl, f.lm_loss - base, f.top1_agreement, f.hidden_cosine)

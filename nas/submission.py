@@ -27,7 +27,7 @@ def submit(request: Request, address: str, db: str | None) -> str:
     """Submit a search; returns the job's number. Raises ConnectionError where no head answers at `address`."""
     client = _client(address)
     entrypoint = "python -m nas.cli search job.yaml" + (f" --db {shlex.quote(_absolute(db))}" if db else "")
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment = {name: _absolute(os.environ[name]) for name in _PASSED_ON if name in os.environ}
     with tempfile.TemporaryDirectory() as folder:
         job = yaml.safe_dump(request.canonical(), sort_keys=False)
         Path(folder, "job.yaml").write_text(job, encoding="utf-8")
@@ -87,6 +87,6 @@ def _client(address: str) -> Any:
         raise ConnectionError(f"no Ray head answers at {address}: {error}") from error
 
 
-def _absolute(db: str) -> str:
-    """A database given as a file, as the cluster's nodes must find it."""
-    return db if "://" in db else str(Path(db).expanduser().resolve())
+def _absolute(place: str) -> str:
+    """A file or folder, as the cluster's nodes must find it; a database's URL stays as it is."""
+    return place if "://" in place else str(Path(place).expanduser().resolve())

@@ -83,9 +83,9 @@ def test_a_search_has_one_of_four_statuses(store: Store) -> None:
 
 def test_a_search_is_found_by_id_by_name_and_by_the_beginning_of_its_id(store: Store) -> None:
     old, new = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
-    store.add_search(search("aa11", name="llama", created_at=new))
-    store.add_search(search("aa22", name="llama", created_at=old))
-    store.add_search(search("bb33", name="aa", created_at=old))
+    store.add_search(search("aa11", name="llama", updated_at=new))
+    store.add_search(search("aa22", name="llama", updated_at=old))
+    store.add_search(search("bb33", name="aa", updated_at=old))
     assert store.find_search("aa22").id == "aa22"
     assert store.find_search("llama").id == "aa11"
     assert store.find_search("b").id == "bb33"

@@ -262,4 +262,4 @@ def test_the_longest_condition_runs(store: Store) -> None:
 def test_an_unknown_column_lists_all() -> None:
     with pytest.raises(QueryError, match="did you mean latency_ratio") as error:
         column("latency_ration")
-    assert "columns: id, key, search_id, created_at, solver," in str(error.value)
+    assert "columns: id, key, child_key, search_id, created_at, solver," in str(error.value)

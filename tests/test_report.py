@@ -238,7 +238,14 @@ def test_three_trials_are_ranked(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "verdict"), [(1.0, "met"), (1.015, "missed, within the error"), (1.2, "missed"), (None, "not measured")]
+    ("factor", "verdict"),
+    [
+        (1.0, "met"),
+        (1.015, "met, to 2 %"),
+        (1.0202, "missed, within the error"),
+        (1.2, "missed"),
+        (None, "not measured"),
+    ],
 )
 def test_the_measurement_is_held_against_the_budget(
     store: Store, tmp_path: Path, factor: float | None, verdict: str

@@ -11,11 +11,12 @@ from blocklib.block import Architecture
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
+from nas.budget import TOLERANCE
 from nas.solve import METRICS
 from nas.table import summary
 from nas.units import Limit, format_quantity, parse_limit
 
-Verdict = Literal["met", "missed", "missed, within the error", "not measured"]
+Verdict = Literal["met", "met, to 2 %", "missed", "missed, within the error", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit) -> BudgetLin
     share = _measured_share(trial, cost, found, parent)
     spread = (trial.latency_spread if limit.metric == "latency" else None) or 0.0
     shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{f' ± {share * spread:.1%}' if spread else ''})"
+    if cost in ("memory_bytes", "parameters"):
+        shown += ", by arithmetic"
     return BudgetLine(
         bounded(limit, search), predicted, shown, _verdict(limit, share if limit.relative else found, spread)
     )
@@ -100,6 +103,8 @@ def _verdict(limit: Limit, reached: float, spread: float) -> Verdict:
     """`spread` is the standard error of `reached`, relative to it."""
     if reached >= limit.value if limit.at_least else reached <= limit.value:
         return "met"
+    if (limit.value / reached if limit.at_least else reached / limit.value) <= 1 + TOLERANCE:
+        return "met, to 2 %"
     nearest = reached * (1 + spread if limit.at_least else 1 - spread)
     within = nearest >= limit.value if limit.at_least else nearest <= limit.value
     return "missed, within the error" if within else "missed"

@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import transformers.dynamic_module_utils
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -30,7 +32,7 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent
 from nas.export.compare import TOLERANCE, ReloadMismatch
 from nas.export.decilm import export_decilm, ffn_size
-from nas.export.exported import CannotExport, whole_folder
+from nas.export.exported import CannotExport, Exported, whole_folder
 from nas.export.hf import export_hf, write_code
 from nas.export.read_decilm import width_of
 from nas.export.subblocks import Placed, repack, subblocks_of
@@ -141,7 +143,9 @@ def test_hf_carries_biases_norms_and_a_tied_head(
 ) -> None:
     child = child_of(qwen3, EVERY_KIND)
     assert export_hf(child.bfloat16(), tokenizer, tmp_path / "child", CARD).max_logit_difference <= TOLERANCE
-    assert json.loads((tmp_path / "child/config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((tmp_path / "child/config.json").read_text())
+    # DeciLM's engines read the name that transformers has left behind.
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="no trained parent beside the repository")
@@ -151,6 +155,27 @@ def test_hf_carries_a_trained_child(tmp_path: Path) -> None:
     )
     exported = export_hf(child, AutoTokenizer.from_pretrained(STORIES), tmp_path / "child", CARD)
     assert exported.max_logit_difference <= TOLERANCE
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="no trained parent beside the repository")
+def test_decilm_carries_a_trained_child(tmp_path: Path) -> None:
+    child = child_of(load_parent(str(STORIES)), "skip+ffn512 kv1+ffn256 kv2+fuse(ffn512,ffn512) kv2+skip kv2+ffn512")
+    exported = export_decilm(child, AutoTokenizer.from_pretrained(STORIES), tmp_path / "child", CARD)
+    assert exported.max_logit_difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("export", [export_hf, export_decilm])
+def test_a_child_is_written_in_the_dtype_it_has(
+    qwen2: Parent, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, export: Callable[..., Exported]
+) -> None:
+    child = child_of(qwen2, "skip+ffn256 skip+ffn512").to(torch.bfloat16)
+    exported = export(child, tokenizer, tmp_path / "child", CARD)
+    assert exported.max_logit_difference <= TOLERANCE
+    written = load_file(tmp_path / "child/model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    config = json.loads((tmp_path / "child/config.json").read_text())
+    # DeciLM's engines read the name that transformers has left behind.
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
 
 
 @pytest.mark.parametrize("spelling", [EVERY_KIND, " ".join(["kv4+ffn512"] * 10), " ".join(["skip+skip"] * 10)])

@@ -47,11 +47,11 @@ def test_the_smallest_job_takes_every_default() -> None:
 def test_the_template_is_the_smallest_job_written_out() -> None:
     """Every key it shows is one there is, every key there is is shown, and its values are the defaults."""
     written, smallest = parse(template(), "job.yaml"), parse(SMALLEST, "job.yaml")
-    sizes = {"distillation_tokens": 49_152, "score_tokens": 8_192, "evaluation_tokens": 16_384}
+    sizes = {"distillation_tokens": 32_768, "score_tokens": 8_192, "evaluation_tokens": 16_384}
     smaller = {
         "data": smallest.data.model_copy(update=sizes),
         "space": smallest.space.model_copy(update={"ffn": smallest.space.ffn[1:], "fuse": Fuse(longest=2)}),
-        "measure": smallest.measure.model_copy(update={"time_limit": 6.0}),
+        "measure": smallest.measure.model_copy(update={"time_limit": 5.0}),
     }
     assert written == smallest.model_copy(update=smaller)
     shown, known = yaml.safe_load(template()), written.canonical()

@@ -25,9 +25,10 @@ lint: $(READY)
 clean:
 	rm -rf $(VENV) runs
 
-# uv resolves and links in seconds where pip takes minutes. An unset find-links is harmless.
+# uv resolves and links in seconds where pip takes minutes. It trusts whom the system trusts, as pip does, if told so.
+# An unset find-links is harmless.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q uv
-	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	UV_SYSTEM_CERTS=1 UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -106,7 +106,7 @@ def compared(
 
 
 def predicted_s(child: Architecture, parent: Parent, scenario: Scenario, measured: price.Measured) -> float:
-    cost = price.architecture_cost(child, parent.shape, scenario.dtype, measured)
+    cost = price.architecture_cost(child, parent.shape, scenario, measured)
     return cost.metrics(scenario)["latency_s"]
 
 

@@ -53,6 +53,17 @@ class Subblock:
             raise ValueError(f"{self} has no single number")
         return int(self.size)
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The size's numbers by the letter before each, "" before the first: 16x512k4 is {"": 16, "x": 512, "k": 4}.
+
+        Raises ValueError where a letter comes twice.
+        """
+        found = re.findall(r"([a-z]?)(\d+)", self.size)
+        if len({letter for letter, _ in found}) < len(found):
+            raise ValueError(f"{self}: each letter of a size stands before one number")
+        return {letter: int(digits) for letter, digits in found}
+
     @staticmethod
     def parse(text: str) -> "Subblock":
         """Raises ValueError where `text` is not a spelling."""

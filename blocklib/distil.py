@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from blocklib.adapters import add_adapters, merge_adapters
 from blocklib.block import Choice
 from blocklib.fit import build
 from blocklib.kinds import is_trainable
@@ -30,13 +31,17 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Training:
-    """How one subblock is trained. `tokens` 0 means not at all. Schedules end at zero learning rate, or never fall."""
+    """How one subblock is trained. `tokens` 0 means not at all. Schedules end at zero learning rate, or never fall.
+
+    `lora_rank` None: every weight is trained; else low-rank adapters of its matrices, merged into them at the end.
+    """
 
     tokens: int
     learning_rate: float
     warmup: float = 0.05
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.0
+    lora_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,9 +161,13 @@ def _train(
     if not active:
         return
     for run in active:
-        run.layer.requires_grad_(True)
+        run.layer.train()
+        if run.training.lora_rank is None:
+            run.layer.requires_grad_(True)
+        else:
+            add_adapters(run.layer, run.training.lora_rank)
     optimizer = torch.optim.AdamW(
-        [{"params": list(run.layer.parameters()), "weight_decay": run.training.weight_decay} for run in active],
+        [{"params": trained(run.layer), "weight_decay": run.training.weight_decay} for run in active],
         betas=(0.9, 0.95),
         fused=True,
     )
@@ -172,16 +181,30 @@ def _train(
         for choice, entering, target, tables in _targets(model, list(training), ids_BT):
             run = training[choice]
             loss = normalised_error(delta(run.layer, entering, tables), target)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(run.layer.parameters(), 1.0)
+            (loss + regulariser(run.layer)).backward()
+            torch.nn.utils.clip_grad_norm_(trained(run.layer), 1.0)
             run.note(loss, ids_BT.numel())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done += ids_BT.numel()
         yield Progress(min(done, total), total)
     for run in active:
+        if run.training.lora_rank is not None:
+            merge_adapters(run.layer)
         run.layer.requires_grad_(False)
+        run.layer.eval()
     del optimizer
+
+
+def regulariser(model: nn.Module) -> Tensor | float:
+    """What the modules inside add to the loss of their latest pass in training; 0 where none does."""
+    terms = [getattr(module, "regulariser", None) for module in model.modules()]
+    return sum((term for term in terms if term is not None), 0.0)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that want gradients."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _targets(

@@ -1,12 +1,16 @@
-"""Where a model family keeps its parts, as data. Adding a family of Llama layout is adding a row.
+"""Where a model family keeps its parts, as data. Adding a family of a known layout is adding a row.
 
-Knows configurations only. Which tensors there are follows from the layout, which all rows share: pre-norm decoder
-layers, `model.layers.N`, of `input_layernorm`, `self_attn.{q,k,v,o}_proj`, `post_attention_layernorm` and
-`mlp.{gate,up,down}_proj`.
+Two layouts, both of pre-norm decoder layers. Llama's: RMS norms, rotary positions, gated FFN. GPT-2's: layer norms,
+learned positions, an FFN of two matrices with biases. Tensors go by Llama's names (`model.layers.N.input_layernorm`,
+`self_attn.{q,k,v,o}_proj`, `post_attention_layernorm`, `mlp.{gate,up,down}_proj`); `own_names` renames the others'.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from blocklib.shape import Shape
 
@@ -17,27 +21,50 @@ class UnsupportedModel(ValueError):
 
 @dataclass(frozen=True)
 class Family:
-    """How one family fills the Llama layout. A string names the configuration attribute that decides."""
+    """How one family fills its layout. A string names the configuration attribute that decides.
+
+    `gpt`: the layout is GPT-2's. `names` are the family's own tensor names (patterns) and ours; `transposed` says that
+    its matrices are stored [in, out].
+    """
 
     qkv_bias: bool | str = False
     o_bias: bool | str = False
     mlp_bias: bool | str = False
     qk_norm: bool = False
+    gpt: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    transposed: bool = False
 
+
+_GPT_NAMES = {
+    r"transformer\.wte\.": "model.embed_tokens.",
+    r"transformer\.wpe\.": "model.embed_positions.",
+    r"transformer\.ln_f\.": "model.norm.",
+    r"transformer\.h\.(\d+)\.ln_1\.": r"model.layers.\1.input_layernorm.",
+    r"transformer\.h\.(\d+)\.ln_2\.": r"model.layers.\1.post_attention_layernorm.",
+    r"transformer\.h\.(\d+)\.mlp\.c_fc\.": r"model.layers.\1.mlp.up_proj.",
+    r"transformer\.h\.(\d+)\.mlp\.c_proj\.": r"model.layers.\1.mlp.down_proj.",
+    r"transformer\.h\.(\d+)\.attn\.attention\.(q|k|v)_proj\.": r"model.layers.\1.self_attn.\2_proj.",
+    r"transformer\.h\.(\d+)\.attn\.attention\.out_proj\.": r"model.layers.\1.self_attn.o_proj.",
+    r"transformer\.h\.(\d+)\.attn\.c_attn\.": r"model.layers.\1.self_attn.qkv_proj.",
+    r"transformer\.h\.(\d+)\.attn\.c_proj\.": r"model.layers.\1.self_attn.o_proj.",
+}
 
 FAMILIES = {
     "llama": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
     "mistral": Family(),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True),
+    "gpt2": Family(qkv_bias=True, o_bias=True, mlp_bias=True, gpt=True, names=_GPT_NAMES, transposed=True),
+    "gpt_neo": Family(o_bias=True, mlp_bias=True, gpt=True, names=_GPT_NAMES),
 }
 
 
 def shape_of(config: Any) -> Shape:
     """The shape of the model a transformers configuration describes.
 
-    Raises UnsupportedModel, naming the class and the families there are, for any layout but Llama's, and for
-    sliding-window attention, which this layout does not carry.
+    Raises UnsupportedModel, naming the class and the families there are, for any other layout, and for attention no
+    parent of ours can have: sliding windows, or a scale that differs by layer.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -45,9 +72,7 @@ def shape_of(config: Any) -> Shape:
             f"{type(config).__name__} (model_type {config.model_type!r}) is not of a supported family; "
             f"supported: {', '.join(sorted(FAMILIES))}"
         )
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    if windowed or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        raise UnsupportedModel(f"{type(config).__name__}: sliding-window attention is not supported; full attention is")
+    _check_attention(config)
 
     def decided(flag: bool | str) -> bool:
         return bool(getattr(config, flag)) if isinstance(flag, str) else flag
@@ -56,13 +81,60 @@ def shape_of(config: Any) -> Shape:
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
+        kv_heads=getattr(config, "num_key_value_heads", config.num_attention_heads),
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        ffn_width=config.intermediate_size,
+        ffn_width=_width(config),
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings),
         qkv_bias=decided(family.qkv_bias),
         o_bias=decided(family.o_bias),
         mlp_bias=decided(family.mlp_bias),
         qk_norm=family.qk_norm,
+        hidden_act=config.activation_function if family.gpt else config.hidden_act,
+        gated=not family.gpt,
+        layer_norm=family.gpt,
+        positions=config.max_position_embeddings if family.gpt else 0,
     )
+
+
+def _width(config: Any) -> int:
+    width = config.n_inner if config.model_type == "gpt2" else config.intermediate_size
+    return int(4 * config.hidden_size if width is None else width)
+
+
+def attention_scale(config: Any) -> float | None:
+    """What a parent's attention multiplies its scores by; None for the inverse root of the head size."""
+    scaled = getattr(config, "scale_attn_weights", config.model_type != "gpt_neo")
+    return None if scaled else 1.0
+
+
+def _check_attention(config: Any) -> None:
+    name = type(config).__name__
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    if config.model_type == "gpt_neo":
+        windowed = "local" in config.attention_layers and config.window_size < config.max_position_embeddings
+    elif set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        windowed = True
+    if windowed:
+        raise UnsupportedModel(f"{name}: a parent with sliding-window attention is not supported; full attention is")
+    for unusual in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+        if getattr(config, unusual, False):
+            raise UnsupportedModel(f"{name}: {unusual} is not supported")
+
+
+def own_names(model_type: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under our names, matrices [out, in], a joint query-key-value projection taken apart."""
+    family = FAMILIES[model_type]
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        ours = name
+        for pattern, replacement in family.names.items():
+            ours = re.sub(f"^{pattern}", replacement, ours)
+        if family.transposed and re.search(r"(_proj)\.weight$", ours):
+            tensor = tensor.T.contiguous()
+        if ".qkv_proj." in ours:
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                found[ours.replace("qkv_proj", f"{part}_proj")] = piece.contiguous()
+        else:
+            found[ours] = tensor
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blocklib.block import Choice
 from blocklib.importance import ContributionMeter
@@ -50,27 +50,27 @@ def build(parent: Parent, choices: Sequence[Choice], calibration_BT: Tensor, bat
     residuals = [embed(model, ids) for ids in calibration_BT.split(batch)]
     tables = rotary(model, residuals[0])
     entering: dict[int, list[Tensor]] = {}
-    contributions: dict[int, Tensor] = {}
+    seen: dict[int, ParentLayer] = {}
     for slot in range(2 * shape.layers):
         entering[slot] = residuals
-        down_proj = model.model.layers[slot // 2].mlp.down_proj
-        meter = ContributionMeter(down_proj.weight) if slot % 2 else None
-        with inputs_of(down_proj) as hidden:
+        mlp = model.model.layers[slot // 2].mlp
+        meter = ContributionMeter(mlp.down_proj.weight) if slot % 2 else None
+        with inputs_of(mlp) as ffn_inputs, inputs_of(mlp.down_proj) as hidden:
             added = []
             for residual in residuals:
                 added.append(slot_delta(model, slot, residual, tables))
                 if meter is not None:
                     meter.add(hidden.pop())
+        weights = parent.layer_weights(slot // 2)
+        # An attention is finished before its layer's FFN has run, and needs nothing of it.
+        seen[slot // 2] = ParentLayer(weights, torch.empty(0), torch.empty(0))
         if meter is not None:
-            contributions[slot // 2] = meter.contribution_F()
+            ffn_input_ND = torch.cat([each.flatten(0, 1) for each in ffn_inputs])
+            seen[slot // 2] = ParentLayer(weights, meter.contribution_F(), ffn_input_ND)
         residuals = [residual + increment for residual, increment in zip(residuals, added, strict=True)]
         while pending and pending[0].first_slot + pending[0].span == slot + 1:
             choice = pending.pop(0)
-            # An attention is finished before its layer's FFN has run, and needs no contributions.
-            layers = [
-                ParentLayer(parent.layer_weights(layer), contributions.get(layer, torch.empty(0)))
-                for layer in range(choice.layer, choice.end_layer)
-            ]
+            layers = [seen[layer] for layer in range(choice.layer, choice.end_layer)]
             first = first_weights(choice, layers, shape)
             fitted = first
             if fit:
@@ -81,6 +81,7 @@ def build(parent: Parent, choices: Sequence[Choice], calibration_BT: Tensor, bat
             return
         oldest = min(choice.first_slot for choice in pending)
         entering = {kept: value for kept, value in entering.items() if kept >= oldest}
+        seen = {layer: value for layer, value in seen.items() if layer >= oldest // 2}
 
 
 def fit_output(
@@ -111,7 +112,8 @@ def fit_output(
         return weights
     change_MD = (fitting + checking).solve(best)
     projection = weights[f"{name}.weight"]
-    return weights | {f"{name}.weight": (projection.double() + change_MD.T).to(projection.dtype)}
+    change = change_MD.T if isinstance(layer.get_submodule(name), nn.Linear) else change_MD
+    return weights | {f"{name}.weight": (projection.double() + change).to(projection.dtype)}
 
 
 class _Normal:
@@ -125,7 +127,7 @@ class _Normal:
     def add(self, layer: PuzzleNasLayer, name: str, residual: Tensor, target: Tensor, tables: Rotary) -> None:
         with inputs_of(layer.get_submodule(name)) as seen:
             output = delta(layer, residual, tables)
-        features_NM = seen[0].flatten(0, 1).float()
+        features_NM = seen[0].flatten(0, -2).float()
         missing_ND = (target - output).flatten(0, 1).float()
         gram, cross = (features_NM.T @ features_NM).double(), (features_NM.T @ missing_ND).double()
         self.gram_MM = gram if self.tokens == 0 else self.gram_MM + gram

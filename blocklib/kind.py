@@ -23,21 +23,30 @@ class ParentLayer:
     """One layer of the parent, as a kind sees it when it makes first weights.
 
     `contribution_F` is how much each FFN channel contributes to the layer's output on the calibration tokens
-    (`blocklib/importance.py`).
+    (`blocklib/importance.py`); `ffn_input_ND` is what the FFN reads on them, behind its norm.
     """
 
     weights: Weights
     contribution_F: Tensor
+    ffn_input_ND: Tensor
 
 
 class Kind(ABC):
     """One way to fill a slot."""
 
     output_projection: ClassVar[str | None] = None
-    """The linear layer whose output is the subblock's; None where there is nothing to fit or train."""
+    """The module that multiplies by one matrix, its `weight`, and whose output is the subblock's; None where least
+    squares has nothing to solve for. An nn.Linear's weight is [out, in], any other's [in, out]."""
 
     module: ClassVar[type[nn.Module] | None] = None
     """What runs it in a decoder layer; None where nothing does."""
+
+    is_sparse: ClassVar[bool] = False
+    """Whether a token uses only a part of its weights."""
+
+    def sized(self, subblock: Subblock, shape: Shape) -> Subblock:
+        """The full spelling of what a user may spell shorter, relative to a parent of this shape."""
+        return subblock
 
     @abstractmethod
     def check(self, subblock: Subblock, shape: Shape) -> None:
@@ -55,6 +64,17 @@ class Kind(ABC):
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         """Weights taken from the parent layers it spans, before any fitting or training."""
 
-    def kv_heads(self, subblock: Subblock) -> int:
+    def touched(self, subblock: Subblock, shape: Shape, tokens: int) -> float:
+        """Parameters read by one pass over `tokens` tokens: the expected union, each token choosing for itself.
+
+        At one token these are the active parameters.
+        """
+        return self.parameters(subblock, shape)
+
+    def kv_heads(self, subblock: Subblock, shape: Shape) -> int:
         """KV heads it keeps in the cache per token."""
         return 0
+
+    def cached_tokens(self, subblock: Subblock, context: int) -> int:
+        """Of `context` tokens, how many its cache keeps."""
+        return context

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocklib.attention import linear as linear_attention
 from blocklib.attention.gqa import GroupedQuery
+from blocklib.attention.window import Window
 from blocklib.block import Architecture, Block, Choice, Role, Subblock
 from blocklib.ffn import linear as linear_ffn
 from blocklib.ffn.dense import Dense
@@ -17,6 +18,7 @@ from blocklib.skip import Skip
 
 ATTENTION: dict[str, Kind] = {
     "kv": GroupedQuery(),
+    "window": Window(),
     "linear": linear_attention.Linear(),
     "skip": Skip("attention"),
 }
@@ -29,8 +31,8 @@ FFN: dict[str, Kind] = {
 }
 
 # What `attention_kind` and `ffn_kind` of a child's configuration name.
-ATTENTION_MODULES: dict[str, type[nn.Module]] = {"gqa": GroupedQuery.module, "linear": linear_attention.Linear.module}
-FFN_MODULES: dict[str, type[nn.Module]] = {"gated": Dense.module, "linear": linear_ffn.Linear.module}
+ATTENTION_MODULES = {name: kind.module for name, kind in ATTENTION.items() if kind.module is not None}
+FFN_MODULES = {name: kind.module for name, kind in FFN.items() if kind.module is not None}
 
 
 def kind_of(role: Role, subblock: Subblock) -> Kind:
@@ -64,10 +66,27 @@ def choice_parameters(choice: Choice, shape: Shape) -> int:
     return sum(kind_of(role, subblock).parameters(subblock, shape) for role, subblock in choice.subblocks)
 
 
-def choice_kv_values_per_token(choice: Choice, shape: Shape) -> int:
-    """Numbers, keys and values together, that one token leaves in the cache."""
-    heads = sum(kind_of(role, subblock).kv_heads(subblock) for role, subblock in choice.subblocks)
-    return 2 * heads * shape.head_dim
+def choice_touched(choice: Choice, shape: Shape, tokens: int) -> float:
+    """Parameters read by one pass over `tokens` tokens; at one token, the active ones."""
+    return sum(kind_of(role, subblock).touched(subblock, shape, tokens) for role, subblock in choice.subblocks)
+
+
+def choice_kv_values(choice: Choice, shape: Shape, context: int) -> int:
+    """Numbers, keys and values together, that the cache of one sequence of `context` tokens holds."""
+    total = 0
+    for role, subblock in choice.subblocks:
+        kind = kind_of(role, subblock)
+        total += 2 * kind.kv_heads(subblock, shape) * shape.head_dim * kind.cached_tokens(subblock, context)
+    return total
+
+
+def control(subblock: Subblock, shape: Shape) -> Subblock | None:
+    """The dense FFN of the same active width as a sparse one, in hidden values; None where `subblock` is not sparse."""
+    kind = kind_of("ffn", subblock)
+    if not kind.is_sparse:
+        return None
+    width = (kind.touched(subblock, shape, 1) - shape.norm_parameters) / (shape.ffn_matrices * shape.hidden)
+    return Subblock("ffn", str(min(shape.ffn_width, max(1, round(width)))))
 
 
 def layer_config(block: Block) -> dict[str, Any]:

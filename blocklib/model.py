@@ -1,39 +1,55 @@
 """The model that runs any architecture: a transformers decoder whose layers are read from `per_layer_config`.
 
-Parent and child are both instances of it, so a child's parent-like parts give the parent's bits. Everything in this
-file and the kinds' modules use is torch and transformers, because the Hugging Face exporter copies these classes, as
-text, into the directory it writes. Layers without attention keep no cache: their `layer_types` entry is `moe`, which
-is how transformers marks a layer the cache must not count.
+Parent and child are both instances of it, so a child's parent-like parts give the parent's bits. It runs two layouts:
+Llama's (RMS norms, rotary positions, gated FFN) and GPT-2's (layer norms with biases, learned positions, an FFN of two
+matrices). Everything in this file and the kinds' modules use is torch and transformers, because the Hugging Face
+exporter copies these classes, as text, into the directory it writes. Layers without attention keep no cache: their
+`layer_types` entry is `moe`, which is how transformers marks a layer the cache must not count.
 """
 
+from dataclasses import field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
 
 
 class PuzzleNasConfig(LlamaConfig):
-    """A Llama configuration whose layers may differ: `per_layer_config` overrides, `skip` leaves a part out."""
+    """A Llama configuration whose layers may differ: `per_layer_config` overrides, `skip` leaves a part out.
+
+    `ffn_options` are the sizes of the layer's kind of FFN. `attention_scale` None: the inverse root of the head size.
+    """
 
     model_type = "puzzle_nas"
 
     architecture: str = ""
-    attention_kind: str = "gqa"
-    ffn_kind: str = "gated"
+    attention_kind: str = "kv"
+    ffn_kind: str = "ffn"
+    ffn_options: dict[str, Any] = field(default_factory=dict)
+    sliding_window: int | None = None
+    attention_scale: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False
+    gated_ffn: bool = True
+    layer_norm: bool = False
+    learned_positions: bool = False
     layer_types: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
-        self.layer_types = ["full_attention" if has_cache(layer) else "moe" for layer in self.per_layer_config]
-        if "full_attention" not in self.layer_types:
+        self.layer_types = [layer_type(layer) for layer in self.per_layer_config]
+        if set(self.layer_types) == {"moe"}:
             # Nothing to keep: every token's logits depend on it alone, and a cache without layers cannot be asked.
             self.use_cache = False
 
@@ -41,9 +57,18 @@ class PuzzleNasConfig(LlamaConfig):
         """Any head size is fine: `head_dim` is explicit, whatever the hidden size."""
 
 
-def has_cache(layer_config: Any) -> bool:
-    """Whether a layer attends, and so keeps keys and values."""
-    return "attention" not in getattr(layer_config, "skip", []) and layer_config.attention_kind == "gqa"
+def layer_type(layer_config: Any) -> str:
+    """What transformers' caches are to keep of a layer: every token, a window of them, or, for `moe`, nothing."""
+    if "attention" in getattr(layer_config, "skip", []) or layer_config.attention_kind == "linear":
+        return "moe"
+    return "full_attention" if layer_config.sliding_window is None else "sliding_attention"
+
+
+def new_norm(config: Any) -> nn.Module:
+    """A norm of the layout's kind over the hidden size."""
+    if config.layer_norm:
+        return nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
+    return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class PuzzleNasLayer(GradientCheckpointingLayer):
@@ -52,12 +77,15 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
     def __init__(self, config: Any, layer_idx: int):
         super().__init__()
         skipped = getattr(config, "skip", [])
+        self.config = config
+        self.attends = layer_type(config) != "moe"
+        self.window = config.sliding_window if self.attends else None
         self.self_attn, self.mlp = None, None
         if "attention" not in skipped:
-            self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.input_layernorm = new_norm(config)
             self.self_attn = ATTENTION_MODULES[config.attention_kind](config, layer_idx)
         if "mlp" not in skipped:
-            self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_attention_layernorm = new_norm(config)
             self.mlp = FFN_MODULES[config.ffn_kind](config)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -76,7 +104,7 @@ class PuzzleNasPreTrainedModel(LlamaPreTrainedModel):
 
 
 class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
-    """LlamaModel's forward over layers of our own."""
+    """LlamaModel over layers of our own, each with the attention mask of its window."""
 
     def __init__(self, config: PuzzleNasConfig):
         LlamaPreTrainedModel.__init__(self, config)
@@ -86,10 +114,65 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
         self.layers = nn.ModuleList(
             [PuzzleNasLayer(config.per_layer_config[i], i) for i in range(config.num_hidden_layers)]
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.norm = new_norm(config)  # type: ignore[assignment]
+        if config.learned_positions:
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        else:
+            self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def placed(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Embedded tokens with their positions added, and the rotary tables; None where positions are learned."""
+        if self.config.learned_positions:
+            return hidden_states + self.embed_positions(position_ids), None
+        return hidden_states, self.rotary_emb(hidden_states, position_ids=position_ids)
+
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = 0 if cache is None else cache.get_seq_length()
+            position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)
+        hidden_states, tables = self.placed(hidden_states, position_ids)
+        masks: dict[int | None, torch.Tensor | None] = {}
+        layers: list[Any] = list(self.layers)
+        for index, layer in enumerate(layers):
+            window = layer.window
+            if layer.attends and window not in masks:
+                common: dict[str, Any] = {
+                    "inputs_embeds": hidden_states,
+                    "attention_mask": attention_mask,
+                    "cache": cache,
+                    "position_ids": position_ids,
+                }
+                if window is None:
+                    masks[None] = create_causal_mask(config=self.config, **common)
+                else:
+                    masks[window] = create_sliding_window_causal_mask(config=layer.config, layer_idx=index, **common)
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks.get(window),
+                position_embeddings=tables,
+                position_ids=position_ids,
+                cache=cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), cache=cache)
 
 
 class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from blocklib.block import Architecture, Choice
-from blocklib.family import shape_of
+from blocklib.family import attention_scale, own_names, shape_of
 from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
@@ -59,7 +59,7 @@ def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
     loaded, info = loading
     if info["missing_keys"]:
         raise ValueError(f"{source}: the checkpoint lacks {', '.join(sorted(info['missing_keys']))}")
-    weights = loaded.state_dict()
+    weights = own_names(config.model_type, loaded.state_dict())
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{source}: {name} holds NaN or infinite values; the checkpoint is damaged")
@@ -89,13 +89,17 @@ def own_shape(config: PuzzleNasConfig) -> Shape:
         o_bias=config.o_bias,
         mlp_bias=config.mlp_bias,
         qk_norm=config.qk_norm,
+        hidden_act=config.hidden_act,
+        gated=config.gated_ffn,
+        layer_norm=config.layer_norm,
+        positions=config.max_position_embeddings if config.learned_positions else 0,
     )
 
 
 def child_config(config: Any, architecture: Architecture, shape: Shape) -> PuzzleNasConfig:
     """The configuration of `architecture`, everything else as `config` (the parent's, of any family) has it."""
-    kept = ("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "pad_token_id",
-            "bos_token_id", "eos_token_id", "rope_parameters", "attention_dropout", "dtype")  # fmt: skip
+    kept = ("max_position_embeddings", "initializer_range", "rms_norm_eps", "pad_token_id", "bos_token_id",
+            "eos_token_id", "rope_parameters", "attention_dropout", "dtype")  # fmt: skip
     values: dict[str, Any] = dict(
         architecture=str(architecture),
         num_hidden_layers=len(architecture.blocks),
@@ -109,10 +113,17 @@ def child_config(config: Any, architecture: Architecture, shape: Shape) -> Puzzl
         o_bias=shape.o_bias,
         mlp_bias=shape.mlp_bias,
         qk_norm=shape.qk_norm,
+        hidden_act=shape.hidden_act,
+        gated_ffn=shape.gated,
+        layer_norm=shape.layer_norm,
+        learned_positions=shape.positions > 0,
+        attention_scale=getattr(config, "attention_scale", attention_scale(config)),
         tie_word_embeddings=shape.tied,
         per_layer_config={index: layer_config(block) for index, block in enumerate(architecture.blocks)},
         **{name: getattr(config, name) for name in kept if hasattr(config, name)},
     )
+    if hasattr(config, "layer_norm_epsilon"):
+        values["rms_norm_eps"] = config.layer_norm_epsilon
     return PuzzleNasConfig(**values)
 
 
@@ -121,8 +132,9 @@ def model_with(config: PuzzleNasConfig, weights: Weights) -> PuzzleNasForCausalL
     with torch.device("meta"):
         model: PuzzleNasForCausalLM = PuzzleNasForCausalLM._from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
     model.load_state_dict(weights, strict=True, assign=True)
-    # Buffers are not in the state dict, so the rotary table is built anew, off the meta device.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    if not config.learned_positions:
+        # Buffers are not in the state dict, so the rotary table is built anew, off the meta device.
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
     model.tie_weights()
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
@@ -131,7 +143,8 @@ def model_with(config: PuzzleNasConfig, weights: Weights) -> PuzzleNasForCausalL
 
 def _digest(shape: Shape, config: PuzzleNasConfig, weights: Weights) -> str:
     """16 hex digits of what the model computes: sizes, rotary settings, and every weight's bytes."""
-    state = hashlib.blake2b(repr((shape, config.rope_parameters, config.hidden_act, config.rms_norm_eps)).encode())
+    computed = (shape, config.rope_parameters, config.rms_norm_eps, config.attention_scale)
+    state = hashlib.blake2b(repr(computed).encode())
     for name in sorted(weights):
         tensor = weights[name]
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

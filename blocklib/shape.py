@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a parent. `ffn_width` and `kv_heads` are the parent's own, the largest any of its subblocks has."""
+    """Sizes of a parent. `ffn_width` and `kv_heads` are the parent's own, the largest any of its subblocks has.
+
+    `gated`: the FFN is down(act(gate(x)) * up(x)), else down(act(up(x))). `layer_norm`: norms subtract the mean and add
+    a bias, else they are RMS norms. `positions` is how many learned positions there are; 0: they are rotary.
+    """
 
     layers: int
     hidden: int
@@ -19,8 +23,22 @@ class Shape:
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    hidden_act: str = "silu"
+    gated: bool = True
+    layer_norm: bool = False
+    positions: int = 0
+
+    @property
+    def norm_parameters(self) -> int:
+        """Of one norm."""
+        return self.hidden * (2 if self.layer_norm else 1)
+
+    @property
+    def ffn_matrices(self) -> int:
+        """Matrices of the parent's FFN, each hidden x width."""
+        return 3 if self.gated else 2
 
     @property
     def fixed_parameters(self) -> int:
-        """Embedding, final norm and head; a tied head is counted once."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
+        """Embeddings of tokens and positions, final norm and head; a tied head is counted once."""
+        return (self.vocabulary * (1 if self.tied else 2) + self.positions) * self.hidden + self.norm_parameters

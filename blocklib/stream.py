@@ -16,7 +16,7 @@ from blocklib.kind import Weights
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import child_config, own_shape
 
-Rotary = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,16 @@ class SlotPass:
 
 
 def embed(model: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
-    """What enters slot 0: the embedded tokens, [B, T, D]."""
-    embedded: Tensor = model.model.embed_tokens(ids_BT.long())
+    """What enters slot 0: the embedded tokens, learned positions added, [B, T, D]."""
+    positions = torch.arange(ids_BT.shape[1], device=ids_BT.device).unsqueeze(0)
+    embedded: Tensor = model.model.placed(model.model.embed_tokens(ids_BT.long()), positions)[0]
     return embedded
 
 
 def rotary(model: PuzzleNasForCausalLM, hidden_BTD: Tensor) -> Rotary:
-    """The rotary tables of positions 0 to T - 1."""
+    """The rotary tables of positions 0 to T - 1; None where positions are learned."""
+    if model.config.learned_positions:
+        return None
     positions = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device).unsqueeze(0)
     tables: Rotary = model.model.rotary_emb(hidden_BTD, position_ids=positions)
     return tables
@@ -46,7 +49,7 @@ def delta(layer: PuzzleNasLayer, entering_BTD: Tensor, tables: Rotary) -> Tensor
     total = torch.zeros_like(entering_BTD)
     if layer.self_attn is not None:
         total = layer.self_attn(
-            layer.input_layernorm(entering_BTD), position_embeddings=tables, attention_mask=None, past_key_values=None
+            layer.input_layernorm(entering_BTD), position_embeddings=tables, attention_mask=None, cache=None
         )
     if layer.mlp is not None:
         added: Tensor = layer.mlp(layer.post_attention_layernorm(entering_BTD + total))
@@ -59,7 +62,7 @@ def slot_delta(model: PuzzleNasForCausalLM, slot: int, entering_BTD: Tensor, tab
     layer = model.model.layers[slot // 2]
     if slot % 2 == 0:
         normed = layer.input_layernorm(entering_BTD)
-        output: Tensor = layer.self_attn(normed, position_embeddings=tables, attention_mask=None, past_key_values=None)
+        output: Tensor = layer.self_attn(normed, position_embeddings=tables, attention_mask=None, cache=None)
     else:
         output = layer.mlp(layer.post_attention_layernorm(entering_BTD))
     return output

@@ -1,26 +1,47 @@
-"""What arithmetic gives: parameters, and bytes of weights and cache. Exact, to the byte. Knows no times."""
+"""What arithmetic gives: parameters, bytes of weights and cache, and the weights a pass reads. Knows no times.
+
+Exact, to the byte; but what a pass over several tokens reads of a sparse subblock depends on what they choose, and is an
+expectation, as if each chose for itself.
+"""
 
 from blocklib.block import Architecture, Choice
-from blocklib.kinds import choice_kv_values_per_token, choice_parameters
+from blocklib.kinds import choice_kv_values, choice_parameters, choice_touched
 from blocklib.shape import Shape
 from cost_models.cost import Cost
-from cost_models.scenario import bytes_per_value
+from cost_models.scenario import Scenario, bytes_per_value
 
 
-def choice_cost(choice: Choice, shape: Shape, dtype: str) -> Cost:
-    """What `choice` holds in a child of a parent of this shape, its norms included."""
+def choice_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
+    """What `choice` holds and reads in a child of a parent of this shape, its norms included."""
+    size = bytes_per_value(scenario.dtype)
     parameters = choice_parameters(choice, shape)
-    size = bytes_per_value(dtype)
-    kv_bytes = choice_kv_values_per_token(choice, shape) * size
-    return Cost(parameters=parameters, weight_bytes=parameters * size, kv_bytes_per_token=kv_bytes)
+    prompts = scenario.batch * scenario.prompt_tokens
+    return Cost(
+        parameters=parameters,
+        active_parameters=round(choice_touched(choice, shape, 1)),
+        weight_bytes=parameters * size,
+        prefill_bytes=round(choice_touched(choice, shape, prompts) * size),
+        decode_bytes=round(choice_touched(choice, shape, scenario.batch) * size),
+        cache_bytes=choice_kv_values(choice, shape, scenario.context_tokens) * scenario.batch * size,
+    )
 
 
-def fixed_cost(shape: Shape, dtype: str) -> Cost:
-    """What every child holds: embedding, final norm and head. A tied head is the embedding, counted once."""
-    parameters = shape.fixed_parameters
-    return Cost(parameters=parameters, weight_bytes=parameters * bytes_per_value(dtype))
+def fixed_cost(shape: Shape, scenario: Scenario) -> Cost:
+    """What every child holds: embeddings, final norm and head. A tied head is the embedding, counted once.
+
+    Of the embeddings a pass reads a row per token, which is left out; of a tied one all rows, as the head.
+    """
+    parameters, size = shape.fixed_parameters, bytes_per_value(scenario.dtype)
+    read = shape.vocabulary * shape.hidden + shape.norm_parameters
+    return Cost(
+        parameters=parameters,
+        active_parameters=read,
+        weight_bytes=parameters * size,
+        prefill_bytes=read * size,
+        decode_bytes=read * size,
+    )
 
 
-def architecture_cost(architecture: Architecture, shape: Shape, dtype: str) -> Cost:
-    """What a whole child holds."""
-    return sum((choice_cost(choice, shape, dtype) for choice in architecture.choices()), fixed_cost(shape, dtype))
+def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenario) -> Cost:
+    """What a whole child holds and reads."""
+    return sum((choice_cost(choice, shape, scenario) for choice in architecture.choices()), fixed_cost(shape, scenario))

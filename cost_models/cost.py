@@ -8,7 +8,7 @@ throughput is a ceiling on latency, which is linear (Puzzle, arXiv 2411.19146, s
 *generated* over the time, the prompt's not counted).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from cost_models.scenario import Scenario
 
@@ -20,35 +20,34 @@ METRICS = (*LINEAR_METRICS, "throughput")
 class Cost:
     """Seconds are for the whole batch: `prefill_s` of one prefill, `decode_s` of one decode step.
 
-    `kv_bytes_per_token` is what one token of one sequence leaves in the cache.
+    `active_parameters` are those one token uses. `prefill_bytes` and `decode_bytes` are the weights one such pass reads:
+    of sparse subblocks the expected union over its tokens. `cache_bytes` is the cache of the whole batch when all
+    sequences are at their longest.
     """
 
     prefill_s: float = 0.0
     decode_s: float = 0.0
     parameters: int = 0
+    active_parameters: int = 0
     weight_bytes: int = 0
-    kv_bytes_per_token: int = 0
+    prefill_bytes: int = 0
+    decode_bytes: int = 0
+    cache_bytes: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.prefill_s + other.prefill_s,
-            self.decode_s + other.decode_s,
-            self.parameters + other.parameters,
-            self.weight_bytes + other.weight_bytes,
-            self.kv_bytes_per_token + other.kv_bytes_per_token,
-        )
+        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def metrics(self, scenario: Scenario) -> dict[str, float]:
         """The linear metrics: those of a sum are the sums of these.
 
         `ttft_s`: until the first token is out. `decode_s`: one step of the whole batch. `latency_s`: until the last
-        token is out. `memory_bytes`: weights, and the cache of the whole batch when all sequences are at their longest.
+        token is out. `memory_bytes`: weights and cache.
         """
         return {
             "ttft_s": self.prefill_s,
             "decode_s": self.decode_s,
             "latency_s": self.prefill_s + (scenario.generated_tokens - 1) * self.decode_s,
-            "memory_bytes": self.weight_bytes + self.kv_bytes_per_token * scenario.batch * scenario.context_tokens,
+            "memory_bytes": self.weight_bytes + self.cache_bytes,
             "parameters": self.parameters,
         }
 

@@ -11,6 +11,7 @@ from cost_models import analytic
 from cost_models.cost import Cost
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.measured import MeasuredGeometry
+from cost_models.scenario import Scenario
 
 Measured = Mapping[Geometry, MeasuredGeometry]
 
@@ -19,21 +20,21 @@ class NotMeasured(LookupError):
     """A time was asked for that nobody measured."""
 
 
-def choice_cost(choice: Choice, shape: Shape, dtype: str, measured: Measured) -> Cost:
+def choice_cost(choice: Choice, shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
     """What `choice` adds to a child. Raises NotMeasured naming the geometry that is missing."""
     seconds = (_seconds(geometry, measured) for geometry in geometries(choice))
-    return sum(seconds, analytic.choice_cost(choice, shape, dtype))
+    return sum(seconds, analytic.choice_cost(choice, shape, scenario))
 
 
-def fixed_cost(shape: Shape, dtype: str, measured: Measured) -> Cost:
+def fixed_cost(shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
     """What every child costs before its subblocks. Raises NotMeasured."""
-    return analytic.fixed_cost(shape, dtype) + _seconds(FIXED, measured)
+    return analytic.fixed_cost(shape, scenario) + _seconds(FIXED, measured)
 
 
-def architecture_cost(architecture: Architecture, shape: Shape, dtype: str, measured: Measured) -> Cost:
+def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
     """What a whole child costs. Raises NotMeasured."""
-    choices = (choice_cost(choice, shape, dtype, measured) for choice in architecture.choices())
-    return sum(choices, fixed_cost(shape, dtype, measured))
+    choices = (choice_cost(choice, shape, scenario, measured) for choice in architecture.choices())
+    return sum(choices, fixed_cost(shape, scenario, measured))
 
 
 def _seconds(geometry: Geometry, measured: Measured) -> Cost:

@@ -64,10 +64,10 @@ def stack_of(block: Block, shape: Shape, scenario: Scenario, room: Room) -> Stac
     child the other layers push it out between two passes. Where the parent itself stays in the cache, so may a stack.
     Raises ValueError where not even one layer fits into memory.
     """
-    whole = architecture_cost(parent_architecture(shape), shape, scenario.dtype)
+    whole = architecture_cost(parent_architecture(shape), shape, scenario)
     parent_bytes = whole.metrics(scenario)["memory_bytes"]
-    fixed_bytes = fixed_cost(shape, scenario.dtype).weight_bytes
-    layer_bytes = choice_cost(Choice(0, "block", block), shape, scenario.dtype).metrics(scenario)["memory_bytes"]
+    fixed_bytes = fixed_cost(shape, scenario).weight_bytes
+    layer_bytes = choice_cost(Choice(0, "block", block), shape, scenario).metrics(scenario)["memory_bytes"]
     assert layer_bytes > 0, f"{block} holds nothing: any number of layers will do"
     layers = shape.layers
     if parent_bytes > room.cache_bytes:

@@ -164,18 +164,18 @@ class Subject:
     def decode(self) -> float:
         """Seconds of one step on the kept cache, which is as it was afterwards."""
         layers = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
-        before = [(layer.keys, layer.values) for layer in layers]
+        before = [dict(vars(layer)) for layer in layers]
         seconds = self._run(self._next_B1, self.cache)
         # A step leaves these tensors alone and makes longer ones. `crop` would put strided views of the longer ones in
         # their place, which the next step would be up to three times slower to copy.
-        for layer, (keys, values) in zip(layers, before, strict=True):
-            layer.keys, layer.values = keys, values
+        for layer, state in zip(layers, before, strict=True):
+            vars(layer).update(state)
         return seconds
 
     def _run(self, ids_BT: Tensor, cache: DynamicCache) -> float:
         synchronize(self._model.device)
         started = perf_counter()
-        logits = self._model(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = self._model(input_ids=ids_BT, cache=cache, use_cache=True, logits_to_keep=1).logits
         synchronize(self._model.device)
         seconds = perf_counter() - started
         if not (math.isfinite(seconds) and seconds > 0):

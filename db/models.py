@@ -125,8 +125,11 @@ class Cost(Base, kw_only=True):
     spread: Mapped[float]
     """Of the repeated measurements, relative to their median."""
     parameters: Mapped[int]
+    active_parameters: Mapped[int]
     weight_bytes: Mapped[int]
-    kv_bytes_per_token: Mapped[int]
+    prefill_bytes: Mapped[int]
+    decode_bytes: Mapped[int]
+    cache_bytes: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 

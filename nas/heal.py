@@ -1,8 +1,9 @@
 """Healing: global knowledge distillation (GKD) of an assembled child from its parent.
 
 The loss is KL(parent || child) on the logits plus the cosine distance of hidden states after every block (Puzzle,
-arXiv 2411.19146, section 5). transformers' Trainer does the training, in float32 on one device; checkpoints and
-resuming are its own. Embedding and head stay as they are: they are the parent's, and often one tensor.
+arXiv 2411.19146, section 5), plus what sparse FFNs add of their own. transformers' Trainer does the training, in
+float32 on one device; checkpoints and resuming are its own. Embeddings and head stay as they are: they are the
+parent's, and often one tensor.
 """
 
 import json
@@ -22,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from blocklib.block import Architecture
-from blocklib.distil import NotFinite, Progress
+from blocklib.distil import NotFinite, Progress, regulariser
 from blocklib.model import PuzzleNasForCausalLM
 
 
@@ -75,6 +76,11 @@ def heal(
     child.requires_grad_(True)
     child.model.embed_tokens.requires_grad_(False)
     child.lm_head.requires_grad_(False)
+    if child.config.learned_positions:
+        child.model.embed_positions.requires_grad_(False)
+    for module in child.modules():
+        for name in getattr(module, "frozen_in_healing", ()):
+            module.get_parameter(name).requires_grad_(False)
     trainer = _Distillation(
         model=child,
         args=arguments,
@@ -170,6 +176,8 @@ class _Distillation(Trainer):
                 for hidden, end in zip(output.hidden_states[1:], self._ends, strict=True)
             ]
             loss = loss + self._hidden_weight * torch.stack(distances).mean()
+        if model.training:
+            loss = loss + regulariser(model)
         if not torch.isfinite(loss):
             raise NotFinite(
                 f"healing: the loss is {loss.item()} at step {self.state.global_step}; lower heal.learning_rate"

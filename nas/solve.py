@@ -4,7 +4,7 @@ Needs neither the parent nor its text, so a new budget costs seconds. Knows what
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from blocklib.block import Architecture, Choice
@@ -216,4 +216,4 @@ def _explained(known: Measured, budget: Sequence[Limit], error: Infeasible) -> s
 
 def _cost(row: models.Cost | None) -> Cost:
     assert row is not None
-    return Cost(row.prefill_s, row.decode_s, row.parameters, row.weight_bytes, row.kv_bytes_per_token)
+    return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})

@@ -6,7 +6,7 @@ they come. `_build`, `_score` and `_measure` run on workers: they are given plai
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,11 +236,11 @@ def _measure(
 
 
 def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
-    geometry, shape, dtype = timed.geometry, job.parent.shape, job.scenario.dtype
+    geometry, shape = timed.geometry, job.parent.shape
     if geometry.role == "fixed":
-        held = fixed_cost(shape, dtype)
+        held = fixed_cost(shape, job.scenario)
     else:
-        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, dtype)
+        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, job.scenario)
     return _row(key, str(geometry), held + Cost(timed.prefill_s, timed.decode_s), timed.spread)
 
 
@@ -287,7 +287,7 @@ def parent_costs(job: Job, store: Store) -> dict[str, Any]:
 
 
 def _cost_of(row: models.Cost) -> Cost:
-    return Cost(row.prefill_s, row.decode_s, row.parameters, row.weight_bytes, row.kv_bytes_per_token)
+    return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})
 
 
 def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mapping[str, str]) -> Weights:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -17,7 +19,7 @@ from transformers import (
 
 from blocklib.assemble import assemble
 from blocklib.block import SKIP, Architecture, Choice
-from blocklib.family import shape_of
+from blocklib.family import own_names, shape_of
 from blocklib.fit import build
 from blocklib.kind import Weights
 from blocklib.kinds import parent_architecture
@@ -41,7 +43,21 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "mistral": lambda **sizes: MistralConfig(**SIZES | {"head_dim": 8, "sliding_window": None} | sizes),
     "qwen2": lambda **sizes: Qwen2Config(**SIZES | {"tie_word_embeddings": True} | sizes),
     "qwen3": lambda **sizes: Qwen3Config(**SIZES | {"head_dim": 8} | sizes),
+    "gpt2": lambda **sizes: GPT2Config(**_gpt(n_inner=48, **sizes)),
+    "gpt_neo": lambda **sizes: GPTNeoConfig(
+        **_gpt(intermediate_size=48, attention_types=[[["global", "local"], 3]], window_size=64, **sizes)
+    ),
 }
+GPT = ("gpt2", "gpt_neo")
+"""The families of GPT-2's layout."""
+
+
+def _gpt(**sizes: Any) -> dict[str, Any]:
+    """Their sizes: as many KV heads as query heads, which their hidden size is divided among."""
+    kept = SIZES.keys() - {"intermediate_size", "num_key_value_heads"}
+    return {name: SIZES[name] for name in kept} | sizes
+
+
 EVERY_KIND = "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)"
 """An architecture of six layers, the first of which keeps no cache."""
 
@@ -51,7 +67,7 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
-        if name.endswith(("bias", "norm.weight")):
+        if name.endswith(("bias", "norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.eval()
     return model
@@ -60,7 +76,8 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 def parent_from(model: PreTrainedModel) -> Parent:
     """The parent that `load_parent` would make of the model once saved."""
     shape = shape_of(model.config)
-    return parent_of("random", child_config(model.config, parent_architecture(shape), shape), model.state_dict())
+    weights = own_names(model.config.model_type, model.state_dict())
+    return parent_of("random", child_config(model.config, parent_architecture(shape), shape), weights)
 
 
 def random_parent(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> Parent:

@@ -26,6 +26,8 @@ CHANGES = {
     "a fused run": "kv4+ffn48 kv4+fuse(ffn48,ffn16,ffn48) kv4+ffn48 kv4+ffn48",
     "a fused run of the paper's form": "kv4+fuse_last(ffn48,ffn48) kv4+fuse_last(ffn48,ffn48) kv4+ffn48 kv4+ffn48",
     "a fused run without attention": "skip+fuse(ffn48,ffn48) linear+fuse(ffn48,ffn48) kv4+ffn48 kv4+ffn48",
+    "windows": "window5+ffn48 kv4+ffn48 window3+ffn48 window5+ffn48 skip+ffn48 window64+ffn48",
+    "nothing but windows": " ".join(["window4+ffn48"] * 6),
     "everything": EVERY_KIND,
 }
 
@@ -108,7 +110,7 @@ def test_no_attention_at_all_generates_too() -> None:
     assert torch.equal(greedy(child, ids), greedy_by_hand(child, ids))
 
 
-@pytest.mark.parametrize("change", ["no attention in the first layer", "dropped blocks", "everything"])
+@pytest.mark.parametrize("change", ["no attention in the first layer", "dropped blocks", "windows", "everything"])
 def test_padding_on_the_left_changes_no_token(change: str) -> None:
     parent = random_parent()
     child = child_of(parent, CHANGES[change])

@@ -46,7 +46,7 @@ def test_new_times_are_put_on_the_clock_of_the_known_ones() -> None:
     then: dict[Geometry, models.Cost | None] = {
         part: models.Cost(
             key=str(part), name=str(part), spread=0.01, prefill_s=prefill_s, decode_s=0.0, parameters=0,
-            weight_bytes=0, kv_bytes_per_token=0,
+            active_parameters=0, weight_bytes=0, prefill_bytes=0, decode_bytes=0, cache_bytes=0,
         )
         for part, prefill_s in zip(own, (1.0, 2.0, 6.0), strict=True)
     }  # fmt: skip

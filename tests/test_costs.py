@@ -86,13 +86,13 @@ def test_a_throughput_floor_is_a_latency_ceiling(cost: Cost, scenario: Scenario,
 
 
 def test_totals_of_a_scenario_by_hand() -> None:
-    cost = Cost(prefill_s=0.5, decode_s=0.1, parameters=7, weight_bytes=28, kv_bytes_per_token=3)
+    cost = Cost(prefill_s=0.5, decode_s=0.1, parameters=7, weight_bytes=28, cache_bytes=54)
     assert cost.totals(SCENARIO) == {
         "ttft_s": 0.5,
         "decode_s": 0.1,
         "latency_s": pytest.approx(0.8),
         "throughput": pytest.approx(10),
-        "memory_bytes": 28 + 3 * 2 * 9,
+        "memory_bytes": 28 + 54,
         "parameters": 7,
     }
     assert "throughput" not in replace(cost, prefill_s=0.0, decode_s=0.0).totals(SCENARIO)
@@ -121,7 +121,7 @@ def architectures(draw: st.DrawFn, shape: Shape) -> Architecture:
     left = shape.layers
     ffns = st.integers(1, shape.ffn_width).map(lambda width: Subblock("ffn", str(width)))
     while left:
-        attention = draw(st.sampled_from(["kv1", f"kv{shape.kv_heads}", "linear", "skip"]).map(Subblock.parse))
+        attention = draw(st.sampled_from(["kv1", f"kv{shape.kv_heads}", "window4", "window9", "linear", "skip"]).map(Subblock.parse))
         members = draw(st.integers(1, min(3, left)))
         if members == 1:
             ffn = draw(st.one_of(ffns, st.sampled_from([LINEAR, SKIP])))
@@ -154,13 +154,16 @@ def test_arithmetic_equals_what_a_child_holds_to_the_byte(
     architecture = data.draw(architectures(shape))
     dtype = data.draw(st.sampled_from(["float32", "bfloat16"]))
     scenario = replace(SCENARIO, dtype=dtype)
-    cost = analytic.architecture_cost(architecture, shape, dtype)
+    cost = analytic.architecture_cost(architecture, shape, scenario)
     model = random_model(config, architecture, scenario)
     assert sum(parameter.numel() for parameter in model.parameters()) == cost.parameters
     folder = tmp_path_factory.mktemp("child")
     model.save_pretrained(folder)
     assert sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values()) == cost.weight_bytes
-    assert cache_bytes(Subject(model, scenario).cache) == cost.kv_bytes_per_token * 2 * (5 + 2)
+    # A subject keeps the prompt and half of what is generated.
+    half = replace(scenario, generated_tokens=scenario.generated_tokens // 2)
+    held = analytic.architecture_cost(architecture, shape, half).cache_bytes
+    assert cache_bytes(Subject(model, scenario).cache) == held <= cost.cache_bytes
 
 
 def cache_bytes(cache: Any) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parents import FAMILIES, random_parent
+from parents import FAMILIES, GPT, random_parent
 from torch import Tensor
 
 from blocklib.block import Choice, Subblock
@@ -37,7 +37,7 @@ def residual(parent: Parent, batch: int = 2, tokens: int = 7) -> Tensor:
 
 def layers_of(parent: Parent, choice: Choice, contribution_F: Tensor | None = None) -> list[ParentLayer]:
     contribution_F = torch.arange(parent.shape.ffn_width).float() if contribution_F is None else contribution_F
-    return [ParentLayer(parent.layer_weights(n), contribution_F) for n in range(choice.layer, choice.end_layer)]
+    return [ParentLayer(parent.layer_weights(n), contribution_F, torch.empty(0)) for n in range(choice.layer, choice.end_layer)]
 
 
 @torch.no_grad()
@@ -101,8 +101,7 @@ def test_a_linear_ffn_is_down_times_up(family: str) -> None:
     parent = random_parent(family)
     own, choice = parent.layer_weights(2), Choice.parse("L2.ffn=linear")
     found = first_weights(choice, layers_of(parent, choice), parent.shape)
-    normed = torch.nn.functional.rms_norm(residual(parent), (parent.shape.hidden,), eps=1e-6)
-    normed = normed * own["post_attention_layernorm.weight"]
+    normed = parent.model.model.layers[2].post_attention_layernorm(residual(parent))
     up = torch.nn.functional.linear(normed, own["mlp.up_proj.weight"], own.get("mlp.up_proj.bias"))
     expected = torch.nn.functional.linear(up, own["mlp.down_proj.weight"], own.get("mlp.down_proj.bias"))
     torch.testing.assert_close(output(parent, choice, found, residual(parent)), expected, rtol=1e-4, atol=1e-4)
@@ -142,10 +141,10 @@ def test_pooling_is_the_mean_of_adjacent_heads() -> None:
 def test_linear_attention_is_attention_to_oneself(family: str) -> None:
     """On a sequence of one token, attention is a linear map: W_o expand(W_v), biases included."""
     parent = random_parent(family)
-    assert parent.shape.kv_heads < parent.shape.heads
+    assert parent.shape.kv_heads < parent.shape.heads or family in GPT
     choice = Choice.parse("L3.attention=linear")
     weights = first_weights(choice, layers_of(parent, choice), parent.shape)
-    assert ("self_attn.linear_attn.bias" in weights) == (family in ("llama", "qwen2"))
+    assert ("self_attn.linear_attn.bias" in weights) == (family in ("llama", "qwen2", *GPT))
     entering = residual(parent, batch=5, tokens=1)
     expected = parents_own(parent, 6, entering)
     torch.testing.assert_close(output(parent, choice, weights, entering), expected, rtol=1e-4, atol=1e-4)
@@ -226,7 +225,7 @@ def test_bfloat16_runs_stay_bfloat16() -> None:
         ("L0.attention=kv0", "use kv1, kv2, kv4"),
         ("L0.attention=kv8", "use kv1, kv2, kv4"),
         ("L0.attention=kv", "kv has no single number"),
-        ("L0.attention=ffn8", "ffn8: no attention is of kind 'ffn'; kinds: kv, linear, skip"),
+        ("L0.attention=ffn8", "ffn8: no attention is of kind 'ffn'; kinds: kv, window, linear, skip"),
         ("L0.attention=linear2", "linear attention takes no number"),
         ("L0.attention=skip1", "skip takes no number"),
         ("L0.ffn=kv4", "kv4: no ffn is of kind 'kv'; kinds: ffn, linear, skip, fuse, fuse_last"),
@@ -234,7 +233,7 @@ def test_bfloat16_runs_stay_bfloat16() -> None:
         ("L0.ffn=ffn49", "the parent's FFN is 48 wide; use ffn1 to ffn48"),
         ("L0.ffn=linear7", "a linear FFN takes no number"),
         ("L0.ffn=fuse(ffn48)", "at least two members"),
-        ("L0.ffn=fuse(ffn48,linear)", "only gated FFNs can be fused, and linear is none"),
+        ("L0.ffn=fuse(ffn48,linear)", "only dense FFNs can be fused, and linear is none"),
         ("L0.ffn=fuse_last(ffn48,ffn49)", "use ffn1 to ffn48"),
         ("L5.ffn=fuse(ffn48,ffn48)", "L5.ffn=fuse(ffn48,ffn48) reaches past the parent's last layer, 5"),
         ("L6.attention=kv4", "reaches past the parent's last layer, 5"),

@@ -75,7 +75,7 @@ def add_measured(store: Store, search: models.Search) -> None:
             )
         )
     store.set_options(search.id, options)
-    fixed = dict(prefill_s=1e-3, decode_s=0.0, parameters=50, weight_bytes=200, kv_bytes_per_token=0)
+    fixed = dict(prefill_s=1e-3, decode_s=0.0, parameters=50, weight_bytes=200)
     own = LAYERS * (4e-4 + 64e-5)
     whole = fixed | dict(prefill_s=1e-3 + own, parameters=50 + 800, weight_bytes=200 + 3200)
     search.parent_costs = {"fixed": fixed, "whole": whole}

@@ -128,7 +128,7 @@ def test_a_stack_has_the_parents_layers_fewer_for_memory_more_for_the_cache(conf
 
 
 def held(architecture: Architecture, shape: Shape) -> int:
-    return int(analytic.architecture_cost(architecture, shape, "float32").metrics(SCENARIO)["memory_bytes"])
+    return int(analytic.architecture_cost(architecture, shape, SCENARIO).metrics(SCENARIO)["memory_bytes"])
 
 
 def test_a_stack_counts_its_parts() -> None:
@@ -165,12 +165,12 @@ def test_measuring_yields_the_fixed_part_the_own_and_what_was_asked_for(config: 
 
     measured = {one.geometry: one for one in results}
     child = Architecture.parse("kv1+fuse_last(ffn24,ffn24) linear+skip skip+ffn12")
-    cost = price.architecture_cost(child, shape, "float32", measured)
+    cost = price.architecture_cost(child, shape, SCENARIO, measured)
     parts = [FIXED, ASKED[0], ASKED[3], ASKED[1], ASKED[2]]
     assert cost.decode_s == pytest.approx(sum(measured[part].decode_s for part in parts))
-    assert replace(cost, prefill_s=0.0, decode_s=0.0) == analytic.architecture_cost(child, shape, "float32")
+    assert replace(cost, prefill_s=0.0, decode_s=0.0) == analytic.architecture_cost(child, shape, SCENARIO)
     with pytest.raises(price.NotMeasured, match=r"ffn\.ffn7 was not measured"):
-        price.choice_cost(Choice.parse("L0.ffn=ffn7"), shape, "float32", measured)
+        price.choice_cost(Choice.parse("L0.ffn=ffn7"), shape, SCENARIO, measured)
 
 
 def test_without_generation_only_prefill_is_measured(config: PuzzleNasConfig) -> None:

@@ -19,7 +19,10 @@ from blocklib.shape import Shape
 
 
 class GroupedQueryAttention(nn.Module):
-    """Rotary causal attention with optional biases and per-head query/key norms (Llama, Mistral, Qwen2, Qwen3)."""
+    """Causal attention, over a sliding window where the layer has one, with rotary positions where it is given tables.
+
+    Biases and per-head query/key norms as the configuration says (Llama, Mistral, Qwen2, Qwen3, GPT-2, GPT-Neo).
+    """
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__()
@@ -27,7 +30,8 @@ class GroupedQueryAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
+        self.scaling = self.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.sliding_window = config.sliding_window
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
         query_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
@@ -42,9 +46,9 @@ class GroupedQueryAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         input_shape = hidden_states.shape[:-1]
@@ -54,16 +58,39 @@ class GroupedQueryAttention(nn.Module):
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        elif attention_mask is None and self.sliding_window is not None:
+            # Whole sequences without a model around us: nobody made the mask.
+            attention_mask = window_mask(key.shape[-2], self.sliding_window, key.device)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.attention_dropout if self.training else 0.0
-        output, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        output, _ = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
         projected: torch.Tensor = self.o_proj(output.reshape(*input_shape, -1).contiguous())
         return projected
+
+
+def window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor | None:
+    """[1, 1, T, T], true where a token may look: at itself and the window - 1 before it. None where that is all."""
+    if tokens <= window:
+        return None
+    behind = torch.arange(tokens, device=device)[:, None] - torch.arange(tokens, device=device)
+    return ((behind >= 0) & (behind < window))[None, None]
 
 
 class GroupedQuery(Kind):
@@ -79,15 +106,15 @@ class GroupedQuery(Kind):
             )
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
-        return {"num_key_value_heads": subblock.number}
+        return {"attention_kind": "kv", "num_key_value_heads": subblock.number}
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
         query, kv = shape.heads * shape.head_dim, subblock.number * shape.head_dim
         matrices = shape.hidden * (2 * query + 2 * kv)
         biases = shape.qkv_bias * (query + 2 * kv) + shape.o_bias * shape.hidden
-        return matrices + biases + shape.qk_norm * 2 * shape.head_dim + shape.hidden
+        return matrices + biases + shape.qk_norm * 2 * shape.head_dim + shape.norm_parameters
 
-    def kv_heads(self, subblock: Subblock) -> int:
+    def kv_heads(self, subblock: Subblock, shape: Shape) -> int:
         return subblock.number
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
@@ -95,7 +122,7 @@ class GroupedQuery(Kind):
         weights = {
             name: tensor
             for name, tensor in layer.weights.items()
-            if name.startswith("self_attn.") or name == "input_layernorm.weight"
+            if name.startswith(("self_attn.", "input_layernorm."))
         }
         for projection in ("k_proj", "v_proj"):
             for part in ("weight", "bias"):

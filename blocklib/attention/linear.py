@@ -40,16 +40,15 @@ class Linear(Kind):
         return {"attention_kind": "linear"}
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
-        return shape.hidden * (shape.hidden + (shape.qkv_bias or shape.o_bias) + 1)
+        return shape.hidden * (shape.hidden + (shape.qkv_bias or shape.o_bias)) + shape.norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers
         output_DQ = layer.weights["self_attn.o_proj.weight"].float()
-        weights = {
-            "input_layernorm.weight": layer.weights["input_layernorm.weight"],
-            "self_attn.linear_attn.weight": output_DQ
-            @ _expand(layer.weights["self_attn.v_proj.weight"].float(), shape),
-        }
+        weights = {name: tensor for name, tensor in layer.weights.items() if name.startswith("input_layernorm.")}
+        weights["self_attn.linear_attn.weight"] = output_DQ @ _expand(
+            layer.weights["self_attn.v_proj.weight"].float(), shape
+        )
         if shape.qkv_bias or shape.o_bias:
             bias_D = output_DQ.new_zeros(shape.hidden)
             if shape.qkv_bias:

@@ -1,4 +1,4 @@
-"""`ffnN`: a gated FFN of width N; the parent's own is one of them.
+"""`ffnN`: an FFN of width N, gated where the parent's is; the parent's own is one of them.
 
 First weights keep the N channels that contribute most, `mean|x_i| * ||W_down[:, i]||` (Puzzle, arXiv 2411.19146,
 section 3.2), in the parent's order.
@@ -9,31 +9,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from blocklib.block import Subblock
-from blocklib.kind import Kind, ParentLayer
+from blocklib.kind import Kind, ParentLayer, Weights
 from blocklib.shape import Shape
 
 
-class GatedFFN(nn.Module):
-    """down(act(gate(x)) * up(x))."""
+class DenseFFN(nn.Module):
+    """down(act(gate(x)) * up(x)); without a gate, down(act(up(x)))."""
 
     def __init__(self, config: Any):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        if config.gated_ffn:
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.gated = config.gated_ffn
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        if self.gated:
+            hidden = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        else:
+            hidden = self.act_fn(self.up_proj(hidden_states))
+        output: torch.Tensor = self.down_proj(hidden)
         return output
 
 
 class Dense(Kind):
     output_projection = "mlp.down_proj"
-    module = GatedFFN
+    module = DenseFFN
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if not 1 <= subblock.number <= shape.ffn_width:
@@ -42,16 +49,17 @@ class Dense(Kind):
             )
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
-        return {"intermediate_size": subblock.number}
+        return {"ffn_kind": "ffn", "intermediate_size": subblock.number}
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
         width = subblock.number
-        return 3 * shape.hidden * width + shape.mlp_bias * (2 * width + shape.hidden) + shape.hidden
+        biases = shape.mlp_bias * ((shape.ffn_matrices - 1) * width + shape.hidden)
+        return shape.ffn_matrices * shape.hidden * width + biases + shape.norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers
         kept_N = layer.contribution_F.topk(subblock.number).indices.sort().values
-        weights = {"post_attention_layernorm.weight": layer.weights["post_attention_layernorm.weight"]}
+        weights = norm_weights(layer)
         for name, tensor in layer.weights.items():
             if name.startswith(("mlp.gate_proj", "mlp.up_proj")):
                 weights[name] = tensor[kept_N]
@@ -60,3 +68,21 @@ class Dense(Kind):
             elif name == "mlp.down_proj.bias":
                 weights[name] = tensor
         return weights
+
+
+def norm_weights(layer: ParentLayer) -> dict[str, Tensor]:
+    """The tensors of the norm a layer's FFN reads through."""
+    return {name: tensor for name, tensor in layer.weights.items() if name.startswith("post_attention_layernorm.")}
+
+
+def hidden_values(weights: Weights, input_ND: Tensor, shape: Shape) -> Tensor:
+    """What the down projection of a dense FFN reads, [N, F], for inputs behind the norm, [N, D]."""
+
+    def projected(name: str) -> Tensor:
+        return functional.linear(input_ND, weights[f"mlp.{name}.weight"], weights.get(f"mlp.{name}.bias"))
+
+    activate = ACT2FN[shape.hidden_act]
+    hidden_NF: Tensor = (
+        activate(projected("gate_proj")) * projected("up_proj") if shape.gated else activate(projected("up_proj"))
+    )
+    return hidden_NF

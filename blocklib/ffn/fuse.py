@@ -4,7 +4,7 @@ arXiv 2503.18908, section 3, theorem 3.1).
 All members read the same input: gate and up are stacked along the output axis, down along the input axis, output
 biases are added. Their norms differ, though. `fuse` folds each member's norm scale into its own gate and up columns
 and leaves a norm of ones, which is exact; `fuse_last` is the paper's form, where every member reads through the norm of
-the last.
+the last. A layer norm's bias folds into the biases of gate and up.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from blocklib.block import Subblock
-from blocklib.ffn.dense import Dense, GatedFFN
+from blocklib.ffn.dense import Dense, DenseFFN
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
-_NORM = "post_attention_layernorm.weight"
+_NORM, _NORM_BIAS = "post_attention_layernorm.weight", "post_attention_layernorm.bias"
 
 
 class Fuse(Kind):
     output_projection = "mlp.down_proj"
-    module = GatedFFN
+    module = DenseFFN
 
     def __init__(self, fold_norms: bool):
         self._fold_norms = fold_norms
@@ -34,8 +34,10 @@ class Fuse(Kind):
             raise ValueError(f"{subblock}: a fused run has at least two members, as in fuse(ffn512,ffn512)")
         for part in subblock.parts:
             if part.kind != "ffn":
-                raise ValueError(f"{subblock}: only gated FFNs can be fused, and {part} is none")
+                raise ValueError(f"{subblock}: only dense FFNs can be fused, and {part} is none")
             self._member.check(part, shape)
+        if shape.layer_norm and not shape.mlp_bias:
+            raise ValueError(f"{subblock}: the parent's layer norms have biases and its FFNs none to fold them into")
 
     def _wide(self, subblock: Subblock) -> Subblock:
         return Subblock("ffn", str(sum(part.number for part in subblock.parts)))
@@ -55,21 +57,29 @@ class Fuse(Kind):
 
 def fuse_weights(members: Sequence[dict[str, Tensor]], fold_norms: bool) -> dict[str, Tensor]:
     """The weights of one wide FFN from those of several. Norms are folded in float32 at least."""
-    norm_D = members[-1][_NORM]
-    fused = {_NORM: torch.ones_like(norm_D) if fold_norms else norm_D}
-    for projection in ("gate_proj", "up_proj"):
-        name = f"mlp.{projection}.weight"
-        stacked = [_folded(m[name], m[_NORM]) if fold_norms else m[name] for m in members]
-        fused[name] = torch.cat(stacked, dim=0)
-        bias = f"mlp.{projection}.bias"
-        if bias in members[0]:
-            fused[bias] = torch.cat([m[bias] for m in members])
+    if fold_norms:
+        members = [_folded(member) for member in members]
+    fused = {name: tensor for name, tensor in members[-1].items() if name in (_NORM, _NORM_BIAS)}
+    for name in members[0]:
+        if name.startswith(("mlp.gate_proj.", "mlp.up_proj.")):
+            fused[name] = torch.cat([member[name] for member in members], dim=0)
     fused["mlp.down_proj.weight"] = torch.cat([m["mlp.down_proj.weight"] for m in members], dim=1)
     if "mlp.down_proj.bias" in members[0]:
         fused["mlp.down_proj.bias"] = torch.stack([m["mlp.down_proj.bias"] for m in members]).sum(0)
     return fused
 
 
-def _folded(weight_FD: Tensor, norm_D: Tensor) -> Tensor:
-    wide = torch.promote_types(weight_FD.dtype, torch.float32)
-    return (weight_FD.to(wide) * norm_D.to(wide)).to(weight_FD.dtype)
+def _folded(member: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same function with its norm's scale and bias in gate and up, and a norm of ones and zeros."""
+    dtype = member[_NORM].dtype
+    wide = {name: tensor.to(torch.promote_types(dtype, torch.float32)) for name, tensor in member.items()}
+    folded = dict(member) | {_NORM: torch.ones_like(member[_NORM])}
+    for projection in ("mlp.gate_proj", "mlp.up_proj"):
+        if f"{projection}.weight" in member:
+            folded[f"{projection}.weight"] = (wide[f"{projection}.weight"] * wide[_NORM]).to(dtype)
+            if _NORM_BIAS in member:
+                shifted = wide[f"{projection}.bias"] + wide[f"{projection}.weight"] @ wide[_NORM_BIAS]
+                folded[f"{projection}.bias"] = shifted.to(dtype)
+    if _NORM_BIAS in member:
+        folded[_NORM_BIAS] = torch.zeros_like(member[_NORM_BIAS])
+    return folded

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blocklib.block import Subblock
+from blocklib.ffn.dense import norm_weights
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
@@ -36,15 +37,13 @@ class Linear(Kind):
         return {"ffn_kind": "linear"}
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
-        return shape.hidden * (shape.hidden + shape.mlp_bias + 1)
+        return shape.hidden * (shape.hidden + shape.mlp_bias) + shape.norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers
         down_DF = layer.weights["mlp.down_proj.weight"].float()
-        weights = {
-            "post_attention_layernorm.weight": layer.weights["post_attention_layernorm.weight"],
-            "mlp.linear_mlp.weight": down_DF @ layer.weights["mlp.up_proj.weight"].float(),
-        }
+        weights = norm_weights(layer)
+        weights["mlp.linear_mlp.weight"] = down_DF @ layer.weights["mlp.up_proj.weight"].float()
         if shape.mlp_bias:
             bias_D = down_DF @ layer.weights["mlp.up_proj.bias"].float() + layer.weights["mlp.down_proj.bias"].float()
             weights["mlp.linear_mlp.bias"] = bias_D

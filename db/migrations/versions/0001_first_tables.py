@@ -41,8 +41,11 @@ def measured() -> None:
         sa.Column("decode_s", sa.Double(), nullable=False),
         sa.Column("spread", sa.Double(), nullable=False),
         sa.Column("parameters", WHOLE, nullable=False),
+        sa.Column("active_parameters", WHOLE, nullable=False),
         sa.Column("weight_bytes", WHOLE, nullable=False),
-        sa.Column("kv_bytes_per_token", WHOLE, nullable=False),
+        sa.Column("prefill_bytes", WHOLE, nullable=False),
+        sa.Column("decode_bytes", WHOLE, nullable=False),
+        sa.Column("cache_bytes", WHOLE, nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_cost"),
     )

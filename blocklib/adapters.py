@@ -14,17 +14,17 @@ class _Adapter(nn.Module):
 
     def __init__(self, weight: Tensor, rank: int, seeded: torch.Generator):
         super().__init__()
-        rows, columns = weight.shape
-        down_RC = torch.randn(rank, columns, generator=seeded) / columns**0.5
+        *stack, rows, columns = weight.shape
+        down_RC = torch.randn(*stack, rank, columns, generator=seeded) / columns**0.5
         self.down_RC = nn.Parameter(down_RC.to(weight))
-        self.up_OR = nn.Parameter(torch.zeros(rows, rank).to(weight))
+        self.up_OR = nn.Parameter(torch.zeros(*stack, rows, rank).to(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.up_OR @ self.down_RC
 
 
 def add_adapters(model: nn.Module, rank: int) -> None:
-    """Give every matrix of `model` an adapter of rank `rank`, and let nothing else be trained.
+    """Give every matrix of `model`, or of a stack of them, an adapter of rank `rank`, and let nothing else be trained.
 
     Raises ValueError where no matrix is wider and higher than the rank.
     """
@@ -34,7 +34,7 @@ def add_adapters(model: nn.Module, rank: int) -> None:
         (module, name)
         for module in model.modules()
         for name, tensor in module.named_parameters(recurse=False)
-        if tensor.ndim == 2 and min(tensor.shape) > rank
+        if tensor.ndim >= 2 and min(tensor.shape[-2:]) > rank
     ]
     if not matrices:
         raise ValueError(f"no matrix is wider and higher than lora_rank {rank}; give a smaller rank")

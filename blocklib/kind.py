@@ -71,6 +71,10 @@ class Kind(ABC):
         """
         return self.parameters(subblock, shape)
 
+    def runs_as(self, subblock: Subblock) -> Subblock:
+        """The subblock that takes the same time; each such is timed once."""
+        return subblock
+
     def kv_heads(self, subblock: Subblock, shape: Shape) -> int:
         """KV heads it keeps in the cache per token."""
         return 0

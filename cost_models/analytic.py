@@ -1,7 +1,7 @@
 """What arithmetic gives: parameters, bytes of weights and cache, and the weights a pass reads. Knows no times.
 
-Exact, to the byte; but what a pass over several tokens reads of a sparse subblock depends on what they choose, and is an
-expectation, as if each chose for itself.
+Exact, to the byte; but what a pass over several tokens reads of a sparse subblock depends on what they choose: that is
+an expectation, as if each chose for itself.
 """
 
 from blocklib.block import Architecture, Choice

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blocklib.block import SKIP, Choice, Role, Subblock
+from blocklib.kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,7 @@ FIXED = Geometry("fixed")
 def geometry(role: Role, subblock: Subblock) -> Geometry:
     """What runs where `subblock` stands in an attention or FFN slot."""
     assert role != "block", f"{subblock} is one subblock, not a block"
-    if subblock.parts:
-        return Geometry("ffn", Subblock("ffn", str(sum(part.number for part in subblock.parts))))
-    return Geometry(role, subblock)
+    return Geometry(role, kind_of(role, subblock).runs_as(subblock))
 
 
 def geometries(choice: Choice) -> tuple[Geometry, ...]:

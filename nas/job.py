@@ -22,7 +22,7 @@ from nas.data import Tokens, load_tokens
 from nas.digest import digest
 from nas.export.formats import check_format
 from nas.request import Request
-from nas.space import choices, parts
+from nas.space import check_kinds, choices, parts
 
 # Part of every key of built weights: raise it when the same settings would give other weights.
 _BUILD_VERSION = 1
@@ -80,7 +80,14 @@ class Job:
     def training(self, part: Choice) -> Training:
         settings = self.request.distill.for_kind(part.subblocks[0][1].kind)
         tokens = self.tokens.distillation.size if settings.tokens is None else settings.tokens
-        return Training(tokens, settings.learning_rate, settings.warmup, settings.schedule, settings.weight_decay)
+        return Training(
+            tokens,
+            settings.learning_rate,
+            settings.warmup,
+            settings.schedule,
+            settings.weight_decay,
+            settings.lora_rank,
+        )
 
     def build_key(self, part: Choice) -> str:
         """Of a subblock's weights in the library."""
@@ -109,6 +116,7 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
     """
     parent = load_parent(request.checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(request.checkpoint)
+    check_kinds(request.distill.kinds)
     space = choices(request.space, parent.shape)
     check_format(request.export.format, space, parent.model.config)
     asked = request.scenario

@@ -18,7 +18,6 @@ from nas.sections import (
     Distill,
     Export,
     Heal,
-    KindTrainings,
     Measure,
     Ray,
     Scenario,
@@ -104,6 +103,6 @@ def _default_home() -> str:
 
 def _training_tokens(request: Request) -> Iterator[tuple[str, int | None]]:
     yield "distill.tokens", request.distill.tokens
-    for kind in KindTrainings.model_fields:
-        yield f"distill.kinds.{kind}.tokens", getattr(request.distill.kinds, kind).tokens
+    for kind, training in request.distill.kinds.items():
+        yield f"distill.kinds.{kind}.tokens", training.tokens
     yield "heal.tokens", request.heal.tokens if request.heal else None

@@ -161,21 +161,14 @@ class KindTraining(Section):
     tokens: TokenCount | None = None
     learning_rate: Positive | None = None
     schedule: Schedule | None = None
-
-
-class KindTrainings(Section):
-    """By the kinds that hold weights."""
-
-    kv: KindTraining = KindTraining()
-    ffn: KindTraining = KindTraining()
-    linear: KindTraining = KindTraining()
-    fuse: KindTraining = KindTraining()
+    lora_rank: Count | None = None
 
 
 class Distill(Section):
     """Blockwise local distillation. `tokens` None: all distillation tokens; 0: first weights only, nothing is trained.
 
-    `warmup` is a share of the steps.
+    `warmup` is a share of the steps. `lora_rank` None: every weight is trained; else low-rank adapters of that rank,
+    merged into the weights afterwards. `kinds` says by kind what it does otherwise.
     """
 
     least_squares: Flag = True
@@ -185,11 +178,15 @@ class Distill(Section):
     warmup: Fraction = 0.05
     schedule: Schedule = "cosine"
     weight_decay: NotNegative = 0.0
-    kinds: KindTrainings = KindTrainings()
+    lora_rank: Count | None = None
+    kinds: dict[str, KindTraining] = Field(default={}, validate_default=True)
 
     def for_kind(self, kind: str) -> "Distill":
-        """These settings with what `kinds` says otherwise of one kind put in; `fuse_last` goes by `fuse`."""
-        special = getattr(self.kinds, kind.removesuffix("_last"), KindTraining())
+        """These settings with what `kinds` says otherwise of one kind put in.
+
+        A variant of a kind that is not named itself goes by it, as `fuse_last` by `fuse`.
+        """
+        special = self.kinds.get(kind) or self.kinds.get(kind.partition("_")[0]) or KindTraining()
         return self.model_copy(update=special.model_dump(exclude_none=True))
 
 

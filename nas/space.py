@@ -1,7 +1,9 @@
 """The space of a request, spelled out for one parent: every choice a search may make. Knows sizes, not weights."""
 
-from blocklib.block import SKIP, Block, Choice, Subblock
-from blocklib.kinds import check
+from collections.abc import Iterable
+
+from blocklib.block import SKIP, Block, Choice, Role, Subblock
+from blocklib.kinds import ATTENTION, FFN, check, control, kind_of
 from blocklib.shape import Shape
 from nas.sections import Space
 from nas.values import Option, Share
@@ -12,8 +14,12 @@ def choices(space: Space, shape: Shape) -> tuple[Choice, ...]:
 
     Raises ValueError, naming the option, where the parent cannot hold it.
     """
-    attentions = _distinct([Subblock("kv", str(shape.kv_heads)), *(_sized(o, shape) for o in space.attention)])
-    ffns = _distinct([Subblock("ffn", str(shape.ffn_width)), *(_sized(o, shape) for o in space.ffn)])
+    attentions = _distinct(
+        [Subblock("kv", str(shape.kv_heads)), *(_sized("attention", o, shape) for o in space.attention)]
+    )
+    ffns = _distinct([Subblock("ffn", str(shape.ffn_width)), *(_sized("ffn", o, shape) for o in space.ffn)])
+    # A sparse FFN is worth its place only beside a dense one that does as much for a token.
+    ffns = _distinct([*ffns, *filter(None, (control(ffn, shape) for ffn in ffns))])
     found: list[Choice] = []
     for layer in range(shape.layers):
         found += [Choice(layer, "attention", attention) for attention in attentions]
@@ -36,10 +42,21 @@ def parts(choice: Choice) -> tuple[Choice, ...]:
     return tuple(Choice(choice.layer, role, subblock) for role, subblock in choice.subblocks)
 
 
-def _sized(option: Option, shape: Shape) -> Subblock:
-    if isinstance(option, Subblock):
-        return option
-    return Subblock(option.kind, str(_heads(option, shape) if option.kind == "kv" else _width(option, shape)))
+def check_kinds(named: Iterable[str]) -> None:
+    """Raise ValueError where distill.kinds names a kind there is not."""
+    known = sorted((ATTENTION | FFN).keys() - {"skip"})
+    for kind in named:
+        if kind not in known:
+            raise ValueError(f"distill.kinds.{kind}: there is no such kind; kinds: {', '.join(known)}")
+
+
+def _sized(role: Role, option: Option, shape: Shape) -> Subblock:
+    if isinstance(option, Share):
+        option = Subblock(option.kind, str(_heads(option, shape) if role == "attention" else _width(option, shape)))
+    kind = kind_of(role, option)
+    sized = kind.sized(option, shape)
+    kind.check(sized, shape)
+    return sized
 
 
 def _heads(option: Share, shape: Shape) -> int:

@@ -42,17 +42,23 @@ def folder_of(info: ValidationInfo) -> Path:
 
 
 def _option(value: object, own: str) -> Option:
-    """An option of the space, `own` being the kind that takes a size."""
-    right = f"write {own}50% (of the parent's), {own}4 (a size of its own), linear or skip"
+    """An option of the space, `own` being the parent's kind. Which kinds there are is not known here."""
+    right = f"write {own}50% (of the parent's), {own}4 (a size of its own), linear, skip or another kind's spelling"
     text = str(value)
-    if percent := re.fullmatch(rf"(?:{own})?([\d.]+%)", text):
-        share = parse_percent(percent[1])
+    if percent := re.fullmatch(r"([a-z_]*)([\d.]+%)", text):
+        share = parse_percent(percent[2])
+        if own == "kv" and percent[1] not in ("", own):
+            raise ValueError(f"{value!r} is no option here; {right}")
         if share > 1:
             raise ValueError(f"{text} is more than the parent has; {right}")
-        return Share(own, share)
-    if re.fullmatch(rf"linear|skip|{own}[1-9]\d*", text):
-        return Subblock.parse(text)
-    raise ValueError(f"{value!r} is no option here; {right}")
+        return Share(percent[1] or own, share)
+    try:
+        option = Subblock.parse(text)
+    except ValueError:
+        option = None
+    if option is None or option.parts:
+        raise ValueError(f"{value!r} is no option here; {right}")
+    return option
 
 
 def distinct(options: tuple[Option, ...]) -> tuple[Option, ...]:

@@ -7,7 +7,7 @@ from blocklib.block import SKIP, Block, Subblock
 from blocklib.kinds import parent_architecture
 from blocklib.parent import own_shape
 from nas.sections import Space
-from nas.space import choices, parts
+from nas.space import check_kinds, choices, parts
 
 SHAPE = own_shape(config_of())
 """4 layers of kv2+ffn24."""
@@ -72,3 +72,9 @@ def test_a_pair_is_made_of_what_the_library_holds() -> None:
 def test_what_the_parent_cannot_hold_is_named(asked: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         choices(space(**asked), SHAPE)
+
+
+def test_settings_of_a_kind_there_is_not_are_a_mistake() -> None:
+    check_kinds(["kv", "fuse_last", "linear"])
+    with pytest.raises(ValueError, match=r"distill\.kinds\.skip: there is no such kind; kinds: ffn, .*window"):
+        check_kinds(["skip"])

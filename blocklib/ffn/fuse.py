@@ -39,14 +39,14 @@ class Fuse(Kind):
         if shape.layer_norm and not shape.mlp_bias:
             raise ValueError(f"{subblock}: the parent's layer norms have biases and its FFNs none to fold them into")
 
-    def _wide(self, subblock: Subblock) -> Subblock:
+    def runs_as(self, subblock: Subblock) -> Subblock:
         return Subblock("ffn", str(sum(part.number for part in subblock.parts)))
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
-        return self._member.layer_config(self._wide(subblock))
+        return self._member.layer_config(self.runs_as(subblock))
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
-        return self._member.parameters(self._wide(subblock), shape)
+        return self._member.parameters(self.runs_as(subblock), shape)
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         members = [

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 from blocklib.block import Architecture, Block, Subblock
+from blocklib.kinds import parent_block
 from blocklib.parent import Parent, load_parent
 from cost_models import price
 from cost_models.geometry import Geometry, geometries
@@ -55,7 +56,7 @@ def main() -> None:
 def random_architecture(parent: Parent, generator: random.Random) -> Architecture:
     """Each subblock of each layer drawn by itself; half of the children keep most of what the parent has."""
     shape = parent.shape
-    own = parent.architecture.blocks[0]
+    own = parent_block(parent.shape)
     attentions = [Subblock("kv", str(n)) for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0]
     ffns = [Subblock("ffn", str(max(1, shape.ffn_width * percent // 100))) for percent in (25, 50, 75, 100)]
     others = [Subblock("linear"), Subblock("skip")]

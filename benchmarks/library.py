@@ -31,7 +31,7 @@ from nas.evaluate import evaluate
 from nas.request import checkpoint_of
 from nas.score import score
 from nas.sections import Space
-from nas.space import choices, parts
+from nas.space import choices
 
 assert nas.quiet
 
@@ -124,7 +124,7 @@ def main() -> None:
     ids = torch.randint(0, parent.shape.vocabulary, shape, generator=generator)
 
     wanted = [c for c in choices(Space(fuse=None, drop_blocks=False), parent.shape) if not parent.own(c)]
-    trainable = [part for choice in wanted for part in parts(choice) if part.what.kind != "skip"]
+    trainable = [part for choice in wanted for part in choice.parts if part.what.kind != "skip"]
     weights = {built.choice: built.first for built in build(parent, trainable, ids, batch=4, fit=False)}
     scored = weights | {choice: {} for choice in wanted if choice not in weights}
     batch = max(1, len(ids) // 2)

@@ -32,10 +32,9 @@ def assemble(
         name: tensor for name, tensor in source.items() if not name.startswith("model.layers.")
     }
     for index, (layer, block) in enumerate(architecture.placed()):
-        for role, subblock in Choice(layer, "block", block).subblocks:
-            choice = Choice(layer, role, subblock)
+        for choice in Choice(layer, "block", block).parts:
             check(choice, parent.shape)
-            part = parent_part(parent, layer, role) if parent.own(choice) else weights_of(choice)
+            part = parent_part(parent, layer, choice.role) if parent.own(choice) else weights_of(choice)
             weights |= {f"model.layers.{index}.{name}": tensor for name, tensor in part.items()}
     return model_with(child_config(parent.model.config, architecture, parent.shape), weights)
 

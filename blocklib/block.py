@@ -8,6 +8,7 @@ hold it: each kind's own file does (`blocklib/attention/`, `blocklib/ffn/`).
     skip, linear                          subblocks without a size
     fuse(ffn512,ffn256,ffn512)            a subblock made of parts; spans one parent layer per part
     kv8+ffn512                            a block: attention + FFN
+    kv8+ffn512|kv8+ffn512                 blocks in parallel: they read one input, and what they add is summed
     kv8+ffn512 skip+fuse(ffn512,ffn512)   an architecture: blocks that tile the parent's layers
     L3.ffn=ffn256                         a choice: what stands at which slots
 
@@ -108,19 +109,42 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """Two or more blocks that all read what enters the first, and whose outputs are summed onto it.
+
+    FFN Fusion (arXiv 2503.18908), appendix B: full-block parallelism.
+    """
+
+    blocks: tuple[Block, ...]
+
+    def __str__(self) -> str:
+        return "|".join(map(str, self.blocks))
+
+    @property
+    def layers(self) -> int:
+        return sum(block.layers for block in self.blocks)
+
+    @staticmethod
+    def parse(text: str) -> "Block | Parallel":
+        """A block, or several in parallel."""
+        blocks = tuple(Block.parse(part) for part in text.split("|"))
+        return blocks[0] if len(blocks) == 1 else Parallel(blocks)
+
+
+@dataclass(frozen=True)
 class Choice:
     """What stands at some slots: one option of one search, or one subblock of the library.
 
     `layer` is the parent layer of its first slot. An `attention` or `ffn` choice holds a subblock, a `block` choice a
-    whole block.
+    whole block or several in parallel.
     """
 
     layer: int
     role: Role
-    what: Subblock | Block
+    what: Subblock | Block | Parallel
 
     def __post_init__(self) -> None:
-        assert isinstance(self.what, Block) == (self.role == "block"), (self.role, self.what)
+        assert isinstance(self.what, Subblock) == (self.role != "block"), (self.role, self.what)
 
     def __str__(self) -> str:
         return f"L{self.layer}.{self.role}={self.what}"
@@ -142,11 +166,21 @@ class Choice:
         return self.layer + (self.what.layers if self.role != "attention" else 1)
 
     @property
+    def parts(self) -> tuple["Choice", ...]:
+        """The subblock choices it is made of, in order: what the library holds, and what is measured."""
+        if isinstance(self.what, Subblock):
+            return (self,)
+        found: list[Choice] = []
+        layer = self.layer
+        for block in self.what.blocks if isinstance(self.what, Parallel) else (self.what,):
+            found += [Choice(layer, "attention", block.attention), Choice(layer, "ffn", block.ffn)]
+            layer += block.layers
+        return tuple(found)
+
+    @property
     def subblocks(self) -> tuple[tuple[Role, Subblock], ...]:
         """Its subblocks with their roles, in order."""
-        if isinstance(self.what, Block):
-            return (("attention", self.what.attention), ("ffn", self.what.ffn))
-        return ((self.role, self.what),)
+        return tuple((part.role, part.what) for part in self.parts if isinstance(part.what, Subblock))
 
     @staticmethod
     def parse(text: str) -> "Choice":
@@ -155,7 +189,7 @@ class Choice:
             raise ValueError(f"{text!r} is not a choice; spell it like L3.ffn=ffn256 or L3.block=skip+skip")
         layer, role, what = int(match[1]), match[2], match[3]
         if role == "block":
-            return Choice(layer, "block", Block.parse(what))
+            return Choice(layer, "block", Parallel.parse(what))
         return Choice(layer, "attention" if role == "attention" else "ffn", Subblock.parse(what))
 
 
@@ -163,30 +197,40 @@ class Choice:
 class Architecture:
     """Blocks that tile the parent's layers, first to last."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block | Parallel, ...]
 
     def __str__(self) -> str:
         return " ".join(map(str, self.blocks))
 
     @property
     def layers(self) -> int:
-        """Parent layers covered; the child itself has `len(blocks)` layers."""
+        """Parent layers covered; the child itself has one layer for each of `placed()`."""
         return sum(block.layers for block in self.blocks)
 
     def placed(self) -> Iterator[tuple[int, Block]]:
-        """Each block with the parent layer it starts at."""
+        """Each block, one after the other whether parallel or not, with the parent layer it starts at."""
         layer = 0
-        for block in self.blocks:
-            yield layer, block
-            layer += block.layers
+        for entry in self.blocks:
+            for block in entry.blocks if isinstance(entry, Parallel) else (entry,):
+                yield layer, block
+                layer += block.layers
+
+    def joined(self) -> tuple[bool, ...]:
+        """For each block of `placed()`, whether it reads what the one before it reads."""
+        found: list[bool] = []
+        for entry in self.blocks:
+            found += [False] + [True] * (len(entry.blocks) - 1 if isinstance(entry, Parallel) else 0)
+        return tuple(found)
 
     def choices(self) -> tuple[Choice, ...]:
-        """Its subblocks as choices, in slot order; together they tile every slot once."""
-        return tuple(
-            Choice(layer, role, what)
-            for layer, block in self.placed()
-            for role, what in Choice(layer, "block", block).subblocks
-        )
+        """Its subblocks as choices, blocks in parallel as one, in slot order; together they tile every slot once."""
+        found: list[Choice] = []
+        layer = 0
+        for entry in self.blocks:
+            whole = Choice(layer, "block", entry)
+            found += [whole] if isinstance(entry, Parallel) else whole.parts
+            layer += entry.layers
+        return tuple(found)
 
     def with_(self, choice: Choice) -> "Architecture":
         """This architecture with one choice put in place of whatever stood at its slots.
@@ -209,20 +253,24 @@ class Architecture:
 
         Raises ValueError where a slot is left open or covered twice.
         """
-        subblocks = [(role, what) for choice in choices for role, what in choice.subblocks]
-        slot = 0
+        slot, attention = 0, SKIP
+        blocks: list[Block | Parallel] = []
         for choice in choices:
             if choice.first_slot != slot:
                 raise ValueError(f"slot {slot} is not where {choice} starts")
             slot += choice.span
+            if not isinstance(choice.what, Subblock):
+                blocks.append(choice.what)
+            elif choice.role == "attention":
+                attention = choice.what
+            else:
+                blocks.append(Block(attention, choice.what))
         if slot != 2 * layers:
             raise ValueError(f"the choices cover {slot} of {2 * layers} slots")
-        assert [role for role, _ in subblocks] == ["attention", "ffn"] * (len(subblocks) // 2)
-        pairs = zip(subblocks[::2], subblocks[1::2], strict=True)
-        return Architecture(tuple(Block(attention, ffn) for (_, attention), (_, ffn) in pairs))
+        return Architecture(tuple(blocks))
 
     @staticmethod
     def parse(text: str) -> "Architecture":
         if not text.split():
             raise ValueError("an architecture has at least one block, like kv8+ffn512")
-        return Architecture(tuple(Block.parse(part) for part in text.split()))
+        return Architecture(tuple(Parallel.parse(part) for part in text.split()))

@@ -18,9 +18,9 @@ from blocklib.adapters import add_adapters, merge_adapters
 from blocklib.block import Choice
 from blocklib.fit import build
 from blocklib.kinds import is_trainable
-from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
+from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
-from blocklib.stream import Rotary, delta, rotary, slots, variant
+from blocklib.stream import Rotary, Variant, delta, rotary, slots, variant
 
 _CURVE_POINTS = 25
 
@@ -120,7 +120,7 @@ class _Run:
     """One subblock in training."""
 
     choice: Choice
-    layer: PuzzleNasLayer
+    layer: Variant
     training: Training
     done_tokens: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -235,7 +235,7 @@ def _targets(
 
 @torch.no_grad()
 def _heldout_losses(
-    model: PuzzleNasForCausalLM, layers: Sequence[tuple[Choice, PuzzleNasLayer]], heldout_BT: Tensor, batch: int
+    model: PuzzleNasForCausalLM, layers: Sequence[tuple[Choice, Variant]], heldout_BT: Tensor, batch: int
 ) -> dict[Choice, float]:
     """Held-out normalised squared error of each layer: the mean over batches. Raises NotFinite."""
     by_choice = dict(layers)

@@ -14,9 +14,8 @@ from blocklib.block import Choice
 from blocklib.importance import ContributionMeter
 from blocklib.kind import ParentLayer
 from blocklib.kinds import first_weights, kind_of
-from blocklib.model import PuzzleNasLayer
 from blocklib.parent import Parent
-from blocklib.stream import Rotary, delta, embed, inputs_of, rotary, slot_delta, variant
+from blocklib.stream import Rotary, Variant, delta, embed, inputs_of, rotary, slot_delta, variant
 
 _RIDGES = (1e-4, 1e-2, 1.0)
 
@@ -124,7 +123,7 @@ class _Normal:
         self.gram_MM = torch.zeros(0)
         self.cross_MD = torch.zeros(0)
 
-    def add(self, layer: PuzzleNasLayer, name: str, residual: Tensor, target: Tensor, tables: Rotary) -> None:
+    def add(self, layer: Variant, name: str, residual: Tensor, target: Tensor, tables: Rotary) -> None:
         with inputs_of(layer.get_submodule(name)) as seen:
             output = delta(layer, residual, tables)
         features_NM = seen[0].flatten(0, -2).float()

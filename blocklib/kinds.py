@@ -53,8 +53,12 @@ def check(choice: Choice, shape: Shape) -> None:
 
 def parent_architecture(shape: Shape) -> Architecture:
     """The architecture every search starts from."""
-    from_shape = f"kv{shape.kv_heads}+ffn{shape.ffn_width}"
-    return Architecture.parse(" ".join([from_shape] * shape.layers))
+    return Architecture((parent_block(shape),) * shape.layers)
+
+
+def parent_block(shape: Shape) -> Block:
+    """Each of its blocks."""
+    return Block(Subblock("kv", str(shape.kv_heads)), Subblock("ffn", str(shape.ffn_width)))
 
 
 def parameters(architecture: Architecture, shape: Shape) -> int:

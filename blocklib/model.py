@@ -27,7 +27,8 @@ from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
 class PuzzleNasConfig(LlamaConfig):
     """A Llama configuration whose layers may differ: `per_layer_config` overrides, `skip` leaves a part out.
 
-    `ffn_options` are the sizes of the layer's kind of FFN. `attention_scale` None: the inverse root of the head size.
+    `ffn_options` are the sizes of the layer's kind of FFN. `parallel`: the layer reads what the one before it read, and
+    adds to its output. `attention_scale` None: the inverse root of the head size.
     """
 
     model_type = "puzzle_nas"
@@ -36,6 +37,7 @@ class PuzzleNasConfig(LlamaConfig):
     attention_kind: str = "kv"
     ffn_kind: str = "ffn"
     ffn_options: dict[str, Any] = field(default_factory=dict)
+    parallel: bool = False
     sliding_window: int | None = None
     attention_scale: float | None = None
     qkv_bias: bool = False
@@ -72,7 +74,10 @@ def new_norm(config: Any) -> nn.Module:
 
 
 class PuzzleNasLayer(GradientCheckpointingLayer):
-    """One block: x + attention(norm(x)), then x + ffn(norm(x)); either part may be absent."""
+    """One block: x + attention(norm(x)), then x + ffn(norm(x)); either part may be absent.
+
+    Given `entering`, it reads that, and adds what it would to `hidden_states`.
+    """
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__()
@@ -88,11 +93,14 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
             self.post_attention_layernorm = new_norm(config)
             self.mlp = FFN_MODULES[config.ffn_kind](config)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, entering: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        left = hidden_states if entering is None else entering
         if self.self_attn is not None:
-            hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+            added = self.self_attn(self.input_layernorm(left), **kwargs)
+            left = left + added
+            hidden_states = left if entering is None else hidden_states + added
         if self.mlp is not None:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(left))
         return hidden_states
 
 
@@ -151,8 +159,11 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
         hidden_states, tables = self.placed(hidden_states, position_ids)
         masks: dict[int | None, torch.Tensor | None] = {}
         layers: list[Any] = list(self.layers)
+        entering = hidden_states
         for index, layer in enumerate(layers):
             window = layer.window
+            if not layer.config.parallel:
+                entering = hidden_states
             if layer.attends and window not in masks:
                 common: dict[str, Any] = {
                     "inputs_embeds": hidden_states,
@@ -166,6 +177,7 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
                     masks[window] = create_sliding_window_causal_mask(config=layer.config, layer_idx=index, **common)
             hidden_states = layer(
                 hidden_states,
+                entering=entering if layer.config.parallel else None,
                 attention_mask=masks.get(window),
                 position_embeddings=tables,
                 position_ids=position_ids,

@@ -102,7 +102,7 @@ def child_config(config: Any, architecture: Architecture, shape: Shape) -> Puzzl
             "eos_token_id", "rope_parameters", "attention_dropout", "dtype")  # fmt: skip
     values: dict[str, Any] = dict(
         architecture=str(architecture),
-        num_hidden_layers=len(architecture.blocks),
+        num_hidden_layers=len(architecture.joined()),
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn_width,
@@ -119,7 +119,10 @@ def child_config(config: Any, architecture: Architecture, shape: Shape) -> Puzzl
         learned_positions=shape.positions > 0,
         attention_scale=getattr(config, "attention_scale", attention_scale(config)),
         tie_word_embeddings=shape.tied,
-        per_layer_config={index: layer_config(block) for index, block in enumerate(architecture.blocks)},
+        per_layer_config={
+            index: layer_config(block) | {"parallel": joined}
+            for index, ((_, block), joined) in enumerate(zip(architecture.placed(), architecture.joined(), strict=True))
+        },
         **{name: getattr(config, name) for name in kept if hasattr(config, name)},
     )
     if hasattr(config, "layer_norm_epsilon"):

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blocklib.block import SKIP, Architecture, Block, Choice
+from blocklib.block import SKIP, Architecture, Block, Choice, Parallel, Subblock
 from blocklib.kind import Weights
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import child_config, own_shape
 
 Rotary = tuple[Tensor, Tensor] | None
+Variant = PuzzleNasLayer | nn.ModuleList
+"""A layer, or several in parallel."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,12 @@ def rotary(model: PuzzleNasForCausalLM, hidden_BTD: Tensor) -> Rotary:
     return tables
 
 
-def delta(layer: PuzzleNasLayer, entering_BTD: Tensor, tables: Rotary) -> Tensor:
-    """What a whole layer adds to the residual: its attention's output plus its FFN's, whichever of them it has."""
+def delta(layer: Variant, entering_BTD: Tensor, tables: Rotary) -> Tensor:
+    """What a whole layer adds to the residual: its attention's output plus its FFN's, whichever of them it has. Of a
+    list of layers in parallel, what they add together."""
     total = torch.zeros_like(entering_BTD)
+    if isinstance(layer, nn.ModuleList):
+        return sum((delta(each, entering_BTD, tables) for each in layer), total)  # type: ignore[arg-type]
     if layer.self_attn is not None:
         total = layer.self_attn(
             layer.input_layernorm(entering_BTD), position_embeddings=tables, attention_mask=None, cache=None
@@ -78,21 +83,23 @@ def slots(model: PuzzleNasForCausalLM, ids_BT: Tensor, end: int) -> Iterator[Slo
         residual = residual + added
 
 
-def variant(model: PuzzleNasForCausalLM, choice: Choice, weights: Weights) -> PuzzleNasLayer:
-    """A layer that does what `choice` does at its slots and nothing else, holding exactly `weights`."""
-    if isinstance(choice.what, Block):
-        block = choice.what
-    elif choice.role == "attention":
-        block = Block(choice.what, SKIP)
+def variant(model: PuzzleNasForCausalLM, choice: Choice, weights: Weights) -> Variant:
+    """A layer that does what `choice` does at its slots and nothing else, holding exactly `weights`.
+
+    Of blocks in parallel, a list of layers, whose tensors' names begin with their place in it.
+    """
+    if isinstance(choice.what, Subblock):
+        whole: Block | Parallel = Block(choice.what, SKIP) if choice.role == "attention" else Block(SKIP, choice.what)
     else:
-        block = Block(SKIP, choice.what)
-    config = child_config(model.config, Architecture((block,)), own_shape(model.config))
+        whole = choice.what
+    config = child_config(model.config, Architecture((whole,)), own_shape(model.config))
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
-        layer = PuzzleNasLayer(config.per_layer_config[0], 0)
-    layer.load_state_dict(weights, strict=True, assign=True)
-    layer.requires_grad_(False)
-    return layer.eval()
+        layers = [PuzzleNasLayer(layer_config, index) for index, layer_config in enumerate(config.per_layer_config)]
+    module = nn.ModuleList(layers) if isinstance(whole, Parallel) else layers[0]
+    module.load_state_dict(weights, strict=True, assign=True)
+    module.requires_grad_(False)
+    return module.eval()
 
 
 @contextmanager

@@ -21,8 +21,8 @@ class Cost:
     """Seconds are for the whole batch: `prefill_s` of one prefill, `decode_s` of one decode step.
 
     `active_parameters` are those one token uses. `prefill_bytes` and `decode_bytes` are the weights one such pass
-    reads: of sparse subblocks the expected union over its tokens. `cache_bytes` is the cache of the whole batch when all
-    sequences are at their longest.
+    reads: of sparse subblocks the expected union over its tokens. `cache_bytes` is the cache of the whole batch when
+    all sequences are at their longest.
     """
 
     prefill_s: float = 0.0

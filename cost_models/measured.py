@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from blocklib.block import SKIP, Block
-from blocklib.kinds import parent_architecture
+from blocklib.kinds import parent_block
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from cost_models.attribute import Whole, attribute
@@ -96,7 +96,7 @@ def measure(
     Raises ValueError where a stack of one layer does not fit, TimingError as `time_models` does.
     """
     shape = own_shape(config)
-    own = parent_architecture(shape).blocks[0]
+    own = parent_block(shape)
     room = _room(scenario, memory_bytes)
     own_parts = {
         FIXED: Stack(EMPTY, shape.layers),

@@ -22,7 +22,7 @@ from nas.data import Tokens, load_tokens
 from nas.digest import digest
 from nas.export.formats import check_format
 from nas.request import Request
-from nas.space import check_kinds, choices, parts
+from nas.space import check_kinds, choices
 
 # Part of every key of built weights: raise it when the same settings would give other weights.
 _BUILD_VERSION = 1
@@ -67,7 +67,7 @@ class Job:
     @cached_property
     def to_build(self) -> tuple[Choice, ...]:
         """The subblocks the library must hold, each once, in slot order."""
-        found = {part for choice in self.choices for part in parts(choice)}
+        found = {part for choice in self.choices for part in choice.parts}
         needed = [part for part in found if part.what != SKIP and not self.parent.own(part)]
         return tuple(sorted(needed, key=lambda part: (part.first_slot, part.span, str(part))))
 
@@ -106,7 +106,7 @@ class Job:
 
     def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
         """The parts of a choice whose weights come from the library, not from the parent and not from nowhere."""
-        return tuple(part for part in parts(choice) if part.what != SKIP and not self.parent.own(part))
+        return tuple(part for part in choice.parts if part.what != SKIP and not self.parent.own(part))
 
 
 def prepare(request: Request, hardware: str | None = None) -> Job:

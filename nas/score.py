@@ -14,9 +14,8 @@ from torch import Tensor
 from blocklib.block import Choice
 from blocklib.distil import Progress
 from blocklib.kind import Weights
-from blocklib.model import PuzzleNasLayer
 from blocklib.parent import Parent
-from blocklib.stream import delta, embed, rotary, slot_delta, variant
+from blocklib.stream import Variant, delta, embed, rotary, slot_delta, variant
 from nas.fidelity import Fidelity, FidelityMeter, numbers_at_once
 
 # The stack of variants holds at most this many residual numbers (256 MiB in float32).
@@ -57,7 +56,7 @@ def score(
     }
 
 
-def _sweep(parent: Parent, layers: Mapping[Choice, PuzzleNasLayer], ids_BT: Tensor) -> Tensor:
+def _sweep(parent: Parent, layers: Mapping[Choice, Variant], ids_BT: Tensor) -> Tensor:
     """The residual after the last slot of the parent and of the parent with each choice: [1 + choices, B, T, D].
 
     `layers` is in order of the choices' ends.

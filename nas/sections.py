@@ -125,6 +125,7 @@ class Space(Section):
     """What may stand in place of the parent's own, which always may stay.
 
     `drop_blocks`: whole layers may go, scored as a whole. `pairs`: a layer's attention and FFN are scored together.
+    `parallel`: so many neighbouring layers may read one input and add up (FFN Fusion, appendix B).
     """
 
     attention: Annotated[tuple[AttentionOption, ...], AfterValidator(distinct)] = Field(
@@ -136,10 +137,11 @@ class Space(Section):
     fuse: Annotated[Fuse | None, NoneIfFalse] = Fuse()
     drop_blocks: Flag = True
     pairs: Flag = False
+    parallel: Annotated[int, Field(ge=2, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if not (self.attention or self.ffn or self.fuse or self.drop_blocks):
+        if not (self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel):
             raise ValueError("leaves nothing to choose; name at least one option under attention or ffn")
         return self
 

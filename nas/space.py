@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from blocklib.block import SKIP, Block, Choice, Role, Subblock
+from blocklib.block import SKIP, Block, Choice, Parallel, Role, Subblock
 from blocklib.kinds import ATTENTION, FFN, check, control, kind_of
 from blocklib.shape import Shape
 from nas.sections import Space
@@ -32,14 +32,11 @@ def choices(space: Space, shape: Shape) -> tuple[Choice, ...]:
         if space.drop_blocks and Block(SKIP, SKIP) not in pairs:
             pairs.append(Block(SKIP, SKIP))
         found += [Choice(layer, "block", pair) for pair in pairs]
+        if space.parallel is not None and layer + space.parallel <= shape.layers:
+            found.append(Choice(layer, "block", Parallel((Block(attentions[0], ffns[0]),) * space.parallel)))
     for choice in found:
         check(choice, shape)
     return tuple(found)
-
-
-def parts(choice: Choice) -> tuple[Choice, ...]:
-    """The subblock choices it is made of: what the library holds, and what is measured."""
-    return tuple(Choice(choice.layer, role, subblock) for role, subblock in choice.subblocks)
 
 
 def check_kinds(named: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from blocklib.assemble import parent_part
-from blocklib.block import SKIP, Choice
+from blocklib.block import SKIP, Choice, Parallel
 from blocklib.distil import Distilled, Progress, Training, distil
 from blocklib.kind import Weights
 from blocklib.kinds import parameters
@@ -39,7 +39,6 @@ from nas.job import Job
 from nas.progress import bar
 from nas.score import score
 from nas.shares import by_layers
-from nas.space import parts
 
 Ids = NDArray[np.int32]
 _SKIPPED = "skip"
@@ -291,14 +290,19 @@ def _cost_of(row: models.Cost) -> Cost:
 
 
 def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mapping[str, str]) -> Weights:
-    """The tensors of every part of `choice`: from the library by `keys`, from the parent, or none where skipped."""
+    """The tensors of every part of `choice`: from the library by `keys`, from the parent, or none where skipped.
+
+    Named as `blocklib.stream.variant` wants them.
+    """
     weights: dict[str, Any] = {}
-    for part in parts(choice):
+    for index, part in enumerate(choice.parts):
+        block = f"{index // 2}." if isinstance(choice.what, Parallel) else ""
+        held: Weights = {}
         if str(part) in keys:
-            loaded = library.load(part, keys[str(part)])
-            weights |= {name: values.to(parent.model.device) for name, values in loaded.items()}
+            held = library.load(part, keys[str(part)])
         elif part.what != SKIP:
-            weights |= parent_part(parent, part.layer, part.role)
+            held = parent_part(parent, part.layer, part.role)
+        weights |= {f"{block}{name}": values.to(parent.model.device) for name, values in held.items()}
     return weights
 
 

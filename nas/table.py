@@ -54,7 +54,7 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
 
 def summary(architecture: str) -> str:
     """An architecture in a line: its blocks, counted where they repeat."""
-    counted = Counter(str(block) for block in Architecture.parse(architecture).blocks)
+    counted = Counter(str(block) for _, block in Architecture.parse(architecture).placed())
     return ", ".join(f"{count} x {block}" for block, count in counted.items())
 
 

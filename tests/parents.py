@@ -93,7 +93,8 @@ def random_ids(parent: Parent, sequences: int = 2, tokens: int = 12, seed: int =
 
 def first_weights_of(parent: Parent, architecture: Architecture) -> dict[Choice, Weights]:
     """First weights of every subblock that is not the parent's own."""
-    asked = [choice for choice in architecture.choices() if choice.what != SKIP and not parent.own(choice)]
+    parts = [part for choice in architecture.choices() for part in choice.parts]
+    asked = [part for part in parts if part.what != SKIP and not parent.own(part)]
     built = build(parent, asked, random_ids(parent), batch=2, fit=False)
     return {unit.choice: unit.first for unit in built}
 

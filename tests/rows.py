@@ -17,7 +17,8 @@ def score(key: str = "s1", **columns: Any) -> Score:
 
 def cost(key: str = "c1", **columns: Any) -> Cost:
     given = dict(name="ffn ffn256", prefill_s=1e-3, decode_s=1e-4, spread=0.02, parameters=7 * 10**10)
-    given |= dict(active_parameters=7 * 10**10, weight_bytes=14 * 10**10, prefill_bytes=0, decode_bytes=0, cache_bytes=0)
+    given |= dict(active_parameters=7 * 10**10, weight_bytes=14 * 10**10)
+    given |= dict(prefill_bytes=0, decode_bytes=0, cache_bytes=0)
     return Cost(key=key, **given | columns)
 
 

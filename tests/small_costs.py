@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 
 from blocklib.block import Block
 from blocklib.family import shape_of
-from blocklib.kinds import parent_architecture
+from blocklib.kinds import parent_architecture, parent_block
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import child_config
 from blocklib.shape import Shape
@@ -33,4 +33,4 @@ def config_of(family: type[Any] = LlamaConfig, **given: Any) -> PuzzleNasConfig:
 
 
 def own_block(shape: Shape) -> Block:
-    return parent_architecture(shape).blocks[0]
+    return parent_block(shape)

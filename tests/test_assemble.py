@@ -11,6 +11,7 @@ from blocklib.assemble import assemble, parent_part
 from blocklib.block import Architecture, Choice
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
+from blocklib.stream import delta, rotary
 
 NEW_TOKENS = 10
 CHANGES = {
@@ -26,6 +27,7 @@ CHANGES = {
     "a fused run": "kv4+ffn48 kv4+fuse(ffn48,ffn16,ffn48) kv4+ffn48 kv4+ffn48",
     "a fused run of the paper's form": "kv4+fuse_last(ffn48,ffn48) kv4+fuse_last(ffn48,ffn48) kv4+ffn48 kv4+ffn48",
     "a fused run without attention": "skip+fuse(ffn48,ffn48) linear+fuse(ffn48,ffn48) kv4+ffn48 kv4+ffn48",
+    "blocks in parallel": "kv4+ffn48|kv4+ffn48|kv2+ffn16 skip+ffn48|window4+skip kv4+ffn48",
     "windows": "window5+ffn48 kv4+ffn48 window3+ffn48 window5+ffn48 skip+ffn48 window64+ffn48",
     "nothing but windows": " ".join(["window4+ffn48"] * 6),
     "everything": EVERY_KIND,
@@ -65,6 +67,19 @@ def test_the_parents_own_architecture_is_the_parent(family: str) -> None:
 def test_a_trained_parent_too(trained_parent: Parent, text_ids: Tensor) -> None:
     child = assemble(trained_parent, trained_parent.architecture, dict[Choice, Any]().__getitem__)
     assert torch.equal(logits(child, text_ids[:4]), logits(trained_parent.model, text_ids[:4]))
+
+
+def test_blocks_in_parallel_add_up_what_each_makes_of_one_input() -> None:
+    parent = random_parent()
+    child = child_of(parent, "kv4+ffn48 kv4+ffn48|kv4+ffn48|kv4+ffn48 kv4+ffn48 kv4+ffn48")
+    ids = random_ids(parent)
+    with torch.no_grad():
+        theirs = parent.model(ids, output_hidden_states=True).hidden_states[1]
+        tables = rotary(parent.model, theirs)
+        added = sum(delta(parent.model.model.layers[layer], theirs, tables) for layer in (1, 2, 3))
+        found = child(ids, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(found[4], theirs + added)
+    assert not torch.allclose(found[4], parent.model(ids, output_hidden_states=True).hidden_states[4], atol=1e-2)
 
 
 def test_parts_come_from_where_they_must() -> None:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Role, Subblock
+from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Parallel, Role, Subblock
 
 kinds = st.sampled_from(["kv", "ffn", "linear", "skip", "fuse", "fuse_last", "a", "moe_of_x"])
 numbers = st.sampled_from(["0", "1", "8", "50", "11008"])
@@ -20,7 +21,9 @@ sizes = st.just("") | st.builds(
 plain = st.builds(Subblock, kinds, sizes)
 runs = st.builds(lambda kind, parts: Subblock(kind, parts=tuple(parts)), kinds, st.lists(plain, min_size=1, max_size=4))
 ffns = plain | runs
-blocks = st.builds(Block, plain, ffns)
+single = st.builds(Block, plain, ffns)
+parallel = st.builds(lambda found: Parallel(tuple(found)), st.lists(single, min_size=2, max_size=3))
+blocks = single | parallel
 architectures = st.builds(lambda found: Architecture(tuple(found)), st.lists(blocks, min_size=1, max_size=6))
 
 
@@ -52,8 +55,8 @@ def test_a_subblock_reads_back(subblock: Subblock) -> None:
 
 
 @given(blocks)
-def test_a_block_reads_back(block: Block) -> None:
-    assert Block.parse(str(block)) == block
+def test_a_block_reads_back(block: Block | Parallel) -> None:
+    assert Parallel.parse(str(block)) == block
 
 
 @given(architectures)
@@ -85,8 +88,17 @@ def test_choices_tile_every_slot_once(architecture: Architecture) -> None:
 
 @given(architectures)
 def test_whole_blocks_tile_too(architecture: Architecture) -> None:
-    whole = tuple(Choice(layer, "block", block) for layer, block in architecture.placed())
+    starts = accumulate((block.layers for block in architecture.blocks), initial=0)
+    whole = tuple(Choice(layer, "block", block) for layer, block in zip(starts, architecture.blocks, strict=False))
     assert Architecture.of(whole, architecture.layers) == architecture
+
+
+@given(architectures)
+def test_parts_are_its_subblocks_where_they_stand(architecture: Architecture) -> None:
+    parts = [part for choice in architecture.choices() for part in choice.parts]
+    placed = [part for layer, block in architecture.placed() for part in Choice(layer, "block", block).parts]
+    assert parts == placed
+    assert len(architecture.joined()) == len(parts) // 2
 
 
 @given(placements())
@@ -99,8 +111,8 @@ def test_a_choice_put_in_leaves_all_else(placement: tuple[Architecture, Choice])
         return
     changed = architecture.with_(choice)
     assert changed.layers == architecture.layers
-    inside = [found for found in changed.choices() if slots(found) & slots(choice)]
-    assert tuple((found.role, found.what) for found in inside) == choice.subblocks
+    inside = [part for found in changed.choices() if slots(found) & slots(choice) for part in found.parts]
+    assert tuple(inside) == choice.parts
     outside = [found for found in changed.choices() if not slots(found) & slots(choice)]
     assert outside == [old for old in architecture.choices() if not slots(old) & slots(choice)]
     assert changed.with_(choice) == changed

@@ -121,7 +121,8 @@ def architectures(draw: st.DrawFn, shape: Shape) -> Architecture:
     left = shape.layers
     ffns = st.integers(1, shape.ffn_width).map(lambda width: Subblock("ffn", str(width)))
     while left:
-        attention = draw(st.sampled_from(["kv1", f"kv{shape.kv_heads}", "window4", "window9", "linear", "skip"]).map(Subblock.parse))
+        kinds = ["kv1", f"kv{shape.kv_heads}", "window4", "window9", "linear", "skip"]
+        attention = draw(st.sampled_from(kinds).map(Subblock.parse))
         members = draw(st.integers(1, min(3, left)))
         if members == 1:
             ffn = draw(st.one_of(ffns, st.sampled_from([LINEAR, SKIP])))

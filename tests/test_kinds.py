@@ -37,7 +37,8 @@ def residual(parent: Parent, batch: int = 2, tokens: int = 7) -> Tensor:
 
 def layers_of(parent: Parent, choice: Choice, contribution_F: Tensor | None = None) -> list[ParentLayer]:
     contribution_F = torch.arange(parent.shape.ffn_width).float() if contribution_F is None else contribution_F
-    return [ParentLayer(parent.layer_weights(n), contribution_F, torch.empty(0)) for n in range(choice.layer, choice.end_layer)]
+    spanned = range(choice.layer, choice.end_layer)
+    return [ParentLayer(parent.layer_weights(layer), contribution_F, torch.empty(0)) for layer in spanned]
 
 
 @torch.no_grad()

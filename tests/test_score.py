@@ -19,7 +19,6 @@ from blocklib.parent import Parent
 from nas.evaluate import evaluate, perplexity
 from nas.fidelity import Fidelity
 from nas.score import score
-from nas.space import parts
 
 TEXTS = [
     "L0.attention=kv1", "L2.attention=kv2", "L5.attention=linear", "L0.attention=skip", "L3.attention=skip",
@@ -32,12 +31,12 @@ CHOICES = [Choice.parse(text) for text in TEXTS]
 
 def weights_of(parent: Parent, choices: list[Choice], ids_BT: Tensor) -> dict[Choice, Weights]:
     """First weights of every part of every choice; the parent's own where it has them."""
-    found = {part for choice in choices for part in parts(choice) if part.what != SKIP and not parent.own(part)}
+    found = {part for choice in choices for part in choice.parts if part.what != SKIP and not parent.own(part)}
     built = {unit.choice: unit.first for unit in build(parent, list(found), ids_BT, batch=2, fit=False)}
     weights: dict[Choice, Weights] = {}
     for choice in choices:
         whole: dict[str, Tensor] = {}
-        for part in parts(choice):
+        for part in choice.parts:
             whole |= parent_part(parent, part.layer, part.role) if parent.own(part) else built.get(part, {})
         weights[choice] = whole
     return weights

@@ -7,7 +7,7 @@ from blocklib.block import SKIP, Block, Subblock
 from blocklib.kinds import parent_architecture
 from blocklib.parent import own_shape
 from nas.sections import Space
-from nas.space import check_kinds, choices, parts
+from nas.space import check_kinds, choices
 
 SHAPE = own_shape(config_of())
 """4 layers of kv2+ffn24."""
@@ -55,7 +55,7 @@ def test_pairs_are_every_two_and_a_dropped_block_is_one_of_them() -> None:
 
 def test_a_pair_is_made_of_what_the_library_holds() -> None:
     (pair,) = [c for c in choices(space(attention=["kv1"], ffn=["50%"], pairs=True), SHAPE) if c.role == "block"][:1]
-    assert [(part.role, part.what) for part in parts(pair)] == [
+    assert [(part.role, part.what) for part in pair.parts] == [
         ("attention", Subblock.parse("kv1")),
         ("ffn", Subblock.parse("ffn16")),
     ]

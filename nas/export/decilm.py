@@ -21,7 +21,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from blocklib.block import SKIP, Choice, Subblock
+from blocklib.block import SKIP, Choice, Parallel, Subblock
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
@@ -77,6 +77,8 @@ def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
     """Raise CannotExport at the first choice that the format cannot carry in a child of this configuration."""
     shape, rotary = own_shape(config), dict(config.rope_parameters or {})["rope_type"]
     for choice in choices:
+        if isinstance(choice.what, Parallel):
+            raise CannotExport(f"{choice}: DeciLM engines have no blocks in parallel; export as hf, which carries it")
         for role, subblock in choice.subblocks:
             attention = role == "attention"
             missing = _attention_fault(subblock, shape) if attention else _ffn_fault(subblock, shape, config.hidden_act)

@@ -41,14 +41,13 @@ class Layer:
 def subblocks_of(child: PuzzleNasForCausalLM) -> tuple[Placed, ...]:
     """The child's subblocks in the order they run, empty slots left out."""
     architecture = Architecture.parse(child.config.architecture)
-    assert len(architecture.blocks) == len(child.model.layers), child.config.architecture
     found = []
     for (start, block), layer in zip(architecture.placed(), child.model.layers, strict=True):
         state = layer.state_dict()
-        for role, subblock in Choice(start, "block", block).subblocks:
-            if subblock != SKIP:
-                own = {name: tensor for name, tensor in state.items() if name.split(".")[0] in MODULES[role]}
-                found.append(Placed(Choice(start, role, subblock), own))
+        for part in Choice(start, "block", block).parts:
+            if part.what != SKIP:
+                own = {name: tensor for name, tensor in state.items() if name.split(".")[0] in MODULES[part.role]}
+                found.append(Placed(part, own))
     return tuple(found)
 
 

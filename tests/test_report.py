@@ -184,8 +184,8 @@ def test_a_measured_search(store: Store, tmp_path: Path) -> None:
     page = seen(path)
 
     assert list(page.sections)[1:] == [
-        "asked", "comparison", "architecture", "front", "agreement", "scores", "distillation", "stages", "failures",
-        "trials", "request",
+        "asked", "comparison", "architecture", "front", "agreement", "scores", "options", "distillation", "stages",
+        "failures", "trials", "request",
     ]  # fmt: skip
     assert "stories-60" in page.sections[""]
     assert f"trial {chosen.id}" in page.sections[""], "the latest measured one, not the latest"

@@ -13,7 +13,8 @@ from blocklib.block import Architecture, Choice, Role, Subblock
 class Bar:
     """One subblock. `width` is its size as a share of the largest drawn; `rows` is how many layers it spans.
 
-    `kind` is the subblock's, or `gone` for the attention of a layer that a run of FFNs has swallowed.
+    `kind` is the subblock's where it has a colour of its own, `gone` for the attention of a layer that a run of FFNs
+    has swallowed, and else `other`.
     """
 
     kind: str
@@ -54,13 +55,14 @@ class _Place:
 
 
 _GONE = Subblock("gone")
+_COLOURED = ("kv", "ffn", "linear", "fuse", "fuse_last", "skip", "gone")
 
 
 def _placed(architecture: Architecture) -> Iterator[tuple[_Place, Subblock]]:
-    for choice in architecture.choices():
-        assert isinstance(choice.what, Subblock)
-        yield _Place(choice.layer, choice.role), choice.what
-        for layer in _swallowed(choice):
+    for part in (part for choice in architecture.choices() for part in choice.parts):
+        assert isinstance(part.what, Subblock)
+        yield _Place(part.layer, part.role), part.what
+        for layer in _swallowed(part):
             yield _Place(layer, "attention"), _GONE
 
 
@@ -72,14 +74,14 @@ def _swallowed(choice: Choice) -> range:
 def _bar(what: Subblock, role: Role, largest: dict[Role, float], is_parents_own: bool) -> Bar:
     label = "in the run" if what == _GONE else str(what)
     width = _size(what) / largest[role] if _size(what) else 1.0
-    return Bar(what.kind, label, width, what.layers, is_parents_own)
+    return Bar(what.kind if what.kind in _COLOURED else "other", label, width, what.layers, is_parents_own)
 
 
 def _size(what: Subblock) -> float:
-    """KV heads or FFN width; of a run the mean over its layers, so that areas compare. 0 where it is no one number."""
+    """KV heads or FFN width; of a run the mean over its layers, so that areas compare. 0 of what has neither."""
     if what.parts:
         return sum(map(_size, what.parts)) / len(what.parts)
-    return float(what.size) if what.size.isdigit() else 0.0
+    return float(what.number) if what.kind in ("kv", "ffn") else 0.0
 
 
 def _cells(drawn: dict[tuple[int, Role], Bar], layer: int) -> tuple[Bar | None, Bar | None]:

@@ -107,4 +107,4 @@ def _heat(score: float, least: float, most: float) -> float:
 
 def _is_held(choice: Choice, held: set[Choice]) -> bool:
     """Whether its subblocks all stand in the architecture, which does not say what was scored as a pair."""
-    return all(Choice(choice.layer, role, what) in held for role, what in choice.subblocks)
+    return choice in held or all(part in held for part in choice.parts)

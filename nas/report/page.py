@@ -14,26 +14,38 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from blocklib.block import Architecture
+from cost_models.scenario import Scenario
 from db import models
 from db.models import now
 from db.store import Store
 from nas.report import distilled
 from nas.report.agreement import Agreement, agreement
 from nas.report.asked import budget_lines, budget_of, facts
+from nas.report.dependency import dependency_map
 from nas.report.drawing import drawing
 from nas.report.heatmap import heatmap
+from nas.report.offered import offers
 from nas.report.plots import agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
 from nas.report.whole import write_whole
+from nas.runs import Matrix
+from nas.solve import METRICS
 from nas.table import comparison, summary
-from nas.units import format_quantity
+from nas.units import Limit, format_quantity
 
 
-def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
+def write_report(
+    store: Store,
+    search: models.Search,
+    path: Path,
+    chosen: models.Trial | None = None,
+    dependency: Matrix | None = None,
+) -> Path:
     """Write the report of `search` to `path`, whole or not at all, and return it. Makes the folder.
 
     `chosen` is the trial shown beside the parent; None: the latest one measured, else the latest. A search with no
-    trial yet is reported as far as it came. Raises ValueError where `chosen` is another search's, OSError where the
+    trial yet is reported as far as it came. `dependency` is the parent's block-dependency matrix, shown where it is
+    given. Raises ValueError where `chosen` is another search's, OSError where the
     file cannot be written.
     """
     if chosen is not None and chosen.search_id != search.id:
@@ -41,8 +53,8 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
             f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}"
         )
     trials = store.trials(search.id)
-    sections = _sections(store, search, trials, chosen or _latest(trials))
-    page = _environment().get_template("report.html.j2").render(sections)
+    sections = _sections(store, search, trials, chosen or _latest(trials), dependency)
+    page = environment().get_template("report.html.j2").render(sections)
     return write_whole(path, page.encode())
 
 
@@ -52,7 +64,11 @@ def _latest(trials: Sequence[models.Trial]) -> models.Trial | None:
 
 
 def _sections(
-    store: Store, search: models.Search, trials: Sequence[models.Trial], chosen: models.Trial | None
+    store: Store,
+    search: models.Search,
+    trials: Sequence[models.Trial],
+    chosen: models.Trial | None,
+    dependency: Matrix | None,
 ) -> dict[str, Any]:
     """What the template shows, by the names it uses."""
     options, budget = store.options(search.id), budget_of(search, chosen)
@@ -74,6 +90,9 @@ def _sections(
         "agreement_plot": _agreement_plot(agreed),
         "heatmap": heatmap(options, metric, child),
         "metric": metric,
+        "dependency": dependency_map(dependency, child),
+        "offers": offers(options, metric, METRICS[_cost_asked(budget)], Scenario(**search.scenario), child),
+        "cost_asked": _cost_asked(budget),
         "distilled": distilled.lines(distillations),
         "curves": inlined(curves_figure(panels), "training loss against tokens, by kind") if panels else None,
         "stages": _stage_lines(store.stages(search.id)),
@@ -81,6 +100,11 @@ def _sections(
         "trials": trials,
         "request": json.dumps(search.request, indent=2, ensure_ascii=False),
     }
+
+
+def _cost_asked(budget: Sequence[Limit]) -> str:
+    """The metric of the first limit; a floor on throughput is a ceiling on latency."""
+    return "latency" if not budget or budget[0].metric == "throughput" else budget[0].metric
 
 
 def _agreement_plot(agreed: Agreement | None) -> str | None:
@@ -118,16 +142,17 @@ def _stage_lines(stages: Sequence[models.Stage]) -> tuple[StageLine, ...]:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """What renders our templates, with the filters they use."""
+    made = Environment(
         loader=PackageLoader("nas", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["quantity"] = lambda value, metric: "-" if value is None else format_quantity(metric, value)
-    environment.filters["number"] = lambda value: "-" if value is None else f"{value:.4f}"
-    environment.filters["moment"] = lambda at: f"{at:%Y-%m-%d %H:%M} UTC"
-    environment.filters["summary"] = summary
-    return environment
+    made.filters["quantity"] = lambda value, metric: "-" if value is None else format_quantity(metric, value)
+    made.filters["number"] = lambda value: "-" if value is None else f"{value:.4f}"
+    made.filters["moment"] = lambda at: f"{at:%Y-%m-%d %H:%M} UTC"
+    made.filters["summary"] = summary
+    return made

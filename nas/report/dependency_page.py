@@ -1,0 +1,15 @@
+"""The block-dependency matrix as a page of its own, for `nas dependency --html`."""
+
+from pathlib import Path
+
+from db.models import now
+from nas.dependency import Dependency
+from nas.report.dependency import dependency_map
+from nas.report.page import environment
+from nas.report.whole import write_whole
+
+
+def write_dependency(found: Dependency, path: Path) -> Path:
+    """Write one self-contained HTML file, whole or not at all, and return its path. Raises OSError."""
+    shown = {"found": found, "dependency": dependency_map(found.matrix), "chosen": None, "written_at": now()}
+    return write_whole(path, environment().get_template("dependency_page.html.j2").render(shown).encode())

@@ -1,0 +1,119 @@
+"""What was offered, and why it was chosen or not: each option's score and cost over its layers, sparse ones beside
+their control.
+
+The control of a sparse FFN is the dense one of the same active width (`blocklib.kinds.control`), found here as the
+dense option whose active parameters are nearest. Knows rows only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from statistics import fmean
+
+from blocklib.block import Architecture, Choice, Role, Subblock
+from blocklib.kinds import kind_of
+from cost_models.cost import Cost
+from cost_models.scenario import Scenario
+from db.store import KnownOption
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One option, in the mean over the layers it was offered at. `cost` is a share of the parent's own parts' there.
+
+    `bytes_per_token` are the weights a decode step reads over its batch. `control` names the dense FFN beside which a
+    sparse one has to prove itself. `why` says in words what speaks against it; empty where nothing does.
+    """
+
+    role: Role
+    name: str
+    layers: int
+    chosen: int
+    score: float
+    cost: float
+    active_parameters: float
+    bytes_per_token: float
+    control: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _Known:
+    choice: Choice
+    is_own: bool
+    score: float
+    cost: float
+    row: Cost
+
+
+def offers(
+    options: Sequence[KnownOption], metric: str, cost: str, scenario: Scenario, child: Architecture | None
+) -> tuple[Offer, ...]:
+    """A line per option, by role and then from the least to the greatest score; empty until all is measured.
+
+    `metric` is kl or lm_loss, `cost` one of the linear metrics of a cost.
+    """
+    known = [one for option in options if (one := _known(option, metric, cost, scenario)) is not None]
+    own = {(one.choice.role, one.choice.layer): one.cost for one in known if one.is_own}
+    held = {part for choice in child.choices() for part in (choice, *choice.parts)} if child else set()
+    grouped: dict[tuple[Role, str], list[_Known]] = {}
+    for one in known:
+        grouped.setdefault((one.choice.role, str(one.choice.what)), []).append(one)
+    plain = [
+        Offer(
+            role,
+            name,
+            len(group),
+            sum(one.choice in held or set(one.choice.parts) <= held for one in group),
+            fmean(one.score for one in group),
+            sum(one.cost for one in group) / (sum(_own_cost(one.choice, own) for one in group) or 1.0),
+            fmean(one.row.active_parameters for one in group),
+            fmean(one.row.decode_bytes for one in group) / scenario.batch,
+            "",
+            "",
+        )
+        for (role, name), group in grouped.items()
+    ]
+    judged = [_judged(offer, plain) for offer in plain]
+    return tuple(sorted(judged, key=lambda offer: (offer.role, offer.score, offer.name)))
+
+
+def _known(option: KnownOption, metric: str, cost: str, scenario: Scenario) -> _Known | None:
+    is_own = option.option.score_key is None
+    if option.cost is None or (option.score is None and not is_own):
+        return None
+    row = Cost(**{each.name: getattr(option.cost, each.name) for each in fields(Cost)})
+    score = 0.0 if option.score is None else float(getattr(option.score, metric))
+    return _Known(Choice.parse(option.option.choice), is_own, score, row.metrics(scenario)[cost], row)
+
+
+def _own_cost(choice: Choice, own: dict[tuple[Role, int], float]) -> float:
+    """What the parent itself costs at the slots of `choice`, a run's swallowed attentions included."""
+    slots = range(choice.first_slot, choice.first_slot + choice.span)
+    return sum(own.get(("ffn" if slot % 2 else "attention", slot // 2), 0.0) for slot in slots)
+
+
+def _judged(offer: Offer, all_offers: Sequence[Offer]) -> Offer:
+    rivals = [other for other in all_offers if other.role == offer.role and other.name != offer.name]
+    dense = [other for other in rivals if other.name.removeprefix("ffn").isdigit()]
+    why, control = "", ""
+    if _is_sparse(offer) and dense:
+        beside = min(dense, key=lambda other: abs(other.active_parameters - offer.active_parameters))
+        control = beside.name
+        if offer.score >= beside.score:
+            why = f"loses to its control {control}: offered, not recommended"
+        elif offer.cost > beside.cost:
+            why = f"closer to the parent than its control {control}, but dearer here"
+    better = [other for other in rivals if other.score <= offer.score and other.cost <= offer.cost]
+    better = [other for other in better if (other.score, other.cost) != (offer.score, offer.cost)]
+    if not why and better:
+        best = min(better, key=lambda other: (other.score, other.cost))
+        why = f"{best.name} is closer to the parent and no dearer"
+    if not why and not offer.chosen:
+        why = "its place on the front is not where this budget looks"
+    return Offer(**{**vars(offer), "control": control, "why": why})
+
+
+def _is_sparse(offer: Offer) -> bool:
+    if offer.role != "ffn":
+        return False
+    return kind_of("ffn", Subblock.parse(offer.name)).is_sparse

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SHARED
 from parents import EVERY_KIND, FAMILIES, GPT, child_of, logits, parent_from, random_ids, random_model, random_parent
 from safetensors.torch import load_file, save_file
+from test_assemble import greedy, greedy_by_hand
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -53,6 +55,19 @@ def test_logits_are_those_of_the_familys_own_class(family: str, dtype: torch.dty
     else:
         assert torch.equal(logits(parent.model, ids), logits(theirs, ids))
     assert not any(parameter.requires_grad for parameter in parent.model.parameters())
+
+
+def test_a_real_parent_of_gpt2s_layout() -> None:
+    folder = SHARED / "parents/tinystories-instruct-3m-chat"
+    if not folder.is_dir():
+        pytest.skip("the GPT-Neo parent that lies beside the repository is not there")
+    parent, theirs = load_parent(str(folder)), AutoModelForCausalLM.from_pretrained(folder)
+    ids = random_ids(parent, tokens=200)
+    torch.testing.assert_close(logits(parent.model, ids), logits(theirs, ids), rtol=1e-4, atol=1e-4)
+    assert parameters(parent.architecture, parent.shape) == theirs.num_parameters()
+    changed = ["skip+ffn256", "window9+linear", "linear+skip", "kv4+fuse(ffn512,ffn512)"]
+    child = child_of(parent, " ".join([*changed, *["kv16+ffn512"] * 3]))
+    assert torch.equal(greedy(child, ids[:, :20]), greedy_by_hand(child, ids[:, :20]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

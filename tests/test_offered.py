@@ -20,7 +20,10 @@ def option(layer: int, what: str, score: float | None, seconds: float, active: i
     )
     kl = None if score is None else score * (layer + 0.5)
     scored = None if kl is None else rows.score(choice, choice=choice, kl=kl, lm_loss=2 * kl)
-    cost = rows.cost(what, prefill_s=seconds, decode_s=0.0, active_parameters=active, decode_bytes=4 * active)
+    held = active if what.startswith(("ffn", "skip")) else 640
+    cost = rows.cost(
+        what, prefill_s=seconds, decode_s=0.0, parameters=held, active_parameters=active, decode_bytes=4 * active
+    )
     return KnownOption(kept, scored, cost, None)
 
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 
-from blocklib.block import Architecture, Choice, Role, Subblock
-from blocklib.kinds import kind_of
+from blocklib.block import Architecture, Choice, Role
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db.store import KnownOption
@@ -30,6 +29,7 @@ class Offer:
     chosen: int
     score: float
     cost: float
+    parameters: float
     active_parameters: float
     bytes_per_token: float
     control: str
@@ -66,6 +66,7 @@ def offers(
             sum(one.choice in held or set(one.choice.parts) <= held for one in group),
             fmean(one.score for one in group),
             sum(one.cost for one in group) / (sum(_own_cost(one.choice, own) for one in group) or 1.0),
+            fmean(one.row.parameters for one in group),
             fmean(one.row.active_parameters for one in group),
             fmean(one.row.decode_bytes for one in group) / scenario.batch,
             "",
@@ -96,7 +97,7 @@ def _judged(offer: Offer, all_offers: Sequence[Offer]) -> Offer:
     rivals = [other for other in all_offers if other.role == offer.role and other.name != offer.name]
     dense = [other for other in rivals if other.name.removeprefix("ffn").isdigit()]
     why, control = "", ""
-    if _is_sparse(offer) and dense:
+    if offer.role == "ffn" and offer.active_parameters < offer.parameters and dense:
         beside = min(dense, key=lambda other: abs(other.active_parameters - offer.active_parameters))
         control = beside.name
         if offer.score >= beside.score:
@@ -111,9 +112,3 @@ def _judged(offer: Offer, all_offers: Sequence[Offer]) -> Offer:
     if not why and not offer.chosen:
         why = "its place on the front is not where this budget looks"
     return Offer(**{**vars(offer), "control": control, "why": why})
-
-
-def _is_sparse(offer: Offer) -> bool:
-    if offer.role != "ffn":
-        return False
-    return kind_of("ffn", Subblock.parse(offer.name)).is_sparse

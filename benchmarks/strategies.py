@@ -3,16 +3,18 @@
     python benchmarks/strategies.py JOB [--home FOLDER] [--out results.json]
 
 Runs one job's search, then, on the same library, scores, costs and budget, the baselines: uniform width, random
-architectures from the library that use the budget, and ShortGPT's block removal. Every child is healed with the same
-tokens and timed against the parent, interleaved. Then the ablations, the search's own method with one thing changed:
-no least squares, no blockwise distillation, scores by LM loss, pairs scored jointly. Prints two Markdown tables.
+architectures from the library that use the budget, and the block removals of ShortGPT and SLEB. Every child is healed
+with the same tokens and timed against the parent, interleaved. Then the ablations, the search's own method with one
+thing changed: no least squares, no blockwise distillation, scores by LM loss, pairs scored jointly. Prints two Markdown
+tables.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,14 @@ from nas.influence import block_influence
 from nas.job import Job, prepare
 from nas.pipeline import fill_store, search_row
 from nas.realise import healing_key, made, timed
+from nas.removal import loss_without
 from nas.request import Request
 from nas.solve import Measured, measured, solve, trial_row
 from nas.stages import Shared
 from solvers.problem import Infeasible, Option, Problem, Solution
 from solvers.random import random_architecture
 from solvers.shortgpt import drop_layers
+from solvers.sleb import drop_one_by_one
 from solvers.uniform import uniform
 
 assert nas.quiet
@@ -59,13 +63,16 @@ def strategies(job: Job, known: Measured) -> Iterator[tuple[str, Solution]]:
     """Every way to choose, on the same problem."""
     problem = known.problem(job.request.budget)
     yield "MIP", solve(known, job.request.budget)
-    influence = block_influence(job.parent, torch.from_numpy(job.tokens.calibration.copy()))
-    baselines = {
+    text_BT = torch.from_numpy(job.tokens.calibration.copy())
+    own, influence = own_options(job, problem), block_influence(job.parent, text_BT)
+    without = partial(loss_without, job.parent, text_BT)
+    baselines: dict[str, Callable[[], Solution]] = {
         "uniform width": lambda: uniform(problem),
         "random from library, seed 0": lambda: random_architecture(problem, seed=0),
         "random from library, seed 1": lambda: random_architecture(problem, seed=1),
         "random from library, seed 2": lambda: random_architecture(problem, seed=2),
-        "ShortGPT block removal": lambda: drop_layers(problem, own_options(job, problem), influence),
+        "ShortGPT block removal": lambda: drop_layers(problem, own, influence),
+        "SLEB block removal": lambda: drop_one_by_one(problem, own, without).solution,
     }
     for name, choose in baselines.items():
         try:

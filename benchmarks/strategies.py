@@ -111,7 +111,7 @@ class Bench:
         job = prepare(request)
         self._store.add_search(search_row(job, {}))
         shared = Shared(job, self._cluster)
-        fill_store(job, self._store, self._cluster, shared, self._console)
+        job = fill_store(job, self._store, self._cluster, shared, self._console)
         return job, measured(self._store, self._store.find_search(job.id), request.score.metric), shared
 
     def real(self, arm: str, job: Job, known: Measured, shared: Shared, solution: Solution) -> Result:

@@ -97,6 +97,8 @@ class Search(Base, kw_only=True):
     hardware: Mapped[str]
     parent_costs: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
     """The parent's own cost under the scenario, predicted and measured."""
+    dependency: Mapped[list[list[float]] | None] = mapped_column(default=None)
+    """How much each block of the parent depends on each before it, [layers][layers]; None where nobody asked."""
 
 
 class Score(Base, kw_only=True):

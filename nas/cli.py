@@ -19,7 +19,8 @@ from typer.core import TyperGroup
 
 from db.store import Store
 from nas import config, units
-from nas.printed import console, plain, print_json, print_outcome, print_trial
+from nas.printed import console, plain, print_dependency, print_json, print_outcome, print_trial
+from nas.runs import LONGEST, LOW_SHARE, WINDOW
 
 
 @contextmanager
@@ -287,6 +288,34 @@ def report(
     with Store.open(db) as store:
         written = write_report(store, store.find_search(search), out, store.trial(trial) if trial else None)
     console.print(f"report: {written}")
+
+
+@app.command()
+def dependency(
+    parent: Annotated[str, typer.Argument(help="embedded, the folder of a checkpoint, or a hub id.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text: a file or a glob; may be repeated. Default: Python's own sources.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens of it to read.")] = 8192,
+    longest: Annotated[int, typer.Option(min=2, help="FFNs fused into one, at most.")] = LONGEST,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Of all pairs, those that count as low.")] = LOW_SHARE,
+    window: Annotated[int, typer.Option(min=2, help="Blocks run in parallel.")] = WINDOW,
+    html: Annotated[Path | None, typer.Option(help="Write the heat-map to this HTML file too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How much each block depends on each one before it, and which neighbours that offers to fuse or run in parallel.
+
+    Example: nas dependency embedded --html dependency.html
+    """
+    from nas import quiet  # noqa: F401
+    from nas.dependency import dependency_of
+
+    found = dependency_of(parent, data or (), tokens, longest, share, window)
+    if html is not None:
+        from nas.report.dependency_page import write_dependency
+
+        write_dependency(found, html)
+    print_dependency(found, as_json)
 
 
 Address = Annotated[str, typer.Option("--address", help="The Ray head's dashboard.", envvar="RAY_API_SERVER_ADDRESS")]

@@ -22,6 +22,7 @@ from nas.data import Tokens, load_tokens
 from nas.digest import digest
 from nas.export.formats import check_format
 from nas.request import Request
+from nas.runs import Matrix
 from nas.space import check_kinds, choices
 
 # Part of every key of built weights: raise it when the same settings would give other weights.
@@ -38,9 +39,20 @@ class Job:
     parent: Parent
     tokenizer: PreTrainedTokenizerBase
     tokens: Tokens
-    choices: tuple[Choice, ...]
     scenario: Scenario
     hardware: str
+    dependency: Matrix | None = None
+    """How much each block depends on each before it, once that is measured."""
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        return choices(self.request.space, self.parent.shape, self.dependency)
+
+    @property
+    def wants_dependency(self) -> bool:
+        """Whether the space joins blocks that depend little on each other, and nobody has measured which do."""
+        joins = self.request.space.fuse is not None or self.request.space.parallel is not None
+        return joins and self.dependency is None and self.parent.shape.layers > 1
 
     @cached_property
     def id(self) -> str:
@@ -117,8 +129,7 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
     parent = load_parent(request.checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(request.checkpoint)
     check_kinds(request.distill.kinds)
-    space = choices(request.space, parent.shape)
-    check_format(request.export.format, space, parent.model.config)
+    check_format(request.export.format, choices(request.space, parent.shape), parent.model.config)
     asked = request.scenario
     scenario = Scenario(
         asked.device, asked.dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads
@@ -128,7 +139,6 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
         parent=parent,
         tokenizer=tokenizer,
         tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary),
-        choices=space,
         scenario=scenario,
         hardware=hardware or describe(asked.device, asked.threads),
     )

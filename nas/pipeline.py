@@ -6,7 +6,7 @@ goes on where it stopped. This process alone writes the database.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -31,6 +31,7 @@ from nas.stages import (
     Shared,
     build_library,
     measure_costs,
+    measure_dependency,
     parent_costs,
     score_choices,
     write_options,
@@ -53,8 +54,10 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
     _refuse_taken_folder(request, store)
     with Cluster(request.ray.address) as cluster:
         job = prepare(request, _hardware(request, cluster))
-        known = {known.id: known.parent_costs for known in store.searches()}
-        store.add_search(search_row(job, known.get(job.id, {})))
+        known = {known.id: known for known in store.searches()}.get(job.id)
+        if known is not None:
+            job = replace(job, dependency=known.dependency)
+        store.add_search(search_row(job, known.parent_costs if known else {}))
         console.print(f"search {request.name} ({job.id}): {len(job.variants)} options beside the parent's own")
         console.print(job.tokens.describe(), style="dim", soft_wrap=True)
         try:
@@ -86,8 +89,13 @@ def _described(device: str, threads: int | None, report: Report) -> str:
     return describe(device, threads)
 
 
-def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> None:
-    """Build, score and measure whatever the library and the store lack of this job."""
+def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> Job:
+    """Build, score and measure whatever the library and the store lack of this job. Returns it with what decides its
+    choices known."""
+    with _stage(job, store, "depend") as done:
+        done.append(int(job.wants_dependency))
+        if job.wants_dependency:
+            job = replace(job, dependency=measure_dependency(job, cluster, shared, console))
     with _stage(job, store, "distil") as done:
         done.append(build_library(job, store, cluster, shared, console))
     with _stage(job, store, "score") as done:
@@ -96,12 +104,13 @@ def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console
         done.append(measure_costs(job, store, cluster, console))
     write_options(job, store)
     store.add_search(search_row(job, parent_costs(job, store)))
+    return job
 
 
 def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models.Trial:
     """Measure what is not measured, solve, and make the answer real."""
     shared = Shared(job, cluster)
-    fill_store(job, store, cluster, shared, console)
+    job = fill_store(job, store, cluster, shared, console)
     trial = _within_budget(job, store, cluster, shared, console)
     _refuse_taken(job, trial)
     with _stage(job, store, "heal") as done:
@@ -170,6 +179,7 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
         scenario=vars(scenario),
         hardware=job.hardware,
         parent_costs=costs,
+        dependency=None if job.dependency is None else [list(row) for row in job.dependency],
     )
 
 

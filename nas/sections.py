@@ -115,17 +115,23 @@ class Fuse(Section):
     """Runs of 2 to `longest` FFNs fused into one.
 
     The parts read through one norm: each part's own folded into its weights (`fold`), or the run's last (`last`).
+    `share` None: every run is an option; else those of blocks that hardly depend on each other, that share of all pairs
+    counting as little, each such stretch's last FFN left out unless `keep_last` is false. `widest`: the hidden channels
+    a run may have.
     """
 
     longest: Annotated[int, Field(ge=2, strict=True)] = 3
     norm: Literal["fold", "last"] = "fold"
+    share: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    keep_last: Flag = True
+    widest: Count | None = None
 
 
 class Space(Section):
     """What may stand in place of the parent's own, which always may stay.
 
     `drop_blocks`: whole layers may go, scored as a whole. `pairs`: a layer's attention and FFN are scored together.
-    `parallel`: so many neighbouring layers may read one input and add up (FFN Fusion, appendix B).
+    `parallel`: windows of so many layers may read one input and add up (FFN Fusion, appendix B).
     """
 
     attention: Annotated[tuple[AttentionOption, ...], AfterValidator(distinct)] = Field(

@@ -3,15 +3,17 @@
 from collections.abc import Iterable
 
 from blocklib.block import SKIP, Block, Choice, Parallel, Role, Subblock
-from blocklib.kinds import ATTENTION, FFN, check, control, kind_of
+from blocklib.kinds import ATTENTION, FFN, check, control, kind_of, parent_block
 from blocklib.shape import Shape
-from nas.sections import Space
+from nas.runs import Matrix, ffn_runs, windows
+from nas.sections import Fuse, Space
 from nas.values import Option, Share
 
 
-def choices(space: Space, shape: Shape) -> tuple[Choice, ...]:
-    """Every option of every slot, the parent's own first in each, then runs, dropped blocks and pairs.
+def choices(space: Space, shape: Shape, dependency: Matrix | None = None) -> tuple[Choice, ...]:
+    """Every option of every slot, the parent's own first in each, then runs, dropped blocks, pairs and windows.
 
+    `dependency` is the parent's matrix (`nas/dependency.py`); without it every run and every window is an option.
     Raises ValueError, naming the option, where the parent cannot hold it.
     """
     attentions = _distinct(
@@ -20,23 +22,54 @@ def choices(space: Space, shape: Shape) -> tuple[Choice, ...]:
     ffns = _distinct([Subblock("ffn", str(shape.ffn_width)), *(_sized("ffn", o, shape) for o in space.ffn)])
     # A sparse FFN is worth its place only beside a dense one that does as much for a token.
     ffns = _distinct([*ffns, *filter(None, (control(ffn, shape) for ffn in ffns))])
+    runs, windowed = _runs(space.fuse, shape, dependency), _windows(space.parallel, shape, dependency)
     found: list[Choice] = []
     for layer in range(shape.layers):
         found += [Choice(layer, "attention", attention) for attention in attentions]
         found += [Choice(layer, "ffn", ffn) for ffn in ffns]
-        if space.fuse is not None:
-            kind = "fuse" if space.fuse.norm == "fold" else "fuse_last"
-            for length in range(2, min(space.fuse.longest, shape.layers - layer) + 1):
-                found.append(Choice(layer, "ffn", Subblock(kind, parts=(ffns[0],) * length)))
+        found += [Choice(layer, "ffn", run) for run in runs.get(layer, [])]
         pairs = [Block(attention, ffn) for attention in attentions[1:] for ffn in ffns[1:]] if space.pairs else []
         if space.drop_blocks and Block(SKIP, SKIP) not in pairs:
             pairs.append(Block(SKIP, SKIP))
         found += [Choice(layer, "block", pair) for pair in pairs]
-        if space.parallel is not None and layer + space.parallel <= shape.layers:
-            found.append(Choice(layer, "block", Parallel((Block(attentions[0], ffns[0]),) * space.parallel)))
+        if layer in windowed:
+            found.append(Choice(layer, "block", Parallel((parent_block(shape),) * windowed[layer])))
     for choice in found:
         check(choice, shape)
     return tuple(found)
+
+
+def _runs(asked: Fuse | None, shape: Shape, dependency: Matrix | None) -> dict[int, list[Subblock]]:
+    """The runs of FFNs that may be fused, by their first layer."""
+    if asked is None:
+        return {}
+    if asked.share is None or dependency is None:
+        spans = [
+            (first, length)
+            for first in range(shape.layers)
+            for length in range(2, min(asked.longest, shape.layers - first) + 1)
+            if asked.widest is None or length * shape.ffn_width <= asked.widest
+        ]
+    else:
+        widths = [shape.ffn_width] * shape.layers
+        low = ffn_runs(
+            dependency, asked.longest, asked.share, widths=widths, widest=asked.widest, leave_last=asked.keep_last
+        )
+        spans = [(run.first, run.length) for run in low]
+    kind, own = "fuse" if asked.norm == "fold" else "fuse_last", parent_block(shape).ffn
+    found: dict[int, list[Subblock]] = {}
+    for first, length in spans:
+        found.setdefault(first, []).append(Subblock(kind, parts=(own,) * length))
+    return found
+
+
+def _windows(size: int | None, shape: Shape, dependency: Matrix | None) -> dict[int, int]:
+    """The windows of blocks that may run in parallel: how many blocks, by the first layer."""
+    if size is None:
+        return {}
+    if dependency is None:
+        return dict.fromkeys(range(shape.layers - size + 1), size)
+    return {run.first: run.length for run in windows(dependency, size)}
 
 
 def check_kinds(named: Iterable[str]) -> None:

@@ -34,9 +34,11 @@ from cost_models.timing import Rounds
 from db import models
 from db.store import Store
 from nas.cluster import Cluster, Report
+from nas.dependency import block_dependency
 from nas.digest import digest
 from nas.job import Job
 from nas.progress import bar
+from nas.runs import Matrix
 from nas.score import score
 from nas.shares import by_layers
 
@@ -57,6 +59,25 @@ class Shared:
             value = pack(self._job.parent) if name == "parent" else getattr(self._job.tokens, name)
             self._handles[name] = self._cluster.share(value)
         return self._handles[name]
+
+
+# Tokens that tell how blocks depend on each other; more hardly change the matrix.
+_DEPENDENCY_TOKENS = 8192
+
+
+def measure_dependency(job: Job, cluster: Cluster, shared: Shared, console: Console) -> Matrix:
+    """How much each block of the parent depends on each before it."""
+    task = (shared["parent"], shared["calibration"], device_of(job))
+    gpus = 1 if job.request.gpus_per_task else 0
+    with bar(console, "block dependency"):
+        ((_, found),) = cluster.run(_depend, [task], gpus=gpus, whole_node=True)
+    matrix: Matrix = found
+    return matrix
+
+
+def _depend(packed: PackedParent, calibration: Ids, device: str, report: Report) -> Matrix:
+    sequences = max(1, _DEPENDENCY_TOKENS // calibration.shape[1])
+    return block_dependency(unpack(packed, device).model, tensor(calibration[:sequences], device))
 
 
 def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:

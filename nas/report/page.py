@@ -28,24 +28,16 @@ from nas.report.offered import offers
 from nas.report.plots import agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
 from nas.report.whole import write_whole
-from nas.runs import Matrix
 from nas.solve import METRICS
 from nas.table import comparison, summary
 from nas.units import Limit, format_quantity
 
 
-def write_report(
-    store: Store,
-    search: models.Search,
-    path: Path,
-    chosen: models.Trial | None = None,
-    dependency: Matrix | None = None,
-) -> Path:
+def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
     """Write the report of `search` to `path`, whole or not at all, and return it. Makes the folder.
 
     `chosen` is the trial shown beside the parent; None: the latest one measured, else the latest. A search with no
-    trial yet is reported as far as it came. `dependency` is the parent's block-dependency matrix, shown where it is
-    given. Raises ValueError where `chosen` is another search's, OSError where the
+    trial yet is reported as far as it came. Raises ValueError where `chosen` is another search's, OSError where the
     file cannot be written.
     """
     if chosen is not None and chosen.search_id != search.id:
@@ -53,7 +45,7 @@ def write_report(
             f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}"
         )
     trials = store.trials(search.id)
-    sections = _sections(store, search, trials, chosen or _latest(trials), dependency)
+    sections = _sections(store, search, trials, chosen or _latest(trials))
     page = environment().get_template("report.html.j2").render(sections)
     return write_whole(path, page.encode())
 
@@ -64,11 +56,7 @@ def _latest(trials: Sequence[models.Trial]) -> models.Trial | None:
 
 
 def _sections(
-    store: Store,
-    search: models.Search,
-    trials: Sequence[models.Trial],
-    chosen: models.Trial | None,
-    dependency: Matrix | None,
+    store: Store, search: models.Search, trials: Sequence[models.Trial], chosen: models.Trial | None
 ) -> dict[str, Any]:
     """What the template shows, by the names it uses."""
     options, budget = store.options(search.id), budget_of(search, chosen)
@@ -90,7 +78,7 @@ def _sections(
         "agreement_plot": _agreement_plot(agreed),
         "heatmap": heatmap(options, metric, child),
         "metric": metric,
-        "dependency": dependency_map(dependency, child),
+        "dependency": dependency_map(search.dependency, child),
         "offers": offers(options, metric, METRICS[_cost_asked(budget)], Scenario(**search.scenario), child),
         "cost_asked": _cost_asked(budget),
         "distilled": distilled.lines(distillations),

@@ -79,6 +79,7 @@ def search() -> None:
         sa.Column("scenario", sa.JSON(), nullable=False),
         sa.Column("hardware", sa.Text(), nullable=False),
         sa.Column("parent_costs", sa.JSON(), nullable=False),
+        sa.Column("dependency", sa.JSON(), nullable=True),
         sa.CheckConstraint("status IN ('running', 'finished', 'failed', 'interrupted')", name=op.f("ck_search_status")),
         sa.PrimaryKeyConstraint("id", name="pk_search"),
     )

@@ -11,6 +11,7 @@ from blocklib.attention.window import Window
 from blocklib.block import Architecture, Block, Choice, Role, Subblock
 from blocklib.ffn import linear as linear_ffn
 from blocklib.ffn.dense import Dense
+from blocklib.ffn.dip import DynamicInputPruning
 from blocklib.ffn.fuse import Fuse
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
@@ -26,6 +27,8 @@ FFN: dict[str, Kind] = {
     "ffn": Dense(),
     "linear": linear_ffn.Linear(),
     "skip": Skip("mlp"),
+    "dip": DynamicInputPruning(by_threshold=False),
+    "dip_threshold": DynamicInputPruning(by_threshold=True),
     "fuse": Fuse(fold_norms=True),
     "fuse_last": Fuse(fold_norms=False),
 }

@@ -1,0 +1,174 @@
+"""`dipN`: the parent's FFN, of which each token reads N % (Dynamic Input Pruning, arXiv 2412.01380, section 4).
+
+Of the input, the channels of largest magnitude are kept, the same for gate and up; of the hidden values computed from
+them, the largest are kept for down. Nothing is rescaled. `dip_thresholdN` keeps what exceeds two thresholds, calibrated
+to keep as much, which spares the search for the largest. The weights are the parent's, stored a row per input channel
+and a row per neuron, so that a single token reads the rows it needs and no others; many tokens together need nearly
+all, and are multiplied densely, masked.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from blocklib.block import Subblock
+from blocklib.ffn.dense import hidden_values, norm_weights
+from blocklib.ffn.rows import RowLinear
+from blocklib.kind import Kind, ParentLayer
+from blocklib.shape import Shape
+
+
+class PrunedFFN(nn.Module):
+    """A dense FFN of which each token uses a part of the input channels and a part of the hidden ones."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        width, hidden = config.intermediate_size, config.hidden_size
+        self.gated = config.gated_ffn
+        self.kept_inputs, self.kept_hidden = kept_channels(config.ffn_options["keep"], self.gated, hidden, width)
+        self.in_proj = RowLinear(hidden, (2 if self.gated else 1) * width, config.mlp_bias)
+        self.down_proj = RowLinear(width, hidden, config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.by_threshold = config.ffn_options["threshold"]
+        if self.by_threshold:
+            self.input_threshold = nn.Parameter(torch.empty(()))
+            self.hidden_threshold = nn.Parameter(torch.empty(()))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.numel() == hidden_states.shape[-1] and not torch.is_grad_enabled():
+            return self.of_one_token(hidden_states.flatten()).view_as(hidden_states)
+        kept = hidden_states.masked_fill(~self.mask(hidden_states, self.kept_inputs, "input_threshold"), 0)
+        hidden = self.activated(self.in_proj(kept))
+        kept = hidden.masked_fill(~self.mask(hidden, self.kept_hidden, "hidden_threshold"), 0)
+        output: torch.Tensor = self.down_proj(kept)
+        return output
+
+    def of_one_token(self, input_D: torch.Tensor) -> torch.Tensor:
+        """The same, reading only what is kept."""
+        inputs_K = self.chosen(input_D, self.kept_inputs, "input_threshold")
+        hidden_F = self.activated(self.in_proj.picked(inputs_K, input_D[inputs_K]))
+        hidden_K = self.chosen(hidden_F, self.kept_hidden, "hidden_threshold")
+        return self.down_proj.picked(hidden_K, hidden_F[hidden_K])
+
+    def activated(self, projected: torch.Tensor) -> torch.Tensor:
+        """Hidden values of what the joint projection gives."""
+        if self.gated:
+            gate, up = projected.chunk(2, dim=-1)
+            hidden: torch.Tensor = self.act_fn(gate) * up
+        else:
+            hidden = self.act_fn(projected)
+        return hidden
+
+    def mask(self, values: torch.Tensor, kept: int, threshold: str) -> torch.Tensor:
+        """What of the last dimension is kept."""
+        sizes = values.detach().abs()
+        if self.by_threshold:
+            return sizes > self.get_parameter(threshold)
+        return torch.zeros_like(sizes, dtype=torch.bool).scatter_(-1, kept_indices(sizes, kept), True)
+
+    def chosen(self, values: torch.Tensor, kept: int, threshold: str) -> torch.Tensor:
+        """The indices of what is kept of one vector."""
+        if self.by_threshold:
+            return (values.abs() > self.get_parameter(threshold)).nonzero().flatten()
+        return kept_indices(values.abs(), kept)
+
+
+def kept_indices(scores: torch.Tensor, kept: int) -> torch.Tensor:
+    """Of the last dimension, the indices of the `kept` largest, in no order."""
+    return scores.topk(kept, dim=-1, sorted=False).indices
+
+
+def densities(keep: float, gated: bool) -> tuple[float, float]:
+    """Which shares of input and of hidden channels to keep so that a share `keep` of the weights is read.
+
+    For a gated FFN the rule fitted in the paper's code: two of its three matrices read the input's channels. For one of
+    two matrices, the same share of the input, and what is left for the other matrix.
+    """
+    if keep >= 1:
+        return 1.0, 1.0
+    reading = 2 if gated else 1
+    inputs = 1 / (1 + math.exp(-(0.98499 * math.log(keep / (1 - keep)) + 0.29976)))
+    return inputs, (reading + 1) * keep - reading * inputs
+
+
+def kept_channels(percent: int, gated: bool, hidden_size: int, width: int) -> tuple[int, int]:
+    """How many input and how many hidden channels that is, rounded down as in the paper's code."""
+    inputs, hidden = densities(percent / 100, gated)
+    return int(inputs * hidden_size), int(hidden * width)
+
+
+class DynamicInputPruning(Kind):
+    output_projection = "mlp.down_proj"
+    module = PrunedFFN
+    is_sparse = True
+
+    def __init__(self, by_threshold: bool):
+        self._by_threshold = by_threshold
+
+    def check(self, subblock: Subblock, shape: Shape) -> None:
+        most = 100
+        if not 1 <= subblock.number <= most:
+            raise ValueError(f"{subblock}: keeps a percentage of the FFN's weights; use {subblock.kind}1 to 100")
+        if min(self._kept(subblock, shape)) < 1:
+            raise ValueError(
+                f"{subblock}: of {shape.hidden} input and {shape.ffn_width} hidden channels nothing is kept; keep more"
+            )
+
+    def _kept(self, subblock: Subblock, shape: Shape) -> tuple[int, int]:
+        return kept_channels(subblock.number, shape.gated, shape.hidden, shape.ffn_width)
+
+    def layer_config(self, subblock: Subblock) -> dict[str, Any]:
+        sizes = {"keep": subblock.number, "threshold": self._by_threshold}
+        return {"ffn_kind": subblock.kind, "ffn_options": sizes}
+
+    def runs_as(self, subblock: Subblock) -> Subblock:
+        # Random thresholds would keep anything; finding the largest takes no less time.
+        return Subblock("dip", subblock.size)
+
+    def parameters(self, subblock: Subblock, shape: Shape) -> int:
+        weights = shape.ffn_matrices * shape.hidden * shape.ffn_width
+        biases = shape.mlp_bias * ((shape.ffn_matrices - 1) * shape.ffn_width + shape.hidden)
+        return weights + biases + shape.norm_parameters + 2 * self._by_threshold
+
+    def touched(self, subblock: Subblock, shape: Shape, tokens: int) -> float:
+        everything = self.parameters(subblock, shape)
+        if tokens > 1:
+            return everything
+        inputs, hidden = self._kept(subblock, shape)
+        in_rows = (shape.hidden - inputs) * (shape.ffn_matrices - 1) * shape.ffn_width
+        return everything - in_rows - (shape.ffn_width - hidden) * shape.hidden
+
+    def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
+        (layer,) = layers
+        weights = norm_weights(layer)
+        into = [f"mlp.{name}_proj" for name in (("gate", "up") if shape.gated else ("up",))]
+        weights["mlp.in_proj.weight"] = torch.cat([layer.weights[f"{name}.weight"].T for name in into], 1).contiguous()
+        weights["mlp.down_proj.weight"] = layer.weights["mlp.down_proj.weight"].T.contiguous()
+        if shape.mlp_bias:
+            weights["mlp.in_proj.bias"] = torch.cat([layer.weights[f"{name}.bias"] for name in into])
+            weights["mlp.down_proj.bias"] = layer.weights["mlp.down_proj.bias"]
+        if self._by_threshold:
+            thresholds = _thresholds(layer, *self._kept(subblock, shape), shape)
+            for name, value in zip(("input", "hidden"), thresholds, strict=True):
+                weights[f"mlp.{name}_threshold"] = value.to(weights["mlp.down_proj.weight"].dtype)
+        return weights
+
+
+def _thresholds(layer: ParentLayer, inputs: int, hidden: int, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Magnitudes exceeded, over all tokens and channels of the calibration text, as often as so many are kept."""
+    input_ND = layer.ffn_input_ND
+    input_threshold = _exceeded(input_ND, inputs)
+    pruned_ND = input_ND.masked_fill(input_ND.abs() <= input_threshold, 0)
+    return input_threshold, _exceeded(hidden_values(layer.weights, pruned_ND, shape), hidden)
+
+
+def _exceeded(values_NC: Tensor, kept: int) -> Tensor:
+    sizes = values_NC.abs().flatten().float()
+    above = values_NC.shape[0] * kept
+    if above >= len(sizes):
+        return sizes.new_tensor(-1.0)
+    return sizes.kthvalue(len(sizes) - above).values

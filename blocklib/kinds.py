@@ -13,6 +13,7 @@ from blocklib.ffn import linear as linear_ffn
 from blocklib.ffn.dense import Dense
 from blocklib.ffn.dip import DynamicInputPruning
 from blocklib.ffn.fuse import Fuse
+from blocklib.ffn.moe import Experts
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 from blocklib.skip import Skip
@@ -29,6 +30,8 @@ FFN: dict[str, Kind] = {
     "skip": Skip("mlp"),
     "dip": DynamicInputPruning(by_threshold=False),
     "dip_threshold": DynamicInputPruning(by_threshold=True),
+    "moe": Experts(sigma=False),
+    "sigma_moe": Experts(sigma=True),
     "fuse": Fuse(fold_norms=True),
     "fuse_last": Fuse(fold_norms=False),
 }

@@ -71,12 +71,14 @@ class MixtureOfExperts(nn.Module):
         """Each token's chosen experts, counted from the first that is not shared, and their gates, both [N, K]."""
         logits_NE = self.router(inputs_ND)
         scores_NE = logits_NE.sigmoid()
-        wanted_NE = scores_NE.detach()
+        # The order of the scores is that of the logits, where large scores are not all 1.
+        wanted_NE = logits_NE.detach()
         self.regulariser = None
         if self.training:
             self.regulariser = ENTROPY_WEIGHT * negative_entropy(logits_NE)
-            # A dropped expert scores 0, not minus infinity: where fewer than K are left, some of it is used after all.
-            wanted_NE = wanted_NE * (torch.rand_like(wanted_NE) >= EXPERT_DROPOUT)
+            # A dropped expert comes last, not never: where fewer than K are left, some of it is used after all.
+            dropped_NE = torch.rand_like(wanted_NE) < EXPERT_DROPOUT
+            wanted_NE = wanted_NE.masked_fill(dropped_NE, torch.finfo(wanted_NE.dtype).min)
         chosen_NK = wanted_NE.topk(self.active, dim=-1).indices
         gates_NK = scores_NE.gather(1, chosen_NK)
         return chosen_NK, gates_NK if self.sigma else 1 + self.gate_scale[chosen_NK] * gates_NK

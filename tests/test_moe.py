@@ -37,12 +37,12 @@ def inputs(parent: Parent, tokens: int) -> Tensor:
 
 def by_the_formula(module: MixtureOfExperts, x: Tensor) -> Tensor:
     """Every expert of every token, those not chosen at weight 0."""
-    logits = (x @ module.router.weight.T).detach()
+    chosen = (x @ module.router.weight.T).topk(module.active).indices
     scores = (x @ module.router.weight.T).sigmoid()
     weight = torch.zeros(len(x), module.experts, dtype=x.dtype)
     weight[:, : module.shared] = 1
     for row, score in enumerate(scores):
-        for expert in logits[row].argsort(descending=True).tolist()[: module.active]:
+        for expert in chosen[row].tolist():
             gate = score[expert] if module.sigma else 1 + module.gate_scale[expert] * score[expert]
             weight[row, module.shared + expert] = gate
     total = torch.zeros_like(x)

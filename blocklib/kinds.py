@@ -12,8 +12,12 @@ from blocklib.block import Architecture, Block, Choice, Role, Subblock
 from blocklib.ffn import linear as linear_ffn
 from blocklib.ffn.dense import Dense
 from blocklib.ffn.dip import DynamicInputPruning
+from blocklib.ffn.fff import Fast
 from blocklib.ffn.fuse import Fuse
 from blocklib.ffn.moe import Experts
+from blocklib.ffn.pkm import ProductKeys
+from blocklib.ffn.topk import TopK
+from blocklib.ffn.ultra import Ultra
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 from blocklib.skip import Skip
@@ -32,6 +36,11 @@ FFN: dict[str, Kind] = {
     "dip_threshold": DynamicInputPruning(by_threshold=True),
     "moe": Experts(sigma=False),
     "sigma_moe": Experts(sigma=True),
+    "topk": TopK(),
+    "pkm": ProductKeys(softmax=False),
+    "pkm_softmax": ProductKeys(softmax=True),
+    "fff": Fast(),
+    "ultra": Ultra(),
     "fuse": Fuse(fold_norms=True),
     "fuse_last": Fuse(fold_norms=False),
 }

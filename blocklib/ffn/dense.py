@@ -16,6 +16,8 @@ from blocklib.block import Subblock
 from blocklib.kind import Kind, ParentLayer, Weights
 from blocklib.shape import Shape
 
+_TOKENS_AT_ONCE = 2048
+
 
 class DenseFFN(nn.Module):
     """down(act(gate(x)) * up(x)); without a gate, down(act(up(x)))."""
@@ -86,3 +88,15 @@ def hidden_values(weights: Weights, input_ND: Tensor, shape: Shape) -> Tensor:
         activate(projected("gate_proj")) * projected("up_proj") if shape.gated else activate(projected("up_proj"))
     )
     return hidden_NF
+
+
+def dense_output(layer: ParentLayer, shape: Shape) -> Tensor:
+    """What a layer's dense FFN gives for the calibration tokens, [N, D], in float32."""
+    own = {name: tensor.float() for name, tensor in layer.weights.items() if name.startswith("mlp.")}
+    outputs = [
+        functional.linear(
+            hidden_values(own, part_ND.float(), shape), own["mlp.down_proj.weight"], own.get("mlp.down_proj.bias")
+        )
+        for part_ND in layer.ffn_input_ND.split(_TOKENS_AT_ONCE)
+    ]
+    return torch.cat(outputs)

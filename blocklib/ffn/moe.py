@@ -1,5 +1,5 @@
-"""`moeExGkK`, `moeExGkKsS`: the parent's neurons parted into E experts of width G; every token uses the S shared ones and
-K of the others, its own choice. `sigma_moe...` is the same with the published gates.
+"""`moeExGkK`, `moeExGkKsS`: the parent's neurons parted into E experts of width G; every token uses the S shared ones
+and K of the others, its own choice. `sigma_moe...` is the same with the published gates.
 
 Experts are clusters of neurons that fire together, stored as contiguous slices; shared ones hold the most active
 neurons (CMoE, arXiv 2502.04416). A linear router with sigmoid scores chooses (sigma-MoE, arXiv 2310.10837, section 4).

@@ -229,7 +229,7 @@ def test_bfloat16_runs_stay_bfloat16() -> None:
         ("L0.attention=ffn8", "ffn8: no attention is of kind 'ffn'; kinds: kv, window, linear, skip"),
         ("L0.attention=linear2", "linear attention takes no number"),
         ("L0.attention=skip1", "skip takes no number"),
-        ("L0.ffn=kv4", "kv4: no ffn is of kind 'kv'; kinds: ffn, linear, skip, dip, "),
+        ("L0.ffn=kv4", "kv4: no ffn is of kind 'kv'; kinds: ffn, linear, skip, dip"),
         ("L0.ffn=ffn0", "the parent's FFN is 48 wide; use ffn1 to ffn48"),
         ("L0.ffn=ffn49", "the parent's FFN is 48 wide; use ffn1 to ffn48"),
         ("L0.ffn=linear7", "a linear FFN takes no number"),

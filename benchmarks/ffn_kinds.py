@@ -68,8 +68,8 @@ def table(options: Sequence[str], dtype: torch.dtype, batch: int, rounds: int) -
 
 def dense_calls(dtype: torch.dtype, batch: int) -> dict[str, Call]:
     """The dense FFN in every way that may be fastest."""
-    stacks = [[random(WIDTH, HIDDEN, dtype=dtype), random(WIDTH, HIDDEN, dtype=dtype), random(HIDDEN, WIDTH, dtype=dtype)]
-              for _ in range(copies(dtype))]  # fmt: skip
+    sizes = ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
+    stacks = [[random(*size, dtype=dtype) for size in sizes] for _ in range(copies(dtype))]
     turn = count()
 
     def by_linear(inputs_ND: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ MSE(parent, variant) / MSE(parent, 0) of what enters the residual, the residual 
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,8 +53,26 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """How the held-out tokens spread over a routed subblock's parts: experts, leaves or memory slots.
+
+    `least` and `most` are shares of all uses; `entropy` is that of the shares over the logarithm of `parts`, 1 where
+    all are used alike.
+    """
+
+    parts: int
+    unused: int
+    least: float
+    most: float
+    entropy: float
+
+
+@dataclass(frozen=True)
 class Distilled:
-    """One finished subblock. Losses are held-out normalised squared errors; None where that step was left out."""
+    """One finished subblock. Losses are held-out normalised squared errors; None where that step was left out.
+
+    `usage` says how evenly its experts, leaves or slots are used; None where it has none.
+    """
 
     choice: Choice
     weights: dict[str, Tensor]
@@ -64,6 +82,7 @@ class Distilled:
     loss_least_squares: float | None
     loss_trained: float | None
     curve: tuple[tuple[int, float], ...]
+    usage: Usage | None = None
 
 
 def distil(
@@ -106,6 +125,7 @@ def distil(
             loss_least_squares=fitted_losses[run.choice] if least_squares else None,
             loss_trained=trained_losses[run.choice] if run.training.tokens else None,
             curve=tuple(run.curve),
+            usage=_usage(model, run, heldout_BT, batch),
         )
 
 
@@ -250,6 +270,28 @@ def _heldout_losses(
                 f"{choice}: its held-out distillation loss is {total}; the parent's activations may hold NaN"
             )
     return {choice: total / len(chunks) for choice, total in sums.items()}
+
+
+def _normed(layer: nn.Module, entering_BTD: Tensor) -> Tensor:
+    """What the FFN of a layer without attention reads, [N, D]."""
+    normed: Tensor = layer.get_submodule("post_attention_layernorm")(entering_BTD)
+    return normed.flatten(0, 1)
+
+
+@torch.no_grad()
+def _usage(model: PuzzleNasForCausalLM, run: "_Run", heldout_BT: Tensor, batch: int) -> Usage | None:
+    layer = run.layer
+    count: Callable[[Tensor], Tensor] | None = getattr(layer.mlp, "usage", None)
+    if count is None:
+        return None
+    counts = torch.zeros(0)
+    for ids_BT in heldout_BT.split(batch):
+        for _, entering, _, _ in _targets(model, [run.choice], ids_BT):
+            found = count(_normed(layer, entering)).double()
+            counts = counts + found if len(counts) else found
+    shares = counts / counts.sum()
+    entropy = float(torch.special.entr(shares).sum()) / math.log(len(shares)) if len(shares) > 1 else 1.0
+    return Usage(len(shares), int((counts == 0).sum()), float(shares.min()), float(shares.max()), entropy)
 
 
 def _batches(ids_BT: Tensor, batch: int) -> Iterator[Tensor]:

@@ -150,6 +150,8 @@ class Distillation(Base, kw_only=True):
     loss_trained: Mapped[float | None] = mapped_column(default=None)
     curve: Mapped[list[list[float]]] = mapped_column(default_factory=list)
     """Pairs of [tokens, loss]."""
+    usage: Mapped[dict[str, Any] | None] = mapped_column(default=None)
+    """How evenly a routed FFN's parts are used, as `blocklib.distil.Usage`; None where it is not routed."""
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 

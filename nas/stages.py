@@ -147,6 +147,7 @@ def _record(distilled: Distilled, key: str) -> dict[str, Any]:
         "loss_least_squares": distilled.loss_least_squares,
         "loss_trained": distilled.loss_trained,
         "curve": [[float(tokens), loss] for tokens, loss in distilled.curve],
+        "usage": None if distilled.usage is None else vars(distilled.usage),
     }
 
 

@@ -104,13 +104,8 @@ def test_it_is_the_formula(family: str, kind: str) -> None:
     for token, row in enumerate(x):
         queries = (module.query_proj.weight @ row).view(2, 2, -1)
         for head in range(2):
-            scores = {
-                5 * i + j: float(
-                    module.keys[head, 0, i] @ queries[head, 0] + module.keys[head, 1, j] @ queries[head, 1]
-                )
-                for i in range(5)
-                for j in range(5)
-            }
+            rows, columns = (module.keys[head, half] @ queries[head, half] for half in (0, 1))
+            scores = {5 * i + j: float(rows[i] + columns[j]) for i in range(5) for j in range(5)}
             best = sorted(scores, key=lambda slot: -scores[slot])[:3]
             chosen = torch.tensor([scores[slot] for slot in best], dtype=torch.float64)
             weights = chosen.softmax(0) if kind == "pkm_softmax" else chosen.clamp(min=0)

@@ -7,6 +7,7 @@ is as far off as giving nothing.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from blocklib.block import Choice, Role
 from db import models
@@ -15,7 +16,10 @@ from db.store import KnownOption
 
 @dataclass(frozen=True)
 class Line:
-    """One option over its layers: mean held-out losses, None where that step was left out. `tokens` are per layer."""
+    """One option over its layers: mean held-out losses, None where that step was left out. `tokens` are per layer.
+
+    `usage` says how evenly its experts, leaves or slots are used; empty where it has none.
+    """
 
     role: Role
     name: str
@@ -25,6 +29,7 @@ class Line:
     trained: float | None
     tokens: int
     seconds: float
+    usage: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def lines(rows: Iterable[models.Distillation]) -> tuple[Line, ...]:
             _mean([row.loss_trained for row in group]),
             max(row.tokens for row in group),
             sum(row.seconds for row in group),
+            _usage([row.usage for row in group if row.usage]),
         )
         for (role, name), group in grouped.items()
     ]
@@ -81,6 +87,15 @@ def panels(rows: Iterable[models.Distillation]) -> tuple[Panel, ...]:
             curves = found.setdefault((choice.role, choice.subblocks[0][1].kind), [])
             curves.append(Curve(str(choice.what), points))
     return tuple(Panel(f"{role}: {kind}", tuple(curves)) for (role, kind), curves in sorted(found.items()))
+
+
+def _usage(usages: Sequence[dict[str, Any]]) -> str:
+    """The worst layer's in words."""
+    if not usages:
+        return ""
+    unused, parts = max(usage["unused"] for usage in usages), usages[0]["parts"]
+    evenness = min(usage["entropy"] for usage in usages)
+    return f"{parts - unused} of {parts} used, evenness {evenness:.2f}"
 
 
 def _mean(losses: Sequence[float | None]) -> float | None:

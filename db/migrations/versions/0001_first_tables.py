@@ -59,6 +59,7 @@ def measured() -> None:
         sa.Column("loss_least_squares", sa.Double(), nullable=True),
         sa.Column("loss_trained", sa.Double(), nullable=True),
         sa.Column("curve", sa.JSON(), nullable=False),
+        sa.Column("usage", sa.JSON(), nullable=True),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("key", name="pk_distillation"),
     )

@@ -15,6 +15,7 @@ from blocklib.block import SKIP, Choice
 from blocklib.distil import Training
 from blocklib.library import Library
 from blocklib.parent import Parent, load_parent
+from cost_models.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import describe
 from cost_models.scenario import Scenario
@@ -49,6 +50,15 @@ class Job:
         return choices(self.request.space, self.parent.shape, self.dependency)
 
     @property
+    def hierarchy(self) -> MemoryHierarchy | None:
+        """The machine that is simulated; None where one is timed."""
+        asked = self.request.scenario.flash
+        if asked is None:
+            return None
+        speeds = asked.dram_speed, asked.flash_speed
+        return MemoryHierarchy(asked.dram, *speeds, asked.concurrent, asked.gamma, asked.policy)
+
+    @property
     def wants_dependency(self) -> bool:
         """Whether the space joins blocks that depend little on each other, and nobody has measured which do."""
         joins = self.request.space.fuse is not None or self.request.space.parallel is not None
@@ -60,7 +70,8 @@ class Job:
         under = self.request.canonical()
         spaces = {name: under[name] for name in ("space", "distill", "score")}
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
-        under_what = [self.scenario.key(), self.hardware, under["measure"], _BUILD_VERSION, _MEASURE_VERSION]
+        machine = [self.hardware, under["scenario"]["flash"], under["measure"]]
+        under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 
     @cached_property
@@ -114,6 +125,8 @@ class Job:
 
     def cost_key(self, geometry: Geometry) -> str:
         how = [_MEASURE_VERSION, vars(self.request.measure), transformers.__version__]
+        if self.hierarchy is not None:
+            how = [_MEASURE_VERSION, vars(self.hierarchy), self.parent.digest, self.tokens.digest("calibration")]
         return digest(vars(self.parent.shape), self.scenario.key(), self.hardware, how, str(geometry))
 
     def library_parts(self, choice: Choice) -> tuple[Choice, ...]:

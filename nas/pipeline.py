@@ -101,7 +101,7 @@ def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console
     with _stage(job, store, "score") as done:
         done.append(score_choices(job, store, cluster, shared, console))
     with _stage(job, store, "measure") as done:
-        done.append(measure_costs(job, store, cluster, console))
+        done.append(measure_costs(job, store, cluster, shared, console))
     write_options(job, store)
     store.add_search(search_row(job, parent_costs(job, store)))
     return job
@@ -134,6 +134,8 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
                 break  # Nothing is left under the tightened limits; what was asked for can be met on paper.
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job)))
             done.append(int(trial.latency_ratio is None))
+            if job.hierarchy is not None:
+                return trial  # There is no such machine here to time it on.
             tried.append(timed(job, store, cluster, shared, trial, console))
             tighter = tightened(request.budget, tried[-1], solve_for)
             if tighter == solve_for:

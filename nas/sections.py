@@ -18,6 +18,7 @@ from nas.units import did_you_mean
 from nas.values import (
     AbsolutePath,
     AttentionOption,
+    Bytes,
     Count,
     FfnOption,
     Files,
@@ -152,8 +153,27 @@ class Space(Section):
         return self
 
 
+class Flash(Section):
+    """A machine with `dram` bytes for the model, which reads the rest from Flash as tokens need it, batches of one.
+
+    Speeds are bytes per second. `concurrent`: DRAM and Flash are read at the same time. `gamma` and `policy` are of
+    cache-aware masking (DIP-CA, arXiv 2412.01380): what is not cached counts `gamma` times its magnitude; 1 is plain
+    DIP, and what scores are taken with.
+    """
+
+    dram: Bytes
+    dram_speed: Bytes
+    flash_speed: Bytes
+    concurrent: Flag = False
+    gamma: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
+    policy: Literal["lfu", "lru", "belady", "none"] = "lfu"
+
+
 class Scenario(Section):
-    """What the child will be served as. `threads` None: every core. Which GPU is the worker's to take."""
+    """What the child will be served as. `threads` None: every core. Which GPU is the worker's to take.
+
+    `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not hold the model.
+    """
 
     device: Annotated[str, Field(pattern=r"^(cpu|cuda|mps|xpu)$")] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -161,6 +181,13 @@ class Scenario(Section):
     prompt_tokens: Count = 256
     generated_tokens: Count = 1
     threads: Count | None = None
+    flash: Flash | None = None
+
+    @model_validator(mode="after")
+    def _flash_is_for_one(self) -> Self:
+        if self.flash is not None and self.batch != 1:
+            raise wrong("batch", f"{self.batch} sequences at once; scenario.flash simulates one: give 1")
+        return self
 
 
 class KindTraining(Section):

@@ -26,6 +26,7 @@ from blocklib.packed import PackedParent, pack, unpack
 from blocklib.parent import Parent
 from cost_models.analytic import choice_cost, fixed_cost
 from cost_models.cost import ZERO, Cost
+from cost_models.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.measured import MeasuredGeometry, measure
 from cost_models.measured import Progress as Stacks
@@ -36,6 +37,7 @@ from db.store import Store
 from nas.cluster import Cluster, Report
 from nas.dependency import block_dependency
 from nas.digest import digest
+from nas.flash import simulate
 from nas.job import Job
 from nas.progress import bar
 from nas.runs import Matrix
@@ -202,25 +204,35 @@ def _score(
     raise AssertionError("scoring ended without scores")
 
 
-def measure_costs(job: Job, store: Store, cluster: Cluster, console: Console) -> int:
-    """Seconds of every geometry not yet measured under this scenario on this hardware. Returns how many were."""
+def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:
+    """Seconds of every geometry not yet measured under this scenario on this hardware, or simulated where the scenario
+    is of a machine that streams from Flash. Returns how many were."""
     keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
     known = store.costs(list(keys.values()))
     missing = [geometry for geometry, key in keys.items() if key not in known]
     if not missing:
         return 0
-    config = job.parent.model.config.to_dict()
-    rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
-    tasks = [(config, [geometry for geometry in missing if geometry != FIXED], job.scenario, rounds)]
+    wanted = [geometry for geometry in missing if geometry != FIXED]
+    work: Callable[..., list[MeasuredGeometry]]
+    task: tuple[Any, ...]
+    if job.hierarchy is not None:
+        work, task = _simulate, (shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
+    else:
+        rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
+        work, task = _measure, (job.parent.model.config.to_dict(), wanted, job.scenario, rounds)
     with bar(console, "measure costs") as shown:
-        for _, found in cluster.run(_measure, tasks, gpus=gpus_to_time(job), whole_node=True, progress=shown):
-            measured = {timed.geometry: timed for timed in found}
-            own = [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
-            prefill, decode = clock({part: known.get(key) for part, key in keys.items()}, measured, own)
-            for geometry in missing:
-                timed = measured[geometry]
-                timed = replace(timed, prefill_s=prefill * timed.prefill_s, decode_s=decode * timed.decode_s)
-                store.add_costs([_cost_row(job, timed, keys[geometry])])
+        ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
+    measured = {timed.geometry: timed for timed in found}
+    prefill = decode = 1.0
+    if job.hierarchy is None:
+        own = [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
+        prefill, decode = clock({part: known.get(key) for part, key in keys.items()}, measured, own)
+    rows = []
+    for geometry in missing:
+        timed = measured[geometry]
+        timed = replace(timed, prefill_s=prefill * timed.prefill_s, decode_s=decode * timed.decode_s)
+        rows.append(_cost_row(job, timed, keys[geometry]))
+    store.add_costs(rows)
     return len(missing)
 
 
@@ -253,6 +265,23 @@ def _measure(
             found.append(event)
         elif isinstance(event, Stacks):
             report(event.done, event.total)
+    return found
+
+
+def _simulate(
+    packed: PackedParent,
+    calibration: Ids,
+    wanted: Sequence[Geometry],
+    scenario: Scenario,
+    hierarchy: MemoryHierarchy,
+    report: Report,
+) -> list[MeasuredGeometry]:
+    found = []
+    for done, simulated in enumerate(
+        simulate(unpack(packed), wanted, scenario, hierarchy, tensor(calibration, "cpu")), 1
+    ):
+        found.append(simulated)
+        report(done, len(wanted) + 1)
     return found
 
 

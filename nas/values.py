@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from blocklib.block import Subblock
 from nas.paths import absolute, matching_files
-from nas.units import Limit, parse_limit, parse_percent, parse_seconds
+from nas.units import Limit, parse_limit, parse_percent, parse_quantity, parse_seconds
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ def _limits(value: object) -> tuple[Limit, ...]:
     return tuple(limits)
 
 
+def _without_rate(value: object) -> object:
+    """A speed is written like 60 GB/s."""
+    return value.removesuffix("/s") if isinstance(value, str) else value
+
+
 Count = Annotated[int, Field(gt=0, strict=True)]
 TokenCount = Annotated[int, Field(ge=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
@@ -93,6 +98,12 @@ Seconds = Annotated[
     BeforeValidator(lambda value: parse_seconds("a duration", value)),
     Field(gt=0, allow_inf_nan=False),
     PlainSerializer(lambda seconds: f"{seconds!r} s"),
+]
+Bytes = Annotated[
+    float,
+    BeforeValidator(lambda value: parse_quantity("memory", _without_rate(value))),
+    Field(gt=0, allow_inf_nan=False),
+    PlainSerializer(lambda count: f"{count!r} B"),
 ]
 Budget = Annotated[
     tuple[Limit, ...],

@@ -5,8 +5,8 @@
 Each kind's module has random weights, in as many copies as take 600 MB of dense weights: a call finds none of them in a
 cache, as in a model. Inputs are new in every call. All variants take turns, round by round; what counts is the median
 over the rounds of the ratio to the best dense implementation of the same round (F.linear, or torch.mv for one token).
-The limit is the ratio of the bytes read (`Kind.touched`). A router, a tree or a threshold with random weights chooses
-as evenly as one can.
+The limit is the ratio of the bytes read (`Kind.touched`). A router or a tree with random weights chooses as evenly as
+one can; thresholds are calibrated on such inputs.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from blocklib import native
 from blocklib.block import Subblock
+from blocklib.ffn.dip import PrunedFFN, exceeded
 from blocklib.kinds import FFN, kind_of
 from blocklib.shape import Shape
 
@@ -34,7 +35,7 @@ Call = Callable[[Tensor], Tensor]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("options", nargs="+", help="FFNs, as in a job's space.ffn")
+    parser.add_argument("options", nargs="+", help="FFNs by their spelling: moe16k4, fff3, topk2048")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1, help="sequences, one token each")
@@ -82,7 +83,8 @@ def dense_calls(dtype: torch.dtype, batch: int) -> dict[str, Call]:
         input_D = inputs_ND[0]
         return torch.mv(down, functional.silu(torch.mv(gate, input_D)) * torch.mv(up, input_D))
 
-    return {"dense, F.linear": by_linear} | ({"dense, mv": by_mv} if batch == 1 else {})
+    calls: dict[str, Call] = {"dense, F.linear": by_linear}
+    return calls | ({"dense, mv": by_mv} if batch == 1 else {})
 
 
 def rotating(subblock: Subblock, shape: Shape, dtype: torch.dtype) -> Call:
@@ -100,8 +102,17 @@ def rotating(subblock: Subblock, shape: Shape, dtype: torch.dtype) -> Call:
         weights = {name: random(*tensor.shape, dtype=dtype) for name, tensor in module.state_dict().items()}
         module.load_state_dict(weights, assign=True)
         modules.append(module.eval())
+        if isinstance(module, PrunedFFN) and module.by_threshold:
+            calibrate(module, torch.randn(64, shape.hidden).to(dtype))
     turn = count()
     return lambda inputs_ND: modules[next(turn) % len(modules)](inputs_ND)
+
+
+def calibrate(module: PrunedFFN, inputs_ND: Tensor) -> None:
+    """Set the thresholds so that of such inputs as much is kept as the kind asks for."""
+    module.input_threshold.copy_(exceeded(inputs_ND, module.kept_inputs))
+    pruned_ND = inputs_ND.masked_fill(~module.mask(inputs_ND, module.kept_inputs, "input_threshold"), 0)
+    module.hidden_threshold.copy_(exceeded(module.activated(module.in_proj(pruned_ND)), module.kept_hidden))
 
 
 def timed(calls: dict[str, Call], dtype: torch.dtype, batch: int, rounds: int) -> dict[str, list[float]]:

@@ -197,7 +197,10 @@ class Store:
                 for name in OF_THE_CHILD:
                     if getattr(row, name) is None:
                         setattr(row, name, getattr(twin, name))
-                row.details = twin.details | row.details
+                parents = [one.details["parent"] for one in (twin, row) if "parent" in one.details]
+                if parents:
+                    # What the parent measured beside the child; a budget or a format is each trial's own.
+                    row.details = row.details | {"parent": {**parents[0], **parents[-1]}}
             return row
 
     def update_trial(self, trial_id: int, **columns: Any) -> Trial:

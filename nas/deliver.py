@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCardData
-from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from blocklib.model import PuzzleNasForCausalLM
@@ -28,7 +27,7 @@ def deliver(search: models.Search, trial: models.Trial, format: str, out: Path) 
     """Export the child, in the dtype it is to be served in, with the parent's tokenizer and generation settings, and a
     card that holds the comparison."""
     child = load_child(child_file(Path(search.request["home"]), trial.child_key))
-    nn.Module.to(child, getattr(torch, search.scenario["dtype"]))
+    child.to(dtype=getattr(torch, search.scenario["dtype"]))  # type: ignore[call-arg]
     checkpoint = checkpoint_of(search.parent)
     take_generation_settings(child, checkpoint)
     return export(format, child, AutoTokenizer.from_pretrained(checkpoint), out, _card(search, trial))

@@ -4,6 +4,7 @@ Knows final hidden states and heads; not where they come from. The parent's hidd
 logits: those are made again, a few rows at a time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,23 @@ class FidelityMeter:
     def __init__(self, names: list[str]):
         self._names = names
         self._sums_N4 = torch.zeros(len(names), 4, dtype=torch.float64)
-        self._tokens = 0
+        self._tokens_N = torch.zeros(len(names), dtype=torch.float64)
 
     def add(
-        self, ids_BT: Tensor, parent_BTD: Tensor, models_NBTD: Tensor, parent_head: nn.Linear, head: nn.Linear
+        self,
+        ids_BT: Tensor,
+        parent_BTD: Tensor,
+        models_NBTD: Tensor,
+        parent_head: nn.Linear,
+        head: nn.Linear,
+        places: Sequence[int] | None = None,
     ) -> None:
-        """One batch: final normed hidden states of the parent and of each model, and the heads that read them."""
+        """One batch: final normed hidden states of the parent and of each model, and the heads that read them.
+
+        `places` says which models these are, by their places among the names; None: all, in order. Every model is to
+        be given every batch.
+        """
+        places = range(len(self._names)) if places is None else places
         targets_R = ids_BT[:, 1:].flatten().long()
         parent_RD = parent_BTD[:, :-1].flatten(0, 1)
         models_NRD = models_NBTD[:, :, :-1].flatten(1, 2)
@@ -48,26 +60,32 @@ class FidelityMeter:
         rows = max(1, 8 * numbers_at_once(parent_RD.device) // head.out_features)
         for start in range(0, len(targets_R), rows):
             part = slice(start, start + rows)
-            self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], parent_head, head)
-        self._tokens += len(targets_R)
+            self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], parent_head, head, places)
+        self._tokens_N[list(places)] += len(targets_R)
 
     def _add_rows(
-        self, targets_R: Tensor, parent_RD: Tensor, models_NRD: Tensor, parent_head: nn.Linear, head: nn.Linear
+        self,
+        targets_R: Tensor,
+        parent_RD: Tensor,
+        models_NRD: Tensor,
+        parent_head: nn.Linear,
+        head: nn.Linear,
+        places: Sequence[int],
     ) -> None:
         parent_log_RV = parent_head(parent_RD).float().log_softmax(-1)
         parent_RV, parent_top_R = parent_log_RV.exp(), parent_log_RV.argmax(-1)
-        for index, model_RD in enumerate(models_NRD):
+        for place, model_RD in zip(places, models_NRD, strict=True):
             log_RV = head(model_RD).float().log_softmax(-1)
             kl = (parent_RV * (parent_log_RV - log_RV)).sum()
             loss = -log_RV.gather(1, targets_R[:, None]).sum()
             agreed = (log_RV.argmax(-1) == parent_top_R).sum()
             cosine = torch.cosine_similarity(model_RD.float(), parent_RD.float(), dim=-1).sum()
-            self._sums_N4[index] += torch.stack([kl, loss, agreed.float(), cosine]).double().cpu()
+            self._sums_N4[place] += torch.stack([kl, loss, agreed.float(), cosine]).double().cpu()
 
     def result(self) -> dict[str, Fidelity]:
         """Raises NotFinite, naming the model, where a sum is NaN or infinite."""
         found = {}
-        for name, row in zip(self._names, self._sums_N4 / self._tokens, strict=True):
+        for name, row in zip(self._names, self._sums_N4 / self._tokens_N[:, None], strict=True):
             if not torch.isfinite(row).all():
                 raise NotFinite(f"{name}: its distance to the parent is not finite (KL {row[0]:g}, loss {row[1]:g})")
             found[name] = Fidelity(*(float(value) for value in row))

@@ -75,6 +75,7 @@ class Request(Section):
 
     @property
     def gpus_per_task(self) -> float:
+        """GPUs of each Ray task: what was asked, else one where the scenario is CUDA's."""
         asked = self.ray.gpus_per_task
         return float(self.scenario.device == "cuda") if asked is None else asked
 

@@ -31,6 +31,9 @@ def score(
 
     `weights` holds each choice's tensors; `ids_BT` the tokens, [sequences, tokens]. Raises NotFinite.
     """
+    if not weights:
+        yield {}
+        return
     layers = {choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items()}
     order = sorted(layers, key=lambda choice: choice.first_slot + choice.span)
     one = ids_BT.shape[1] * parent.shape.hidden

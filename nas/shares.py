@@ -18,3 +18,14 @@ def by_layers(choices: Sequence[Choice], tasks: int, work: Callable[[Choice], fl
     group = {layer: int(tasks * middle / sum(loads)) for layer, middle in zip(layers, middles, strict=True)}
     groups = [[choice for choice in choices if group[choice.layer] == task] for task in range(tasks)]
     return [group for group in groups if group]
+
+
+def by_count(choices: Sequence[Choice], layers_per_task: int) -> list[list[Choice]]:
+    """Groups of neighbouring layers, of about equal number and never more than `layers_per_task`, whatever their work.
+
+    As few groups as that allows. A layer is never split.
+    """
+    layers = sorted({choice.layer for choice in choices})
+    tasks = -(-len(layers) // layers_per_task)
+    group = {layer: index * tasks // len(layers) for index, layer in enumerate(layers)}
+    return [[choice for choice in choices if group[choice.layer] == task] for task in range(tasks)]

@@ -42,7 +42,7 @@ from nas.job import Job
 from nas.progress import bar
 from nas.runs import Matrix
 from nas.score import score
-from nas.shares import by_layers
+from nas.shares import by_count, by_layers
 
 Ids = NDArray[np.int32]
 _SKIPPED = "skip"
@@ -377,6 +377,5 @@ def _shares(
 ) -> list[list[Choice]]:
     asked = job.request.ray
     if asked.layers_per_task:
-        layers = len({choice.layer for choice in choices})
-        return by_layers(choices, -(-layers // asked.layers_per_task), work)
+        return by_count(choices, asked.layers_per_task)
     return by_layers(choices, cluster.places(asked.cpus_per_task, job.request.gpus_per_task), work)

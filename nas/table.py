@@ -43,13 +43,22 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
             _shown("throughput", trial.throughput),
         ),
         Row("held-out loss", _number(loss), _number(trial.lm_loss)),
+        *_foreseen(trial, "lm_loss"),
         Row("perplexity", _number(None if loss is None else math.exp(loss)), _number(trial.perplexity)),
         Row("KL to the parent", "0", _number(trial.kl)),
         Row("  before healing", "0", _number(trial.kl_before_heal)),
-        Row("  predicted (sum of scores)", "0", _number(trial.score)),
+        *_foreseen(trial, "kl"),
         Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)),
     ]
     return tuple(found)
+
+
+def _foreseen(trial: models.Trial, metric: str) -> list[Row]:
+    """The sum of scores, where the trial was solved for `metric`: it stands below the row that it foresees."""
+    if trial.details["metric"] != metric:
+        return []
+    name = {"kl": "predicted (sum of scores)", "lm_loss": "predicted rise (sum of scores)"}[metric]
+    return [Row(f"  {name}", "0", _number(trial.score))]
 
 
 def summary(architecture: str) -> str:

@@ -164,6 +164,20 @@ def test_trials_of_one_child_share_what_is_measured_of_it(store: Store) -> None:
     assert store.add_trial(trial("t3", child_key="d")).kl is None
 
 
+def test_only_what_is_the_childs_comes_from_another_trial_of_it(store: Store) -> None:
+    store.add_search(search())
+    first = store.add_trial(trial("t1", child_key="c", bound=0.05, predicted_latency_s=2.0))
+    theirs = {"lm_loss": 2.0, "latency_s": 3.0}
+    store.update_trial(
+        first.id, child_path="/x", details={"parent": theirs, "export_format": "hf", "choices": ["L0.ffn=skip"]}
+    )
+    own = {"parent": {"latency_s": 4.0}, "metric": "kl"}
+    other = store.add_trial(trial("t2", child_key="c", details=own))
+    assert other.details == {"parent": {"lm_loss": 2.0, "latency_s": 4.0}, "metric": "kl"}
+    assert (other.bound, other.predicted_latency_s, other.child_path) == (None, 1.0, None)
+    assert store.trial(other.id) == other, "kept, not only returned"
+
+
 def test_a_folder_holds_one_trials_child(store: Store) -> None:
     store.add_search(search())
     one, other = (store.add_trial(trial(key)) for key in ("t1", "t2"))

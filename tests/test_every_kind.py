@@ -11,11 +11,12 @@ from torch import Tensor
 
 from blocklib.assemble import assemble
 from blocklib.block import SKIP, Architecture, Block, Choice, Role, Subblock
-from blocklib.distil import Distilled, Training, distil
+from blocklib.distil import Distilled, Training, distil, normalised_error, regulariser, trained
 from blocklib.kind import Weights
 from blocklib.kinds import ATTENTION, FFN, choice_parameters, choice_touched, control, kind_of, parent_block
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
+from blocklib.stream import delta, rotary, slots, variant
 from cost_models.analytic import choice_cost
 from cost_models.scenario import Scenario
 from nas.heal import Healing, heal
@@ -113,7 +114,7 @@ class TestEveryKind:
         assert (cost.decode_bytes, cost.prefill_bytes) == (round(4 * read[2]), round(4 * read[-1]))
 
     def test_distilled_then_healed(self, name: str, family: str, tmp_path: Path) -> None:
-        """And healed, then distilled on: both orders leave finite weights that the child runs on."""
+        """First block by block, then as a whole."""
         parent = random_parent(family)
         architecture = architecture_with(parent, name)
         found = distilled(parent, [part for part in architecture.choices() if not parent.own(part)])
@@ -125,6 +126,40 @@ class TestEveryKind:
         assert not torch.equal(before, after)
         ids = random_ids(parent, tokens=9)
         assert torch.equal(greedy(child, ids), greedy_by_hand(child, ids))
+
+    def test_healed_then_distilled(self, name: str, family: str, tmp_path: Path) -> None:
+        """First as a whole, from first weights, then block by block: each comes closer to what it stands for."""
+        parent = random_parent(family)
+        architecture = architecture_with(parent, name)
+        child = _own_copy(child_of(parent, str(architecture)))
+        healed(parent, child, tmp_path / "heal")
+        ids, choice = random_ids(parent, 64, 16), of_kind(name, 3)
+        with torch.no_grad():
+            passes = {each.slot: each for each in slots(parent.model, ids, choice.first_slot + 1)}
+        here = passes[choice.first_slot]
+        held = child.model.layers[3].state_dict()
+        # The child's own tensors: what is trained is the child.
+        names = first_weights_of(parent, architecture)[choice]
+        module = variant(parent.model, choice, {name: held[name] for name in names})
+        tables = rotary(parent.model, here.entering_BTD)
+
+        def error() -> Tensor:
+            return normalised_error(delta(module, here.entering_BTD, tables), here.delta_BTD)
+
+        before, said = float(error()), logits(child, ids[:2])
+        module.train().requires_grad_(True)
+        optimizer = torch.optim.AdamW(trained(module), lr=1e-3, weight_decay=0)
+        for _ in range(40):
+            (error() + regulariser(module)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        module.eval().requires_grad_(False)
+        assert float(error()) < max(before, 2e-3)
+        after = logits(child, ids[:2])
+        assert torch.isfinite(after).all()
+        assert not torch.equal(after, said)
+        prompt = random_ids(parent, tokens=9)
+        assert torch.equal(greedy(child, prompt), greedy_by_hand(child, prompt))
 
     def test_distillation_brings_it_closer(self, name: str, family: str) -> None:
         parent = random_parent(family)

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from searches import Here, environment
+from searches import Here, environment, parent_folder
 
 HOUSE = Path(__file__).parents[1]
-_ASKED = {"SEARCH": "tiny", "TRIAL": "1", "DIR": "child"}
+_ASKED = {"SEARCH": "tiny", "TRIAL": "1", "DIR": "child", "PARENT": str(parent_folder())}
 _ON_A_CLUSTER = {"submit", "status", "logs", "stop"}
 
 

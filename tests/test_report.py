@@ -112,7 +112,7 @@ def add_trial(store: Store, search: models.Search, budget: str, factor: float | 
         kl=0.5 * trial.score,
         lm_loss=2.25,
         perplexity=9.4877,
-        details={"parent": {"lm_loss": 2.0, "latency_s": whole_s}},
+        details=trial.details | {"parent": {"lm_loss": 2.0, "latency_s": whole_s}},
     )
 
 
@@ -202,6 +202,11 @@ def test_a_measured_search(store: Store, tmp_path: Path) -> None:
     assert "1.050" in page.sections["agreement"], "measured over predicted latency"
     assert "1.250" in page.sections["agreement"], "measured over predicted KL"
     assert "Spearman" not in page.sections["agreement"], "two trials have no rank correlation"
+    assert "memory" not in page.sections["agreement"].lower(), "memory is arithmetic: nothing measured to hold it to"
+    (section,) = re.findall(r'<section id="agreement">.*?</section>', path.read_text(), re.DOTALL)
+    lines = re.findall(r"<tr.*?</tr>", section, re.DOTALL)
+    widths = [sum(int(span or 1) for span in re.findall(r'<t[hd](?: colspan="(\d+)")?', line)) for line in lines]
+    assert widths == [9] * 4, "two heads and two trials"
     assert "0.0625" in page.sections["distillation"]
     assert "fuse(ffn64,ffn64)" in page.sections["distillation"]
     assert re.search(r"distil\s*2\s*92\.0 s\s*17", page.sections["stages"])

@@ -132,6 +132,11 @@ def test_what_is_measured_is_what_torch_measures() -> None:
     assert perplexity(found.lm_loss) == pytest.approx(math.exp(found.lm_loss))
 
 
+def test_no_choices_have_no_scores() -> None:
+    parent = random_parent()
+    assert list(score(parent, {}, random_ids(parent))) == [{}]
+
+
 def test_nan_is_an_error_with_a_name() -> None:
     parent = random_parent()
     ids = random_ids(parent)

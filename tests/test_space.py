@@ -76,5 +76,5 @@ def test_what_the_parent_cannot_hold_is_named(asked: dict[str, object], said: st
 
 def test_settings_of_a_kind_there_is_not_are_a_mistake() -> None:
     check_kinds(["kv", "fuse_last", "linear"])
-    with pytest.raises(ValueError, match=r"distill\.kinds\.skip: there is no such kind; kinds: ffn, .*window"):
+    with pytest.raises(ValueError, match=r"distill\.kinds\.skip: there is no such kind; kinds: dip, .*window"):
         check_kinds(["skip"])

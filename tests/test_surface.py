@@ -21,9 +21,7 @@ COMMANDS = {
     "show": ["TRIAL", "--db", "--json"],
     "export": ["TRIAL", "--format", "--out", "--db", "--json"],
     "report": ["SEARCH", "--out", "--trial", "--db"],
-    "dependency": [
-        "PARENT", "--data", "--tokens", "--longest", "--share", "--window", "--html", "--json"
-    ],
+    "dependency": ["PARENT", "--data", "--tokens", "--longest", "--share", "--window", "--html", "--json"],
     "submit": ["JOB", "--address", "--db", "--wait/--no-wait"],
     "status": ["JOB", "--address"],
     "logs": ["JOB", "--address"],

@@ -4,7 +4,7 @@ Of the input, the channels of largest magnitude are kept, the same for gate and 
 them, the largest are kept for down. Nothing is rescaled. `dip_thresholdN` keeps what exceeds two thresholds, calibrated
 to keep as much, which spares the search for the largest. The weights are the parent's, stored a row per input channel
 and a row per neuron, so that a single token reads the rows it needs and no others; many tokens together need nearly
-all, and are multiplied densely, masked.
+all, and are multiplied densely, masked. A few are taken one by one, as long as that reads no more than a dense pass.
 """
 
 import math
@@ -21,6 +21,9 @@ from blocklib.ffn.rows import RowLinear
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
+_THRESHOLD_TOKENS = 4096
+_FEW_TOKENS = 8
+
 
 class PrunedFFN(nn.Module):
     """A dense FFN of which each token uses a part of the input channels and a part of the hidden ones."""
@@ -32,6 +35,7 @@ class PrunedFFN(nn.Module):
         self.kept_inputs, self.kept_hidden = kept_channels(config.ffn_options["keep"], self.gated, hidden, width)
         self.in_proj = RowLinear(hidden, (2 if self.gated else 1) * width, config.mlp_bias)
         self.down_proj = RowLinear(width, hidden, config.mlp_bias)
+        self.most_apart = tokens_apart(config.ffn_options["keep"])
         self.act_fn = ACT2FN[config.hidden_act]
         self.by_threshold = config.ffn_options["threshold"]
         if self.by_threshold:
@@ -39,8 +43,11 @@ class PrunedFFN(nn.Module):
             self.hidden_threshold = nn.Parameter(torch.empty(()))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.numel() == hidden_states.shape[-1] and not torch.is_grad_enabled():
-            return self.of_one_token(hidden_states.flatten()).view_as(hidden_states)
+        tokens = hidden_states.numel() // hidden_states.shape[-1]
+        most_apart = self.most_apart if hidden_states.device.type == "cpu" else 1
+        if 1 <= tokens <= most_apart and not torch.is_grad_enabled():
+            apart = [self.of_one_token(token) for token in hidden_states.reshape(tokens, -1)]
+            return torch.stack(apart).view_as(hidden_states)
         kept = hidden_states.masked_fill(~self.mask(hidden_states, self.kept_inputs, "input_threshold"), 0)
         hidden = self.activated(self.in_proj(kept))
         kept = hidden.masked_fill(~self.mask(hidden, self.kept_hidden, "hidden_threshold"), 0)
@@ -67,13 +74,13 @@ class PrunedFFN(nn.Module):
         """What of the last dimension is kept."""
         sizes = values.detach().abs()
         if self.by_threshold:
-            return sizes > self.get_parameter(threshold)
+            return ~(sizes <= self.get_parameter(threshold))  # NaN is kept, as the largest there is.
         return torch.zeros_like(sizes, dtype=torch.bool).scatter_(-1, kept_indices(sizes, kept), True)
 
     def chosen(self, values: torch.Tensor, kept: int, threshold: str) -> torch.Tensor:
         """The indices of what is kept of one vector."""
         if self.by_threshold:
-            return (values.abs() > self.get_parameter(threshold)).nonzero().flatten()
+            return (~(values.abs() <= self.get_parameter(threshold))).nonzero().flatten()
         return kept_indices(values.abs(), kept)
 
 
@@ -99,6 +106,14 @@ def kept_channels(percent: int, gated: bool, hidden_size: int, width: int) -> tu
     """How many input and how many hidden channels that is, rounded down as in the paper's code."""
     inputs, hidden = densities(percent / 100, gated)
     return int(inputs * hidden_size), int(hidden * width)
+
+
+def tokens_apart(percent: int) -> int:
+    """Up to how many tokens are taken one by one: as long as they read no more than one dense pass.
+
+    A product of few tokens with a whole matrix takes longer than its bytes ask, and so loses even where it ties.
+    """
+    return max(1, min(_FEW_TOKENS, 100 // percent))
 
 
 class DynamicInputPruning(Kind):
@@ -136,11 +151,14 @@ class DynamicInputPruning(Kind):
 
     def touched(self, subblock: Subblock, shape: Shape, tokens: int) -> float:
         everything = self.parameters(subblock, shape)
-        if tokens > 1:
+        if tokens > tokens_apart(subblock.number):
             return everything
         inputs, hidden = self._kept(subblock, shape)
-        in_rows = (shape.hidden - inputs) * (shape.ffn_matrices - 1) * shape.ffn_width
-        return everything - in_rows - (shape.ffn_width - hidden) * shape.hidden
+        into = (shape.ffn_matrices - 1) * shape.ffn_width
+        return everything - sum(
+            width * (rows - kept) * (1 - kept / rows) ** (tokens - 1)
+            for rows, kept, width in ((shape.hidden, inputs, into), (shape.ffn_width, hidden, shape.hidden))
+        )
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers
@@ -160,13 +178,14 @@ class DynamicInputPruning(Kind):
 
 def _thresholds(layer: ParentLayer, inputs: int, hidden: int, shape: Shape) -> tuple[Tensor, Tensor]:
     """Magnitudes exceeded, over all tokens and channels of the calibration text, as often as so many are kept."""
-    input_ND = layer.ffn_input_ND
-    input_threshold = _exceeded(input_ND, inputs)
+    input_ND = layer.ffn_input_ND[:: max(1, len(layer.ffn_input_ND) // _THRESHOLD_TOKENS)]
+    input_threshold = exceeded(input_ND, inputs)
     pruned_ND = input_ND.masked_fill(input_ND.abs() <= input_threshold, 0)
-    return input_threshold, _exceeded(hidden_values(layer.weights, pruned_ND, shape), hidden)
+    return input_threshold, exceeded(hidden_values(layer.weights, pruned_ND, shape), hidden)
 
 
-def _exceeded(values_NC: Tensor, kept: int) -> Tensor:
+def exceeded(values_NC: Tensor, kept: int) -> Tensor:
+    """The magnitude that `kept` of the C values of a token exceed on average; a scalar, float32."""
     sizes = values_NC.abs().flatten().float()
     above = values_NC.shape[0] * kept
     if above >= len(sizes):

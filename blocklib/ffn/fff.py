@@ -20,6 +20,7 @@ from transformers.activations import ACT2FN
 
 from blocklib.block import Subblock
 from blocklib.ffn.dense import hidden_values, norm_weights
+from blocklib.ffn.rows import row_product
 from blocklib.ffn.tree import median_trees, ridge
 from blocklib.kind import Kind, ParentLayer, Weights
 from blocklib.shape import Shape
@@ -98,7 +99,8 @@ class FastFeedforward(nn.Module):
 
     def run(self, tokens: torch.Tensor, leaf: int) -> torch.Tensor:
         """One leaf's output, [N, D]."""
-        return self.hidden(tokens, slice(leaf, leaf + 1)) @ self.down_weight[leaf] + self.down_bias[leaf]
+        hidden = self.hidden(tokens, slice(leaf, leaf + 1))
+        return row_product(hidden, self.down_weight[leaf]) + self.down_bias[leaf]
 
     def hidden(self, tokens: torch.Tensor, leaves: slice) -> torch.Tensor:
         """What the down projections of some leaves read, side by side, [N, M]."""

@@ -20,6 +20,7 @@ from torch.nn import functional
 from blocklib.block import Subblock
 from blocklib.ffn.dense import dense_output, norm_weights
 from blocklib.ffn.fff import expected_union, uniform_parameter
+from blocklib.ffn.rows import row_product
 from blocklib.ffn.tree import median_trees, ridge
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
@@ -50,7 +51,8 @@ class UltraFastFeedforward(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         if self.training or len(tokens) * (self.depth + 1) >= self.neurons:
-            output = path_features(tokens, self.in_weight, self.in_bias, self.depth) @ self.out_weight
+            features = path_features(tokens, self.in_weight, self.in_bias, self.depth)
+            output = row_product(features, self.out_weight)
         else:
             output = self.along_paths(tokens)
         return output.view_as(hidden_states)

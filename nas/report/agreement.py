@@ -1,6 +1,6 @@
 """Predictions beside measurements, for every trial that was built, and how well they rank.
 
-Knows rows of trials only. Predicted latency and memory are sums over the options; the predicted score is a sum of
+Knows rows of trials only. Predicted latency is a sum over the options; the predicted score is a sum of
 scores of single replacements (Puzzle, arXiv 2411.19146, section 4.1), which nothing forces to hold: here it shows.
 """
 
@@ -20,7 +20,7 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Pair:
-    """One prediction and its measurement, in seconds, bytes or score, of one trial."""
+    """One prediction and its measurement, in seconds or score, of one trial."""
 
     trial: int
     predicted: float
@@ -38,7 +38,6 @@ class Line:
     trial: int
     latency: tuple[str, str, str]
     share: tuple[str, str]
-    memory: tuple[str, str, str]
     score: tuple[str, str, str]
 
 
@@ -87,10 +86,6 @@ def _latency(trial: models.Trial) -> Pair | None:
     return None if trial.latency_s is None else Pair(trial.id, trial.predicted_latency_s, trial.latency_s)
 
 
-def _memory(trial: models.Trial) -> Pair | None:
-    return None if trial.memory_bytes is None else Pair(trial.id, trial.predicted_memory_bytes, trial.memory_bytes)
-
-
 def _score(trial: models.Trial, metric: str) -> Pair | None:
     if metric == "kl":
         return None if trial.kl_before_heal is None else Pair(trial.id, trial.score, trial.kl_before_heal)
@@ -110,7 +105,6 @@ def _line(search: models.Search, trial: models.Trial, metric: str) -> Line:
         trial.id,
         _quantities("latency", trial.predicted_latency_s, _latency(trial)),
         (f"{trial.predicted_latency_s / whole['latency_s']:.1%}", share),
-        _quantities("memory", trial.predicted_memory_bytes, _memory(trial)),
         _numbers(trial.score, _score(trial, metric)),
     )
 

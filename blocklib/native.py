@@ -8,10 +8,11 @@ It finds torch's OpenMP, so that both share one pool of threads.
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
-import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("weighted_rows.cpp")
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+# Not -ffast-math: with it GCC before 13 links in a start-up that flushes denormal numbers to zero, process-wide.
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 _SYMBOLS = {torch.float32: "weighted_rows_float32", torch.bfloat16: "weighted_rows_bfloat16"}
 
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -76,9 +78,10 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     try:
         _share_openmp()
         return ctypes.CDLL(str(_built(compiler))), None
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home folder is known.
         said = str(getattr(error, "stderr", "") or error).strip().splitlines()
-        return None, f"{shlex.join(compiler)} cannot build it: {said[-1]}"
+        why = next((line for line in said if "error" in line), said[-1])
+        return None, f"{shlex.join(compiler)} cannot build it: {why}"
 
 
 def _built(compiler: list[str]) -> Path:
@@ -90,22 +93,20 @@ def _built(compiler: list[str]) -> Path:
     path = folder / f"weighted_rows-{key}.so"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{path.name}.{os.getpid()}"
-        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(beside)]
-        try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as beside:
+            made = Path(beside) / path.name
+            command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
             subprocess.run(command, capture_output=True, text=True, check=True)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+            made.replace(path)
     return path
 
 
 def _processor() -> str:
     """What -march=native depends on."""
     info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return f"{sys.platform} {os.uname().machine}"
-    return next((line for line in info.read_text().splitlines() if line.startswith("flags")), os.uname().machine)
+    lines = info.read_text().splitlines() if info.is_file() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.system()} {platform.machine()} {features}"
 
 
 def _share_openmp() -> None:

@@ -11,9 +11,10 @@ from itertools import combinations
 
 import numpy as np
 
-from solvers.line import Line, costs_of
+from solvers.line import costs_of, line_of
+from solvers.minimise import minimise
 from solvers.problem import OPTIMAL_GAP, Infeasible, Limit, Option, Problem
-from solvers.program import Answer, Program, minimise
+from solvers.program import Answer, Program
 
 
 def settled(problem: Problem, answer: Answer, time_limit_s: float | None) -> tuple[Option, ...]:
@@ -57,7 +58,7 @@ def _can_be_met(problem: Problem, limits: Sequence[Limit], deadline: float) -> b
 def _alone(problem: Problem, limit: Limit) -> float:
     """The least its cost can be with no limit at all (the most, for a minimum)."""
     values = limit.sign * costs_of(problem, limit.cost)
-    chosen = Line(problem.slots, problem.options).least(values)
+    chosen = line_of(problem).least(values)
     return limit.sign * math.fsum(values[list(chosen)])
 
 

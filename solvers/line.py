@@ -1,7 +1,8 @@
 """Slots in a row, options as steps along it: the least weight of any tiling is a shortest path.
 
 This is what the limits alone make hard: without them the best tiling takes one pass. So the file gives exact bounds for
-any one sum, in no time, to everything around the integer program. It does not know limits, nor which sum is the score.
+any one sum, in no time, to everything around the integer program. Options over the same slots are one step of the path,
+as light as the lightest of them. It does not know limits, nor which sum is the score.
 """
 
 from collections.abc import Sequence
@@ -14,71 +15,114 @@ from numpy.typing import NDArray
 from solvers.problem import Infeasible, Option, Problem
 
 Weights = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Line:
-    """Options as steps from their first slot to the slot after their last. Weights are one number per option."""
+    """Option i leads from slot `firsts[i]` to slot `ends[i]`, the one after its last. Weights are one per option."""
 
     slots: int
-    options: Sequence[Option]
+    firsts: Indices
+    ends: Indices
+
+    @staticmethod
+    def of(slots: int, options: Sequence[Option]) -> "Line":
+        firsts = np.array([option.first for option in options], dtype=np.intp)
+        return Line(slots, firsts, np.array([option.end for option in options], dtype=np.intp))
+
+    def only(self, kept: Indices) -> "Line":
+        """The same slots with some of the options."""
+        return Line(self.slots, self.firsts[kept], self.ends[kept])
 
     @cached_property
-    def firsts(self) -> NDArray[np.intp]:
-        return np.array([option.first for option in self.options], dtype=np.intp)
-
-    @cached_property
-    def ends(self) -> NDArray[np.intp]:
-        return np.array([option.end for option in self.options], dtype=np.intp)
-
-    @cached_property
-    def _by_first(self) -> list[NDArray[np.intp]]:
-        return _grouped(self.firsts, self.slots)
-
-    @cached_property
-    def _by_end(self) -> list[NDArray[np.intp]]:
-        return _grouped(self.ends, self.slots)
+    def steps(self) -> "Steps":
+        return Steps.of(self.firsts, self.ends)
 
     def up_to(self, weights: Weights) -> Weights:
         """Least weight of a tiling of the slots before each slot, and of all (slots + 1 numbers); inf where none is."""
-        least = np.full(self.slots + 1, np.inf)
-        least[0] = 0.0
-        for end, steps in enumerate(self._by_end):
-            if len(steps):
-                least[end] = np.min(least[self.firsts[steps]] + weights[steps])
-        return least
+        least = [0.0] + [np.inf] * self.slots
+        steps = self.steps
+        for first, end, weight in zip(steps.firsts, steps.ends, steps.least(weights), strict=True):
+            reached = least[first] + weight
+            if reached < least[end]:
+                least[end] = reached
+        return np.array(least)
 
     def onward(self, weights: Weights) -> Weights:
         """Least weight of a tiling from each slot to the last (slots + 1 numbers); inf where there is none."""
-        least = np.full(self.slots + 1, np.inf)
-        least[self.slots] = 0.0
-        for first in reversed(range(self.slots)):
-            steps = self._by_first[first]
-            if len(steps):
-                least[first] = np.min(weights[steps] + least[self.ends[steps]])
-        return least
+        least = [np.inf] * self.slots + [0.0]
+        steps = self.steps
+        backwards = zip(reversed(steps.firsts), reversed(steps.ends), reversed(steps.least(weights)), strict=True)
+        for first, end, weight in backwards:
+            reached = least[end] + weight
+            if reached < least[first]:
+                least[first] = reached
+        return np.array(least)
 
     def through(self, weights: Weights) -> Weights:
         """For each option the least weight of any tiling it is part of; inf where it is part of none."""
         through: Weights = self.up_to(weights)[self.firsts] + weights + self.onward(weights)[self.ends]
         return through
 
-    def least(self, weights: Weights) -> tuple[int, ...]:
+    def least(self, weights: Weights) -> Indices:
         """The options, by index and in slot order, of a tiling of least weight; there must be one."""
-        onward = self.onward(weights)
-        assert np.isfinite(onward[0]), "the options do not tile the slots"
+        steps = self.steps
+        least, last_step = [0.0] + [np.inf] * self.slots, [-1] * (self.slots + 1)
+        for step, weight in enumerate(steps.least(weights)):
+            reached = least[steps.firsts[step]] + weight
+            if reached < least[steps.ends[step]]:
+                least[steps.ends[step]], last_step[steps.ends[step]] = reached, step
+        assert np.isfinite(least[-1]), "the options do not tile the slots"
         chosen: list[int] = []
-        slot = 0
-        while slot < self.slots:
-            steps = self._by_first[slot]
-            step = int(steps[np.argmin(weights[steps] + onward[self.ends[steps]])])
-            chosen.append(step)
-            slot = int(self.ends[step])
-        return tuple(chosen)
+        slot = self.slots
+        while slot:
+            options = steps.options(last_step[slot])
+            chosen.append(int(options[np.argmin(weights[options])]))
+            slot = steps.firsts[last_step[slot]]
+        return np.array(chosen[::-1], dtype=np.intp)
 
 
-def _grouped(slot_of_option: NDArray[np.intp], slots: int) -> list[NDArray[np.intp]]:
-    return [np.flatnonzero(slot_of_option == slot) for slot in range(slots + 1)]
+@dataclass(frozen=True)
+class Steps:
+    """The options by the slots they cover: step k leads from slot `firsts[k]` to `ends[k]`, first to last.
+
+    `order` are the options step by step, `starts` where each step's begin in it.
+    """
+
+    order: Indices
+    starts: Indices
+    firsts: list[int]
+    ends: list[int]
+
+    @staticmethod
+    def of(firsts: Indices, ends: Indices) -> "Steps":
+        order = np.lexsort((ends, firsts))
+        ordered = np.stack([firsts[order], ends[order]])
+        is_new = np.ones(len(order), dtype=np.bool_)
+        is_new[1:] = np.any(ordered[:, 1:] != ordered[:, :-1], axis=0)
+        starts = np.flatnonzero(is_new)
+        return Steps(order, starts, ordered[0, starts].tolist(), ordered[1, starts].tolist())
+
+    def least(self, weights: Weights) -> list[float]:
+        """The least weight at each step."""
+        if not len(self.starts):
+            return []
+        least: list[float] = np.minimum.reduceat(weights[self.order], self.starts).tolist()
+        return least
+
+    def options(self, step: int) -> Indices:
+        """The options of one step, in no order but always the same."""
+        end = self.starts[step + 1] if step + 1 < len(self.starts) else len(self.order)
+        return self.order[self.starts[step] : end]
+
+    @cached_property
+    def of_option(self) -> Indices:
+        """Each option's step."""
+        counts = np.diff(np.append(self.starts, len(self.order)))
+        found = np.empty(len(self.order), dtype=np.intp)
+        found[self.order] = np.repeat(np.arange(len(self.starts)), counts)
+        return found
 
 
 def scores_of(problem: Problem) -> Weights:
@@ -89,14 +133,18 @@ def costs_of(problem: Problem, cost: str) -> Weights:
     return np.array([option.costs[cost] for option in problem.options], dtype=np.float64)
 
 
+def line_of(problem: Problem) -> Line:
+    return Line.of(problem.slots, problem.options)
+
+
 def score_bound(problem: Problem) -> float:
     """The least score of any tiling, limits set aside: a proven bound for solvers that prove none of their own."""
-    return float(Line(problem.slots, problem.options).up_to(scores_of(problem))[-1])
+    return float(line_of(problem).up_to(scores_of(problem))[-1])
 
 
 def check_tiling(problem: Problem) -> None:
     """Raises Infeasible, naming the slots, where no choice of options covers every slot once."""
-    line = Line(problem.slots, problem.options)
+    line = line_of(problem)
     nothing = np.zeros(len(problem.options))
     reached = np.isfinite(line.up_to(nothing))
     if reached[-1]:

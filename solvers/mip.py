@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from solvers.conflict import settled
 from solvers.line import check_tiling, score_bound, scores_of
+from solvers.minimise import minimise
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
-from solvers.program import Program, minimise
+from solvers.program import Program
 
 
 def solve(

@@ -12,8 +12,9 @@ import numpy as np
 from solvers import mip
 from solvers.conflict import settled
 from solvers.line import costs_of, scores_of
+from solvers.minimise import minimise
 from solvers.problem import OPTIMAL_GAP, Problem, Solution, total_costs
-from solvers.program import Program, Row, minimise
+from solvers.program import Program, Row
 
 
 def front(

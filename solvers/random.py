@@ -10,8 +10,9 @@ import numpy as np
 
 from solvers.conflict import settled
 from solvers.line import check_tiling, costs_of, score_bound
+from solvers.minimise import minimise
 from solvers.problem import Limit, Problem, Solution, total_costs
-from solvers.program import Program, minimise
+from solvers.program import Program
 
 _GAP = 1e-3
 """What is this near to the best of a random objective is as random as the best."""

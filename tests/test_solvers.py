@@ -236,9 +236,11 @@ def test_a_sum_over_its_limit_by_less_than_the_solver_sees_is_not_returned(exces
     assert solution.status == "optimal"
 
 
-def test_sums_that_cannot_be_told_from_their_limit_are_an_error() -> None:
-    with pytest.raises(ArithmeticError, match="pass one by rounding"):
-        mip.solve(at_its_limit(1e-12, slots=8))
+def test_sums_a_mip_solver_cannot_tell_from_their_limit_are_told_apart() -> None:
+    problem = at_its_limit(1e-12, slots=8)
+    solution = mip.solve(problem)
+    assert solution.score == least_score(problem)
+    assert solution.costs["a"] <= 0
 
 
 def hard(seed: int = 0) -> Problem:
@@ -262,16 +264,28 @@ def test_a_time_out_is_never_called_optimal() -> None:
     assert solution.seconds < 10
 
 
+def out_of_reach(slots: int = 40) -> Problem:
+    """Sums of even numbers that are to be odd: no bound tells that none is."""
+    rng = random.Random(0)
+    options = [
+        Option(slot, 1, f"o{name}", rng.random(), {"a": 2.0 * rng.randrange(10**6)})
+        for slot in range(slots)
+        for name in range(10)
+    ]
+    odd = 2.0 * slots * 500_000 + 1
+    return Problem(slots, tuple(options), {"a": odd}, {"a": odd})
+
+
 def test_a_time_out_without_a_solution_says_so() -> None:
     with pytest.raises(TimeoutError, match=r"in 1e-09 s no solution was found"):
-        mip.solve(hard(), time_limit_s=1e-9)
+        mip.solve(out_of_reach(), time_limit_s=1e-9)
 
 
 def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
-    problem = replace(hard(), maximums=dict.fromkeys("abcdef", 10.0 * 120))
+    problem = out_of_reach()
     with pytest.raises(Infeasible, match=r"the smallest set of limits at fault was not found in 1e-09 s") as caught:
         settled(problem, Answer("infeasible"), time_limit_s=1e-9)
-    assert caught.value.budgets == tuple("abcdef")
+    assert caught.value.budgets == ("a", "minimum a")
 
 
 def test_a_coarse_gap_is_not_called_optimal() -> None:

@@ -1,0 +1,147 @@
+"""What a unit of each limit is worth, and what that proves: the Lagrangian dual of the tiling program.
+
+Take the limits away and charge a price for what each sum uses instead: the best tiling is then a shortest path, and
+its weight less the price of all that may be used is a bound on every tiling within the limits, whatever the prices. The
+best prices are found by cutting planes (Kelley, 1960) asked for between the best prices known and the plane's own
+(Ben-Ameur and Neto, 2007). Since a line of slots is integral, the bound is that of the linear relaxation.
+
+Legend of shape suffixes: O options, R rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import highspy
+import numpy as np
+
+from solvers.highs import quiet_highs
+from solvers.line import Indices, Weights
+from solvers.program import Program, scale_of
+
+_TOLERANCE = 1e-7
+_ROUNDS = 400
+_TOWARDS_BEST = 0.6
+_CEILING, _HIGHEST_CEILING = 1e4, 1e10
+_ROUNDING = 4e-16
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    """`bound` is at most the weight of every tiling within the rows, proven by `prices_R`, one per unit of each row.
+
+    `slack_O` is by how much the bound rises for tilings that hold an option: 0 for those of the best path. `seen` are
+    tilings met on the way, within the rows or not, the last ones nearest to the end.
+    """
+
+    bound: float
+    prices_R: Weights
+    slack_O: Weights
+    seen: tuple[Indices, ...]
+
+
+def dual(program: Program, start_R: Sequence[float] | None = None) -> Dual:
+    """The best bound there is of this kind, to rounding. `start_R` are prices that may be near the best.
+
+    Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight.
+    """
+    search = _Search(program)
+    search.ask(np.zeros(len(program.rows)) if start_R is None else search.scaled(start_R))
+    ceiling = _CEILING
+    while len(program.rows):
+        search.climb(ceiling)
+        if ceiling >= _HIGHEST_CEILING or not np.any(search.best_R >= 0.5 * ceiling):
+            break
+        ceiling *= 1e3
+    return search.found()
+
+
+class _Search:
+    """Prices tried so far, in a scale where the largest weight and the largest value of each row are 1."""
+
+    def __init__(self, program: Program):
+        self._line = program.line
+        self._scale = scale_of(program.weights)
+        self._scale_R = np.array([max(scale_of(row.values), abs(row.most)) for row in program.rows])
+        self._weights_O = program.weights / self._scale
+        columns = [row.values / scale for row, scale in zip(program.rows, self._scale_R, strict=True)]
+        self._values_OR = np.stack(columns, axis=1) if columns else np.zeros((len(program.weights), 0))
+        # What may be used counts with its tolerance: the bound holds for all that is called within.
+        self._most_R = np.array([row.most + row.tolerance for row in program.rows]) / self._scale_R
+        self.best, self.best_R = -np.inf, np.zeros(len(program.rows))
+        self._cuts: list[tuple[float, Weights]] = []
+        self._seen: list[Indices] = []
+
+    def scaled(self, prices_R: Sequence[float]) -> Weights:
+        scaled_R: Weights = np.asarray(prices_R, dtype=np.float64) * self._scale_R / self._scale
+        return scaled_R
+
+    def _charged(self, prices_R: Weights) -> Weights:
+        charged_O: Weights = self._weights_O + self._values_OR @ prices_R
+        return charged_O
+
+    def ask(self, prices_R: Weights) -> float:
+        """The bound by these prices. Adds the plane that the best tiling under them is."""
+        charged_O = self._charged(prices_R)
+        chosen = self._line.least(charged_O)
+        rounding = (
+            _ROUNDING
+            * self._line.slots
+            * float(np.abs(charged_O[chosen]).max() + np.abs(prices_R * self._most_R).sum())
+        )
+        bound = float(charged_O[chosen].sum() - prices_R @ self._most_R) - rounding
+        self._cuts.append((float(self._weights_O[chosen].sum()), self._values_OR[chosen].sum(0) - self._most_R))
+        self._seen.append(chosen)
+        if bound > self.best:
+            self.best, self.best_R = bound, prices_R
+        return bound
+
+    def climb(self, ceiling: float) -> None:
+        """Ask until no prices up to the ceiling can be better by more than the tolerance."""
+        planes = _Planes(len(self.best_R), ceiling)
+        for cut in self._cuts:
+            planes.add(*cut)
+        for _ in range(_ROUNDS):
+            most, prices_R = planes.highest()
+            if most - self.best <= _TOLERANCE * max(abs(most), abs(self.best)):
+                return
+            between_R = _TOWARDS_BEST * self.best_R + (1 - _TOWARDS_BEST) * prices_R
+            self.ask(between_R)
+            planes.add(*self._cuts[-1])
+            if planes.height(self._cuts[-1], prices_R) >= most:
+                # The plane cuts nothing off where the highest point was: ask there.
+                self.ask(prices_R)
+                planes.add(*self._cuts[-1])
+
+    def found(self) -> Dual:
+        charged_O = self._charged(self.best_R)
+        slack_O = self._line.through(charged_O) - self._line.up_to(charged_O)[-1]
+        prices_R = self.best_R * self._scale / self._scale_R if len(self.best_R) else self.best_R
+        return Dual(self.best * self._scale, prices_R, slack_O * self._scale, tuple(self._seen))
+
+
+class _Planes:
+    """The least of some planes over prices from 0 to a ceiling, and where it is highest: a small linear program."""
+
+    def __init__(self, prices: int, ceiling: float):
+        self._prices = prices
+        self._highs = quiet_highs()
+        self._highs.setOptionValue("presolve", "off")
+        self._highs.addVar(-highspy.kHighsInf, highspy.kHighsInf)
+        self._highs.changeColCost(0, -1.0)
+        for _ in range(prices):
+            self._highs.addVar(0.0, ceiling)
+
+    def add(self, weight: float, used_R: Weights) -> None:
+        """height <= weight + used . prices"""
+        columns = np.arange(self._prices + 1, dtype=np.int32)
+        self._highs.addRow(-highspy.kHighsInf, weight, len(columns), columns, np.concatenate([[1.0], -used_R]))
+
+    @staticmethod
+    def height(cut: tuple[float, Weights], prices_R: Weights) -> float:
+        return float(cut[0] + cut[1] @ prices_R)
+
+    def highest(self) -> tuple[float, Weights]:
+        """The height there, and the prices."""
+        self._highs.run()
+        found = np.array(self._highs.getSolution().col_value)
+        return float(found[0]), np.maximum(found[1:], 0.0)

@@ -1,0 +1,211 @@
+"""The least weight of any tiling within the limits, exact, and fast where a line of slots makes that easy.
+
+Prices of the limits bound every tiling (`dual.py`) and, by how much the bound rises, tell of most options that no
+better tiling than the best known holds them: reduced-cost fixing. The best known comes from tilings met on the way,
+exchanges made in them (`swaps.py`), and partial tilings followed from slot to slot (`labels.py`), more of them each
+time, until they prove the gap that was asked for. What even many labels do not prove goes to a MIP solver
+(`pulp_model.py`), with the few options that are left. This file does not know what the weights and sums stand for.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solvers.dual import Dual, dual
+from solvers.labels import label
+from solvers.line import Indices, Weights
+from solvers.problem import relative_gap
+from solvers.program import Answer, Program, scale_of
+from solvers.pulp_model import Engine, run
+from solvers.swaps import improved
+
+Progress = Callable[[float, float], None]
+"""Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
+
+_WIDTHS = (300, 3_000, 30_000)
+_TRIED = 4
+_BESIDE = 300
+"""Options beyond one a slot among which exchanges are looked for."""
+_SPREADS = (0.01, 0.03, 0.1, 0.3)
+_PRICES = 12
+"""Price vectors for each spread."""
+_ROUNDING = 1e-13
+_NEARLY = 0.999
+"""Of the gap asked for, so that what is proven is within it whatever the rounding."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known from a program that differs in its limits: prices of its rows, and tilings, right or not."""
+
+    prices: Sequence[float] | None = None
+    tilings: Sequence[Sequence[int]] = ()
+
+
+def minimise(
+    program: Program,
+    gap: float,
+    time_limit_s: float | None = None,
+    *,
+    engine: Engine = "highs",
+    start: Start | None = None,
+    progress: Progress | None = None,
+) -> Answer:
+    """The best tiling to a relative gap, or the best found in the time. Rows hold as given, to `LIMIT_TOLERANCE`.
+
+    A "solved" answer that ran out of time says so by its bound. There must be a tiling if the rows are left aside.
+    """
+    deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
+    if any(
+        _least(program, row.values) > row.most + row.tolerance + _rounding(program, row.values) for row in program.rows
+    ):
+        return Answer("infeasible")
+    start = start or Start()
+    search = _Search(program, dual(program, start.prices), gap, progress)
+    if search.bound > -_least(program, -program.weights) + search.rounding:
+        return Answer("infeasible", bound=search.bound)
+    search.try_tilings(start.tilings)
+    for width in _WIDTHS:
+        if search.is_settled or time.monotonic() > deadline:
+            break
+        search.follow(width)
+    if not search.is_settled and time.monotonic() < deadline:
+        search.ask(engine, deadline)
+    return search.answer()
+
+
+class _Search:
+    """The best tiling known so far and what is proven, of one program."""
+
+    def __init__(self, program: Program, found: Dual, gap: float, progress: Progress | None):
+        self._program = program
+        self._dual = found
+        self._gap = gap
+        self._progress = progress
+        self._best: Indices | None = None
+        self._is_infeasible = False
+        self.bound = found.bound
+        self.rounding = _rounding(program, program.weights)
+        self._scale = scale_of(program.weights)
+        scales_R = [max(scale_of(row.values), abs(row.most)) for row in program.rows]
+        self._scale_R = np.array(scales_R)
+        columns = [row.values / scale for row, scale in zip(program.rows, scales_R, strict=True)]
+        self._values_OR = np.stack(columns, axis=1) if columns else np.zeros((len(program.weights), 0))
+        # What passes a limit by its tolerance is within it; `Program.holds` has the last word.
+        self._most_R = np.array([(row.most + row.tolerance) / s for row, s in zip(program.rows, scales_R, strict=True)])
+        self._prices_PR = _around(found.prices_R * self._scale_R / self._scale)
+
+    @property
+    def weight(self) -> float:
+        """Of the best tiling; infinite where there is none yet."""
+        return math.inf if self._best is None else self._program.weight(self._best)
+
+    @property
+    def _wanted(self) -> float:
+        """A tiling of less weight is worth finding."""
+        return self.weight - _NEARLY * self._gap * abs(self.weight) if self._best is not None else math.inf
+
+    @property
+    def is_settled(self) -> bool:
+        if self._is_infeasible:
+            return True
+        return self._best is not None and relative_gap(self.weight, self.bound) <= max(self._gap, 1e-12)
+
+    def answer(self) -> Answer:
+        prices = tuple(self._dual.prices_R.tolist())
+        if self._best is None:
+            return Answer("infeasible" if self._is_infeasible else "timed out", bound=self.bound, prices=prices)
+        return Answer("solved", tuple(self._best.tolist()), self.bound, prices)
+
+    def try_tilings(self, given: Sequence[Sequence[int]]) -> None:
+        """Those given, those that the dual met, and what exchanges make of the best of them."""
+        met = [np.asarray(tiling, dtype=np.intp) for tiling in given] + list(self._dual.seen)
+        for tiling in met:
+            self._keep(tiling)
+        near = np.sort(np.argsort(self._dual.slack_O, kind="stable")[: self._program.line.slots + _BESIDE])
+        some, place_O = self._program.only(near), np.full(len(self._program.weights), -1)
+        place_O[near] = np.arange(len(near))
+        charged_O = self._program.weights / self._scale + self._values_OR @ self._prices_PR[0]
+        met = sorted((tiling for tiling in met if np.all(place_O[tiling] >= 0)), key=lambda one: charged_O[one].sum())
+        for tiling in met[:_TRIED]:
+            better = improved(some, self._values_OR[near], self._most_R, place_O[tiling])
+            if better is not None:
+                self._keep(near[better])
+        self._tell()
+
+    def follow(self, width: int) -> None:
+        """Labels, so many at a slot, of the options that a better tiling may hold."""
+        kept = self._open()
+        if not len(kept):
+            self._settle()
+            return
+        some = self._program.only(kept)
+        scaled = replace(some, weights=some.weights / self._scale)
+        rounding, below = _ROUNDING * some.line.slots, self._wanted / self._scale
+        found = label(scaled, self._values_OR[kept], self._most_R, self._prices_PR, below, rounding, width)
+        proven = min(found.bound * self._scale, self._wanted)
+        if found.best is not None:
+            self._keep(kept[found.best])
+        if math.isinf(proven):
+            self._is_infeasible = self._best is None
+            proven = self.weight
+        self.bound = max(self.bound, min(proven, self.weight))
+        self._tell()
+
+    def ask(self, engine: Engine, deadline: float) -> None:
+        """A MIP solver, with the options that a better tiling may hold."""
+        kept = self._open()
+        if not len(kept):
+            self._settle()
+            return
+        wanted = self._wanted
+        found = run(self._program.only(kept), self._gap, deadline, engine)
+        if found.outcome == "infeasible":
+            self._is_infeasible = self._best is None
+            self.bound = max(self.bound, min(wanted, self.weight))
+        elif found.outcome == "solved":
+            self._keep(kept[list(found.chosen)])
+            self.bound = max(self.bound, min(found.bound, wanted, self.weight))
+        self._tell()
+
+    def _open(self) -> Indices:
+        """The options that a tiling lighter than wanted may hold; none where they do not tile the slots."""
+        kept = np.flatnonzero(self._dual.slack_O < self._wanted - self._dual.bound + self.rounding)
+        line = self._program.line.only(kept)
+        return kept if np.isfinite(line.up_to(np.zeros(len(kept)))[-1]) else kept[:0]
+
+    def _settle(self) -> None:
+        """Nothing lighter than wanted is left."""
+        self.bound = max(self.bound, min(self._wanted, self.weight))
+        self._is_infeasible = self._best is None
+        self._tell()
+
+    def _keep(self, tiling: Indices) -> None:
+        if self._program.weight(tiling) < self.weight and self._program.holds(tiling):
+            self._best = tiling
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self.weight, self.bound)
+
+
+def _around(prices_R: Weights) -> Weights:
+    """The prices and others near them and far, always the same, [P, R]."""
+    seeded = np.random.default_rng(0)
+    spreads = np.repeat(_SPREADS, _PRICES)[:, None]
+    return np.concatenate(
+        [prices_R[None], prices_R * np.exp(spreads * seeded.standard_normal((len(spreads), len(prices_R))))]
+    )
+
+
+def _least(program: Program, values: Weights) -> float:
+    """The least sum of any tiling."""
+    return float(program.line.up_to(values)[-1])
+
+
+def _rounding(program: Program, values: Weights) -> float:
+    """More than the sum over a tiling can be off by rounding."""
+    return _ROUNDING * program.line.slots * scale_of(values)

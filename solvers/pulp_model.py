@@ -1,0 +1,122 @@
+"""A program put to a MIP solver through PuLP: one binary per option, each slot covered once, sums under their limits.
+
+The only file that imports PuLP, and the one place where tolerances meet: solvers work on scaled numbers and are right
+to about 1e-10 of them, the answer is checked on the numbers as given. For what `minimise.py` cannot settle by itself.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import highspy
+import numpy as np
+import pulp  # type: ignore[import-untyped]
+
+from solvers.highs import let_it_greet
+from solvers.line import Weights
+from solvers.program import Answer, Program, scale_of
+
+Engine = Literal["highs", "cbc"]
+
+_HIGHS_TOLERANCE = 1e-10
+"""The smallest HiGHS takes; it is absolute, and every row is scaled so that its largest number is 1."""
+
+_RETRIES = 100
+
+
+def run(program: Program, gap: float, deadline: float, engine: Engine) -> Answer:
+    """The best tiling to a relative gap, or the best found by the deadline (`time.monotonic`).
+
+    Rows hold on the numbers as given. What the solver finds right and we find wrong, it is told not to choose again:
+    exact, and unlike a tighter limit it leaves every right answer, and the bound, as they are. Raises ArithmeticError
+    where that has no end.
+    """
+    wrong: list[tuple[int, ...]] = []
+    while len(wrong) <= _RETRIES:
+        answer = _run(program, wrong, gap, max(deadline - time.monotonic(), 0.0), engine)
+        if answer.outcome != "solved" or program.holds(answer.chosen):
+            return answer
+        wrong.append(answer.chosen)
+    raise ArithmeticError(
+        f"{_RETRIES} choices meet all limits for {engine}, yet pass one by rounding; use rounder limits"
+    )
+
+
+def _run(program: Program, wrong: Sequence[tuple[int, ...]], gap: float, left_s: float, engine: Engine) -> Answer:
+    """One run on scaled numbers. `wrong` are choices it may not make."""
+    model, chosen_of = _model(program, wrong)
+    limit_s = None if np.isinf(left_s) else left_s
+    scale = scale_of(program.weights)
+    if engine == "cbc":
+        model.solve(pulp.PULP_CBC_CMD(msg=False, gapRel=gap, gapAbs=0.0, timeLimit=limit_s, threads=1))
+        return _read_cbc(model, chosen_of, program, gap)
+    let_it_greet()
+    model.solve(
+        pulp.HiGHS(
+            msg=False,
+            gapRel=gap,
+            gapAbs=0.0,
+            timeLimit=limit_s,
+            threads=1,
+            mip_feasibility_tolerance=_HIGHS_TOLERANCE,
+            primal_feasibility_tolerance=_HIGHS_TOLERANCE,
+            dual_feasibility_tolerance=_HIGHS_TOLERANCE,
+            small_matrix_value=1e-12,
+        )
+    )
+    return _read_highs(model.solverModel, chosen_of, scale)
+
+
+def _model(program: Program, wrong: Sequence[tuple[int, ...]]) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
+    model = pulp.LpProblem("tiling", pulp.LpMinimize)
+    line = program.line
+    chosen_of = [model.add_variable(f"x{i}", cat=pulp.LpBinary) for i in range(len(program.weights))]
+    model += _sum(chosen_of, program.weights / scale_of(program.weights))
+    covering: list[list[pulp.LpVariable]] = [[] for _ in range(line.slots)]
+    for first, end, chosen in zip(line.firsts.tolist(), line.ends.tolist(), chosen_of, strict=True):
+        for slot in range(first, end):
+            covering[slot].append(chosen)
+    for variables in covering:
+        model += _sum(variables, np.ones(len(variables))) == 1
+    for row in program.rows:
+        scale = max(scale_of(row.values), abs(row.most))
+        # Half the tolerance is ours, so that a sum that is over by rounding alone is within it; half is the solver's.
+        model += _sum(chosen_of, row.values / scale) <= (row.most + row.tolerance / 2) / scale
+    for choice in wrong:
+        model += pulp.lpSum(chosen_of[i] for i in choice) <= len(choice) - 1
+    return model, chosen_of
+
+
+def _sum(variables: Sequence[pulp.LpVariable], factors: Weights) -> pulp.LpAffineExpression:
+    return pulp.LpAffineExpression(list(zip(variables, factors.tolist(), strict=True)))
+
+
+def _chosen(chosen_of: Sequence[pulp.LpVariable]) -> tuple[int, ...]:
+    return tuple(i for i, variable in enumerate(chosen_of) if round(variable.value() or 0) == 1)
+
+
+def _read_highs(highs: highspy.Highs, chosen_of: Sequence[pulp.LpVariable], scale: float) -> Answer:
+    """What HiGHS found. PuLP's own status calls a time-limited answer optimal, so HiGHS itself is asked."""
+    status = highs.getModelStatus()
+    info = highs.getInfo()
+    has_answer = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    if status == highspy.HighsModelStatus.kInfeasible:
+        return Answer("infeasible")
+    if status == highspy.HighsModelStatus.kTimeLimit and not has_answer:
+        return Answer("timed out")
+    assert has_answer, f"HiGHS stopped with {highs.modelStatusToString(status)}"
+    return Answer("solved", _chosen(chosen_of), info.mip_dual_bound * scale)
+
+
+def _read_cbc(model: Any, chosen_of: Sequence[pulp.LpVariable], program: Program, gap: float) -> Answer:
+    """What CBC found. Stopped by the time it proves nothing; `sol_status`, not `status`, tells the two apart."""
+    if model.status == pulp.LpStatusInfeasible:
+        return Answer("infeasible")
+    if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
+        return Answer("timed out")
+    answer = Answer("solved", _chosen(chosen_of))
+    if model.sol_status != pulp.LpSolutionOptimal:
+        return answer
+    weight = program.weight(answer.chosen)
+    return replace(answer, bound=weight - gap * abs(weight))

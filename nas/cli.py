@@ -1,54 +1,42 @@
 """The command line: each command parses its arguments, calls one function, and prints what it returns.
 
-Heavy imports happen inside the commands that need them, so that `nas trials` answers at once. Mistakes of the user's,
-and failures of the machine's, end with one clear line and exit status 1; Ctrl-C with 130.
+Heavy imports happen inside the commands that need them, the database's among them, so that each answers at once. How
+they end, in mistakes as well, is `endings.py`'s.
 """
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from typer.core import TyperGroup
 
-from db.store import Store
-from nas import config, units
-from nas.printed import console, plain, print_dependency, print_json, print_outcome, print_trial
+from nas import units
+from nas.endings import Commands
+from nas.printed import (
+    console,
+    plain,
+    print_answer,
+    print_dependency,
+    print_front,
+    print_json,
+    print_layers,
+    print_outcome,
+    print_trial,
+    print_trials,
+)
 from nas.runs import LONGEST, LOW_SHARE, WINDOW
 
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """The user's mistakes and the machine's failures as one line; bugs keep their traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise  # `nas trials | head`: Typer ends quietly
-    except (ValueError, OSError, TimeoutError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(1) from None
-
-
-class _Commands(TyperGroup):
-    """Commands that end clearly: inside of Typer, which answers Ctrl-C with a bare status of its own."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with _clear_errors():
-            return super().invoke(ctx)
+if TYPE_CHECKING:
+    from db.store import Store
 
 
 app = typer.Typer(
     name="nas",
-    cls=_Commands,
+    cls=Commands,
     help="Hardware-aware architecture search for LLMs: bring a model, text, hardware and a budget.",
     no_args_is_help=True,
     add_completion=False,
@@ -83,6 +71,8 @@ def init() -> None:
 
     Example: nas init > job.yaml
     """
+    from nas import config
+
     typer.echo(config.template(), nl=False)
 
 
@@ -98,41 +88,61 @@ def search(
 
     Example: nas search job.yaml
     """
+    from nas import config
+
     request = config.load(job)
     from nas import quiet  # noqa: F401  (silences libraries before they load)
     from nas.pipeline import search as run
 
     talk = Console(stderr=True) if as_json else console
-    with Store.open(db) as store:
+    with _store(db) as store:
         print_outcome(run(request, store, talk), as_json)
 
 
 @app.command()
 def solve(
-    search: SearchName,
-    budget: Annotated[str, typer.Option("--budget", help="Limits, as in a job: latency=50%,memory=1.5GiB")],
+    search: Annotated[str | None, typer.Argument(help="A search: its name, its id, or the start of its id.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
+    ] = None,
     metric: Annotated[
         str | None, typer.Option(help="Score to minimise, kl or lm_loss. Default: the search's own.")
     ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")
+    ] = None,
+    maximise: Annotated[bool, typer.Option("--maximise", help="More of a table's objective is better.")] = False,
     gap: Annotated[
-        float | None, typer.Option(min=0, help="How far from the optimum, as a share. Default: the search's own.")
+        float | None, typer.Option(min=0, help="How far from the optimum, as a share. Default: the search's own; 1e-6.")
     ] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own.")
+        float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own; 60.")
     ] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Solve a measured search for another budget. Seconds: nothing is measured or trained.
+    """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
 
     Example: nas solve stories --budget latency=50%
     """
+    _one_source(search, table, {"--metric": metric, "--db": db}, {"--objective": objective, "--maximise": maximise})
+    if table is not None:
+        from nas.solve_table import solve_table
+
+        print_answer(solve_table(table, objective, budget or (), maximise, gap, time_limit), as_json)
+        return
+    if not budget:
+        raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     from nas.solve import measured, trial_row
     from nas.solve import solve as solve_for
 
-    limits = units.parse_budget(budget)
-    with Store.open(db) as store:
-        known = measured(store, store.find_search(search), metric)
+    limits = units.parse_budget(",".join(budget))
+    with _store(db) as store:
+        known = measured(store, store.find_search(search or ""), metric)
         solution = solve_for(known, limits, gap, time_limit)
         trial = store.add_trial(trial_row(known, solution, limits, None))
         if as_json:
@@ -161,7 +171,7 @@ def pareto(
     from nas.front import front_of
     from nas.solve import measured
 
-    with Store.open(db) as store:
+    with _store(db) as store:
         known = measured(store, store.find_search(search))
         found = front_of(known, cost, units.parse_budget(budget) if budget else (), points)
     if plot is not None:
@@ -172,12 +182,7 @@ def pareto(
     if as_json:
         print_json([vars(point) for point in found])
         return
-    table = Table("score", cost, "of parent", "architecture")
-    for point in found:
-        table.add_row(
-            f"{point.score:.4f}", units.format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary
-        )
-    console.print(table)
+    print_front(found, cost)
 
 
 @app.command()
@@ -196,23 +201,14 @@ def trials(
 
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """
-    with Store.open(db) as store:
+    with _store(db) as store:
         search_id = store.find_search(search).id if search else None
         found = store.trials(search_id, where=where, sort=sort, descending=descending, limit=limit)
         names = {known.id: known.name for known in store.searches()}
     if as_json:
         print_json([plain(trial) for trial in found])
         return
-    table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
-    for trial in found:
-        table.add_row(
-            str(trial.id), names[trial.search_id], trial.solver,
-            ", ".join(f"{metric}={value}" for metric, value in trial.budget.items()), f"{trial.score:.4f}",
-            units.format_quantity("latency", trial.predicted_latency_s),
-            "-" if trial.latency_s is None else units.format_quantity("latency", trial.latency_s),
-            "-" if trial.kl is None else f"{trial.kl:.4f}", "-" if trial.lm_loss is None else f"{trial.lm_loss:.4f}",
-        )  # fmt: skip
-    console.print(table if found else "no trials")
+    print_trials(found, names)
 
 
 @app.command()
@@ -227,20 +223,14 @@ def show(
     """
     from nas.show import layers_of
 
-    with Store.open(db) as store:
+    with _store(db) as store:
         found = store.trial(trial)
         known = store.find_search(found.search_id)
         layers = layers_of(store, known, found)
     if as_json:
         print_json(plain(found) | {"layers": [vars(layer) for layer in layers]})
         return
-    table = Table("layer", "parent", "child", "score", "prefill", "decode", "parameters")
-    for layer in layers:
-        table.add_row(
-            layer.place, layer.parent, layer.child, f"{layer.score:.4f}", f"{layer.prefill_s * 1e3:.3f} ms",
-            f"{layer.decode_s * 1e3:.3f} ms", f"{layer.parameters:,}",
-        )  # fmt: skip
-    console.print(table)
+    print_layers(layers)
     print_trial(known, found)
 
 
@@ -259,7 +249,7 @@ def export(
     from nas import quiet  # noqa: F401
     from nas.deliver import export_trial
 
-    with Store.open(db) as store:
+    with _store(db) as store:
         done = export_trial(store, trial, format, out)
     if as_json:
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
@@ -285,7 +275,7 @@ def report(
     """
     from nas.report import write_report
 
-    with Store.open(db) as store:
+    with _store(db) as store:
         written = write_report(store, store.find_search(search), out, store.trial(trial) if trial else None)
     console.print(f"report: {written}")
 
@@ -334,7 +324,7 @@ def submit(
 
     Example: nas submit job.yaml --address http://HEAD:8265
     """
-    from nas import submission
+    from nas import config, submission
 
     request = config.load(job)
     number = submission.submit(request, address, db)
@@ -383,6 +373,22 @@ def main() -> None:
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, signal.default_int_handler)
     app()
+
+
+def _store(db: str | None) -> "AbstractContextManager[Store]":
+    from db.store import Store  # It loads SQLAlchemy.
+
+    return Store.open(db)
+
+
+def _one_source(search: str | None, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:
+    """What is solved is a search or a table; each has options that mean nothing to the other."""
+    if (search is None) == (table is None):
+        given = "not both" if table else "neither is given"
+        raise ValueError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
+    for option, value in (of_search if table else of_table).items():
+        if value:
+            raise ValueError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")
 
 
 def _end_with(state: str, job: str) -> None:

@@ -1,7 +1,7 @@
-"""What commands print: a trial beside its parent, what a search ends with, block dependency, rows as JSON."""
+"""What commands print: trials, a front, an answer from a table, what a search ends with, block dependency; JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,16 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from nas import units
+
 if TYPE_CHECKING:
     from db import models
     from nas.dependency import Dependency
+    from nas.front import Point
     from nas.pipeline import Outcome
     from nas.runs import Matrix, Run
+    from nas.show import LayerLine
+    from nas.solve_table import Answer
 
 console = Console()
 
@@ -41,6 +46,59 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     for row in comparison(search, trial):
         table.add_row(row.what, row.parent, row.child)
     console.print(table)
+
+
+def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str]) -> None:
+    """A line a trial; `names` are the searches', by id."""
+    table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
+    for trial in trials:
+        table.add_row(
+            str(trial.id), names[trial.search_id], trial.solver,
+            ", ".join(f"{metric}={value}" for metric, value in trial.budget.items()), f"{trial.score:.4f}",
+            units.format_quantity("latency", trial.predicted_latency_s),
+            "-" if trial.latency_s is None else units.format_quantity("latency", trial.latency_s),
+            "-" if trial.kl is None else f"{trial.kl:.4f}", "-" if trial.lm_loss is None else f"{trial.lm_loss:.4f}",
+        )  # fmt: skip
+    console.print(table if trials else "no trials")
+
+
+def print_front(front: "Sequence[Point]", cost: str) -> None:
+    table = Table("score", cost, "of parent", "architecture")
+    for point in front:
+        table.add_row(
+            f"{point.score:.4f}", units.format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary
+        )
+    console.print(table)
+
+
+def print_layers(layers: "Sequence[LayerLine]") -> None:
+    table = Table("layer", "parent", "child", "score", "prefill", "decode", "parameters")
+    for layer in layers:
+        table.add_row(
+            layer.place, layer.parent, layer.child, f"{layer.score:.4f}", f"{layer.prefill_s * 1e3:.3f} ms",
+            f"{layer.decode_s * 1e3:.3f} ms", f"{layer.parameters:,}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def print_answer(answer: "Answer", as_json: bool) -> None:
+    for note in answer.table.notes():
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        print_json(answer.plain())
+        return
+    chosen = Table("layer" if answer.table.layers else "slot", "option", answer.objective, box=None)
+    for run in answer.runs():
+        chosen.add_row(run.place, Text(run.name), f"{run.score:.6g}")
+    console.print(chosen)
+    totals = Table("cost", "total", "limit", box=None)
+    for cost, total in answer.solution.costs.items():
+        limits = [f"{'>=' if each.minimum else '<='} {each.value:.10g}" for each in answer.limits if each.cost == cost]
+        totals.add_row(Text(cost), f"{total:.10g}", ", ".join(limits))
+    if answer.solution.costs:
+        console.print()
+        console.print(totals)
+    console.print(f"\n{answer.summary()}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_dependency(found: "Dependency", as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """The README's commands and the examples do what they say, one after the other, on a search that is finished."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from searches import Here, environment, parent_folder
 
 HOUSE = Path(__file__).parents[1]
-_ASKED = {"SEARCH": "tiny", "TRIAL": "1", "DIR": "child", "PARENT": str(parent_folder())}
+_ASKED = {"SEARCH": "tiny", "TRIAL": "1", "DIR": "child", "TABLE": "table.json", "PARENT": str(parent_folder())}
 _ON_A_CLUSTER = {"submit", "status", "logs", "stop"}
 
 
@@ -23,6 +24,8 @@ def commands() -> list[list[str]]:
 
 def test_the_commands_of_the_readme_run(here: Here, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy)
+    option = {"stats": {"memory_mib": 800}, "metrics": {"kl_div": 0.1}}
+    (copy / "table.json").write_text(json.dumps({f"layer_{layer}": {"kv8": option} for layer in range(80)}))
     shown = commands()
     assert {line[0] for line in shown} >= {"init", "search", "solve", "pareto", "trials", "show", "export", "report"}
     for line in shown:

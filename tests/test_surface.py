@@ -15,7 +15,10 @@ from nas.cli import app
 COMMANDS = {
     "init": [],
     "search": ["JOB", "--db", "--json"],
-    "solve": ["SEARCH", "--budget", "--metric", "--gap", "--time-limit", "--db", "--json"],
+    "solve": [
+        "[SEARCH]", "--table", "--budget", "--metric", "--objective", "--maximise", "--gap", "--time-limit", "--db",
+        "--json",
+    ],
     "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json"],
     "trials": ["[SEARCH]", "--where", "--sort", "--descending", "--limit", "--db", "--json"],
     "show": ["TRIAL", "--db", "--json"],
@@ -26,8 +29,8 @@ COMMANDS = {
     "status": ["JOB", "--address"],
     "logs": ["JOB", "--address"],
     "stop": ["JOB", "--address"],
-}
-NEEDED = {("solve", "--budget"), ("export", "--out")}
+}  # fmt: skip
+NEEDED = {("export", "--out")}
 EXPORTED = {
     "blocklib": [],
     "blocklib.attention": [],

@@ -82,6 +82,11 @@ class Store:
             otherwise.pop_all()
         return cls(engine)
 
+    @property
+    def url(self) -> str:
+        """Where it is, as SQLAlchemy writes it, its password included."""
+        return self._engine.url.render_as_string(hide_password=False)
+
     def close(self) -> None:
         self._engine.dispose()
 

@@ -6,49 +6,32 @@ and failures of the machine's, end with one clear line and exit status 1; Ctrl-C
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
 
 from db.store import Store
 from nas import config, units
-from nas.printed import console, plain, print_dependency, print_json, print_outcome, print_trial
+from nas.endings import Commands
+from nas.printed import (
+    console,
+    plain,
+    print_comparison,
+    print_dependency,
+    print_json,
+    print_outcome,
+    print_trial,
+    print_trials,
+)
 from nas.runs import LONGEST, LOW_SHARE, WINDOW
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """The user's mistakes and the machine's failures as one line; bugs keep their traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise  # `nas trials | head`: Typer ends quietly
-    except (ValueError, OSError, TimeoutError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(1) from None
-
-
-class _Commands(TyperGroup):
-    """Commands that end clearly: inside of Typer, which answers Ctrl-C with a bare status of its own."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with _clear_errors():
-            return super().invoke(ctx)
-
 
 app = typer.Typer(
     name="nas",
-    cls=_Commands,
+    cls=Commands,
     help="Hardware-aware architecture search for LLMs: bring a model, text, hardware and a budget.",
     no_args_is_help=True,
     add_completion=False,
@@ -181,6 +164,40 @@ def pareto(
 
 
 @app.command()
+def compare(
+    search: SearchName,
+    budget: Annotated[str | None, typer.Option("--budget", help="Limits. Default: the search's own.")] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Whole models that evolution may run.")] = 100,
+    seeds: Annotated[int, typer.Option(min=0, help="Random architectures.")] = 3,
+    heal: Annotated[bool, typer.Option(help="Heal every answer, all with as many tokens.")] = False,
+    time: Annotated[bool, typer.Option("--time", help="Time every answer beside the parent.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the MIP's answer against the baselines', each assembled and measured.
+
+    What evolution tried is an Optuna study in the same database: optuna-dashboard shows it.
+
+    Example: nas compare stories --budget latency=50% --evaluations 200
+    """
+    from nas import quiet  # noqa: F401
+    from nas.compare import Asked
+    from nas.compare import compare as run
+    from nas.report.plots import file_format
+    from nas.report.versus import write_comparison
+
+    if plot is not None:
+        file_format(plot)  # before the work rather than after
+    asked = Asked(units.parse_budget(budget) if budget else (), evaluations, seeds, heal, time)
+    with Store.open(db) as store:
+        lines = run(store, store.find_search(search), asked, Console(stderr=True) if as_json else console)
+    if plot is not None:
+        write_comparison(lines, plot)
+    print_comparison(lines, as_json)
+
+
+@app.command()
 def trials(
     search: Annotated[str | None, typer.Argument(help="Only this search's trials.")] = None,
     where: Annotated[
@@ -203,16 +220,7 @@ def trials(
     if as_json:
         print_json([plain(trial) for trial in found])
         return
-    table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
-    for trial in found:
-        table.add_row(
-            str(trial.id), names[trial.search_id], trial.solver,
-            ", ".join(f"{metric}={value}" for metric, value in trial.budget.items()), f"{trial.score:.4f}",
-            units.format_quantity("latency", trial.predicted_latency_s),
-            "-" if trial.latency_s is None else units.format_quantity("latency", trial.latency_s),
-            "-" if trial.kl is None else f"{trial.kl:.4f}", "-" if trial.lm_loss is None else f"{trial.lm_loss:.4f}",
-        )  # fmt: skip
-    console.print(table if found else "no trials")
+    print_trials(found, names)
 
 
 @app.command()

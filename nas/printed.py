@@ -1,7 +1,8 @@
-"""What commands print: a trial beside its parent, what a search ends with, block dependency, rows as JSON."""
+"""What commands print: a trial beside its parent, trials and strategies line by line, what a search ends with, block
+dependency, rows as JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,11 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from nas.units import format_quantity
+
 if TYPE_CHECKING:
     from db import models
+    from nas.compare import Line
     from nas.dependency import Dependency
     from nas.pipeline import Outcome
     from nas.runs import Matrix, Run
@@ -41,6 +45,48 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     for row in comparison(search, trial):
         table.add_row(row.what, row.parent, row.child)
     console.print(table)
+
+
+def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str]) -> None:
+    """A line each; `names` are the searches' by their ids."""
+    table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
+    for trial in trials:
+        budget = ", ".join(f"{metric}={value}" for metric, value in trial.budget.items())
+        measured = "-" if trial.latency_s is None else format_quantity("latency", trial.latency_s)
+        table.add_row(
+            str(trial.id), names[trial.search_id], trial.solver, budget, _number(trial.score),
+            format_quantity("latency", trial.predicted_latency_s), measured, _number(trial.kl), _number(trial.lm_loss),
+        )  # fmt: skip
+    console.print(table if trials else "no trials")
+
+
+def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
+    """Sorted as they come; those without an answer in a line each, below the table."""
+    if as_json:
+        print_json([vars(line) | {"trial": line.trial and plain(line.trial)} for line in lines])
+        return
+    answered = [(line, line.trial) for line in lines if line.trial is not None]
+    is_healed = any(trial.kl is not None for _, trial in answered)
+    is_timed = any(trial.latency_ratio is not None for _, trial in answered)
+    columns = ["trial", "strategy", "real KL", "predicted", "of budget", "latency", "whole models run", "status"]
+    table = Table(*columns, *["KL healed"] * is_healed, *["latency, measured"] * is_timed)
+    for line, trial in answered:
+        cells = [str(trial.id), line.strategy, _number(trial.kl_whole), _number(trial.score), f"{line.of_budget:.1%}",
+                 f"{line.of_parent:.1%}", str(line.evaluations), trial.status]  # fmt: skip
+        healed, timed = [_number(trial.kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
+        table.add_row(*cells, *healed, *timed)
+    console.print(table)
+    for line in lines:
+        if line.trial is None:
+            console.print(f"{line.strategy}: {line.why_not}", markup=False, highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def print_dependency(found: "Dependency", as_json: bool) -> None:

@@ -1,0 +1,31 @@
+"""How a command ends: the user's mistakes and the machine's failures as one line, Ctrl-C as 130, bugs as they are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """The user's mistakes and the machine's failures as one line; bugs keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise  # `nas trials | head`: Typer ends quietly
+    except (ValueError, OSError, TimeoutError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+class Commands(TyperGroup):
+    """Commands that end clearly: inside of Typer, which answers Ctrl-C with a bare status of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with clear_errors():
+            return super().invoke(ctx)

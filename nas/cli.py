@@ -23,6 +23,7 @@ from nas.printed import (
     print_comparison,
     print_dependency,
     print_json,
+    print_layers,
     print_outcome,
     print_trial,
     print_trials,
@@ -242,13 +243,7 @@ def show(
     if as_json:
         print_json(plain(found) | {"layers": [vars(layer) for layer in layers]})
         return
-    table = Table("layer", "parent", "child", "score", "prefill", "decode", "parameters")
-    for layer in layers:
-        table.add_row(
-            layer.place, layer.parent, layer.child, f"{layer.score:.4f}", f"{layer.prefill_s * 1e3:.3f} ms",
-            f"{layer.decode_s * 1e3:.3f} ms", f"{layer.parameters:,}",
-        )  # fmt: skip
-    console.print(table)
+    print_layers(layers)
     print_trial(known, found)
 
 

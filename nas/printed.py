@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nas.dependency import Dependency
     from nas.pipeline import Outcome
     from nas.runs import Matrix, Run
+    from nas.show import LayerLine
 
 console = Console()
 
@@ -44,6 +45,16 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     table = Table("", "parent", "child", box=None)
     for row in comparison(search, trial):
         table.add_row(row.what, row.parent, row.child)
+    console.print(table)
+
+
+def print_layers(layers: "Sequence[LayerLine]") -> None:
+    table = Table("layer", "parent", "child", "score", "prefill", "decode", "parameters")
+    for layer in layers:
+        table.add_row(
+            layer.place, layer.parent, layer.child, _number(layer.score), f"{layer.prefill_s * 1e3:.3f} ms",
+            f"{layer.decode_s * 1e3:.3f} ms", f"{layer.parameters:,}",
+        )  # fmt: skip
     console.print(table)
 
 

@@ -134,7 +134,7 @@ def strategies_figure(rows: Sequence[tuple[str, float, float | None, float | Non
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("KL from the parent")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     return figure
 
 

@@ -99,6 +99,8 @@ class Search(Base, kw_only=True):
     """The parent's own cost under the scenario, predicted and measured."""
     dependency: Mapped[list[list[float]] | None] = mapped_column(default=None)
     """How much each block of the parent depends on each before it, [layers][layers]; None where nobody asked."""
+    removal: Mapped[dict[str, Any] | None] = mapped_column(default=None)
+    """What the parent is without whole layers, as the baselines that drop them ask; None where nobody asked."""
 
 
 class Score(Base, kw_only=True):
@@ -214,6 +216,8 @@ class Trial(Base, kw_only=True):
     memory_bytes: Mapped[int | None] = mapped_column(default=None)
     parameters: Mapped[int | None] = mapped_column(default=None)
 
+    kl_whole: Mapped[float | None] = mapped_column(default=None)
+    """KL of the assembled, untrained child on the score text: what `score` predicts."""
     kl_before_heal: Mapped[float | None] = mapped_column(default=None)
     lm_loss_before_heal: Mapped[float | None] = mapped_column(default=None)
     kl: Mapped[float | None] = mapped_column(default=None)
@@ -229,8 +233,8 @@ class Trial(Base, kw_only=True):
 
 OF_THE_CHILD = (
     "latency_s", "latency_ratio", "latency_spread", "ttft_s", "decode_s", "throughput", "memory_bytes", "parameters",
-    "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine",
-    "heal_tokens",
+    "kl_whole", "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement",
+    "hidden_cosine", "heal_tokens",
 )  # fmt: skip
 """Columns of a trial that are found out from its child, whatever it was proposed for."""
 

@@ -82,6 +82,11 @@ class Store:
             otherwise.pop_all()
         return cls(engine)
 
+    @property
+    def url(self) -> str:
+        """Where it is, as SQLAlchemy writes it, its password included."""
+        return self._engine.url.render_as_string(hide_password=False)
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -94,11 +99,11 @@ class Store:
     # Searches
 
     def add_search(self, search: Search) -> Search:
-        """Write it; where its id is known already, replace all but its first moment."""
+        """Write it; where its id is known already, replace all but its first moment and what `set_removal` wrote."""
         row = values(search)
         with self._writing() as session:
             insert = self._insert(Search).values(row)
-            changed = {name: insert.excluded[name] for name in row if name not in ("id", "created_at")}
+            changed = {name: insert.excluded[name] for name in row if name not in ("id", "created_at", "removal")}
             session.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changed))
             return session.get_one(Search, search.id)
 
@@ -108,6 +113,12 @@ class Store:
             session.execute(update(Search).where(Search.id == search_id).values(status=status, updated_at=now()))
             if session.get(Search, search_id) is None:
                 raise ValueError(f"no search has the id {search_id!r}")
+
+    def set_removal(self, search_id: str, removal: dict[str, Any]) -> None:
+        """Keep what was measured of the parent without whole layers. Raises BadRow."""
+        written = checked(Search, {"removal": removal}, f"search {search_id}")
+        with self._writing() as session:
+            session.execute(update(Search).where(Search.id == search_id).values(written))
 
     def find_search(self, text: str) -> Search:
         """The search with the id `text`; else the latest with that name; else the only one whose id starts so.

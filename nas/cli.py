@@ -20,6 +20,7 @@ from nas.printed import (
     console,
     plain,
     print_answer,
+    print_comparison,
     print_dependency,
     print_front,
     print_json,
@@ -183,6 +184,40 @@ def pareto(
         print_json([vars(point) for point in found])
         return
     print_front(found, cost)
+
+
+@app.command()
+def compare(
+    search: SearchName,
+    budget: Annotated[str | None, typer.Option("--budget", help="Limits. Default: the search's own.")] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Whole models that evolution may run.")] = 100,
+    seeds: Annotated[int, typer.Option(min=0, help="Random architectures.")] = 3,
+    heal: Annotated[bool, typer.Option(help="Heal every answer, all with as many tokens.")] = False,
+    time: Annotated[bool, typer.Option("--time", help="Time every answer beside the parent.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the MIP's answer against the baselines', each assembled and measured.
+
+    What evolution tried is an Optuna study in the same database: optuna-dashboard shows it.
+
+    Example: nas compare stories --budget latency=50% --evaluations 200
+    """
+    from nas import quiet  # noqa: F401
+    from nas.compare import Asked
+    from nas.compare import compare as run
+    from nas.report.plots import file_format
+    from nas.report.versus import write_comparison
+
+    if plot is not None:
+        file_format(plot)  # before the work rather than after
+    asked = Asked(units.parse_budget(budget) if budget else (), evaluations, seeds, heal, time)
+    with _store(db) as store:
+        lines = run(store, store.find_search(search), asked, Console(stderr=True) if as_json else console)
+    if plot is not None:
+        write_comparison(lines, plot)
+    print_comparison(lines, as_json)
 
 
 @app.command()

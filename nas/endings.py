@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def clear_errors() -> Iterator[None]:
     """The user's mistakes and the machine's failures as one line; bugs keep their traceback."""
     try:
         yield
@@ -30,5 +30,5 @@ class Commands(TyperGroup):
     """Commands that end clearly: inside of Typer, which answers Ctrl-C with a bare status of its own."""
 
     def invoke(self, ctx: Any) -> Any:
-        with _clear_errors():
+        with clear_errors():
             return super().invoke(ctx)

@@ -20,7 +20,9 @@ def block_influence(parent: Parent, ids_BT: Tensor, batch: int = 8) -> list[floa
             layer, is_ffn = divmod(here.slot, 2)
             if is_ffn:
                 left = here.entering_BTD + here.delta_BTD
-                turned[layer] += (1 - torch.cosine_similarity(entered.float(), left.float(), dim=-1)).sum().double()
+                turned[layer] += (
+                    (1 - torch.cosine_similarity(entered.float(), left.float(), dim=-1)).sum().double().cpu()
+                )
             else:
                 entered = here.entering_BTD
     return [float(value) for value in turned / ids_BT.numel()]

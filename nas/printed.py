@@ -1,4 +1,4 @@
-"""What commands print: trials, a front, an answer from a table, what a search ends with, block dependency; JSON."""
+"""What commands print: trials, fronts, strategies side by side, answers from tables, what a search ends with; JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,11 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from nas import units
+from nas.units import format_quantity
 
 if TYPE_CHECKING:
     from db import models
+    from nas.compare import Line
     from nas.dependency import Dependency
     from nas.front import Point
     from nas.pipeline import Outcome
@@ -48,26 +49,10 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     console.print(table)
 
 
-def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str]) -> None:
-    """A line a trial; `names` are the searches', by id."""
-    table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
-    for trial in trials:
-        table.add_row(
-            str(trial.id), names[trial.search_id], trial.solver,
-            ", ".join(f"{metric}={value}" for metric, value in trial.budget.items()), f"{trial.score:.4f}",
-            units.format_quantity("latency", trial.predicted_latency_s),
-            "-" if trial.latency_s is None else units.format_quantity("latency", trial.latency_s),
-            "-" if trial.kl is None else f"{trial.kl:.4f}", "-" if trial.lm_loss is None else f"{trial.lm_loss:.4f}",
-        )  # fmt: skip
-    console.print(table if trials else "no trials")
-
-
 def print_front(front: "Sequence[Point]", cost: str) -> None:
     table = Table("score", cost, "of parent", "architecture")
     for point in front:
-        table.add_row(
-            f"{point.score:.4f}", units.format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary
-        )
+        table.add_row(f"{point.score:.4f}", format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary)
     console.print(table)
 
 
@@ -75,7 +60,7 @@ def print_layers(layers: "Sequence[LayerLine]") -> None:
     table = Table("layer", "parent", "child", "score", "prefill", "decode", "parameters")
     for layer in layers:
         table.add_row(
-            layer.place, layer.parent, layer.child, f"{layer.score:.4f}", f"{layer.prefill_s * 1e3:.3f} ms",
+            layer.place, layer.parent, layer.child, _number(layer.score), f"{layer.prefill_s * 1e3:.3f} ms",
             f"{layer.decode_s * 1e3:.3f} ms", f"{layer.parameters:,}",
         )  # fmt: skip
     console.print(table)
@@ -99,6 +84,48 @@ def print_answer(answer: "Answer", as_json: bool) -> None:
         console.print()
         console.print(totals)
     console.print(f"\n{answer.summary()}", soft_wrap=True, highlight=False, markup=False)
+
+
+def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str]) -> None:
+    """A line each; `names` are the searches' by their ids."""
+    table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
+    for trial in trials:
+        budget = ", ".join(f"{metric}={value}" for metric, value in trial.budget.items())
+        measured = "-" if trial.latency_s is None else format_quantity("latency", trial.latency_s)
+        table.add_row(
+            str(trial.id), names[trial.search_id], trial.solver, budget, _number(trial.score),
+            format_quantity("latency", trial.predicted_latency_s), measured, _number(trial.kl), _number(trial.lm_loss),
+        )  # fmt: skip
+    console.print(table if trials else "no trials")
+
+
+def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
+    """Sorted as they come; those without an answer in a line each, below the table."""
+    if as_json:
+        print_json([vars(line) | {"trial": line.trial and plain(line.trial)} for line in lines])
+        return
+    answered = [(line, line.trial) for line in lines if line.trial is not None]
+    is_healed = any(trial.kl is not None for _, trial in answered)
+    is_timed = any(trial.latency_ratio is not None for _, trial in answered)
+    columns = ["trial", "strategy", "real KL", "predicted", "of budget", "latency", "whole models run", "status"]
+    table = Table(*columns, *["KL healed"] * is_healed, *["latency, measured"] * is_timed)
+    for line, trial in answered:
+        cells = [str(trial.id), line.strategy, _number(trial.kl_whole), _number(trial.score), f"{line.of_budget:.1%}",
+                 f"{line.of_parent:.1%}", str(line.evaluations), trial.status]  # fmt: skip
+        healed, timed = [_number(trial.kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
+        table.add_row(*cells, *healed, *timed)
+    console.print(table)
+    for line in lines:
+        if line.trial is None:
+            console.print(f"{line.strategy}: {line.why_not}", markup=False, highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def print_dependency(found: "Dependency", as_json: bool) -> None:

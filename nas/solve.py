@@ -186,7 +186,18 @@ def trial_row(
 
 
 def _explained(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
-    """The solver's infeasibility in the user's metrics and units, the fixed part counted in."""
+    """The solver's infeasibility in the user's metrics and units."""
+    words = ("the least reachable", "with the other limits met, the least reachable")
+    lines = reached(known, budget, error, words)
+    if not lines:
+        return f"no architecture can be put together: {error}"
+    together = " together" if len(error.budgets) > 1 else ""
+    return f"no architecture of this space meets the budget{together}. " + "; ".join(lines)
+
+
+def reached(known: Measured, budget: Sequence[Limit], error: Infeasible, words: tuple[str, str]) -> list[str]:
+    """How far each limit at fault can be met, in its metric's units, the fixed part counted in; `words` say what the
+    values are that `error` has alone, and with the other limits met."""
     fixed = known.fixed.metrics(known.scenario)
     generated = known.scenario.batch * known.scenario.generated_tokens
     lines = []
@@ -194,24 +205,17 @@ def _explained(known: Measured, budget: Sequence[Limit], error: Infeasible) -> s
         cost, ceiling = known.ceiling(asked)
         if cost not in error.budgets:
             continue
-        reach = [
-            (error.least, "the least reachable"),
-            (error.together, "with the other limits met, the least reachable"),
-        ]
-        for found, words in reach:
+        for found, said in zip((error.least, error.together), words, strict=True):
             if cost in found:
                 least, wanted = found[cost] + fixed[cost], ceiling
                 whole = known.parent_totals()[METRICS[asked.metric]]
                 if asked.metric == "throughput":
-                    least, wanted, words = generated / least, generated / wanted, words.replace("least", "most")
+                    least, wanted, said = generated / least, generated / wanted, said.replace("least", "most")
                 lines.append(
-                    f"{asked.metric} {format_quantity(asked.metric, wanted)}: {words} is "
+                    f"{asked.metric} {format_quantity(asked.metric, wanted)}: {said} is "
                     f"{format_quantity(asked.metric, least)} ({least / whole:.1%} of the parent's)"
                 )
-    if not lines:
-        return f"no architecture can be put together: {error}"
-    together = " together" if len(error.budgets) > 1 else ""
-    return f"no architecture of this space meets the budget{together}. " + "; ".join(dict.fromkeys(lines))
+    return list(dict.fromkeys(lines))
 
 
 def _cost(row: models.Cost | None) -> Cost:

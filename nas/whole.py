@@ -32,6 +32,9 @@ def score_whole(
     it is asked once for each. `ids_BT` are token ids, [sequences, tokens]; `batch` sequences run at a time, None: as
     many as go through the parent well. Raises NotFinite, naming the architecture.
     """
+    if not architectures:
+        yield {}
+        return
     wanted = list(dict.fromkeys(architectures))
     paths = [architecture.choices() for architecture in wanted]
     layers = {

@@ -69,6 +69,15 @@ def test_adding_a_search_again_replaces_it_but_keeps_when_it_began(store: Store)
     assert again.created_at == first.created_at < again.updated_at
 
 
+def test_what_removal_measured_stays_when_a_search_is_added_again(store: Store) -> None:
+    store.add_search(search())
+    store.set_removal("5ea5c4", {"influence": [0.5, 0.25], "rounds": [{"1": 2.0}]})
+    again = store.add_search(search(name="renamed"))
+    assert (again.name, again.removal) == ("renamed", {"influence": [0.5, 0.25], "rounds": [{"1": 2.0}]})
+    with pytest.raises(BadRow, match=r"search 5ea5c4, column removal.influence\[0\]: nan"):
+        store.set_removal("5ea5c4", {"influence": [math.nan]})
+
+
 def test_a_search_has_one_of_four_statuses(store: Store) -> None:
     before = store.add_search(search())
     store.set_search_status(before.id, "interrupted")

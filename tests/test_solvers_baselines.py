@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from solvers import mip
 from solvers.greedy import greedy
+from solvers.joint import paired
+from solvers.max_parameters import max_parameters
+from solvers.no_op_only import no_op_only
 from solvers.problem import Infeasible, Option, Problem, Solution, total_costs, verify
 from solvers.random import random_architecture
 from solvers.shortgpt import drop_layers
@@ -55,6 +58,8 @@ def latency(solution: Solution) -> float:
 BASELINES: dict[str, Callable[[Problem], Solution]] = {
     "greedy": greedy,
     "uniform": uniform,
+    "max_parameters": lambda problem: max_parameters(problem, "bytes"),
+    "no_op_only": lambda problem: no_op_only(problem, parent_of(problem)),
     "random": lambda problem: random_architecture(problem, seed=0),
     "shortgpt": lambda problem: drop_layers(problem, parent_of(problem), influence_of(problem)),
 }
@@ -235,3 +240,52 @@ def test_shortgpt_says_what_is_wrong_with_its_inputs() -> None:
     fuse = next(option for option in problem.options if option.name == "fuse")
     with pytest.raises(ValueError, match="spans layers"):
         drop_layers(problem, (parent[0], fuse, *parent[4:]), [0.1, 0.2, 0.3])
+
+
+def tilings(problem: Problem, slot: int = 0) -> list[list[Option]]:
+    """All of them, within the limits or not."""
+    if slot == problem.slots:
+        return [[]]
+    return [
+        [option, *rest] for option in problem.options if option.first == slot for rest in tilings(problem, option.end)
+    ]
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.6, 0.9])
+def test_max_parameters_is_the_most_there_is_room_for(budget: float) -> None:
+    problem = library(layers=3, seed=5, budget=budget)
+    totals = [total_costs(tiling) for tiling in tilings(problem)]
+    most = max(total["bytes"] for total in totals if problem.limits[0].holds(total["latency"]))
+    assert max_parameters(problem, "bytes").costs["bytes"] == pytest.approx(most)
+
+
+def test_max_parameters_knows_no_scores_and_names_the_costs() -> None:
+    problem = library(layers=4, seed=5, budget=0.5)
+    turned = replace(problem, options=tuple(replace(option, score=-option.score) for option in problem.options))
+    assert max_parameters(problem, "bytes").costs == max_parameters(turned, "bytes").costs
+    with pytest.raises(ValueError, match="no option has the cost 'parameters'; they have latency, bytes"):
+        max_parameters(problem)
+
+
+@pytest.mark.parametrize("offered", [lambda problem: problem, paired], ids=["singles", "pairs"])
+def test_no_op_only_is_the_best_of_what_is_kept_or_left_out(offered: Callable[[Problem], Problem]) -> None:
+    problem = offered(library(layers=3, seed=6, budget=0.6))
+    solution = no_op_only(problem, parent_of(library(layers=3, seed=6, budget=0.6)))
+    kept = {"kv8", "ffn512", "skip"}
+    assert {part for option in solution.options for part in option.name.split("+")} <= kept
+    found = [
+        math.fsum(option.score for option in tiling)
+        for tiling in tilings(problem)
+        if {part for option in tiling for part in option.name.split("+")} <= kept
+        and problem.limits[0].holds(total_costs(tiling)["latency"])
+    ]
+    assert solution.score == pytest.approx(min(found))
+
+
+def test_no_op_only_needs_something_to_leave_out() -> None:
+    problem = library(layers=3, seed=6, budget=0.5)
+    lean = replace(problem, options=tuple(option for option in problem.options if "skip" not in option.name))
+    with pytest.raises(Infeasible, match="latency has maximum 6 and is 12 at the least"):
+        no_op_only(lean, parent_of(problem))
+    with pytest.raises(Infeasible, match="of the parent's own options and skip alone, no option covers slots 0, 1"):
+        no_op_only(lean, parent_of(problem)[2:])

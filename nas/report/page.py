@@ -44,15 +44,19 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
         raise ValueError(
             f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}"
         )
-    trials = store.trials(search.id)
+    # Hundreds of evolution's proposals would hide the others.
+    trials = [trial for trial in store.trials(search.id) if trial.solver != "evolution" or _is_built(trial)]
     sections = _sections(store, search, trials, chosen or _latest(trials))
     page = environment().get_template("report.html.j2").render(sections)
     return write_whole(path, page.encode())
 
 
 def _latest(trials: Sequence[models.Trial]) -> models.Trial | None:
-    built = [trial for trial in trials if trial.latency_s is not None or trial.kl is not None]
-    return next(reversed(built or trials), None)
+    return next(reversed([trial for trial in trials if _is_built(trial)] or trials), None)
+
+
+def _is_built(trial: models.Trial) -> bool:
+    return trial.latency_s is not None or trial.kl is not None
 
 
 def _sections(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log10
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -121,6 +122,23 @@ def _widen(axes: Axes, scores: Sequence[float]) -> None:
 
 
 @matplotlib.rc_context(_STYLE)
+def strategies_figure(rows: Sequence[tuple[str, float, float | None, float | None]]) -> Figure:
+    """A bar a strategy, the first on top: (name, real KL, predicted KL, KL healed), None where there is none."""
+    figure = Figure(figsize=(7.6, 1.2 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh([name for name, *_ in rows], [real for _, real, _, _ in rows], color=_FRONT, alpha=0.75, label="real")
+    for place, label, marker, color in ((2, "predicted", "|", _INK), (3, "healed", "D", _CHOSEN)):
+        some = [(row[place], row[0]) for row in rows if row[place] is not None]
+        if some:
+            axes.plot(*zip(*some, strict=True), marker, color=color, markersize=9 if marker == "|" else 5, label=label)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("KL from the parent")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
 def agreement_figure(latency: Sequence[Pair], score: Sequence[Pair]) -> Figure:
     """Measured against predicted, for latency and for the score before healing; on the dotted line they agree."""
     figure = Figure(figsize=(7.6, 3.4), layout="constrained")
@@ -175,6 +193,14 @@ def curves_figure(panels: Sequence[Panel]) -> Figure:
     figure.supxlabel("tokens", fontsize=9)
     figure.supylabel("training loss", fontsize=9)
     return figure
+
+
+def file_format(path: Path) -> str:
+    """The ending of a file to draw to. Raises ValueError for one that is not drawn."""
+    format = path.suffix.lower().removeprefix(".")
+    if format not in ("svg", "png"):
+        raise ValueError(f"cannot draw to {path}; give a file that ends in .svg or .png")
+    return format
 
 
 @matplotlib.rc_context(_STYLE)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from db import models
 from db.store import Store
 from nas.front import Point, front_of
-from nas.report.plots import Mark, file_bytes, front_figure, inlined
+from nas.report.plots import Mark, file_bytes, file_format, front_figure, inlined
 from nas.report.whole import write_whole
 from nas.solve import METRICS, Measured, Unfinished, measured
 from nas.units import Limit
@@ -65,9 +65,7 @@ def write_front(known: Measured, cost: str, points: Sequence[Point], path: Path)
 
     Raises ValueError for another ending, OSError where the file cannot be written.
     """
-    format = path.suffix.lower().removeprefix(".")
-    if format not in ("svg", "png"):
-        raise ValueError(f"cannot draw to {path}; give a file that ends in .svg or .png")
+    format = file_format(path)
     parent = known.parent_totals()[METRICS[cost]]
     figure = front_figure(cost, [(point.cost, point.score) for point in points], parent)
     return write_whole(path, file_bytes(figure, format))

@@ -81,6 +81,7 @@ def search() -> None:
         sa.Column("hardware", sa.Text(), nullable=False),
         sa.Column("parent_costs", sa.JSON(), nullable=False),
         sa.Column("dependency", sa.JSON(), nullable=True),
+        sa.Column("removal", sa.JSON(), nullable=True),
         sa.CheckConstraint("status IN ('running', 'finished', 'failed', 'interrupted')", name=op.f("ck_search_status")),
         sa.PrimaryKeyConstraint("id", name="pk_search"),
     )
@@ -129,6 +130,7 @@ def trial() -> None:
         sa.Column("throughput", sa.Double(), nullable=True),
         sa.Column("memory_bytes", WHOLE, nullable=True),
         sa.Column("parameters", WHOLE, nullable=True),
+        sa.Column("kl_whole", sa.Double(), nullable=True),
         sa.Column("kl_before_heal", sa.Double(), nullable=True),
         sa.Column("lm_loss_before_heal", sa.Double(), nullable=True),
         sa.Column("kl", sa.Double(), nullable=True),

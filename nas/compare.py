@@ -1,0 +1,241 @@
+"""Ways to choose an architecture, on one search and one budget, each answer held against what it really is.
+
+Every strategy is asked with the same options, costs and limits; its answer is assembled and measured, and is a trial.
+`STRATEGIES` is the list of them. What is in the store already is not measured again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from time import monotonic
+
+from rich.console import Console
+
+from blocklib.block import Architecture
+from db import models
+from db.models import now
+from db.store import Store
+from nas.evolution import POPULATION, Dashboard, evolve
+from nas.realise import healing_key
+from nas.reality import Reality
+from nas.solve import METRICS, Measured, architecture_of, measured, reached, solve, trial_row
+from nas.units import Limit, parse_limit
+from solvers.drop import Layers
+from solvers.greedy import greedy
+from solvers.joint import paired, parted
+from solvers.max_parameters import max_parameters
+from solvers.no_op_only import no_op_only
+from solvers.problem import Infeasible, Option, Problem, Solution
+from solvers.random import random_architecture
+from solvers.shortgpt import drop_layers
+from solvers.sleb import drop_one_by_one
+from solvers.uniform import uniform
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A strategy's answer, and how many whole models it ran to find it."""
+
+    solution: Solution
+    evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What strategies choose on, and what tells how good a choice really is."""
+
+    store: Store
+    known: Measured
+    budget: Sequence[Limit]
+    reality: Reality
+    evaluations: int
+    """Whole models that a strategy may run."""
+
+    @cached_property
+    def problem(self) -> Problem:
+        return self.known.problem(self.budget)
+
+    @cached_property
+    def own(self) -> tuple[Option, ...]:
+        """The parent's own option at every slot."""
+        parent = Architecture.parse(self.known.search.parent_architecture)
+        own = {(choice.first_slot, choice.span, str(choice.what)) for choice in parent.choices()}
+        return tuple(option for option in self.problem.options if option.key in own)
+
+    def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
+        """What is chosen where options scored together are offered together only."""
+        found = choose(paired(self.problem))
+        return Solution.of(self.problem, parted(found.options, self.problem), found.bound, found.seconds, found.solver)
+
+    def real(self, solutions: Sequence[Solution]) -> list[float]:
+        """The KL of each, assembled and not trained, to the parent. Each becomes a trial."""
+        return [_known(trial.kl_whole) for trial in self.trials(solutions)]
+
+    def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.Trial]:
+        """A trial of each with its real KL; `is_healed`: of the child that healing makes of it."""
+        heal = healing_key(self.reality.job) if is_healed else None
+        whole = [parted(solution.options, self.problem) for solution in solutions]
+        named = [
+            Solution.of(self.problem, options, solution.bound, solution.seconds, solution.solver)
+            for options, solution in zip(whole, solutions, strict=True)
+        ]
+        kls = self.reality.kl([str(architecture_of(solution, self.known.layers)) for solution in named])
+        rows = [trial_row(self.known, solution, self.budget, heal) for solution in named]
+        return [self._kept(row, kl) for row, kl in zip(rows, kls, strict=True)]
+
+    def _kept(self, row: models.Trial, kl: float) -> models.Trial:
+        row.kl_whole = kl
+        trial = self.store.add_trial(row)
+        return trial if trial.kl_whole is not None else self.store.update_trial(trial.id, kl_whole=kl)
+
+
+Strategy = Callable[[Contest], Chosen]
+
+
+def _shortgpt(contest: Contest) -> Chosen:
+    _check_removable(contest)
+    return Chosen(drop_layers(contest.problem, contest.own, contest.reality.removal().influence))
+
+
+def _sleb(contest: Contest) -> Chosen:
+    _check_removable(contest)
+    found = drop_one_by_one(contest.problem, contest.own, contest.reality.removal().losses)
+    return Chosen(found.solution, found.evaluations)
+
+
+def _check_removable(contest: Contest) -> None:
+    """Before anything is measured of layers that must stay."""
+    layers = Layers.of(contest.problem, contest.own, slots_per_layer=2)
+    if len(layers.droppable) < contest.known.layers:
+        raise Infeasible("not every layer can be left out; give space.drop_blocks, or skip for attention and ffn")
+
+
+def _random(contest: Contest, seed: int) -> Chosen:
+    limit_s = contest.known.time_limit_s
+    return Chosen(contest.in_pairs(lambda problem: random_architecture(problem, seed, time_limit_s=limit_s)))
+
+
+def _evolution(contest: Contest) -> Chosen:
+    """Its first generation is random, within the limits."""
+    problem, limit_s = paired(contest.problem), contest.known.time_limit_s
+    seeds = range(min(POPULATION, contest.evaluations))
+    starts = [random_architecture(problem, seed, time_limit_s=limit_s) for seed in seeds]
+    search = contest.known.search
+    limits = ", ".join(f"{limit.metric} {limit.text}" for limit in contest.budget)
+    dashboard = Dashboard(contest.store.url, f"{search.name} ({search.id}): {limits}, evolution")
+    found = evolve(problem, contest.real, contest.evaluations, starts, show=dashboard.show)
+    return Chosen(found.solution, found.evaluations)
+
+
+def _exactly(solver: Callable[..., Solution]) -> Strategy:
+    return lambda contest: Chosen(contest.in_pairs(partial(solver, time_limit_s=contest.known.time_limit_s)))
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "MIP": lambda contest: Chosen(solve(contest.known, contest.budget)),
+    "greedy": lambda contest: Chosen(contest.in_pairs(greedy)),
+    "uniform": lambda contest: Chosen(uniform(contest.problem)),
+    "max parameters": _exactly(max_parameters),
+    "no-op only": lambda contest: _exactly(partial(no_op_only, parent=contest.own))(contest),
+    "ShortGPT": _shortgpt,
+    "SLEB": _sleb,
+    "evolution": _evolution,
+}
+"""Beside these, random architectures of the library, as many as asked."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A strategy's answer, or why it has none.
+
+    `of_budget` is the share it is predicted to use of the limit it comes nearest to, `of_parent` its predicted latency
+    over the parent's.
+    """
+
+    strategy: str
+    evaluations: int = 0
+    trial: models.Trial | None = None
+    of_budget: float = 0.0
+    of_parent: float = 0.0
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`budget` empty: the search's own. `evaluations` are the whole models that evolution may run, `seeds` how many
+    random architectures there are; answers are healed, or timed, where that is asked."""
+
+    budget: tuple[Limit, ...] = ()
+    evaluations: int = 100
+    seeds: int = 3
+    heal: bool = False
+    time: bool = False
+
+
+def compare(store: Store, search: models.Search, asked: Asked, console: Console) -> list[Line]:
+    """Every strategy's answer, the nearest to the parent first, then those without one.
+
+    Raises BudgetNotMet where nothing meets the budget, and ValueError where what is asked for cannot be had.
+    """
+    started, clock = now(), monotonic()
+    _check(asked, search)
+    budget = asked.budget or tuple(parse_limit(*limit) for limit in search.request["budget"].items())
+    with Reality(store, search, console) as reality:
+        contest = Contest(store, measured(store, search), budget, reality, asked.evaluations)
+        strategies = STRATEGIES | {f"random, seed {seed}": partial(_random, seed=seed) for seed in range(asked.seeds)}
+        answers = {name: _answer(contest, choose) for name, choose in strategies.items()}
+        chosen = {name: answer for name, answer in answers.items() if isinstance(answer, Chosen)}
+        trials = contest.trials([answer.solution for answer in chosen.values()], asked.heal)
+        if asked.time:
+            trials = [reality.timed(trial) for trial in trials]
+        if asked.heal:
+            trials = [reality.made(trial) for trial in trials]
+        store.add_stage(
+            models.Stage(
+                search_id=search.id, name="compare", started_at=started, seconds=monotonic() - clock,
+                work_done=reality.measured,
+            )
+        )  # fmt: skip
+    found = zip(chosen.items(), trials, strict=True)
+    lines = [
+        _line(contest, *answer, trial) for answer, trial in sorted(found, key=lambda pair: _known(pair[1].kl_whole))
+    ]
+    return lines + [Line(name, why_not=answer) for name, answer in answers.items() if isinstance(answer, str)]
+
+
+def _check(asked: Asked, search: models.Search) -> None:
+    if asked.heal and search.request["heal"] is None:
+        raise ValueError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
+    if asked.time and search.request["scenario"]["flash"] is not None:
+        raise ValueError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
+
+
+def _answer(contest: Contest, choose: Strategy) -> Chosen | str:
+    """The strategy's answer, or why it has none."""
+    try:
+        return choose(contest)
+    except TimeoutError as error:
+        return str(error)
+    except Infeasible as error:
+        words = ("what it comes to", "with the other limits met, what it comes to")
+        lines = reached(contest.known, contest.budget, error, words)
+        rule, _, _ = str(error).partition(": ")
+        return "; ".join([rule, *lines]) if lines else str(error)
+
+
+def _line(contest: Contest, name: str, answer: Chosen, trial: models.Trial) -> Line:
+    known = contest.known
+    fixed, totals = known.fixed.metrics(known.scenario), answer.solution.costs
+    ceilings = [known.ceiling(limit) for limit in contest.budget]
+    return Line(
+        strategy=name,
+        evaluations=answer.evaluations,
+        trial=trial,
+        of_budget=max((totals[cost] + fixed[cost]) / most for cost, most in ceilings),
+        of_parent=trial.predicted_latency_s / known.parent_totals()[METRICS["latency"]],
+    )
+
+
+def _known(value: float | None) -> float:
+    assert value is not None
+    return value

@@ -1,0 +1,30 @@
+"""Strategies beside each other, drawn for `nas compare`: what each answer really is, and what was predicted of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nas.report.plots import file_bytes, file_format, strategies_figure
+from nas.report.whole import write_whole
+
+if TYPE_CHECKING:
+    from nas.compare import Line
+
+
+def write_comparison(lines: Sequence["Line"], path: Path) -> Path:
+    """To a .svg or .png file, whole or not at all; strategies without an answer are left out.
+
+    Raises ValueError for another ending, OSError where the file cannot be written.
+    """
+    format = file_format(path)
+    rows = [
+        (
+            line.strategy,
+            line.trial.kl_whole,
+            line.trial.score if line.trial.details["metric"] == "kl" else None,
+            line.trial.kl,
+        )
+        for line in lines
+        if line.trial is not None and line.trial.kl_whole is not None
+    ]
+    return write_whole(path, file_bytes(strategies_figure(rows), format))

@@ -1,0 +1,190 @@
+"""Strategies compared on a finished search: every answer is what it is said to be, and is found out once."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from rich.console import Console
+from searches import Here, files, rows, the_error
+
+import nas.compare
+from blocklib.assemble import assemble
+from blocklib.block import Architecture
+from db.store import Store
+from nas.compare import Asked, Chosen, Contest, Line, compare
+from nas.evaluate import evaluate
+from nas.influence import block_influence
+from nas.reality import Changed, Reality
+from nas.removal import loss_without
+from nas.solve import BudgetNotMet, solve
+from nas.stages import choice_weights, tensor
+from nas.units import parse_budget
+from solvers.problem import Infeasible
+
+ASKED = ("tiny", "--evaluations", "6", "--seeds", "1")
+NAMES = {"MIP", "greedy", "uniform", "max parameters", "no-op only", "ShortGPT", "SLEB", "evolution", "random, seed 0"}
+
+
+def at_home(folder: Path, **changed: Any) -> Path:
+    """The home of a copied search, whose row says that it lies there."""
+    home = folder / "home"
+    with sqlite3.connect(home / "nas.db") as connection:
+        ((request,),) = connection.execute("SELECT request FROM search")
+        request = json.dumps(json.loads(request) | {"home": str(home)} | changed)
+        connection.execute("UPDATE search SET request = ?", [request])
+    connection.close()
+    return home
+
+
+def opened(home: Path) -> Store:
+    return Store.open(home / "nas.db")
+
+
+def run(home: Path, **asked: Any) -> list[Line]:
+    with opened(home) as store:
+        return compare(store, store.find_search("tiny"), Asked(**asked), Console(quiet=True))
+
+
+def only(monkeypatch: pytest.MonkeyPatch, **strategies: Callable[[Contest], Chosen]) -> None:
+    monkeypatch.setattr(nas.compare, "STRATEGIES", strategies)
+
+
+@pytest.fixture(scope="module")
+def compared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a search whose strategies have been compared."""
+    home = at_home(shutil.copytree(finished, tmp_path_factory.mktemp("compared") / "copy"))
+    run(home, evaluations=6, seeds=1)
+    return home
+
+
+def work_done(home: Path) -> list[int]:
+    return [row["work_done"] for row in rows(home, "stage") if row["name"] == "compare"]
+
+
+def test_every_answer_is_what_it_is_said_to_be(here: Here, compared: Path, tmp_path: Path) -> None:
+    home, plot = compared, tmp_path / "strategies.svg"
+    done = here(home, "compare", *ASKED, "--plot", plot, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {line["strategy"] for line in found} == NAMES
+    answers = [line for line in found if line["trial"]]
+    kls = [line["trial"]["kl_whole"] for line in answers]
+    assert kls == sorted(kls)
+    by_name = {line["strategy"]: line for line in answers}
+    assert by_name["MIP"]["trial"]["score"] == min(line["trial"]["score"] for line in answers)
+    assert by_name["MIP"]["trial"]["solver"] == "mip"
+    assert all(0 < line["of_budget"] <= 1 + 1e-9 for line in answers)
+    assert by_name["evolution"]["evaluations"] == 6
+    assert plot.stat().st_size > 0
+    with opened(home) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
+        job = reality.job
+        for line in answers:
+            architecture = Architecture.parse(line["trial"]["architecture"])
+            parts = [part for choice in architecture.choices() for part in job.library_parts(choice)]
+            keys = {str(part): job.build_key(part) for part in parts}
+            child = assemble(
+                job.parent, architecture, lambda c, keys=keys: choice_weights(job.parent, job.library, c, keys)
+            )
+            real = evaluate(job.parent.model, child, tensor(job.tokens.score, "cpu"))
+            assert line["trial"]["kl_whole"] == pytest.approx(real.kl, rel=1e-4), line["strategy"]
+
+
+def test_a_second_run_measures_nothing(here: Here, compared: Path) -> None:
+    home = compared
+    trials, written = rows(home, "trial"), files(home)
+    evolved = [row for row in trials if row["solver"] == "evolution"]
+    assert len(evolved) == 6
+    assert all(row["kl_whole"] is not None for row in evolved)
+    (name,) = optuna.get_all_study_names(f"sqlite:///{home}/nas.db")
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{home}/nas.db")
+    assert [each.value for each in study.trials] == [row["kl_whole"] for row in evolved]
+    done = here(home, "compare", *ASKED)
+    assert done.returncode == 0, done.stderr
+    assert [name for name in NAMES if name not in done.stdout] == []
+    assert (rows(home, "trial"), files(home)) == (trials, written)
+    first, *later = work_done(home)
+    assert first > 6
+    assert set(later) == {0}
+
+
+def test_what_removal_takes_is_measured_once_for_all_budgets(compared: Path) -> None:
+    with opened(compared) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
+        found = reality.removal()
+        assert reality.measured == 0
+        parent, text = reality.job.parent, tensor(reality.job.tokens.calibration, "cpu")
+    layers = parent.shape.layers
+    assert found.influence == pytest.approx(block_influence(parent, text), rel=1e-4)
+    assert [len(losses) for losses in found.rounds] == list(range(layers - 2, 0, -1))
+    first = min(found.rounds[0], key=found.rounds[0].__getitem__)
+    left = sorted(found.rounds[1])
+    assert found.losses([first], left) == pytest.approx(loss_without(parent, text, [first], left), rel=1e-4)
+
+
+def test_who_cannot_meet_the_budget_says_so_in_a_line(
+    here: Here, compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def late(contest: Contest) -> Chosen:
+        raise TimeoutError("in 0 s no solution was found")
+
+    only(monkeypatch, SLEB=nas.compare.STRATEGIES["SLEB"], late=late)
+    done = here(compared, "compare", "tiny", "--budget", "parameters=20%", "--seeds", "0")
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-2:]
+    assert last[0].startswith("SLEB: with 8 layers dropped, all that can be; parameters ")
+    assert ": what it comes to is " in last[0]
+    assert last[0].endswith("% of the parent's)")
+    assert last[1] == "late: in 0 s no solution was found"
+
+
+def test_layers_that_must_stay_are_told_before_anything_is_measured(copy: Path) -> None:
+    with opened(at_home(copy)) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
+        known = nas.compare.measured(store, store.find_search("tiny"))
+        lean = nas.compare.Measured(
+            known.search, known.scenario, known.fixed, known.parent,
+            tuple(option for option in known.options if option.key != (0, 1, "skip")), known.metric,
+        )  # fmt: skip
+        contest = Contest(store, lean, parse_budget("parameters=75%"), reality, 6)
+        for name in ("SLEB", "ShortGPT"):
+            with pytest.raises(Infeasible, match=r"not every layer can be left out; give space\.drop_blocks"):
+                nas.compare.STRATEGIES[name](contest)
+        assert reality.measured == 0
+
+
+def test_healed_and_timed_alike(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = at_home(copy)
+    only(monkeypatch, mip=lambda c: Chosen(solve(c.known, c.budget)), uniform=nas.compare.STRATEGIES["uniform"])
+    lines = run(home, seeds=0, heal=True, time=True)
+    assert sorted(line.strategy for line in lines) == ["mip", "uniform"]
+    for line in lines:
+        trial = line.trial
+        assert trial is not None
+        assert trial.heal_tokens == 2048
+        assert None not in (trial.kl, trial.kl_before_heal, trial.kl_whole, trial.latency_ratio)
+        assert len({trial.kl, trial.kl_before_heal, trial.kl_whole}) == 3
+    # The search's own trial is one of them: it was healed and timed already.
+    assert len(rows(home, "trial")) == 2
+    assert work_done(home) == [2 + 2]
+    run(home, seeds=0, heal=True, time=True)
+    assert work_done(home) == [2 + 2, 0]
+
+
+def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
+    home = at_home(copy)
+    with pytest.raises(BudgetNotMet, match=r"memory 1\.00 KiB: the least reachable is"):
+        run(home, budget=parse_budget("memory=1 KiB"))
+    error = the_error(here(home, "compare", "tiny", "--plot", "strategies.pdf").stderr)
+    assert error == "error: cannot draw to strategies.pdf; give a file that ends in .svg or .png"
+    at_home(copy, heal=None)
+    with pytest.raises(ValueError, match="search tiny heals no child"):
+        run(home, heal=True)
+    (row,) = rows(home, "search")
+    data = json.loads(row["request"])["data"]
+    at_home(copy, data=data | {"score_tokens": 512})
+    with pytest.raises(Changed, match="its parent or its text changed since; run `nas search` on its job"):
+        run(home, seeds=0, evaluations=1)

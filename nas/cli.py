@@ -5,7 +5,6 @@ they end, in mistakes as well, is `endings.py`'s.
 """
 
 import signal
-import sys
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,8 @@ import typer
 from rich.console import Console
 
 from nas import units
+from nas.arguments import AsJson, Db
+from nas.cli_cluster import logs, status, stop, submit
 from nas.endings import Commands
 from nas.printed import (
     console,
@@ -45,9 +46,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_DB_HELP = "Database: a file or an SQLAlchemy URL. Default: $NAS_DB, else nas.db in $NAS_HOME or ~/.puzzle-nas."
-Db = Annotated[str | None, typer.Option("--db", help=_DB_HELP)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or the start of its id.")]
 
 
@@ -343,62 +341,8 @@ def dependency(
     print_dependency(found, as_json)
 
 
-Address = Annotated[str, typer.Option("--address", help="The Ray head's dashboard.", envvar="RAY_API_SERVER_ADDRESS")]
-JobNumber = Annotated[str, typer.Argument(help="What `nas submit` printed.")]
-_HEAD = "http://127.0.0.1:8265"
-
-
-@app.command()
-def submit(
-    job: Annotated[Path, typer.Argument(help="The job file. Its paths, and home, must be seen from the cluster.")],
-    address: Address = _HEAD,
-    db: Db = None,
-    wait: Annotated[bool, typer.Option(help="Follow the logs until the job ends.")] = True,
-) -> None:
-    """Submit a search to a Ray cluster through its Jobs API.
-
-    Example: nas submit job.yaml --address http://HEAD:8265
-    """
-    from nas import config, submission
-
-    request = config.load(job)
-    number = submission.submit(request, address, db)
-    console.print(f"submitted {number}; follow it with: nas logs {number} --address {address}")
-    if wait:
-        _end_with(submission.follow(number, address, sys.stdout.write), number)
-
-
-@app.command()
-def status(job: JobNumber, address: Address = _HEAD) -> None:
-    """How a submitted job stands.
-
-    Example: nas status raysubmit_1234 --address http://HEAD:8265
-    """
-    from nas import submission
-
-    console.print(submission.status(job, address))
-
-
-@app.command()
-def logs(job: JobNumber, address: Address = _HEAD) -> None:
-    """Print a submitted job's output, and follow it until the job ends.
-
-    Example: nas logs raysubmit_1234 --address http://HEAD:8265
-    """
-    from nas import submission
-
-    _end_with(submission.follow(job, address, sys.stdout.write), job)
-
-
-@app.command()
-def stop(job: JobNumber, address: Address = _HEAD) -> None:
-    """Stop a submitted job. Submitted again, it goes on where it stopped.
-
-    Example: nas stop raysubmit_1234 --address http://HEAD:8265
-    """
-    from nas import submission
-
-    console.print(submission.stop(job, address))
+for command in (submit, status, logs, stop):
+    app.command()(command)
 
 
 def main() -> None:
@@ -424,11 +368,6 @@ def _one_source(search: str | None, table: Path | None, of_search: dict[str, Any
     for option, value in (of_search if table else of_table).items():
         if value:
             raise ValueError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")
-
-
-def _end_with(state: str, job: str) -> None:
-    if state != "SUCCEEDED":
-        raise ValueError(f"job {job} ended as {state}")
 
 
 if __name__ == "__main__":

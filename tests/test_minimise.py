@@ -1,6 +1,7 @@
 """What makes the exact solver fast, part by part, against exhaustive search: prices, exchanges, labels, MIP solvers."""
 
 import math
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 from test_solvers import hard, least_score, library, meets, problems, score, tilings
 
 from solvers import minimise, mip
+from solvers.conflict import settled
 from solvers.dual import dual
 from solvers.labels import label
 from solvers.line import Line, scores_of
 from solvers.minimise import Start
-from solvers.problem import Problem
-from solvers.program import Program
+from solvers.problem import Infeasible, Option, Problem
+from solvers.program import Answer, Program
 from solvers.pulp_model import Engine, run
 from solvers.swaps import improved
 
@@ -138,6 +140,7 @@ def test_labels_find_the_best_or_bound_what_they_left_behind(problem: Problem, w
         assert reached == pytest.approx(best, abs=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
 @given(problem=problems())
 def test_mip_solvers_agree_with_exhaustive_search(engine: Engine, problem: Problem) -> None:
@@ -152,6 +155,7 @@ def test_mip_solvers_agree_with_exhaustive_search(engine: Engine, problem: Probl
         assert answer.bound <= best + 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
 def test_what_labels_leave_open_a_mip_solver_settles(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("solvers.minimise._WIDTHS", ())
@@ -180,3 +184,27 @@ def test_progress_is_told_and_what_is_known_helps() -> None:
 def test_an_answer_comes_with_a_gap_at_once() -> None:
     solution = mip.solve(hard(), gap=0.01, time_limit_s=30)
     assert solution.gap <= 0.01
+
+
+def out_of_reach(slots: int = 40) -> Problem:
+    """Sums of even numbers that are to be odd: no bound tells that none is."""
+    rng = random.Random(0)
+    options = [
+        Option(slot, 1, f"o{name}", rng.random(), {"a": 2.0 * rng.randrange(10**6)})
+        for slot in range(slots)
+        for name in range(10)
+    ]
+    odd = 2.0 * slots * 500_000 + 1
+    return Problem(slots, tuple(options), {"a": odd}, {"a": odd})
+
+
+def test_a_time_out_without_a_solution_says_so() -> None:
+    with pytest.raises(TimeoutError, match=r"in 1e-09 s no solution was found"):
+        mip.solve(out_of_reach(), time_limit_s=1e-9)
+
+
+def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
+    problem = out_of_reach()
+    with pytest.raises(Infeasible, match=r"the smallest set of limits at fault was not found in 1e-09 s") as caught:
+        settled(problem, Answer("infeasible"), time_limit_s=1e-9)
+    assert caught.value.budgets == ("a", "minimum a")

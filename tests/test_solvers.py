@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import mip, pareto
-from solvers.conflict import settled
 from solvers.problem import Infeasible, Limit, Option, Problem, Solution, total_costs, verify
-from solvers.program import Answer
 
 few = settings(max_examples=100, deadline=None)
 
@@ -262,30 +260,6 @@ def test_a_time_out_is_never_called_optimal() -> None:
     assert 1e-6 < solution.gap < 1
     assert solution.bound < solution.score
     assert solution.seconds < 10
-
-
-def out_of_reach(slots: int = 40) -> Problem:
-    """Sums of even numbers that are to be odd: no bound tells that none is."""
-    rng = random.Random(0)
-    options = [
-        Option(slot, 1, f"o{name}", rng.random(), {"a": 2.0 * rng.randrange(10**6)})
-        for slot in range(slots)
-        for name in range(10)
-    ]
-    odd = 2.0 * slots * 500_000 + 1
-    return Problem(slots, tuple(options), {"a": odd}, {"a": odd})
-
-
-def test_a_time_out_without_a_solution_says_so() -> None:
-    with pytest.raises(TimeoutError, match=r"in 1e-09 s no solution was found"):
-        mip.solve(out_of_reach(), time_limit_s=1e-9)
-
-
-def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
-    problem = out_of_reach()
-    with pytest.raises(Infeasible, match=r"the smallest set of limits at fault was not found in 1e-09 s") as caught:
-        settled(problem, Answer("infeasible"), time_limit_s=1e-9)
-    assert caught.value.budgets == ("a", "minimum a")
 
 
 def test_a_coarse_gap_is_not_called_optimal() -> None:

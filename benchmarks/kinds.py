@@ -40,13 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = [kind_of("ffn", one).sized(one, shape) for one in map(Subblock.parse, asked.options)]
     controls = [control(option, shape) for option in options]
     together = list(dict.fromkeys([*options, *(one for one in controls if one is not None)]))
-    losses = {option: perplexities(job, option, asked.tokens) for option in together}
+    own = evaluate(job.parent.model, job.parent.model, torch.from_numpy(job.tokens.evaluation.copy())).lm_loss
+    losses = {option: perplexities(job, option, asked.tokens, own) for option in together}
     print("\n" + table(job, options, losses))
 
 
-def perplexities(job: Job, option: Subblock, tokens: int) -> tuple[float, float, float]:
+def perplexities(job: Job, option: Subblock, tokens: int, own_loss: float) -> tuple[float, float, float]:
     """Held-out perplexity, over the parent's, of the model with `option` in every layer: first weights, fitted,
-    distilled."""
+    distilled. `own_loss` is the parent's."""
     parent, settings = job.parent, job.request.distill
     choices = [Choice(layer, "ffn", option) for layer in range(parent.shape.layers)]
     if all(parent.own(choice) for choice in choices):
@@ -67,19 +68,18 @@ def perplexities(job: Job, option: Subblock, tokens: int) -> tuple[float, float,
         elif isinstance(event, Progress):
             print(f"\r{option}: {event.done_tokens} of {event.total_tokens} tokens", end="", file=sys.stderr)
     print(file=sys.stderr)
-    found = tuple(ratio(job, option, weights) for weights in (first, fitted, trained))
+    found = tuple(perplexity(loss(job, option, weights) - own_loss) for weights in (first, fitted, trained))
     assert len(found) == 3
     return found
 
 
-def ratio(job: Job, option: Subblock, weights: Mapping[Choice, Weights]) -> float:
-    """Held-out perplexity over the parent's."""
+def loss(job: Job, option: Subblock, weights: Mapping[Choice, Weights]) -> float:
+    """Held-out."""
     parent, heldout = job.parent, torch.from_numpy(job.tokens.evaluation.copy())
-    base = evaluate(parent.model, parent.model, heldout).lm_loss
     own = parent_block(parent.shape)
     architecture = Architecture((Block(own.attention, option),) * parent.shape.layers)
     child = assemble(parent, architecture, weights.__getitem__)
-    return perplexity(evaluate(parent.model, child, heldout).lm_loss - base)
+    return evaluate(parent.model, child, heldout).lm_loss
 
 
 def table(job: Job, options: Sequence[Subblock], found: Mapping[Subblock, tuple[float, float, float]]) -> str:

@@ -242,7 +242,7 @@ class Measure(Section):
 class Solver(Section):
     """`gap`: how far from the optimum an answer may be, as a share of its score. `time_limit` is in seconds."""
 
-    gap: Fraction = 1e-4
+    gap: Fraction = 1e-6
     time_limit: Seconds = 60.0
 
 

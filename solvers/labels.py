@@ -9,6 +9,8 @@ that was not looked at.
 Legend of shape suffixes: L labels, O options, R rows, P price vectors.
 """
 
+import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +48,17 @@ class _Labels:
 
 
 def label(
-    program: Program, values_OR: Weights, most_R: Weights, prices_PR: Weights, below: float, rounding: float, width: int
+    program: Program,
+    values_OR: Weights,
+    most_R: Weights,
+    prices_PR: Weights,
+    below: float,
+    rounding: float,
+    width: int,
+    deadline: float = math.inf,
 ) -> Labelled:
-    """The lightest tiling within the rows, if it is lighter than `below`, by `width` labels at a slot.
+    """The lightest tiling within the rows, if it is lighter than `below`, by `width` labels at a slot. At the deadline
+    (`time.monotonic`) it stops, with nothing found and nothing proven.
 
     `values_OR` and `most_R` are the program's rows in a scale where rounding errors of sums are below `rounding`, as
     they are of weights. The first price vector should be the best.
@@ -65,6 +75,8 @@ def label(
     for slot in range(line.slots + 1):
         if not waiting[slot]:
             continue
+        if time.monotonic() > deadline:
+            return Labelled(None, -math.inf)
         here = _Labels.together(waiting[slot])
         waiting[slot] = []
         if least_SR is not None:

@@ -71,7 +71,7 @@ def minimise(
     for width in _WIDTHS:
         if search.is_settled or time.monotonic() > deadline:
             break
-        search.follow(width)
+        search.follow(width, deadline)
     if not search.is_settled and time.monotonic() < deadline:
         search.ask(engine, deadline)
     return search.answer()
@@ -136,7 +136,7 @@ class _Search:
                 self._keep(near[better])
         self._tell()
 
-    def follow(self, width: int) -> None:
+    def follow(self, width: int, deadline: float) -> None:
         """Labels, so many at a slot, of the options that a better tiling may hold."""
         kept = self._open()
         if not len(kept):
@@ -145,11 +145,12 @@ class _Search:
         some = self._program.only(kept)
         scaled = replace(some, weights=some.weights / self._scale)
         rounding, below = _ROUNDING * some.line.slots, self._wanted / self._scale
-        found = label(scaled, self._values_OR[kept], self._most_R, self._prices_PR, below, rounding, width)
+        sums = self._values_OR[kept], self._most_R, self._prices_PR
+        found = label(scaled, *sums, below, rounding, width, deadline)
         proven = min(found.bound * self._scale, self._wanted)
         if found.best is not None:
             self._keep(kept[found.best])
-        if math.isinf(proven):
+        if proven == math.inf:
             self._is_infeasible = self._best is None
             proven = self.weight
         self.bound = max(self.bound, min(proven, self.weight))

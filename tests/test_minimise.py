@@ -208,3 +208,15 @@ def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
     with pytest.raises(Infeasible, match=r"the smallest set of limits at fault was not found in 1e-09 s") as caught:
         settled(problem, Answer("infeasible"), time_limit_s=1e-9)
     assert caught.value.budgets == ("a", "minimum a")
+
+
+def test_labels_stop_at_the_deadline_and_claim_nothing() -> None:
+    program = program_of(hard())
+    values, most = rows_of(program)
+    found = label(program, values, most, np.zeros((1, len(most))), math.inf, 1e-9, 1000, time.monotonic())
+    assert (found.best, found.bound) == (None, -math.inf)
+    began = time.monotonic()
+    answer = minimise.minimise(program, 0.0, 0.5)
+    assert time.monotonic() - began < 10
+    assert answer.outcome == "solved"
+    assert answer.bound < program.weight(answer.chosen)

@@ -52,7 +52,7 @@ def operation() -> Operation | None:
 
     def weighted_rows(rows_NR: Tensor, index_K: Tensor, coefficients_K: Tensor) -> Tensor:
         width = rows_NR.shape[1]
-        out_R = torch.empty(width)
+        out_R = torch.empty(width, dtype=torch.float32, device="cpu")
         index_K, coefficients_K = index_K.contiguous(), coefficients_K.float().contiguous()
         functions[rows_NR.dtype](
             rows_NR.data_ptr(),

@@ -17,7 +17,7 @@ from typing import Any
 from nas.units import did_you_mean
 from solvers.problem import Limit, Option, Problem
 
-_LAYER = re.compile(r"[^0-9]*([0-9]+)")
+_LAYER = re.compile(r"(?:.*[^0-9])?([0-9]+)")
 _LIMIT = re.compile(r"\s*([^<>=]+?)\s*(<=|>=|=)\s*(.+?)\s*")
 _TWICE = object()
 """Stands for what a key has where one object has it twice: which of the two is meant, nobody knows."""
@@ -235,9 +235,14 @@ def _own_budget(budget: object, where: str) -> tuple[Limit, ...]:
     for cost, asked in _taken(budget, dict, place, "an object of numbers").items():
         sides = asked if isinstance(asked, dict) else {"max": asked}
         _check_keys(sides, ("min", "max"), f"{place}.{cost}")
+        if not sides:
+            raise TableError(f"{place}: {cost} has neither a min nor a max; give one, or leave it out")
         for path, value in _leaves({cost: asked}, place).items():
             if not _is_number(value):
                 raise TableError(f"{place}: {path} is {json.dumps(value)}, not a number")
+        for side, value in sides.items():
+            if not _is_number(value):
+                raise TableError(f"{place}: {cost}.{side} is not a number")
         limits += [Limit(cost, float(value), minimum=side == "min") for side, value in sides.items()]
     return tuple(limits)
 

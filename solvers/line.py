@@ -152,7 +152,8 @@ def check_tiling(problem: Problem) -> None:
     covered = {slot for option in problem.options for slot in range(option.first, option.end)}
     bare = [slot for slot in range(problem.slots) if slot not in covered]
     if bare:
-        raise Infeasible(f"no option covers slots {', '.join(map(str, bare))}")
+        more = f" and {len(bare) - 9} more" if len(bare) > 9 else ""
+        raise Infeasible(f"no option covers slots {', '.join(map(str, bare[:9]))}{more}")
     left = int(np.flatnonzero(reached)[-1])
     right = int(np.flatnonzero(np.isfinite(line.onward(nothing)))[0])
     raise Infeasible(

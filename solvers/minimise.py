@@ -19,7 +19,7 @@ from solvers.labels import label
 from solvers.line import Indices, Weights
 from solvers.problem import relative_gap
 from solvers.program import Answer, Program, scale_of
-from solvers.pulp_model import Engine, run
+from solvers.pulp_model import Engine, IndistinctError, run
 from solvers.swaps import improved
 
 Progress = Callable[[float, float], None]
@@ -64,6 +64,21 @@ def minimise(
     ):
         return Answer("infeasible")
     start = start or Start()
+    kept = _possible(program)
+    if not np.isfinite(_least(program.only(kept), np.zeros(len(kept)))):
+        return Answer("infeasible")
+    if len(kept) < len(program.weights):
+        place = {option: index for index, option in enumerate(kept.tolist())}
+        tilings = [[place[one] for one in tiling] for tiling in start.tilings if place.keys() >= set(tiling)]
+        known = Start(start.prices, tilings)
+        answer = _minimise(program.only(kept), gap, deadline, engine, known, progress)
+        return replace(answer, chosen=tuple(kept[list(answer.chosen)].tolist()))
+    return _minimise(program, gap, deadline, engine, start, progress)
+
+
+def _minimise(
+    program: Program, gap: float, deadline: float, engine: Engine, start: Start, progress: Progress | None
+) -> Answer:
     search = _Search(program, dual(program, start.prices), gap, progress)
     if search.bound > -_least(program, -program.weights) + search.rounding:
         return Answer("infeasible", bound=search.bound)
@@ -72,8 +87,11 @@ def minimise(
         if search.is_settled or time.monotonic() > deadline:
             break
         search.follow(width, deadline)
-    if not search.is_settled and time.monotonic() < deadline:
+    while not search.is_settled and time.monotonic() < deadline:
+        before = search.open_options
         search.ask(engine, deadline)
+        if search.open_options >= before:
+            break
     return search.answer()
 
 
@@ -163,7 +181,12 @@ class _Search:
             self._settle()
             return
         wanted = self._wanted
-        found = run(self._program.only(kept), self._gap, deadline, engine)
+        try:
+            found = run(self._program.only(kept), self._gap, deadline, engine)
+        except IndistinctError:
+            if self._best is None:
+                raise
+            return
         if found.outcome == "infeasible":
             self._is_infeasible = self._best is None
             self.bound = max(self.bound, min(wanted, self.weight))
@@ -171,6 +194,11 @@ class _Search:
             self._keep(kept[list(found.chosen)])
             self.bound = max(self.bound, min(found.bound, wanted, self.weight))
         self._tell()
+
+    @property
+    def open_options(self) -> int:
+        """How many options a better tiling may hold: the fewer, the better one is known."""
+        return len(self._open())
 
     def _open(self) -> Indices:
         """The options that a tiling lighter than wanted may hold; none where they do not tile the slots."""
@@ -200,6 +228,16 @@ def _around(prices_R: Weights) -> Weights:
     return np.concatenate(
         [prices_R[None], prices_R * np.exp(spreads * seeded.standard_normal((len(spreads), len(prices_R))))]
     )
+
+
+def _possible(program: Program) -> Indices:
+    """The options that some tiling within each row, taken alone, holds. One that is impossible may be of any size, and
+    would blur the others."""
+    possible = np.isfinite(program.line.through(np.zeros(len(program.weights))))
+    for row in program.rows:
+        most = row.most + row.tolerance + _rounding(program, row.values)
+        possible &= program.line.through(row.values) <= most
+    return np.flatnonzero(possible)
 
 
 def _least(program: Program, values: Weights) -> float:

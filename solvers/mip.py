@@ -1,7 +1,7 @@
 """The exact solver: the best tiling within the limits, and how far it is proven to be the best.
 
 Puzzle (arXiv 2411.19146), its search: mixed-integer programming over the block library, here with options that span
-several slots, and its diversity constraint. This file knows what to ask; how it is answered is `program.py`'s, and
+several slots, and its diversity constraint. This file knows what to ask; how it is answered is `minimise.py`'s, and
 which limits are at fault where there is no answer is `conflict.py`'s.
 """
 

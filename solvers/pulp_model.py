@@ -15,7 +15,7 @@ import pulp  # type: ignore[import-untyped]
 
 from solvers.highs import let_it_greet
 from solvers.line import Weights
-from solvers.program import Answer, Program, scale_of
+from solvers.program import Answer, Program, Row, scale_of
 
 Engine = Literal["highs", "cbc"]
 
@@ -23,22 +23,30 @@ _HIGHS_TOLERANCE = 1e-10
 """The smallest HiGHS takes; it is absolute, and every row is scaled so that its largest number is 1."""
 
 _RETRIES = 100
+_WIDEST = 1e8
+
+
+class IndistinctError(ValueError):
+    """Sums that a solver cannot tell from their limit."""
 
 
 def run(program: Program, gap: float, deadline: float, engine: Engine) -> Answer:
     """The best tiling to a relative gap, or the best found by the deadline (`time.monotonic`).
 
-    Rows hold on the numbers as given. What the solver finds right and we find wrong, it is told not to choose again:
-    exact, and unlike a tighter limit it leaves every right answer, and the bound, as they are. Raises ArithmeticError
-    where that has no end.
+    Rows hold on the numbers as given, and the bound allows for what the solver rounds. What the solver finds right and
+    we find wrong, it is told not to choose again: exact, and unlike a tighter limit it leaves every right answer, and
+    the bound, as they are. Raises IndistinctError where that has no end. Where the numbers of a row are of sizes too
+    different for the solver, its word that nothing is within is not taken: "timed out".
     """
     wrong: list[tuple[int, ...]] = []
     while len(wrong) <= _RETRIES:
         answer = _run(program, wrong, gap, max(deadline - time.monotonic(), 0.0), engine)
+        if answer.outcome == "infeasible" and any(map(_is_wide, program.rows)):
+            return Answer("timed out")
         if answer.outcome != "solved" or program.holds(answer.chosen):
             return answer
         wrong.append(answer.chosen)
-    raise ArithmeticError(
+    raise IndistinctError(
         f"{_RETRIES} choices meet all limits for {engine}, yet pass one by rounding; use rounder limits"
     )
 
@@ -81,11 +89,15 @@ def _model(program: Program, wrong: Sequence[tuple[int, ...]]) -> tuple[pulp.LpP
         model += _sum(variables, np.ones(len(variables))) == 1
     for row in program.rows:
         scale = max(scale_of(row.values), abs(row.most))
-        # Half the tolerance is ours, so that a sum that is over by rounding alone is within it; half is the solver's.
-        model += _sum(chosen_of, row.values / scale) <= (row.most + row.tolerance / 2) / scale
+        model += _sum(chosen_of, row.values / scale) <= (row.most + row.tolerance) / scale
     for choice in wrong:
         model += pulp.lpSum(chosen_of[i] for i in choice) <= len(choice) - 1
     return model, chosen_of
+
+
+def _is_wide(row: Row) -> bool:
+    sizes = np.abs(row.values[row.values != 0])
+    return len(sizes) > 0 and float(sizes.max()) > _WIDEST * float(sizes.min())
 
 
 def _sum(variables: Sequence[pulp.LpVariable], factors: Weights) -> pulp.LpAffineExpression:
@@ -106,7 +118,8 @@ def _read_highs(highs: highspy.Highs, chosen_of: Sequence[pulp.LpVariable], scal
     if status == highspy.HighsModelStatus.kTimeLimit and not has_answer:
         return Answer("timed out")
     assert has_answer, f"HiGHS stopped with {highs.modelStatusToString(status)}"
-    return Answer("solved", _chosen(chosen_of), info.mip_dual_bound * scale)
+    rounding = _HIGHS_TOLERANCE * len(chosen_of)
+    return Answer("solved", _chosen(chosen_of), (info.mip_dual_bound - rounding) * scale)
 
 
 def _read_cbc(model: Any, chosen_of: Sequence[pulp.LpVariable], program: Program, gap: float) -> Answer:

@@ -220,3 +220,15 @@ def test_labels_stop_at_the_deadline_and_claim_nothing() -> None:
     assert time.monotonic() - began < 10
     assert answer.outcome == "solved"
     assert answer.bound < program.weight(answer.chosen)
+
+
+@pytest.mark.parametrize("outlier", [1e6, 1e9, 1e12])
+def test_what_can_never_be_chosen_blurs_no_mip_solver(outlier: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An impossible cost, as tables write it, at every slot; and no labels to do without the solver."""
+    problem = library(layers=3, names=4, seed=5)
+    impossible = [Option(slot, 1, "never", 0.0, {"latency": outlier, "memory": outlier}) for slot in range(6)]
+    best = least_score(problem)
+    monkeypatch.setattr("solvers.minimise._WIDTHS", ())
+    found = mip.solve(replace(problem, options=(*problem.options, *impossible)))
+    assert found.score == pytest.approx(best, rel=1e-9)
+    assert found.status == "optimal"

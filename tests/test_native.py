@@ -126,3 +126,14 @@ def test_loading_it_leaves_denormal_numbers_alone(tmp_path: Path) -> None:
     """A library linked with -ffast-math may flush them to zero, in the whole process."""
     code = USE + "assert (torch.full((64,), 1e-40) / 2).all() and float('1e-310') * float('0.5') > 0\n"
     assert "in use\n" in said(started(code, XDG_CACHE_HOME=str(tmp_path)))
+
+
+def test_another_default_dtype_changes_nothing() -> None:
+    rows, index, by = torch.randn(8, 64), torch.tensor([1, 5]), torch.tensor([2.0, -1.0])
+    expected = weighted_rows(rows, index, by)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = weighted_rows(rows, index, by)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)

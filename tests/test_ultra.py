@@ -176,6 +176,7 @@ def test_what_one_token_touches() -> None:
         ("ultra33x7", "use 1 to 32"),
         ("ultra4x0", "use 1 to 15"),
         ("ultra4x16", "use 1 to 15"),
+        ("ultra5x11", "20475 neurons; use fewer or lower trees, of 16384 at most"),
     ],
 )
 def test_what_a_parent_cannot_hold_is_said(spelling: str, message: str) -> None:
@@ -229,3 +230,13 @@ def test_ridge_is_where_the_gradient_is_zero() -> None:
     ((features_NM @ solved_MD - target_ND).square().sum() + damping * solved_MD.square().sum()).backward()
     assert solved_MD.grad is not None
     assert solved_MD.grad.abs().max() < 1e-9
+
+
+def test_tokens_many_of_which_are_one_token_grow_a_tree() -> None:
+    """As the first token of every sequence is."""
+    for seed in range(40):
+        input_ND = tokens(100, seed)
+        input_ND[:40] = input_ND[0]
+        (tree,) = median_trees(input_ND, 1, 4, spread=32.0)
+        assert all(len(region) for region in tree.regions)
+        assert tree.weight_CD.isfinite().all()

@@ -114,7 +114,8 @@ class MixtureOfExperts(nn.Module):
     def grouped(self, rows_PC: torch.Tensor, weight_EOC: torch.Tensor, counts_E: torch.Tensor) -> torch.Tensor:
         """Each expert's rows, which lie together, times its own matrix: [P, O]."""
         aligned = all(size * weight_EOC.element_size() % 16 == 0 for size in weight_EOC.shape[1:])
-        if aligned and weight_EOC.dtype in (torch.float32, torch.bfloat16, torch.float16):
+        is_there = hasattr(functional, "grouped_mm")  # Since torch 2.10.
+        if is_there and aligned and weight_EOC.dtype in (torch.float32, torch.bfloat16, torch.float16):
             ends_E = counts_E.cumsum(0).to(torch.int32)
             return functional.grouped_mm(rows_PC.contiguous(), weight_EOC.transpose(1, 2), offs=ends_E)
         parts = rows_PC.split(counts_E.tolist())
@@ -249,8 +250,7 @@ def _experts_of(layer: ParentLayer, name: str, order_F: Tensor, stack: tuple[int
 def fit_router(input_ND: Tensor, done_NE: Tensor, active: int) -> Tensor:
     """A linear router, [E, D], that finds the experts which do most for a token: ridge regression, in closed form.
 
-    `done_NE` is how much each expert does for each token. The target is 1 for the `active` best, -1 for the others,
-    less each expert's mean, for the router has no bias.
+    `done_NE` is how much each expert does for each token. The target is 1 for the `active` best and -1 for the others.
     """
     target_NE = -torch.ones_like(done_NE, dtype=torch.float64)
     target_NE.scatter_(1, done_NE.topk(active, dim=1).indices, 1.0)

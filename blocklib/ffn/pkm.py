@@ -22,6 +22,8 @@ from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
 _RIDGE = 1e-2
+_LARGEST = 128
+"""Of the side: first weights solve for the values of all slots at once."""
 
 
 class ProductKeyMemory(nn.Module):
@@ -89,9 +91,10 @@ class ProductKeys(Kind):
                 f"as in {subblock.kind}22x2k16"
             )
         side, heads, kept = subblock.numbers.values()
-        if side < 2 or heads < 1 or not 1 <= kept <= side:
+        if not 2 <= side <= _LARGEST or heads < 1 or not 1 <= kept <= side:
             raise ValueError(
-                f"{subblock}: a side of 2 or more, one head or more, and 1 to {side} slots; not {side}, {heads}, {kept}"
+                f"{subblock}: a side of 2 to {_LARGEST}, one head or more, and 1 to {side} slots; "
+                f"not {side}, {heads}, {kept}"
             )
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def median_trees(input_ND: Tensor, trees: int, depth: int, spread: float) -> lis
 
     So every leaf of a tree gets equally many. Each tree leaves out the directions of the roots before it. `spread` is
     how far logits are from 0, root mean square, over the tokens that come to a node. Tokens that are alike cannot be
-    parted: their node is zero, which sends them right, and both its children are made as if they got them. Computed in
+    parted: wherever their node sends them, both its children are made as if they got them. Computed in
     float32. Raises ValueError where there are no tokens, or they are not finite.
     """
     if not len(input_ND):
@@ -57,7 +57,8 @@ def _tree(tokens_ND: Tensor, depth: int, spread: float, alike: float) -> Tree:
             weights.append(weight_D)
             biases.append(bias)
             is_right_N = tokens_ND[region] @ weight_D + bias >= 0
-            parts += [region, region] if is_right_N.all() else [region[~is_right_N], region[is_right_N]]
+            is_parted = bool(is_right_N.any() and not is_right_N.all())
+            parts += [region[~is_right_N], region[is_right_N]] if is_parted else [region, region]
         regions = parts
     return Tree(torch.stack(weights), torch.stack(biases), tuple(regions))
 

@@ -27,6 +27,8 @@ from blocklib.shape import Shape
 
 _DEEPEST = 15
 _RIDGE = 0.01
+_MOST_NEURONS = 16384
+"""In all trees: first weights solve for the output of all at once."""
 # Smaller input vectors fit as well, but the learning rates that suit other kinds then throw tokens off their paths.
 _SPREAD = 1.0
 
@@ -109,6 +111,9 @@ class Ultra(Kind):
             raise ValueError(f"{subblock}: {trees} trees; use 1 to {shape.hidden}, the parent's hidden size")
         if not 1 <= depth <= _DEEPEST:
             raise ValueError(f"{subblock}: trees of depth {depth}; use 1 to {_DEEPEST}")
+        neurons = trees * (2 ** (depth + 1) - 1)
+        if neurons > _MOST_NEURONS:
+            raise ValueError(f"{subblock}: {neurons} neurons; use fewer or lower trees, of {_MOST_NEURONS} at most")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         trees, depth = _sizes(subblock)

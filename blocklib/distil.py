@@ -71,6 +71,8 @@ class Usage:
 class Distilled:
     """One finished subblock. Losses are held-out normalised squared errors; None where that step was left out.
 
+    `weights` are those before training where training made them worse, as `loss_trained` above the others then tells.
+
     `usage` says how evenly its experts, leaves or slots are used; None where it has none.
     """
 
@@ -103,9 +105,11 @@ def distil(
     started = time.monotonic()
     model = parent.model
     runs, firsts = [], []
+    untrained: dict[Choice, dict[str, Tensor]] = {}
     for unit in build(parent, list(trainings), calibration_BT, batch, least_squares):
         layer = variant(model, unit.choice, _copied(unit.fitted))
         runs.append(_Run(unit.choice, layer, trainings[unit.choice]))
+        untrained[unit.choice] = unit.fitted
         firsts.append((unit.choice, variant(model, unit.choice, unit.first)))
     first_losses = _heldout_losses(model, firsts, heldout_BT, batch)
     del firsts, unit
@@ -116,6 +120,9 @@ def distil(
     trained_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
     seconds = (time.monotonic() - started) / max(1, len(runs))
     for run in runs:
+        if trained_losses[run.choice] > fitted_losses[run.choice]:
+            # Too few steps, or too large ones. What they began from is closer to the parent.
+            run.layer.load_state_dict(_copied(untrained[run.choice]), assign=True)
         yield Distilled(
             choice=run.choice,
             weights={name: tensor.detach() for name, tensor in run.layer.state_dict().items()},

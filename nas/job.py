@@ -27,7 +27,7 @@ from nas.runs import Matrix
 from nas.space import check_kinds, choices
 
 # Part of every key of built weights: raise it when the same settings would give other weights.
-_BUILD_VERSION = 1
+_BUILD_VERSION = 2
 # The same of measured seconds.
 _MEASURE_VERSION = 1
 

@@ -56,7 +56,8 @@ def test_nothing_of_the_parent_moves() -> None:
 
 def test_every_parameter_of_a_variant_is_trained() -> None:
     parent = random_parent()
-    trained_weights, untrained = trained(parent, all_for(512)), trained(parent, all_for(0))
+    # From first weights and in small steps, so that training helps: what makes it worse is thrown away.
+    trained_weights, untrained = (trained(parent, all_for(tokens, 1e-3), None, False) for tokens in (2048, 0))
     for choice in CHOICES:
         for name, tensor in trained_weights[choice].weights.items():
             # A bias of the keys shifts all of a query's scores alike, before the rotation at least; it may stand still.
@@ -169,3 +170,17 @@ def test_a_learning_rate_that_diverges_is_an_error_with_a_place() -> None:
     message = r"L1\.ffn=ffn12: the distillation loss is (nan|inf) after \d+ tokens; lower distill\.learning_rate"
     with pytest.raises(NotFinite, match=message):
         trained(random_parent(), {CHOICES[1]: Training(2048, 1e30)})
+
+
+def test_training_that_makes_it_worse_is_thrown_away(trained_parent: Parent, text_ids: Tensor) -> None:
+    half = Choice.parse(f"L1.ffn=ffn{trained_parent.shape.ffn_width // 2}")
+
+    def one(training: Training) -> Distilled:
+        events = distil(trained_parent, {half: training}, text_ids[:32], text_ids[:64], text_ids[136:], batch=8)
+        return next(event for event in events if isinstance(event, Distilled))
+
+    before, after = one(Training(0, 1e-3)), one(Training(1024, 0.03, schedule="constant"))
+    assert after.loss_trained is not None
+    assert after.loss_least_squares is not None
+    assert after.loss_trained > after.loss_least_squares, "it is a training that does harm"
+    assert all(torch.equal(after.weights[name], before.weights[name]) for name in before.weights)

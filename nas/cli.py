@@ -100,7 +100,10 @@ def search(
 
 @app.command()
 def solve(
-    search: Annotated[str | None, typer.Argument(help="A search: its name, its id, or the start of its id.")] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Argument(help="A search: its name, its id, or the start of its id. Of several, the best answer is kept."),
+    ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")
     ] = None,
@@ -126,9 +129,13 @@ def solve(
 ) -> None:
     """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
 
+    Several searches that differ in their scenario, like the batch size, are one sweep: the best answer is kept.
+
     Example: nas solve stories --budget latency=50%
     """
-    _one_source(search, table, {"--metric": metric, "--db": db}, {"--objective": objective, "--maximise": maximise})
+    _one_source(
+        bool(search), table, {"--metric": metric, "--db": db}, {"--objective": objective, "--maximise": maximise}
+    )
     if table is not None:
         from nas.solve_table import solve_table
 
@@ -136,14 +143,15 @@ def solve(
         return
     if not budget:
         raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
-    from nas.solve import measured, trial_row
-    from nas.solve import solve as solve_for
+    from nas.explain import explain
+    from nas.solve import measured, solve_across, trial_row
 
     limits = units.parse_budget(",".join(budget))
     with _store(db) as store:
-        known = measured(store, store.find_search(search or ""), metric)
-        solution = solve_for(known, limits, gap, time_limit)
+        searches = [measured(store, store.find_search(name), metric) for name in search or ()]
+        known, solution = solve_across(searches, limits, gap, time_limit)
         trial = store.add_trial(trial_row(known, solution, limits, None))
+        trial = explain(store, known, limits, solution, trial)
         if as_json:
             print_json(plain(trial))
         else:
@@ -360,9 +368,9 @@ def _store(db: str | None) -> "AbstractContextManager[Store]":
     return Store.open(db)
 
 
-def _one_source(search: str | None, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:
+def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:
     """What is solved is a search or a table; each has options that mean nothing to the other."""
-    if (search is None) == (table is None):
+    if has_search == (table is not None):
         given = "not both" if table else "neither is given"
         raise ValueError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
     for option, value in (of_search if table else of_table).items():

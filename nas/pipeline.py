@@ -21,6 +21,7 @@ from nas.budget import ATTEMPTS, tightened, worst_overshoot
 from nas.children import child_file, load_child
 from nas.cluster import Cluster, Report
 from nas.deliver import deliver
+from nas.explain import explain
 from nas.job import Job, prepare
 from nas.realise import healing_key, made, timed
 from nas.report import write_report
@@ -133,6 +134,7 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
                     raise
                 break  # Nothing is left under the tightened limits; what was asked for can be met on paper.
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job)))
+            trial = explain(store, known, solve_for, solution, trial)
             done.append(int(trial.latency_ratio is None))
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.

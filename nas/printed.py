@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 console = Console()
 
+_CLOSEST = 3
+"""Close calls that are printed; all are in the JSON and in the report."""
+
 
 def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     if as_json:
@@ -38,7 +41,8 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
 
 
 def print_trial(search: "models.Search", trial: "models.Trial") -> None:
-    from nas.table import comparison  # It loads what a list of trials does not need.
+    from nas.explain import Explained  # They load what a list of trials does not need.
+    from nas.table import comparison
 
     budget = ", ".join(f"{metric} {value}" for metric, value in trial.budget.items())
     proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
@@ -47,6 +51,14 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     for row in comparison(search, trial):
         table.add_row(row.what, row.parent, row.child)
     console.print(table)
+    explained = Explained.of(trial)
+    if explained is None:
+        return
+    score = "loss" if trial.details["metric"] == "lm_loss" else "KL"
+    for price in explained.prices:
+        console.print(price.said(score), soft_wrap=True, highlight=False)
+    for call in explained.close_calls[:_CLOSEST]:
+        console.print(f"close call: {call.said(score)}", soft_wrap=True, highlight=False)
 
 
 def print_front(front: "Sequence[Point]", cost: str) -> None:
@@ -76,13 +88,17 @@ def print_answer(answer: "Answer", as_json: bool) -> None:
     for run in answer.runs():
         chosen.add_row(run.place, Text(run.name), f"{run.score:.6g}")
     console.print(chosen)
-    totals = Table("cost", "total", "limit", box=None)
+    totals = Table("cost", "total", "limit", "shadow price", box=None)
     for cost, total in answer.solution.costs.items():
-        limits = [f"{'>=' if each.minimum else '<='} {each.value:.10g}" for each in answer.limits if each.cost == cost]
-        totals.add_row(Text(cost), f"{total:.10g}", ", ".join(limits))
+        mine = [limit for limit in answer.limits if limit.cost == cost]
+        limits = [f"{'>=' if limit.minimum else '<='} {limit.value:.10g}" for limit in mine]
+        prices = [f"{answer.hangs_on.prices[limit.name]:.3g}" for limit in mine]
+        totals.add_row(Text(cost), f"{total:.10g}", ", ".join(limits), ", ".join(prices))
     if answer.solution.costs:
         console.print()
         console.print(totals)
+    for call in answer.close_calls()[:_CLOSEST]:
+        console.print(f"close call: {call}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"\n{answer.summary()}", soft_wrap=True, highlight=False, markup=False)
 
 

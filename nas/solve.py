@@ -14,6 +14,7 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.units import Limit, format_quantity, parse_seconds
+from solvers.batch_sweep import sweep
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
 from solvers.problem import Infeasible, Option, Problem, Solution
@@ -139,6 +140,50 @@ def solve(
     except Infeasible as error:
         raise BudgetNotMet(_explained(known, budget, error)) from error
     return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
+
+
+def solve_across(
+    searches: Sequence[Measured], budget: Sequence[Limit], gap: float | None = None, time_limit_s: float | None = None
+) -> tuple[Measured, Solution]:
+    """The best architecture over searches that differ in their scenario, in the batch size for one, and whose it is.
+
+    A relative limit is of the parent's value in each scenario. Raises BudgetNotMet where none has an answer, and
+    ValueError where their scores are of different parents or texts, and do not compare.
+    """
+    _check_comparable(searches)
+    problems = {known.search.id: known.problem(budget) for known in searches}
+    first = searches[0]
+    try:
+        id, found = sweep(
+            {id: paired(problem) for id, problem in problems.items()},
+            gap=first.gap if gap is None else gap,
+            time_limit_s=time_limit_s or first.time_limit_s,
+        )
+    except Infeasible as error:
+        raise BudgetNotMet("\n".join(_why_not(known, budget) for known in searches)) from error
+    (known,) = (known for known in searches if known.search.id == id)
+    options = parted(found.options, problems[id])
+    return known, Solution.of(problems[id], options, found.bound, found.seconds, found.solver)
+
+
+def _check_comparable(searches: Sequence[Measured]) -> None:
+    first = searches[0]
+    for known in searches[1:]:
+        one, other = first.search, known.search
+        if one.id == other.id:
+            raise ValueError(f"search {one.name} ({one.id}) is named twice")
+        if known.metric != first.metric or one.parent_digest != other.parent_digest:
+            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: another parent, or metric")
+        if one.request["data"] != other.request["data"]:
+            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: their data differ")
+
+
+def _why_not(known: Measured, budget: Sequence[Limit]) -> str:
+    try:
+        solve(known, budget)
+    except BudgetNotMet as error:
+        return f"{known.search.name}: {error}"
+    raise AssertionError("it has an answer")
 
 
 def architecture_of(solution: Solution, layers: int) -> Architecture:

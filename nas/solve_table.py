@@ -13,8 +13,10 @@ from typing import Any
 from nas.imported import Imported, TableError, load, parse_limits
 from solvers.mip import solve
 from solvers.problem import OPTIMAL_GAP, Limit, Option, Solution
+from solvers.sensitivity import Sensitivity, sensitivity
 
 TIME_LIMIT_S = 60.0
+_EXPLAINED_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Answer:
     maximise: bool
     limits: tuple[Limit, ...]
     solution: Solution
+    hangs_on: Sensitivity
 
     @property
     def total(self) -> float:
@@ -83,10 +86,27 @@ class Answer:
             "seconds": self.solution.seconds,
             "costs": dict(self.solution.costs),
             "limits": [
-                {"cost": limit.cost, "minimum" if limit.minimum else "maximum": limit.value} for limit in self.limits
+                {
+                    "cost": limit.cost,
+                    "minimum" if limit.minimum else "maximum": limit.value,
+                    "price": self.hangs_on.prices[limit.name],
+                }
+                for limit in self.limits
             ],
             "choices": [self._choice(option) for option in self.solution.options],
+            "close_calls": [
+                {"choice": self._choice(call.option), "total": self._turned(call.score), "worse": call.worse}
+                for call in self.hangs_on.close_calls
+            ],
         }
+
+    def close_calls(self) -> tuple[str, ...]:
+        """In a line each: what was almost chosen, and by how much it is worse."""
+        return tuple(
+            f"{call.option.name} at {self.table.place(call.option.first, call.option.end)} in place of "
+            f"{', '.join(option.name for option in call.instead_of)}: {call.worse:.2g} worse"
+            for call in self.hangs_on.close_calls
+        )
 
     def _choice(self, option: Option) -> dict[str, Any]:
         layer = {"layer": self.table.layers[option.first]} if self.table.layers else {}
@@ -118,6 +138,6 @@ def solve_table(
     limits: Sequence[Limit] = parse_limits(budget) if budget else table.budget
     problem = table.problem(objective, limits, maximise)
     gap = OPTIMAL_GAP if gap is None else gap
-    return Answer(
-        table, objective, maximise, tuple(limits), solve(problem, gap=gap, time_limit_s=time_limit_s or TIME_LIMIT_S)
-    )
+    solution = solve(problem, gap=gap, time_limit_s=time_limit_s or TIME_LIMIT_S)
+    hangs_on = sensitivity(problem, solution, time_limit_s=_EXPLAINED_S)
+    return Answer(table, objective, maximise, tuple(limits), solution, hangs_on)

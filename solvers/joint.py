@@ -52,6 +52,22 @@ def parted(options: Sequence[Option], problem: Problem) -> tuple[Option, ...]:
     return tuple(found)
 
 
+def joined(options: Sequence[Option], problem: Problem) -> tuple[Option, ...]:
+    """Options of a problem, in slot order, as options of `problem`, which is it `paired`. Undoes `parted`."""
+    own = {option.key: option for option in problem.options}
+    found: list[Option] = []
+    left = list(options)
+    while left:
+        one = left.pop(0)
+        pair = own.get((one.first, _SLOTS, _name(one, left[0]))) if left else None
+        if pair is not None and one.span == left[0].span == 1:
+            left.pop(0)
+        else:
+            pair = own[one.key]
+        found.append(pair)
+    return tuple(found)
+
+
 def _is_joint(option: Option) -> bool:
     return option.span == _SLOTS and "+" in option.name
 

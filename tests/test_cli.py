@@ -56,6 +56,28 @@ def test_a_trial_solved_twice_is_one(copy: Path) -> None:
     assert first == again
 
 
+def test_an_answer_says_what_its_budget_is_worth_and_what_was_almost_chosen(copy: Path) -> None:
+    home = copy / "home"
+    trial = _json(nas(home, "solve", "tiny", "--budget", "parameters=80%,memory=99%", "--json"))
+    explained = trial["details"]["explained"]
+    size, memory = explained["prices"]
+    assert (size["metric"], memory["metric"]) == ("parameters", "memory")
+    (search,) = rows(home, "search")
+    assert size["step"] == pytest.approx(0.008 * json.loads(search["parent_costs"])["whole"]["parameters"])
+    assert size["buys"] > 0
+    assert memory["buys"] == 0
+    assert explained["close_calls"]
+    for call in explained["close_calls"]:
+        assert call["choice"] not in trial["details"]["choices"]
+        assert set(call["instead_of"]) <= set(trial["details"]["choices"])
+        assert call["worse"] >= 0
+    told = nas(home, "solve", "tiny", "--budget", "parameters=80%,memory=99%").stdout
+    assert re.search(r"parameters, 1 % of its limit, would buy [\d.e-]+ KL", told)
+    assert "memory does not bind" in told
+    closest = explained["close_calls"][0]
+    assert f"close call: {closest['choice']} in place of {closest['instead_of'][0]}" in told
+
+
 def test_a_larger_budget_never_scores_worse(copy: Path) -> None:
     front = _json(nas(copy / "home", "pareto", "tiny", "--cost", "parameters", "--points", "6", "--json"))
     assert len(front) >= 3

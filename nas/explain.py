@@ -1,0 +1,100 @@
+"""What a search's answer hangs on, in the user's metrics: what the budget is worth, and what was almost chosen.
+
+A trial keeps it among its details, where the report and `nas solve` find it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from db import models
+from db.store import Store
+from nas.solve import METRICS, Measured, choice_of
+from nas.units import Limit, format_quantity
+from solvers.joint import joined, paired
+from solvers.problem import Option, Solution
+from solvers.sensitivity import sensitivity
+
+SHARE = 0.01
+"""Of a limit: by so much it is made looser to say what that buys."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """The limit on `metric` made `step` looser (in its base unit, 1 % of it) buys so much score at first."""
+
+    metric: str
+    step: float
+    buys: float
+
+    def said(self, score: str) -> str:
+        """In a line; `score` is the score's name, like KL."""
+        if not self.buys:
+            return f"{self.metric} does not bind: more of it would buy no {score}"
+        looser = "less" if self.metric == "throughput" else "more"
+        step = format_quantity(self.metric, self.step)
+        return f"{step} {looser} {self.metric}, 1 % of its limit, would buy {self.buys:.2g} {score}"
+
+
+@dataclass(frozen=True)
+class Close:
+    """`choice` in place of `instead_of`, and the rest as is then best, is so much worse in score."""
+
+    choice: str
+    instead_of: tuple[str, ...]
+    worse: float
+
+    def said(self, score: str) -> str:
+        return f"{self.choice} in place of {', '.join(self.instead_of)}: {self.worse:.2g} more {score}"
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Prices in the order of the budget, close calls from the closest on."""
+
+    prices: tuple[Price, ...]
+    close_calls: tuple[Close, ...]
+
+    @staticmethod
+    def of(trial: models.Trial) -> "Explained | None":
+        """What the trial keeps; None where it was never explained."""
+        kept: dict[str, Any] | None = trial.details.get("explained")
+        if kept is None:
+            return None
+        return Explained(
+            tuple(Price(**one) for one in kept["prices"]),
+            tuple(Close(one["choice"], tuple(one["instead_of"]), one["worse"]) for one in kept["close_calls"]),
+        )
+
+
+def explain(
+    store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, trial: models.Trial
+) -> models.Trial:
+    """The trial that `solution` is, with what it hangs on, found where it is not known yet."""
+    if Explained.of(trial) is not None:
+        return trial
+    return store.update_trial(
+        trial.id, details=trial.details | {"explained": asdict(explained(known, budget, solution))}
+    )
+
+
+def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> Explained:
+    """What `solution`, the best within the budget, hangs on. Takes up to about a second."""
+    problem = paired(known.problem(budget))
+    whole = Solution.of(problem, joined(solution.options, problem), solution.bound, solution.seconds, solution.solver)
+    found = sensitivity(problem, whole)
+    return Explained(
+        tuple(_price(known, limit, found.prices) for limit in budget),
+        tuple(Close(_named([call.option])[0], _named(call.instead_of), call.worse) for call in found.close_calls),
+    )
+
+
+def _price(known: Measured, limit: Limit, prices: Mapping[str, float]) -> Price:
+    """A throughput's is that of the latency it asks for."""
+    cost, ceiling = known.ceiling(limit)
+    whole = limit.absolute(known.parent_totals()[METRICS[limit.metric]])
+    return Price(limit.metric, SHARE * whole, prices[cost] * SHARE * ceiling)
+
+
+def _named(options: Sequence[Option]) -> tuple[str, ...]:
+    return tuple(str(choice_of(option)) for option in options)

@@ -1,0 +1,56 @@
+"""The best over several batch sizes: each has costs of its own, the scores are the same.
+
+Puzzle (arXiv 2411.19146), its search: the program is solved for each batch size, and the best answer kept. Here batch
+sizes go by what they can come to at best, and those that cannot be better than an answer already found are not solved.
+This file does not know what a batch is: its problems differ in their costs and limits.
+"""
+
+import time
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
+from solvers import mip
+from solvers.dual import dual
+from solvers.line import check_tiling, scores_of
+from solvers.problem import OPTIMAL_GAP, Infeasible, Problem, Solution
+from solvers.program import Program
+
+Batch = TypeVar("Batch", bound=Hashable)
+
+
+def sweep(
+    problems: Mapping[Batch, Problem], *, gap: float = OPTIMAL_GAP, time_limit_s: float | None = None
+) -> tuple[Batch, Solution]:
+    """The batch size with the best solution, and that solution, its bound one on all of them.
+
+    Of equals the first. The time limit is for each run of the solver. Raises Infeasible where no batch size has a
+    solution, with the limits at fault for the last that was tried, and TimeoutError where one had none in its time.
+    """
+    if not problems:
+        raise ValueError("a sweep has at least one batch size")
+    started = time.monotonic()
+    bounds: dict[Batch, float] = {}
+    for batch, problem in problems.items():
+        check_tiling(problem)
+        bounds[batch] = dual(Program.of(problem, scores_of(problem), problem.limits)).bound
+    best: tuple[Batch, Solution] | None = None
+    infeasible: Infeasible | None = None
+    for batch in sorted(problems, key=bounds.__getitem__):
+        if best is not None and bounds[batch] >= best[1].score:
+            continue
+        try:
+            found = mip.solve(problems[batch], gap=gap, time_limit_s=time_limit_s)
+        except Infeasible as error:
+            infeasible = error
+            bounds[batch] = float("inf")
+            continue
+        bounds[batch] = max(bounds[batch], found.bound)
+        if best is None or found.score < best[1].score:
+            best = batch, found
+    if best is None:
+        assert infeasible is not None
+        raise infeasible
+    batch, found = best
+    return batch, Solution.of(
+        problems[batch], found.options, min(bounds.values()), time.monotonic() - started, found.solver
+    )

@@ -1,0 +1,77 @@
+"""How an answer hangs on what was asked: what a limit is worth, and which options were almost chosen.
+
+The price of a limit is that of the Lagrangian dual (`dual.py`): what the proof of the bound pays for a unit of it, the
+shadow price of the linear relaxation. The same prices say of every option by how much the bound rises where it is
+chosen, so the closest are asked for one by one, exactly. This file does not know units.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solvers import mip
+from solvers.dual import dual
+from solvers.line import scores_of
+from solvers.problem import Infeasible, Option, Problem, Solution
+from solvers.program import Program
+
+_GAP = 1e-4
+
+
+@dataclass(frozen=True)
+class CloseCall:
+    """With `option` in place of `instead_of`, and the rest as is then best, the score is `score`, `worse` more than the
+    solution's."""
+
+    option: Option
+    instead_of: tuple[Option, ...]
+    score: float
+    worse: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """`prices`: by a limit's name, by how much the score falls at first for each unit it is made looser by; 0 where it
+    does not bind. `close_calls` are from the closest on."""
+
+    prices: Mapping[str, float]
+    close_calls: tuple[CloseCall, ...]
+
+
+def sensitivity(
+    problem: Problem, solution: Solution, close_calls: int = 5, *, time_limit_s: float = 1.0
+) -> Sensitivity:
+    """What `solution`, the best of `problem`, hangs on.
+
+    `close_calls` are looked for among twice as many options, those that raise the bound least; what is not found in the
+    time, all of them together, is left out.
+    """
+    deadline = time.monotonic() + time_limit_s
+    found = dual(Program.of(problem, scores_of(problem), problem.limits))
+    prices = {limit.name: float(price) + 0.0 for limit, price in zip(problem.limits, found.prices_R, strict=True)}
+    chosen = {option.key for option in solution.options}
+    order = (problem.options[index] for index in np.argsort(found.slack_O, kind="stable"))
+    others = [option for option in order if option.key not in chosen][: 2 * close_calls]
+    calls = sorted(_calls(problem, solution, others, deadline), key=lambda call: call.worse)
+    return Sensitivity(prices, tuple(calls[:close_calls]))
+
+
+def _calls(problem: Problem, solution: Solution, others: list[Option], deadline: float) -> Iterator[CloseCall]:
+    for option in others:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            return
+        apart = (one for one in problem.options if one == option or not _overlap(one, option))
+        try:
+            best = mip.solve(replace(problem, options=tuple(apart)), gap=_GAP, time_limit_s=left_s)
+        except (Infeasible, TimeoutError):
+            continue
+        instead_of = tuple(one for one in solution.options if _overlap(one, option))
+        # An answer to a looser gap than the solution's may be ahead of it by that.
+        yield CloseCall(option, instead_of, best.score, max(best.score - solution.score, 0.0))
+
+
+def _overlap(one: Option, other: Option) -> bool:
+    return one.first < other.end and other.first < one.end

@@ -1,15 +1,21 @@
 """The best over batch sizes, against every one of them solved alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rows import search
 from test_solvers import few, least_score, library, problems
 
+from cost_models.cost import Cost
+from cost_models.scenario import Scenario
+from nas.solve import BudgetNotMet, Measured, solve_across
+from nas.units import parse_budget
 from solvers import mip
 from solvers.batch_sweep import sweep
-from solvers.problem import OPTIMAL_GAP, Infeasible, Problem
+from solvers.problem import OPTIMAL_GAP, Infeasible, Option, Problem
 
 
 @few
@@ -35,3 +41,47 @@ def test_batch_sizes_that_cannot_be_better_are_not_solved(monkeypatch: pytest.Mo
     batch, found = sweep({1: tight, 8: loose, 32: replace(tight, maximums={"latency": 1e-3})})
     assert (batch, asked) == (8, [loose])
     assert found.score == solve(loose).score
+
+
+def measured(batch: int, decode_s: float, **of_search: Any) -> Measured:
+    """A search of one layer: its FFN whole, or half of it for a score of 0.1. A step takes `decode_s`, of which the FFN
+    is half."""
+    scenario = Scenario("cpu", "float32", batch=batch, prompt_tokens=1, generated_tokens=11)
+    part = Cost(decode_s=decode_s / 2, parameters=100, weight_bytes=400)
+    half = Cost(decode_s=decode_s / 4, parameters=50, weight_bytes=200)
+    options = [
+        Option(slot, 1, name, score, cost.metrics(scenario))
+        for slot, name, score, cost in [(0, "kv8", 0.0, part), (1, "ffn512", 0.0, part), (1, "ffn256", 0.1, half)]
+    ]
+    request = {"data": "text", "solver": {"gap": 1e-6, "time_limit": "60 s"}}
+    row = search(id=f"b{batch}", name=f"batch{batch}", **{"request": request} | of_search)
+    return Measured(row, scenario, Cost(), part + part, tuple(options), "kl")
+
+
+def test_the_batch_size_that_meets_a_throughput_at_the_least_harm_is_taken() -> None:
+    """One sequence: 1 token a ms and step; eight: 8 tokens in 3 ms."""
+    one, eight = measured(1, 1e-3), measured(8, 3e-3)
+    known, found = solve_across([one, eight], parse_budget("throughput=2500 tok/s"))
+    assert (known, found.score) == (eight, 0.0)
+    known, found = solve_across([one, eight], parse_budget("decode=1 ms"))
+    assert (known, found.score) == (one, 0.0)
+    known, found = solve_across([one, eight], parse_budget("throughput=1200 tok/s,decode=0.9 ms"))
+    assert (known, found.score) == (one, 0.1)
+
+
+def test_a_budget_no_batch_size_meets_is_told_for_each() -> None:
+    with pytest.raises(BudgetNotMet, match=r"batch1: .*most reachable is 489 tok/s.*\nbatch8: .*is 3911 tok/s"):
+        solve_across([measured(1, 3e-3), measured(8, 3e-3)], parse_budget("throughput=4000 tok/s"))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (measured(1, 1e-3), r"batch1 \(b1\) is named twice"),
+        (measured(8, 1e-3, parent_digest="another"), "batch1 and batch8 do not compare: another parent"),
+        (measured(8, 1e-3, request={"data": "another"}), "do not compare: their data differ"),
+    ],
+)
+def test_what_does_not_compare_is_refused(other: Measured, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve_across([measured(1, 1e-3), other], parse_budget("decode=1 ms"))

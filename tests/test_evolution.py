@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import optuna
 import pytest
@@ -67,17 +68,18 @@ def run(problem: Problem, truth: Truth, evaluations: int, seed: int = 0, populat
     return evolve(problem, truth, evaluations, [start_of(problem)], population=population, seed=seed)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_it_finds_better_ones_than_it_began_with(seed: int) -> None:
-    problem, truth = problem_of(), Truth()
-    found = run(problem, truth, 120, seed)
-    verify(problem, found.solution)
-    values = [truth.value(each) for batch in truth.batches for each in batch]
-    assert found.evaluations == len(values) == len(set(truth.asked)) == 120
-    assert truth.value(found.solution) == min(values)
-    assert min(values) < min(values[:16])
-    assert found.solution.solver == "evolution"
-    assert found.solution.bound <= mip.solve(problem).score
+def test_it_finds_better_ones_than_it_began_with() -> None:
+    ratios = []
+    for seed in range(5):
+        problem, truth = problem_of(), Truth()
+        found = run(problem, truth, 120, seed)
+        verify(problem, found.solution)
+        values = [truth.value(each) for batch in truth.batches for each in batch]
+        assert found.evaluations == len(values) == len(set(truth.asked)) == 120
+        assert truth.value(found.solution) == min(values)
+        ratios.append(min(values) / min(values[:16]))
+    assert max(ratios) < 1
+    assert median(ratios) < 0.75
 
 
 def test_only_what_is_within_the_limits_is_evaluated_and_never_more_than_allowed() -> None:

@@ -77,6 +77,8 @@ def test_it_finds_better_ones_than_it_began_with() -> None:
         values = [truth.value(each) for batch in truth.batches for each in batch]
         assert found.evaluations == len(values) == len(set(truth.asked)) == 120
         assert truth.value(found.solution) == min(values)
+        assert found.solution.solver == "evolution"
+        assert found.solution.bound <= mip.solve(problem).score
         ratios.append(min(values) / min(values[:16]))
     assert max(ratios) < 1
     assert median(ratios) < 0.75

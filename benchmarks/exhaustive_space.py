@@ -2,10 +2,10 @@
 
     python benchmarks/exhaustive_space.py PARENT TEXT --out space.npz [--layers 5] [--ffn 50 25 0] [--offset 0] [--fit]
 
-Each of the parent's first `--layers` layers keeps or skips its attention, and has its own FFN, one of so many percent of
-its width, or (0) none; the other layers stay. All are scored whole, on 512 tokens that begin `--offset` into the
-text's; nothing is trained: weights are the library's first ones, with `--fit` moved by its least squares. Writes each
-architecture's KL and rise of loss, by its options, with what every option costs.
+Each of the parent's first `--layers` layers keeps or skips its attention, and has its own FFN, one of so many percent
+of its width, or (0) none; the other layers stay. All are scored whole, on 512 tokens that begin `--offset` after those
+that calibrate; nothing is trained: weights are the library's first ones, with `--fit` moved by its least squares.
+Writes each architecture's KL and rise of loss, by its options, with what every option costs.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from transformers import AutoTokenizer
 
 from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Architecture, Choice, Subblock
-from blocklib.distil import Progress
 from blocklib.fit import build
 from blocklib.kind import Weights
 from blocklib.kinds import parent_block
@@ -31,7 +30,7 @@ from blocklib.parent import Parent, load_parent
 from cost_models.analytic import choice_cost
 from cost_models.scenario import Scenario
 from nas.whole import score_whole
-from solvers.problem import Option, Problem, Solution
+from solvers.problem import LIMIT_TOLERANCE, Option, Problem, Solution
 
 assert nas.quiet
 
@@ -63,36 +62,54 @@ class Space:
         padded = {
             cost: np.array([row + [0.0] * (widest - len(row)) for row in rows]) for cost, rows in self.costs.items()
         }
-        np.savez(path, names=np.array([" ".join(of_slot) for of_slot in self.names]), kl=self.kl, rise=self.rise, **padded)
+        np.savez(
+            path, names=np.array([" ".join(of_slot) for of_slot in self.names]), kl=self.kl, rise=self.rise, **padded
+        )
 
     @property
     def slots(self) -> int:
         return len(self.names)
 
-    def problem(self, cost: str, share: float) -> Problem:
-        """Under this share of what the parent's own options cost; scores are replace-1 scores."""
+    def scores(self) -> list[list[float]]:
+        """Replace-1 scores of every slot's options."""
         own = (0,) * self.slots
-        options = tuple(
-            Option(slot, 1, name, float(self.kl[own[:slot] + (index,) + own[slot + 1 :]]), {
-                each: self.costs[each][slot][index] for each in COSTS
-            })
+        return [
+            [float(self.kl[(*own[:slot], index, *own[slot + 1 :])]) for index in range(len(of_slot))]
             for slot, of_slot in enumerate(self.names)
-            for index, name in enumerate(of_slot)
-        )  # fmt: skip
+        ]
+
+    def problem(self, cost: str, share: float) -> Problem:
+        """Under this share of what the parent's own options cost."""
+        options = tuple(
+            Option(slot, 1, name, score, {each: self.costs[each][slot][index] for each in COSTS})
+            for slot, of_slot in enumerate(zip(self.names, self.scores(), strict=True))
+            for index, (name, score) in enumerate(zip(*of_slot, strict=True))
+        )
         return Problem(self.slots, options, {cost: share * sum(rows[0] for rows in self.costs[cost])})
 
     def place(self, solution: Solution) -> tuple[int, ...]:
         return tuple(of_slot.index(option.name) for of_slot, option in zip(self.names, solution.options, strict=True))
 
+    def totals(self, cost: str) -> NDArray[np.float64]:
+        """Of every architecture."""
+        return self._summed(self.costs[cost])
+
+    def sums(self) -> NDArray[np.float64]:
+        """Every architecture's sum of scores."""
+        return self._summed(self.scores())
+
     def least(self, problem: Problem) -> float:
         """The KL of the best architecture within the limits: the truth."""
-        within = np.ones(self.kl.shape, dtype=bool)
+        within = np.ones(self.kl.shape, dtype=np.bool_)
         for limit in problem.limits:
-            total = np.zeros(self.kl.shape)
-            for slot, row in enumerate(self.costs[limit.cost]):
-                total += np.array(row).reshape([-1 if axis == slot else 1 for axis in range(self.slots)])
-            within &= total <= limit.value * (1 + 1e-9)
+            within &= self.totals(limit.cost) <= limit.value * (1 + LIMIT_TOLERANCE)
         return float(self.kl[within].min())
+
+    def _summed(self, by_slot: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+        total = np.zeros(self.kl.shape)
+        for axis, values in enumerate(by_slot):
+            total += np.array(values).reshape([-1 if each == axis else 1 for each in range(self.slots)])
+        return total
 
 
 def measured(parent: Parent, layers: int, shares: Sequence[int], ids: torch.Tensor, fit: bool) -> Space:
@@ -109,14 +126,12 @@ def measured(parent: Parent, layers: int, shares: Sequence[int], ids: torch.Tens
     weights = {built.choice: built.fitted for built in build(parent, wanted, calibration, 16, fit)}
     rest = parent.architecture.choices()[2 * layers :]
     places = list(np.ndindex(*map(len, by_slot)))
-    architectures = [
-        Architecture.of((*picked, *rest), shape.layers) for picked in product(*by_slot)
-    ]
+    architectures = [Architecture.of((*picked, *rest), shape.layers) for picked in product(*by_slot)]
 
     def weights_of(choice: Choice) -> Weights:
         return weights.get(choice) or parent_part(parent, choice.layer, choice.role)
 
-    *progress, found = score_whole(parent, architectures, weights_of, scored)
+    *_, found = score_whole(parent, architectures, weights_of, scored)
     assert isinstance(found, dict)
     kl, rise = (np.zeros(tuple(map(len, by_slot))) for _ in range(2))
     for place, architecture in zip(places, architectures, strict=True):

@@ -121,14 +121,20 @@ def solve(
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own; 60.")
     ] = None,
+    refine: Annotated[
+        int | None, typer.Option(min=1, help="Measure so many whole architectures, and take the best.")
+    ] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
     """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
 
+    With --refine, whole architectures are assembled and measured, so that what the sum of scores misses is learnt.
+
     Example: nas solve stories --budget latency=50%
     """
-    _one_source(search, table, {"--metric": metric, "--db": db}, {"--objective": objective, "--maximise": maximise})
+    of_search = {"--metric": metric, "--refine": refine, "--db": db}
+    _one_source(search, table, of_search, {"--objective": objective, "--maximise": maximise})
     if table is not None:
         from nas.solve_table import solve_table
 
@@ -141,13 +147,20 @@ def solve(
 
     limits = units.parse_budget(",".join(budget))
     with _store(db) as store:
-        known = measured(store, store.find_search(search or ""), metric)
-        solution = solve_for(known, limits, gap, time_limit)
-        trial = store.add_trial(trial_row(known, solution, limits, None))
+        found = store.find_search(search or "")
+        if refine is not None:
+            from nas import quiet  # noqa: F401
+            from nas.refined import solve_refined
+
+            talk = Console(stderr=True) if as_json else console
+            trial = solve_refined(store, found, limits, refine, talk, metric=metric, gap=gap, time_limit_s=time_limit)
+        else:
+            known = measured(store, found, metric)
+            trial = store.add_trial(trial_row(known, solve_for(known, limits, gap, time_limit), limits, None))
         if as_json:
             print_json(plain(trial))
         else:
-            print_trial(known.search, trial)
+            print_trial(found, trial)
             console.print(
                 f"\nTo build it, put this budget in the job and run `nas search`. Details: nas show {trial.id}"
             )
@@ -188,7 +201,9 @@ def pareto(
 def compare(
     search: SearchName,
     budget: Annotated[str | None, typer.Option("--budget", help="Limits. Default: the search's own.")] = None,
-    evaluations: Annotated[int, typer.Option(min=1, help="Whole models that evolution may run.")] = 100,
+    evaluations: Annotated[
+        int, typer.Option(min=1, help="Whole models that evolution and refining may run each.")
+    ] = 100,
     seeds: Annotated[int, typer.Option(min=0, help="Random architectures.")] = 3,
     heal: Annotated[bool, typer.Option(help="Heal every answer, all with as many tokens.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Time every answer beside the parent.")] = False,

@@ -31,7 +31,7 @@ BATCH = 10
 _RADIUS = 0.4
 """The trust region, as a share of the slots."""
 _CENTRES = 5
-"""The best evaluated, of which exchanges are proposed."""
+"""The best evaluated, of which exchanges are proposed; more where these have no new ones left."""
 _MOST_PAIRED = 600
 """Exchanges looked at two by two, at most: those of least weight once the limits are priced."""
 _STEP_GAP = 1e-3
@@ -111,17 +111,15 @@ def _proposed(
         return {}
     tilings = [np.array(tiling) for tiling in worths]
     learnt = Interactions.of(program.line, program.weights, tilings, list(worths.values()))
-    centres = [np.array(tiling) for tiling in sorted(worths, key=worths.__getitem__)[:_CENTRES]]
-    step, prices = _step(program, learnt, centres[0], time_limit_s)
-    found: dict[_Tiling, float] = {}
-    if step not in worths:
-        found[step] = learnt.worth(np.array(step))
-    near = {
-        tiling: worth
-        for centre in centres
-        for tiling, worth in _exchanged(program, learnt, centre, prices, count + len(worths))
-        if tiling not in worths and tiling not in found
-    }
+    ranked = sorted(worths, key=worths.__getitem__)
+    step, prices = _step(program, learnt, np.array(ranked[0]), time_limit_s)
+    found = {} if step in worths else {step: learnt.worth(np.array(step))}
+    near: dict[_Tiling, float] = {}
+    for place, centre in enumerate(ranked):
+        if place >= _CENTRES and len(near) >= count:
+            break
+        exchanged = _exchanged(program, learnt, np.array(centre), prices, count + len(worths))
+        near |= {tiling: worth for tiling, worth in exchanged if tiling not in worths and tiling not in found}
     return found | dict(sorted(near.items(), key=lambda each: (each[1], each[0]))[: count - len(found)])
 
 
@@ -153,8 +151,7 @@ def _exchanged(
     other_E = np.flatnonzero(place_of_step[steps] >= 0)
     other_E = other_E[centre[place_of_step[steps[other_E]]] != other_E]
     weights = learnt.around(centre)
-    values_RO = np.array([row.values for row in program.rows]).reshape(len(program.rows), -1)
-    charged = weights + (prices_R @ values_RO if len(prices_R) else 0.0)
+    charged = weights + sum(price * row.values for price, row in zip(prices_R, program.rows, strict=True))
     rise_E = charged[other_E] - charged[centre[place_of_step[steps[other_E]]]]
     other_E = np.sort(other_E[np.argsort(rise_E, kind="stable")[:_MOST_PAIRED]])
     place_E = place_of_step[steps[other_E]]

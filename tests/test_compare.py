@@ -27,7 +27,10 @@ from nas.units import parse_budget
 from solvers.problem import Infeasible
 
 ASKED = ("tiny", "--evaluations", "6", "--seeds", "1")
-NAMES = {"MIP", "greedy", "uniform", "max parameters", "no-op only", "ShortGPT", "SLEB", "evolution", "random, seed 0"}
+NAMES = {
+    "MIP", "greedy", "uniform", "max parameters", "no-op only", "ShortGPT", "SLEB", "evolution", "refine",
+    "random, seed 0",
+}  # fmt: skip
 
 
 def at_home(folder: Path, **changed: Any) -> Path:
@@ -79,7 +82,8 @@ def test_every_answer_is_what_it_is_said_to_be(here: Here, compared: Path, tmp_p
     assert by_name["MIP"]["trial"]["score"] == min(line["trial"]["score"] for line in answers)
     assert by_name["MIP"]["trial"]["solver"] == "mip"
     assert all(0 < line["of_budget"] <= 1 + 1e-9 for line in answers)
-    assert by_name["evolution"]["evaluations"] == 6
+    assert by_name["evolution"]["evaluations"] == by_name["refine"]["evaluations"] == 6
+    assert by_name["refine"]["trial"]["kl_whole"] <= by_name["MIP"]["trial"]["kl_whole"]
     assert plot.stat().st_size > 0
     with opened(home) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
         job = reality.job

@@ -1,6 +1,6 @@
 """How near ways of choosing an architecture come to the true best, where every architecture was measured.
 
-    python benchmarks/exhaustive.py SPACE.npz ... [--budgets 13] [--seeds 3] [--out results.json]
+    python benchmarks/exhaustive.py SPACE.npz ... [--budgets 13] [--seeds 3] [--ways MIP refine] [--out results.json]
 
 For each space (`exhaustive_space.py` makes them), budgets from 30 to 90 % of the parent's parameters, and of its memory
 with a cache. Regret is the real KL of what a way chooses over that of the best architecture there is within the budget.
@@ -124,11 +124,13 @@ def ways() -> dict[str, tuple[Way, bool]]:
     return found
 
 
-def lines(space: Space, budgets: int, seeds: int) -> list[Line]:
+def lines(space: Space, budgets: int, seeds: int, asked: Sequence[str]) -> list[Line]:
     problems = [space.problem(cost, float(share)) for cost in COSTS for share in np.linspace(0.3, 0.9, budgets)]
     least = [space.least(problem) for problem in problems]
     found = []
     for name, (way, is_seeded) in ways().items():
+        if not name.startswith(tuple(asked)):
+            continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         regrets, counts = [], []
         for problem, best in zip(problems, least, strict=True):
@@ -160,12 +162,13 @@ def main() -> None:
     parser.add_argument("spaces", type=Path, nargs="+")
     parser.add_argument("--budgets", type=int, default=13, help="for each of the two costs")
     parser.add_argument("--seeds", type=int, default=3, help="of what draws by chance")
+    parser.add_argument("--ways", nargs="+", default=[""], help="only those whose names begin so")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     asked = parser.parse_args()
     found = {}
     for path in asked.spaces:
         space = Space.load(path)
-        found[str(path)] = lines(space, asked.budgets, asked.seeds)
+        found[str(path)] = lines(space, asked.budgets, asked.seeds, asked.ways)
         rank = spearman(
             *(values[:: max(1, space.kl.size // 2000)] for values in (space.sums().ravel(), space.kl.ravel()))
         )

@@ -191,3 +191,25 @@ def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
     at_home(copy, data=data | {"score_tokens": 512})
     with pytest.raises(Changed, match="its parent or its text changed since; run `nas search` on its job"):
         run(home, seeds=0, evaluations=1)
+
+
+def test_a_search_is_solved_past_its_sum_of_scores(here: Here, compared: Path) -> None:
+    """What is measured is kept: a longer run goes on, and one that was made only tells its answer."""
+    solved = ("solve", "tiny", "--budget", "parameters=75%", "--json")
+    done = here(compared, *solved, "--refine", "8")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    refined = [row for row in rows(compared, "trial") if row["solver"] == "refine"]
+    assert found["solver"] == "refine"
+    assert found["kl_whole"] == min(row["kl_whole"] for row in refined)
+    assert len(refined) == 8, "the six that were compared, and two more"
+    additive = next(row for row in rows(compared, "trial") if row["solver"] == "mip")
+    assert refined[0]["architecture"] == additive["architecture"]
+    again = here(compared, *solved, "--refine", "8")
+    assert json.loads(again.stdout) == found
+    assert [row["work_done"] for row in rows(compared, "stage") if row["name"] == "refine"] == [2, 0]
+    told = here(compared, *solved[:-1], "--refine", "8")
+    assert "on the score text, untrained" in told.stdout
+    assert the_error(here(compared, *solved, "--refine", "8", "--budget", "memory=1KiB").stderr).startswith(
+        "error: no architecture of this space meets the budget"
+    )

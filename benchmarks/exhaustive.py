@@ -82,13 +82,13 @@ def evolved(evaluations: int) -> Way:
 
 
 def best_of_random(evaluations: int) -> Way:
-    """Of those that use 97 % of the budget, or of all within it where they are too few."""
+    """Of those that use 97 % of the budget, or of all within it where none does."""
 
     def way(space: Space, problem: Problem, seed: int) -> Picked:
         (limit,) = problem.limits
         totals = space.totals(limit.cost)
         full = space.kl[(totals <= limit.value) & (totals >= 0.97 * limit.value)]
-        among = full if len(full) >= evaluations else space.kl[totals <= limit.value]
+        among = full if len(full) else space.kl[totals <= limit.value]
         picked = np.random.default_rng(seed).choice(among, min(evaluations, len(among)), replace=False)
         return Picked(float(picked.min()), len(picked))
 

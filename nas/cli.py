@@ -33,6 +33,7 @@ from nas.printed import (
 from nas.runs import LONGEST, LOW_SHARE, WINDOW
 
 if TYPE_CHECKING:
+    from db import models
     from db.store import Store
 
 
@@ -142,28 +143,19 @@ def solve(
         return
     if not budget:
         raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
-    from nas.solve import measured, trial_row
-    from nas.solve import solve as solve_for
-
-    limits = units.parse_budget(",".join(budget))
+    limits, talk = units.parse_budget(",".join(budget)), Console(stderr=True) if as_json else console
     with _store(db) as store:
         found = store.find_search(search or "")
-        if refine is not None:
-            from nas import quiet  # noqa: F401
-            from nas.refined import solve_refined
-
-            talk = Console(stderr=True) if as_json else console
-            trial = solve_refined(store, found, limits, refine, talk, metric=metric, gap=gap, time_limit_s=time_limit)
-        else:
-            known = measured(store, found, metric)
-            trial = store.add_trial(trial_row(known, solve_for(known, limits, gap, time_limit), limits, None))
+        trial = _solved(store, found, limits, refine, talk, metric, gap, time_limit)
         if as_json:
             print_json(plain(trial))
         else:
             print_trial(found, trial)
-            console.print(
-                f"\nTo build it, put this budget in the job and run `nas search`. Details: nas show {trial.id}"
-            )
+            build = "put this budget in the job and run `nas search`"
+            if refine is not None:
+                asked = ",".join(f"{metric}={value}" for metric, value in trial.budget.items())
+                build = f"`nas compare {found.name} --budget {asked} --evaluations {refine} --heal`, with the others"
+            console.print(f"\nTo build it, {build}. Details: nas show {trial.id}", soft_wrap=True)
 
 
 @app.command()
@@ -373,6 +365,23 @@ def _store(db: str | None) -> "AbstractContextManager[Store]":
     from db.store import Store  # It loads SQLAlchemy.
 
     return Store.open(db)
+
+
+def _solved(
+    store: "Store", search: "models.Search", limits: tuple[units.Limit, ...], refine: int | None, talk: Console,
+    metric: str | None, gap: float | None, time_limit_s: float | None,
+) -> "models.Trial":  # fmt: skip
+    """By the sum of scores, or past it."""
+    if refine is not None:
+        from nas import quiet  # noqa: F401
+        from nas.refined import solve_refined
+
+        return solve_refined(store, search, limits, refine, talk, metric=metric, gap=gap, time_limit_s=time_limit_s)
+    from nas.solve import measured, trial_row
+    from nas.solve import solve as solve_for
+
+    known = measured(store, search, metric)
+    return store.add_trial(trial_row(known, solve_for(known, limits, gap, time_limit_s), limits, None))
 
 
 def _one_source(search: str | None, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:

@@ -5,25 +5,21 @@ they end, in mistakes as well, is `endings.py`'s.
 """
 
 import signal
-from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from nas import units
-from nas.arguments import AsJson, Db
+from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.cli_cluster import logs, status, stop, submit
+from nas.cli_solve import compare, pareto, solve
 from nas.endings import Commands
 from nas.printed import (
     console,
     plain,
-    print_answer,
-    print_comparison,
     print_dependency,
-    print_front,
     print_json,
     print_layers,
     print_outcome,
@@ -31,10 +27,6 @@ from nas.printed import (
     print_trials,
 )
 from nas.runs import LONGEST, LOW_SHARE, WINDOW
-
-if TYPE_CHECKING:
-    from db.store import Store
-
 
 app = typer.Typer(
     name="nas",
@@ -45,8 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or the start of its id.")]
 
 
 def _version(asked: bool) -> None:
@@ -94,136 +84,13 @@ def search(
     from nas.pipeline import search as run
 
     talk = Console(stderr=True) if as_json else console
-    with _store(db) as store:
+    with open_store(db) as store:
         print_outcome(run(request, store, talk), as_json)
 
 
-@app.command()
-def solve(
-    search: Annotated[
-        list[str] | None,
-        typer.Argument(help="A search: its name, its id, or the start of its id. Of several, the best answer is kept."),
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")
-    ] = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="Score to minimise, kl or lm_loss. Default: the search's own.")
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")
-    ] = None,
-    maximise: Annotated[bool, typer.Option("--maximise", help="More of a table's objective is better.")] = False,
-    gap: Annotated[
-        float | None, typer.Option(min=0, help="How far from the optimum, as a share. Default: the search's own; 1e-6.")
-    ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own; 60.")
-    ] = None,
-    db: Db = None,
-    as_json: AsJson = False,
-) -> None:
-    """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
-
-    Several searches that differ in their scenario, like the batch size, are one sweep: the best answer is kept.
-
-    Example: nas solve stories --budget latency=50%
-    """
-    _one_source(
-        bool(search), table, {"--metric": metric, "--db": db}, {"--objective": objective, "--maximise": maximise}
-    )
-    if table is not None:
-        from nas.solve_table import solve_table
-
-        print_answer(solve_table(table, objective, budget or (), maximise, gap, time_limit), as_json)
-        return
-    if not budget:
-        raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
-    from nas.explain import explain
-    from nas.solve import measured, solve_across, trial_row
-
-    limits = units.parse_budget(",".join(budget))
-    with _store(db) as store:
-        searches = [measured(store, store.find_search(name), metric) for name in search or ()]
-        known, solution = solve_across(searches, limits, gap, time_limit)
-        trial = store.add_trial(trial_row(known, solution, limits, None))
-        trial = explain(store, known, limits, solution, trial)
-        if as_json:
-            print_json(plain(trial))
-        else:
-            print_trial(known.search, trial)
-            console.print(
-                f"\nTo build it, put this budget in the job and run `nas search`. Details: nas show {trial.id}"
-            )
-
-
-@app.command()
-def pareto(
-    search: SearchName,
-    cost: Annotated[str, typer.Option(help="latency, ttft, decode, memory or parameters.")] = "latency",
-    budget: Annotated[str | None, typer.Option("--budget", help="Other limits to hold, like memory=2GiB.")] = None,
-    points: Annotated[int, typer.Option(min=2, help="Points along the front.")] = 20,
-    plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
-    db: Db = None,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """The whole front of score against a cost.
-
-    Example: nas pareto stories --cost latency --plot front.svg
-    """
-    from nas.front import front_of
-    from nas.solve import measured
-
-    with _store(db) as store:
-        known = measured(store, store.find_search(search))
-        found = front_of(known, cost, units.parse_budget(budget) if budget else (), points)
-    if plot is not None:
-        from nas.report import write_front
-
-        write_front(known, cost, found, plot)
-        console.print(f"plot: {plot}")
-    if as_json:
-        print_json([vars(point) for point in found])
-        return
-    print_front(found, cost)
-
-
-@app.command()
-def compare(
-    search: SearchName,
-    budget: Annotated[str | None, typer.Option("--budget", help="Limits. Default: the search's own.")] = None,
-    evaluations: Annotated[int, typer.Option(min=1, help="Whole models that evolution may run.")] = 100,
-    seeds: Annotated[int, typer.Option(min=0, help="Random architectures.")] = 3,
-    heal: Annotated[bool, typer.Option(help="Heal every answer, all with as many tokens.")] = False,
-    time: Annotated[bool, typer.Option("--time", help="Time every answer beside the parent.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
-    db: Db = None,
-    as_json: AsJson = False,
-) -> None:
-    """Hold the MIP's answer against the baselines', each assembled and measured.
-
-    What evolution tried is an Optuna study in the same database: optuna-dashboard shows it.
-
-    Example: nas compare stories --budget latency=50% --evaluations 200
-    """
-    from nas import quiet  # noqa: F401
-    from nas.compare import Asked
-    from nas.compare import compare as run
-    from nas.report.plots import file_format
-    from nas.report.versus import write_comparison
-
-    if plot is not None:
-        file_format(plot)  # before the work rather than after
-    asked = Asked(units.parse_budget(budget) if budget else (), evaluations, seeds, heal, time)
-    with _store(db) as store:
-        lines = run(store, store.find_search(search), asked, Console(stderr=True) if as_json else console)
-    if plot is not None:
-        write_comparison(lines, plot)
-    print_comparison(lines, as_json)
+app.command()(solve)
+app.command()(pareto)
+app.command()(compare)
 
 
 @app.command()
@@ -242,7 +109,7 @@ def trials(
 
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """
-    with _store(db) as store:
+    with open_store(db) as store:
         search_id = store.find_search(search).id if search else None
         found = store.trials(search_id, where=where, sort=sort, descending=descending, limit=limit)
         names = {known.id: known.name for known in store.searches()}
@@ -264,7 +131,7 @@ def show(
     """
     from nas.show import layers_of
 
-    with _store(db) as store:
+    with open_store(db) as store:
         found = store.trial(trial)
         known = store.find_search(found.search_id)
         layers = layers_of(store, known, found)
@@ -290,7 +157,7 @@ def export(
     from nas import quiet  # noqa: F401
     from nas.deliver import export_trial
 
-    with _store(db) as store:
+    with open_store(db) as store:
         done = export_trial(store, trial, format, out)
     if as_json:
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
@@ -316,7 +183,7 @@ def report(
     """
     from nas.report import write_report
 
-    with _store(db) as store:
+    with open_store(db) as store:
         written = write_report(store, store.find_search(search), out, store.trial(trial) if trial else None)
     console.print(f"report: {written}")
 
@@ -349,8 +216,10 @@ def dependency(
     print_dependency(found, as_json)
 
 
-for command in (submit, status, logs, stop):
-    app.command()(command)
+app.command()(submit)
+app.command()(status)
+app.command()(logs)
+app.command()(stop)
 
 
 def main() -> None:
@@ -360,22 +229,6 @@ def main() -> None:
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, signal.default_int_handler)
     app()
-
-
-def _store(db: str | None) -> "AbstractContextManager[Store]":
-    from db.store import Store  # It loads SQLAlchemy.
-
-    return Store.open(db)
-
-
-def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:
-    """What is solved is a search or a table; each has options that mean nothing to the other."""
-    if has_search == (table is not None):
-        given = "not both" if table else "neither is given"
-        raise ValueError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
-    for option, value in (of_search if table else of_table).items():
-        if value:
-            raise ValueError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")
 
 
 if __name__ == "__main__":

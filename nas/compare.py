@@ -27,6 +27,7 @@ from solvers.max_parameters import max_parameters
 from solvers.no_op_only import no_op_only
 from solvers.problem import Infeasible, Option, Problem, Solution
 from solvers.random import random_architecture
+from solvers.refine import refine
 from solvers.shortgpt import drop_layers
 from solvers.sleb import drop_one_by_one
 from solvers.uniform import uniform
@@ -126,6 +127,12 @@ def _evolution(contest: Contest) -> Chosen:
     return Chosen(found.solution, found.evaluations)
 
 
+def _refine(contest: Contest) -> Chosen:
+    problem, known = paired(contest.problem), contest.known
+    found = refine(problem, contest.real, contest.evaluations, gap=known.gap, time_limit_s=known.time_limit_s)
+    return Chosen(found.solution, found.evaluations)
+
+
 def _exactly(solver: Callable[..., Solution]) -> Strategy:
     return lambda contest: Chosen(contest.in_pairs(partial(solver, time_limit_s=contest.known.time_limit_s)))
 
@@ -139,6 +146,7 @@ STRATEGIES: dict[str, Strategy] = {
     "ShortGPT": _shortgpt,
     "SLEB": _sleb,
     "evolution": _evolution,
+    "refine": _refine,
 }
 """Beside these, random architectures of the library, as many as asked."""
 
@@ -161,8 +169,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Asked:
-    """`budget` empty: the search's own. `evaluations` are the whole models that evolution may run, `seeds` how many
-    random architectures there are; answers are healed, or timed, where that is asked."""
+    """`budget` empty: the search's own. `evaluations` are the whole models that evolution and refining may run each,
+    `seeds` how many random architectures there are; answers are healed, or timed, where that is asked."""
 
     budget: tuple[Limit, ...] = ()
     evaluations: int = 100

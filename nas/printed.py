@@ -117,6 +117,8 @@ def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str]) -> 
 
 def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
     """Sorted as they come; those without an answer in a line each, below the table."""
+    from nas.report.agreement import spearman  # It loads numpy, which a list of trials does not need.
+
     if as_json:
         print_json([vars(line) | {"trial": line.trial and plain(line.trial)} for line in lines])
         return
@@ -131,6 +133,9 @@ def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
         healed, timed = [_number(trial.kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
         table.add_row(*cells, *healed, *timed)
     console.print(table)
+    rank = spearman([trial.score for _, trial in answered], [trial.kl_whole or 0.0 for _, trial in answered])
+    if rank is not None:
+        console.print(f"Spearman of predicted and real KL: {rank:.3f}", highlight=False)
     for line in lines:
         if line.trial is None:
             console.print(f"{line.strategy}: {line.why_not}", markup=False, highlight=False)

@@ -138,7 +138,7 @@ def solve(
     try:
         found = solve_exactly(paired(problem), gap=gap, time_limit_s=time_limit_s or known.time_limit_s)
     except Infeasible as error:
-        raise BudgetNotMet(_explained(known, budget, error)) from error
+        raise BudgetNotMet(not_met(known, budget, error)) from error
     return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
 
 
@@ -230,7 +230,7 @@ def trial_row(
     )
 
 
-def _explained(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
+def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
     """The solver's infeasibility in the user's metrics and units."""
     words = ("the least reachable", "with the other limits met, the least reachable")
     lines = reached(known, budget, error, words)

@@ -47,6 +47,7 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
         Row("perplexity", _number(None if loss is None else math.exp(loss)), _number(trial.perplexity)),
         Row("KL to the parent", "0", _number(trial.kl)),
         Row("  before healing", "0", _number(trial.kl_before_heal)),
+        *([] if trial.kl_whole is None else [Row("  on the score text, untrained", "0", _number(trial.kl_whole))]),
         *_foreseen(trial, "kl"),
         Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)),
     ]

@@ -27,7 +27,10 @@ from nas.units import parse_budget
 from solvers.problem import Infeasible
 
 ASKED = ("tiny", "--evaluations", "6", "--seeds", "1")
-NAMES = {"MIP", "greedy", "uniform", "max parameters", "no-op only", "ShortGPT", "SLEB", "evolution", "random, seed 0"}
+NAMES = {
+    "MIP", "greedy", "uniform", "max parameters", "no-op only", "ShortGPT", "SLEB", "evolution", "refine",
+    "random, seed 0",
+}  # fmt: skip
 
 
 def at_home(folder: Path, **changed: Any) -> Path:
@@ -79,7 +82,8 @@ def test_every_answer_is_what_it_is_said_to_be(here: Here, compared: Path, tmp_p
     assert by_name["MIP"]["trial"]["score"] == min(line["trial"]["score"] for line in answers)
     assert by_name["MIP"]["trial"]["solver"] == "mip"
     assert all(0 < line["of_budget"] <= 1 + 1e-9 for line in answers)
-    assert by_name["evolution"]["evaluations"] == 6
+    assert by_name["evolution"]["evaluations"] == by_name["refine"]["evaluations"] == 6
+    assert by_name["refine"]["trial"]["kl_whole"] <= by_name["MIP"]["trial"]["kl_whole"]
     assert plot.stat().st_size > 0
     with opened(home) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
         job = reality.job
@@ -187,3 +191,25 @@ def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
     at_home(copy, data=data | {"score_tokens": 512})
     with pytest.raises(Changed, match="its parent or its text changed since; run `nas search` on its job"):
         run(home, seeds=0, evaluations=1)
+
+
+def test_a_search_is_solved_past_its_sum_of_scores(here: Here, compared: Path) -> None:
+    """What is measured is kept: a longer run goes on, and one that was made only tells its answer."""
+    solved = ("solve", "tiny", "--budget", "parameters=75%", "--json")
+    done = here(compared, *solved, "--refine", "8")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    refined = [row for row in rows(compared, "trial") if row["solver"] == "refine"]
+    assert found["solver"] == "refine"
+    assert found["kl_whole"] == min(row["kl_whole"] for row in refined)
+    assert len(refined) == 8, "the six that were compared, and two more"
+    additive = next(row for row in rows(compared, "trial") if row["solver"] == "mip")
+    assert refined[0]["architecture"] == additive["architecture"]
+    again = here(compared, *solved, "--refine", "8")
+    assert json.loads(again.stdout) == found
+    assert [row["work_done"] for row in rows(compared, "stage") if row["name"] == "refine"] == [2, 0]
+    told = here(compared, *solved[:-1], "--refine", "8")
+    assert "on the score text, untrained" in told.stdout
+    assert the_error(here(compared, *solved, "--refine", "8", "--budget", "memory=1KiB").stderr).startswith(
+        "error: no architecture of this space meets the budget"
+    )

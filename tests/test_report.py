@@ -234,12 +234,15 @@ def test_three_trials_are_ranked(store: Store, tmp_path: Path) -> None:
     search = add_search(store, tmp_path)
     add_measured(store, search)
     for budget in ("latency=80%", "latency=60%", "latency=45%"):
-        add_trial(store, search, budget, 1.0)
+        trial = add_trial(store, search, budget, 1.0)
+        store.update_trial(trial.id, kl_whole=1.5 * trial.score)
     page = seen(write_report(store, search, tmp_path / "report.html"))
     agreement = page.sections["agreement"]
-    assert agreement.count("Spearman") == 2
-    assert agreement.count("1.000") >= 2
-    assert page.tags.count("svg") == 3, "front, agreement, curves"
+    assert agreement.count("Spearman") == 3, "latency, score, and the sum of scores of whole architectures"
+    assert agreement.count("1.000") >= 3
+    assert "3 architectures were assembled" in agreement
+    assert "The real KL is 1.50 times the sum of scores" in agreement
+    assert page.tags.count("svg") == 4, "front, agreement, sums, curves"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ COMMANDS = {
     "init": [],
     "search": ["JOB", "--db", "--json"],
     "solve": [
-        "[SEARCH]", "--table", "--budget", "--metric", "--objective", "--maximise", "--gap", "--time-limit", "--db",
-        "--json",
+        "[SEARCH]", "--table", "--budget", "--metric", "--objective", "--maximise", "--gap", "--time-limit",
+        "--refine", "--db", "--json",
     ],
     "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json"],
     "compare": [

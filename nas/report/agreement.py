@@ -61,7 +61,7 @@ def agreement(search: models.Search, trials: Sequence[models.Trial]) -> Agreemen
     latency = tuple(pair for trial in built if (pair := _latency(trial)))
     score = tuple(pair for trial in built if (pair := _score(trial, metric)))
     return Agreement(
-        tuple(_line(search, trial, metric) for trial in built), latency, score, _ranked(latency), _ranked(score)
+        tuple(_line(search, trial, metric) for trial in built), latency, score, ranked(latency), ranked(score)
     )
 
 
@@ -78,7 +78,8 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [float((array < value).sum() + (array == value).sum() / 2) for value in array]
 
 
-def _ranked(pairs: Sequence[Pair]) -> float | None:
+def ranked(pairs: Sequence[Pair]) -> float | None:
+    """Rank correlation of prediction and measurement."""
     return spearman([pair.predicted for pair in pairs], [pair.measured for pair in pairs])
 
 

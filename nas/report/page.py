@@ -20,18 +20,22 @@ from db.models import now
 from db.store import Store
 from nas.explain import Explained
 from nas.report import distilled
+from nas.report.additivity import Additivity, additivity
 from nas.report.agreement import Agreement, agreement
 from nas.report.asked import budget_lines, budget_of, facts
 from nas.report.dependency import dependency_map
 from nas.report.drawing import drawing
 from nas.report.heatmap import heatmap
 from nas.report.offered import offers
-from nas.report.plots import agreement_figure, curves_figure, inlined
+from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
 from nas.report.whole import write_whole
 from nas.solve import METRICS
 from nas.table import comparison, summary
 from nas.units import Limit, format_quantity
+
+_MANY = ("evolution", "refine")
+"""Solvers that try whole architectures, each of them a trial."""
 
 
 def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
@@ -45,9 +49,10 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
         raise ValueError(
             f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}"
         )
-    # Hundreds of evolution's proposals would hide the others.
-    trials = [trial for trial in store.trials(search.id) if trial.solver != "evolution" or _is_built(trial)]
-    sections = _sections(store, search, trials, chosen or _latest(trials))
+    every = store.trials(search.id)
+    # Hundreds of proposals on the way to an answer would hide the others.
+    trials = [trial for trial in every if trial.solver not in _MANY or _is_built(trial)]
+    sections = _sections(store, search, trials, chosen or _latest(trials)) | _additive(additivity(every))
     page = environment().get_template("report.html.j2").render(sections)
     return write_whole(path, page.encode())
 
@@ -99,6 +104,14 @@ def _sections(
 def _cost_asked(budget: Sequence[Limit]) -> str:
     """The metric of the first limit; a floor on throughput is a ceiling on latency."""
     return "latency" if not budget or budget[0].metric == "throughput" else budget[0].metric
+
+
+def _additive(found: Additivity | None) -> dict[str, Any]:
+    """Sums of scores against what is real, drawn where there are enough to see a trend."""
+    figure = None
+    if found is not None and found.spearman is not None:
+        figure = inlined(additivity_figure(found.pairs), "real KL against sum of scores, a dot an architecture")
+    return {"additivity": found, "additivity_plot": figure}
 
 
 def _agreement_plot(agreed: Agreement | None) -> str | None:

@@ -167,6 +167,20 @@ def _draw_pairs(axes: Axes, pairs: Sequence[Pair], what: str) -> None:
 
 
 @matplotlib.rc_context(_STYLE)
+def additivity_figure(pairs: Sequence[Pair]) -> Figure:
+    """Real KL against the sum of scores, a dot an architecture; on the dotted line they agree."""
+    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    sums, reals = [pair.predicted for pair in pairs], [pair.measured for pair in pairs]
+    least, most = min(*sums, *reals, 0.0), 1.05 * max(*sums, *reals)
+    axes.plot([least, most], [least, most], ":", color=_INK, linewidth=0.8)
+    axes.plot(sums, reals, "o", color=_FRONT, markersize=4, alpha=0.55)
+    axes.set_xlabel("sum of scores")
+    axes.set_ylabel("real KL, not trained")
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
 def curves_figure(panels: Sequence[Panel]) -> Figure:
     """One panel a kind, one line a layer, one colour an option."""
     columns = min(3, len(panels))

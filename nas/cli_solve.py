@@ -1,0 +1,185 @@
+"""The commands that choose architectures on what is measured already. `nas/cli.py` puts them beside the others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nas import units
+from nas.arguments import AsJson, Db, SearchName, open_store
+from nas.printed import console, plain, print_answer, print_comparison, print_front, print_json, print_trial
+
+if TYPE_CHECKING:
+    from db import models
+    from db.store import Store
+
+
+def solve(
+    search: Annotated[
+        list[str] | None,
+        typer.Argument(help="A search: its name, its id, or the start of its id. Of several, the best answer is kept."),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Score to minimise, kl or lm_loss. Default: the search's own.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")
+    ] = None,
+    maximise: Annotated[bool, typer.Option("--maximise", help="More of a table's objective is better.")] = False,
+    gap: Annotated[
+        float | None, typer.Option(min=0, help="How far from the optimum, as a share. Default: the search's own; 1e-6.")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own; 60.")
+    ] = None,
+    refine: Annotated[
+        int | None, typer.Option(min=1, help="Measure so many whole architectures, and take the best.")
+    ] = None,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
+
+    Several searches that differ in their scenario, like the batch size, are one sweep: the best answer is kept. With
+    --refine, whole architectures are assembled and measured, so that what the sum of scores misses is learnt.
+
+    Example: nas solve stories --budget latency=50%
+    """
+    of_search = {"--metric": metric, "--refine": refine, "--db": db}
+    _one_source(bool(search), table, of_search, {"--objective": objective, "--maximise": maximise})
+    if table is not None:
+        from nas.solve_table import solve_table
+
+        print_answer(solve_table(table, objective, budget or (), maximise, gap, time_limit), as_json)
+        return
+    if not budget:
+        raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
+    limits, talk = units.parse_budget(",".join(budget)), Console(stderr=True) if as_json else console
+    with open_store(db) as store:
+        found = [store.find_search(name) for name in search or ()]
+        if refine is None:
+            trial = _solved(store, found, limits, metric, gap, time_limit)
+        else:
+            trial = _refined(store, found, limits, refine, talk, metric, gap, time_limit)
+        if as_json:
+            print_json(plain(trial))
+        else:
+            of = store.find_search(trial.search_id)
+            print_trial(of, trial)
+            build = "put this budget in the job and run `nas search`"
+            if refine is not None:
+                asked = ",".join(f"{metric}={value}" for metric, value in trial.budget.items())
+                build = f"`nas compare {of.name} --budget {asked} --evaluations {refine} --heal`, with the others"
+            console.print(f"\nTo build it, {build}. Details: nas show {trial.id}", soft_wrap=True)
+
+
+def pareto(
+    search: SearchName,
+    cost: Annotated[str, typer.Option(help="latency, ttft, decode, memory or parameters.")] = "latency",
+    budget: Annotated[str | None, typer.Option("--budget", help="Other limits to hold, like memory=2GiB.")] = None,
+    points: Annotated[int, typer.Option(min=2, help="Points along the front.")] = 20,
+    plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """The whole front of score against a cost.
+
+    Example: nas pareto stories --cost latency --plot front.svg
+    """
+    from nas.front import front_of
+    from nas.solve import measured
+
+    with open_store(db) as store:
+        known = measured(store, store.find_search(search))
+        found = front_of(known, cost, units.parse_budget(budget) if budget else (), points)
+    if plot is not None:
+        from nas.report import write_front
+
+        write_front(known, cost, found, plot)
+        console.print(f"plot: {plot}")
+    if as_json:
+        print_json([vars(point) for point in found])
+        return
+    print_front(found, cost)
+
+
+def compare(
+    search: SearchName,
+    budget: Annotated[str | None, typer.Option("--budget", help="Limits. Default: the search's own.")] = None,
+    evaluations: Annotated[
+        int, typer.Option(min=1, help="Whole models that evolution and refining may run each.")
+    ] = 100,
+    seeds: Annotated[int, typer.Option(min=0, help="Random architectures.")] = 3,
+    heal: Annotated[bool, typer.Option(help="Heal every answer, all with as many tokens.")] = False,
+    time: Annotated[bool, typer.Option("--time", help="Time every answer beside the parent.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the MIP's answer against the baselines', each assembled and measured.
+
+    What evolution tried is an Optuna study in the same database: optuna-dashboard shows it.
+
+    Example: nas compare stories --budget latency=50% --evaluations 200
+    """
+    from nas import quiet  # noqa: F401
+    from nas.compare import Asked
+    from nas.compare import compare as run
+    from nas.report.plots import file_format
+    from nas.report.versus import write_comparison
+
+    if plot is not None:
+        file_format(plot)  # before the work rather than after
+    asked = Asked(units.parse_budget(budget) if budget else (), evaluations, seeds, heal, time)
+    with open_store(db) as store:
+        lines = run(store, store.find_search(search), asked, Console(stderr=True) if as_json else console)
+    if plot is not None:
+        write_comparison(lines, plot)
+    print_comparison(lines, as_json)
+
+
+def _solved(
+    store: "Store", searches: "Sequence[models.Search]", limits: tuple[units.Limit, ...], metric: str | None,
+    gap: float | None, time_limit_s: float | None,
+) -> "models.Trial":  # fmt: skip
+    """By the sum of scores."""
+    from nas.explain import explain
+    from nas.solve import measured, solve_across, trial_row
+
+    known, solution = solve_across([measured(store, one, metric) for one in searches], limits, gap, time_limit_s)
+    trial = store.add_trial(trial_row(known, solution, limits, None))
+    return explain(store, known, limits, solution, trial)
+
+
+def _refined(
+    store: "Store", searches: "Sequence[models.Search]", limits: tuple[units.Limit, ...], evaluations: int,
+    talk: Console, metric: str | None, gap: float | None, time_limit_s: float | None,
+) -> "models.Trial":  # fmt: skip
+    """Past it."""
+    from nas import quiet  # noqa: F401
+    from nas.refined import solve_refined
+
+    if len(searches) > 1:
+        raise ValueError(f"--refine is of one search, not of {len(searches)}; name the one a sweep without it chooses")
+    return solve_refined(
+        store, searches[0], limits, evaluations, talk, metric=metric, gap=gap, time_limit_s=time_limit_s
+    )
+
+
+def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:
+    """What is solved is a search or a table; each has options that mean nothing to the other."""
+    if has_search == (table is not None):
+        given = "not both" if table else "neither is given"
+        raise ValueError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
+    for option, value in (of_search if table else of_table).items():
+        if value:
+            raise ValueError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")

@@ -1,0 +1,57 @@
+"""A search solved past the sum of scores: the best of so many architectures, each assembled and its real KL measured.
+
+`solvers/refine.py` says which; here each becomes a trial as soon as it is measured. The same proposals come again when
+it is asked again, so what was stopped goes on, and what was done is only told.
+"""
+
+from collections.abc import Sequence
+from time import monotonic
+
+from rich.console import Console
+
+from db import models
+from db.models import now
+from db.store import Store
+from nas.compare import Contest
+from nas.reality import Reality
+from nas.solve import BudgetNotMet, measured, not_met
+from nas.units import Limit
+from solvers.joint import paired
+from solvers.problem import Infeasible
+from solvers.refine import refine
+
+
+def solve_refined(
+    store: Store,
+    search: models.Search,
+    budget: Sequence[Limit],
+    evaluations: int,
+    console: Console,
+    *,
+    metric: str | None = None,
+    gap: float | None = None,
+    time_limit_s: float | None = None,
+) -> models.Trial:
+    """The trial of least real KL; `metric`, `gap` and `time_limit_s` None: the search's own. Raises BudgetNotMet."""
+    started, clock = now(), monotonic()
+    known = measured(store, search, metric)
+    with Reality(store, search, console) as reality:
+        contest = Contest(store, known, budget, reality, evaluations)
+        try:
+            found = refine(
+                paired(contest.problem),
+                contest.real,
+                evaluations,
+                gap=known.gap if gap is None else gap,
+                time_limit_s=time_limit_s or known.time_limit_s,
+            )
+        except Infeasible as error:
+            raise BudgetNotMet(not_met(known, budget, error)) from error
+        (trial,) = contest.trials([found.solution])
+        store.add_stage(
+            models.Stage(
+                search_id=search.id, name="refine", started_at=started, seconds=monotonic() - clock,
+                work_done=reality.measured,
+            )
+        )  # fmt: skip
+    return trial

@@ -70,16 +70,7 @@ def solve(
             trial = _solved(store, found, limits, metric, gap, time_limit)
         else:
             trial = _refined(store, found, limits, refine, talk, metric, gap, time_limit)
-        if as_json:
-            print_json(plain(trial))
-        else:
-            of = store.find_search(trial.search_id)
-            print_trial(of, trial)
-            build = "put this budget in the job and run `nas search`"
-            if refine is not None:
-                asked = ",".join(f"{metric}={value}" for metric, value in trial.budget.items())
-                build = f"`nas compare {of.name} --budget {asked} --evaluations {refine} --heal`, with the others"
-            console.print(f"\nTo build it, {build}. Details: nas show {trial.id}", soft_wrap=True)
+        _print_solved(store.find_search(trial.search_id), trial, refine, as_json)
 
 
 def pareto(
@@ -173,6 +164,18 @@ def _refined(
     return solve_refined(
         store, searches[0], limits, evaluations, talk, metric=metric, gap=gap, time_limit_s=time_limit_s
     )
+
+
+def _print_solved(search: "models.Search", trial: "models.Trial", refine: int | None, as_json: bool) -> None:
+    if as_json:
+        print_json(plain(trial))
+        return
+    print_trial(search, trial)
+    build = "put this budget in the job and run `nas search`"
+    if refine is not None:
+        asked = ",".join(f"{metric}={value}" for metric, value in trial.budget.items())
+        build = f"`nas compare {search.name} --budget {asked} --evaluations {refine} --heal`, with the others"
+    console.print(f"\nTo build it, {build}. Details: nas show {trial.id}", soft_wrap=True)
 
 
 def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:

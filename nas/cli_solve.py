@@ -158,12 +158,13 @@ def _refined(
     """Past it."""
     from nas import quiet  # noqa: F401
     from nas.refined import solve_refined
+    from nas.solve import measured
 
     if len(searches) > 1:
         raise ValueError(f"--refine is of one search, not of {len(searches)}; name the one a sweep without it chooses")
-    return solve_refined(
-        store, searches[0], limits, evaluations, talk, metric=metric, gap=gap, time_limit_s=time_limit_s
-    )
+    known = measured(store, searches[0], metric)
+    _, trial = solve_refined(store, known, limits, evaluations, talk, gap=gap, time_limit_s=time_limit_s)
+    return trial
 
 
 def _print_solved(search: "models.Search", trial: "models.Trial", refine: int | None, as_json: bool) -> None:

@@ -65,7 +65,10 @@ class Contest:
 
     def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
         """What is chosen where options scored together are offered together only."""
-        found = choose(paired(self.problem))
+        return self.parted(choose(paired(self.problem)))
+
+    def parted(self, found: Solution) -> Solution:
+        """A solution of the paired problem as one of the problem itself."""
         return Solution.of(self.problem, parted(found.options, self.problem), found.bound, found.seconds, found.solver)
 
     def real(self, solutions: Sequence[Solution]) -> list[float]:
@@ -75,11 +78,7 @@ class Contest:
     def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.Trial]:
         """A trial of each with its real KL; `is_healed`: of the child that healing makes of it."""
         heal = healing_key(self.reality.job) if is_healed else None
-        whole = [parted(solution.options, self.problem) for solution in solutions]
-        named = [
-            Solution.of(self.problem, options, solution.bound, solution.seconds, solution.solver)
-            for options, solution in zip(whole, solutions, strict=True)
-        ]
+        named = [self.parted(solution) for solution in solutions]
         kls = self.reality.kl([str(architecture_of(solution, self.known.layers)) for solution in named])
         rows = [trial_row(self.known, solution, self.budget, heal) for solution in named]
         return [self._kept(row, kl) for row, kl in zip(rows, kls, strict=True)]

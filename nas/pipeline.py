@@ -4,7 +4,7 @@ Every stage asks the store before it works, so a search run again measures and t
 goes on where it stopped. This process alone writes the database.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +24,11 @@ from nas.deliver import deliver
 from nas.explain import explain
 from nas.job import Job, prepare
 from nas.realise import healing_key, made, timed
+from nas.refined import solve_refined
 from nas.report import write_report
 from nas.request import Request
 from nas.sample import sample
-from nas.solve import BudgetNotMet, measured, solve, trial_row
+from nas.solve import BudgetNotMet, Measured, measured, solve, trial_row
 from nas.stages import (
     Shared,
     build_library,
@@ -37,6 +38,8 @@ from nas.stages import (
     score_choices,
     write_options,
 )
+from nas.units import Limit
+from solvers.problem import Solution
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,14 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
         tried: list[models.Trial] = []
         while len(tried) < ATTEMPTS:
             try:
-                solution = solve(known, solve_for)
+                solution = _solution(store, known, solve_for, console)
             except BudgetNotMet:
                 if not tried:
                     raise
                 break  # Nothing is left under the tightened limits; what was asked for can be met on paper.
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job)))
-            trial = explain(store, known, solve_for, solution, trial)
+            if request.solver.refine is None:
+                trial = explain(store, known, solve_for, solution, trial)
             done.append(int(trial.latency_ratio is None))
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.
@@ -149,6 +153,15 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
         f"{worst_overshoot(nearest, request.budget) - 1:.1%} past it, and is built"
     )
     return nearest
+
+
+def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> Solution:
+    """The best by the sum of scores, or past it where the job asks for that."""
+    evaluations = known.search.request["solver"]["refine"]
+    if evaluations is None:
+        return solve(known, budget)
+    solution, _ = solve_refined(store, known, budget, evaluations, console)
+    return solution
 
 
 def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) -> Outcome:

@@ -14,27 +14,28 @@ from db.models import now
 from db.store import Store
 from nas.compare import Contest
 from nas.reality import Reality
-from nas.solve import BudgetNotMet, measured, not_met
+from nas.solve import BudgetNotMet, Measured, not_met
 from nas.units import Limit
 from solvers.joint import paired
-from solvers.problem import Infeasible
+from solvers.problem import Infeasible, Solution
 from solvers.refine import refine
 
 
 def solve_refined(
     store: Store,
-    search: models.Search,
+    known: Measured,
     budget: Sequence[Limit],
     evaluations: int,
     console: Console,
     *,
-    metric: str | None = None,
     gap: float | None = None,
     time_limit_s: float | None = None,
-) -> models.Trial:
-    """The trial of least real KL; `metric`, `gap` and `time_limit_s` None: the search's own. Raises BudgetNotMet."""
-    started, clock = now(), monotonic()
-    known = measured(store, search, metric)
+) -> tuple[Solution, models.Trial]:
+    """The solution of least real KL, and the trial that it is, not healed; `gap` and `time_limit_s` None: the search's.
+
+    Raises BudgetNotMet.
+    """
+    started, clock, search = now(), monotonic(), known.search
     with Reality(store, search, console) as reality:
         contest = Contest(store, known, budget, reality, evaluations)
         try:
@@ -54,4 +55,4 @@ def solve_refined(
                 work_done=reality.measured,
             )
         )  # fmt: skip
-    return trial
+        return contest.parted(found.solution), trial

@@ -240,10 +240,16 @@ class Measure(Section):
 
 
 class Solver(Section):
-    """`gap`: how far from the optimum an answer may be, as a share of its score. `time_limit` is in seconds."""
+    """`gap`: how far from the optimum an answer may be, as a share of its score. `time_limit` is in seconds.
+
+    `engine` is the MIP solver for what prices and partial tilings do not settle. `refine`: so many whole architectures
+    are measured to go past the sum of scores; None: the sum's best is the answer.
+    """
 
     gap: Fraction = 1e-6
     time_limit: Seconds = 60.0
+    engine: Literal["highs", "cbc"] = "highs"
+    refine: Count | None = None
 
 
 class Heal(Section):

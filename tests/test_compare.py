@@ -10,9 +10,9 @@ from typing import Any
 import optuna
 import pytest
 from rich.console import Console
-from searches import Here, files, rows, the_error
+from searches import Here, files, job, nas, rows, the_error
 
-import nas.compare
+import nas.compare as comparing
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
 from db.store import Store
@@ -54,7 +54,7 @@ def run(home: Path, **asked: Any) -> list[Line]:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, **strategies: Callable[[Contest], Chosen]) -> None:
-    monkeypatch.setattr(nas.compare, "STRATEGIES", strategies)
+    monkeypatch.setattr(comparing, "STRATEGIES", strategies)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_who_cannot_meet_the_budget_says_so_in_a_line(
     def late(contest: Contest) -> Chosen:
         raise TimeoutError("in 0 s no solution was found")
 
-    only(monkeypatch, SLEB=nas.compare.STRATEGIES["SLEB"], late=late)
+    only(monkeypatch, SLEB=comparing.STRATEGIES["SLEB"], late=late)
     done = here(compared, "compare", "tiny", "--budget", "parameters=20%", "--seeds", "0")
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-2:]
@@ -148,20 +148,20 @@ def test_who_cannot_meet_the_budget_says_so_in_a_line(
 
 def test_layers_that_must_stay_are_told_before_anything_is_measured(copy: Path) -> None:
     with opened(at_home(copy)) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
-        known = nas.compare.measured(store, store.find_search("tiny"))
-        lean = nas.compare.Measured(
+        known = comparing.measured(store, store.find_search("tiny"))
+        lean = comparing.Measured(
             known.search, known.scenario, known.fixed, known.parent,
             tuple(option for option in known.options if option.key != (4, 1, "skip")), known.metric,
         )  # fmt: skip
         contest = Contest(store, lean, parse_budget("parameters=75%"), reality, 6)
         with pytest.raises(Infeasible, match=r"not every inner layer can be left out; give space\.drop_blocks"):
-            nas.compare.STRATEGIES["SLEB"](contest)
+            comparing.STRATEGIES["SLEB"](contest)
         assert reality.measured == 0
 
 
 def test_healed_and_timed_alike(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = at_home(copy)
-    only(monkeypatch, mip=lambda c: Chosen(solve(c.known, c.budget)), uniform=nas.compare.STRATEGIES["uniform"])
+    only(monkeypatch, mip=lambda c: Chosen(solve(c.known, c.budget)), uniform=comparing.STRATEGIES["uniform"])
     lines = run(home, seeds=0, heal=True, time=True)
     assert sorted(line.strategy for line in lines) == ["mip", "uniform"]
     for line in lines:
@@ -213,3 +213,21 @@ def test_a_search_is_solved_past_its_sum_of_scores(here: Here, compared: Path) -
     assert the_error(here(compared, *solved, "--refine", "8", "--budget", "memory=1KiB").stderr).startswith(
         "error: no architecture of this space meets the budget"
     )
+
+
+def test_a_job_may_go_past_the_sum_of_scores(copy: Path) -> None:
+    """The library is there; what is new is measured, the best of it built, and nothing is done twice."""
+    home, asked = copy / "home", job(copy, solver={"refine": 6})
+    done = nas(home, "search", asked, "--json")
+    assert done.returncode == 0, done.stderr
+    trial = json.loads(done.stdout)
+    assert (trial["solver"], trial["kl"] is not None) == ("refine", True)
+    trials = [row for row in rows(home, "trial") if row["search_id"] == trial["search_id"]]
+    evaluated = {row["architecture"]: row["kl_whole"] for row in trials if row["kl_whole"] is not None}
+    assert len(evaluated) == 6
+    assert evaluated[trial["architecture"]] == min(evaluated.values())
+    written = files(home)
+    again = nas(home, "search", asked, "--json")
+    assert json.loads(again.stdout)["id"] == trial["id"]
+    assert files(home) == written
+    assert [row["work_done"] for row in rows(home, "stage") if row["name"] == "refine"] == [6, 0]

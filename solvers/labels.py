@@ -1,133 +1,145 @@
-"""Partial tilings from the first slot on, all that may still become better than the best known: labels.
+"""Partial tilings from the first slot on, all that may become a tiling near the bound: labels.
 
-Dynamic programming with bounds (Marsten and Morin, 1978). A label's weight, its sums and a shortest path through the
-slots that are left bound what it can become, for any prices of the limits. Several price vectors bound it from several
-sides, so that a label that has used too much of one limit and too little of another is soon seen to be lost. Where more
-than `width` are left at a slot, those of least bound go on, and the least bound of those left behind is a bound on all
-that was not looked at.
+Dynamic programming with bounds (Marsten and Morin, 1978). What a label is charged and a shortest path through the slots
+that are left bound what it can become, for any prices of the limits. The best prices are known for each step before it
+is taken; where labels are many, other prices near them and far bound them from other sides, so that one that has used
+too much of one limit and too little of another is soon seen to be lost. Of labels with the same sums the lightest does.
 
-Legend of shape suffixes: L labels, O options, R rows, P price vectors.
+Legend of shape suffixes: L labels, O options, R rows, P price vectors, S slots and the end.
 """
 
-import math
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.line import Indices, Weights
-from solvers.program import Program
+from solvers.line import Indices, Line, Weights
+from solvers.reach import over_best
+from solvers.scaled import Scaled
+
+MOST = 6_000_000
+"""Labels held at once."""
+MERGED = 1e-12
+"""Sums that differ by less are the same."""
+
+_MANY = 2_000
+"""From so many at a slot on it pays to look at them from several sides."""
+_BLOCK = 8_192
+_USELESS = 0.95
+_SPREADS = (0.01, 0.03, 0.1, 0.3)
+_PRICES = 6
+"""Price vectors for each spread."""
+
+
+class CrowdedError(Exception):
+    """More labels than can be held."""
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
-    """`best` is the lightest tiling within the rows that was met, None where none was. `bound` holds for all others
-    lighter than was asked; infinite where every label was followed to its end or seen to be lost."""
+class Labels:
+    """Labels at one slot: by how much each is over the bound, its sums, its last option, the label it was before."""
 
-    best: Indices | None
-    bound: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Labels:
-    """Labels at one slot. `option_L` is each one's last option, `slot_L` and `label_L` where it came from."""
-
-    weight_L: Weights
+    over_L: Weights
     sums_LR: Weights
-    option_L: Indices
-    slot_L: Indices
-    label_L: Indices
-
-    def only(self, kept: NDArray[np.bool_] | Indices) -> "_Labels":
-        return _Labels(*(values[kept] for values in vars(self).values()))
+    option_L: NDArray[np.int32]
+    before_L: NDArray[np.int32]
 
     @staticmethod
-    def together(some: list["_Labels"]) -> "_Labels":
-        return _Labels(*map(np.concatenate, zip(*(vars(one).values() for one in some), strict=True)))
+    def together(some: list["Labels"]) -> "Labels":
+        return some[0] if len(some) == 1 else Labels(*map(np.concatenate, zip(*(vars(s).values() for s in some))))
+
+    def only(self, kept: NDArray[np.bool_] | Indices) -> "Labels":
+        return Labels(*(values[kept] for values in vars(self).values()))
 
 
-def label(
-    program: Program,
-    values_OR: Weights,
-    most_R: Weights,
-    prices_PR: Weights,
-    below: float,
-    rounding: float,
-    width: int,
-    deadline: float = math.inf,
-) -> Labelled:
-    """The lightest tiling within the rows, if it is lighter than `below`, by `width` labels at a slot. At the deadline
-    (`time.monotonic`) it stops, with nothing found and nothing proven.
+class Labelling:
+    """The labels at every slot up to the first that is `until` or later, and past it those one option leads to."""
 
-    `values_OR` and `most_R` are the program's rows in a scale where rounding errors of sums are below `rounding`, as
-    they are of weights. The first price vector should be the best.
-    """
-    line = program.line
-    onward_SP = np.stack([line.onward(program.weights + values_OR @ prices_R) for prices_R in prices_PR], axis=1)
-    least_SR = np.stack([line.onward(values_O) for values_O in values_OR.T], axis=1) if len(most_R) else None
-    paid_P = prices_PR @ most_R
-    nothing = np.zeros(1, dtype=np.intp)
-    waiting: list[list[_Labels]] = [[] for _ in range(line.slots + 1)]
-    waiting[0] = [_Labels(np.zeros(1), np.zeros((1, len(most_R))), nothing, nothing, nothing)]
-    left_behind = np.inf
-    followed: dict[int, _Labels] = {}
-    for slot in range(line.slots + 1):
-        if not waiting[slot]:
-            continue
-        if time.monotonic() > deadline:
-            return Labelled(None, -math.inf)
-        here = _Labels.together(waiting[slot])
-        waiting[slot] = []
-        if least_SR is not None:
-            here = here.only(np.all(here.sums_LR + least_SR[slot] <= most_R + rounding, axis=1))
-        # The best prices tell most labels; only what they leave is held against the others.
-        bound_L = here.weight_L + here.sums_LR @ prices_PR[0] + (onward_SP[slot, 0] - paid_P[0])
-        here = here.only(bound_L < below + rounding)
-        bound_L = (here.sums_LR @ prices_PR.T + here.weight_L[:, None] + (onward_SP[slot] - paid_P)).max(
-            1, initial=-np.inf
-        )
-        is_open = bound_L < below + rounding
-        here, bound_L = here.only(is_open), bound_L[is_open]
-        if len(bound_L) > width:
-            order = np.argpartition(bound_L, width)
-            left_behind = min(left_behind, float(bound_L[order[width]]) - rounding)
-            here = here.only(order[:width])
-        followed[slot] = here
-        if slot < line.slots and len(here.weight_L):
-            _extend(program, values_OR, slot, here, waiting)
-    return Labelled(_lightest(program, followed), left_behind)
+    def __init__(self, scaled: Scaled, line: Line, prices_R: Weights, distance: float, merging: bool):
+        self.line = line
+        self.at: dict[int, Labels] = {}
+        self._scaled = scaled
+        self._distance = distance + scaled.rounding(prices_R)
+        self._over_O = over_best(line, scaled.charged(prices_R))
+        self._merging = merging
+        self._sides = _Sides(scaled, line, prices_R)
+        self._leaving: list[list[Indices]] = [[] for _ in range(line.slots)]
+        for step, first in enumerate(line.steps.firsts):
+            options = line.steps.options(step)
+            self._leaving[first].append(options[np.argsort(self._over_O[options], kind="stable")])
 
+    def follow(self, until: int) -> Iterator[None]:
+        """Slot by slot, with a pause after each. Raises CrowdedError."""
+        nothing = np.zeros(1, dtype=np.int32)
+        start = Labels(np.zeros(1), np.zeros((1, len(self._scaled.most_R))), nothing, nothing)
+        waiting: dict[int, list[Labels]] = {0: [start]}
+        held = 0
+        for slot in range(self.line.slots + 1):
+            if slot not in waiting:
+                continue
+            here = self._thinned(slot, Labels.together(waiting.pop(slot)))
+            self.at[slot] = here
+            for options in self._leaving[slot] if slot < until else ():
+                taken_L = np.searchsorted(self._over_O[options], self._distance - here.over_L)
+                held += int(taken_L.sum())
+                if held > MOST:
+                    raise CrowdedError
+                if np.any(taken_L):
+                    waiting.setdefault(int(self.line.ends[options[0]]), []).append(self._extended(here, options, taken_L))
+            yield
 
-def _extend(program: Program, values_OR: Weights, slot: int, here: _Labels, waiting: list[list[_Labels]]) -> None:
-    """Every label with every option that begins at its slot, put where the option ends."""
-    steps = program.line.steps
-    for step in np.flatnonzero(np.array(steps.firsts) == slot).tolist():
-        options = steps.options(step)
-        count, labels = len(options), len(here.weight_L)
-        waiting[steps.ends[step]].append(
-            _Labels(
-                (here.weight_L[:, None] + program.weights[options]).ravel(),
-                (here.sums_LR[:, None, :] + values_OR[options]).reshape(labels * count, -1),
-                np.tile(options, labels),
-                np.full(labels * count, slot),
-                np.repeat(np.arange(labels), count),
-            )
-        )
-
-
-def _lightest(program: Program, followed: dict[int, _Labels]) -> Indices | None:
-    """The lightest tiling that reached the last slot and is within the rows as they are, not only to rounding."""
-    last = program.line.slots
-    if last not in followed:
-        return None
-    for end in np.argsort(followed[last].weight_L, kind="stable").tolist():
-        slot, place, chosen = last, end, []
+    def chosen(self, slot: int, label: int) -> list[int]:
+        """The options of a label, the last one first."""
+        chosen = []
         while slot:
-            here = followed[slot]
-            chosen.append(int(here.option_L[place]))
-            slot, place = int(here.slot_L[place]), int(here.label_L[place])
-        tiling = np.array(chosen[::-1], dtype=np.intp)
-        if program.holds(tiling):
-            return tiling
-    return None
+            here = self.at[slot]
+            option = int(here.option_L[label])
+            chosen.append(option)
+            slot, label = int(self.line.firsts[option]), int(here.before_L[label])
+        return chosen
+
+    def _extended(self, here: Labels, options: Indices, taken_L: Indices) -> Labels:
+        """Each label by the first so many of the options."""
+        before = np.repeat(np.arange(len(taken_L), dtype=np.int32), taken_L)
+        option = options[np.arange(len(before)) - np.repeat(np.cumsum(taken_L) - taken_L, taken_L)]
+        over, sums = here.over_L[before] + self._over_O[option], here.sums_LR[before] + self._scaled.values_OR[option]
+        return Labels(over, sums, option.astype(np.int32), before)
+
+    def _thinned(self, slot: int, here: Labels) -> Labels:
+        if len(here.over_L) < _MANY:
+            return here
+        here = here.only(self._sides.bound(slot, here) < self._distance)
+        return _merged(here) if self._merging and len(here.over_L) else here
+
+
+class _Sides:
+    """Prices near the best and far, always the same, and what they say of labels beside what the best do."""
+
+    def __init__(self, scaled: Scaled, line: Line, prices_R: Weights):
+        seeded = np.random.default_rng(0)
+        spreads = np.repeat(_SPREADS, _PRICES)[:, None]
+        prices_PR = prices_R * np.exp(spreads * seeded.standard_normal((len(spreads), len(prices_R))))
+        self._more_RP = (prices_PR - prices_R).T
+        best_S = line.onward(scaled.charged(prices_R))
+        with np.errstate(invalid="ignore"):
+            self._more_SP = np.stack([line.onward(scaled.charged(other_R)) - best_S for other_R in prices_PR], axis=1)
+        self._more_SP -= scaled.most_R @ self._more_RP
+
+    def bound(self, slot: int, labels: Labels) -> Weights:
+        """By how much each label is over the bound by the worst of the prices."""
+        found = [
+            (labels.sums_LR[start : start + _BLOCK] @ self._more_RP + self._more_SP[slot]).max(1)
+            for start in range(0, len(labels.over_L), _BLOCK)
+        ]
+        return labels.over_L + np.concatenate(found)
+
+
+def _merged(here: Labels) -> Labels:
+    """The lightest of labels whose sums are the same."""
+    key_L = here.sums_LR @ np.random.default_rng(1).uniform(1, 2, here.sums_LR.shape[1])
+    order = np.argsort(key_L)
+    order = order[np.lexsort((here.over_L[order], np.cumsum(np.diff(key_L[order], prepend=-np.inf) > MERGED)))]
+    is_new = np.ones(len(order), dtype=np.bool_)
+    is_new[1:] = np.any(np.abs(np.diff(here.sums_LR[order], axis=0)) > MERGED, axis=1)
+    return here.only(order[is_new])

@@ -8,8 +8,8 @@ too much of one limit and too little of another is soon seen to be lost. Of labe
 Legend of shape suffixes: L labels, O options, R rows, P price vectors, S slots and the end.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,24 @@ from solvers.line import Indices, Line, Weights
 from solvers.reach import over_best
 from solvers.scaled import Scaled
 
-MOST = 6_000_000
-"""Labels held at once."""
+MOST = 40_000_000
+"""Labels held at once, what leads back from those far behind."""
 MERGED = 1e-12
 """Sums that differ by less are the same."""
 
 _MANY = 2_000
 """From so many at a slot on it pays to look at them from several sides."""
-_BLOCK = 8_192
-_USELESS = 0.95
-_SPREADS = (0.01, 0.03, 0.1, 0.3)
-_PRICES = 6
+_NEW = 4
+"""What a new label takes is so much more."""
+_BLOCK = 65_536
+_USELESS = 0.97
+_TRIED = 200_000
+"""Merging that left so large a share of so many labels is not tried again."""
+_SPREADS = (0.03, 0.1, 0.3, 1.0)
+_PRICES = 32
 """Price vectors for each spread."""
+_SAMPLE = 500
+_TELLING = 8
 
 
 class CrowdedError(Exception):
@@ -49,68 +55,130 @@ class Labels:
     def together(some: list["Labels"]) -> "Labels":
         return some[0] if len(some) == 1 else Labels(*map(np.concatenate, zip(*(vars(s).values() for s in some))))
 
+    @property
+    def traces(self) -> "Labels":
+        """What leads back from later labels."""
+        return replace(self, over_L=self.over_L[:0].copy(), sums_LR=self.sums_LR[:0].copy())
+
+    def with_one(self, option: int, over_O: Weights, values_OR: Weights) -> "Labels":
+        """All of them with the same option."""
+        every = np.arange(len(self.over_L), dtype=np.int32)
+        return Labels(self.over_L + over_O[option], self.sums_LR + values_OR[option], np.full_like(every, option), every)
+
     def only(self, kept: NDArray[np.bool_] | Indices) -> "Labels":
         return Labels(*(values[kept] for values in vars(self).values()))
 
 
 class Labelling:
-    """The labels at every slot up to the first that is `until` or later, and past it those one option leads to."""
+    """The labels at every slot up to `slot`, and past it those that an option from before it leads to.
+
+    Of labels that lie farther back than the longest option reaches only what leads to others is kept.
+    """
 
     def __init__(self, scaled: Scaled, line: Line, prices_R: Weights, distance: float, merging: bool):
         self.line = line
-        self.at: dict[int, Labels] = {}
-        self._scaled = scaled
+        self.slot = 0
         self._distance = distance + scaled.rounding(prices_R)
         self._over_O = over_best(line, scaled.charged(prices_R))
+        self._scaled, self._prices_R = scaled, prices_R
         self._merging = merging
-        self._sides = _Sides(scaled, line, prices_R)
+        self._longest = int((line.ends - line.firsts).max())
         self._leaving: list[list[Indices]] = [[] for _ in range(line.slots)]
         for step, first in enumerate(line.steps.firsts):
             options = line.steps.options(step)
             self._leaving[first].append(options[np.argsort(self._over_O[options], kind="stable")])
-
-    def follow(self, until: int) -> Iterator[None]:
-        """Slot by slot, with a pause after each. Raises CrowdedError."""
         nothing = np.zeros(1, dtype=np.int32)
-        start = Labels(np.zeros(1), np.zeros((1, len(self._scaled.most_R))), nothing, nothing)
-        waiting: dict[int, list[Labels]] = {0: [start]}
-        held = 0
-        for slot in range(self.line.slots + 1):
-            if slot not in waiting:
-                continue
-            here = self._thinned(slot, Labels.together(waiting.pop(slot)))
-            self.at[slot] = here
-            for options in self._leaving[slot] if slot < until else ():
-                taken_L = np.searchsorted(self._over_O[options], self._distance - here.over_L)
-                held += int(taken_L.sum())
-                if held > MOST:
-                    raise CrowdedError
-                if np.any(taken_L):
-                    waiting.setdefault(int(self.line.ends[options[0]]), []).append(self._extended(here, options, taken_L))
-            yield
+        self._at = {0: Labels(np.zeros(1), np.zeros((1, len(scaled.most_R))), nothing, nothing)}
+        self._choices: set[int] = set()
+        self._held = self._seen = self._left = 0
+        self._taken = self._next()
+
+    def at(self, slot: int) -> Labels | None:
+        """The labels at a slot, None where there are none."""
+        return self._at.get(slot)
+
+    @property
+    def coming(self) -> int:
+        """How many labels the next step makes, before it is seen which of them are lost."""
+        return sum(int(taken_L.sum()) for _, taken_L in self._taken)
+
+    def step(self) -> None:
+        """Follows the labels at its slot, and goes on to the next. Raises CrowdedError."""
+        for options, taken_L in self._taken:
+            self._take(self._at[self.slot], options, taken_L)
+        self.slot += 1
+        if self.slot in self._at:
+            if self._merging and self.slot in self._choices and len(self._at[self.slot].over_L) >= _MANY:
+                self._at[self.slot] = self._merged(self._at[self.slot])
+            self._held += len(self._at[self.slot].over_L)
+        self._taken = self._next()
+        past = self.slot - self._longest - 1
+        if past in self._at:
+            self._at[past] = self._at[past].traces
 
     def chosen(self, slot: int, label: int) -> list[int]:
         """The options of a label, the last one first."""
         chosen = []
         while slot:
-            here = self.at[slot]
+            here = self._at[slot]
             option = int(here.option_L[label])
             chosen.append(option)
             slot, label = int(self.line.firsts[option]), int(here.before_L[label])
         return chosen
 
-    def _extended(self, here: Labels, options: Indices, taken_L: Indices) -> Labels:
-        """Each label by the first so many of the options."""
-        before = np.repeat(np.arange(len(taken_L), dtype=np.int32), taken_L)
-        option = options[np.arange(len(before)) - np.repeat(np.cumsum(taken_L) - taken_L, taken_L)]
-        over, sums = here.over_L[before] + self._over_O[option], here.sums_LR[before] + self._scaled.values_OR[option]
-        return Labels(over, sums, option.astype(np.int32), before)
+    def _next(self) -> list[tuple[Indices, Indices]]:
+        """Options that begin at its slot, and how many of them each label there takes."""
+        here = self._at.get(self.slot)
+        if here is None or self.slot == self.line.slots:
+            return []
+        room_L = self._distance - here.over_L
+        leaving = self._leaving[self.slot]
+        taken = [(options, np.searchsorted(self._over_O[options], room_L)) for options in leaving]
+        return [(options, taken_L) for options, taken_L in taken if np.any(taken_L)]
 
-    def _thinned(self, slot: int, here: Labels) -> Labels:
-        if len(here.over_L) < _MANY:
-            return here
-        here = here.only(self._sides.bound(slot, here) < self._distance)
-        return _merged(here) if self._merging and len(here.over_L) else here
+    def _take(self, here: Labels, options: Indices, taken_L: Indices) -> None:
+        """Each label with the first so many of the options, where they may lead to a tiling near the bound."""
+        end = int(self.line.ends[options[0]])
+        if end not in self._at and taken_L.min() == taken_L.max() == 1:
+            self._at[end] = here.with_one(int(options[0]), self._over_O, self._scaled.values_OR)
+            return
+        self._choices.add(end)
+        ends_L = np.cumsum(taken_L)
+        found = [self._at[end]] if end in self._at else []
+        start, held = 0, self._held
+        while start < len(taken_L):
+            done = int(ends_L[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends_L, done + _BLOCK, side="right")))
+            before = np.repeat(np.arange(start, stop, dtype=np.int32), taken_L[start:stop])
+            option = options[np.arange(done, done + len(before)) - (ends_L - taken_L)[before]]
+            over = here.over_L[before] + self._over_O[option]
+            sums = here.sums_LR[before] + self._scaled.values_OR[option]
+            new = Labels(over, sums, option.astype(np.int32), before)
+            start = stop
+            if len(taken_L) >= _MANY and len(before):
+                new = new.only(self._sides.near(end, new, self._distance))
+            held += _NEW * len(new.over_L)
+            if held > MOST:
+                raise CrowdedError
+            found.append(new)
+        if found:
+            self._at[end] = Labels.together(found)
+
+    @cached_property
+    def _sides(self) -> "_Sides":
+        return _Sides(self._scaled, self.line, self._prices_R)
+
+    def _merged(self, here: Labels) -> Labels:
+        """The lightest of labels whose sums are the same."""
+        key_L = here.sums_LR @ np.random.default_rng(1).uniform(1, 2, here.sums_LR.shape[1])
+        order = np.argsort(key_L)
+        order = order[np.lexsort((here.over_L[order], np.cumsum(np.diff(key_L[order], prepend=-np.inf) > MERGED)))]
+        is_new = np.ones(len(order), dtype=np.bool_)
+        is_new[1:] = np.any(np.abs(np.diff(here.sums_LR[order], axis=0)) > MERGED, axis=1)
+        merged = here.only(order[is_new])
+        self._seen, self._left = self._seen + len(order), self._left + len(merged.over_L)
+        self._merging = self._seen < _TRIED or self._left < _USELESS * self._seen
+        return merged
 
 
 class _Sides:
@@ -122,24 +190,34 @@ class _Sides:
         prices_PR = prices_R * np.exp(spreads * seeded.standard_normal((len(spreads), len(prices_R))))
         self._more_RP = (prices_PR - prices_R).T
         best_S = line.onward(scaled.charged(prices_R))
+        onward_SP = _onward(line, scaled.weights_O[:, None] + scaled.values_OR @ prices_PR.T)
         with np.errstate(invalid="ignore"):
-            self._more_SP = np.stack([line.onward(scaled.charged(other_R)) - best_S for other_R in prices_PR], axis=1)
-        self._more_SP -= scaled.most_R @ self._more_RP
+            self._more_SP = onward_SP - best_S[:, None] - scaled.most_R @ self._more_RP
 
-    def bound(self, slot: int, labels: Labels) -> Weights:
-        """By how much each label is over the bound by the worst of the prices."""
-        found = [
-            (labels.sums_LR[start : start + _BLOCK] @ self._more_RP + self._more_SP[slot]).max(1)
-            for start in range(0, len(labels.over_L), _BLOCK)
-        ]
-        return labels.over_L + np.concatenate(found)
+    def near(self, slot: int, labels: Labels, distance: float) -> NDArray[np.bool_]:
+        """Which labels are not seen to be lost, by the few prices that tell most of a sample of them."""
+        sample = slice(None, None, max(1, len(labels.over_L) // _SAMPLE))
+        more_LP = labels.sums_LR[sample] @ self._more_RP + self._more_SP[slot]
+        lost_LP = labels.over_L[sample][:, None] + more_LP >= distance
+        telling = []
+        for _ in range(_TELLING):
+            best = int(lost_LP.sum(0).argmax())
+            if not np.any(lost_LP[:, best]):
+                break
+            telling.append(best)
+            lost_LP = lost_LP[~lost_LP[:, best]]
+        more_L = np.zeros(len(labels.over_L))
+        for price in telling:
+            np.maximum(more_L, labels.sums_LR @ self._more_RP[:, price] + self._more_SP[slot, price], out=more_L)
+        is_near: NDArray[np.bool_] = labels.over_L + more_L < distance
+        return is_near
 
 
-def _merged(here: Labels) -> Labels:
-    """The lightest of labels whose sums are the same."""
-    key_L = here.sums_LR @ np.random.default_rng(1).uniform(1, 2, here.sums_LR.shape[1])
-    order = np.argsort(key_L)
-    order = order[np.lexsort((here.over_L[order], np.cumsum(np.diff(key_L[order], prepend=-np.inf) > MERGED)))]
-    is_new = np.ones(len(order), dtype=np.bool_)
-    is_new[1:] = np.any(np.abs(np.diff(here.sums_LR[order], axis=0)) > MERGED, axis=1)
-    return here.only(order[is_new])
+def _onward(line: Line, weights_OP: Weights) -> Weights:
+    """`Line.onward` for several weights at once, [S, P]."""
+    least_SP = np.full((line.slots + 1, weights_OP.shape[1]), np.inf)
+    least_SP[-1] = 0
+    least_KP = np.minimum.reduceat(weights_OP[line.steps.order], line.steps.starts, axis=0)
+    for first, end, least_P in zip(line.steps.firsts[::-1], line.steps.ends[::-1], least_KP[::-1], strict=True):
+        np.minimum(least_SP[first], least_SP[end] + least_P, out=least_SP[first])
+    return least_SP

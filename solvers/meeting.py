@@ -15,7 +15,6 @@ import numpy as np
 from solvers.labels import MERGED, Labelling, Labels
 from solvers.line import Indices, Weights
 from solvers.program import Program
-from solvers.reach import Reach
 from solvers.scaled import Scaled
 
 _AXES = 3
@@ -30,27 +29,29 @@ class MergedError(Exception):
 
 
 def meet(
-    program: Program, scaled: Scaled, prices_R: Weights, reach: Reach, further: float, merging: bool
+    program: Program, scaled: Scaled, prices_R: Weights, distance: float, further: float, merging: bool
 ) -> Iterator[Indices | None]:
-    """Tilings within the rows, each lighter than those before; in the end the lightest within reach of the bound.
+    """Tilings within the rows, each lighter than those before; in the end the lightest less than `distance` from the bound.
 
-    Those up to the distance `further` are looked for as well, but not all are seen. Now and then None, for the caller
+    Those less than `further` from it are looked for as well, but not all are seen. Now and then None, for the caller
     to look at the clock. Raises CrowdedError where labels are too many, MergedError where merging might have lost one.
     """
-    ahead = Labelling(scaled, scaled.line, prices_R, reach.distance, merging)
-    yield from ahead.follow(reach.middle)
-    back = Labelling(scaled, scaled.line.mirrored, prices_R, reach.distance, merging)
-    yield from back.follow(scaled.line.slots - reach.middle)
+    ahead = Labelling(scaled, scaled.line, prices_R, distance, merging)
+    back = Labelling(scaled, scaled.line.mirrored, prices_R, distance, merging)
+    while ahead.slot + back.slot < scaled.line.slots:
+        (ahead if ahead.coming <= back.coming else back).step()
+        yield None
     charged_O = scaled.charged(prices_R)
     through_S = scaled.line.up_to(charged_O) + scaled.line.onward(charged_O)
     bound = float(through_S[0] - prices_R @ scaled.most_R)
-    for slot in range(reach.middle, scaled.line.slots + 1):
+    for slot in range(ahead.slot, scaled.line.slots + 1):
         mirrored = scaled.line.slots - slot
-        if slot not in ahead.at or mirrored not in back.at:
+        ones, others = ahead.at(slot), back.at(mirrored)
+        if ones is None or others is None or not len(others.over_L):
             continue
-        grid = _Grid(scaled, prices_R, back.at[mirrored], float(through_S[slot] - through_S[0]), further)
-        for start in range(0, len(ahead.at[slot].over_L), _BLOCK):
-            block = ahead.at[slot].only(np.arange(start, min(start + _BLOCK, len(ahead.at[slot].over_L))))
+        grid = _Grid(scaled, prices_R, others, float(through_S[slot] - through_S[0]), further)
+        for start in range(0, len(ones.over_L), _BLOCK):
+            block = ones.only(np.arange(start, min(start + _BLOCK, len(ones.over_L))))
             for one, other in grid.pairs(block, further):
                 chosen = [*ahead.chosen(slot, start + one)[::-1], *back.chosen(mirrored, other)]
                 tiling = np.array(chosen, dtype=np.intp)

@@ -21,15 +21,16 @@ from solvers.meeting import MergedError, meet
 from solvers.problem import relative_gap
 from solvers.program import Answer, Program, scale_of
 from solvers.pulp_model import Engine, IndistinctError, run
-from solvers.reach import reach_of
+from solvers.reach import reach
 from solvers.scaled import Scaled
 from solvers.swaps import improved
 
 Progress = Callable[[float, float], None]
 """Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
 
-_LABELS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
-"""Partial tilings, as counted beforehand. Many are never made."""
+_FIRST, _MORE, _LAST = 1e3, 4.0, 1e14
+"""Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
+_NEARLY_CROWDED = 0.8
 _FURTHER = 2.0
 """Tilings are looked for as far as this beyond where all are seen: the best known rules out the more."""
 _TRIED = 4
@@ -86,9 +87,12 @@ def _minimise(
     if search.bound > -_least(program, -program.weights) + search.rounding:
         return Answer("infeasible", bound=search.bound)
     search.try_tilings(start.tilings)
-    for labels in _LABELS:
-        if search.is_settled or time.monotonic() > deadline or not search.meet(labels, deadline):
-            break
+    most, labels, crowd = 0.0, float(_FIRST), math.inf
+    while not search.is_settled and time.monotonic() < deadline and labels < min(_LAST, _NEARLY_CROWDED * crowd):
+        if search.meet(labels, deadline):
+            most, labels = labels, min(_MORE * labels, math.sqrt(labels * crowd))
+        else:
+            crowd, labels = labels, math.sqrt(most * labels)
     while not search.is_settled and time.monotonic() < deadline:
         before = search.open_options
         search.ask(engine, deadline)
@@ -148,8 +152,8 @@ class _Search:
                 self._keep(near[better])
         self._tell()
 
-    def meet(self, labels: int, deadline: float) -> bool:
-        """The tilings near the bound, as far as so many labels go. Whether it makes sense to ask for more."""
+    def meet(self, labels: float, deadline: float) -> bool:
+        """The tilings near the bound, as far as so many labels go; False where they cannot be held."""
         kept = self._open()
         if not len(kept):
             self._settle()
@@ -161,26 +165,26 @@ class _Search:
         if wanted == math.inf:
             wanted = -_least(some, -some.weights) + self.rounding
         distance = wanted / scaled.scale - bound
-        reach = reach_of(scaled.line, scaled.charged(prices_R), distance, labels)
-        if reach.distance <= 0:
+        near = reach(scaled.line, scaled.charged(prices_R), distance, labels)
+        if near <= 0:
             return True
-        further = min(_FURTHER * reach.distance, distance)
+        further = min(_FURTHER * near, distance)
         for merging in (True, False):
             try:
-                for tiling in meet(some, scaled, prices_R, reach, further, merging):
+                for tiling in meet(some, scaled, prices_R, near, further, merging):
                     if tiling is not None:
                         self._keep(kept[tiling])
                         self._tell()
                     if time.monotonic() > deadline:
-                        return False
+                        return True
                 break
             except MergedError:
                 continue
             except CrowdedError:
                 return False
-        is_all = reach.distance >= distance
+        is_all = near >= distance
         self._is_infeasible = is_all and self._best is None
-        proven = wanted if is_all else (bound + reach.distance) * scaled.scale
+        proven = wanted if is_all else (bound + near) * scaled.scale
         self.bound = max(self.bound, min(proven, self.weight))
         self._tell()
         return True

@@ -5,8 +5,6 @@ count. Where all of them up to the distance wanted are too many, the distance is
 Legend of shape suffixes: O options, S slots and the end, B bins.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from solvers.line import Line, Weights
@@ -16,26 +14,17 @@ _FEW_BINS = 32
 _ZOOMS = 20
 
 
-@dataclass(frozen=True)
-class Reach:
-    """Tilings lighter than `distance` from the bound, looked for from both ends up to the slot `middle`."""
-
-    distance: float
-    middle: int
-
-
-def reach_of(line: Line, charged_O: Weights, wanted: float, labels: int) -> Reach:
+def reach(line: Line, charged_O: Weights, wanted: float, labels: float) -> float:
     """As far as wanted, or as far as there are so many partial tilings; 0 where there are more at no distance."""
     distance = wanted
     for _ in range(_ZOOMS):
         ahead_SB = _counts(line, charged_O, distance).cumsum(0)
         back_SB = _counts(line.mirrored, charged_O, distance).cumsum(0)[::-1]
-        followed_SB = ahead_SB + back_SB
-        bins = int(np.searchsorted(followed_SB.min(0), labels, side="right"))
+        bins = int(np.searchsorted((ahead_SB + back_SB).min(0), labels, side="right"))
         if bins >= _FEW_BINS:
-            return Reach(distance * (bins / _BINS), int(followed_SB[:, bins - 1].argmin()))
+            return distance * (bins / _BINS)
         distance *= (bins + 1) / _BINS
-    return Reach(0.0, 0)
+    return 0.0
 
 
 def over_best(line: Line, charged_O: Weights) -> Weights:

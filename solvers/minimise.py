@@ -87,7 +87,7 @@ def _minimise(
     if search.bound > -_least(program, -program.weights) + search.rounding:
         return Answer("infeasible", bound=search.bound)
     search.try_tilings(start.tilings)
-    most, labels, crowd = 0.0, float(_FIRST), math.inf
+    most, labels, crowd = _FIRST, _FIRST, math.inf
     while not search.is_settled and time.monotonic() < deadline and labels < min(_LAST, _NEARLY_CROWDED * crowd):
         if search.meet(labels, deadline):
             most, labels = labels, min(_MORE * labels, math.sqrt(labels * crowd))

@@ -63,7 +63,9 @@ class Labels:
     def with_one(self, option: int, over_O: Weights, values_OR: Weights) -> "Labels":
         """All of them with the same option."""
         every = np.arange(len(self.over_L), dtype=np.int32)
-        return Labels(self.over_L + over_O[option], self.sums_LR + values_OR[option], np.full_like(every, option), every)
+        return Labels(
+            self.over_L + over_O[option], self.sums_LR + values_OR[option], np.full_like(every, option), every
+        )
 
     def only(self, kept: NDArray[np.bool_] | Indices) -> "Labels":
         return Labels(*(values[kept] for values in vars(self).values()))

@@ -8,7 +8,6 @@ Legend of shape suffixes: L labels of one end, K of the other, R rows, N pairs.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,9 +30,9 @@ class MergedError(Exception):
 def meet(
     program: Program, scaled: Scaled, prices_R: Weights, distance: float, further: float, merging: bool
 ) -> Iterator[Indices | None]:
-    """Tilings within the rows, each lighter than those before; in the end the lightest less than `distance` from the bound.
+    """Tilings within the rows, each lighter than those before; the last one is the lightest within `distance`, if any is.
 
-    Those less than `further` from it are looked for as well, but not all are seen. Now and then None, for the caller
+    Distances are from the bound. Tilings as far as `further` are looked for as well, but not all are seen. Now and then None, for the caller
     to look at the clock. Raises CrowdedError where labels are too many, MergedError where merging might have lost one.
     """
     ahead = Labelling(scaled, scaled.line, prices_R, distance, merging)
@@ -65,7 +64,7 @@ def meet(
 
 
 class _Grid:
-    """Labels of one end in cells over the sums that the prices tell most of, in each cell those nearest the bound first.
+    """Labels of one end in cells over the sums that tell most of them apart, in each cell those nearest the bound first.
 
     A cell is as wide as what a tiling may leave of a limit: labels that go with one from the other end are in two cells
     along each sum.
@@ -98,7 +97,7 @@ class _Grid:
         mine_N, cell_N = self._cells(room_L, most_LR)
         first_N = np.searchsorted(self._key_K, cell_N)
         count_N = np.searchsorted(self._key_K, cell_N + self._share(room_L[mine_N]), side="right") - first_N
-        held = mine_N[:0], mine_N[:0], room_L[:0]
+        held = [(mine_N[:0], mine_N[:0], room_L[:0])]
         ends_N, start = np.cumsum(count_N), 0
         while start < len(count_N):
             done = int(ends_N[start - 1]) if start else 0
@@ -106,10 +105,9 @@ class _Grid:
             some = slice(start, stop)
             mine = np.repeat(mine_N[some], count_N[some])
             its = np.arange(done, done + len(mine)) + np.repeat((first_N - ends_N + count_N)[some], count_N[some])
-            found = self._within(room_L, most_LR, mine, its)
-            held = tuple(map(np.concatenate, zip(held, found, strict=True)))
+            held.append(self._within(room_L, most_LR, mine, its))
             start = stop
-        mine, its, room = held
+        mine, its, room = map(np.concatenate, zip(*held, strict=True))
         for place in np.argsort(-room, kind="stable").tolist():
             yield int(mine[place]), int(self._order[its[place]])
 

@@ -9,7 +9,7 @@ better by exchanges (`swaps.py`). Then all tilings near the bound are looked for
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,13 +20,10 @@ from solvers.line import Indices, Weights
 from solvers.meeting import MergedError, meet
 from solvers.problem import relative_gap
 from solvers.program import Answer, Program, scale_of
-from solvers.pulp_model import Engine, IndistinctError, run
+from solvers.pulp_model import Engine, IndistinctError, Progress, run
 from solvers.reach import reach
 from solvers.scaled import Scaled
 from solvers.swaps import improved
-
-Progress = Callable[[float, float], None]
-"""Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
 
 _FIRST, _MORE, _LAST = 1e3, 4.0, 1e14
 """Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
@@ -113,6 +110,7 @@ class _Search:
         self._is_infeasible = False
         self.bound = found.bound
         self.rounding = _rounding(program, program.weights)
+
     @property
     def weight(self) -> float:
         """Of the best tiling; infinite where there is none yet."""
@@ -164,7 +162,7 @@ class _Search:
         bound, wanted = scaled.bound(prices_R), self._wanted
         if wanted == math.inf:
             wanted = -_least(some, -some.weights) + self.rounding
-        distance = wanted / scaled.scale - bound
+        distance = max(wanted / scaled.scale - bound, scaled.rounding(prices_R))
         near = reach(scaled.line, scaled.charged(prices_R), distance, labels)
         if near <= 0:
             return True
@@ -197,7 +195,7 @@ class _Search:
             return
         wanted = self._wanted
         try:
-            found = run(self._program.only(kept), self._gap, deadline, engine)
+            found = run(self._program.only(kept), self._gap, deadline, engine, self._hear)
         except IndistinctError:
             if self._best is None:
                 raise
@@ -234,6 +232,12 @@ class _Search:
     def _tell(self) -> None:
         if self._progress is not None:
             self._progress(self.weight, self.bound)
+
+    def _hear(self, weight: float, bound: float) -> None:
+        """What a MIP solver says of the options it was given. It knows of no tiling but its own."""
+        if self._progress is not None:
+            known = max(self.bound, min(bound, self._wanted))
+            self._progress(max(min(weight, self.weight), known), known)
 
 
 def _possible(program: Program) -> Indices:

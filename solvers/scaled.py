@@ -40,9 +40,7 @@ class Scaled:
 
     def only(self, kept: Indices) -> "Scaled":
         """The same on some of its options, in the same scale."""
-        return replace(
-            self, line=self.line.only(kept), weights_O=self.weights_O[kept], values_OR=self.values_OR[kept]
-        )
+        return replace(self, line=self.line.only(kept), weights_O=self.weights_O[kept], values_OR=self.values_OR[kept])
 
     def prices(self, prices_R: Sequence[float] | Weights) -> Weights:
         """Prices of the program's own units in this scale."""

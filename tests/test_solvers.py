@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import mip, pareto
 from solvers.problem import Infeasible, Limit, Option, Problem, Solution, total_costs, verify
+from solvers.pulp_model import Engine
 
 few = settings(max_examples=100, deadline=None)
 
@@ -134,6 +136,44 @@ def test_a_diverse_solution_is_the_best_that_differs_enough(problem: Problem, da
         assert found.score == pytest.approx(min(map(score, right)), abs=1e-9)
         assert all(unlike(found.options, other) >= slots for other in others)
         earlier.append(found)
+
+
+@few
+@given(problems(max_slots=4), st.integers(1, 3), st.sampled_from(["highs", "cbc"]))
+def test_a_pool_holds_the_best_of_what_is_unlike_all_before(problem: Problem, slots: int, engine: Engine) -> None:
+    if least_score(problem) is None:
+        with pytest.raises(Infeasible):
+            mip.pool(problem, 2)
+        return
+    slots = min(slots, problem.slots)
+    found = mip.pool(problem, 4, min_different_slots=slots, engine=engine)
+    left = [options for options in tilings(problem) if meets(options, problem.limits)]
+    for solution in found:
+        assert solution.score == pytest.approx(min(map(score, left)), abs=1e-9)
+        left = [options for options in left if unlike(options, solution.options) >= slots]
+    assert len(found) == 4 or not left
+
+
+def test_a_pool_is_of_different_solutions() -> None:
+    with pytest.raises(ValueError, match="min_different_slots is 0"):
+        mip.pool(two_slots(), 2, min_different_slots=0)
+
+
+@few
+@given(problems(max_slots=5), st.integers(2, 9))
+def test_a_front_holds_all_that_is_undominated_at_its_resolution(problem: Problem, points: int) -> None:
+    """Of costs that are no whole numbers: at each value of the grid, the best that costs no more."""
+    right = [options for options in tilings(problem) if meets(options, problem.limits)]
+    if not right:
+        return
+    found = pareto.front(problem, "a", points=points)
+    costs = [total_costs(options)["a"] for options in right]
+    best = min(map(score, right))
+    dearest = min(cost for cost, options in zip(costs, right, strict=True) if score(options) <= best + 1e-9)
+    for value in np.linspace(min(costs), dearest, points):
+        within = [score(o) for cost, o in zip(costs, right, strict=True) if cost <= value + 1e-9 * abs(value)]
+        there = [solution.score for solution in found if solution.costs["a"] <= value + 1e-8 * max(1, abs(value))]
+        assert min(there) == pytest.approx(min(within), abs=1e-8)
 
 
 @few

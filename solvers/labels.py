@@ -53,7 +53,9 @@ class Labels:
 
     @staticmethod
     def together(some: list["Labels"]) -> "Labels":
-        return some[0] if len(some) == 1 else Labels(*map(np.concatenate, zip(*(vars(s).values() for s in some))))
+        if len(some) == 1:
+            return some[0]
+        return Labels(*map(np.concatenate, zip(*(vars(one).values() for one in some), strict=True)))
 
     @property
     def traces(self) -> "Labels":

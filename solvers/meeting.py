@@ -30,10 +30,11 @@ class MergedError(Exception):
 def meet(
     program: Program, scaled: Scaled, prices_R: Weights, distance: float, further: float, merging: bool
 ) -> Iterator[Indices | None]:
-    """Tilings within the rows, each lighter than those before; the last one is the lightest within `distance`, if any is.
+    """Tilings within the rows, each lighter than those before; the last is the lightest within `distance`, if any is.
 
-    Distances are from the bound. Tilings as far as `further` are looked for as well, but not all are seen. Now and then None, for the caller
-    to look at the clock. Raises CrowdedError where labels are too many, MergedError where merging might have lost one.
+    Distances are from the bound. Tilings as far as `further` are looked for as well, but not all are seen. Now and then
+    None, for the caller to look at the clock. Raises CrowdedError where labels are too many, MergedError where merging
+    might have lost one.
     """
     ahead = Labelling(scaled, scaled.line, prices_R, distance, merging)
     back = Labelling(scaled, scaled.line.mirrored, prices_R, distance, merging)
@@ -64,7 +65,7 @@ def meet(
 
 
 class _Grid:
-    """Labels of one end in cells over the sums that tell most of them apart, in each cell those nearest the bound first.
+    """Labels of one end in cells over the sums that tell most of them apart, those nearest the bound first in each.
 
     A cell is as wide as what a tiling may leave of a limit: labels that go with one from the other end are in two cells
     along each sum.

@@ -34,6 +34,8 @@ _TRIED = 4
 _BESIDE = 300
 """Options beyond one a slot among which exchanges are looked for."""
 _ROUNDING = 1e-13
+_BLURRED = 1e3
+"""Weights so much larger than those of any use blur them: they are left out first."""
 _NEARLY = 0.999
 """Of the gap asked for, so that what is proven is within it whatever the rounding."""
 
@@ -68,13 +70,24 @@ def minimise(
     kept = _possible(program)
     if not np.isfinite(_least(program.only(kept), np.zeros(len(kept)))):
         return Answer("infeasible")
-    if len(kept) < len(program.weights):
-        place = {option: index for index, option in enumerate(kept.tolist())}
-        tilings = [[place[one] for one in tiling] for tiling in start.tilings if place.keys() >= set(tiling)]
-        known = Start(start.prices, tilings)
-        answer = _minimise(program.only(kept), gap, deadline, engine, known, progress)
-        return replace(answer, chosen=tuple(kept[list(answer.chosen)].tolist()))
-    return _minimise(program, gap, deadline, engine, start, progress)
+    return _minimise_only(kept, program, gap, deadline, engine, start, progress)
+
+
+def _minimise_only(
+    kept: Indices,
+    program: Program,
+    gap: float,
+    deadline: float,
+    engine: Engine,
+    start: Start,
+    progress: Progress | None,
+) -> Answer:
+    """The best tiling of some of the options."""
+    place = {option: index for index, option in enumerate(kept.tolist())}
+    tilings = [[place[one] for one in tiling] for tiling in start.tilings if place.keys() >= set(tiling)]
+    known = Start(start.prices, tilings)
+    answer = _minimise(program.only(kept), gap, deadline, engine, known, progress)
+    return replace(answer, chosen=tuple(kept[list(answer.chosen)].tolist()))
 
 
 def _minimise(
@@ -84,6 +97,10 @@ def _minimise(
     if search.bound > -_least(program, -program.weights) + search.rounding:
         return Answer("infeasible", bound=search.bound)
     search.try_tilings(start.tilings)
+    worthy = search.worthy()
+    if scale_of(program.weights[worthy]) * _BLURRED < scale_of(program.weights):
+        known = Start(tilings=[search.answer().chosen])
+        return _minimise_only(worthy, program, gap, deadline, engine, known, progress)
     most, labels, crowd = _FIRST, _FIRST, math.inf
     while not search.is_settled and time.monotonic() < deadline and labels < min(_LAST, _NEARLY_CROWDED * crowd):
         if search.meet(labels, deadline):
@@ -212,6 +229,12 @@ class _Search:
     def open_options(self) -> int:
         """How many options a better tiling may hold: the fewer, the better one is known."""
         return len(self._open())
+
+    def worthy(self) -> Indices:
+        """The options that are not alone too heavy for a better tiling, limits set aside."""
+        through_O = self._program.line.through(self._program.weights)
+        sizes_O = np.abs(through_O) + np.abs(self._program.weights)
+        return np.flatnonzero(~(through_O - self.weight > 1e-9 * sizes_O))
 
     def _open(self) -> Indices:
         """The options that a tiling lighter than wanted may hold; none where they do not tile the slots."""

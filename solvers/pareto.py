@@ -1,9 +1,9 @@
 """The front: the best score for each value of one cost, from the least reachable to that of the best score.
 
-An epsilon-constraint sweep (Haimes, 1971): the limit on the cost goes down a grid, the other limits hold. So
-points that no weighing of score against cost would find (unsupported ones) are found as well. Each point is solved
-twice, for the best score and then for the least cost at that score, so that no point is dominated by a tie. Neighbours start from one
-another's prices and solutions. This file does not know what the cost is.
+An epsilon-constraint sweep (Haimes, 1971): the limit on the cost goes down a grid, the other limits hold. So points
+that no weighing of score against cost would find (unsupported ones) are found as well. Each point is solved twice, for
+the best score and then for the least cost at that score, so that no point is dominated by a tie. Each starts from its
+neighbour's prices. This file does not know what the cost is.
 """
 
 import time

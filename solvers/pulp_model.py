@@ -74,15 +74,20 @@ def _run(
         return _read_cbc(model, chosen_of, program, gap)
     let_it_greet()
 
-    def told(kind: object, message: str, found: Any, answer: object, data: object) -> None:
-        if progress is not None:
-            progress(found.mip_primal_bound * scale, found.mip_dual_bound * scale)
+    told: list[tuple[float, float]] = []
+
+    def tell(kind: object, message: str, found: Any, answer: object, data: object) -> None:
+        """HiGHS asks thousands of times a second whether to go on: what it says then is passed on where it is new."""
+        here = found.mip_primal_bound * scale, found.mip_dual_bound * scale
+        if progress is not None and told[-1:] != [here]:
+            told[:] = [here]
+            progress(*here)
 
     model.solve(
         pulp.HiGHS(
             msg=False,
-            callbackTuple=(told, None),
-            callbacksToActivate=[highspy.cb.HighsCallbackType.kCallbackMipLogging],
+            callbackTuple=(tell, None),
+            callbacksToActivate=[highspy.cb.HighsCallbackType.kCallbackMipInterrupt],
             gapRel=gap,
             gapAbs=0.0,
             timeLimit=limit_s,

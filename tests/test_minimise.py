@@ -244,6 +244,14 @@ def test_progress_is_told_and_what_is_known_helps() -> None:
     assert again.chosen == answer.chosen
 
 
+def test_progress_is_told_while_a_mip_solver_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solvers.minimise._LAST", 0)
+    told: list[tuple[float, float]] = []
+    mip.solve(hard(), gap=1e-4, time_limit_s=5, progress=lambda best, bound: told.append((best, bound)))
+    assert len(told) > 2
+    assert all(bound <= best for best, bound in told)
+
+
 def test_an_answer_comes_with_a_gap_at_once() -> None:
     solution = mip.solve(hard(), gap=0.01, time_limit_s=30)
     assert solution.gap <= 0.01

@@ -21,7 +21,7 @@ from solvers.scaled import Scaled
 MOST = 40_000_000
 """Labels held at once, what leads back from those far behind."""
 MERGED = 1e-12
-"""Sums that differ by less are the same."""
+"""Sums in cells of this size are the same."""
 
 _MANY = 2_000
 """From so many at a slot on it pays to look at them from several sides."""
@@ -174,11 +174,11 @@ class Labelling:
 
     def _merged(self, here: Labels) -> Labels:
         """The lightest of labels whose sums are the same."""
-        key_L = here.sums_LR @ np.random.default_rng(1).uniform(1, 2, here.sums_LR.shape[1])
-        order = np.argsort(key_L)
-        order = order[np.lexsort((here.over_L[order], np.cumsum(np.diff(key_L[order], prepend=-np.inf) > MERGED)))]
+        cells_LR = np.floor(here.sums_LR / MERGED).astype(np.int64)
+        mixed_R = np.random.default_rng(1).integers(1, 2**62, cells_LR.shape[1])
+        order = np.lexsort((here.over_L, cells_LR @ mixed_R))
         is_new = np.ones(len(order), dtype=np.bool_)
-        is_new[1:] = np.any(np.abs(np.diff(here.sums_LR[order], axis=0)) > MERGED, axis=1)
+        is_new[1:] = np.any(cells_LR[order[1:]] != cells_LR[order[:-1]], axis=1)
         merged = here.only(order[is_new])
         self._seen, self._left = self._seen + len(order), self._left + len(merged.over_L)
         self._merging = self._seen < _TRIED or self._left < _USELESS * self._seen

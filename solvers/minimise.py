@@ -25,12 +25,12 @@ from solvers.reach import reach
 from solvers.scaled import Scaled
 from solvers.swaps import improved
 
-_FIRST, _MORE, _LAST = 1e3, 4.0, 1e14
+_FIRST, _MORE, _LAST = 4e3, 4.0, 1e14
 """Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
 _NEARLY_CROWDED = 0.8
 _FURTHER = 2.0
 """Tilings are looked for as far as this beyond where all are seen: the best known rules out the more."""
-_TRIED = 4
+_TRIED = 2
 _BESIDE = 300
 """Options beyond one a slot among which exchanges are looked for."""
 _ROUNDING = 1e-13

@@ -2,8 +2,9 @@
 
 An epsilon-constraint sweep (Haimes, 1971): the limit on the cost goes down a grid, the other limits hold. So points
 that no weighing of score against cost would find (unsupported ones) are found as well. Each point is solved twice, for
-the best score and then for the least cost at that score, so that no point is dominated by a tie. Each starts from its
-neighbour's prices. This file does not know what the cost is.
+the best score and then for the least cost at that score, so that no point is dominated by a tie; once where a gap is
+asked for that is too large to speak of ties. Each starts from its neighbour's prices. This file does not know what the
+cost is.
 """
 
 import time
@@ -81,9 +82,10 @@ class _Sweep:
         best = minimise(replace(self._program, rows=rows), *self._asked, engine=self._engine, start=known)
         settled(self._problem, best, self._asked[1])
         self._prices = best.prices if most is not None else (*best.prices, 0.0)
-        answer = self._cheaper(best)
-        if answer.outcome == "solved":  # If not it is out of time; what is known to be there stands.
-            best = replace(best, chosen=answer.chosen)
+        if self._asked[0] <= OPTIMAL_GAP:
+            cheaper = self._cheaper(best)
+            if cheaper.outcome == "solved":  # If not it is out of time; what is known to be there stands.
+                best = replace(best, chosen=cheaper.chosen)
         return solution_of(self._problem, self._program, best, time.monotonic() - started)
 
     def _cheaper(self, best: Answer) -> Answer:

@@ -36,6 +36,11 @@ class Line:
         return Line(self.slots, self.firsts[kept], self.ends[kept])
 
     @cached_property
+    def mirrored(self) -> "Line":
+        """The same options seen from the last slot."""
+        return Line(self.slots, self.slots - self.ends, self.slots - self.firsts)
+
+    @cached_property
     def steps(self) -> "Steps":
         return Steps.of(self.firsts, self.ends)
 

@@ -1,38 +1,41 @@
 """The least weight of any tiling within the limits, exact, and fast where a line of slots makes that easy.
 
 Prices of the limits bound every tiling (`dual.py`) and, by how much the bound rises, tell of most options that no
-better tiling than the best known holds them: reduced-cost fixing. The best known comes from tilings met on the way,
-exchanges made in them (`swaps.py`), and partial tilings followed from slot to slot (`labels.py`), more of them each
-time, until they prove the gap that was asked for. What even many labels do not prove goes to a MIP solver
-(`pulp_model.py`), with the few options that are left. This file does not know what the weights and sums stand for.
+better tiling than the best known holds them: reduced-cost fixing. The first tilings known are met on the way, and made
+better by exchanges (`swaps.py`). Then all tilings near the bound are looked for, farther from it each time
+(`meeting.py`), until they prove the gap that was asked for. Where they become too many first, a MIP solver
+(`pulp_model.py`) gets the options that are left. This file does not know what the weights and sums stand for.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from solvers.dual import Dual, dual
-from solvers.labels import label
+from solvers.labels import CrowdedError
 from solvers.line import Indices, Weights
+from solvers.meeting import MergedError, meet
 from solvers.problem import relative_gap
 from solvers.program import Answer, Program, scale_of
-from solvers.pulp_model import Engine, IndistinctError, run
+from solvers.pulp_model import Engine, IndistinctError, Progress, run
+from solvers.reach import reach
+from solvers.scaled import Scaled
 from solvers.swaps import improved
 
-Progress = Callable[[float, float], None]
-"""Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
-
-_WIDTHS = (300, 3_000, 30_000)
-_TRIED = 4
+_FIRST, _MORE, _LAST = 4e3, 4.0, 1e14
+"""Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
+_NEARLY_CROWDED = 0.8
+_FURTHER = 2.0
+"""Tilings are looked for as far as this beyond where all are seen: the best known rules out the more."""
+_TRIED = 2
 _BESIDE = 300
 """Options beyond one a slot among which exchanges are looked for."""
-_SPREADS = (0.01, 0.03, 0.1, 0.3)
-_PRICES = 12
-"""Price vectors for each spread."""
 _ROUNDING = 1e-13
+_BLURRED = 1e3
+"""Weights so much larger than those of any use blur them: they are left out first."""
 _NEARLY = 0.999
 """Of the gap asked for, so that what is proven is within it whatever the rounding."""
 
@@ -67,13 +70,24 @@ def minimise(
     kept = _possible(program)
     if not np.isfinite(_least(program.only(kept), np.zeros(len(kept)))):
         return Answer("infeasible")
-    if len(kept) < len(program.weights):
-        place = {option: index for index, option in enumerate(kept.tolist())}
-        tilings = [[place[one] for one in tiling] for tiling in start.tilings if place.keys() >= set(tiling)]
-        known = Start(start.prices, tilings)
-        answer = _minimise(program.only(kept), gap, deadline, engine, known, progress)
-        return replace(answer, chosen=tuple(kept[list(answer.chosen)].tolist()))
-    return _minimise(program, gap, deadline, engine, start, progress)
+    return _minimise_only(kept, program, gap, deadline, engine, start, progress)
+
+
+def _minimise_only(
+    kept: Indices,
+    program: Program,
+    gap: float,
+    deadline: float,
+    engine: Engine,
+    start: Start,
+    progress: Progress | None,
+) -> Answer:
+    """The best tiling of some of the options."""
+    place = {option: index for index, option in enumerate(kept.tolist())}
+    tilings = [[place[one] for one in tiling] for tiling in start.tilings if place.keys() >= set(tiling)]
+    known = Start(start.prices, tilings)
+    answer = _minimise(program.only(kept), gap, deadline, engine, known, progress)
+    return replace(answer, chosen=tuple(kept[list(answer.chosen)].tolist()))
 
 
 def _minimise(
@@ -83,10 +97,16 @@ def _minimise(
     if search.bound > -_least(program, -program.weights) + search.rounding:
         return Answer("infeasible", bound=search.bound)
     search.try_tilings(start.tilings)
-    for width in _WIDTHS:
-        if search.is_settled or time.monotonic() > deadline:
-            break
-        search.follow(width, deadline)
+    worthy = search.worthy()
+    if scale_of(program.weights[worthy]) * _BLURRED < scale_of(program.weights):
+        known = Start(tilings=[search.answer().chosen])
+        return _minimise_only(worthy, program, gap, deadline, engine, known, progress)
+    most, labels, crowd = _FIRST, _FIRST, math.inf
+    while not search.is_settled and time.monotonic() < deadline and labels < min(_LAST, _NEARLY_CROWDED * crowd):
+        if search.meet(labels, deadline):
+            most, labels = labels, min(_MORE * labels, math.sqrt(labels * crowd))
+        else:
+            crowd, labels = labels, math.sqrt(most * labels)
     while not search.is_settled and time.monotonic() < deadline:
         before = search.open_options
         search.ask(engine, deadline)
@@ -107,14 +127,6 @@ class _Search:
         self._is_infeasible = False
         self.bound = found.bound
         self.rounding = _rounding(program, program.weights)
-        self._scale = scale_of(program.weights)
-        scales_R = [max(scale_of(row.values), abs(row.most)) for row in program.rows]
-        self._scale_R = np.array(scales_R)
-        columns = [row.values / scale for row, scale in zip(program.rows, scales_R, strict=True)]
-        self._values_OR = np.stack(columns, axis=1) if columns else np.zeros((len(program.weights), 0))
-        # What passes a limit by its tolerance is within it; `Program.holds` has the last word.
-        self._most_R = np.array([(row.most + row.tolerance) / s for row, s in zip(program.rows, scales_R, strict=True)])
-        self._prices_PR = _around(found.prices_R * self._scale_R / self._scale)
 
     @property
     def weight(self) -> float:
@@ -146,33 +158,51 @@ class _Search:
         near = np.sort(np.argsort(self._dual.slack_O, kind="stable")[: self._program.line.slots + _BESIDE])
         some, place_O = self._program.only(near), np.full(len(self._program.weights), -1)
         place_O[near] = np.arange(len(near))
-        charged_O = self._program.weights / self._scale + self._values_OR @ self._prices_PR[0]
+        scaled = Scaled.of(self._program)
+        charged_O = scaled.charged(scaled.prices(self._dual.prices_R))
         met = sorted((tiling for tiling in met if np.all(place_O[tiling] >= 0)), key=lambda one: charged_O[one].sum())
         for tiling in met[:_TRIED]:
-            better = improved(some, self._values_OR[near], self._most_R, place_O[tiling])
+            better = improved(some, scaled.values_OR[near], scaled.most_R, place_O[tiling])
             if better is not None:
                 self._keep(near[better])
         self._tell()
 
-    def follow(self, width: int, deadline: float) -> None:
-        """Labels, so many at a slot, of the options that a better tiling may hold."""
+    def meet(self, labels: float, deadline: float) -> bool:
+        """The tilings near the bound, as far as so many labels go; False where they cannot be held."""
         kept = self._open()
         if not len(kept):
             self._settle()
-            return
+            return True
         some = self._program.only(kept)
-        scaled = replace(some, weights=some.weights / self._scale)
-        rounding, below = _ROUNDING * some.line.slots, self._wanted / self._scale
-        sums = self._values_OR[kept], self._most_R, self._prices_PR
-        found = label(scaled, *sums, below, rounding, width, deadline)
-        proven = min(found.bound * self._scale, self._wanted)
-        if found.best is not None:
-            self._keep(kept[found.best])
-        if proven == math.inf:
-            self._is_infeasible = self._best is None
-            proven = self.weight
+        scaled = Scaled.of(some)
+        prices_R = scaled.prices(self._dual.prices_R)
+        bound, wanted = scaled.bound(prices_R), self._wanted
+        if wanted == math.inf:
+            wanted = -_least(some, -some.weights) + self.rounding
+        distance = max(wanted / scaled.scale - bound, scaled.rounding(prices_R))
+        near = reach(scaled.line, scaled.charged(prices_R), distance, labels)
+        if near <= 0:
+            return True
+        further = min(_FURTHER * near, distance)
+        for merging in (True, False):
+            try:
+                for tiling in meet(some, scaled, prices_R, near, further, merging):
+                    if tiling is not None:
+                        self._keep(kept[tiling])
+                        self._tell()
+                    if time.monotonic() > deadline:
+                        return True
+                break
+            except MergedError:
+                continue
+            except CrowdedError:
+                return False
+        is_all = near >= distance
+        self._is_infeasible = is_all and self._best is None
+        proven = wanted if is_all else (bound + near) * scaled.scale
         self.bound = max(self.bound, min(proven, self.weight))
         self._tell()
+        return True
 
     def ask(self, engine: Engine, deadline: float) -> None:
         """A MIP solver, with the options that a better tiling may hold."""
@@ -182,7 +212,7 @@ class _Search:
             return
         wanted = self._wanted
         try:
-            found = run(self._program.only(kept), self._gap, deadline, engine)
+            found = run(self._program.only(kept), self._gap, deadline, engine, self._hear)
         except IndistinctError:
             if self._best is None:
                 raise
@@ -199,6 +229,12 @@ class _Search:
     def open_options(self) -> int:
         """How many options a better tiling may hold: the fewer, the better one is known."""
         return len(self._open())
+
+    def worthy(self) -> Indices:
+        """The options that are not alone too heavy for a better tiling, limits set aside."""
+        through_O = self._program.line.through(self._program.weights)
+        sizes_O = np.abs(through_O) + np.abs(self._program.weights)
+        return np.flatnonzero(~(through_O - self.weight > 1e-9 * sizes_O))
 
     def _open(self) -> Indices:
         """The options that a tiling lighter than wanted may hold; none where they do not tile the slots."""
@@ -220,14 +256,11 @@ class _Search:
         if self._progress is not None:
             self._progress(self.weight, self.bound)
 
-
-def _around(prices_R: Weights) -> Weights:
-    """The prices and others near them and far, always the same, [P, R]."""
-    seeded = np.random.default_rng(0)
-    spreads = np.repeat(_SPREADS, _PRICES)[:, None]
-    return np.concatenate(
-        [prices_R[None], prices_R * np.exp(spreads * seeded.standard_normal((len(spreads), len(prices_R))))]
-    )
+    def _hear(self, weight: float, bound: float) -> None:
+        """What a MIP solver says of the options it was given. It knows of no tiling but its own."""
+        if self._progress is not None:
+            known = max(self.bound, min(bound, self._wanted))
+            self._progress(max(min(weight, self.weight), known), known)
 
 
 def _possible(program: Program) -> Indices:

@@ -1,26 +1,41 @@
 """The front: the best score for each value of one cost, from the least reachable to that of the best score.
 
-An epsilon-constraint sweep (Haimes, 1971): the limit on the cost goes down a grid, the other limits hold. Each point is
-solved twice, for the best score and then for the least cost at that score, so that no point is dominated by a tie. This
-file does not know what the cost is.
+An epsilon-constraint sweep (Haimes, 1971): the limit on the cost goes down a grid, the other limits hold. So points
+that no weighing of score against cost would find (unsupported ones) are found as well. Each point is solved twice, for
+the best score and then for the least cost at that score, so that no point is dominated by a tie; once where a gap is
+asked for that is too large to speak of ties. Each starts from its neighbour's prices. This file does not know what the
+cost is.
 """
 
+import time
 from dataclasses import replace
 
 import numpy as np
 
-from solvers import mip
 from solvers.conflict import settled
-from solvers.line import costs_of, scores_of
-from solvers.minimise import minimise
+from solvers.line import check_tiling, costs_of, scores_of
+from solvers.minimise import Start, minimise
+from solvers.mip import solution_of
 from solvers.problem import OPTIMAL_GAP, Problem, Solution, total_costs
-from solvers.program import Program, Row
+from solvers.program import Answer, Program, Row
+from solvers.pulp_model import Engine
 
 
 def front(
-    problem: Problem, cost: str, points: int = 20, *, gap: float = OPTIMAL_GAP, time_limit_s: float | None = None
+    problem: Problem,
+    cost: str,
+    points: int = 20,
+    *,
+    gap: float = OPTIMAL_GAP,
+    time_limit_s: float | None = None,
+    engine: Engine = "highs",
 ) -> tuple[Solution, ...]:
     """At most `points` solutions, none dominated by another, by ascending `cost` and so descending score.
+
+    The grid has `points` values of the cost, evenly spread from the least it can be to that of the best score. For each
+    of them the front holds the best solution that costs no more, to the gap: all that is not dominated is there,
+    whether a weighing of score and cost would find it or not, save what lies between two values and is beaten in score
+    by what costs no more than the next.
 
     The time limit is for each run of the solver; a point it cuts short is "feasible", as in `mip.solve`, and one for
     which it finds nothing raises TimeoutError. Raises Infeasible where the problem has no solution at all.
@@ -29,33 +44,58 @@ def front(
         raise ValueError(f"a front has at least its two ends, not {points} points")
     if problem.options and cost not in problem.options[0].costs:
         raise ValueError(f"no option has the cost {cost!r}; they have {', '.join(sorted(problem.options[0].costs))}")
-    found = [_point(problem, cost, gap, time_limit_s)]
-    most = found[0].costs[cost]
-    least = _least(problem, cost, gap, time_limit_s)
-    for value in np.linspace(least, most, points)[-2::-1].tolist():
+    check_tiling(problem)
+    sweep = _Sweep(problem, cost, gap, time_limit_s, engine)
+    cheapest = sweep.cheapest()
+    found = [sweep.point(None)]
+    for value in np.linspace(cheapest, found[0].costs[cost], points)[-2::-1].tolist():
         # A point may lie far below its limit; the limits in between would only find it again.
         if value < found[-1].costs[cost]:
-            limited = replace(problem, maximums={**problem.maximums, cost: value})
-            found.append(_point(limited, cost, gap, time_limit_s))
+            found.append(sweep.point(value))
     return _undominated(found, cost)
 
 
-def _point(problem: Problem, cost: str, gap: float, time_limit_s: float | None) -> Solution:
-    """The best score within the limits, and of its equals one of least cost."""
-    best = mip.solve(problem, gap=gap, time_limit_s=time_limit_s)
-    program = Program.of(problem, costs_of(problem, cost), problem.limits)
-    at_its_score = replace(program, rows=(*program.rows, Row(scores_of(problem), best.score)))
-    answer = minimise(at_its_score, gap, time_limit_s)
-    if answer.outcome != "solved":  # Out of time; what is known to be there stands.
-        return best
-    chosen = [problem.options[i] for i in answer.chosen]
-    return Solution.of(problem, chosen, best.bound, best.seconds, best.solver)
+class _Sweep:
+    """A problem solved under one limit after the other, each time from what the last time showed."""
 
+    def __init__(self, problem: Problem, cost: str, gap: float, time_limit_s: float | None, engine: Engine):
+        self._problem = problem
+        self._cost = cost
+        self._asked = gap, time_limit_s
+        self._engine = engine
+        self._program = Program.of(problem, scores_of(problem), problem.limits)
+        self._costs = costs_of(problem, cost)
+        self._cheapest: Answer | None = None
+        self._prices: tuple[float, ...] | None = None
 
-def _least(problem: Problem, cost: str, gap: float, time_limit_s: float | None) -> float:
-    """The least the cost was found to be within the limits."""
-    answer = minimise(Program.of(problem, costs_of(problem, cost), problem.limits), gap, time_limit_s)
-    return total_costs(settled(problem, answer, time_limit_s))[cost]
+    def cheapest(self) -> float:
+        """The least the cost was found to be within the limits."""
+        answer = minimise(replace(self._program, weights=self._costs), *self._asked, engine=self._engine)
+        self._cheapest = answer
+        return total_costs(settled(self._problem, answer, self._asked[1]))[self._cost]
+
+    def point(self, most: float | None) -> Solution:
+        """The best score where the cost is at most so much, and of its equals one of least cost."""
+        started = time.monotonic()
+        rows = self._program.rows if most is None else (*self._program.rows, Row(self._costs, most))
+        known = Start(self._prices, [self._cheapest.chosen] if self._cheapest else ())
+        best = minimise(replace(self._program, rows=rows), *self._asked, engine=self._engine, start=known)
+        settled(self._problem, best, self._asked[1])
+        self._prices = best.prices if most is not None else (*best.prices, 0.0)
+        if self._asked[0] <= OPTIMAL_GAP:
+            cheaper = self._cheaper(best)
+            if cheaper.outcome == "solved":  # If not it is out of time; what is known to be there stands.
+                best = replace(best, chosen=cheaper.chosen)
+        return solution_of(self._problem, self._program, best, time.monotonic() - started)
+
+    def _cheaper(self, best: Answer) -> Answer:
+        """The least cost at its score. The prices are the same, counted in cost instead of score."""
+        assert self._prices is not None
+        *others, of_cost = self._prices
+        prices = [price / of_cost for price in (*others, 1.0)] if of_cost > 0 else None
+        at_its_score = Row(self._program.weights, self._program.weight(best.chosen))
+        program = replace(self._program, weights=self._costs, rows=(*self._program.rows, at_its_score))
+        return minimise(program, *self._asked, engine=self._engine, start=Start(prices, [best.chosen]))
 
 
 def _undominated(solutions: list[Solution], cost: str) -> tuple[Solution, ...]:

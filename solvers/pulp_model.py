@@ -5,7 +5,7 @@ to about 1e-10 of them, the answer is checked on the numbers as given. For what 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -30,8 +30,14 @@ class IndistinctError(ValueError):
     """Sums that a solver cannot tell from their limit."""
 
 
-def run(program: Program, gap: float, deadline: float, engine: Engine) -> Answer:
+Progress = Callable[[float, float], None]
+"""Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
+
+
+def run(program: Program, gap: float, deadline: float, engine: Engine, progress: Progress | None = None) -> Answer:
     """The best tiling to a relative gap, or the best found by the deadline (`time.monotonic`).
+
+    `progress` hears what HiGHS says of its own; CBC says nothing.
 
     Rows hold on the numbers as given, and the bound allows for what the solver rounds. What the solver finds right and
     we find wrong, it is told not to choose again: exact, and unlike a tighter limit it leaves every right answer, and
@@ -40,7 +46,7 @@ def run(program: Program, gap: float, deadline: float, engine: Engine) -> Answer
     """
     wrong: list[tuple[int, ...]] = []
     while len(wrong) <= _RETRIES:
-        answer = _run(program, wrong, gap, max(deadline - time.monotonic(), 0.0), engine)
+        answer = _run(program, wrong, gap, max(deadline - time.monotonic(), 0.0), engine, progress)
         if answer.outcome == "infeasible" and any(map(_is_wide, program.rows)):
             return Answer("timed out")
         if answer.outcome != "solved" or program.holds(answer.chosen):
@@ -51,7 +57,14 @@ def run(program: Program, gap: float, deadline: float, engine: Engine) -> Answer
     )
 
 
-def _run(program: Program, wrong: Sequence[tuple[int, ...]], gap: float, left_s: float, engine: Engine) -> Answer:
+def _run(
+    program: Program,
+    wrong: Sequence[tuple[int, ...]],
+    gap: float,
+    left_s: float,
+    engine: Engine,
+    progress: Progress | None,
+) -> Answer:
     """One run on scaled numbers. `wrong` are choices it may not make."""
     model, chosen_of = _model(program, wrong)
     limit_s = None if np.isinf(left_s) else left_s
@@ -60,9 +73,21 @@ def _run(program: Program, wrong: Sequence[tuple[int, ...]], gap: float, left_s:
         model.solve(pulp.PULP_CBC_CMD(msg=False, gapRel=gap, gapAbs=0.0, timeLimit=limit_s, threads=1))
         return _read_cbc(model, chosen_of, program, gap)
     let_it_greet()
+
+    told: list[tuple[float, float]] = []
+
+    def tell(kind: object, message: str, found: Any, answer: object, data: object) -> None:
+        """HiGHS asks thousands of times a second whether to go on: what it says then is passed on where it is new."""
+        here = found.mip_primal_bound * scale, found.mip_dual_bound * scale
+        if progress is not None and told[-1:] != [here]:
+            told[:] = [here]
+            progress(*here)
+
     model.solve(
         pulp.HiGHS(
             msg=False,
+            callbackTuple=(tell, None),
+            callbacksToActivate=[highspy.cb.HighsCallbackType.kCallbackMipInterrupt],
             gapRel=gap,
             gapAbs=0.0,
             timeLimit=limit_s,

@@ -15,12 +15,15 @@ from test_solvers import hard, least_score, library, meets, problems, score, til
 from solvers import minimise, mip
 from solvers.conflict import settled
 from solvers.dual import dual
-from solvers.labels import label
+from solvers.labels import CrowdedError
 from solvers.line import Line, scores_of
+from solvers.meeting import MergedError, meet
 from solvers.minimise import Start
 from solvers.problem import Infeasible, Option, Problem
 from solvers.program import Answer, Program
 from solvers.pulp_model import Engine, run
+from solvers.reach import over_best, reach
+from solvers.scaled import Scaled
 from solvers.swaps import improved
 
 
@@ -119,25 +122,85 @@ def test_exchanges_stay_within_the_limits_and_only_lighten(problem: Problem, dat
         assert program.weights[found].sum() <= program.weights[given_tiling].sum()
 
 
-@given(problems(), st.integers(1, 40))
-def test_labels_find_the_best_or_bound_what_they_left_behind(problem: Problem, width: int) -> None:
+def met(program: Program, prices: np.ndarray, distance: float, further: float, merging: bool) -> list[np.ndarray]:
+    scaled = Scaled.of(program)
+    found = list(meet(program, scaled, prices, distance, further, merging))
+    return [tiling for tiling in found if tiling is not None]
+
+
+@given(problems(), st.floats(0, 3), st.floats(1, 3), st.booleans(), st.integers(0, 9), st.booleans())
+def test_what_meets_is_the_lightest_within_reach(
+    problem: Problem, share: float, further: float, merging: bool, seed: int, many: bool
+) -> None:
     if not any(True for _ in tilings(problem)):
         return
     program = program_of(problem)
-    values, most = rows_of(program)
-    scale = np.maximum(1e-30, np.abs(values).max(0, initial=0)) if len(most) else np.ones(0)
-    prices = np.zeros((3, len(most)))
-    prices[1:] = np.random.default_rng(0).uniform(0, 2, (2, len(most)))
-    found = label(program, values / scale, most / scale, prices, math.inf, 1e-12, width)
+    scaled = Scaled.of(program)
+    prices = np.random.default_rng(seed).uniform(0, 2, len(program.rows))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("solvers.labels._MANY", 1 if many else 10**9)
+        patched.setattr("solvers.labels._BLOCK", 3)
+        patched.setattr("solvers.meeting._BLOCK", 2)
+        patched.setattr("solvers.meeting._PAIRS", 2)
+        try:
+            found = met(program, prices, share, further * share, merging)
+        except MergedError:
+            assert merging
+            return
+    weights = [program.weight(tiling) for tiling in found]
+    assert weights == sorted(weights, reverse=True)
+    assert all(program.holds(tiling) for tiling in found)
     best = least_score(problem)
-    if best is None:
-        assert found.best is None
+    reach = (scaled.bound(prices) + share) * scaled.scale
+    if best is not None and best < reach - 1e-9:
+        assert weights[-1] == pytest.approx(best, abs=1e-9)
+
+
+@given(problems(), st.integers(1, 200), st.floats(1e-3, 5))
+def test_a_reach_is_what_so_many_labels_can_afford(problem: Problem, labels: int, wanted: float) -> None:
+    if not any(True for _ in tilings(problem)):
         return
-    reached = math.inf if found.best is None else program.weight(found.best)
-    assert reached >= best - 1e-9
-    assert min(reached, found.bound) <= best + 1e-9
-    if math.isinf(found.bound):
-        assert reached == pytest.approx(best, abs=1e-9)
+    scaled = Scaled.of(program_of(problem))
+    charged = scaled.charged(np.zeros(len(scaled.most_R)))
+    near = reach(scaled.line, charged, wanted, labels)
+    assert 0 <= near <= wanted
+    over = over_best(scaled.line, charged)
+    best = float(scaled.line.up_to(charged)[-1])
+    assert (over >= -1e-12).all()
+    if near == wanted:
+        place = {option.key: index for index, option in enumerate(problem.options)}
+        sums = [charged[[place[option.key] for option in options]].sum() for options in tilings(problem)]
+        assert sum(one < best + wanted - 1e-9 for one in sums) <= labels**2
+
+
+def test_labels_that_cannot_be_held_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(library(layers=20, names=6, seed=7))
+    best = minimise.minimise(program, 1e-6)
+    monkeypatch.setattr("solvers.labels.MOST", 200)
+    scaled = Scaled.of(program)
+    with pytest.raises(CrowdedError):
+        met(program, scaled.prices(dual(program).prices_R), 1.0, 1.0, False)
+    crowded = minimise.minimise(program, 1e-6)
+    assert program.weight(crowded.chosen) == pytest.approx(program.weight(best.chosen), rel=2e-6)
+    assert crowded.bound == pytest.approx(program.weight(crowded.chosen), rel=2e-6)
+
+
+def test_labels_of_the_same_sums_are_one() -> None:
+    """Every layer costs the same: what counts is which options are taken, not where."""
+    rng = np.random.default_rng(0)
+    options = [
+        Option(slot, 1, f"o{name}", float(rng.uniform(0, 1) + 3 - name), {"a": float(name), "b": float(name * name)})
+        for slot in range(24)
+        for name in range(4)
+    ]
+    problem = Problem(24, tuple(options), {"a": 40.0, "b": 80.0})
+    program = program_of(problem)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("solvers.labels._MANY", 1)
+        scaled = Scaled.of(program)
+        prices = scaled.prices(dual(program).prices_R)
+        apart, merged = (met(program, prices, 0.3, 0.3, merging)[-1] for merging in (False, True))
+    assert program.weight(apart) == pytest.approx(program.weight(merged), abs=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
@@ -158,7 +221,7 @@ def test_mip_solvers_agree_with_exhaustive_search(engine: Engine, problem: Probl
 @pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
 def test_what_labels_leave_open_a_mip_solver_settles(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solvers.minimise._WIDTHS", ())
+    monkeypatch.setattr("solvers.minimise._LAST", 0)
     program = program_of(library(layers=20, names=6, seed=7))
     answer = minimise.minimise(program, 1e-6, engine=engine)
     monkeypatch.undo()
@@ -179,6 +242,14 @@ def test_progress_is_told_and_what_is_known_helps() -> None:
     assert told[-1][0] == program.weight(answer.chosen)
     again = minimise.minimise(program, 0.0, start=Start(answer.prices, [answer.chosen]))
     assert again.chosen == answer.chosen
+
+
+def test_progress_is_told_while_a_mip_solver_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solvers.minimise._LAST", 0)
+    told: list[tuple[float, float]] = []
+    mip.solve(hard(), gap=1e-4, time_limit_s=5, progress=lambda best, bound: told.append((best, bound)))
+    assert len(told) > 2
+    assert all(bound <= best for best, bound in told)
 
 
 def test_an_answer_comes_with_a_gap_at_once() -> None:
@@ -210,11 +281,8 @@ def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
     assert caught.value.budgets == ("a", "minimum a")
 
 
-def test_labels_stop_at_the_deadline_and_claim_nothing() -> None:
+def test_a_search_stops_at_the_deadline_and_claims_no_more_than_it_proved() -> None:
     program = program_of(hard())
-    values, most = rows_of(program)
-    found = label(program, values, most, np.zeros((1, len(most))), math.inf, 1e-9, 1000, time.monotonic())
-    assert (found.best, found.bound) == (None, -math.inf)
     began = time.monotonic()
     answer = minimise.minimise(program, 0.0, 0.5)
     assert time.monotonic() - began < 10
@@ -228,7 +296,7 @@ def test_what_can_never_be_chosen_blurs_no_mip_solver(outlier: float, monkeypatc
     problem = library(layers=3, names=4, seed=5)
     impossible = [Option(slot, 1, "never", 0.0, {"latency": outlier, "memory": outlier}) for slot in range(6)]
     best = least_score(problem)
-    monkeypatch.setattr("solvers.minimise._WIDTHS", ())
+    monkeypatch.setattr("solvers.minimise._LAST", 0)
     found = mip.solve(replace(problem, options=(*problem.options, *impossible)))
     assert found.score == pytest.approx(best, rel=1e-9)
     assert found.status == "optimal"

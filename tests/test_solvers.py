@@ -1,4 +1,4 @@
-"""The exact solver, its front and its explanations, against exhaustive search on small problems."""
+"""The exact solver and its explanations, against exhaustive search on small problems."""
 
 import math
 import pickle
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers import mip, pareto
+from solvers import mip
 from solvers.problem import Infeasible, Limit, Option, Problem, Solution, total_costs, verify
 
 few = settings(max_examples=100, deadline=None)
@@ -134,40 +134,6 @@ def test_a_diverse_solution_is_the_best_that_differs_enough(problem: Problem, da
         assert found.score == pytest.approx(min(map(score, right)), abs=1e-9)
         assert all(unlike(found.options, other) >= slots for other in others)
         earlier.append(found)
-
-
-@few
-@given(problems(whole=True, max_slots=5))
-def test_the_front_is_the_whole_front(problem: Problem) -> None:
-    right = [options for options in tilings(problem) if meets(options, problem.limits)]
-    if not right:
-        with pytest.raises(Infeasible):
-            pareto.front(problem, "a")
-        return
-    points = {(total_costs(options)["a"], score(options)) for options in right}
-    whole = sorted(p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points))
-    # The costs are whole numbers: a grid of step one meets them all.
-    steps = max(1, int(whole[-1][0] - whole[0][0]))
-    found = pareto.front(problem, "a", points=steps + 1)
-    assert [(solution.costs["a"], solution.score) for solution in found] == whole
-    for solution in pareto.front(problem, "a", points=2):
-        assert (solution.costs["a"], solution.score) in whole
-
-
-def test_a_point_of_the_front_has_the_least_cost_of_its_score() -> None:
-    options = [Option(slot, 1, "dear", 0.0, {"a": 5.0}) for slot in range(3)]
-    options += [Option(slot, 1, "cheap", 0.0, {"a": 3.0}) for slot in range(3)]
-    options += [Option(slot, 1, "skip", 1.0, {"a": 0.0}) for slot in range(3)]
-    found = pareto.front(Problem(3, tuple(options), {}), "a", points=2)
-    assert [(solution.costs["a"], solution.score) for solution in found] == [(0, 3), (9, 0)]
-
-
-def test_the_front_of_a_library_descends() -> None:
-    problem = library(layers=10, names=4, seed=3)
-    found = pareto.front(problem, "latency", points=8)
-    assert len(found) == 8
-    assert all(a.costs["latency"] < b.costs["latency"] and a.score > b.score for a, b in pairwise(found))
-    assert all(solution.costs["memory"] <= problem.maximums["memory"] * (1 + 1e-9) for solution in found)
 
 
 @pytest.mark.parametrize("factor", [1e-8, 1e-3, 7.0, 1e8])

@@ -1,0 +1,87 @@
+"""Many solutions of one problem, against exhaustive search: the front of score and cost, and pools of solutions."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_solvers import few, least_score, library, meets, problems, score, tilings, two_slots, unlike
+
+from solvers import mip, pareto
+from solvers.problem import Infeasible, Option, Problem, total_costs
+from solvers.pulp_model import Engine
+
+pytestmark = pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
+
+
+@few
+@given(problems(max_slots=4), st.integers(1, 3), st.sampled_from(["highs", "cbc"]))
+def test_a_pool_holds_the_best_of_what_is_unlike_all_before(problem: Problem, slots: int, engine: Engine) -> None:
+    if least_score(problem) is None:
+        with pytest.raises(Infeasible):
+            mip.pool(problem, 2)
+        return
+    slots = min(slots, problem.slots)
+    found = mip.pool(problem, 4, min_different_slots=slots, engine=engine)
+    left = [options for options in tilings(problem) if meets(options, problem.limits)]
+    for solution in found:
+        assert solution.score == pytest.approx(min(map(score, left)), abs=1e-9)
+        left = [options for options in left if unlike(options, solution.options) >= slots]
+    assert len(found) == 4 or not left
+
+
+def test_a_pool_is_of_different_solutions() -> None:
+    with pytest.raises(ValueError, match="min_different_slots is 0"):
+        mip.pool(two_slots(), 2, min_different_slots=0)
+
+
+@few
+@given(problems(whole=True, max_slots=4), st.integers(2, 9))
+def test_a_front_holds_all_that_is_undominated_at_its_resolution(problem: Problem, points: int) -> None:
+    """At each value of the grid, which need not be a whole number, the best that costs no more."""
+    right = [options for options in tilings(problem) if meets(options, problem.limits)]
+    if not right:
+        return
+    found = pareto.front(problem, "a", points=points)
+    costs = [total_costs(options)["a"] for options in right]
+    best = min(map(score, right))
+    dearest = min(cost for cost, options in zip(costs, right, strict=True) if score(options) <= best + 1e-9)
+    for value in np.linspace(min(costs), dearest, points):
+        within = [score(o) for cost, o in zip(costs, right, strict=True) if cost <= value + 1e-9 * abs(value)]
+        there = [solution.score for solution in found if solution.costs["a"] <= value + 1e-8 * max(1, abs(value))]
+        assert min(there) == pytest.approx(min(within), abs=1e-8)
+
+
+@few
+@given(problems(whole=True, max_slots=5))
+def test_the_front_is_the_whole_front(problem: Problem) -> None:
+    right = [options for options in tilings(problem) if meets(options, problem.limits)]
+    if not right:
+        with pytest.raises(Infeasible):
+            pareto.front(problem, "a")
+        return
+    points = {(total_costs(options)["a"], score(options)) for options in right}
+    whole = sorted(p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points))
+    # The costs are whole numbers: a grid of step one meets them all.
+    steps = max(1, int(whole[-1][0] - whole[0][0]))
+    found = pareto.front(problem, "a", points=steps + 1)
+    assert [(solution.costs["a"], solution.score) for solution in found] == whole
+    for solution in pareto.front(problem, "a", points=2):
+        assert (solution.costs["a"], solution.score) in whole
+
+
+def test_a_point_of_the_front_has_the_least_cost_of_its_score() -> None:
+    options = [Option(slot, 1, "dear", 0.0, {"a": 5.0}) for slot in range(3)]
+    options += [Option(slot, 1, "cheap", 0.0, {"a": 3.0}) for slot in range(3)]
+    options += [Option(slot, 1, "skip", 1.0, {"a": 0.0}) for slot in range(3)]
+    found = pareto.front(Problem(3, tuple(options), {}), "a", points=2)
+    assert [(solution.costs["a"], solution.score) for solution in found] == [(0, 3), (9, 0)]
+
+
+def test_the_front_of_a_library_descends() -> None:
+    problem = library(layers=10, names=4, seed=3)
+    found = pareto.front(problem, "latency", points=8)
+    assert len(found) == 8
+    assert all(a.costs["latency"] < b.costs["latency"] and a.score > b.score for a, b in pairwise(found))
+    assert all(solution.costs["memory"] <= problem.maximums["memory"] * (1 + 1e-9) for solution in found)

@@ -1,8 +1,9 @@
 """The commands that choose architectures on what is measured already. `nas/cli.py` puts them beside the others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,36 +15,41 @@ from nas.printed import console, plain, print_answer, print_comparison, print_fr
 if TYPE_CHECKING:
     from db import models
     from db.store import Store
+    from nas.effort import Effort
+
+Searches = Annotated[
+    list[str] | None,
+    typer.Argument(help="A search: its name, its id, or the start of its id. Of several, the best answer is kept."),
+]
+TableFile = Annotated[Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
+]
+Metric = Annotated[str | None, typer.Option(help="Score to minimise, kl or lm_loss. Default: the search's own.")]
+Objective = Annotated[str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")]
+Gap = Annotated[
+    float | None, typer.Option(min=0, help="How far from the optimum, as a share. Default: the search's own; 1e-6.")
+]
+TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own; 60.")]
+EngineName = Annotated[
+    Literal["highs", "cbc"] | None,
+    typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; highs."),
+]
+Evaluations = Annotated[int | None, typer.Option(min=1, help="Measure so many whole architectures, and take the best.")]
 
 
 def solve(
-    search: Annotated[
-        list[str] | None,
-        typer.Argument(help="A search: its name, its id, or the start of its id. Of several, the best answer is kept."),
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")
-    ] = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="Score to minimise, kl or lm_loss. Default: the search's own.")
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")
-    ] = None,
+    search: Searches = None,
+    table: TableFile = None,
+    budget: Limits = None,
+    metric: Metric = None,
+    objective: Objective = None,
     maximise: Annotated[bool, typer.Option("--maximise", help="More of a table's objective is better.")] = False,
-    gap: Annotated[
-        float | None, typer.Option(min=0, help="How far from the optimum, as a share. Default: the search's own; 1e-6.")
-    ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own; 60.")
-    ] = None,
-    refine: Annotated[
-        int | None, typer.Option(min=1, help="Measure so many whole architectures, and take the best.")
-    ] = None,
+    gap: Gap = None,
+    time_limit: TimeLimit = None,
+    engine: EngineName = None,
+    refine: Evaluations = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,20 +62,27 @@ def solve(
     """
     of_search = {"--metric": metric, "--refine": refine, "--db": db}
     _one_source(bool(search), table, of_search, {"--objective": objective, "--maximise": maximise})
+    talk = Console(stderr=True) if as_json else console
     if table is not None:
         from nas.solve_table import solve_table
 
-        print_answer(solve_table(table, objective, budget or (), maximise, gap, time_limit), as_json)
+        with _effort(gap, time_limit, engine, talk) as effort:
+            answer = solve_table(table, objective, budget or (), maximise, effort)
+        print_answer(answer, as_json)
         return
+    if refine is not None and engine is not None:
+        raise ValueError("--engine goes without --refine, which asks for estimates that need no MIP solver")
     if not budget:
         raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
-    limits, talk = units.parse_budget(",".join(budget)), Console(stderr=True) if as_json else console
+    limits = units.parse_budget(",".join(budget))
     with open_store(db) as store:
         found = [store.find_search(name) for name in search or ()]
         if refine is None:
-            trial = _solved(store, found, limits, metric, gap, time_limit)
+            with _effort(gap, time_limit, engine, talk) as effort:
+                trial = _solved(store, found, limits, metric, effort)
         else:
-            trial = _refined(store, found, limits, refine, talk, metric, gap, time_limit)
+            with _effort(gap, time_limit, engine, Console(quiet=True)) as effort:
+                trial = _refined(store, found, limits, refine, metric, effort, talk)
         _print_solved(store.find_search(trial.search_id), trial, refine, as_json)
 
 
@@ -138,23 +151,42 @@ def compare(
     print_comparison(lines, as_json)
 
 
+@contextmanager
+def _effort(
+    gap: float | None, time_limit_s: float | None, engine: Literal["highs", "cbc"] | None, talk: Console
+) -> Iterator["Effort"]:
+    """What is asked for, with its progress on a terminal."""
+    from nas.effort import Effort, shown
+
+    with shown(talk) as progress:
+        yield Effort(gap, time_limit_s, engine, progress)
+
+
 def _solved(
-    store: "Store", searches: "Sequence[models.Search]", limits: tuple[units.Limit, ...], metric: str | None,
-    gap: float | None, time_limit_s: float | None,
-) -> "models.Trial":  # fmt: skip
+    store: "Store",
+    searches: "Sequence[models.Search]",
+    limits: tuple[units.Limit, ...],
+    metric: str | None,
+    effort: "Effort",
+) -> "models.Trial":
     """By the sum of scores."""
     from nas.explain import explain
     from nas.solve import measured, solve_across, trial_row
 
-    known, solution = solve_across([measured(store, one, metric) for one in searches], limits, gap, time_limit_s)
+    known, solution = solve_across([measured(store, one, metric) for one in searches], limits, effort)
     trial = store.add_trial(trial_row(known, solution, limits, None))
     return explain(store, known, limits, solution, trial)
 
 
 def _refined(
-    store: "Store", searches: "Sequence[models.Search]", limits: tuple[units.Limit, ...], evaluations: int,
-    talk: Console, metric: str | None, gap: float | None, time_limit_s: float | None,
-) -> "models.Trial":  # fmt: skip
+    store: "Store",
+    searches: "Sequence[models.Search]",
+    limits: tuple[units.Limit, ...],
+    evaluations: int,
+    metric: str | None,
+    effort: "Effort",
+    talk: Console,
+) -> "models.Trial":
     """Past it."""
     from nas import quiet  # noqa: F401
     from nas.refined import solve_refined
@@ -162,8 +194,7 @@ def _refined(
 
     if len(searches) > 1:
         raise ValueError(f"--refine is of one search, not of {len(searches)}; name the one a sweep without it chooses")
-    known = measured(store, searches[0], metric)
-    _, trial = solve_refined(store, known, limits, evaluations, talk, gap=gap, time_limit_s=time_limit_s)
+    _, trial = solve_refined(store, measured(store, searches[0], metric), limits, evaluations, talk, effort)
     return trial
 
 

@@ -29,7 +29,10 @@ def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -
     metric = METRICS[cost]
     fixed, whole = known.fixed.metrics(known.scenario)[metric], known.parent_totals()[metric]
     found = []
-    for solution in front(paired(known.problem(budget)), metric, points, time_limit_s=known.time_limit_s):
+    effort = known.effort
+    for solution in front(
+        paired(known.problem(budget)), metric, points, time_limit_s=effort.time_limit_s, engine=effort.engine or "highs"
+    ):
         total = solution.costs[metric] + fixed
         architecture = str(architecture_of(solution, known.layers))
         found.append(Point(solution.score, total, total / whole, architecture, summary(architecture)))

@@ -13,12 +13,15 @@ from db import models
 from db.models import now
 from db.store import Store
 from nas.compare import Contest
+from nas.effort import Effort
 from nas.reality import Reality
 from nas.solve import BudgetNotMet, Measured, not_met
 from nas.units import Limit
 from solvers.joint import paired
 from solvers.problem import Infeasible, Solution
 from solvers.refine import refine
+
+_AS_ASKED = Effort()
 
 
 def solve_refined(
@@ -27,24 +30,19 @@ def solve_refined(
     budget: Sequence[Limit],
     evaluations: int,
     console: Console,
-    *,
-    gap: float | None = None,
-    time_limit_s: float | None = None,
+    effort: Effort = _AS_ASKED,
 ) -> tuple[Solution, models.Trial]:
-    """The solution of least real KL, and the trial that it is, not healed; `gap` and `time_limit_s` None: the search's.
-
-    Raises BudgetNotMet.
-    """
+    """The solution of least real KL, and the trial that it is, not healed. Raises BudgetNotMet."""
     started, clock, search = now(), monotonic(), known.search
     with Reality(store, search, console) as reality:
-        contest = Contest(store, known, budget, reality, evaluations)
+        contest, asked = Contest(store, known, budget, reality, evaluations), effort.over(known.effort)
         try:
             found = refine(
                 paired(contest.problem),
                 contest.real,
                 evaluations,
-                gap=known.gap if gap is None else gap,
-                time_limit_s=time_limit_s or known.time_limit_s,
+                gap=asked["gap"],
+                time_limit_s=asked["time_limit_s"],
             )
         except Infeasible as error:
             raise BudgetNotMet(not_met(known, budget, error)) from error

@@ -13,6 +13,7 @@ from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
 from nas.digest import digest
+from nas.effort import Effort
 from nas.units import Limit, format_quantity, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.joint import paired, parted
@@ -57,6 +58,11 @@ class Measured:
     def time_limit_s(self) -> float:
         """How long a solver may take, as the search's job says."""
         return parse_seconds("solver.time_limit", self.search.request["solver"]["time_limit"])
+
+    @property
+    def effort(self) -> Effort:
+        """All that the search's job says of it."""
+        return Effort(self.gap, self.time_limit_s, self.search.request["solver"]["engine"])
 
     def parent_totals(self) -> dict[str, float]:
         return self.parent.totals(self.scenario)
@@ -129,21 +135,21 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
     )
 
 
-def solve(
-    known: Measured, budget: Sequence[Limit], gap: float | None = None, time_limit_s: float | None = None
-) -> Solution:
-    """The best architecture within the budget; `gap` and `time_limit_s` None: the job's. Raises BudgetNotMet."""
-    gap = known.gap if gap is None else gap
+_AS_ASKED = Effort()
+
+
+def solve(known: Measured, budget: Sequence[Limit], effort: Effort = _AS_ASKED) -> Solution:
+    """The best architecture within the budget. Raises BudgetNotMet."""
     problem = known.problem(budget)
     try:
-        found = solve_exactly(paired(problem), gap=gap, time_limit_s=time_limit_s or known.time_limit_s)
+        found = solve_exactly(paired(problem), **effort.over(known.effort))
     except Infeasible as error:
         raise BudgetNotMet(not_met(known, budget, error)) from error
     return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
 
 
 def solve_across(
-    searches: Sequence[Measured], budget: Sequence[Limit], gap: float | None = None, time_limit_s: float | None = None
+    searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort = _AS_ASKED
 ) -> tuple[Measured, Solution]:
     """The best architecture over searches that differ in their scenario, in the batch size for one, and whose it is.
 
@@ -152,13 +158,8 @@ def solve_across(
     """
     _check_comparable(searches)
     problems = {known.search.id: known.problem(budget) for known in searches}
-    first = searches[0]
     try:
-        id, found = sweep(
-            {id: paired(problem) for id, problem in problems.items()},
-            gap=first.gap if gap is None else gap,
-            time_limit_s=time_limit_s or first.time_limit_s,
-        )
+        id, found = sweep({id: paired(problem) for id, problem in problems.items()}, **effort.over(searches[0].effort))
     except Infeasible as error:
         raise BudgetNotMet("\n".join(_why_not(known, budget) for known in searches)) from error
     (known,) = (known for known in searches if known.search.id == id)

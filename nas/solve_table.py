@@ -10,12 +10,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from nas.effort import Effort
 from nas.imported import Imported, TableError, load, parse_limits
 from solvers.mip import solve
 from solvers.problem import OPTIMAL_GAP, Limit, Option, Solution
 from solvers.sensitivity import Sensitivity, sensitivity
 
-TIME_LIMIT_S = 60.0
+_USUAL = Effort(OPTIMAL_GAP, time_limit_s=60.0, engine="highs")
+_AS_USUAL = Effort()
 _EXPLAINED_S = 0.3
 
 
@@ -122,8 +124,7 @@ def solve_table(
     objective: str | None = None,
     budget: Collection[str] = (),
     maximise: bool = False,
-    gap: float | None = None,
-    time_limit_s: float | None = None,
+    effort: Effort = _AS_USUAL,
 ) -> Answer:
     """The best choice in the table at `path`; what is None or empty is the table's own, or a default.
 
@@ -137,7 +138,6 @@ def solve_table(
         )
     limits: Sequence[Limit] = parse_limits(budget) if budget else table.budget
     problem = table.problem(objective, limits, maximise)
-    gap = OPTIMAL_GAP if gap is None else gap
-    solution = solve(problem, gap=gap, time_limit_s=time_limit_s or TIME_LIMIT_S)
+    solution = solve(problem, **effort.over(_USUAL))
     hangs_on = sensitivity(problem, solution, time_limit_s=_EXPLAINED_S)
     return Answer(table, objective, maximise, tuple(limits), solution, hangs_on)

@@ -14,12 +14,18 @@ from solvers.dual import dual
 from solvers.line import check_tiling, scores_of
 from solvers.problem import OPTIMAL_GAP, Infeasible, Problem, Solution
 from solvers.program import Program
+from solvers.pulp_model import Engine, Progress
 
 Batch = TypeVar("Batch", bound=Hashable)
 
 
 def sweep(
-    problems: Mapping[Batch, Problem], *, gap: float = OPTIMAL_GAP, time_limit_s: float | None = None
+    problems: Mapping[Batch, Problem],
+    *,
+    gap: float = OPTIMAL_GAP,
+    time_limit_s: float | None = None,
+    engine: Engine = "highs",
+    progress: Progress | None = None,
 ) -> tuple[Batch, Solution]:
     """The batch size with the best solution, and that solution, its bound one on all of them.
 
@@ -39,7 +45,7 @@ def sweep(
         if best is not None and bounds[batch] >= best[1].score:
             continue
         try:
-            found = mip.solve(problems[batch], gap=gap, time_limit_s=time_limit_s)
+            found = mip.solve(problems[batch], gap=gap, time_limit_s=time_limit_s, engine=engine, progress=progress)
         except Infeasible as error:
             infeasible = error
             bounds[batch] = float("inf")

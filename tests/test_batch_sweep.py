@@ -53,7 +53,7 @@ def measured(batch: int, decode_s: float, **of_search: Any) -> Measured:
         Option(slot, 1, name, score, cost.metrics(scenario))
         for slot, name, score, cost in [(0, "kv8", 0.0, part), (1, "ffn512", 0.0, part), (1, "ffn256", 0.1, half)]
     ]
-    request = {"data": "text", "solver": {"gap": 1e-6, "time_limit": "60 s"}}
+    request = {"data": "text", "solver": {"gap": 1e-6, "time_limit": "60 s", "engine": "highs"}}
     row = search(id=f"b{batch}", name=f"batch{batch}", **{"request": request} | of_search)
     return Measured(row, scenario, Cost(), part + part, tuple(options), "kl")
 

@@ -17,7 +17,7 @@ COMMANDS = {
     "search": ["JOB", "--db", "--json"],
     "solve": [
         "[SEARCH]", "--table", "--budget", "--metric", "--objective", "--maximise", "--gap", "--time-limit",
-        "--refine", "--db", "--json",
+        "--engine", "--refine", "--db", "--json",
     ],
     "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json"],
     "compare": [

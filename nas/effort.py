@@ -1,0 +1,34 @@
+"""How an answer is looked for: how near to the best, how long, by which MIP solver, and who is told how it goes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from solvers.problem import relative_gap
+from solvers.pulp_model import Engine, Progress
+
+
+@dataclass(frozen=True)
+class Effort:
+    """None: as is usual where it is used. `progress` hears of the best score known and of the bound on all."""
+
+    gap: float | None = None
+    time_limit_s: float | None = None
+    engine: Engine | None = None
+    progress: Progress | None = None
+
+    def over(self, usual: "Effort") -> dict[str, Any]:
+        """What the exact solver takes: this, and what is usual for what is None."""
+        return {name: vars(usual)[name] if value is None else value for name, value in vars(self).items()}
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Progress]:
+    """Shows on a terminal how an answer is coming along, for as long as it takes."""
+    with console.status("solving") as status:
+        yield lambda score, bound: status.update(
+            f"solving: the best so far {score:.6g}, proven to {relative_gap(score, bound):.1e} of the best there is"
+        )

@@ -5,7 +5,8 @@
 Instances are of three kinds: additive (a layer's option is an attention and an FFN whose costs add up and whose scores
 rise convexly, more in some layers than in others), correlated (scores follow costs, with noise) and independent (scores
 and costs have nothing to do with each other). The budgets are 60 % of the parent's costs. All solve to the same proven
-gap, in turn, in one process; a run that does not prove it within the limit counts the limit's seconds, and is marked.
+gap, in turn, in one process; a run that does not prove it within the limit counts
+what it used by then, and is marked.
 CPU seconds are those of the process and its children. The answers' scores are compared.
 """
 

@@ -191,8 +191,7 @@ def _speed_up(runs: Sequence[Run], size: str, kind: str) -> float | None:
 
 
 def sweeps(seeds: int, limit_s: float, apart: int) -> str:
-    """A front of 50 points, and ten solutions so many slots apart, of 80 x 54: median CPU seconds, and the worst gap, by
-    kind."""
+    """A front of 50 points, and ten solutions so many slots apart, of 80 x 54: median CPU seconds, and worst gap."""
     lines = [
         f"| kind | front of 50 points | largest gap | ten solutions {apart} slots apart | largest gap |",
         "|---|---|---|---|---|",

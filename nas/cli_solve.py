@@ -203,11 +203,11 @@ def _print_solved(search: "models.Search", trial: "models.Trial", refine: int | 
         print_json(plain(trial))
         return
     print_trial(search, trial)
-    build = "put this budget in the job and run `nas search`"
-    if refine is not None:
-        asked = ",".join(f"{metric}={value}" for metric, value in trial.budget.items())
-        build = f"`nas compare {search.name} --budget {asked} --evaluations {refine} --heal`, with the others"
-    console.print(f"\nTo build it, {build}. Details: nas show {trial.id}", soft_wrap=True)
+    also = "" if refine is None else f" and solver.refine: {refine}"
+    console.print(
+        f"\nTo build it, put this budget{also} in the job and run `nas search`. Details: nas show {trial.id}",
+        soft_wrap=True,
+    )
 
 
 def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ from db import models
 from db.store import Store
 from nas.solve import METRICS, Measured, choice_of
 from nas.units import Limit, format_quantity
-from solvers.joint import joined, paired
-from solvers.problem import Option, Solution
-from solvers.sensitivity import sensitivity
+from solvers.joint import joined, paired, parted
+from solvers.problem import Problem, Solution
+from solvers.sensitivity import CloseCall, sensitivity
 
 SHARE = 0.01
 """Of a limit: by so much it is made looser to say what that buys."""
@@ -38,14 +38,14 @@ class Price:
 
 @dataclass(frozen=True)
 class Close:
-    """`choice` in place of `instead_of`, and the rest as is then best, is so much worse in score."""
+    """An architecture with `choices` in place of `instead_of`, and otherwise the answer, is so much worse in score."""
 
-    choice: str
+    choices: tuple[str, ...]
     instead_of: tuple[str, ...]
     worse: float
 
     def said(self, score: str) -> str:
-        return f"{self.choice} in place of {', '.join(self.instead_of)}: {self.worse:.2g} more {score}"
+        return f"{', '.join(self.choices)} in place of {', '.join(self.instead_of)}: {self.worse:.2g} more {score}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Explained:
             return None
         return Explained(
             tuple(Price(**one) for one in kept["prices"]),
-            tuple(Close(one["choice"], tuple(one["instead_of"]), one["worse"]) for one in kept["close_calls"]),
+            tuple(Close(tuple(one["choices"]), tuple(one["instead_of"]), one["worse"]) for one in kept["close_calls"]),
         )
 
 
@@ -80,12 +80,23 @@ def explain(
 
 def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> Explained:
     """What `solution`, the best within the budget, hangs on. Takes up to about a second."""
-    problem = paired(known.problem(budget))
-    whole = Solution.of(problem, joined(solution.options, problem), solution.bound, solution.seconds, solution.solver)
-    found = sensitivity(problem, whole)
+    problem = known.problem(budget)
+    pairs = paired(problem)
+    whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
+    found = sensitivity(pairs, whole)
     return Explained(
         tuple(_price(known, limit, found.prices) for limit in budget),
-        tuple(Close(_named([call.option])[0], _named(call.instead_of), call.worse) for call in found.close_calls),
+        tuple(_close(problem, call) for call in found.close_calls),
+    )
+
+
+def _close(problem: Problem, call: CloseCall) -> Close:
+    """Without the parts of pairs that stay as they are."""
+    ones, others = (
+        [str(choice_of(option)) for option in parted(options, problem)] for options in (call.options, call.instead_of)
+    )
+    return Close(
+        tuple(one for one in ones if one not in others), tuple(one for one in others if one not in ones), call.worse
     )
 
 
@@ -94,7 +105,3 @@ def _price(known: Measured, limit: Limit, prices: Mapping[str, float]) -> Price:
     cost, ceiling = known.ceiling(limit)
     whole = limit.absolute(known.parent_totals()[METRICS[limit.metric]])
     return Price(limit.metric, SHARE * whole, prices[cost] * SHARE * ceiling)
-
-
-def _named(options: Sequence[Option]) -> tuple[str, ...]:
-    return tuple(str(choice_of(option)) for option in options)

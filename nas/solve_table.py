@@ -97,7 +97,11 @@ class Answer:
             ],
             "choices": [self._choice(option) for option in self.solution.options],
             "close_calls": [
-                {"choice": self._choice(call.option), "total": self._turned(call.score), "worse": call.worse}
+                {
+                    "choices": [self._choice(option) for option in call.options],
+                    "total": self._turned(call.score),
+                    "worse": call.worse,
+                }
                 for call in self.hangs_on.close_calls
             ],
         }
@@ -105,10 +109,12 @@ class Answer:
     def close_calls(self) -> tuple[str, ...]:
         """In a line each: what was almost chosen, and by how much it is worse."""
         return tuple(
-            f"{call.option.name} at {self.table.place(call.option.first, call.option.end)} in place of "
-            f"{', '.join(option.name for option in call.instead_of)}: {call.worse:.2g} worse"
+            f"{self._named(call.options)} in place of {self._named(call.instead_of)}: {call.worse:.2g} worse"
             for call in self.hangs_on.close_calls
         )
+
+    def _named(self, options: Sequence[Option]) -> str:
+        return ", ".join(f"{option.name} at {self.table.place(option.first, option.end)}" for option in options)
 
     def _choice(self, option: Option) -> dict[str, Any]:
         layer = {"layer": self.table.layers[option.first]} if self.table.layers else {}

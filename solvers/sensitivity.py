@@ -22,10 +22,10 @@ _GAP = 1e-4
 
 @dataclass(frozen=True)
 class CloseCall:
-    """With `option` in place of `instead_of`, and the rest as is then best, the score is `score`, `worse` more than the
-    solution's."""
+    """Another solution, that is the best with one of its options: `options` where it differs, in place of `instead_of`.
+    Its score is `score`, `worse` more than the best's."""
 
-    option: Option
+    options: tuple[Option, ...]
     instead_of: tuple[Option, ...]
     score: float
     worse: float
@@ -45,8 +45,8 @@ def sensitivity(
 ) -> Sensitivity:
     """What `solution`, the best of `problem`, hangs on.
 
-    `close_calls` are looked for among twice as many options, those that raise the bound least; what is not found in the
-    time, all of them together, is left out.
+    `close_calls` are looked for with each of twice as many options, those that raise the bound least; what is not found
+    in the time, all of them together, is left out.
     """
     deadline = time.monotonic() + time_limit_s
     found = dual(Program.of(problem, scores_of(problem), problem.limits))
@@ -54,8 +54,9 @@ def sensitivity(
     chosen = {option.key for option in solution.options}
     order = (problem.options[index] for index in np.argsort(found.slack_O, kind="stable"))
     others = [option for option in order if option.key not in chosen][: 2 * close_calls]
-    calls = sorted(_calls(problem, solution, others, deadline), key=lambda call: call.worse)
-    return Sensitivity(prices, tuple(calls[:close_calls]))
+    # The best with one option is often the best with another, too.
+    calls = {tuple(one.key for one in call.options): call for call in _calls(problem, solution, others, deadline)}
+    return Sensitivity(prices, tuple(sorted(calls.values(), key=lambda call: call.worse)[:close_calls]))
 
 
 def _calls(problem: Problem, solution: Solution, others: list[Option], deadline: float) -> Iterator[CloseCall]:
@@ -68,9 +69,13 @@ def _calls(problem: Problem, solution: Solution, others: list[Option], deadline:
             best = mip.solve(replace(problem, options=tuple(apart)), gap=_GAP, time_limit_s=left_s)
         except (Infeasible, TimeoutError):
             continue
-        instead_of = tuple(one for one in solution.options if _overlap(one, option))
-        # An answer to a looser gap than the solution's may be ahead of it by that.
-        yield CloseCall(option, instead_of, best.score, max(best.score - solution.score, 0.0))
+        yield CloseCall(
+            tuple(one for one in best.options if one not in solution.options),
+            tuple(one for one in solution.options if one not in best.options),
+            best.score,
+            # An answer to a looser gap than the solution's may be ahead of it by that.
+            max(best.score - solution.score, 0.0),
+        )
 
 
 def _overlap(one: Option, other: Option) -> bool:

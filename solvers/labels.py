@@ -18,7 +18,7 @@ from solvers.line import Indices, Line, Weights
 from solvers.reach import over_best
 from solvers.scaled import Scaled
 
-MOST = 40_000_000
+MOST = 12_000_000
 """Labels held at once, what leads back from those far behind."""
 MERGED = 1e-12
 """Sums in cells of this size are the same."""

@@ -52,16 +52,24 @@ def meet(
         grid = _Grid(scaled, prices_R, others, float(through_S[slot] - through_S[0]), further)
         for start in range(0, len(ones.over_L), _BLOCK):
             block = ones.only(np.arange(start, min(start + _BLOCK, len(ones.over_L))))
-            for one, other in grid.pairs(block, further):
-                chosen = [*ahead.chosen(slot, start + one)[::-1], *back.chosen(mirrored, other)]
-                tiling = np.array(chosen, dtype=np.intp)
-                if program.holds(tiling):
-                    further = min(further, program.weight(tiling) / scaled.scale - bound)
-                    yield tiling
-                    break
-                if merging:
-                    raise MergedError
-            yield None
+            is_open = True
+            while is_open:
+                is_open = False
+                for found in grid.pairs(block, further):
+                    yield None
+                    for one, other in found:
+                        chosen = [*ahead.chosen(slot, start + one)[::-1], *back.chosen(mirrored, other)]
+                        tiling = np.array(chosen, dtype=np.intp)
+                        if program.holds(tiling):
+                            lighter = program.weight(tiling) / scaled.scale - bound
+                            is_open, further = lighter < further, min(further, lighter)
+                            yield tiling
+                            break
+                        if merging:
+                            raise MergedError
+                    if is_open:
+                        # What is left of the block is held against less.
+                        break
 
 
 class _Grid:
@@ -90,15 +98,14 @@ class _Grid:
         self._key_K = key_K[self._order]
         self._labels = labels.only(self._order)
 
-    def pairs(self, others: Labels, further: float) -> Iterator[tuple[int, int]]:
-        """Which of the others make a tiling lighter than `further` from the bound with which of these, lightest first,
-        to rounding."""
+    def pairs(self, others: Labels, further: float) -> Iterator[Iterator[tuple[int, int]]]:
+        """Which of the others make a tiling lighter than `further` from the bound with which of these, some at a time,
+        lightest first, to rounding."""
         room_L = further + self._passed - others.over_L
         most_LR = self._most_R - others.sums_LR
         mine_N, cell_N = self._cells(room_L, most_LR)
         first_N = np.searchsorted(self._key_K, cell_N)
         count_N = np.searchsorted(self._key_K, cell_N + self._share(room_L[mine_N]), side="right") - first_N
-        held = [(mine_N[:0], mine_N[:0], room_L[:0])]
         ends_N, start = np.cumsum(count_N), 0
         while start < len(count_N):
             done = int(ends_N[start - 1]) if start else 0
@@ -106,9 +113,10 @@ class _Grid:
             some = slice(start, stop)
             mine = np.repeat(mine_N[some], count_N[some])
             its = np.arange(done, done + len(mine)) + np.repeat((first_N - ends_N + count_N)[some], count_N[some])
-            held.append(self._within(room_L, most_LR, mine, its))
+            yield self._lightest_first(*self._within(room_L, most_LR, mine, its))
             start = stop
-        mine, its, room = map(np.concatenate, zip(*held, strict=True))
+
+    def _lightest_first(self, mine: Indices, its: Indices, room: Weights) -> Iterator[tuple[int, int]]:
         for place in np.argsort(-room, kind="stable").tolist():
             yield int(mine[place]), int(self._order[its[place]])
 

@@ -190,7 +190,7 @@ class _Search:
                     if tiling is not None:
                         self._keep(kept[tiling])
                         self._tell()
-                    if time.monotonic() > deadline:
+                    if self.is_settled or time.monotonic() > deadline:
                         return True
                 break
             except MergedError:

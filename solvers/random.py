@@ -12,7 +12,7 @@ from solvers.conflict import settled
 from solvers.line import check_tiling, costs_of, score_bound
 from solvers.minimise import minimise
 from solvers.problem import Limit, Problem, Solution, total_costs
-from solvers.program import Program
+from solvers.program import Answer, Program
 
 _GAP = 1e-3
 """What is this near to the best of a random objective is as random as the best."""
@@ -28,21 +28,27 @@ def random_architecture(
     distribution. It is not a uniform draw: a tiling comes the more often the fewer others share options with it, and
     one that no weights make the best, inside the convex hull of the others, never comes.
 
-    The time limit is for each of the two runs of the solver. Raises Infeasible where the limits cannot be met together,
+    The time limit is for each run of the solver. Raises Infeasible where the limits cannot be met together,
     TimeoutError where nothing was found in the time.
     """
     if not 0 <= use_at_least <= 1:
         raise ValueError(f"use_at_least is {use_at_least}; it is a share of the first maximum, between 0 and 1")
     started = time.monotonic()
     check_tiling(problem)
-    limits = problem.limits
-    if problem.maximums:
-        maximum = limits[0]
-        most = _most_used(problem, maximum.cost, time_limit_s)
-        limits = (*limits, Limit(maximum.cost, min(use_at_least * maximum.value, most), minimum=True))
     spans = np.array([option.span for option in problem.options])
     weights = np.random.default_rng(seed).normal(scale=np.sqrt(spans))
-    chosen = settled(problem, minimise(Program.of(problem, weights, limits), _GAP, time_limit_s), time_limit_s)
+
+    def drawn(*more: Limit) -> Answer:
+        return minimise(Program.of(problem, weights, (*problem.limits, *more)), _GAP, time_limit_s)
+
+    if not problem.maximums:
+        answer = drawn()
+    else:
+        maximum = problem.limits[0]
+        answer = drawn(Limit(maximum.cost, use_at_least * maximum.value, minimum=True))
+        if answer.outcome != "solved":
+            answer = drawn(Limit(maximum.cost, _most_used(problem, maximum.cost, time_limit_s), minimum=True))
+    chosen = settled(problem, answer, time_limit_s)
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "random")
 
 

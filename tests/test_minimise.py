@@ -16,11 +16,11 @@ from solvers import minimise, mip
 from solvers.conflict import settled
 from solvers.dual import dual
 from solvers.labels import CrowdedError
-from solvers.line import Line, scores_of
+from solvers.line import Line, line_of, scores_of
 from solvers.meeting import MergedError, meet
 from solvers.minimise import Start
 from solvers.problem import Infeasible, Option, Problem
-from solvers.program import Answer, Program
+from solvers.program import Answer, Program, Row
 from solvers.pulp_model import Engine, run
 from solvers.reach import over_best, reach
 from solvers.scaled import Scaled
@@ -300,3 +300,14 @@ def test_what_can_never_be_chosen_blurs_no_mip_solver(outlier: float, monkeypatc
     found = mip.solve(replace(problem, options=(*problem.options, *impossible)))
     assert found.score == pytest.approx(best, rel=1e-9)
     assert found.status == "optimal"
+
+
+def test_a_limit_filled_up_is_found_among_all_that_fill_it() -> None:
+    """What is minimised is what is limited: a tiling is as near to the bound as it is full, and billions nearly are."""
+    problem = library(layers=6, names=60, seed=0)
+    latency = np.array([option.costs["latency"] for option in problem.options])
+    most = problem.maximums["latency"]
+    program = Program(line_of(problem), -latency, (Row(latency, most),))
+    answer = minimise.minimise(program, 1e-3, time_limit_s=60.0)
+    assert answer.outcome == "solved"
+    assert 0.999 * most <= latency[list(answer.chosen)].sum() <= most * (1 + 1e-9)

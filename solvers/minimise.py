@@ -155,13 +155,14 @@ class _Search:
         met = [np.asarray(tiling, dtype=np.intp) for tiling in given] + list(self._dual.seen)
         for tiling in met:
             self._keep(tiling)
-        near = np.sort(np.argsort(self._dual.slack_O, kind="stable")[: self._program.line.slots + _BESIDE])
-        some, place_O = self._program.only(near), np.full(len(self._program.weights), -1)
-        place_O[near] = np.arange(len(near))
         scaled = Scaled.of(self._program)
         charged_O = scaled.charged(scaled.prices(self._dual.prices_R))
-        met = sorted((tiling for tiling in met if np.all(place_O[tiling] >= 0)), key=lambda one: charged_O[one].sum())
-        for tiling in met[:_TRIED]:
+        tried = sorted(met, key=lambda tiling: charged_O[tiling].sum())[:_TRIED]
+        nearest = np.argsort(self._dual.slack_O, kind="stable")[: self._program.line.slots + _BESIDE]
+        near = np.unique(np.concatenate([nearest, *tried]))
+        some, place_O = self._program.only(near), np.full(len(self._program.weights), -1)
+        place_O[near] = np.arange(len(near))
+        for tiling in tried:
             better = improved(some, scaled.values_OR[near], scaled.most_R, place_O[tiling])
             if better is not None:
                 self._keep(near[better])

@@ -97,7 +97,7 @@ def add_search(store: Store, tmp_path: Path, name: str = "stories-60", budget: s
 def add_trial(store: Store, search: models.Search, budget: str, factor: float | None) -> models.Trial:
     """Solved for a budget; built, and measured at `factor` of its prediction, unless that is None."""
     known, limits = measured(store, search), parse_budget(budget)
-    trial = store.add_trial(trial_row(known, solve(known, limits, 1e-6, None), limits, None))
+    trial = store.add_trial(trial_row(known, solve(known, limits), limits, None))
     if factor is None:
         return trial
     latency_s = factor * trial.predicted_latency_s

@@ -158,15 +158,21 @@ class _Search:
         scaled = Scaled.of(self._program)
         charged_O = scaled.charged(scaled.prices(self._dual.prices_R))
         tried = sorted(met, key=lambda tiling: charged_O[tiling].sum())[:_TRIED]
-        nearest = np.argsort(self._dual.slack_O, kind="stable")[: self._program.line.slots + _BESIDE]
-        near = np.unique(np.concatenate([nearest, *tried]))
-        some, place_O = self._program.only(near), np.full(len(self._program.weights), -1)
-        place_O[near] = np.arange(len(near))
+        near = np.unique(np.concatenate([self._nearest(self._program.line.slots + _BESIDE), *tried]))
+        some = self._program.only(near)
         for tiling in tried:
-            better = improved(some, scaled.values_OR[near], scaled.most_R, place_O[tiling])
+            better = improved(some, scaled.values_OR[near], scaled.most_R, np.searchsorted(near, tiling))
             if better is not None:
                 self._keep(near[better])
         self._tell()
+
+    def _nearest(self, count: int) -> Indices:
+        """The options that raise the bound least. Of equals some of every step: where what is minimised is what is
+        limited, all are."""
+        steps, slack_O = self._program.line.steps, self._dual.slack_O
+        rank_O = np.empty_like(steps.order)
+        rank_O[steps.order] = np.arange(len(rank_O)) - steps.starts[steps.of_option[steps.order]]
+        return np.lexsort((rank_O, np.round(slack_O / scale_of(self._program.weights), 9)))[:count]
 
     def meet(self, labels: float, deadline: float) -> bool:
         """The tilings near the bound, as far as so many labels go; False where they cannot be held."""

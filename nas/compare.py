@@ -15,6 +15,7 @@ from blocklib.block import Architecture
 from db import models
 from db.models import now
 from db.store import Store
+from nas.effort import USUAL, Effort
 from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
@@ -126,9 +127,10 @@ def _evolution(contest: Contest) -> Chosen:
     return Chosen(found.solution, found.evaluations)
 
 
-def _refine(contest: Contest) -> Chosen:
-    problem, known = paired(contest.problem), contest.known
-    found = refine(problem, contest.real, contest.evaluations, gap=known.gap, time_limit_s=known.time_limit_s)
+def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
+    """The best of the whole architectures that may be run: past the sum of scores."""
+    asked, problem = effort.over(contest.known.effort), paired(contest.problem)
+    found = refine(problem, contest.real, contest.evaluations, gap=asked["gap"], time_limit_s=asked["time_limit_s"])
     return Chosen(found.solution, found.evaluations)
 
 
@@ -145,7 +147,7 @@ STRATEGIES: dict[str, Strategy] = {
     "ShortGPT": _shortgpt,
     "SLEB": _sleb,
     "evolution": _evolution,
-    "refine": _refine,
+    "refine": refined,
 }
 """Beside these, random architectures of the library, as many as asked."""
 

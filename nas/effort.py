@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from solvers.problem import relative_gap
-from solvers.pulp_model import Engine, Progress
+from solvers.program import Progress
+from solvers.pulp_model import Engine
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Effort:
     def over(self, usual: "Effort") -> dict[str, Any]:
         """What the exact solver takes: this, and what is usual for what is None."""
         return {name: vars(usual)[name] if value is None else value for name, value in vars(self).items()}
+
+
+USUAL = Effort()
 
 
 @contextmanager

@@ -12,16 +12,12 @@ from rich.console import Console
 from db import models
 from db.models import now
 from db.store import Store
-from nas.compare import Contest
-from nas.effort import Effort
+from nas.compare import Contest, refined
+from nas.effort import USUAL, Effort
 from nas.reality import Reality
 from nas.solve import BudgetNotMet, Measured, not_met
 from nas.units import Limit
-from solvers.joint import paired
 from solvers.problem import Infeasible, Solution
-from solvers.refine import refine
-
-_AS_ASKED = Effort()
 
 
 def solve_refined(
@@ -30,27 +26,21 @@ def solve_refined(
     budget: Sequence[Limit],
     evaluations: int,
     console: Console,
-    effort: Effort = _AS_ASKED,
+    effort: Effort = USUAL,
 ) -> tuple[Solution, models.Trial]:
     """The solution of least real KL, and the trial that it is, not healed. Raises BudgetNotMet."""
     started, clock, search = now(), monotonic(), known.search
     with Reality(store, search, console) as reality:
-        contest, asked = Contest(store, known, budget, reality, evaluations), effort.over(known.effort)
+        contest = Contest(store, known, budget, reality, evaluations)
         try:
-            found = refine(
-                paired(contest.problem),
-                contest.real,
-                evaluations,
-                gap=asked["gap"],
-                time_limit_s=asked["time_limit_s"],
-            )
+            found = refined(contest, effort).solution
         except Infeasible as error:
             raise BudgetNotMet(not_met(known, budget, error)) from error
-        (trial,) = contest.trials([found.solution])
+        (trial,) = contest.trials([found])
         store.add_stage(
             models.Stage(
                 search_id=search.id, name="refine", started_at=started, seconds=monotonic() - clock,
                 work_done=reality.measured,
             )
         )  # fmt: skip
-        return contest.parted(found.solution), trial
+        return contest.parted(found), trial

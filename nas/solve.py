@@ -13,7 +13,7 @@ from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
 from nas.digest import digest
-from nas.effort import Effort
+from nas.effort import USUAL, Effort
 from nas.units import Limit, format_quantity, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.joint import paired, parted
@@ -135,10 +135,7 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
     )
 
 
-_AS_ASKED = Effort()
-
-
-def solve(known: Measured, budget: Sequence[Limit], effort: Effort = _AS_ASKED) -> Solution:
+def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> Solution:
     """The best architecture within the budget. Raises BudgetNotMet."""
     problem = known.problem(budget)
     try:
@@ -149,7 +146,7 @@ def solve(known: Measured, budget: Sequence[Limit], effort: Effort = _AS_ASKED) 
 
 
 def solve_across(
-    searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort = _AS_ASKED
+    searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort = USUAL
 ) -> tuple[Measured, Solution]:
     """The best architecture over searches that differ in their scenario, in the batch size for one, and whose it is.
 

@@ -10,14 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from nas.effort import Effort
+from nas.effort import USUAL, Effort
 from nas.imported import Imported, TableError, load, parse_limits
 from solvers.mip import solve
 from solvers.problem import OPTIMAL_GAP, Limit, Option, Solution
 from solvers.sensitivity import Sensitivity, sensitivity
 
-_USUAL = Effort(OPTIMAL_GAP, time_limit_s=60.0, engine="highs")
-_AS_USUAL = Effort()
+_OWN = Effort(OPTIMAL_GAP, time_limit_s=60.0, engine="highs")
 _EXPLAINED_S = 0.3
 
 
@@ -130,7 +129,7 @@ def solve_table(
     objective: str | None = None,
     budget: Collection[str] = (),
     maximise: bool = False,
-    effort: Effort = _AS_USUAL,
+    effort: Effort = USUAL,
 ) -> Answer:
     """The best choice in the table at `path`; what is None or empty is the table's own, or a default.
 
@@ -144,6 +143,6 @@ def solve_table(
         )
     limits: Sequence[Limit] = parse_limits(budget) if budget else table.budget
     problem = table.problem(objective, limits, maximise)
-    solution = solve(problem, **effort.over(_USUAL))
+    solution = solve(problem, **effort.over(_OWN))
     hangs_on = sensitivity(problem, solution, time_limit_s=_EXPLAINED_S)
     return Answer(table, objective, maximise, tuple(limits), solution, hangs_on)

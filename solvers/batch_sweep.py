@@ -13,8 +13,8 @@ from solvers import mip
 from solvers.dual import dual
 from solvers.line import check_tiling, scores_of
 from solvers.problem import OPTIMAL_GAP, Infeasible, Problem, Solution
-from solvers.program import Program
-from solvers.pulp_model import Engine, Progress
+from solvers.program import Program, Progress
+from solvers.pulp_model import Engine
 
 Batch = TypeVar("Batch", bound=Hashable)
 

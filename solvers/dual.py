@@ -16,7 +16,8 @@ import numpy as np
 
 from solvers.highs import quiet_highs
 from solvers.line import Indices, Weights
-from solvers.program import Program, scale_of
+from solvers.program import Program
+from solvers.scaled import Scaled
 
 _TOLERANCE = 1e-7
 _ROUNDS = 400
@@ -59,37 +60,23 @@ class _Search:
     """Prices tried so far, in a scale where the largest weight and the largest value of each row are 1."""
 
     def __init__(self, program: Program):
-        self._line = program.line
-        self._scale = scale_of(program.weights)
-        self._scale_R = np.array([max(scale_of(row.values), abs(row.most)) for row in program.rows])
-        self._weights_O = program.weights / self._scale
-        columns = [row.values / scale for row, scale in zip(program.rows, self._scale_R, strict=True)]
-        self._values_OR = np.stack(columns, axis=1) if columns else np.zeros((len(program.weights), 0))
-        # What may be used counts with its tolerance: the bound holds for all that is called within.
-        self._most_R = np.array([row.most + row.tolerance for row in program.rows]) / self._scale_R
+        self._scaled = Scaled.of(program)
         self.best, self.best_R = -np.inf, np.zeros(len(program.rows))
         self._cuts: list[tuple[float, Weights]] = []
         self._seen: list[Indices] = []
 
     def scaled(self, prices_R: Sequence[float]) -> Weights:
-        scaled_R: Weights = np.asarray(prices_R, dtype=np.float64) * self._scale_R / self._scale
-        return scaled_R
-
-    def _charged(self, prices_R: Weights) -> Weights:
-        charged_O: Weights = self._weights_O + self._values_OR @ prices_R
-        return charged_O
+        return self._scaled.prices(prices_R)
 
     def ask(self, prices_R: Weights) -> float:
         """The bound by these prices. Adds the plane that the best tiling under them is."""
-        charged_O = self._charged(prices_R)
-        chosen = self._line.least(charged_O)
-        rounding = (
-            _ROUNDING
-            * self._line.slots
-            * float(np.abs(charged_O[chosen]).max() + np.abs(prices_R * self._most_R).sum())
-        )
-        bound = float(charged_O[chosen].sum() - prices_R @ self._most_R) - rounding
-        self._cuts.append((float(self._weights_O[chosen].sum()), self._values_OR[chosen].sum(0) - self._most_R))
+        scaled = self._scaled
+        charged_O = scaled.charged(prices_R)
+        chosen = scaled.line.least(charged_O)
+        largest = float(np.abs(charged_O[chosen]).max() + np.abs(prices_R * scaled.most_R).sum())
+        rounding = _ROUNDING * scaled.line.slots * largest
+        bound = float(charged_O[chosen].sum() - prices_R @ scaled.most_R) - rounding
+        self._cuts.append((float(scaled.weights_O[chosen].sum()), scaled.values_OR[chosen].sum(0) - scaled.most_R))
         self._seen.append(chosen)
         if bound > self.best:
             self.best, self.best_R = bound, prices_R
@@ -113,10 +100,11 @@ class _Search:
                 planes.add(*self._cuts[-1])
 
     def found(self) -> Dual:
-        charged_O = self._charged(self.best_R)
-        slack_O = self._line.through(charged_O) - self._line.up_to(charged_O)[-1]
-        prices_R = self.best_R * self._scale / self._scale_R if len(self.best_R) else self.best_R
-        return Dual(self.best * self._scale, prices_R, slack_O * self._scale, tuple(self._seen))
+        scaled = self._scaled
+        charged_O = scaled.charged(self.best_R)
+        slack_O = scaled.line.through(charged_O) - scaled.line.up_to(charged_O)[-1]
+        prices_R = self.best_R * scaled.scale / scaled.scale_R
+        return Dual(self.best * scaled.scale, prices_R, slack_O * scaled.scale, tuple(self._seen))
 
 
 class _Planes:

@@ -19,8 +19,8 @@ from solvers.labels import CrowdedError
 from solvers.line import Indices, Weights
 from solvers.meeting import MergedError, meet
 from solvers.problem import relative_gap
-from solvers.program import Answer, Program, scale_of
-from solvers.pulp_model import Engine, IndistinctError, Progress, run
+from solvers.program import Answer, Program, Progress, scale_of
+from solvers.pulp_model import Engine, IndistinctError, run
 from solvers.reach import reach
 from solvers.scaled import Scaled
 from solvers.swaps import improved

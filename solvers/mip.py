@@ -15,8 +15,8 @@ from solvers.conflict import settled
 from solvers.line import check_tiling, scores_of
 from solvers.minimise import Start, minimise
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
-from solvers.program import Answer, Program, Row
-from solvers.pulp_model import Engine, Progress
+from solvers.program import Answer, Program, Progress, Row
+from solvers.pulp_model import Engine
 
 
 def solve(

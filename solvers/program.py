@@ -5,7 +5,7 @@ sums stand for.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,9 @@ import numpy as np
 
 from solvers.line import Indices, Line, Weights, costs_of, line_of
 from solvers.problem import LIMIT_TOLERANCE, Limit, Problem
+
+Progress = Callable[[float, float], None]
+"""Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
 
 
 @dataclass(frozen=True)

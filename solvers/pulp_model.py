@@ -5,7 +5,7 @@ to about 1e-10 of them, the answer is checked on the numbers as given. For what 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import pulp  # type: ignore[import-untyped]
 
 from solvers.highs import let_it_greet
 from solvers.line import Weights
-from solvers.program import Answer, Program, Row, scale_of
+from solvers.program import Answer, Program, Progress, Row, scale_of
 
 Engine = Literal["highs", "cbc"]
 
@@ -28,10 +28,6 @@ _WIDEST = 1e8
 
 class IndistinctError(ValueError):
     """Sums that a solver cannot tell from their limit."""
-
-
-Progress = Callable[[float, float], None]
-"""Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
 
 
 def run(program: Program, gap: float, deadline: float, engine: Engine, progress: Progress | None = None) -> Answer:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_solvers import hard, least_score, library, meets, problems, score, tilings
 
-from solvers import minimise, mip
+from solvers import meeting, minimise, mip
 from solvers.conflict import settled
 from solvers.dual import dual
 from solvers.labels import CrowdedError
-from solvers.line import Line, line_of, scores_of
+from solvers.line import Line, scores_of
 from solvers.meeting import MergedError, meet
 from solvers.minimise import Start
 from solvers.problem import Infeasible, Option, Problem
@@ -302,12 +302,34 @@ def test_what_can_never_be_chosen_blurs_no_mip_solver(outlier: float, monkeypatc
     assert found.status == "optimal"
 
 
-def test_a_limit_filled_up_is_found_among_all_that_fill_it() -> None:
+def filling(layers: int, names: int, share: float) -> Program:
     """What is minimised is what is limited: a tiling is as near to the bound as it is full, and billions nearly are."""
-    problem = library(layers=6, names=60, seed=0)
-    latency = np.array([option.costs["latency"] for option in problem.options])
-    most = problem.maximums["latency"]
-    program = Program(line_of(problem), -latency, (Row(latency, most),))
-    answer = minimise.minimise(program, 1e-3, time_limit_s=60.0)
+    costs = np.random.default_rng(0).uniform(0, 1, (layers, names))
+    costs[:, 0], costs[:, -1] = 1, 0
+    firsts, values = np.repeat(np.arange(layers), names), costs.ravel()
+    return Program(Line(layers, firsts, firsts + 1), -values, (Row(values, share * layers),))
+
+
+def test_exchanges_fill_a_limit_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among options of every slot, though those of a few would be near enough to the bound by themselves."""
+    monkeypatch.setattr(minimise, "meet", lambda *_: pytest.fail("exchanges should have settled it"))
+    program = filling(12, 130, 0.3)
+    answer = minimise.minimise(program, 1e-3)
     assert answer.outcome == "solved"
-    assert 0.999 * most <= latency[list(answer.chosen)].sum() <= most * (1 + 1e-9)
+    assert program.holds(answer.chosen)
+    assert program.weight(answer.chosen) <= 0.999 * -program.rows[0].most
+
+
+def test_a_join_tells_what_it_found_before_it_has_looked_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    within = meeting._Grid._within
+    monkeypatch.setattr(
+        meeting._Grid, "_within", lambda grid, *given: looked_at.append(len(given[2])) or within(grid, *given)
+    )
+    program = filling(6, 14, 0.5)
+    scaled = Scaled.of(program)
+    prices = scaled.prices(dual(program).prices_R)
+    first = next(tiling for tiling in meeting.meet(program, scaled, prices, 0.2, 0.2, True) if tiling is not None)
+    assert program.holds(first)
+    # Pairs of half tilings, of which there are as many as tilings: 14^6.
+    assert 0 < sum(looked_at) <= 2 * meeting._PAIRS

@@ -1,15 +1,14 @@
 """Pruned FFNs on a real parent: what dynamic input pruning keeps of it, beside other ways to read as little."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from conftest import SHARED
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer
 
+from benchmarks.pruning import gate_loss, random_loss
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Subblock
 from blocklib.distil import Distilled, Training, distil
@@ -57,64 +56,12 @@ def ratio(parent: Parent, child: Any, heldout: Tensor) -> float:
     return perplexity(evaluate(parent.model, child, heldout).lm_loss - whole)
 
 
-@contextmanager
-def hidden_masked(parent: Parent, keep: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[None]:
-    """Inside, every FFN of the parent uses only those of its hidden values that `keep` says, bool [..., F]."""
-    handles = [
-        layer.mlp.down_proj.register_forward_pre_hook(
-            lambda _, given, mlp=layer.mlp: given[0].masked_fill(~keep(mlp, given[0]), 0)
-        )
-        for layer in parent.model.model.layers
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def largest(sizes: Tensor, share: float) -> Tensor:
-    kept = sizes.topk(int(share * sizes.shape[-1]), dim=-1).indices
-    return torch.zeros_like(sizes, dtype=torch.bool).scatter_(-1, kept, True)
-
-
-@torch.no_grad()
-def gate_pruned(parent: Parent, keep: float, heldout: Tensor) -> float:
-    """CATS (arXiv 2404.08763): the gate is computed whole, and of up and down only what its largest values ask for, so
-    that as many weights are read."""
-    share = (3 * keep - 1) / 2
-    gates: dict[nn.Module, Tensor] = {}
-
-    def remember(mlp: nn.Module, gate: Tensor) -> None:
-        gates[mlp] = nn.functional.silu(gate).abs()
-
-    handles = [
-        layer.mlp.gate_proj.register_forward_hook(lambda _, __, gate, mlp=layer.mlp: remember(mlp, gate))
-        for layer in parent.model.model.layers
-    ]
-    whole = evaluate(parent.model, parent.model, heldout).lm_loss
-    with hidden_masked(parent, lambda mlp, _: largest(gates[mlp], share)):
-        loss = evaluate(parent.model, parent.model, heldout).lm_loss
-    for handle in handles:
-        handle.remove()
-    return perplexity(loss - whole)
-
-
-@torch.no_grad()
-def without_random_neurons(parent: Parent, keep: float, heldout: Tensor) -> float:
-    seeded = torch.Generator().manual_seed(0)
-    width = parent.shape.ffn_width
-    masks = {layer.mlp: largest(torch.rand(width, generator=seeded), keep) for layer in parent.model.model.layers}
-    whole = evaluate(parent.model, parent.model, heldout).lm_loss
-    with hidden_masked(parent, lambda mlp, hidden: masks[mlp].expand_as(hidden)):
-        return perplexity(evaluate(parent.model, parent.model, heldout).lm_loss - whole)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("percent", [75, 50])
 def test_the_fitted_split_beats_every_other_way_to_read_as_little(parent: Parent, percent: int) -> None:
     """Nothing is trained. (At 25 % of so small a model every way ends in ruin.)"""
     heldout, keep = stories("heldout.txt", 2048), percent / 100
+    own = evaluate(parent.model, parent.model, heldout).lm_loss
     child = untrained(parent, f"dip{percent}")
     fitted = ratio(parent, child, heldout)
     for layer in child.model.layers:
@@ -122,9 +69,11 @@ def test_the_fitted_split_beats_every_other_way_to_read_as_little(parent: Parent
         layer.mlp.kept_inputs, layer.mlp.kept_hidden = (int(keep * n) for n in (192, 512))
     equal = ratio(parent, child, heldout)
     fewer = untrained(parent, f"ffn{int(keep * parent.shape.ffn_width)}")
-    static, random = ratio(parent, fewer, heldout), without_random_neurons(parent, keep, heldout)
+    static, random = ratio(parent, fewer, heldout), perplexity(random_loss(parent, keep, heldout) - own)
     assert 1 <= fitted < equal < static < random
-    assert fitted < gate_pruned(parent, keep, heldout)
+    by_gate = gate_loss(parent, keep, heldout)
+    assert by_gate is not None
+    assert fitted < perplexity(by_gate - own)
     assert fitted < {75: 1.1, 50: 2.1}[percent]
 
 

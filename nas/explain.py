@@ -30,10 +30,10 @@ class Price:
     def said(self, score: str) -> str:
         """In a line; `score` is the score's name, like KL."""
         if not self.buys:
-            return f"{self.metric} does not bind: more of it would buy no {score}"
+            return f"{self.metric} does not bind: another limit on it would not lower the {score}"
         looser = "less" if self.metric == "throughput" else "more"
         step = format_quantity(self.metric, self.step)
-        return f"{step} {looser} {self.metric}, 1 % of its limit, would buy {self.buys:.2g} {score}"
+        return f"{step} {looser} {self.metric} (1 % of its limit) would lower the {score} by {self.buys:.2g}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Close:
     worse: float
 
     def said(self, score: str) -> str:
-        return f"{', '.join(self.choices)} in place of {', '.join(self.instead_of)}: {self.worse:.2g} more {score}"
+        return f"{', '.join(self.choices)} in place of {', '.join(self.instead_of)}: the {score} {self.worse:.2g} higher"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from solvers.sensitivity import CloseCall, sensitivity
 SHARE = 0.01
 """Of a limit: by so much it is made looser to say what that buys."""
 
+_SHOWN = 3
+"""Parts of a close call that are named in a line."""
+
 
 @dataclass(frozen=True)
 class Price:
@@ -45,7 +48,7 @@ class Close:
     worse: float
 
     def said(self, score: str) -> str:
-        return f"{', '.join(self.choices)} in place of {', '.join(self.instead_of)}: the {score} {self.worse:.2g} higher"
+        return f"{_some(self.choices)} in place of {_some(self.instead_of)}: the {score} {self.worse:.2g} higher"
 
 
 @dataclass(frozen=True)
@@ -105,3 +108,8 @@ def _price(known: Measured, limit: Limit, prices: Mapping[str, float]) -> Price:
     cost, ceiling = known.ceiling(limit)
     whole = limit.absolute(known.parent_totals()[METRICS[limit.metric]])
     return Price(limit.metric, SHARE * whole, prices[cost] * SHARE * ceiling)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -62,7 +62,6 @@ def drifted(trial: models.Trial, parent_s: float) -> str:
         return ""
     now, then = format_quantity("latency", now_s), format_quantity("latency", parent_s)
     return (
-        f"the parent takes {now} now, and {then} by what its parts took: the machine was busy with something else, then "
-        "or now, and what options cost may be far off; to time them again when it is not, change measure.tolerance a "
-        "little"
+        f"the parent takes {now} now, and {then} by what its parts took: the machine was busy, then or now, and what "
+        "options cost may be far off; to time them again when it is not, change measure.tolerance a little"
     )

@@ -54,11 +54,11 @@ def tightened(budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence
     return tuple(found)
 
 
-def drifted(trial: models.Trial, parent_s: float) -> str:
+def drifted(trial: models.Trial, budget: Sequence[Limit], parent_s: float) -> str:
     """What to tell where the parent, timed beside the child, takes much else than `parent_s`, what its parts added up
-    to when they were timed; empty where it does not."""
+    to when they were timed; empty where it does not, or no time is limited."""
     now_s = float(trial.details["parent"]["latency_s"])
-    if 1 / DRIFT <= now_s / parent_s <= DRIFT:
+    if not any(asked.metric in _TIMED for asked in budget) or 1 / DRIFT <= now_s / parent_s <= DRIFT:
         return ""
     now, then = format_quantity("latency", now_s), format_quantity("latency", parent_s)
     return (

@@ -143,7 +143,7 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.
             tried.append(timed(job, store, cluster, shared, trial, console))
-            if len(tried) == 1 and (note := drifted(tried[0], known.parent_totals()["latency_s"])):
+            if len(tried) == 1 and (note := drifted(tried[0], request.budget, known.parent_totals()["latency_s"])):
                 console.print(note, style="yellow", soft_wrap=True)
             tighter = tightened(request.budget, tried[-1], solve_for)
             if tighter == solve_for:
@@ -177,8 +177,11 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     # A folder appears under its name only when it is whole.
     if not _is_filled(out):
         with _stage(job, store, "export"), console.status("export and reload"):
-            exported = deliver(found, trial, job.request.export.format, out)
-        for note in exported.notes:
+            try:
+                notes = deliver(found, trial, job.request.export.format, out).notes
+            except FileExistsError:
+                notes = ("another run of this search exported the child in the meantime",)
+        for note in notes:
             console.print(note)
     report = job.home / "reports" / f"{job.id}.html"
     write_report(store, found, report, trial)

@@ -4,6 +4,7 @@ Knows no format. Every exporter writes into `whole_folder`, reloads what it wrot
 under its own name.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -37,10 +38,11 @@ class Exported:
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into, renamed to `out` at the end of the block; removed where the block raises.
 
-    Raises FileExistsError where `out` is there already and not an empty folder.
+    Raises FileExistsError where `out` is there already and not an empty folder, or is at the end.
     """
+    taken = FileExistsError(f"{out} exists and is not empty: remove it, or export to another folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty: remove it, or export to another folder")
+        raise taken
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     beside.mkdir()
@@ -49,8 +51,13 @@ def whole_folder(out: Path) -> Iterator[Path]:
         for path in beside.iterdir():
             with path.open("rb") as written:
                 os.fsync(written.fileno())
-        # rename(2) replaces an empty folder, and no other.
-        beside.rename(out)
+        try:
+            # rename(2) replaces an empty folder, and no other.
+            beside.rename(out)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise taken from error
+            raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -330,10 +330,15 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path: Path) -> No
 
 def test_a_folder_taken_in_the_meantime_is_left_as_it_is(tmp_path: Path) -> None:
     out = tmp_path / "child"
-    with pytest.raises(FileExistsError, match="not empty"), whole_folder(out) as folder:
-        (folder / "one").write_text("mine")
-        out.mkdir()
-        (out / "one").write_text("another's")
+
+    def write() -> None:
+        with whole_folder(out) as folder:
+            (folder / "one").write_text("mine")
+            out.mkdir()
+            (out / "one").write_text("another's")
+
+    with pytest.raises(FileExistsError, match="not empty"):
+        write()
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
     assert (out / "one").read_text() == "another's"
 

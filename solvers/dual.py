@@ -24,6 +24,8 @@ _ROUNDS = 400
 _TOWARDS_BEST = 0.6
 _CEILING, _HIGHEST_CEILING = 1e4, 1e10
 _ROUNDING = 4e-16
+_FINEST = 1e-10
+"""The finest that HiGHS offers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +85,15 @@ class _Search:
         return bound
 
     def climb(self, ceiling: float) -> None:
-        """Ask until no prices up to the ceiling can be better by more than the tolerance."""
+        """Ask until no prices up to the ceiling can be better by more than the tolerance, or by more than
+        the planes' linear program can tell apart: its highest point stays then."""
         planes = _Planes(len(self.best_R), ceiling)
         for cut in self._cuts:
             planes.add(*cut)
+        last_R = np.full_like(self.best_R, np.nan)
         for _ in range(_ROUNDS):
             most, prices_R = planes.highest()
-            if most - self.best <= _TOLERANCE * max(abs(most), abs(self.best)):
+            if most - self.best <= _TOLERANCE * max(abs(most), abs(self.best)) or np.array_equal(prices_R, last_R):
                 return
             between_R = _TOWARDS_BEST * self.best_R + (1 - _TOWARDS_BEST) * prices_R
             self.ask(between_R)
@@ -98,6 +102,7 @@ class _Search:
                 # The plane cuts nothing off where the highest point was: ask there.
                 self.ask(prices_R)
                 planes.add(*self._cuts[-1])
+            last_R = prices_R
 
     def found(self) -> Dual:
         scaled = self._scaled
@@ -114,6 +119,8 @@ class _Planes:
         self._prices = prices
         self._highs = quiet_highs()
         self._highs.setOptionValue("presolve", "off")
+        self._highs.setOptionValue("primal_feasibility_tolerance", _FINEST)
+        self._highs.setOptionValue("dual_feasibility_tolerance", _FINEST)
         self._highs.addVar(-highspy.kHighsInf, highspy.kHighsInf)
         self._highs.changeColCost(0, -1.0)
         for _ in range(prices):

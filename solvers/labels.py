@@ -29,7 +29,7 @@ _NEW = 4
 """What a new label takes is so much more."""
 _BLOCK = 65_536
 _USELESS = 0.97
-_TRIED = 200_000
+_TRIED = 10_000
 """Merging that left so large a share of so many labels is not tried again."""
 _SPREADS = (0.03, 0.1, 0.3, 1.0)
 _PRICES = 32

@@ -25,12 +25,13 @@ from solvers.reach import reach
 from solvers.scaled import Scaled
 from solvers.swaps import improved
 
-_FIRST, _MORE, _LAST = 4e3, 4.0, 1e14
+_FIRST, _MORE, _LAST = 16e3, 4.0, 1e14
 """Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
 _NEARLY_CROWDED = 0.8
 _FURTHER = 2.0
 """Tilings are looked for as far as this beyond where all are seen: the best known rules out the more."""
-_TRIED = 2
+_TRIED, _TRIED_MOST, _POOR = 2, 8, 0.005
+"""Tilings that exchanges begin with, and how many where what they make of those is farther than this from the bound."""
 _BESIDE = 300
 """Options beyond one a slot among which exchanges are looked for."""
 _ROUNDING = 1e-13
@@ -124,14 +125,11 @@ class _Search:
         self._gap = gap
         self._progress = progress
         self._best: Indices | None = None
+        self.weight = math.inf
+        """Of the best tiling; infinite where there is none yet."""
         self._is_infeasible = False
         self.bound = found.bound
         self.rounding = _rounding(program, program.weights)
-
-    @property
-    def weight(self) -> float:
-        """Of the best tiling; infinite where there is none yet."""
-        return math.inf if self._best is None else self._program.weight(self._best)
 
     @property
     def _wanted(self) -> float:
@@ -157,10 +155,12 @@ class _Search:
             self._keep(tiling)
         scaled = Scaled.of(self._program)
         charged_O = scaled.charged(scaled.prices(self._dual.prices_R))
-        tried = sorted(met, key=lambda tiling: charged_O[tiling].sum())[:_TRIED]
+        tried = sorted(met, key=lambda tiling: charged_O[tiling].sum())[:_TRIED_MOST]
         near = np.unique(np.concatenate([self._nearest(self._program.line.slots + _BESIDE), *tried]))
         some = self._program.only(near)
-        for tiling in tried:
+        for count, tiling in enumerate(tried):
+            if count >= _TRIED and relative_gap(self.weight, self.bound) < _POOR:
+                break
             better = improved(some, scaled.values_OR[near], scaled.most_R, np.searchsorted(near, tiling))
             if better is not None:
                 self._keep(near[better])
@@ -256,8 +256,9 @@ class _Search:
         self._tell()
 
     def _keep(self, tiling: Indices) -> None:
-        if self._program.weight(tiling) < self.weight and self._program.holds(tiling):
-            self._best = tiling
+        weight = self._program.weight(tiling)
+        if weight < self.weight and self._program.holds(tiling):
+            self._best, self.weight = tiling, weight
 
     def _tell(self) -> None:
         if self._progress is not None:

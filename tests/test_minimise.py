@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_solvers import hard, least_score, library, meets, problems, score, tilings
 
+from benchmarks.solver import instance
 from solvers import meeting, minimise, mip
 from solvers.conflict import settled
 from solvers.dual import dual
@@ -95,6 +96,12 @@ def test_prices_known_beforehand_save_their_search() -> None:
     warm = dual(program, cold.prices_R.tolist())
     assert warm.bound == pytest.approx(cold.bound, rel=1e-6)
     assert len(warm.seen) < len(cold.seen)
+
+
+def test_the_search_for_prices_ends_where_the_planes_tell_no_more_apart() -> None:
+    """Here the best bound is so small a share of the largest weight that the linear program's tolerance was all of what
+    was left, and the highest point stayed for four hundred rounds."""
+    assert len(dual(program_of(instance("independent", 126, 200, 3, seed=3))).seen) < 60
 
 
 def test_a_bound_without_end_says_that_nothing_fits() -> None:

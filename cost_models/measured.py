@@ -53,6 +53,7 @@ class MeasuredGeometry:
 
     0 where it takes too little to be told from nothing. `spread` is the relative standard error of the stack it came
     from, `layers` long: the error it puts into a model full of it. `decode_s` is 0 where decode steps were not timed.
+    `taken` are cores, of those needed, that other programs kept busy meanwhile.
     """
 
     geometry: Geometry
@@ -61,6 +62,7 @@ class MeasuredGeometry:
     layers: int
     prefill_s: float
     decode_s: float = 0.0
+    taken: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,10 @@ def _phases(control: Stack, comparisons: Mapping[Stack, Comparison]) -> list[_Ph
 
 
 def _measured(geometry: Geometry, stack: Stack, comparison: Comparison, seconds: list[float]) -> MeasuredGeometry:
-    return MeasuredGeometry(geometry, comparison.spread, comparison.rounds, stack.layers, *seconds)
+    prefill_s, decode_s = seconds if len(seconds) > 1 else (*seconds, 0.0)
+    return MeasuredGeometry(
+        geometry, comparison.spread, comparison.rounds, stack.layers, prefill_s, decode_s, comparison.taken
+    )
 
 
 def _in_place(wanted: Geometry, own: Block) -> Block:

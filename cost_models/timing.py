@@ -7,7 +7,7 @@ is only as good as the machine was quiet. Knows nothing of architectures: it tim
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from statistics import median
 from time import perf_counter
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from cost_models.busy import Watch
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.scenario import Scenario
 
@@ -87,11 +88,15 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model timed against a control under a scenario. `decode` is of one step; None where none was timed."""
+    """A model timed against a control under a scenario. `decode` is of one step; None where none was timed.
+
+    `taken`: cores, of those needed, that other programs kept busy meanwhile (`busy.py`).
+    """
 
     scenario: Scenario
     prefill: Paired
     decode: Paired | None = None
+    taken: float = 0.0
 
     @property
     def phases(self) -> tuple[Paired, ...]:
@@ -212,14 +217,14 @@ def time_models(
         phases = [_Phase([subject.prefill for subject in pair])]
         if decode or (decode is None and scenario.generated_tokens > 1):
             phases.append(_Phase([subject.decode for subject in pair]))
-        started = perf_counter()
+        started, watch = perf_counter(), Watch(scenario)
         for done in count(1):
             for phase in phases:
                 phase.take(reverse=done % 2 == 0)
-            comparison = Comparison(scenario, *(phase.paired() for phase in phases))
+            comparison = Comparison(scenario, phases[0].paired(), phases[1].paired() if len(phases) > 1 else None)
             if rounds.enough(done, comparison.spread, perf_counter() - started):
                 break
-    return comparison
+    return replace(comparison, taken=watch.taken())
 
 
 class _Phase:

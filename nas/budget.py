@@ -10,15 +10,12 @@ from dataclasses import replace
 
 from db import models
 from nas.solve import METRICS
-from nas.units import Limit, format_quantity
+from nas.units import Limit
 
 TOLERANCE = 0.02
 """A measured limit may be passed by this share of itself: about what timings repeat to."""
 
 ATTEMPTS = 4
-
-DRIFT = 1.5
-"""Times of one machine that differ by more than this are of a busy one: repeats differ by some per cent."""
 
 _TIMED = {"latency", "ttft", "decode", "throughput"}
 
@@ -52,16 +49,3 @@ def tightened(budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence
             current = replace(current, value=current.value * miss if asked.at_least else current.value / miss)
         found.append(current)
     return tuple(found)
-
-
-def drifted(trial: models.Trial, budget: Sequence[Limit], parent_s: float) -> str:
-    """What to tell where the parent, timed beside the child, takes much else than `parent_s`, what its parts added up
-    to when they were timed; empty where it does not, or no time is limited."""
-    now_s = float(trial.details["parent"]["latency_s"])
-    if not any(asked.metric in _TIMED for asked in budget) or 1 / DRIFT <= now_s / parent_s <= DRIFT:
-        return ""
-    now, then = format_quantity("latency", now_s), format_quantity("latency", parent_s)
-    return (
-        f"the parent takes {now} now, and {then} by what its parts took: the machine was busy, then or now, and what "
-        "options cost may be far off; to time them again when it is not, change measure.tolerance a little"
-    )

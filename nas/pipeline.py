@@ -17,7 +17,7 @@ from cost_models.hardware import describe
 from db import models
 from db.models import now
 from db.store import Store
-from nas.budget import ATTEMPTS, drifted, tightened, worst_overshoot
+from nas.budget import ATTEMPTS, tightened, worst_overshoot
 from nas.children import child_file, load_child
 from nas.cluster import Cluster, Report
 from nas.deliver import deliver
@@ -143,8 +143,6 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.
             tried.append(timed(job, store, cluster, shared, trial, console))
-            if len(tried) == 1 and (note := drifted(tried[0], request.budget, known.parent_totals()["latency_s"])):
-                console.print(note, style="yellow", soft_wrap=True)
             tighter = tightened(request.budget, tried[-1], solve_for)
             if tighter == solve_for:
                 return tried[-1]

@@ -28,7 +28,7 @@ from nas.evaluate import evaluate, perplexity
 from nas.heal import Healing, heal
 from nas.job import Job
 from nas.progress import bar
-from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tensor
+from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tell_if_busy, tensor
 
 Built = Sequence[tuple[str, str]]
 """What a child takes from the library: choices and their keys."""
@@ -142,6 +142,7 @@ def _timed(
     task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario, rounds)
     with bar(console, "measure child"):
         ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True)
+    tell_if_busy(job.scenario, [found.pop("taken")], "children", console)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario)
     totals = held.metrics(job.scenario)
     parent = trial.details.get("parent", {}) | found.pop("parent")
@@ -177,6 +178,7 @@ def _time(
         "ttft_s": timed.prefill.other_s,
         "decode_s": timed.decode.other_s if timed.decode else None,
         "throughput": timed.other_throughput,
+        "taken": timed.taken,
         "parent": {
             "latency_s": timed.latency.control_s,
             "ttft_s": timed.prefill.control_s,

@@ -25,6 +25,7 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.packed import PackedParent, pack, unpack
 from blocklib.parent import Parent
 from cost_models.analytic import choice_cost, fixed_cost
+from cost_models.busy import cores_needed
 from cost_models.cost import ZERO, Cost
 from cost_models.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
@@ -46,6 +47,8 @@ from nas.shares import by_count, by_layers
 
 Ids = NDArray[np.int32]
 _SKIPPED = "skip"
+_BUSY = 0.1
+"""Of the cores needed: what others may take before it is told of."""
 
 
 class Shared:
@@ -223,6 +226,7 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     with bar(console, "measure costs") as shown:
         ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     measured = {timed.geometry: timed for timed in found}
+    tell_if_busy(job.scenario, [timed.taken for timed in found], "options", console)
     prefill = decode = 1.0
     if job.hierarchy is None:
         own = [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
@@ -234,6 +238,19 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
         rows.append(_cost_row(job, timed, keys[geometry]))
     store.add_costs(rows)
     return len(missing)
+
+
+def tell_if_busy(scenario: Scenario, taken: Sequence[float], what: str, console: Console) -> None:
+    """`taken` as in `Comparison`, of each of what was timed."""
+    cores = cores_needed(scenario)
+    busy = sum(each > _BUSY * cores for each in taken)
+    if busy:
+        console.print(
+            f"the machine was busy while {busy} of {len(taken)} {what} were timed: other programs kept up to "
+            f"{max(taken):.1f} of the {cores} cores needed, and times may be far off; to time options again when it is "
+            "not, change measure.tolerance a little",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
 
 
 def clock(

@@ -7,7 +7,7 @@ from blocklib.block import Subblock
 from cost_models.geometry import FIXED, Geometry
 from cost_models.measured import MeasuredGeometry
 from db import models
-from nas.budget import TOLERANCE, drifted, overshoot, tightened, worst_overshoot
+from nas.budget import TOLERANCE, overshoot, tightened, worst_overshoot
 from nas.stages import clock
 from nas.units import parse_budget
 
@@ -37,15 +37,6 @@ def test_only_what_is_missed_is_tightened_and_by_how_much_it_is() -> None:
     latency, throughput = tightened(budget, measured(0.9, 8.0), (latency, throughput))
     assert latency.value == pytest.approx(0.5 / 1.25)
     assert throughput.value == pytest.approx(10 * 10 / 8)
-
-
-def test_a_machine_that_was_busy_is_told_of() -> None:
-    """The parent takes 2 s beside the child."""
-    child, budget = measured(1.0, 8.0), parse_budget("latency=50%")
-    assert [drifted(child, budget, parent_s) for parent_s in (1.4, 2.0, 2.9)] == ["", "", ""]
-    assert "the parent takes 2.00 s now, and 15.0 s by what its parts took" in drifted(child, budget, 15.0)
-    assert "and 1.00 s by what its parts took" in drifted(child, budget, 1.0)
-    assert drifted(child, parse_budget("memory=50%"), 15.0) == ""
 
 
 def test_new_times_are_put_on_the_clock_of_the_known_ones() -> None:

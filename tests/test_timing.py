@@ -1,11 +1,15 @@
 """What times are made of, without a word on how fast anything is."""
 
 import math
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from small_costs import SCENARIO, config_of, own_block
 
 from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Subblock
@@ -14,11 +18,13 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from cost_models import analytic, price
+from cost_models.busy import Watch
 from cost_models.geometry import FIXED, Geometry
-from cost_models.hardware import cpu_threads, describe
+from cost_models.hardware import cpu_threads, describe, usable_cores
 from cost_models.measured import Additivity, MeasuredGeometry, Progress, measure
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
 from cost_models.timing import Comparison, Paired, Rounds, Subject, TimingError, new_cache, time_models
+from nas.stages import tell_if_busy
 
 TWO = Rounds(least=2, most=2)
 
@@ -200,3 +206,27 @@ def test_the_machines_line_is_stable_and_names_what_times_depend_on() -> None:
 def test_a_device_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="finds no cuda here"):
         describe("cuda", None)
+
+
+def test_what_other_programs_take_of_the_cores_needed_is_told() -> None:
+    """Of a machine's cores all are needed, or one: then the others may be taken."""
+    cores = usable_cores()
+    every, one = (Watch(replace(SCENARIO, threads=threads)) for threads in (cores, 1))
+    endless = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        time.sleep(1.0)
+        taken, of_one = every.taken(), one.taken()
+    finally:
+        for program in endless:
+            program.kill()
+            program.wait()
+    assert 0.3 * cores < taken <= cores
+    assert of_one == pytest.approx(max(0.0, taken - (cores - 1)), abs=0.05)
+
+
+def test_of_a_machine_that_was_busy_one_is_told() -> None:
+    console, scenario = Console(record=True, width=300), replace(SCENARIO, threads=2)
+    tell_if_busy(scenario, [0.0, 0.1], "options", console)
+    assert console.export_text() == ""
+    tell_if_busy(scenario, [0.0, 0.9, 0.3], "options", console)
+    assert "busy while 2 of 3 options were timed: other programs kept up to 0.9 of the 2 cores" in console.export_text()

@@ -1,8 +1,9 @@
 """The budget met by measurement, not only on paper.
 
 Costs are measured one geometry at a time and add up to within a few per cent; a solver that packs a budget to the brim
-also picks what was measured too cheap. So the chosen architecture is timed as a whole, before any healing, and where it
-misses, the limit it misses is tightened by as much and the problem solved again.
+also picks what was measured too cheap. So the chosen architecture is timed as a whole, before any healing. Where it
+misses, the limit it misses is tightened by as much and the problem solved again; where it leaves some of all of them,
+they are loosened by as much, and the best that is within the budget is taken.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from nas.solve import METRICS
 from nas.units import Limit
 
 TOLERANCE = 0.02
-"""A measured limit may be passed by this share of itself: about what timings repeat to."""
+"""A measured limit may be passed by this share of itself, or as much of it left: about what timings repeat to."""
 
 ATTEMPTS = 4
 
@@ -39,13 +40,20 @@ def worst_overshoot(trial: models.Trial, budget: Sequence[Limit]) -> float:
     return max(overshoot(trial, asked) for asked in budget)
 
 
-def tightened(budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence[Limit]) -> tuple[Limit, ...]:
-    """What to solve for next: the limits the trial missed, tightened from what it was solved for by how far it missed
-    them. Equal to `solved_for` where the trial is within the budget."""
-    found = []
-    for asked, current in zip(budget, solved_for, strict=True):
-        miss = overshoot(trial, asked)
-        if miss > 1 + TOLERANCE:
-            current = replace(current, value=current.value * miss if asked.at_least else current.value / miss)
-        found.append(current)
-    return tuple(found)
+def retargeted(budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence[Limit]) -> tuple[Limit, ...]:
+    """What to solve for next: of `solved_for`, what the trial was solved for, the limits it missed are tightened by how
+    far, or, if it missed none, those it left some of loosened. The same where it met the budget."""
+    over = [overshoot(trial, asked) for asked in budget]
+    if max(over) > 1 + TOLERANCE:
+        factors = [each if each > 1 + TOLERANCE else 1.0 for each in over]
+    else:
+        factors = [each if each < 1 - TOLERANCE else 1.0 for each in over]
+    return tuple(_moved(current, factor) for current, factor in zip(solved_for, factors, strict=True))
+
+
+def _moved(limit: Limit, factor: float) -> Limit:
+    """Tightened by so much, or loosened by a factor below 1: no farther than to the parent's own."""
+    if limit.at_least:
+        return replace(limit, value=limit.value * factor)
+    value = limit.value / factor
+    return replace(limit, value=min(1.0, value) if limit.relative else value)

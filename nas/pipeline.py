@@ -17,7 +17,7 @@ from cost_models.hardware import describe
 from db import models
 from db.models import now
 from db.store import Store
-from nas.budget import ATTEMPTS, tightened, worst_overshoot
+from nas.budget import ATTEMPTS, TOLERANCE, retargeted, worst_overshoot
 from nas.children import child_file, load_child
 from nas.cluster import Cluster, Report
 from nas.deliver import deliver
@@ -135,7 +135,7 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
             except BudgetNotMet:
                 if not tried:
                     raise
-                break  # Nothing is left under the tightened limits; what was asked for can be met on paper.
+                break  # Nothing is left under tightened limits; what was asked for can be met on paper.
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job)))
             if request.solver.refine is None:
                 trial = explain(store, known, solve_for, solution, trial)
@@ -143,16 +143,26 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.
             tried.append(timed(job, store, cluster, shared, trial, console))
-            tighter = tightened(request.budget, tried[-1], solve_for)
-            if tighter == solve_for:
-                return tried[-1]
-            solve_for = tighter
+            before, solve_for = solve_for, retargeted(request.budget, tried[-1], solve_for)
+            if solve_for == before:
+                break
+    within = [trial for trial in tried if worst_overshoot(trial, request.budget) <= 1 + TOLERANCE]
+    if within:
+        return min(within, key=lambda trial: _distance(trial, request))
     nearest = min(tried, key=lambda trial: worst_overshoot(trial, request.budget))
+    count = len({trial.id for trial in tried})
     console.print(
-        f"none of {len(tried)} architectures, timed whole, is within the budget; the nearest measures "
+        f"none of {count} architectures, timed whole, is within the budget; the nearest measures "
         f"{worst_overshoot(nearest, request.budget) - 1:.1%} past it, and is built"
     )
     return nearest
+
+
+def _distance(trial: models.Trial, request: Request) -> float:
+    """From the parent, by what the trial was chosen for."""
+    found = trial.score if request.solver.refine is None else trial.kl_whole
+    assert found is not None
+    return found
 
 
 def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> Solution:

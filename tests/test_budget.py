@@ -7,7 +7,7 @@ from blocklib.block import Subblock
 from cost_models.geometry import FIXED, Geometry
 from cost_models.measured import MeasuredGeometry
 from db import models
-from nas.budget import TOLERANCE, overshoot, tightened, worst_overshoot
+from nas.budget import TOLERANCE, overshoot, retargeted, worst_overshoot
 from nas.stages import clock
 from nas.units import parse_budget
 
@@ -30,13 +30,24 @@ def test_how_far_a_limit_is_passed_whichever_way_it_points() -> None:
 
 def test_only_what_is_missed_is_tightened_and_by_how_much_it_is() -> None:
     budget = parse_budget("latency=50%,throughput=10 tok/s")
-    assert tightened(budget, measured(1.0 + TOLERANCE, 10.0), budget) == budget
-    latency, throughput = tightened(budget, measured(1.25, 12.0), budget)
+    assert retargeted(budget, measured(1.0 + TOLERANCE, 10.0), budget) == budget
+    latency, throughput = retargeted(budget, measured(1.25, 12.0), budget)
     assert latency.value == pytest.approx(0.5 / 1.25)
     assert throughput == budget[1]
-    latency, throughput = tightened(budget, measured(0.9, 8.0), (latency, throughput))
+    latency, throughput = retargeted(budget, measured(0.9, 8.0), (latency, throughput))
     assert latency.value == pytest.approx(0.5 / 1.25)
     assert throughput.value == pytest.approx(10 * 10 / 8)
+
+
+def test_what_is_left_of_limits_is_given_back_where_none_is_missed() -> None:
+    budget = parse_budget("latency=50%,throughput=10 tok/s,memory=1GiB")
+    assert retargeted(budget, measured(1.0 - TOLERANCE, 10.0), budget) == budget
+    latency, throughput, memory = retargeted(budget, measured(0.8, 12.5), budget)
+    assert latency.value == pytest.approx(0.5 / 0.8)
+    assert throughput.value == pytest.approx(10 * 10 / 12.5)
+    assert memory == budget[2]
+    # More than the parent takes is no limit.
+    assert retargeted(parse_budget("latency=90%"), measured(0.9, 8.0), parse_budget("latency=90%"))[0].value == 1.0
 
 
 def test_new_times_are_put_on_the_clock_of_the_known_ones() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.style import Style
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from nas.units import format_quantity
@@ -125,11 +125,13 @@ def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
     answered = [(line, line.trial) for line in lines if line.trial is not None]
     is_healed = any(trial.kl is not None for _, trial in answered)
     is_timed = any(trial.latency_ratio is not None for _, trial in answered)
-    columns = ["trial", "strategy", "real KL", "predicted", "of budget", "latency", "whole models run", "status"]
-    table = Table(*columns, *["KL healed"] * is_healed, *["latency, measured"] * is_timed)
+    table = Table("trial", Column("strategy", no_wrap=True), box=None)
+    named = ("real\nKL", "sum of\nscores", "of\nbudget", "\nlatency", "models\nrun")
+    for column in (*named, *["KL\nhealed"] * is_healed, *["latency\nmeasured"] * is_timed):
+        table.add_column(column, justify="right", no_wrap=True)
     for line, trial in answered:
         cells = [str(trial.id), line.strategy, _number(trial.kl_whole), _number(trial.score), f"{line.of_budget:.1%}",
-                 f"{line.of_parent:.1%}", str(line.evaluations), trial.status]  # fmt: skip
+                 f"{line.of_parent:.1%}", str(line.evaluations)]  # fmt: skip
         healed, timed = [_number(trial.kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
         table.add_row(*cells, *healed, *timed)
     console.print(table)

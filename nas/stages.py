@@ -226,7 +226,7 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     with bar(console, "measure costs") as shown:
         ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     measured = {timed.geometry: timed for timed in found}
-    tell_if_busy(job.scenario, [timed.taken for timed in found], "options", console)
+    tell_if_busy(job.scenario, [timed.taken for timed in found], "options were", console)
     prefill = decode = 1.0
     if job.hierarchy is None:
         own = [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
@@ -243,12 +243,10 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
 def tell_if_busy(scenario: Scenario, taken: Sequence[float], what: str, console: Console) -> None:
     """`taken` as in `Comparison`, of each of what was timed."""
     cores = cores_needed(scenario)
-    busy = sum(each > _BUSY * cores for each in taken)
-    if busy:
+    if max(taken, default=0.0) > _BUSY * cores:
         console.print(
-            f"the machine was busy while {busy} of {len(taken)} {what} were timed: other programs kept up to "
-            f"{max(taken):.1f} of the {cores} cores needed, and times may be far off; to time options again when it is "
-            "not, change measure.tolerance a little",
+            f"the machine was busy while {what} timed: other programs kept up to {max(taken):.1f} of the {cores} cores "
+            "needed, and times may be far off; to take them again when it is not, change measure.tolerance a little",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
 

@@ -226,7 +226,7 @@ def test_what_other_programs_take_of_the_cores_needed_is_told() -> None:
 
 def test_of_a_machine_that_was_busy_one_is_told() -> None:
     console, scenario = Console(record=True, width=300), replace(SCENARIO, threads=2)
-    tell_if_busy(scenario, [0.0, 0.1], "options", console)
+    tell_if_busy(scenario, [0.0, 0.1], "options were", console)
     assert console.export_text() == ""
-    tell_if_busy(scenario, [0.0, 0.9, 0.3], "options", console)
-    assert "busy while 2 of 3 options were timed: other programs kept up to 0.9 of the 2 cores" in console.export_text()
+    tell_if_busy(scenario, [0.0, 0.9, 0.3], "options were", console)
+    assert "busy while options were timed: other programs kept up to 0.9 of the 2 cores" in console.export_text()

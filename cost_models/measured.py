@@ -12,7 +12,7 @@ Knows what to time and what follows from it; `timing.py` holds the clock, `stack
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from statistics import median
 
@@ -62,7 +62,7 @@ class MeasuredGeometry:
     layers: int
     prefill_s: float
     decode_s: float = 0.0
-    taken: float = 0.0
+    taken: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,8 @@ def _phases(control: Stack, comparisons: Mapping[Stack, Comparison]) -> list[_Ph
 
 
 def _measured(geometry: Geometry, stack: Stack, comparison: Comparison, seconds: list[float]) -> MeasuredGeometry:
-    prefill_s, decode_s = seconds if len(seconds) > 1 else (*seconds, 0.0)
-    return MeasuredGeometry(
-        geometry, comparison.spread, comparison.rounds, stack.layers, prefill_s, decode_s, comparison.taken
-    )
+    timed = comparison.spread, comparison.rounds, stack.layers
+    return MeasuredGeometry(geometry, *timed, *seconds, taken=comparison.taken)
 
 
 def _in_place(wanted: Geometry, own: Block) -> Block:

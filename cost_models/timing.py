@@ -7,7 +7,7 @@ is only as good as the machine was quiet. Knows nothing of architectures: it tim
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from statistics import median
 from time import perf_counter
@@ -19,6 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from cost_models.busy import Watch
 from cost_models.hardware import cpu_threads, synchronize
+from cost_models.kept import kept_memory
 from cost_models.scenario import Scenario
 
 _SAMPLE_S = 0.02
@@ -96,7 +97,7 @@ class Comparison:
     scenario: Scenario
     prefill: Paired
     decode: Paired | None = None
-    taken: float = 0.0
+    taken: float = field(default=0.0, kw_only=True)
 
     @property
     def phases(self) -> tuple[Paired, ...]:
@@ -212,7 +213,7 @@ def time_models(
     not on the device or not of the dtype, TimingError where logits are not finite or the clock gives no time.
     """
     rounds = rounds or Rounds()
-    with cpu_threads(scenario), torch.inference_mode():
+    with cpu_threads(scenario), kept_memory(), torch.inference_mode():
         pair = Subject(control, scenario), Subject(other, scenario)
         phases = [_Phase([subject.prefill for subject in pair])]
         if decode or (decode is None and scenario.generated_tokens > 1):
@@ -221,7 +222,7 @@ def time_models(
         for done in count(1):
             for phase in phases:
                 phase.take(reverse=done % 2 == 0)
-            comparison = Comparison(scenario, phases[0].paired(), phases[1].paired() if len(phases) > 1 else None)
+            comparison = Comparison(scenario, *(phase.paired() for phase in phases))
             if rounds.enough(done, comparison.spread, perf_counter() - started):
                 break
     return replace(comparison, taken=watch.taken())

@@ -85,8 +85,8 @@ class _Search:
         return bound
 
     def climb(self, ceiling: float) -> None:
-        """Ask until no prices up to the ceiling can be better by more than the tolerance, or by more than
-        the planes' linear program can tell apart: its highest point stays then."""
+        """Ask until no prices up to the ceiling can be better by more than the tolerance, or the highest point of the
+        planes stays where it is: what they differ by there is below what their linear program tells apart."""
         planes = _Planes(len(self.best_R), ceiling)
         for cut in self._cuts:
             planes.add(*cut)

@@ -1,6 +1,7 @@
 """What times are made of, without a word on how fast anything is."""
 
 import math
+import resource
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from cost_models import analytic, price
 from cost_models.busy import Watch
 from cost_models.geometry import FIXED, Geometry
 from cost_models.hardware import cpu_threads, describe, usable_cores
+from cost_models.kept import kept_memory
 from cost_models.measured import Additivity, MeasuredGeometry, Progress, measure
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
 from cost_models.timing import Comparison, Paired, Rounds, Subject, TimingError, new_cache, time_models
@@ -230,3 +232,20 @@ def test_of_a_machine_that_was_busy_one_is_told() -> None:
     assert console.export_text() == ""
     tell_if_busy(scenario, [0.0, 0.9, 0.3], "options were", console)
     assert "busy while options were timed: other programs kept up to 0.9 of the 2 cores" in console.export_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told to keep memory")
+def test_memory_a_pass_frees_is_there_for_the_next_and_goes_back_at_the_end() -> None:
+    """64 MiB are more than glibc keeps by itself. The first passes find room for what later ones use again."""
+    numbers = torch.zeros(2**24)
+
+    def faults(passes: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(passes):
+            numbers.add(1.0)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with kept_memory():
+        faults(20)
+        kept = faults(10)
+    assert 5 * kept < faults(10)

@@ -129,9 +129,10 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
     solve_for = request.budget
     with _stage(job, store, "solve") as done:
         tried: list[models.Trial] = []
+        distances: dict[int, float] = {}
         while len(tried) < ATTEMPTS:
             try:
-                solution = _solution(store, known, solve_for, console)
+                solution, distance = _solution(store, known, solve_for, console)
             except BudgetNotMet:
                 if not tried:
                     raise
@@ -142,7 +143,8 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
             done.append(int(trial.latency_ratio is None))
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.
-            is_known = trial.id in {other.id for other in tried}
+            is_known = trial.id in distances
+            distances[trial.id] = distance
             tried.append(timed(job, store, cluster, shared, trial, console))
             before, solve_for = solve_for, retargeted(request.budget, tried[-1], solve_for)
             # An answer that comes again, though limits were loosened, is held by another that is counted.
@@ -150,11 +152,10 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
                 break
     within = [trial for trial in tried if _fits(trial, request)]
     if within:
-        return min(within, key=lambda trial: _distance(trial, request))
+        return min(within, key=lambda trial: distances[trial.id])
     nearest = min(tried, key=lambda trial: worst_overshoot(trial, request.budget))
-    count = len({trial.id for trial in tried})
     console.print(
-        f"none of {count} architectures, timed whole, is within the budget; the nearest measures "
+        f"none of {len(distances)} architectures, timed whole, is within the budget; the nearest measures "
         f"{worst_overshoot(nearest, request.budget) - 1:.1%} past it, and is built"
     )
     return nearest
@@ -164,20 +165,15 @@ def _fits(trial: models.Trial, request: Request) -> bool:
     return worst_overshoot(trial, request.budget) <= 1 + TOLERANCE
 
 
-def _distance(trial: models.Trial, request: Request) -> float:
-    """From the parent, by what the trial was chosen for."""
-    found = trial.score if request.solver.refine is None else trial.kl_whole
-    assert found is not None
-    return found
-
-
-def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> Solution:
-    """The best by the sum of scores, or past it where the job asks for that."""
+def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> tuple[Solution, float]:
+    """The best by the sum of scores, or past it where the job asks for that; and its sum, or its real KL."""
     evaluations = known.search.request["solver"]["refine"]
     if evaluations is None:
-        return solve(known, budget)
-    solution, _ = solve_refined(store, known, budget, evaluations, console)
-    return solution
+        solution = solve(known, budget)
+        return solution, solution.score
+    solution, trial = solve_refined(store, known, budget, evaluations, console)
+    assert trial.kl_whole is not None
+    return solution, trial.kl_whole
 
 
 def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) -> Outcome:

@@ -27,18 +27,21 @@ class Watch:
         self._started = time.monotonic(), _others_s()
 
     def taken(self) -> float:
-        """Cores, of those that were needed, that others kept busy: 0 where there were enough for all."""
+        """The share of the cores that were needed that others kept busy: 0 where there were enough for all."""
         started, before_s = self._started
         others = (_others_s() - before_s) / (time.monotonic() - started)
-        return min(max(0.0, others - self._spare), float(self._needed))
+        return min(max(0.0, others - self._spare) / self._needed, 1.0)
 
 
 def _others_s() -> float:
     """CPU seconds used so far by all but this process. What other virtual machines took is among them."""
-    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cores = psutil.cpu_times(percpu=True)
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(len(cores)))
+    # Where some cores are offline, or a container shows only its own, places in the list are no cores' numbers.
+    counts_all = max(mine) >= len(cores)
     total = 0.0
-    for core, used in enumerate(psutil.cpu_times(percpu=True)):
-        if mine is None or core in mine:
+    for core, used in enumerate(cores):
+        if counts_all or core in mine:
             # Linux counts what guests use as the user's as well.
             idle = used.idle + getattr(used, "iowait", 0.0)
             guests = getattr(used, "guest", 0.0) + getattr(used, "guest_nice", 0.0)

@@ -53,7 +53,7 @@ class MeasuredGeometry:
 
     0 where it takes too little to be told from nothing. `spread` is the relative standard error of the stack it came
     from, `layers` long: the error it puts into a model full of it. `decode_s` is 0 where decode steps were not timed.
-    `taken` are cores, of those needed, that other programs kept busy meanwhile.
+    `taken` is the share of the cores needed that other programs kept busy meanwhile.
     """
 
     geometry: Geometry

@@ -91,7 +91,7 @@ class Paired:
 class Comparison:
     """A model timed against a control under a scenario. `decode` is of one step; None where none was timed.
 
-    `taken`: cores, of those needed, that other programs kept busy meanwhile (`busy.py`).
+    `taken`: the share of the cores needed that other programs kept busy meanwhile (`busy.py`).
     """
 
     scenario: Scenario

@@ -194,7 +194,8 @@ class Trial(Base, kw_only=True):
     score: Mapped[float]
     """The predicted sum of the options' scores."""
     bound: Mapped[float | None] = mapped_column(default=None)
-    """No architecture within the budget can score less. Empty where the solver proves nothing."""
+    """No architecture within the budget, or `solved_for` among the details, can score less. Empty where the solver
+    proves nothing."""
     gap: Mapped[float | None] = mapped_column(default=None)
     status: Mapped[str]
 

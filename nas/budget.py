@@ -53,7 +53,14 @@ def retargeted(budget: Sequence[Limit], trial: models.Trial, solved_for: Sequenc
 
 def _moved(limit: Limit, factor: float) -> Limit:
     """Tightened by so much, or loosened by a factor below 1: no farther than to the parent's own."""
+    if factor == 1:
+        return limit
     if limit.at_least:
-        return replace(limit, value=limit.value * factor)
-    value = limit.value / factor
+        return replace(limit, value=_rounded(limit.value * factor))
+    value = _rounded(limit.value / factor)
     return replace(limit, value=min(1.0, value) if limit.relative else value)
+
+
+def _rounded(value: float) -> float:
+    """To four digits: it is told, and no timing is nearer."""
+    return float(f"{value:.4g}")

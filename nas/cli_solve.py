@@ -26,12 +26,15 @@ Limits = Annotated[
     list[str] | None,
     typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
 ]
-Metric = Annotated[str | None, typer.Option(help="Score to minimise, kl or lm_loss. Default: the search's own.")]
+Metric = Annotated[Literal["kl", "lm_loss"] | None, typer.Option(help="Score to minimise. Default: the search's own.")]
 Objective = Annotated[str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")]
 Gap = Annotated[
-    float | None, typer.Option(min=0, help="How far from the optimum, as a share. Default: the search's own; 1e-6.")
+    float | None,
+    typer.Option(min=0, max=1, help="How far from the optimum, as a share. Default: the search's own; 1e-6."),
 ]
-TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="Seconds to solve in. Default: the search's own; 60.")]
+TimeLimit = Annotated[
+    float | None, typer.Option(min=0.001, help="Seconds for each run of the solver. Default: the search's own; 60.")
+]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
     typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; highs."),
@@ -55,11 +58,13 @@ def solve(
 ) -> None:
     """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
 
-    Several searches that differ in their scenario, like the batch size, are one sweep: the best answer is kept. With
-    --refine, whole architectures are assembled and measured, so that what the sum of scores misses is learnt.
+    Several searches that differ in their scenario, like the batch size, are one sweep: the best answer is kept. Longer
+    is --refine: whole architectures are assembled and measured, so that what the sum of scores misses is learnt.
 
     Example: nas solve stories --budget latency=50%
     """
+    from nas.effort import Effort
+
     of_search = {"--metric": metric, "--refine": refine, "--db": db}
     _one_source(bool(search), table, of_search, {"--objective": objective, "--maximise": maximise})
     talk = Console(stderr=True) if as_json else console
@@ -70,8 +75,6 @@ def solve(
             answer = solve_table(table, objective, budget or (), maximise, effort)
         print_answer(answer, as_json)
         return
-    if refine is not None and engine is not None:
-        raise ValueError("--engine goes without --refine, which asks for estimates that need no MIP solver")
     if not budget:
         raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     limits = units.parse_budget(",".join(budget))
@@ -81,9 +84,8 @@ def solve(
             with _effort(gap, time_limit, engine, talk) as effort:
                 trial = _solved(store, found, limits, metric, effort)
         else:
-            with _effort(gap, time_limit, engine, Console(quiet=True)) as effort:
-                trial = _refined(store, found, limits, refine, metric, effort, talk)
-        _print_solved(store.find_search(trial.search_id), trial, refine, as_json)
+            trial = _refined(store, found, limits, refine, metric, Effort(gap, time_limit, engine), talk)
+        _print_solved(store.find_search(trial.search_id), trial, metric, refine, as_json)
 
 
 def pareto(
@@ -102,14 +104,17 @@ def pareto(
     from nas.front import front_of
     from nas.solve import measured
 
+    if plot is not None:
+        from nas.report import write_front
+        from nas.report.plots import file_format
+
+        file_format(plot)  # before the work rather than after
     with open_store(db) as store:
         known = measured(store, store.find_search(search))
         found = front_of(known, cost, units.parse_budget(budget) if budget else (), points)
     if plot is not None:
-        from nas.report import write_front
-
         write_front(known, cost, found, plot)
-        console.print(f"plot: {plot}")
+        (Console(stderr=True) if as_json else console).print(f"plot: {plot}")
     if as_json:
         print_json([vars(point) for point in found])
         return
@@ -169,12 +174,12 @@ def _solved(
     metric: str | None,
     effort: "Effort",
 ) -> "models.Trial":
-    """By the sum of scores."""
+    """The trial that is best by the sum of scores, explained."""
     from nas.explain import explain
-    from nas.solve import measured, solve_across, trial_row
+    from nas.solve import kept, measured, solve_across, trial_row
 
     known, solution = solve_across([measured(store, one, metric) for one in searches], limits, effort)
-    trial = store.add_trial(trial_row(known, solution, limits, None))
+    trial = kept(store, trial_row(known, solution, limits, None))
     return explain(store, known, limits, solution, trial)
 
 
@@ -187,7 +192,7 @@ def _refined(
     effort: "Effort",
     talk: Console,
 ) -> "models.Trial":
-    """Past it."""
+    """The trial that is best of those measured whole, past the sum of scores."""
     from nas import quiet  # noqa: F401
     from nas.refined import solve_refined
     from nas.solve import measured
@@ -198,12 +203,15 @@ def _refined(
     return trial
 
 
-def _print_solved(search: "models.Search", trial: "models.Trial", refine: int | None, as_json: bool) -> None:
+def _print_solved(
+    search: "models.Search", trial: "models.Trial", metric: str | None, refine: int | None, as_json: bool
+) -> None:
     if as_json:
         print_json(plain(trial))
         return
     print_trial(search, trial)
     also = "" if refine is None else f" and solver.refine: {refine}"
+    also += "" if metric is None else f" and score.metric: {metric}"
     console.print(
         f"\nTo build it, put this budget{also} in the job and run `nas search`. Details: nas show {trial.id}",
         soft_wrap=True,

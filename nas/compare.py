@@ -19,7 +19,7 @@ from nas.effort import USUAL, Effort
 from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
-from nas.solve import METRICS, Measured, architecture_of, measured, reached, solve, trial_row
+from nas.solve import METRICS, Measured, architecture_of, kept, measured, reached, solve, trial_row
 from nas.units import Limit, parse_limit
 from solvers.drop import Layers
 from solvers.greedy import greedy
@@ -32,6 +32,10 @@ from solvers.refine import refine
 from solvers.shortgpt import drop_layers
 from solvers.sleb import drop_one_by_one
 from solvers.uniform import uniform
+
+
+class ScoresAreNoKl(ValueError):
+    """Whole architectures are held to the parent by their KL; the scores are of another kind."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Contest:
 
     def _kept(self, row: models.Trial, kl: float) -> models.Trial:
         row.kl_whole = kl
-        trial = self.store.add_trial(row)
+        trial = kept(self.store, row)
         return trial if trial.kl_whole is not None else self.store.update_trial(trial.id, kl_whole=kl)
 
 
@@ -128,9 +132,14 @@ def _evolution(contest: Contest) -> Chosen:
 
 
 def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
-    """The best of the whole architectures that may be run: past the sum of scores."""
-    asked, problem = effort.over(contest.known.effort), paired(contest.problem)
-    found = refine(problem, contest.real, contest.evaluations, gap=asked["gap"], time_limit_s=asked["time_limit_s"])
+    """The best of the whole architectures that may be run: past the sum of scores.
+
+    Raises ScoresAreNoKl where it would learn from the KL what another score misses.
+    """
+    if contest.known.metric != "kl":
+        raise ScoresAreNoKl(f"refining learns what sums of KL miss, and the scores here are {contest.known.metric}")
+    asked = {name: value for name, value in effort.over(contest.known.effort).items() if name != "progress"}
+    found = refine(paired(contest.problem), contest.real, contest.evaluations, **asked)
     return Chosen(found.solution, found.evaluations)
 
 
@@ -222,7 +231,7 @@ def _answer(contest: Contest, choose: Strategy) -> Chosen | str:
     """The strategy's answer, or why it has none."""
     try:
         return choose(contest)
-    except TimeoutError as error:
+    except (TimeoutError, ScoresAreNoKl) as error:
         return str(error)
     except Infeasible as error:
         words = ("what it comes to", "with the other limits met, what it comes to")

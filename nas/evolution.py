@@ -80,7 +80,7 @@ def evolve(
     check_tiling(problem)
     if not starts or evaluations < 1:
         raise ValueError(f"evolution needs a start and an evaluation, not {len(starts)} and {evaluations}")
-    at = _options_by_slot(problem)
+    at, bound = _options_by_slot(problem), score_bound(problem)
     study = optuna.create_study(sampler=optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
     for start in starts[:population]:
         study.enqueue_trial({_parameter(option.first): option.name for option in start.options})
@@ -91,7 +91,6 @@ def evolve(
         proposals = _generation(problem, at, study, values.keys(), min(population, left), evaluations - len(values))
         left -= len(proposals)
         new = {each.key: each for each in proposals if each.fits and each.key not in values}
-        bound = score_bound(problem)
         fresh = {key: Solution.of(problem, each.options, bound, 0.0, "evolution") for key, each in new.items()}
         values |= _evaluated(evaluate, fresh)
         solutions |= fresh
@@ -161,12 +160,7 @@ def _proposal(problem: Problem, at: Mapping[int, Mapping[str, Option]], trial: o
         options.append(at[slot][trial.params[_parameter(slot)]])
         slot = options[-1].end
     totals = total_costs(options)
-    outside = {
-        limit.name: 0.0
-        if limit.holds(totals[limit.cost])
-        else abs(totals[limit.cost] - limit.value) / (abs(limit.value) or 1.0)
-        for limit in problem.limits
-    }
+    outside = {limit.name: limit.passed(totals[limit.cost]) for limit in problem.limits}
     return _Proposal(trial, tuple(options), outside)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from db import models
 from db.store import Store
-from nas.solve import METRICS, Measured, choice_of
+from nas.solve import Measured, choice_of
 from nas.units import Limit, format_quantity
 from solvers.joint import joined, paired, parted
 from solvers.problem import Problem, Solution
@@ -41,14 +41,16 @@ class Price:
 
 @dataclass(frozen=True)
 class Close:
-    """An architecture with `choices` in place of `instead_of`, and otherwise the answer, is so much worse in score."""
+    """An architecture with `choices` in place of `instead_of`, and otherwise the answer, is so much worse in score;
+    better, where that is negative: the answer is then not proven the best."""
 
     choices: tuple[str, ...]
     instead_of: tuple[str, ...]
     worse: float
 
     def said(self, score: str) -> str:
-        return f"{_some(self.choices)} in place of {_some(self.instead_of)}: the {score} {self.worse:.2g} higher"
+        apart = f"{abs(self.worse):.2g} {'lower' if self.worse < 0 else 'higher'}"
+        return f"{_some(self.choices)} in place of {_some(self.instead_of)}: the {score} {apart}"
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> E
     pairs = paired(problem)
     whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
     found = sensitivity(pairs, whole)
+    most = known.ceilings(budget)
     return Explained(
-        tuple(_price(known, limit, found.prices) for limit in budget),
+        tuple(_price(known, limit, found.prices, most) for limit in budget),
         tuple(_close(problem, call) for call in found.close_calls),
     )
 
@@ -103,11 +106,11 @@ def _close(problem: Problem, call: CloseCall) -> Close:
     )
 
 
-def _price(known: Measured, limit: Limit, prices: Mapping[str, float]) -> Price:
-    """A throughput's is that of the latency it asks for."""
+def _price(known: Measured, limit: Limit, prices: Mapping[str, float], most: Mapping[str, float]) -> Price:
+    """A throughput's is that of the latency it asks for. Of two limits on one cost only the tighter can bind."""
     cost, ceiling = known.ceiling(limit)
-    whole = limit.absolute(known.parent_totals()[METRICS[limit.metric]])
-    return Price(limit.metric, SHARE * whole, prices[cost] * SHARE * ceiling)
+    step = SHARE * limit.absolute(known.whole(limit.metric))
+    return Price(limit.metric, step, prices[cost] * SHARE * ceiling if ceiling <= most[cost] else 0.0)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,37 +3,47 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nas.solve import METRICS, Measured, architecture_of
+from nas.solve import METRICS, BudgetNotMet, Measured, architecture_of, not_met
 from nas.table import summary
 from nas.units import Limit, did_you_mean
 from solvers.joint import paired
 from solvers.pareto import front
+from solvers.problem import Infeasible
 
 
 @dataclass(frozen=True)
 class Point:
-    """One architecture of the front. `cost` is a whole model's, in seconds, bytes or parameters."""
+    """One architecture of the front. `cost` is a whole model's, in seconds, bytes or parameters; "feasible" where the
+    time limit came before the proof that no score is better by more than `gap`."""
 
     score: float
     cost: float
     of_parent: float
     architecture: str
     summary: str
+    status: str
+    gap: float
 
 
 def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -> tuple[Point, ...]:
-    """From the cheapest architecture to the best. Raises ValueError for a cost there is none of."""
+    """From the cheapest architecture to the best. Raises ValueError for a cost there is none of, BudgetNotMet."""
     costs = [name for name in METRICS if name != "throughput"]
     if cost not in costs:
         raise ValueError(f"{cost!r} is not a cost; {did_you_mean(cost, costs)}")
     metric = METRICS[cost]
-    fixed, whole = known.fixed.metrics(known.scenario)[metric], known.parent_totals()[metric]
+    fixed, whole = known.fixed.metrics(known.scenario)[metric], known.whole(cost)
+    asked = {name: value for name, value in vars(known.effort).items() if value is not None}
+    try:
+        solutions = front(paired(known.problem(budget)), metric, points, **asked)
+    except Infeasible as error:
+        raise BudgetNotMet(not_met(known, budget, error)) from error
     found = []
-    effort = known.effort
-    for solution in front(
-        paired(known.problem(budget)), metric, points, time_limit_s=effort.time_limit_s, engine=effort.engine or "highs"
-    ):
+    for solution in solutions:
         total = solution.costs[metric] + fixed
         architecture = str(architecture_of(solution, known.layers))
-        found.append(Point(solution.score, total, total / whole, architecture, summary(architecture)))
+        found.append(
+            Point(
+                solution.score, total, total / whole, architecture, summary(architecture), solution.status, solution.gap
+            )
+        )
     return tuple(found)

@@ -28,7 +28,7 @@ from nas.refined import solve_refined
 from nas.report import write_report
 from nas.request import Request
 from nas.sample import sample
-from nas.solve import BudgetNotMet, Measured, measured, solve, trial_row
+from nas.solve import BudgetNotMet, Measured, kept, measured, solve, trial_row
 from nas.stages import (
     Shared,
     build_library,
@@ -133,11 +133,11 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
         while len(tried) < ATTEMPTS:
             try:
                 solution, distance = _solution(store, known, solve_for, console)
-            except BudgetNotMet:
+            except (BudgetNotMet, TimeoutError):
                 if not tried:
                     raise
-                break  # Nothing is left under tightened limits; what was asked for can be met on paper.
-            trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job)))
+                break  # Nothing is found under tightened limits; what was asked for can be met on paper.
+            trial = kept(store, trial_row(known, solution, request.budget, healing_key(job), solve_for))
             if request.solver.refine is None:
                 trial = explain(store, known, solve_for, solution, trial)
             done.append(int(trial.latency_ratio is None))

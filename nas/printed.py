@@ -44,9 +44,13 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     from nas.explain import Explained  # They load what a list of trials does not need.
     from nas.table import comparison
 
-    budget = ", ".join(f"{metric} {value}" for metric, value in trial.budget.items())
     proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
-    console.print(f"\nsearch {search.name} ({search.id}), trial {trial.id}: {budget}, by {trial.solver}{proven}")
+    if "solved_for" in trial.details:
+        proven += f", for {_limits(trial.details['solved_for'])}, as what was timed moved the limits"
+    console.print(
+        f"\nsearch {search.name} ({search.id}), trial {trial.id}: {_limits(trial.budget)}, by {trial.solver}{proven}",
+        soft_wrap=True,
+    )
     table = Table("", "parent", "child", box=None)
     for row in comparison(search, trial):
         table.add_row(row.what, row.parent, row.child)
@@ -61,11 +65,20 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
         console.print(f"close call: {call.said(score)}", soft_wrap=True, highlight=False)
 
 
+def _limits(budget: Mapping[str, str]) -> str:
+    return ", ".join(f"{metric} {value}" for metric, value in budget.items())
+
+
 def print_front(front: "Sequence[Point]", cost: str) -> None:
     table = Table("score", cost, "of parent", "architecture")
     for point in front:
         table.add_row(f"{point.score:.4f}", format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary)
     console.print(table)
+    unproven = [point.gap for point in front if point.status != "optimal"]
+    if unproven:
+        console.print(
+            f"{len(unproven)} of the {len(front)} scores are proven only to within {max(unproven):.1e}", highlight=False
+        )
 
 
 def print_layers(layers: "Sequence[LayerLine]") -> None:
@@ -135,7 +148,8 @@ def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
         healed, timed = [_number(trial.kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
         table.add_row(*cells, *healed, *timed)
     console.print(table)
-    rank = spearman([trial.score for _, trial in answered], [trial.kl_whole or 0.0 for _, trial in answered])
+    by_kl = [trial for _, trial in answered if trial.details["metric"] == "kl"]
+    rank = spearman([trial.score for trial in by_kl], [trial.kl_whole or 0.0 for trial in by_kl])
     if rank is not None:
         console.print(f"Spearman of predicted and real KL: {rank:.3f}", highlight=False)
     for line in lines:

@@ -142,7 +142,7 @@ def _timed(
     task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario, rounds)
     with bar(console, "measure child"):
         ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True)
-    tell_if_busy(job.scenario, [found.pop("taken")], "a child was", console)
+    tell_if_busy([found.pop("taken")], "a child was", console)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario)
     totals = held.metrics(job.scenario)
     parent = trial.details.get("parent", {}) | found.pop("parent")

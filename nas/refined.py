@@ -28,7 +28,7 @@ def solve_refined(
     console: Console,
     effort: Effort = USUAL,
 ) -> tuple[Solution, models.Trial]:
-    """The solution of least real KL, and the trial that it is, not healed. Raises BudgetNotMet."""
+    """The solution of least real KL, and the trial that it is, not healed. Raises BudgetNotMet, ScoresAreNoKl."""
     started, clock, search = now(), monotonic(), known.search
     with Reality(store, search, console) as reality:
         contest = Contest(store, known, budget, reality, evaluations)

@@ -95,6 +95,10 @@ class Request(Section):
                 raise wrong(key, f"{tokens} is less than one sequence; {least}")
         if any(limit.metric == "decode" for limit in self.budget) and self.scenario.generated_tokens == 1:
             raise wrong("budget.decode", "nothing is decoded after the first token; give scenario.generated_tokens: 2")
+        if self.solver.refine is not None and self.score.metric != "kl":
+            raise wrong(
+                "solver.refine", f"it learns what sums of KL miss; give score.metric: kl, not {self.score.metric}"
+            )
         return self
 
 

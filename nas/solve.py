@@ -3,6 +3,7 @@
 Needs neither the parent nor its text, so a new budget costs seconds. Knows what a budget means; the solver does not.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +15,7 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.effort import USUAL, Effort
-from nas.units import Limit, format_quantity, parse_seconds
+from nas.units import Limit, did_you_mean, format_quantity, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
@@ -23,6 +24,10 @@ from solvers.problem import Infeasible, Option, Problem, Solution
 # What a budget's metrics are called among the costs.
 METRICS = {"latency": "latency_s", "ttft": "ttft_s", "decode": "decode_s", "throughput": "throughput",
            "memory": "memory_bytes", "parameters": "parameters"}  # fmt: skip
+
+
+SCORES = ("kl", "lm_loss")
+"""What may be minimised, less being better."""
 
 
 class Unfinished(ValueError):
@@ -65,27 +70,35 @@ class Measured:
         return Effort(self.gap, self.time_limit_s, self.search.request["solver"]["engine"])
 
     def parent_totals(self) -> dict[str, float]:
+        """The whole parent, predicted: seconds, bytes, parameters, and tokens per second of throughput."""
         return self.parent.totals(self.scenario)
 
+    def whole(self, metric: str) -> float:
+        """What the parent has of a budget's metric. Raises ValueError where the scenario has none of it."""
+        value = self.parent_totals().get(METRICS[metric])
+        if not value:
+            raise ValueError(
+                f"{metric}: the scenario generates {self.scenario.generated_tokens} token, so there is no {metric}; "
+                "set scenario.generated_tokens to 2 or more"
+            )
+        return value
+
     def problem(self, budget: Sequence[Limit]) -> Problem:
-        """Limits on the options' costs: the budget less the fixed part. Several limits on one cost: the tightest."""
+        """Limits on the options' costs: the budget less the fixed part."""
         fixed = self.fixed.metrics(self.scenario)
-        ceilings: dict[str, float] = {}
-        for asked in budget:
-            cost, value = self.ceiling(asked)
-            ceilings[cost] = min(value - fixed[cost], ceilings.get(cost, float("inf")))
-        return Problem(2 * self.layers, self.options, ceilings)
+        most = {cost: value - fixed[cost] for cost, value in self.ceilings(budget).items()}
+        return Problem(2 * self.layers, self.options, most)
+
+    def ceilings(self, budget: Sequence[Limit]) -> dict[str, float]:
+        """The most that a whole model may cost. Of several limits on one cost, latency and throughput, the tightest."""
+        most: dict[str, float] = {}
+        for cost, value in map(self.ceiling, budget):
+            most[cost] = min(value, most.get(cost, float("inf")))
+        return most
 
     def ceiling(self, asked: Limit) -> tuple[str, float]:
         """A limit of the budget as (cost, most it may be) for a whole model."""
-        metric = METRICS[asked.metric]
-        totals = self.parent_totals()
-        if not totals.get(metric):
-            raise ValueError(
-                f"budget {asked.metric}: the scenario generates {self.scenario.generated_tokens} token, so there is "
-                f"no {asked.metric} to limit; set scenario.generated_tokens to 2 or more"
-            )
-        return limit(metric, asked.absolute(totals[metric]), self.scenario)
+        return limit(METRICS[asked.metric], asked.absolute(self.whole(asked.metric)), self.scenario)
 
     def totals(self, solution: Solution) -> dict[str, float]:
         """What the solver's answer costs as a whole model: every metric."""
@@ -96,10 +109,13 @@ class Measured:
 
 
 def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
-    """What the store knows of a search. `metric`, kl or lm_loss, is the request's own unless given.
+    """What the store knows of a search. `metric`, one of `SCORES`, is the request's own unless given.
 
-    Raises Unfinished where something is missing.
+    Raises Unfinished where something is missing, ValueError for another metric.
     """
+    metric = metric or search.request["score"]["metric"]
+    if metric not in SCORES:
+        raise ValueError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
     known = store.options(search.id)
     missing = [
         option.option.choice
@@ -114,7 +130,6 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
         )
     asked = search.scenario
     scenario = Scenario(**asked)
-    metric = metric or search.request["score"]["metric"]
     return Measured(
         search=search,
         scenario=scenario,
@@ -158,7 +173,7 @@ def solve_across(
     try:
         id, found = sweep({id: paired(problem) for id, problem in problems.items()}, **effort.over(searches[0].effort))
     except Infeasible as error:
-        raise BudgetNotMet("\n".join(_why_not(known, budget) for known in searches)) from error
+        raise BudgetNotMet(_none_of(searches, budget, effort, error)) from error
     (known,) = (known for known in searches if known.search.id == id)
     options = parted(found.options, problems[id])
     return known, Solution.of(problems[id], options, found.bound, found.seconds, found.solver)
@@ -176,12 +191,17 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
             raise ValueError(f"the scores of {one.name} and {other.name} do not compare: their data differ")
 
 
-def _why_not(known: Measured, budget: Sequence[Limit]) -> str:
-    try:
-        solve(known, budget)
-    except BudgetNotMet as error:
-        return f"{known.search.name}: {error}"
-    raise AssertionError("it has an answer")
+def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort, error: Infeasible) -> str:
+    """Of one search what `error` says; of several a line each, every one asked again."""
+    if len(searches) == 1:
+        return not_met(searches[0], budget, error)
+    lines = []
+    for known in searches:
+        try:
+            solve(known, budget, effort)
+        except (BudgetNotMet, TimeoutError) as why:
+            lines.append(f"{known.search.name}: {why}")
+    return "\n".join(lines)
 
 
 def architecture_of(solution: Solution, layers: int) -> Architecture:
@@ -198,10 +218,24 @@ def choice_of(option: Option) -> Choice:
 
 
 def trial_row(
-    known: Measured, solution: Solution, budget: Sequence[Limit], heal: dict[str, Any] | None
+    known: Measured,
+    solution: Solution,
+    budget: Sequence[Limit],
+    heal: dict[str, Any] | None,
+    solved_for: Sequence[Limit] | None = None,
 ) -> models.Trial:
     """A solution as a trial, nothing of it built yet. Proposed again by the same solver for the same budget, it is the
-    same trial."""
+    same trial.
+
+    `solved_for`: the limits that its score, bound and gap are proven within, where they are not those of the budget.
+    """
+    details: dict[str, Any] = {
+        # Which options it is made of: the architecture alone does not say what was scored as a pair.
+        "choices": [str(choice_of(option)) for option in solution.options],
+        "metric": known.metric,
+    }
+    if solved_for is not None and tuple(solved_for) != tuple(budget):
+        details["solved_for"] = {limit.metric: limit.text for limit in solved_for}
     architecture = str(architecture_of(solution, known.layers))
     totals = known.totals(solution)
     asked_for = {asked.metric: asked.text for asked in budget}
@@ -223,9 +257,23 @@ def trial_row(
         predicted_throughput=totals["throughput"],
         predicted_memory_bytes=int(totals["memory_bytes"]),
         predicted_parameters=int(totals["parameters"]),
-        # Which options it is made of: the architecture alone does not say what was scored as a pair.
-        details={"choices": [str(choice_of(option)) for option in solution.options], "metric": known.metric},
+        details=details,
     )
+
+
+def kept(store: Store, row: models.Trial) -> models.Trial:
+    """A proposal's trial. Where the store has it already, it has the better proof of the two from now on: one for the
+    budget itself before one for limits near it, then the smaller gap."""
+    trial = store.add_trial(row)
+    if _unproven(row) >= _unproven(trial):
+        return trial
+    # What was said to hang on the older proof goes with it.
+    details = {key: value for key, value in trial.details.items() if key not in ("solved_for", "explained")}
+    return store.update_trial(trial.id, bound=row.bound, gap=row.gap, status=row.status, details=details | row.details)
+
+
+def _unproven(trial: models.Trial) -> tuple[bool, float]:
+    return "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
 
 
 def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
@@ -234,6 +282,8 @@ def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
     lines = reached(known, budget, error, words)
     if not lines:
         return f"no architecture can be put together: {error}"
+    if not error.is_smallest:
+        lines.append("which of these are at fault was not found in the time")
     together = " together" if len(error.budgets) > 1 else ""
     return f"no architecture of this space meets the budget{together}. " + "; ".join(lines)
 
@@ -243,15 +293,16 @@ def reached(known: Measured, budget: Sequence[Limit], error: Infeasible, words: 
     values are that `error` has alone, and with the other limits met."""
     fixed = known.fixed.metrics(known.scenario)
     generated = known.scenario.batch * known.scenario.generated_tokens
+    most = known.ceilings(budget)
     lines = []
     for asked in budget:
         cost, ceiling = known.ceiling(asked)
-        if cost not in error.budgets:
+        if cost not in error.budgets or ceiling > most[cost]:
             continue
         for found, said in zip((error.least, error.together), words, strict=True):
             if cost in found:
                 least, wanted = found[cost] + fixed[cost], ceiling
-                whole = known.parent_totals()[METRICS[asked.metric]]
+                whole = known.whole(asked.metric)
                 if asked.metric == "throughput":
                     least, wanted, said = generated / least, generated / wanted, said.replace("least", "most")
                 lines.append(

@@ -67,7 +67,8 @@ class Answer:
     def summary(self) -> str:
         """The answer in a line."""
         budget = ", ".join(f"{each.cost} {'>=' if each.minimum else '<='} {each.value:.10g}" for each in self.limits)
-        solution, side = self.solution, "most" if self.maximise else "least"
+        solution = self.solution
+        side = ("most" if self.maximise else "least") if solution.status == "optimal" else "best found"
         unit = "layers" if self.table.layers else "slots"
         return (
             f"{self.objective} {self.total:.6g}, the {side} within {budget or 'no budget'}: {solution.status}, bound "
@@ -108,7 +109,8 @@ class Answer:
     def close_calls(self) -> tuple[str, ...]:
         """In a line each: what was almost chosen, and by how much it is worse."""
         return tuple(
-            f"{self._named(call.options)} in place of {self._named(call.instead_of)}: {call.worse:.2g} worse"
+            f"{self._named(call.options)} in place of {self._named(call.instead_of)}: {abs(call.worse):.2g} "
+            f"{'better' if call.worse < 0 else 'worse'}"
             for call in self.hangs_on.close_calls
         )
 

@@ -25,7 +25,6 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.packed import PackedParent, pack, unpack
 from blocklib.parent import Parent
 from cost_models.analytic import choice_cost, fixed_cost
-from cost_models.busy import cores_needed
 from cost_models.cost import ZERO, Cost
 from cost_models.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
@@ -226,7 +225,7 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     with bar(console, "measure costs") as shown:
         ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     measured = {timed.geometry: timed for timed in found}
-    tell_if_busy(job.scenario, [timed.taken for timed in found], "options were", console)
+    tell_if_busy([timed.taken for timed in found], "options were", console)
     prefill = decode = 1.0
     if job.hierarchy is None:
         own = [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
@@ -240,13 +239,12 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     return len(missing)
 
 
-def tell_if_busy(scenario: Scenario, taken: Sequence[float], what: str, console: Console) -> None:
+def tell_if_busy(taken: Sequence[float], what: str, console: Console) -> None:
     """`taken` as in `Comparison`, of each of what was timed."""
-    cores = cores_needed(scenario)
-    if max(taken, default=0.0) > _BUSY * cores:
+    if max(taken, default=0.0) > _BUSY:
         console.print(
-            f"the machine was busy while {what} timed: other programs kept up to {max(taken):.1f} of the {cores} cores "
-            "needed, and times may be far off; to take them again when it is not, change measure.tolerance a little",
+            f"the machine was busy while {what} timed: other programs kept up to {max(taken):.0%} of the cores needed, "
+            "and times may be far off; to take them again when it is not, change measure.tolerance a little",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
 

@@ -35,7 +35,7 @@ def _conflict(problem: Problem, time_limit_s: float | None) -> Infeasible:
     Where the time runs out before it is found, all limits are named, and the message says so.
     """
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
-    for size in range(1, len(problem.limits) + 1):
+    for size in range(1, len(problem.limits)):
         for limits in combinations(problem.limits, size):
             can_be_met = _can_be_met(problem, limits, deadline)
             if can_be_met is None:
@@ -43,7 +43,7 @@ def _conflict(problem: Problem, time_limit_s: float | None) -> Infeasible:
                 return _explained(problem, problem.limits, {}, note)
             if not can_be_met:
                 return _explained(problem, limits, _together(problem, limits, deadline))
-    raise AssertionError("the limits can be met together")
+    return _explained(problem, problem.limits, _together(problem, problem.limits, deadline))
 
 
 def _can_be_met(problem: Problem, limits: Sequence[Limit], deadline: float) -> bool | None:
@@ -90,4 +90,4 @@ def _explained(problem: Problem, limits: Sequence[Limit], together: dict[str, fl
             text += f" ({together[limit.name]:.10g} while the other limits named here hold)"
         told.append(text)
     head = "a limit that cannot be met" if len(limits) == 1 else "limits that cannot be met together"
-    return Infeasible(f"{head}: {'; '.join(told)}{note}", tuple(least), least, together)
+    return Infeasible(f"{head}: {'; '.join(told)}{note}", tuple(least), least, together, is_smallest=not note)

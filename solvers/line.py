@@ -129,12 +129,26 @@ class Steps:
         found[self.order] = np.repeat(np.arange(len(self.starts)), counts)
         return found
 
+    def exchanges(self, tiling: Indices) -> tuple[Indices, Indices]:
+        """The options that could stand for one of the tiling's, over the same slots, and the places in it where.
+
+        Two arrays of one length, by ascending option.
+        """
+        place_of_step = np.full(len(self.starts), -1)
+        place_of_step[self.of_option[tiling]] = np.arange(len(tiling))
+        place_O = place_of_step[self.of_option]
+        others = np.flatnonzero(place_O >= 0)
+        others = others[tiling[place_O[others]] != others]
+        return others, place_O[others]
+
 
 def scores_of(problem: Problem) -> Weights:
+    """One per option, in the caller's units."""
     return np.array([option.score for option in problem.options], dtype=np.float64)
 
 
 def costs_of(problem: Problem, cost: str) -> Weights:
+    """One per option, in the caller's units."""
     return np.array([option.costs[cost] for option in problem.options], dtype=np.float64)
 
 

@@ -64,6 +64,10 @@ class Limit:
         """Whether a sum of costs meets it, to `LIMIT_TOLERANCE` of its value."""
         return self.sign * (total - self.value) <= LIMIT_TOLERANCE * abs(self.value)
 
+    def passed(self, total: float) -> float:
+        """By how much a sum of costs passes it, in shares of its value; 0 where it holds."""
+        return 0.0 if self.holds(total) else abs(total - self.value) / (abs(self.value) or 1.0)
+
     def broken(self, total: float) -> str:
         side = "under the minimum" if self.minimum else "over the maximum"
         return f"{self.cost} is {total:.10g}, {side} {self.value:.10g}"
@@ -171,7 +175,8 @@ class Infeasible(ValueError):
 
     `budgets` names the limits at fault: the smallest set that cannot be met together (`Limit.name`); it is empty where
     the options do not tile the slots. `least` maps each of them to the least its cost can reach with no other limit,
-    `together` to the least while the others of the set hold. For a minimum both are the most it can reach.
+    `together` to the least while the others of the set hold. For a minimum both are the most it can reach. Where
+    `is_smallest` is false, time ran out, and the set is all limits rather than the smallest.
     """
 
     def __init__(
@@ -180,14 +185,16 @@ class Infeasible(ValueError):
         budgets: tuple[str, ...] = (),
         least: Mapping[str, float] | None = None,
         together: Mapping[str, float] | None = None,
+        is_smallest: bool = True,
     ) -> None:
         super().__init__(message)
         self.budgets = budgets
         self.least = dict(least or {})
         self.together = dict(together or {})
+        self.is_smallest = is_smallest
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Infeasible, (str(self), self.budgets, self.least, self.together)
+        return Infeasible, (str(self), self.budgets, self.least, self.together, self.is_smallest)
 
     @staticmethod
     def of_choice(problem: Problem, options: Sequence[Option], rule: str) -> "Infeasible":

@@ -94,7 +94,7 @@ def _run(
             small_matrix_value=1e-12,
         )
     )
-    return _read_highs(model.solverModel, chosen_of, scale)
+    return _read_highs(model.solverModel, chosen_of, program, scale)
 
 
 def _model(program: Program, wrong: Sequence[tuple[int, ...]]) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
@@ -125,11 +125,13 @@ def _sum(variables: Sequence[pulp.LpVariable], factors: Weights) -> pulp.LpAffin
     return pulp.LpAffineExpression(list(zip(variables, factors.tolist(), strict=True)))
 
 
-def _chosen(chosen_of: Sequence[pulp.LpVariable]) -> tuple[int, ...]:
-    return tuple(i for i, variable in enumerate(chosen_of) if round(variable.value() or 0) == 1)
+def _chosen(program: Program, chosen_of: Sequence[pulp.LpVariable]) -> tuple[int, ...]:
+    """In slot order."""
+    chosen = [i for i, variable in enumerate(chosen_of) if round(variable.value() or 0) == 1]
+    return tuple(sorted(chosen, key=program.line.firsts.__getitem__))
 
 
-def _read_highs(highs: highspy.Highs, chosen_of: Sequence[pulp.LpVariable], scale: float) -> Answer:
+def _read_highs(highs: highspy.Highs, chosen_of: Sequence[pulp.LpVariable], program: Program, scale: float) -> Answer:
     """What HiGHS found. PuLP's own status calls a time-limited answer optimal, so HiGHS itself is asked."""
     status = highs.getModelStatus()
     info = highs.getInfo()
@@ -140,7 +142,7 @@ def _read_highs(highs: highspy.Highs, chosen_of: Sequence[pulp.LpVariable], scal
         return Answer("timed out")
     assert has_answer, f"HiGHS stopped with {highs.modelStatusToString(status)}"
     rounding = _HIGHS_TOLERANCE * len(chosen_of)
-    return Answer("solved", _chosen(chosen_of), (info.mip_dual_bound - rounding) * scale)
+    return Answer("solved", _chosen(program, chosen_of), (info.mip_dual_bound - rounding) * scale)
 
 
 def _read_cbc(model: Any, chosen_of: Sequence[pulp.LpVariable], program: Program, gap: float) -> Answer:
@@ -149,7 +151,7 @@ def _read_cbc(model: Any, chosen_of: Sequence[pulp.LpVariable], program: Program
         return Answer("infeasible")
     if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Answer("timed out")
-    answer = Answer("solved", _chosen(chosen_of))
+    answer = Answer("solved", _chosen(program, chosen_of))
     if model.sol_status != pulp.LpSolutionOptimal:
         return answer
     weight = program.weight(answer.chosen)

@@ -25,6 +25,7 @@ from solvers.line import Indices, Weights, scores_of
 from solvers.minimise import minimise
 from solvers.problem import OPTIMAL_GAP, Problem, Solution
 from solvers.program import Program, Row
+from solvers.pulp_model import Engine
 
 BATCH = 10
 """Evaluations a round."""
@@ -71,6 +72,7 @@ def refine(
     batch: int = BATCH,
     gap: float = OPTIMAL_GAP,
     time_limit_s: float | None = None,
+    engine: Engine = "highs",
 ) -> Refined:
     """The best of at most so many tilings within the limits, `batch` of them evaluated at a time, none twice.
 
@@ -82,7 +84,7 @@ def refine(
     started = time.monotonic()
     if evaluations < 1 or batch < 1:
         raise ValueError(f"refining takes an evaluation at least, not {evaluations}, {batch} at a time")
-    first = mip.solve(problem, gap=gap, time_limit_s=time_limit_s)
+    first = mip.solve(problem, gap=gap, time_limit_s=time_limit_s, engine=engine)
     place = {option.key: index for index, option in enumerate(problem.options)}
     program = Program.of(problem, scores_of(problem), problem.limits)
     tried: dict[_Tiling, Tried] = {}
@@ -98,13 +100,14 @@ def refine(
                 raise ValueError(f"{' '.join(map(str, solution.options))} is worth {real}; it must be a finite number")
             tried[tiling] = Tried(solution, predicted, real)
         room = min(batch - len(tried) % batch, evaluations - len(tried))
-        new = _proposed(program, {tiling: each.real for tiling, each in tried.items()}, room, time_limit_s)
+        worths = {tiling: each.real for tiling, each in tried.items()}
+        new = _proposed(program, worths, room, time_limit_s, engine)
     best = min(tried.values(), key=lambda each: each.real)
     return Refined(replace(best.solution, seconds=time.monotonic() - started), tuple(tried.values()))
 
 
 def _proposed(
-    program: Program, worths: dict[_Tiling, float], count: int, time_limit_s: float | None
+    program: Program, worths: dict[_Tiling, float], count: int, time_limit_s: float | None, engine: Engine
 ) -> dict[_Tiling, float]:
     """At most so many tilings that were not evaluated, and what they are predicted to be worth."""
     if not count:
@@ -112,7 +115,7 @@ def _proposed(
     tilings = [np.array(tiling) for tiling in worths]
     learnt = Interactions.of(program.line, program.weights, tilings, list(worths.values()))
     ranked = sorted(worths, key=worths.__getitem__)
-    step, prices = _step(program, learnt, np.array(ranked[0]), time_limit_s)
+    step, prices = _step(program, learnt, np.array(ranked[0]), time_limit_s, engine)
     found = {} if step in worths else {step: learnt.worth(np.array(step))}
     near: dict[_Tiling, float] = {}
     for place, centre in enumerate(ranked):
@@ -124,7 +127,7 @@ def _proposed(
 
 
 def _step(
-    program: Program, learnt: Interactions, centre: Indices, time_limit_s: float | None
+    program: Program, learnt: Interactions, centre: Indices, time_limit_s: float | None, engine: Engine
 ) -> tuple[_Tiling, Weights]:
     """The best in the context of `centre` and near it, and the prices of the limits there; `centre` itself where the
     time ran out."""
@@ -133,7 +136,7 @@ def _step(
     unlike[centre] = 0
     near = Row(unlike, max(2.0, round(_RADIUS * line.slots)))
     asked = replace(program, weights=learnt.around(centre), rows=(*program.rows, near))
-    answer = minimise(asked, _STEP_GAP, time_limit_s)
+    answer = minimise(asked, _STEP_GAP, time_limit_s, engine=engine)
     assert answer.outcome != "infeasible", "what was evaluated is within the limits"
     return answer.chosen or tuple(centre.tolist()), np.array(answer.prices[: len(program.rows)])
 
@@ -145,16 +148,12 @@ def _exchanged(
 
     Legend of shape suffixes: E exchanges, X the options of the centre, R rows.
     """
-    steps = program.line.steps.of_option
-    place_of_step = np.full(len(program.line.steps.starts), -1)
-    place_of_step[steps[centre]] = np.arange(len(centre))
-    other_E = np.flatnonzero(place_of_step[steps] >= 0)
-    other_E = other_E[centre[place_of_step[steps[other_E]]] != other_E]
+    other_E, place_E = program.line.steps.exchanges(centre)
     weights = learnt.around(centre)
     charged = weights + sum(price * row.values for price, row in zip(prices_R, program.rows, strict=True))
-    rise_E = charged[other_E] - charged[centre[place_of_step[steps[other_E]]]]
-    other_E = np.sort(other_E[np.argsort(rise_E, kind="stable")[:_MOST_PAIRED]])
-    place_E = place_of_step[steps[other_E]]
+    rise_E = charged[other_E] - charged[centre[place_E]]
+    least = np.sort(np.argsort(rise_E, kind="stable")[:_MOST_PAIRED])
+    other_E, place_E = other_E[least], place_E[least]
     own_E = centre[place_E]
     gain_E = weights[other_E] - weights[own_E]
     between = learnt.pairs

@@ -14,7 +14,7 @@ import numpy as np
 from solvers import mip
 from solvers.dual import dual
 from solvers.line import scores_of
-from solvers.problem import Infeasible, Option, Problem, Solution
+from solvers.problem import OPTIMAL_GAP, Infeasible, Option, Problem, Solution
 from solvers.program import Program
 
 _GAP = 1e-4
@@ -23,7 +23,7 @@ _GAP = 1e-4
 @dataclass(frozen=True)
 class CloseCall:
     """Another solution, that is the best with one of its options: `options` where it differs, in place of `instead_of`.
-    Its score is `score`, `worse` more than the best's."""
+    Its score is `score`, `worse` more than that of what it is held against; less, where that is not the best."""
 
     options: tuple[Option, ...]
     instead_of: tuple[Option, ...]
@@ -43,10 +43,10 @@ class Sensitivity:
 def sensitivity(
     problem: Problem, solution: Solution, close_calls: int = 5, *, time_limit_s: float = 1.0
 ) -> Sensitivity:
-    """What `solution`, the best of `problem`, hangs on.
+    """What `solution`, the best of `problem` to its gap, hangs on.
 
     `close_calls` are looked for with each of twice as many options, those that raise the bound least; what is not found
-    in the time, all of them together, is left out.
+    and proven to 1e-4 in the time, all of them together, is left out.
     """
     deadline = time.monotonic() + time_limit_s
     found = dual(Program.of(problem, scores_of(problem), problem.limits))
@@ -69,12 +69,15 @@ def _calls(problem: Problem, solution: Solution, others: list[Option], deadline:
             best = mip.solve(replace(problem, options=tuple(apart)), gap=_GAP, time_limit_s=left_s)
         except (Infeasible, TimeoutError):
             continue
+        if best.gap > _GAP:
+            continue
+        worse = best.score - solution.score
+        is_equal = abs(worse) <= OPTIMAL_GAP * abs(solution.score)
         yield CloseCall(
             tuple(one for one in best.options if one not in solution.options),
             tuple(one for one in solution.options if one not in best.options),
             best.score,
-            # An answer to a looser gap than the solution's may be ahead of it by that.
-            max(best.score - solution.score, 0.0),
+            0.0 if is_equal else worse,
         )
 
 

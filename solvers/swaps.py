@@ -20,14 +20,9 @@ def improved(program: Program, values_OR: Weights, most_R: Weights, chosen: Indi
 
     `values_OR` and `most_R` are the program's rows, in any scale.
     """
-    step_O = program.line.steps.of_option
     here = chosen.copy()
     for _ in range(_ROUNDS):
-        place_of_step = np.full(len(program.line.steps.starts), -1)
-        place_of_step[step_O[here]] = np.arange(len(here))
-        other_E = np.flatnonzero(place_of_step[step_O] >= 0)
-        other_E = other_E[here[place_of_step[step_O[other_E]]] != other_E]
-        place_E = place_of_step[step_O[other_E]]
+        other_E, place_E = program.line.steps.exchanges(here)
         gain_E = program.weights[other_E] - program.weights[here[place_E]]
         more_ER = values_OR[other_E] - values_OR[here[place_E]]
         room_R = most_R - values_OR[here].sum(0)

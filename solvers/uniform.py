@@ -46,10 +46,6 @@ def _in_every_layer(problem: Problem, place: int, slots_per_layer: int) -> list[
 
 
 def _passed(problem: Problem, choice: Sequence[Option]) -> float:
-    """By how much it passes the limits, each in shares of itself; 0 where they hold."""
+    """By how much it passes the limits, all of them together; 0 where they hold."""
     totals = total_costs(choice)
-    return math.fsum(
-        abs(totals[limit.cost] - limit.value) / (abs(limit.value) or 1.0)
-        for limit in problem.limits
-        if not limit.holds(totals[limit.cost])
-    )
+    return math.fsum(limit.passed(totals[limit.cost]) for limit in problem.limits)

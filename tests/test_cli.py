@@ -79,7 +79,10 @@ def test_an_answer_says_what_its_budget_is_worth_and_what_was_almost_chosen(copy
 
 
 def test_a_larger_budget_never_scores_worse(copy: Path) -> None:
-    front = _json(nas(copy / "home", "pareto", "tiny", "--cost", "parameters", "--points", "6", "--json"))
+    plot = copy / "front.svg"
+    asked = ("pareto", "tiny", "--cost", "parameters", "--points", "6", "--plot", plot, "--json")
+    front = _json(nas(copy / "home", *asked))
+    assert plot.is_file()
     assert len(front) >= 3
     costs, scores = [point["cost"] for point in front], [point["score"] for point in front]
     assert costs == sorted(costs)
@@ -237,6 +240,8 @@ def _apart(db: Path) -> Path:
         (["solve", "tinny", "--budget", "latency=50%"], r"no search 'tinny'; there is tiny"),
         (["solve", "tiny", "--budget", "latency=50"], r"latency"),
         (["pareto", "tiny", "--cost", "memry"], r"'memry' is not a cost; did you mean 'memory'"),
+        (["pareto", "tiny", "--plot", "front.pdf"], r"front\.pdf"),
+        (["solve", "tiny", "--budget", "parameters=90%", "--metric", "lm_loss", "--refine", "5"], r"sums of KL"),
         (["show", "77"], r"no trial has the id 77"),
         (["trials", "--sort", "kll"], r"did you mean kl\?"),
         (["export", "1", "--format", "gguf", "--out", "nowhere"], r"gguf.*hf"),

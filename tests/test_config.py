@@ -260,6 +260,7 @@ MISTAKES = [
     (dict(distill={"kinds": {"kv": {"tokens": 9}}}), "distill.kinds.kv.tokens: 9 is less than one sequence"),
     (dict(heal={"tokens": 100}), "heal.tokens: 100 is less than"),
     (dict(solver={"time_limit": 60}), "solver.time_limit: 60 has no unit"),
+    (dict(solver={"refine": 20}, score={"metric": "lm_loss"}), "solver.refine: it learns what sums of KL miss"),
     (dict(parent="./none"), "parent: there is no /.*/none"),
     (dict(name="a/b"), "name: .*not 'a/b'"),
 ]

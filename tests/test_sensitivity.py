@@ -69,3 +69,13 @@ def test_a_minimum_has_a_price_too() -> None:
 def test_no_time_no_close_calls() -> None:
     problem = library(layers=6, names=4, seed=0)
     assert sensitivity(problem, mip.solve(problem), time_limit_s=0.0).close_calls == ()
+
+
+def test_what_is_better_than_the_answer_is_said_to_be() -> None:
+    """The answer may be known to be good to a gap only; then what was almost chosen may be ahead of it."""
+    problem = library(layers=6, names=4, seed=0)
+    best, second = mip.pool(problem, 2)
+    closest, *rest = sensitivity(problem, second).close_calls
+    assert closest.score == best.score
+    assert closest.worse == best.score - second.score < 0
+    assert all(call.worse >= 0 for call in rest)

@@ -14,9 +14,8 @@ from db.store import Store
 from nas.front import Point, front_of
 from nas.report.plots import Mark, file_bytes, file_format, front_figure, inlined
 from nas.report.whole import write_whole
-from nas.solve import METRICS, Measured, Unfinished, measured
+from nas.solve import METRICS, BudgetNotMet, Measured, Unfinished, measured
 from nas.units import Limit
-from solvers.problem import Infeasible
 
 _POINTS = 20
 
@@ -30,6 +29,11 @@ class TradeOff:
     plot: Markup | None = None
     points: tuple[Point, ...] = ()
     why_not: str = ""
+
+    @property
+    def unproven(self) -> int:
+        """Points for which a better score was not ruled out."""
+        return sum(point.status != "optimal" for point in self.points)
 
 
 def trade_off(
@@ -46,7 +50,7 @@ def trade_off(
         known = measured(store, search)
         others = tuple(limit for limit in budget if known.ceiling(limit)[0] != METRICS[cost])
         found = front_of(known, cost, others, _POINTS)
-    except (Unfinished, Infeasible, TimeoutError) as error:
+    except (Unfinished, BudgetNotMet, TimeoutError) as error:
         return TradeOff(cost, why_not=str(error))
     ceilings = [value for name, value in map(known.ceiling, budget) if name == METRICS[cost]]
     figure = front_figure(

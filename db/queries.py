@@ -127,9 +127,11 @@ class _Reading:
                     raise self.wrong(right, "`is` asks for None only; compare with ==")
                 return one.sql.is_(None) if isinstance(op, ast.Is) else one.sql.is_not(None)
             case ast.In() | ast.NotIn():
-                items = [other.sql for _, other in self.items(left, one, right, depth)]
-                found = one.sql.in_(items) if isinstance(op, ast.In) else one.sql.not_in(items)
-                return func.coalesce(found, false())
+                pairs = self.items(left, one, right, depth)
+                alike = one.sql.in_([item.sql for each, item in pairs if each is one])
+                # Text beside a column of moments is a moment there.
+                found = or_(alike, *(each.sql == item.sql for each, item in pairs if each is not one))
+                return func.coalesce(found if isinstance(op, ast.In) else not_(found), false())
         one, other = self.alike(left, one, right, self.value(right, depth))
         compare = _EQUALITY.get(type(op)) or _ORDER[type(op)]
         if type(op) in _ORDER and one.kind == "text":

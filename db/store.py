@@ -203,27 +203,30 @@ class Store:
         with self._writing() as session:
             session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
             row = session.scalars(select(Trial).where(Trial.key == trial.key)).one()
-            twins = select(Trial).where(Trial.child_key == trial.child_key, Trial.id != row.id).order_by(Trial.id)
-            for twin in session.scalars(twins):
-                for name in OF_THE_CHILD:
-                    if getattr(row, name) is None:
-                        setattr(row, name, getattr(twin, name))
-                parents = [one.details["parent"] for one in (twin, row) if "parent" in one.details]
-                if parents:
-                    # What the parent measured beside the child; a budget or a format is each trial's own.
-                    row.details = row.details | {"parent": {**parents[0], **parents[-1]}}
-            return row
+            return _with_twins(session, row)
+
+    def trial_with_twins(self, trial_id: int) -> Trial:
+        """The trial as it is now, with what was measured of the same child under other trials written into it. Raises
+        ValueError where there is none."""
+        with self._writing() as session:
+            return _with_twins(session, _the_trial(session, trial_id))
 
     def update_trial(self, trial_id: int, **columns: Any) -> Trial:
-        """Change some columns. Raises BadRow for one the table has not, ValueError where there is no such trial."""
+        """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
+        are put into the parent's. Raises BadRow for a column the table has not, ValueError where there is no such
+        trial."""
         fixed = sorted({"id", "key", "search_id", "created_at"} & columns.keys())
         if fixed:
             raise ValueError(f"trial {trial_id}: {', '.join(fixed)} never changes; add another trial")
         written = checked(Trial, columns, f"trial {trial_id}")
+        more = written.pop("details", None)
         with self._writing() as session:
             if written:
                 session.execute(update(Trial).where(Trial.id == trial_id).values(written))
-            return _the_trial(session, trial_id)
+            trial = _the_trial(session, trial_id)
+            if more is not None:
+                trial.details = _merged(trial.details, more)
+            return trial
 
     def own_child_path(self, trial_id: int, path: str, export_format: str) -> Trial:
         """Note that the trial's child is what stands at `path`, and no other trial's is."""
@@ -321,6 +324,27 @@ class Store:
         with self._writing() as session:
             insert = self._insert(table_of(model)).on_conflict_do_nothing(index_elements=["key"])
             session.execute(insert, written)
+
+
+def _with_twins(session: Session, row: Trial) -> Trial:
+    """What is not known of a trial's child, from the other trials that are the same child."""
+    twins = select(Trial).where(Trial.child_key == row.child_key, Trial.id != row.id).order_by(Trial.id)
+    for twin in session.scalars(twins):
+        for name in OF_THE_CHILD:
+            if getattr(row, name) is None:
+                setattr(row, name, getattr(twin, name))
+        parents = [one.details["parent"] for one in (twin, row) if "parent" in one.details]
+        if parents:
+            # What the parent measured beside the child; a budget or a format is each trial's own.
+            row.details = row.details | {"parent": {**parents[0], **parents[-1]}}
+    return row
+
+
+def _merged(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    found = details | more
+    if details.get("parent") and more.get("parent"):
+        found["parent"] = details["parent"] | more["parent"]
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _the_trial(session: Session, trial_id: int) -> Trial:

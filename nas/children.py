@@ -46,7 +46,8 @@ def found_with(path: Path) -> dict[str, Any]:
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"no child at {path}: the trial was never built; put its budget in the job and run `nas search`"
+            f"no child at {path}: the trial was never built in this home; put its budget in the job and run "
+            "`nas search`"
         )
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}

@@ -101,7 +101,7 @@ def trials(
     ] = None,
     sort: Annotated[str | None, typer.Option(help="Column to sort by.")] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
-    limit: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -184,7 +184,7 @@ def report(
     from nas.report import write_report
 
     with open_store(db) as store:
-        written = write_report(store, store.find_search(search), out, store.trial(trial) if trial else None)
+        written = write_report(store, store.find_search(search), out, store.trial(trial) if trial is not None else None)
     console.print(f"report: {written}")
 
 

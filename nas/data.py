@@ -40,6 +40,11 @@ _PART_CHARACTERS_PER_TOKEN = 16
 _USUAL_CHARACTERS_PER_TOKEN = 4
 
 
+def digest_of(ids: NDArray[np.int32]) -> str:
+    """Sixteen hex digits that stand for token ids in keys: equal where shape and ids are."""
+    return hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i4").tobytes()).hexdigest()[:16]
+
+
 class TextError(ValueError):
     """The text cannot be read, or is too short for what is asked of it."""
 
@@ -62,16 +67,12 @@ class Tokens:
     leaked: int
 
     def digest(self, split: Split) -> str:
-        """Sixteen hex digits that stand for a set in keys: equal where shape and ids are equal."""
+        """Of one set, see `digest_of`."""
         return self._digests[split]
 
     @cached_property
     def _digests(self) -> dict[Split, str]:
-        found: dict[Split, str] = {}
-        for split in SPLITS:
-            ids: NDArray[np.int32] = getattr(self, split)
-            found[split] = hashlib.sha256(f"{ids.shape}".encode() + ids.astype("<i4").tobytes()).hexdigest()[:16]
-        return found
+        return {split: digest_of(getattr(self, split)) for split in SPLITS}
 
     def describe(self) -> str:
         """A line per set that stands by itself, and one for the documents dropped."""

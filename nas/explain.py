@@ -78,9 +78,7 @@ def explain(
     """The trial that `solution` is, with what it hangs on, found where it is not known yet."""
     if Explained.of(trial) is not None:
         return trial
-    return store.update_trial(
-        trial.id, details=trial.details | {"explained": asdict(explained(known, budget, solution))}
-    )
+    return store.update_trial(trial.id, details={"explained": asdict(explained(known, budget, solution))})
 
 
 def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> Explained:

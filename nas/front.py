@@ -13,8 +13,8 @@ from solvers.problem import Infeasible
 
 @dataclass(frozen=True)
 class Point:
-    """One architecture of the front. `cost` is a whole model's, in seconds, bytes or parameters; "feasible" where the
-    time limit came before the proof that no score is better by more than `gap`."""
+    """One architecture of the front. `cost` is a whole model's, in seconds, bytes or parameters; "feasible" where a
+    score better by up to `gap` is not ruled out, since the job asks for no more or the time limit came first."""
 
     score: float
     cost: float

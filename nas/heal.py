@@ -50,11 +50,13 @@ def heal(
     `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be
     its own, not shared with the parent. Raises NotFinite where the loss is.
     """
-    steps = max(1, settings.tokens // (settings.batch * ids_BT.shape[1]))
+    batch = min(settings.batch, len(ids_BT))
+    steps = max(1, settings.tokens // (batch * ids_BT.shape[1]))
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
-        per_device_train_batch_size=min(settings.batch, len(ids_BT)),
+        per_device_train_batch_size=batch,
+        dataloader_drop_last=True,  # Every step is of as many tokens.
         learning_rate=settings.learning_rate,
         warmup_steps=int(settings.warmup * steps),
         lr_scheduler_type="cosine",
@@ -85,7 +87,7 @@ def heal(
         model=child,
         args=arguments,
         train_dataset=_Sequences(ids_BT),
-        callbacks=[_Report(events, settings.batch * ids_BT.shape[1])],
+        callbacks=[_Report(events, batch * ids_BT.shape[1])],
     )
     trainer.remove_callback(PrinterCallback)  # It prints the loss on standard output.
     trainer.distil_from(parent, settings.hidden_weight)

@@ -19,7 +19,7 @@ from cost_models.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import describe
 from cost_models.scenario import Scenario
-from nas.data import Tokens, load_tokens
+from nas.data import Tokens, digest_of, load_tokens
 from nas.digest import digest
 from nas.export.formats import check_format
 from nas.request import Request
@@ -30,6 +30,8 @@ from nas.space import check_kinds, choices
 _BUILD_VERSION = 2
 # The same of measured seconds.
 _MEASURE_VERSION = 1
+CHECKED = 16
+"""Sequences of the score text that tell how well a subblock learnt."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Job:
         spaces = {name: under[name] for name in ("space", "distill", "score")}
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
         machine = [self.hardware, under["scenario"]["flash"], under["measure"]]
-        under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION]
+        under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 
     @cached_property
@@ -115,7 +117,8 @@ class Job:
     def build_key(self, part: Choice) -> str:
         """Of a subblock's weights in the library."""
         settings = self.request.distill
-        text = [self.tokens.digest("calibration"), self.tokens.digest("distillation")]
+        checked = digest_of(self.tokens.score[:CHECKED])
+        text = [self.tokens.digest("calibration"), self.tokens.digest("distillation"), checked]
         under = [settings.batch, settings.least_squares, vars(self.training(part))]
         return digest(_BUILD_VERSION, self.parent.digest, str(part), text, under)
 
@@ -147,6 +150,7 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
     scenario = Scenario(
         asked.device, asked.dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads
     )
+    _check_positions(parent.shape.positions, scenario, request.data.sequence_length)
     return Job(
         request=request,
         parent=parent,
@@ -155,3 +159,12 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
         scenario=scenario,
         hardware=hardware or describe(asked.device, asked.threads),
     )
+
+
+def _check_positions(positions: int, scenario: Scenario, sequence_length: int) -> None:
+    """Raises ValueError where more tokens are asked for than a parent has learned `positions` for; 0: any number."""
+    # The last token that is generated is not read any more.
+    longest = {"data.sequence_length": sequence_length, "scenario": scenario.context_tokens - 1}
+    for place, tokens in longest.items():
+        if 0 < positions < tokens:
+            raise ValueError(f"{place}: {tokens} tokens are more than the {positions} the parent has positions for")

@@ -13,17 +13,16 @@ from typing import Any
 
 from rich.console import Console
 
-from cost_models.hardware import describe
 from db import models
 from db.models import now
 from db.store import Store
 from nas.budget import ATTEMPTS, TOLERANCE, retargeted, worst_overshoot
 from nas.children import child_file, load_child
-from nas.cluster import Cluster, Report
+from nas.cluster import Cluster
 from nas.deliver import deliver
 from nas.explain import explain
 from nas.job import Job, prepare
-from nas.realise import healing_key, made, timed
+from nas.realise import hardware_of, healing_key, made, timed
 from nas.refined import solve_refined
 from nas.report import write_report
 from nas.request import Request
@@ -57,7 +56,7 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
     """Run a request to its end. Raises ValueError or OSError, saying what is wrong, with nothing finished lost."""
     _refuse_taken_folder(request, store)
     with Cluster(request.ray.address) as cluster:
-        job = prepare(request, _hardware(request, cluster))
+        job = prepare(request, hardware_of(request, cluster))
         known = {known.id: known for known in store.searches()}.get(job.id)
         if known is not None:
             job = replace(job, dependency=known.dependency)
@@ -80,19 +79,6 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
         return outcome
 
 
-def _hardware(request: Request, cluster: Cluster) -> str | None:
-    """The node of a cluster that times will be taken on; None: this machine."""
-    if cluster.is_here:
-        return None
-    asked = (request.scenario.device, request.scenario.threads)
-    ((_, found),) = cluster.run(_described, [asked], gpus=int(request.scenario.device == "cuda"), whole_node=True)
-    return str(found)
-
-
-def _described(device: str, threads: int | None, report: Report) -> str:
-    return describe(device, threads)
-
-
 def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> Job:
     """Build, score and measure whatever the library and the store lack of this job. Returns it with what decides its
     choices known."""
@@ -100,6 +86,8 @@ def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console
         done.append(int(job.wants_dependency))
         if job.wants_dependency:
             job = replace(job, dependency=measure_dependency(job, cluster, shared, console))
+            # Before hours of work that hang on it.
+            store.add_search(search_row(job, store.find_search(job.id).parent_costs))
     with _stage(job, store, "distil") as done:
         done.append(build_library(job, store, cluster, shared, console))
     with _stage(job, store, "score") as done:
@@ -133,10 +121,12 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
         while len(tried) < ATTEMPTS:
             try:
                 solution, distance = _solution(store, known, solve_for, console)
-            except (BudgetNotMet, TimeoutError):
+            except (BudgetNotMet, TimeoutError) as error:
                 if not tried:
                     raise
-                break  # Nothing is found under tightened limits; what was asked for can be met on paper.
+                # What was asked for can be met on paper; the limits that what was timed moved, cannot.
+                console.print(f"no other architecture was found: {error}", soft_wrap=True)
+                break
             trial = kept(store, trial_row(known, solution, request.budget, healing_key(job), solve_for))
             if request.solver.refine is None:
                 trial = explain(store, known, solve_for, solution, trial)

@@ -1,7 +1,7 @@
 """A trial made real: the child assembled, healed, evaluated and timed beside its parent, and exported.
 
 Each step leaves something whole behind (the child's file, columns of the trial's row, the exported folder) and is not
-done again where that is there. `_make` and `_time` run on workers.
+done again where that is there. `_described`, `_make` and `_time` run on workers.
 """
 
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from rich.console import Console
 
 from blocklib.assemble import assemble
@@ -18,6 +19,7 @@ from blocklib.block import Architecture
 from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import architecture_cost
+from cost_models.hardware import describe
 from cost_models.scenario import Scenario
 from cost_models.timing import Rounds, time_models
 from db import models
@@ -28,6 +30,7 @@ from nas.evaluate import evaluate, perplexity
 from nas.heal import Healing, heal
 from nas.job import Job
 from nas.progress import bar
+from nas.request import Request
 from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tell_if_busy, tensor
 
 Built = Sequence[tuple[str, str]]
@@ -37,6 +40,19 @@ Built = Sequence[tuple[str, str]]
 def _built(job: Job, trial: models.Trial) -> Built:
     choices = Architecture.parse(trial.architecture).choices()
     return [(str(part), job.build_key(part)) for choice in choices for part in job.library_parts(choice)]
+
+
+def hardware_of(request: Request, cluster: Cluster) -> str:
+    """The machine that times are taken on, as `describe` names it: this one, or a node of a cluster."""
+    asked = (request.scenario.device, request.scenario.threads)
+    if cluster.is_here:
+        return describe(*asked)
+    ((_, found),) = cluster.run(_described, [asked], gpus=int(request.scenario.device == "cuda"), whole_node=True)
+    return str(found)
+
+
+def _described(device: str, threads: int | None, report: Report) -> str:
+    return describe(device, threads)
 
 
 def healing_of(job: Job) -> Healing | None:
@@ -58,6 +74,7 @@ def made(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
     """The trial with its child built, healed and evaluated. Does nothing where that is done."""
+    trial = store.trial_with_twins(trial.id)
     if trial.kl is not None and child_file(job.home, trial.child_key).is_file():
         return trial
     return _made(job, store, cluster, shared, trial, console)
@@ -67,6 +84,7 @@ def timed(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
     """The trial timed beside its parent. Healing changes no shape, so this need not wait for it."""
+    trial = store.trial_with_twins(trial.id)
     if trial.latency_ratio is not None:
         return trial
     return _timed(job, store, cluster, shared, trial, console)
@@ -95,7 +113,7 @@ def _made(
         top1_agreement=after["top1_agreement"],
         hidden_cosine=after["hidden_cosine"],
         heal_tokens=healing.tokens if healing else 0,
-        details=trial.details | {"parent": {**trial.details.get("parent", {}), "lm_loss": found["parent"]["lm_loss"]}},
+        details={"parent": {"lm_loss": found["parent"]["lm_loss"]}},
     )
 
 
@@ -112,25 +130,28 @@ def _make(
     device: str,
     report: Report,
 ) -> dict[str, Any]:
-    """Assemble, evaluate, heal, evaluate, write the file. What was found is in the file too, for a task done again."""
+    """Assemble, evaluate, heal, evaluate, write the file. What was found is in the file too, for a task done again, and
+    for another that wanted the same child and waited: two would remove each other's checkpoints."""
     path = Path(file)
-    if path.is_file():
-        return found_with(path)
-    parent, library, keys = unpack(packed, device), Library(Path(root)), dict(built)
-    heldout = tensor(evaluation, device)
-    child = assemble(
-        parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
-    )
-    found = {"parent": vars(evaluate(parent.model, parent.model, heldout))}
-    found["before"] = vars(evaluate(parent.model, child, heldout))
-    if healing is not None:
-        child = deepcopy(child)
-        for event in heal(parent.model, child, tensor(distillation, device), healing, Path(checkpoints)):
-            report(event.done_tokens, event.total_tokens)
-    found["after"] = vars(evaluate(parent.model, child, heldout)) if healing else found["before"]
-    save_child(path, child, found)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return found
+    Path(checkpoints).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{checkpoints}.lock"):
+        if path.is_file():
+            return found_with(path)
+        parent, library, keys = unpack(packed, device), Library(Path(root)), dict(built)
+        heldout = tensor(evaluation, device)
+        child = assemble(
+            parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
+        )
+        found = {"parent": vars(evaluate(parent.model, parent.model, heldout))}
+        found["before"] = vars(evaluate(parent.model, child, heldout))
+        if healing is not None:
+            child = deepcopy(child)
+            for event in heal(parent.model, child, tensor(distillation, device), healing, Path(checkpoints)):
+                report(event.done_tokens, event.total_tokens)
+        found["after"] = vars(evaluate(parent.model, child, heldout)) if healing else found["before"]
+        save_child(path, child, found)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return found
 
 
 def _timed(
@@ -145,13 +166,13 @@ def _timed(
     tell_if_busy([found.pop("taken")], "a child was", console)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario)
     totals = held.metrics(job.scenario)
-    parent = trial.details.get("parent", {}) | found.pop("parent")
+    parent = found.pop("parent")
     return store.update_trial(
         trial.id,
         **found,
         memory_bytes=int(totals["memory_bytes"]),
         parameters=int(totals["parameters"]),
-        details=trial.details | {"parent": parent},
+        details={"parent": parent},
     )
 
 

@@ -128,15 +128,26 @@ class Reality:
 
     def made(self, trial: models.Trial) -> models.Trial:
         """The trial with its child built, healed and evaluated."""
+        trial = self._store.trial_with_twins(trial.id)
         self.measured += trial.kl is None
         return realise.made(self.job, self._store, self._cluster, self._shared, trial, self._console)
 
     def timed(self, trial: models.Trial) -> models.Trial:
-        """The trial timed beside its parent."""
+        """The trial timed beside its parent. Raises Changed where the machine is another than the search's."""
+        trial = self._store.trial_with_twins(trial.id)
         if trial.latency_ratio is not None:
             return trial
+        if self._hardware != self._search.hardware:
+            raise Changed(
+                f"search {self._search.name} ({self._search.id}) was timed on another machine, or with another torch, "
+                f"{self._search.hardware}: here it is {self._hardware}; run `nas search` on its job here"
+            )
         self.measured += 1
         return realise.timed(self.job, self._store, self._cluster, self._shared, trial, self._console)
+
+    @cached_property
+    def _hardware(self) -> str:
+        return realise.hardware_of(self.job.request, self._cluster)
 
 
 def _whole(

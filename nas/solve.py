@@ -268,8 +268,8 @@ def kept(store: Store, row: models.Trial) -> models.Trial:
     if _unproven(row) >= _unproven(trial):
         return trial
     # What was said to hang on the older proof goes with it.
-    details = {key: value for key, value in trial.details.items() if key not in ("solved_for", "explained")}
-    return store.update_trial(trial.id, bound=row.bound, gap=row.gap, status=row.status, details=details | row.details)
+    details = {"solved_for": None, "explained": None} | row.details
+    return store.update_trial(trial.id, bound=row.bound, gap=row.gap, status=row.status, details=details)
 
 
 def _unproven(trial: models.Trial) -> tuple[bool, float]:

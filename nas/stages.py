@@ -38,7 +38,7 @@ from nas.cluster import Cluster, Report
 from nas.dependency import block_dependency
 from nas.digest import digest
 from nas.flash import simulate
-from nas.job import Job
+from nas.job import CHECKED, Job
 from nas.progress import bar
 from nas.runs import Matrix
 from nas.score import score
@@ -109,10 +109,6 @@ def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     return len(missing)
 
 
-# Sequences of the score text that tell how well a subblock learnt.
-_CHECKED = 16
-
-
 def _build(
     packed: PackedParent,
     calibration: Ids,
@@ -131,7 +127,7 @@ def _build(
     keys = {Choice.parse(text): key for text, key, _ in work}
     missing = {Choice.parse(text): t for text, key, t in work if not library.has(Choice.parse(text), key)}
     if missing:
-        texts = [tensor(ids, device) for ids in (calibration, distillation, heldout[:_CHECKED])]
+        texts = [tensor(ids, device) for ids in (calibration, distillation, heldout[:CHECKED])]
         for event in distil(unpack(packed, device), missing, *texts, batch=batch, least_squares=least_squares):
             if isinstance(event, Progress):
                 report(event.done_tokens, event.total_tokens)
@@ -225,6 +221,8 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     with bar(console, "measure costs") as shown:
         ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     measured = {timed.geometry: timed for timed in found}
+    # Another search may have measured some in the meantime.
+    known = store.costs(list(keys.values()))
     tell_if_busy([timed.taken for timed in found], "options were", console)
     prefill = decode = 1.0
     if job.hierarchy is None:

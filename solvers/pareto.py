@@ -70,7 +70,8 @@ class _Sweep:
 
     def cheapest(self) -> float:
         """The least the cost was found to be within the limits."""
-        answer = minimise(replace(self._program, weights=self._costs), *self._asked, engine=self._engine)
+        program, (_, time_limit_s) = replace(self._program, weights=self._costs), self._asked
+        answer = minimise(program, OPTIMAL_GAP, time_limit_s, engine=self._engine)
         self._cheapest = answer
         return total_costs(settled(self._problem, answer, self._asked[1]))[self._cost]
 

@@ -19,6 +19,9 @@ def test_each_architecture_once_and_only_what_was_measured_and_predicted() -> No
     assert [(pair.predicted, pair.measured) for pair in found.pairs] == [(1, 2), (2, 3), (4, 16), (0, 0)]
     assert found.factor == 2.0
     assert found.spearman == pytest.approx(1.0)
+    even = additivity([tried("a", 1.0, 1.5), tried("b", 1.0, 3.0)])
+    assert even is not None
+    assert even.factor == 2.25
 
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:

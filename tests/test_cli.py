@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from parents import FAMILIES, random_model
 from safetensors.torch import load_file, save_file
 from searches import Here, command, environment, job, nas, parent_folder, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -206,6 +207,18 @@ def test_nan_among_the_parents_weights_is_found_before_any_work(mistake: Mistake
     assert f"{name} holds NaN" in error
 
 
+def test_more_tokens_than_a_parent_has_positions_are_refused_before_any_work(mistake: Mistake, tmp_path: Path) -> None:
+    parent = shutil.copytree(parent_folder(), tmp_path / "parent", copy_function=shutil.copy)
+    vocabulary = json.loads((parent / "config.json").read_text())["vocab_size"]
+    model = random_model(FAMILIES["gpt2"](vocab_size=vocabulary, max_position_embeddings=96))
+    model.save_pretrained(parent)
+    asked = {"prompt_tokens": 90, "generated_tokens": 8}
+    error = mistake(["search", job(tmp_path, parent=str(parent), scenario=asked)])
+    assert error == "error: scenario: 97 tokens are more than the 96 the parent has positions for"
+    error = mistake(["search", job(tmp_path, parent=str(parent), data={"sequence_length": 128})])
+    assert error == "error: data.sequence_length: 128 tokens are more than the 96 the parent has positions for"
+
+
 def test_a_database_from_the_future_is_left_alone(mistake: Mistake, copy: Path) -> None:
     path = copy / "home/nas.db"
     with sqlite3.connect(path) as connection:
@@ -256,7 +269,7 @@ def test_a_question_that_makes_no_sense_is_answered_in_a_line(
 def test_a_trial_that_was_never_built_cannot_be_exported(mistake: Mistake, copy: Path, tmp_path: Path) -> None:
     trial = _json(nas(copy / "home", "solve", "tiny", "--budget", "parameters=90%", "--json"))
     error = mistake(["export", str(trial["id"]), "--out", tmp_path / "out", "--db", copy / "home/nas.db"])
-    assert "was never built; put its budget in the job" in error
+    assert "was never built in this home; put its budget in the job" in error
     assert not (tmp_path / "out").exists()
 
 

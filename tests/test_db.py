@@ -187,6 +187,28 @@ def test_only_what_is_the_childs_comes_from_another_trial_of_it(store: Store) ->
     assert store.trial(other.id) == other, "kept, not only returned"
 
 
+def test_what_was_measured_of_a_child_later_is_every_trials_that_is_it(store: Store) -> None:
+    store.add_search(search())
+    one, other = (store.add_trial(trial(key, child_key="c")) for key in ("t1", "t2"))
+    store.update_trial(one.id, latency_ratio=0.6, details={"parent": {"latency_s": 2.0}})
+    assert store.trial(other.id).latency_ratio is None
+    found = store.trial_with_twins(other.id)
+    assert (found.latency_ratio, found.details) == (0.6, {"parent": {"latency_s": 2.0}})
+    assert store.trial(other.id) == found, "kept, not only returned"
+
+
+def test_details_are_put_into_those_there_are_now(store: Store) -> None:
+    """Whoever writes some has read the row hours before; what others wrote in the meantime stays."""
+    store.add_search(search())
+    added = store.add_trial(
+        trial(details={"metric": "kl", "parent": {"lm_loss": 2.0}, "solved_for": {"latency": "57%"}})
+    )
+    store.own_child_path(added.id, "/x", "hf")
+    found = store.update_trial(added.id, details={"parent": {"latency_s": 4.0}, "solved_for": None})
+    assert found.details == {"metric": "kl", "export_format": "hf", "parent": {"lm_loss": 2.0, "latency_s": 4.0}}
+    assert store.trial(added.id) == found
+
+
 def test_a_folder_holds_one_trials_child(store: Store) -> None:
     store.add_search(search())
     one, other = (store.add_trial(trial(key)) for key in ("t1", "t2"))

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from parents import child_of, first_weights_of, logits, random_ids, random_parent
 from torch import Tensor
 from transformers.trainer_utils import get_last_checkpoint
@@ -20,6 +23,7 @@ from blocklib.parent import Parent
 from nas.children import child_file, found_with, load_child, save_child
 from nas.evaluate import evaluate
 from nas.heal import Healing, heal
+from nas.realise import _make
 
 CHILD = "skip+ffn48 kv1+ffn16 linear+ffn48 kv4+fuse(ffn48,ffn48) kv2+ffn48"
 SHORT = Healing(tokens=20 * 4 * 12, batch=4, learning_rate=1e-3, warmup=0.1, hidden_weight=1.0)
@@ -158,5 +162,29 @@ def test_a_child_on_disk_is_the_child(family: str, tmp_path: Path) -> None:
 
 
 def test_a_child_that_was_never_built(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="the trial was never built; put its budget in the job"):
+    with pytest.raises(FileNotFoundError, match="the trial was never built in this home; put its budget in the job"):
         load_child(child_file(tmp_path, "t1"))
+
+
+def test_less_text_than_a_batch_is_passed_over_as_often_as_tokens_were_asked_for(tmp_path: Path) -> None:
+    parent, child, ids_BT = small()
+    wide = Healing(tokens=20 * 4 * 12, batch=32, learning_rate=1e-3, warmup=0.1, hidden_weight=1.0)
+    told = list(heal(parent.model, child, ids_BT[:4], wide, tmp_path))
+    assert (len(told), told[0].done_tokens) == (20, 4 * 12)
+    assert told[-1] == Progress(wide.tokens, wide.tokens)
+
+
+def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
+    """The one that comes later waits, and finds the child made: it would take the other's checkpoints for its own."""
+    _, child, _ = small()
+    file, checkpoints = tmp_path / "child.safetensors", tmp_path / "checkpoints/c"
+    checkpoints.parent.mkdir()
+    nothing: Any = None
+    with ThreadPoolExecutor() as pool, FileLock(f"{checkpoints}.lock"):
+        later = pool.submit(
+            _make, nothing, nothing, nothing, "", "", (), SHORT, str(file), str(checkpoints), "cpu", nothing
+        )
+        with pytest.raises(TimeoutError):
+            later.result(timeout=0.5)
+        save_child(file, child, {"after": 1.0})
+    assert later.result() == {"after": 1.0}

@@ -184,6 +184,8 @@ def test_moments(store: Store) -> None:
     assert days("'2026-01-26' < created_at <= '2026-01-28T00:00:00+00:00'") == {27, 28}
     assert days("created_at == '2026-01-05T09:00+09:00'") == {5}
     assert days("created_at in ('2026-01-05', '2026-01-06')") == {5, 6}
+    assert days("'2026-01-05' in (created_at,)") == {5}
+    assert days("'2026-01-05' not in (created_at, '2026-01-07')") == days("created_at != '2026-01-05'")
 
 
 def test_what_a_string_says_stays_a_string(store: Store) -> None:

@@ -15,10 +15,11 @@ from db import models
 from db.store import Store
 from nas.front import front_of
 from nas.report import write_front, write_report
-from nas.report.agreement import spearman
+from nas.report.agreement import agreement, spearman
 from nas.report.asked import budget_lines
 from nas.report.drawing import drawing
-from nas.solve import measured
+from nas.solve import measured, solve, trial_row
+from nas.units import parse_budget
 
 
 @pytest.fixture
@@ -294,3 +295,32 @@ def test_the_front_as_a_file(store: Store, tmp_path: Path) -> None:
     assert write_front(known, "latency", points, tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"ends in \.svg or \.png"):
         write_front(known, "latency", points, tmp_path / "front.pdf")
+
+
+def test_what_was_built_is_shown_before_what_was_only_timed(store: Store, tmp_path: Path) -> None:
+    """A search may time several before it builds one, and a comparison times all of its answers."""
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    built = add_trial(store, search, "latency=60%", 1.0)
+    timed = add_trial(store, search, "latency=50%", None)
+    store.update_trial(timed.id, latency_s=1.0, latency_ratio=0.5)
+    page = seen(write_report(store, search, tmp_path / "report.html"))
+    assert f"shown beside the parent: trial {built.id}," in page.text
+
+
+def test_scores_of_another_metric_are_held_against_nothing_of_this(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    add_trial(store, search, "latency=60%", 1.0)
+    by_loss = measured(store, search, "lm_loss")
+    other = store.add_trial(
+        trial_row(by_loss, solve(by_loss, parse_budget("latency=60%")), parse_budget("latency=60%"), None)
+    )
+    other = store.update_trial(
+        other.id, kl_before_heal=0.5, lm_loss_before_heal=2.5, details={"parent": {"lm_loss": 2.0}}
+    )
+    found = agreement(search, store.trials())
+    assert found is not None
+    assert [pair.trial for pair in found.score] == [1]
+    assert [line.score[1] for line in found.lines if line.trial == other.id] == ["0.5000"]
+    assert "with 1 trials" in write_report(store, search, tmp_path / "report.html").read_text()

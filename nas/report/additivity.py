@@ -6,6 +6,7 @@ each architecture once. Scores of another metric than KL are not its prediction,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from db import models
 from nas.report.agreement import Pair, ranked
@@ -30,5 +31,5 @@ def additivity(trials: Sequence[models.Trial]) -> Additivity | None:
     if not found:
         return None
     pairs = tuple(found.values())
-    factors = sorted(pair.measured / pair.predicted for pair in pairs if pair.predicted > 0)
-    return Additivity(pairs, ranked(pairs), factors[len(factors) // 2] if factors else None)
+    factors = [pair.measured / pair.predicted for pair in pairs if pair.predicted > 0]
+    return Additivity(pairs, ranked(pairs), median(factors) if factors else None)

@@ -43,7 +43,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Agreement:
-    """`latency` and `score` are the pairs behind the lines; each rank correlation is None under `FEWEST` pairs."""
+    """`latency` and `score` are the pairs behind the lines, of scores those in the search's own metric; each rank
+    correlation is None under `FEWEST` pairs."""
 
     lines: tuple[Line, ...]
     latency: tuple[Pair, ...]
@@ -59,10 +60,9 @@ def agreement(search: models.Search, trials: Sequence[models.Trial]) -> Agreemen
         return None
     metric = search.request["score"]["metric"]
     latency = tuple(pair for trial in built if (pair := _latency(trial)))
-    score = tuple(pair for trial in built if (pair := _score(trial, metric)))
-    return Agreement(
-        tuple(_line(search, trial, metric) for trial in built), latency, score, ranked(latency), ranked(score)
-    )
+    alike = [trial for trial in built if trial.details["metric"] == metric]
+    score = tuple(pair for trial in alike if (pair := _score(trial)))
+    return Agreement(tuple(_line(search, trial) for trial in built), latency, score, ranked(latency), ranked(score))
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
@@ -87,8 +87,9 @@ def _latency(trial: models.Trial) -> Pair | None:
     return None if trial.latency_s is None else Pair(trial.id, trial.predicted_latency_s, trial.latency_s)
 
 
-def _score(trial: models.Trial, metric: str) -> Pair | None:
-    if metric == "kl":
+def _score(trial: models.Trial) -> Pair | None:
+    """In the metric that the trial was chosen by."""
+    if trial.details["metric"] == "kl":
         return None if trial.kl_before_heal is None else Pair(trial.id, trial.score, trial.kl_before_heal)
     parent = trial.details.get("parent", {}).get("lm_loss")
     if trial.lm_loss_before_heal is None or parent is None:
@@ -96,7 +97,7 @@ def _score(trial: models.Trial, metric: str) -> Pair | None:
     return Pair(trial.id, trial.score, trial.lm_loss_before_heal - parent)
 
 
-def _line(search: models.Search, trial: models.Trial, metric: str) -> Line:
+def _line(search: models.Search, trial: models.Trial) -> Line:
     whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
     share = "-"
     if trial.latency_ratio is not None:
@@ -106,7 +107,7 @@ def _line(search: models.Search, trial: models.Trial, metric: str) -> Line:
         trial.id,
         _quantities("latency", trial.predicted_latency_s, _latency(trial)),
         (f"{trial.predicted_latency_s / whole['latency_s']:.1%}", share),
-        _numbers(trial.score, _score(trial, metric)),
+        _numbers(trial.score, _score(trial)),
     )
 
 

@@ -51,17 +51,19 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
         )
     every = store.trials(search.id)
     # Hundreds of proposals on the way to an answer would hide the others.
-    trials = [trial for trial in every if trial.solver not in _MANY or _is_built(trial)]
+    trials = [trial for trial in every if trial.solver not in _MANY or _is_measured(trial)]
     sections = _sections(store, search, trials, chosen or _latest(trials)) | _additive(additivity(every))
     page = environment().get_template("report.html.j2").render(sections)
     return write_whole(path, page.encode())
 
 
 def _latest(trials: Sequence[models.Trial]) -> models.Trial | None:
-    return next(reversed([trial for trial in trials if _is_built(trial)] or trials), None)
+    """The latest that was built; else of those timed, that another was built in place of; else of all."""
+    built = [trial for trial in trials if trial.kl is not None]
+    return next(reversed(built or list(filter(_is_measured, trials)) or trials), None)
 
 
-def _is_built(trial: models.Trial) -> bool:
+def _is_measured(trial: models.Trial) -> bool:
     return trial.latency_s is not None or trial.kl is not None
 
 

@@ -52,15 +52,16 @@ def trade_off(
         found = front_of(known, cost, others, _POINTS)
     except (Unfinished, BudgetNotMet, TimeoutError) as error:
         return TradeOff(cost, why_not=str(error))
+    shown = [trial for trial in trials if trial.details["metric"] == known.metric]
     ceilings = [value for name, value in map(known.ceiling, budget) if name == METRICS[cost]]
     figure = front_figure(
         cost,
         [(point.cost, point.score) for point in found],
         known.parent_totals()[METRICS[cost]],
         min(ceilings, default=None),
-        [_mark(trial, METRICS[cost], chosen) for trial in trials],
+        [_mark(trial, METRICS[cost], chosen) for trial in shown],
     )
-    description = f"the best predicted score for each {cost}, {len(found)} points, with {len(trials)} trials"
+    description = f"the best predicted score for each {cost}, {len(found)} points, with {len(shown)} trials"
     return TradeOff(cost, others, inlined(figure, description), found)
 
 

@@ -87,6 +87,11 @@ class Store:
         """Where it is, as SQLAlchemy writes it, its password included."""
         return self._engine.url.render_as_string(hide_password=False)
 
+    @property
+    def place(self) -> str:
+        """Where it is, as it may be shown."""
+        return self._engine.url.render_as_string()
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -136,7 +141,8 @@ class Store:
             raise ValueError(f"{text!r} begins several ids: {', '.join(search.id for search in begun)}")
         names = list(dict.fromkeys(search.name for search in found))
         nearest = get_close_matches(text, names, cutoff=0.0)
-        raise ValueError(f"no search {text!r}; " + (f"there is {', '.join(nearest)}" if names else "there is none yet"))
+        there = f"there is {', '.join(nearest)}" if names else f"there is none yet in {self.place}"
+        raise ValueError(f"no search {text!r}; {there}")
 
     def searches(self) -> list[Search]:
         """Latest first."""

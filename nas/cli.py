@@ -73,7 +73,7 @@ def search(
 ) -> None:
     """Run a search: distil blocks, score them, measure them, solve, heal and export the child.
 
-    Run it again after a kill and it goes on where it stopped; after the end, and it only tells the answer again.
+    Stopped or killed, the same command goes on from there; finished, it tells the answer again and does no work.
 
     Example: nas search job.yaml
     """
@@ -97,9 +97,13 @@ app.command()(compare)
 def trials(
     search: Annotated[str | None, typer.Argument(help="Only this search's trials.")] = None,
     where: Annotated[
-        str | None, typer.Option(help='A condition on columns, like "decode_s < 0.004 and kl < 0.3".')
+        str | None,
+        typer.Option(
+            help='A condition on columns, like "decode_s < 0.004 and kl < 0.3"; --json shows all of them. In seconds '
+            "(_s), bytes, nats a token (kl, lm_loss), shares (latency_ratio 0.6)."
+        ),
     ] = None,
-    sort: Annotated[str | None, typer.Option(help="Column to sort by.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to sort by, trials that have none last.")] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
     db: Db = None,
@@ -116,7 +120,7 @@ def trials(
     if as_json:
         print_json([plain(trial) for trial in found])
         return
-    print_trials(found, names)
+    print_trials(found, names, store.place)
 
 
 @app.command()
@@ -195,9 +199,12 @@ def dependency(
         list[str] | None, typer.Option(help="Text: a file or a glob; may be repeated. Default: Python's own sources.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of it to read.")] = 8192,
-    longest: Annotated[int, typer.Option(min=2, help="FFNs fused into one, at most.")] = LONGEST,
-    share: Annotated[float, typer.Option(min=0.01, max=1, help="Of all pairs, those that count as low.")] = LOW_SHARE,
-    window: Annotated[int, typer.Option(min=2, help="Blocks run in parallel.")] = WINDOW,
+    longest: Annotated[int, typer.Option(min=2, help="Longest run of FFNs to fuse into one.")] = LONGEST,
+    share: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="Share of all pairs of blocks, the least dependent, that counts as low."),
+    ] = LOW_SHARE,
+    window: Annotated[int, typer.Option(min=2, help="Neighbouring blocks that run in parallel.")] = WINDOW,
     html: Annotated[Path | None, typer.Option(help="Write the heat-map to this HTML file too.")] = None,
     as_json: AsJson = False,
 ) -> None:

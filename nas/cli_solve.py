@@ -30,16 +30,23 @@ Metric = Annotated[Literal["kl", "lm_loss"] | None, typer.Option(help="Score to 
 Objective = Annotated[str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")]
 Gap = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="How far from the optimum, as a share. Default: the search's own; 1e-6."),
+    typer.Option(
+        min=0,
+        max=1,
+        help="How far from the best an answer may be, as a share. Default: the search's own; a table's 1e-6.",
+    ),
 ]
 TimeLimit = Annotated[
-    float | None, typer.Option(min=0.001, help="Seconds for each run of the solver. Default: the search's own; 60.")
+    float | None,
+    typer.Option(min=0.001, help="Seconds for each run of the solver. Default: the search's own; a table's 60."),
 ]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
-    typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; highs."),
+    typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; a table's highs."),
 ]
-Evaluations = Annotated[int | None, typer.Option(min=1, help="Measure so many whole architectures, and take the best.")]
+Evaluations = Annotated[
+    int | None, typer.Option(min=1, help="Assemble so many candidates, measure the real KL of each, take the best.")
+]
 
 
 def solve(
@@ -58,8 +65,8 @@ def solve(
 ) -> None:
     """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
 
-    Several searches that differ in their scenario, like the batch size, are one sweep: the best answer is kept. Longer
-    is --refine: whole architectures are assembled and measured, so that what the sum of scores misses is learnt.
+    Of several searches with one parent and text, for instance one for each batch size, the best answer is kept. Longer
+    takes --refine: whole architectures are assembled and measured, so that what the sum of scores misses is learnt.
 
     Example: nas solve stories --budget latency=50%
     """
@@ -97,7 +104,7 @@ def pareto(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """The whole front of score against a cost.
+    """The best score at every cost, from the cheapest architecture to the parent.
 
     Example: nas pareto stories --cost latency --plot front.svg
     """
@@ -127,14 +134,14 @@ def compare(
     evaluations: Annotated[
         int, typer.Option(min=1, help="Whole models that evolution and refining may run each.")
     ] = 100,
-    seeds: Annotated[int, typer.Option(min=0, help="Random architectures.")] = 3,
+    seeds: Annotated[int, typer.Option(min=0, help="Random architectures to compare with.")] = 3,
     heal: Annotated[bool, typer.Option(help="Heal every answer, all with as many tokens.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Time every answer beside the parent.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the MIP's answer against the baselines', each assembled and measured.
+    """Compare the solver's answer (MIP) with other strategies': each is assembled and its real KL measured.
 
     What evolution tried is an Optuna study in the same database: optuna-dashboard shows it.
 

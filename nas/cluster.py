@@ -20,6 +20,12 @@ Report = Callable[[int, int], None]
 """How work says how far it is: (done, total)."""
 
 
+_LESS_MEMORY = (
+    "Lower distill.batch or ray.layers_per_task where options are trained, heal.batch where the child is, "
+    "scenario.batch or its tokens where something is timed; the same command goes on from here"
+)
+
+
 class Unplaceable(ValueError):
     """Work that asks for more than any node of the cluster has."""
 
@@ -115,9 +121,16 @@ class Cluster:
             return ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             # The worker's own exception, without Ray's wrapping; the remote traceback stays as its cause.
-            raise error.cause from error
+            cause = error.cause
+            # torch's on a device, and on the CPU.
+            if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(cause):
+                raise OSError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
+            raise cause from error
         except ray.exceptions.RayError as error:
-            raise OSError(f"a worker did not come back, nor did it when it was started again: {error}") from error
+            raise OSError(
+                f"a worker did not come back, nor did it when it was started again: {error}\n"
+                f"If memory ran out: {_LESS_MEMORY[0].lower()}{_LESS_MEMORY[1:]}"
+            ) from error
 
     def _start(self) -> None:
         if self._started:

@@ -31,7 +31,7 @@ class Price:
     buys: float
 
     def said(self, score: str) -> str:
-        """In a line; `score` is the score's name, like KL."""
+        """In a line; `score` is the score's name, like "predicted KL"."""
         if not self.buys:
             return f"{self.metric} does not bind: another limit on it would not lower the {score}"
         looser = "less" if self.metric == "throughput" else "more"

@@ -52,7 +52,29 @@ def heal(
     """
     batch = min(settings.batch, len(ids_BT))
     steps = max(1, settings.tokens // (batch * ids_BT.shape[1]))
-    arguments = TrainingArguments(
+    events: Queue[Progress | BaseException | None] = Queue()
+    _thaw(child)
+    trainer = _Distillation(
+        model=child,
+        args=_arguments(settings, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
+        train_dataset=_Sequences(ids_BT),
+        callbacks=[_Report(events, batch * ids_BT.shape[1])],
+    )
+    trainer.remove_callback(PrinterCallback)  # It prints the loss on standard output.
+    trainer.distil_from(parent, settings.hidden_weight)
+    # The trainer reports through callbacks and our caller wants an iterator: a thread stands between them.
+    worker = threading.Thread(target=_train, args=(trainer, checkpoints, torch.get_num_threads(), events), daemon=True)
+    worker.start()
+    while (event := events.get()) is not None:
+        if isinstance(event, BaseException):
+            raise event
+        yield event
+    child.requires_grad_(False)
+    child.eval()  # type: ignore[no-untyped-call]
+
+
+def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use_cpu: bool) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=batch,
@@ -72,9 +94,12 @@ def heal(
         # The tokens are on the model's device already.
         dataloader_pin_memory=False,
         seed=0,
-        use_cpu=parent.device.type == "cpu",
+        use_cpu=use_cpu,
     )
-    events: Queue[Progress | BaseException | None] = Queue()
+
+
+def _thaw(child: PuzzleNasForCausalLM) -> None:
+    """All of it is trained, but for what is the parent's own and what a kind says stays."""
     child.requires_grad_(True)
     child.model.embed_tokens.requires_grad_(False)
     child.lm_head.requires_grad_(False)
@@ -83,23 +108,6 @@ def heal(
     for module in child.modules():
         for name in getattr(module, "frozen_in_healing", ()):
             module.get_parameter(name).requires_grad_(False)
-    trainer = _Distillation(
-        model=child,
-        args=arguments,
-        train_dataset=_Sequences(ids_BT),
-        callbacks=[_Report(events, batch * ids_BT.shape[1])],
-    )
-    trainer.remove_callback(PrinterCallback)  # It prints the loss on standard output.
-    trainer.distil_from(parent, settings.hidden_weight)
-    # The trainer reports through callbacks and our caller wants an iterator: a thread stands between them.
-    worker = threading.Thread(target=_train, args=(trainer, checkpoints, torch.get_num_threads(), events), daemon=True)
-    worker.start()
-    while (event := events.get()) is not None:
-        if isinstance(event, BaseException):
-            raise event
-        yield event
-    child.requires_grad_(False)
-    child.eval()  # type: ignore[no-untyped-call]
 
 
 def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]") -> None:

@@ -39,10 +39,10 @@ def local_or_hub(text: object, folder: Path) -> str:
     raise ValueError(f"there is no {path}")
 
 
-def matching_files(patterns: Iterable[object], folder: Path) -> tuple[Path, ...]:
+def matching_files(patterns: Iterable[object], folder: Path, hint: str = "") -> tuple[Path, ...]:
     """The files that paths and globs (`**` included) name: each once, in the order given, a glob's own matches sorted.
 
-    Raises ValueError for a path or a glob that names no file, and for a path that is a folder.
+    Raises ValueError for a path or a glob that names no file, `hint` at the end of it, and for a path that is a folder.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -53,6 +53,7 @@ def matching_files(patterns: Iterable[object], folder: Path) -> tuple[Path, ...]
         matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         files = [match for match in matches if match.is_file()]
         if not files:
-            raise ValueError(f"{path} {'matches no file' if glob.has_magic(str(path)) else 'does not exist'}")
+            fault = "matches no file" if glob.has_magic(str(path)) else "does not exist"
+            raise ValueError(f"{path} {fault}{hint}")
         found |= dict.fromkeys(files)
     return tuple(found)

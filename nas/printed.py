@@ -58,7 +58,7 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     explained = Explained.of(trial)
     if explained is None:
         return
-    score = "loss" if trial.details["metric"] == "lm_loss" else "KL"
+    score = "predicted loss" if trial.details["metric"] == "lm_loss" else "predicted KL"
     for price in explained.prices:
         console.print(price.said(score), soft_wrap=True, highlight=False)
     for call in explained.close_calls[:_CLOSEST]:
@@ -115,8 +115,8 @@ def print_answer(answer: "Answer", as_json: bool) -> None:
     console.print(f"\n{answer.summary()}", soft_wrap=True, highlight=False, markup=False)
 
 
-def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str]) -> None:
-    """A line each; `names` are the searches' by their ids."""
+def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str], place: str) -> None:
+    """A line each; `names` are the searches' by their ids, `place` is the database's."""
     table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
     for trial in trials:
         budget = ", ".join(f"{metric}={value}" for metric, value in trial.budget.items())
@@ -125,7 +125,7 @@ def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str]) -> 
             str(trial.id), names[trial.search_id], trial.solver, budget, _number(trial.score),
             format_quantity("latency", trial.predicted_latency_s), measured, _number(trial.kl), _number(trial.lm_loss),
         )  # fmt: skip
-    console.print(table if trials else "no trials")
+    console.print(table if trials else f"no trials in {place}")
 
 
 def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:

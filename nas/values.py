@@ -43,7 +43,9 @@ def folder_of(info: ValidationInfo) -> Path:
 
 def _option(value: object, own: str) -> Option:
     """An option of the space, `own` being the parent's kind. Which kinds there are is not known here."""
-    right = f"write {own}50% (of the parent's), {own}4 (a size of its own), linear, skip or another kind's spelling"
+    right = (
+        f"write {own}50% (of the parent's), {own}4 (a size of its own), linear, skip or a kind of the README's table"
+    )
     text = str(value)
     if percent := re.fullmatch(r"([a-z_]*)([\d.]+%)", text):
         share = parse_percent(percent[2])
@@ -85,6 +87,7 @@ def _without_rate(value: object) -> object:
     return value.removesuffix("/s") if isinstance(value, str) else value
 
 
+_A_DATASET = "; a dataset of the hub is written {dataset: NAME, split: train, column: text}"
 Count = Annotated[int, Field(gt=0, strict=True)]
 TokenCount = Annotated[int, Field(ge=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
@@ -113,7 +116,7 @@ Budget = Annotated[
 AttentionOption = Annotated[Option, PlainValidator(lambda value: _option(value, "kv")), PlainSerializer(str)]
 FfnOption = Annotated[Option, PlainValidator(lambda value: _option(value, "ffn")), PlainSerializer(str)]
 Files = Annotated[
-    tuple[Path, ...], BeforeValidator(lambda value, info: matching_files(value, folder_of(info)), list[str])
+    tuple[Path, ...], BeforeValidator(lambda value, info: matching_files(value, folder_of(info), _A_DATASET), list[str])
 ]
 Schedule = Literal["cosine", "linear", "constant"]
 # `false` says "without this stage" as well as `null` does.

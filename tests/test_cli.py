@@ -73,7 +73,7 @@ def test_an_answer_says_what_its_budget_is_worth_and_what_was_almost_chosen(copy
         assert set(call["instead_of"]) <= set(trial["details"]["choices"])
         assert call["worse"] >= 0
     told = nas(home, "solve", "tiny", "--budget", "parameters=80%,memory=99%").stdout
-    assert re.search(r"parameters \(1 % of its limit\) would lower the KL by [\d.e-]+", told)
+    assert re.search(r"parameters \(1 % of its limit\) would lower the predicted KL by [\d.e-]+", told)
     assert "memory does not bind" in told
     closest = explained["close_calls"][0]
     assert f"close call: {', '.join(closest['choices'])} in place of {closest['instead_of'][0]}" in told

@@ -36,6 +36,12 @@ def _refuse(report: Report) -> None:
     raise Refused("L3.ffn=ffn256: refused at 7")
 
 
+def _fill_memory(report: Report) -> None:
+    import torch
+
+    torch.empty(2**60, dtype=torch.uint8)
+
+
 def _die_once(marker: str, report: Report) -> int:
     """Killed as the kernel kills what takes too much memory; the second time it finds its own trace, and lives."""
     if not Path(marker).exists():
@@ -83,6 +89,12 @@ def test_an_error_is_the_one_the_task_raised(cluster: Cluster) -> None:
         list(cluster.run(_refuse, [()]))
     assert type(caught.value) is Refused
     assert "_refuse" in str(caught.value.__cause__), "where it was raised is to be found in its cause"
+
+
+def test_out_of_memory_says_what_takes_less(cluster: Cluster) -> None:
+    """An exbibyte."""
+    with pytest.raises(OSError, match=r"(?s)a worker ran out of memory: .*allocate.*\nLower distill\.batch"):
+        list(cluster.run(_fill_memory, [()]))
 
 
 @pytest.mark.parametrize("asked", [{"cpus": 1000.0}, {"gpus": 64.0}])

@@ -9,10 +9,16 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
 from blocklib.block import LINEAR, SKIP, Subblock
+from blocklib.family import shape_of
+from blocklib.kinds import parent_architecture
+from blocklib.parent import child_config
 from nas.config import JobError, Request, load, parse, template
+from nas.export.formats import check_format
 from nas.sections import Fuse, HubDataset
+from nas.space import choices
 from nas.units import METRICS, Limit, format_quantity, parse_budget, parse_limit, parse_quantity
 from nas.values import Share
 
@@ -59,6 +65,15 @@ def test_the_template_is_the_smallest_job_written_out() -> None:
     for section, keys in known.items():
         if isinstance(keys, dict) and section != "data":
             assert list(shown[section]) == list(keys), section
+
+
+def test_the_jobs_among_the_examples_are_right() -> None:
+    (path,) = Path(__file__).parents[1].glob("examples/*.yaml")
+    request = load(path)
+    assert (request.name, request.export.format) == ("llama-1b", "decilm")
+    llama = LlamaConfig(num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=8, head_dim=64)
+    shape = shape_of(llama)
+    check_format("decilm", choices(request.space, shape), child_config(llama, parent_architecture(shape), shape))
 
 
 def test_a_request_is_frozen() -> None:

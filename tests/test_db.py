@@ -108,7 +108,7 @@ def test_a_search_is_found_by_id_by_name_and_by_the_beginning_of_its_id(store: S
 
 
 def test_nothing_is_found_in_an_empty_store(store: Store) -> None:
-    with pytest.raises(ValueError, match="there is none yet"):
+    with pytest.raises(ValueError, match=r"there is none yet in sqlite:///|there is none yet in postgresql"):
         store.find_search("x")
     assert (store.searches(), store.trials(), store.stages("x"), store.failures("x"), store.options("x")) == ([],) * 5
 

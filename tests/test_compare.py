@@ -178,16 +178,19 @@ def test_healed_and_timed_alike(copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert work_done(home) == [2 + 2, 0]
 
 
-def test_what_cannot_be_compared_says_why(here: Here, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_of_another_machine_are_not_put_beside_the_searchs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, mip=lambda c: Chosen(solve(c.known, c.budget)))
+    monkeypatch.setattr(realise, "describe", lambda device, threads: "M2")
+    with pytest.raises(Changed, match=r"timed on another machine.*: here it is M2"):
+        run(at_home(copy), seeds=0, time=True, budget=parse_budget("parameters=80%"))
+
+
+def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
     home = at_home(copy)
     with pytest.raises(BudgetNotMet, match=r"memory 1\.00 KiB: the least reachable is"):
         run(home, budget=parse_budget("memory=1 KiB"))
     error = the_error(here(home, "compare", "tiny", "--plot", "strategies.pdf").stderr)
     assert error == "error: cannot draw to strategies.pdf; give a file that ends in .svg or .png"
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(realise, "describe", lambda device, threads: "M2")
-        with pytest.raises(Changed, match=r"timed on another machine.*: here it is M2"):
-            run(home, seeds=0, evaluations=1, time=True)
     at_home(copy, heal=None)
     with pytest.raises(ValueError, match="search tiny heals no child"):
         run(home, heal=True)

@@ -282,10 +282,16 @@ def test_a_time_out_without_a_solution_says_so() -> None:
 
 
 def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
+    """Of three; of two that can be met alone, both are at fault."""
     problem = out_of_reach()
+    with pytest.raises(Infeasible) as caught:
+        settled(problem, Answer("infeasible"), time_limit_s=1e-9)
+    assert (caught.value.budgets, caught.value.is_smallest) == (("a", "minimum a"), True)
+    options = tuple(replace(option, costs={**option.costs, "b": 1.0}) for option in problem.options)
+    problem = Problem(problem.slots, options, {"b": 100.0, **problem.maximums}, problem.minimums)
     with pytest.raises(Infeasible, match=r"the smallest set of limits at fault was not found in 1e-09 s") as caught:
         settled(problem, Answer("infeasible"), time_limit_s=1e-9)
-    assert caught.value.budgets == ("a", "minimum a")
+    assert (caught.value.budgets, caught.value.is_smallest) == (("b", "a", "minimum a"), False)
 
 
 def test_a_search_stops_at_the_deadline_and_claims_no_more_than_it_proved() -> None:

@@ -28,7 +28,8 @@ from db.store import Store
 from nas import config
 from nas.evaluate import evaluate
 from nas.fidelity import Fidelity
-from nas.heal import Healing, heal
+from nas.heal import heal
+from nas.healing import Healing
 from nas.job import Job, prepare
 from nas.realise import healing_of
 from nas.stages import choice_weights, device_of, tensor

@@ -10,7 +10,6 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -25,17 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from blocklib.block import Architecture
 from blocklib.distil import NotFinite, Progress, regulariser
 from blocklib.model import PuzzleNasForCausalLM
-
-
-@dataclass(frozen=True)
-class Healing:
-    """How a child is healed. `hidden_weight` weighs the hidden states' cosine distance against the KL."""
-
-    tokens: int
-    batch: int
-    learning_rate: float
-    warmup: float
-    hidden_weight: float
+from nas.healing import Healing
 
 
 def heal(

@@ -154,7 +154,7 @@ def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
         console.print(f"Spearman of predicted and real KL: {rank:.3f}", highlight=False)
     for line in lines:
         if line.trial is None:
-            console.print(f"{line.strategy}: {line.why_not}", markup=False, highlight=False)
+            console.print(f"{line.strategy}: {line.why_not}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

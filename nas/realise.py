@@ -27,7 +27,7 @@ from db.store import Store
 from nas.children import child_file, found_with, save_child
 from nas.cluster import Cluster, Report
 from nas.evaluate import evaluate, perplexity
-from nas.heal import Healing, heal
+from nas.healing import Healing
 from nas.job import Job
 from nas.progress import bar
 from nas.request import Request
@@ -145,6 +145,8 @@ def _make(
         found = {"parent": vars(evaluate(parent.model, parent.model, heldout))}
         found["before"] = vars(evaluate(parent.model, child, heldout))
         if healing is not None:
+            from nas.heal import heal  # It takes seconds to load, and only here.
+
             child = deepcopy(child)
             for event in heal(parent.model, child, tensor(distillation, device), healing, Path(checkpoints)):
                 report(event.done_tokens, event.total_tokens)

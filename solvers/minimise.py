@@ -241,7 +241,8 @@ class _Search:
         """The options that are not alone too heavy for a better tiling, limits set aside."""
         through_O = self._program.line.through(self._program.weights)
         sizes_O = np.abs(through_O) + np.abs(self._program.weights)
-        return np.flatnonzero(~(through_O - self.weight > 1e-9 * sizes_O))
+        # One that is part of no tiling weighs infinitely much, as does the best where none is known.
+        return np.flatnonzero(np.isfinite(through_O) & (through_O <= self.weight + 1e-9 * sizes_O))
 
     def _open(self) -> Indices:
         """The options that a tiling lighter than wanted may hold; none where they do not tile the slots."""

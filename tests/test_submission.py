@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -35,11 +36,13 @@ def head() -> Iterator[str]:
         _wait_until_listening(process, dashboard, folder / "output")
         yield f"http://127.0.0.1:{dashboard}"
     finally:
+        # Asked to end, it takes half a minute.
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=60)
-        for left in psutil.wait_procs(family, timeout=5)[1]:
-            left.kill()
+        for left in family:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 

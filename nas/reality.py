@@ -31,7 +31,7 @@ from solvers.sleb import removal_rounds
 
 
 class Changed(ValueError):
-    """A search whose parent, text or machine is no longer what it was measured with."""
+    """A search whose parent, text, libraries or machine are no longer what it was measured with."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Reality:
         job = replace(prepare(Request.model_validate(search.request), search.hardware), dependency=search.dependency)
         if job.id != search.id:
             raise Changed(
-                f"search {search.name} ({search.id}): its parent or its text changed since; run `nas search` on its job"
+                f"search {search.name} ({search.id}): its parent, its text or the libraries changed since; "
+                "run `nas search` on its job"
             )
         return job
 

@@ -37,7 +37,7 @@ def _others_s() -> float:
     """CPU seconds used so far by all but this process. What other virtual machines took is among them."""
     cores = psutil.cpu_times(percpu=True)
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(len(cores)))
-    # Where some cores are offline, or a container shows only its own, places in the list are no cores' numbers.
+    # A number past the list (cores offline, a container that shows its own only): places in it are no cores' numbers.
     counts_all = max(mine) >= len(cores)
     total = 0.0
     for core, used in enumerate(cores):

@@ -215,7 +215,7 @@ class Store:
         """The trial as it is now, with what was measured of the same child under other trials written into it. Raises
         ValueError where there is none."""
         with self._writing() as session:
-            return _with_twins(session, _the_trial(session, trial_id))
+            return _with_twins(session, _the_trial(session, trial_id, to_write=True))
 
     def update_trial(self, trial_id: int, **columns: Any) -> Trial:
         """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
@@ -229,7 +229,7 @@ class Store:
         with self._writing() as session:
             if written:
                 session.execute(update(Trial).where(Trial.id == trial_id).values(written))
-            trial = _the_trial(session, trial_id)
+            trial = _the_trial(session, trial_id, to_write=True)
             if more is not None:
                 trial.details = _merged(trial.details, more)
             return trial
@@ -238,7 +238,7 @@ class Store:
         """Note that the trial's child is what stands at `path`, and no other trial's is."""
         with self._writing() as session:
             session.execute(update(Trial).where(Trial.child_path == path).values(child_path=None))
-            trial = _the_trial(session, trial_id)
+            trial = _the_trial(session, trial_id, to_write=True)
             trial.child_path = path
             trial.details = trial.details | {"export_format": export_format}
             return trial
@@ -339,10 +339,9 @@ def _with_twins(session: Session, row: Trial) -> Trial:
         for name in OF_THE_CHILD:
             if getattr(row, name) is None:
                 setattr(row, name, getattr(twin, name))
-        parents = [one.details["parent"] for one in (twin, row) if "parent" in one.details]
-        if parents:
+        if "parent" in twin.details:
             # What the parent measured beside the child; a budget or a format is each trial's own.
-            row.details = row.details | {"parent": {**parents[0], **parents[-1]}}
+            row.details = _merged({"parent": twin.details["parent"]}, row.details)
     return row
 
 
@@ -353,8 +352,9 @@ def _merged(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _the_trial(session: Session, trial_id: int) -> Trial:
-    trial = session.get(Trial, trial_id)
+def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> Trial:
+    """`to_write`: nobody else writes it until the transaction ends."""
+    trial = session.get(Trial, trial_id, with_for_update=to_write)
     if trial is None:
         raise ValueError(f"no trial has the id {trial_id}")
     return trial

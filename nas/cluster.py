@@ -19,10 +19,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 Report = Callable[[int, int], None]
 """How work says how far it is: (done, total)."""
 
-
 _LESS_MEMORY = (
-    "Lower distill.batch or ray.layers_per_task where options are trained, heal.batch where the child is, "
-    "scenario.batch or its tokens where something is timed; the same command goes on from here"
+    "where memory runs out, lower distill.batch or ray.layers_per_task (while options are trained), heal.batch (the "
+    "child is), scenario.batch or its tokens (something is timed); the same command goes on from here"
 )
 
 
@@ -122,14 +121,12 @@ class Cluster:
         except ray.exceptions.RayTaskError as error:
             # The worker's own exception, without Ray's wrapping; the remote traceback stays as its cause.
             cause = error.cause
-            # torch's on a device, and on the CPU.
-            if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(cause):
+            if _is_out_of_memory(cause):
                 raise OSError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
             raise cause from error
         except ray.exceptions.RayError as error:
             raise OSError(
-                f"a worker did not come back, nor did it when it was started again: {error}\n"
-                f"If memory ran out: {_LESS_MEMORY[0].lower()}{_LESS_MEMORY[1:]}"
+                f"a worker did not come back, nor did it when it was started again: {error}\n{_LESS_MEMORY}"
             ) from error
 
     def _start(self) -> None:
@@ -160,6 +157,12 @@ class Cluster:
                 f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has them (nodes: {have}); "
                 "lower ray.cpus_per_task or ray.gpus_per_task"
             )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's or numpy's, torch's on a device, torch's on the CPU."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torchs
 
 
 class _Board:

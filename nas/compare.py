@@ -138,7 +138,7 @@ def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
     """
     if contest.known.metric != "kl":
         raise ScoresAreNoKl(f"refining learns what sums of KL miss, and the scores here are {contest.known.metric}")
-    asked = {name: value for name, value in effort.over(contest.known.effort).items() if name != "progress"}
+    asked = effort.over(contest.known.effort)
     found = refine(paired(contest.problem), contest.real, contest.evaluations, **asked)
     return Chosen(found.solution, found.evaluations)
 
@@ -198,6 +198,8 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
     _check(asked, search)
     budget = asked.budget or tuple(parse_limit(*limit) for limit in search.request["budget"].items())
     with Reality(store, search, console) as reality:
+        if asked.time:
+            reality.check_machine()  # before the work rather than after
         contest = Contest(store, measured(store, search), budget, reality, asked.evaluations)
         strategies = STRATEGIES | {f"random, seed {seed}": partial(_random, seed=seed) for seed in range(asked.seeds)}
         answers = {name: _answer(contest, choose) for name, choose in strategies.items()}

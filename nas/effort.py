@@ -22,8 +22,9 @@ class Effort:
     progress: Progress | None = None
 
     def over(self, usual: "Effort") -> dict[str, Any]:
-        """What the exact solver takes: this, and what is usual for what is None."""
-        return {name: vars(usual)[name] if value is None else value for name, value in vars(self).items()}
+        """What a solver takes: this, what is usual for what is None, and nothing of what is neither."""
+        asked = {name: vars(usual)[name] if value is None else value for name, value in vars(self).items()}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 USUAL = Effort()

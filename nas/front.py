@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nas.effort import USUAL
 from nas.solve import METRICS, BudgetNotMet, Measured, architecture_of, not_met
 from nas.table import summary
 from nas.units import Limit, did_you_mean
@@ -32,9 +33,8 @@ def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -
         raise ValueError(f"{cost!r} is not a cost; {did_you_mean(cost, costs)}")
     metric = METRICS[cost]
     fixed, whole = known.fixed.metrics(known.scenario)[metric], known.whole(cost)
-    asked = {name: value for name, value in vars(known.effort).items() if value is not None}
     try:
-        solutions = front(paired(known.problem(budget)), metric, points, **asked)
+        solutions = front(paired(known.problem(budget)), metric, points, **USUAL.over(known.effort))
     except Infeasible as error:
         raise BudgetNotMet(not_met(known, budget, error)) from error
     found = []

@@ -124,7 +124,7 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
             except (BudgetNotMet, TimeoutError) as error:
                 if not tried:
                     raise
-                # What was asked for can be met on paper; the limits that what was timed moved, cannot.
+                # The budget itself can be met on paper; the limits that timing has moved cannot, or not in the time.
                 console.print(f"no other architecture was found: {error}", soft_wrap=True)
                 break
             trial = kept(store, trial_row(known, solution, request.budget, healing_key(job), solve_for))

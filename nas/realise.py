@@ -73,7 +73,7 @@ def healing_key(job: Job) -> dict[str, Any] | None:
 def made(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
-    """The trial with its child built, healed and evaluated. Does nothing where that is done."""
+    """The trial with its child built, healed and evaluated. Works only where that is not done."""
     trial = store.trial_with_twins(trial.id)
     if trial.kl is not None and child_file(job.home, trial.child_key).is_file():
         return trial
@@ -84,7 +84,6 @@ def timed(
     job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
 ) -> models.Trial:
     """The trial timed beside its parent. Healing changes no shape, so this need not wait for it."""
-    trial = store.trial_with_twins(trial.id)
     if trial.latency_ratio is not None:
         return trial
     return _timed(job, store, cluster, shared, trial, console)

@@ -134,21 +134,21 @@ class Reality:
         return realise.made(self.job, self._store, self._cluster, self._shared, trial, self._console)
 
     def timed(self, trial: models.Trial) -> models.Trial:
-        """The trial timed beside its parent. Raises Changed where the machine is another than the search's."""
+        """The trial timed beside its parent, on the search's machine: see `check_machine`."""
         trial = self._store.trial_with_twins(trial.id)
         if trial.latency_ratio is not None:
             return trial
-        if self._hardware != self._search.hardware:
-            raise Changed(
-                f"search {self._search.name} ({self._search.id}) was timed on another machine, or with another torch, "
-                f"{self._search.hardware}: here it is {self._hardware}; run `nas search` on its job here"
-            )
         self.measured += 1
         return realise.timed(self.job, self._store, self._cluster, self._shared, trial, self._console)
 
-    @cached_property
-    def _hardware(self) -> str:
-        return realise.hardware_of(self.job.request, self._cluster)
+    def check_machine(self) -> None:
+        """Raises Changed where times would be taken on another machine than the search's."""
+        search, here = self._search, realise.hardware_of(Request.model_validate(self._search.request), self._cluster)
+        if here != search.hardware:
+            raise Changed(
+                f"search {search.name} ({search.id}) was timed on another machine, or with another torch, "
+                f"{search.hardware}: here it is {here}; run `nas search` on its job here"
+            )
 
 
 def _whole(

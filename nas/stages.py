@@ -221,11 +221,11 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     with bar(console, "measure costs") as shown:
         ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     measured = {timed.geometry: timed for timed in found}
-    # Another search may have measured some in the meantime.
-    known = store.costs(list(keys.values()))
     tell_if_busy([timed.taken for timed in found], "options were", console)
     prefill = decode = 1.0
     if job.hierarchy is None:
+        # Read again: another search may have measured some in the meantime.
+        known = store.costs(list(keys.values()))
         own = [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
         prefill, decode = clock({part: known.get(key) for part, key in keys.items()}, measured, own)
     rows = []

@@ -70,10 +70,11 @@ class _Sweep:
 
     def cheapest(self) -> float:
         """The least the cost was found to be within the limits."""
-        program, (_, time_limit_s) = replace(self._program, weights=self._costs), self._asked
-        answer = minimise(program, OPTIMAL_GAP, time_limit_s, engine=self._engine)
-        self._cheapest = answer
-        return total_costs(settled(self._problem, answer, self._asked[1]))[self._cost]
+        _, time_limit_s = self._asked
+        program = replace(self._program, weights=self._costs)
+        # Whatever gap the scores may have: the grid begins here.
+        self._cheapest = answer = minimise(program, OPTIMAL_GAP, time_limit_s, engine=self._engine)
+        return total_costs(settled(self._problem, answer, time_limit_s))[self._cost]
 
     def point(self, most: float | None) -> Solution:
         """The best score where the cost is at most so much, and of its equals one of least cost."""

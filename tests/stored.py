@@ -102,5 +102,5 @@ def add_trial(store: Store, search: models.Search, budget: str, factor: float | 
         kl=0.5 * trial.score,
         lm_loss=2.25,
         perplexity=9.4877,
-        details=trial.details | {"parent": {"lm_loss": 2.0, "latency_s": whole_s}},
+        details={"parent": {"lm_loss": 2.0, "latency_s": whole_s}},
     )

@@ -85,3 +85,18 @@ def test_the_front_of_a_library_descends() -> None:
     assert len(found) == 8
     assert all(a.costs["latency"] < b.costs["latency"] and a.score > b.score for a, b in pairwise(found))
     assert all(solution.costs["memory"] <= problem.maximums["memory"] * (1 + 1e-9) for solution in found)
+
+
+def test_a_front_begins_at_the_least_cost_whatever_gap_its_scores_may_have() -> None:
+    """The other cost is limited, so that the least of this one takes a solver to find."""
+    numbers = np.random.default_rng(2).random((30, 8, 3)).tolist()
+    options = [
+        (slot, f"o{name}", score, {"a": a, "b": b})
+        for slot, rows in enumerate(numbers)
+        for name, (score, a, b) in enumerate(rows)
+    ]
+    limit = {"b": 8.0}
+    problem = Problem(30, tuple(Option(slot, 1, name, score, costs) for slot, name, score, costs in options), limit)
+    by_cost = Problem(30, tuple(Option(slot, 1, name, costs["a"], costs) for slot, name, _, costs in options), limit)
+    found = pareto.front(problem, "a", 5, gap=0.3)
+    assert found[0].costs["a"] == pytest.approx(mip.solve(by_cost).score)

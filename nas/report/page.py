@@ -60,7 +60,7 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
 def _latest(trials: Sequence[models.Trial]) -> models.Trial | None:
     """The latest that was built; else of those timed, that another was built in place of; else of all."""
     built = [trial for trial in trials if trial.kl is not None]
-    return next(reversed(built or list(filter(_is_measured, trials)) or trials), None)
+    return next(reversed(built or [trial for trial in trials if _is_measured(trial)] or trials), None)
 
 
 def _is_measured(trial: models.Trial) -> bool:

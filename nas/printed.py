@@ -117,7 +117,9 @@ def print_answer(answer: "Answer", as_json: bool) -> None:
 
 def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str], place: str) -> None:
     """A line each; `names` are the searches' by their ids, `place` is the database's."""
-    table = Table("trial", "search", "solver", "budget", "score", "latency", "measured", "KL", "loss")
+    table = Table("trial", *(Column(name, overflow="fold") for name in ("search", "solver", "budget")), box=None)
+    for column in ("score", "latency", "measured", "KL", "loss"):
+        table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
         budget = ", ".join(f"{metric}={value}" for metric, value in trial.budget.items())
         measured = "-" if trial.latency_s is None else format_quantity("latency", trial.latency_s)

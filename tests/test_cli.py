@@ -6,7 +6,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,9 @@ def _json(done: "subprocess.CompletedProcess[str]") -> Any:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def test_another_budget_is_solved_in_seconds_and_without_torch(copy: Path) -> None:
+def test_another_budget_is_solved_without_torch(copy: Path) -> None:
     line = ["-X", "importtime", *command("solve", "tiny", "--budget", "parameters=85%", "--json")[1:]]
-    started = time.monotonic()
     done = subprocess.run([sys.executable, *line], env=environment(copy / "home"), capture_output=True, text=True)
-    taken_s = time.monotonic() - started
     trial = _json(done)
     (search,) = rows(copy / "home", "search")
     whole = json.loads(search["parent_costs"])["whole"]["parameters"]
@@ -49,7 +46,6 @@ def test_another_budget_is_solved_in_seconds_and_without_torch(copy: Path) -> No
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "db.store" in loaded
     assert not {"torch", "transformers", "ray"} & loaded
-    assert taken_s < 15, f"{taken_s:.1f} s"
 
 
 def test_a_trial_solved_twice_is_one(copy: Path) -> None:

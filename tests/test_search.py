@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -132,8 +133,9 @@ def _busy_worker(driver: int) -> psutil.Process:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for process in psutil.Process(driver).children(recursive=True):
-            if process.name().startswith("ray::_on_work") or "ray::_on_worker" in " ".join(process.cmdline()):
-                return process
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith("ray::_on_work") or "ray::_on_worker" in " ".join(process.cmdline()):
+                    return process
         time.sleep(0.05)
     pytest.fail("no worker runs a task")
 

@@ -92,6 +92,8 @@ class Search(Base, kw_only=True):
     """Path of the parent's checkpoint."""
     parent_digest: Mapped[str]
     parent_architecture: Mapped[str]
+    score_text: Mapped[str]
+    """The caller's content key of the text that scores are of."""
     request: Mapped[dict[str, Any]]
     scenario: Mapped[dict[str, Any]]
     hardware: Mapped[str]
@@ -198,6 +200,7 @@ class Trial(Base, kw_only=True):
     proves nothing."""
     gap: Mapped[float | None] = mapped_column(default=None)
     status: Mapped[str]
+    """Of the score: "optimal", or "feasible" with a gap; "evaluated" where the solver chose by more than the score."""
 
     predicted_latency_s: Mapped[float]
     predicted_ttft_s: Mapped[float]

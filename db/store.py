@@ -12,6 +12,7 @@ This file knows which rows are written when. It does not know what a content key
 database is opened (`db/connect.py`), or how a condition is read (`db/queries.py`).
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -202,13 +203,18 @@ class Store:
     # Trials
 
     def add_trial(self, trial: Trial) -> Trial:
-        """Write it, unless its key is known: then the row already there is returned as it is.
+        """Write it, unless its key is known: then the row already there is returned, with the better proof of the two:
+        one for the budget itself before one for limits near it, then the smaller gap.
 
         What was measured of the same child under another trial is this one's too.
         """
         with self._writing() as session:
             session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
-            row = session.scalars(select(Trial).where(Trial.key == trial.key)).one()
+            row = session.scalars(select(Trial).where(Trial.key == trial.key).with_for_update()).one()
+            if _unproven(trial) < _unproven(row):
+                row.bound, row.gap, row.status = trial.bound, trial.gap, trial.status
+                # What was said to hang on the older proof goes with it.
+                row.details = _merged(row.details, {"solved_for": None, "explained": None} | trial.details)
             return _with_twins(session, row)
 
     def trial_with_twins(self, trial_id: int) -> Trial:
@@ -330,6 +336,10 @@ class Store:
         with self._writing() as session:
             insert = self._insert(table_of(model)).on_conflict_do_nothing(index_elements=["key"])
             session.execute(insert, written)
+
+
+def _unproven(trial: Trial) -> tuple[bool, float]:
+    return "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
 
 
 def _with_twins(session: Session, row: Trial) -> Trial:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.cli_cluster import logs, status, stop, submit
@@ -25,6 +24,7 @@ from nas.printed import (
     print_outcome,
     print_trial,
     print_trials,
+    talk_beside,
 )
 from nas.runs import LONGEST, LOW_SHARE, WINDOW
 
@@ -83,7 +83,7 @@ def search(
     from nas import quiet  # noqa: F401  (silences libraries before they load)
     from nas.pipeline import search as run
 
-    talk = Console(stderr=True) if as_json else console
+    talk = talk_beside(as_json)
     with open_store(db) as store:
         print_outcome(run(request, store, talk), as_json)
 
@@ -120,7 +120,8 @@ def trials(
     if as_json:
         print_json([plain(trial) for trial in found])
         return
-    print_trials(found, names, store.place)
+    is_asked = search is not None or where is not None
+    print_trials(found, names, f"no trials {'match' if is_asked else 'yet'} in {store.place}")
 
 
 @app.command()

@@ -10,7 +10,16 @@ from rich.console import Console
 
 from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
-from nas.printed import console, plain, print_answer, print_comparison, print_front, print_json, print_trial
+from nas.printed import (
+    console,
+    plain,
+    print_answer,
+    print_comparison,
+    print_front,
+    print_json,
+    print_trial,
+    talk_beside,
+)
 
 if TYPE_CHECKING:
     from db import models
@@ -74,17 +83,17 @@ def solve(
 
     of_search = {"--metric": metric, "--refine": refine, "--db": db}
     _one_source(bool(search), table, of_search, {"--objective": objective, "--maximise": maximise})
-    talk = Console(stderr=True) if as_json else console
+    talk = talk_beside(as_json)
     if table is not None:
         from nas.solve_table import solve_table
 
-        with _effort(gap, time_limit, engine, talk) as effort:
+        with _effort(gap, time_limit, engine, talk, maximise) as effort:
             answer = solve_table(table, objective, budget or (), maximise, effort)
         print_answer(answer, as_json)
         return
     if not budget:
         raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
-    limits = units.parse_budget(",".join(budget))
+    limits = _limits(budget)
     with open_store(db) as store:
         found = [store.find_search(name) for name in search or ()]
         if refine is None:
@@ -98,7 +107,9 @@ def solve(
 def pareto(
     search: SearchName,
     cost: Annotated[str, typer.Option(help="latency, ttft, decode, memory or parameters.")] = "latency",
-    budget: Annotated[str | None, typer.Option("--budget", help="Other limits to hold, like memory=2GiB.")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Other limits to hold, like memory=2GiB. May be repeated.")
+    ] = None,
     points: Annotated[int, typer.Option(min=2, help="Points along the front.")] = 20,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
     db: Db = None,
@@ -118,10 +129,10 @@ def pareto(
         file_format(plot)  # before the work rather than after
     with open_store(db) as store:
         known = measured(store, store.find_search(search))
-        found = front_of(known, cost, units.parse_budget(budget) if budget else (), points)
+        found = front_of(known, cost, _limits(budget), points)
     if plot is not None:
         write_front(known, cost, found, plot)
-        (Console(stderr=True) if as_json else console).print(f"plot: {plot}")
+        talk_beside(as_json).print(f"plot: {plot}", soft_wrap=True)
     if as_json:
         print_json([vars(point) for point in found])
         return
@@ -130,7 +141,9 @@ def pareto(
 
 def compare(
     search: SearchName,
-    budget: Annotated[str | None, typer.Option("--budget", help="Limits. Default: the search's own.")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Limits. Default: the search's own. May be repeated.")
+    ] = None,
     evaluations: Annotated[
         int, typer.Option(min=1, help="Whole models that evolution and refining may run each.")
     ] = 100,
@@ -155,22 +168,30 @@ def compare(
 
     if plot is not None:
         file_format(plot)  # before the work rather than after
-    asked = Asked(units.parse_budget(budget) if budget else (), evaluations, seeds, heal, time)
+    asked = Asked(_limits(budget), evaluations, seeds, heal, time)
     with open_store(db) as store:
-        lines = run(store, store.find_search(search), asked, Console(stderr=True) if as_json else console)
+        lines = run(store, store.find_search(search), asked, talk_beside(as_json))
     if plot is not None:
         write_comparison(lines, plot)
     print_comparison(lines, as_json)
 
 
+def _limits(budget: list[str] | None) -> tuple[units.Limit, ...]:
+    return units.parse_budget(",".join(budget)) if budget else ()
+
+
 @contextmanager
 def _effort(
-    gap: float | None, time_limit_s: float | None, engine: Literal["highs", "cbc"] | None, talk: Console
+    gap: float | None,
+    time_limit_s: float | None,
+    engine: Literal["highs", "cbc"] | None,
+    talk: Console,
+    maximise: bool = False,
 ) -> Iterator["Effort"]:
     """What is asked for, with its progress on a terminal."""
     from nas.effort import Effort, shown
 
-    with shown(talk) as progress:
+    with shown(talk, maximise) as progress:
         yield Effort(gap, time_limit_s, engine, progress)
 
 
@@ -183,10 +204,10 @@ def _solved(
 ) -> "models.Trial":
     """The trial that is best by the sum of scores, explained."""
     from nas.explain import explain
-    from nas.solve import kept, measured, solve_across, trial_row
+    from nas.solve import measured, solve_across, trial_row
 
     known, solution = solve_across([measured(store, one, metric) for one in searches], limits, effort)
-    trial = kept(store, trial_row(known, solution, limits, None))
+    trial = store.add_trial(trial_row(known, solution, limits, None))
     return explain(store, known, limits, solution, trial)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from time import monotonic
+from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +20,7 @@ from nas.effort import USUAL, Effort
 from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
-from nas.solve import METRICS, Measured, architecture_of, kept, measured, reached, solve, trial_row
+from nas.solve import METRICS, Measured, measured, reached, solve, trial_row
 from nas.units import Limit, parse_limit
 from solvers.drop import Layers
 from solvers.greedy import greedy
@@ -68,6 +69,11 @@ class Contest:
         own = {(choice.first_slot, choice.span, str(choice.what)) for choice in parent.choices()}
         return tuple(option for option in self.problem.options if option.key in own)
 
+    @property
+    def in_time(self) -> dict[str, Any]:
+        """How long a baseline may ask a solver, and which, as the search's job says."""
+        return Effort(time_limit_s=self.known.time_limit_s, engine=self.known.effort.engine).over(USUAL)
+
     def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
         """What is chosen where options scored together are offered together only."""
         return self.parted(choose(paired(self.problem)))
@@ -83,14 +89,19 @@ class Contest:
     def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.Trial]:
         """A trial of each with its real KL; `is_healed`: of the child that healing makes of it."""
         heal = healing_key(self.reality.job) if is_healed else None
-        named = [self.parted(solution) for solution in solutions]
-        kls = self.reality.kl([str(architecture_of(solution, self.known.layers)) for solution in named])
-        rows = [trial_row(self.known, solution, self.budget, heal) for solution in named]
-        return [self._kept(row, kl) for row, kl in zip(rows, kls, strict=True)]
+        rows = [trial_row(self.known, self.parted(solution), self.budget, heal) for solution in solutions]
+        kls: dict[str, float] = {}
+        try:
+            for architecture, kl in self.reality.kl([row.architecture for row in rows]):
+                kls[architecture] = kl
+        finally:
+            # Those that were measured before one failed, too.
+            kept = [self._kept(row, kls[row.architecture]) for row in rows if row.architecture in kls]
+        return kept
 
     def _kept(self, row: models.Trial, kl: float) -> models.Trial:
         row.kl_whole = kl
-        trial = kept(self.store, row)
+        trial = self.store.add_trial(row)
         return trial if trial.kl_whole is not None else self.store.update_trial(trial.id, kl_whole=kl)
 
 
@@ -98,6 +109,8 @@ Strategy = Callable[[Contest], Chosen]
 
 
 def _shortgpt(contest: Contest) -> Chosen:
+    if not Layers.of(contest.problem, contest.own, slots_per_layer=2).droppable:
+        raise Infeasible("no layer can be left out; give space.drop_blocks, or skip for attention and ffn")
     return Chosen(drop_layers(contest.problem, contest.own, contest.reality.removal().influence))
 
 
@@ -115,15 +128,14 @@ def _check_removable(contest: Contest) -> None:
 
 
 def _random(contest: Contest, seed: int) -> Chosen:
-    limit_s = contest.known.time_limit_s
-    return Chosen(contest.in_pairs(lambda problem: random_architecture(problem, seed, time_limit_s=limit_s)))
+    return Chosen(contest.in_pairs(partial(random_architecture, seed=seed, **contest.in_time)))
 
 
 def _evolution(contest: Contest) -> Chosen:
     """Its first generation is random, within the limits."""
-    problem, limit_s = paired(contest.problem), contest.known.time_limit_s
+    problem = paired(contest.problem)
     seeds = range(min(POPULATION, contest.evaluations))
-    starts = [random_architecture(problem, seed, time_limit_s=limit_s) for seed in seeds]
+    starts = [random_architecture(problem, seed, **contest.in_time) for seed in seeds]
     search = contest.known.search
     limits = ", ".join(f"{limit.metric} {limit.text}" for limit in contest.budget)
     dashboard = Dashboard(contest.store.url, f"{search.name} ({search.id}): {limits}, evolution")
@@ -144,7 +156,7 @@ def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
 
 
 def _exactly(solver: Callable[..., Solution]) -> Strategy:
-    return lambda contest: Chosen(contest.in_pairs(partial(solver, time_limit_s=contest.known.time_limit_s)))
+    return lambda contest: Chosen(contest.in_pairs(partial(solver, gap=contest.known.gap, **contest.in_time)))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -175,6 +187,11 @@ class Line:
     of_budget: float = 0.0
     of_parent: float = 0.0
     why_not: str = ""
+
+    @property
+    def healed_kl(self) -> float | None:
+        """The child's KL, where it was healed: one that never was has a KL of its own."""
+        return self.trial.kl if self.trial is not None and self.trial.heal_tokens else None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """How an answer is looked for: how near to the best, how long, by which MIP solver, and who is told how it goes."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,9 +32,16 @@ USUAL = Effort()
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Progress]:
-    """Shows on a terminal how an answer is coming along, for as long as it takes."""
+def shown(console: Console, maximise: bool = False) -> Iterator[Progress]:
+    """Shows on a terminal how an answer is coming along, for as long as it takes. `maximise`: scores have their sign
+    turned."""
     with console.status("solving") as status:
-        yield lambda score, bound: status.update(
-            f"solving: the best so far {score:.6g}, proven to {relative_gap(score, bound):.1e} of the best there is"
-        )
+        yield lambda score, bound: status.update(said(score, bound, maximise))
+
+
+def said(score: float, bound: float, maximise: bool = False) -> str:
+    """How far an answer has come."""
+    if math.isinf(score):
+        return "solving: no answer yet"
+    best, gap = -score if maximise else score, relative_gap(score, bound)
+    return f"solving: the best so far {best:.6g}, proven to {gap:.1e} of the best there is"

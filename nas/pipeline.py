@@ -27,7 +27,7 @@ from nas.refined import solve_refined
 from nas.report import write_report
 from nas.request import Request
 from nas.sample import sample
-from nas.solve import BudgetNotMet, Measured, kept, measured, solve, trial_row
+from nas.solve import BudgetNotMet, Measured, measured, solve, trial_row
 from nas.stages import (
     Shared,
     build_library,
@@ -127,7 +127,7 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
                 # The budget itself can be met on paper; the limits that timing has moved cannot, or not in the time.
                 console.print(f"no other architecture was found: {error}", soft_wrap=True)
                 break
-            trial = kept(store, trial_row(known, solution, request.budget, healing_key(job), solve_for))
+            trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job), solve_for))
             if request.solver.refine is None:
                 trial = explain(store, known, solve_for, solution, trial)
             done.append(int(trial.latency_ratio is None))
@@ -196,6 +196,7 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
         name=job.request.name,
         parent=job.request.parent,
         parent_digest=job.parent.digest,
+        score_text=job.tokens.digest("score"),
         parent_architecture=str(job.parent.architecture),
         request=job.request.canonical(),
         scenario=vars(scenario),

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from nas.show import LayerLine
     from nas.solve_table import Answer
 
-console = Console()
+# What is printed holds names and paths of the user's, in which brackets are brackets.
+console = Console(markup=False)
+
+
+def talk_beside(as_json: bool) -> Console:
+    """Where work is talked about: not where its JSON goes."""
+    return Console(stderr=True, markup=False) if as_json else console
+
 
 _CLOSEST = 3
 """Close calls that are printed; all are in the JSON and in the report."""
@@ -37,7 +44,7 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     console.print(f"\nchild:    {outcome.child}", soft_wrap=True)
     console.print(f"report:   {outcome.report}", soft_wrap=True)
     console.print("a sentence by the child:", style="dim")
-    console.print(outcome.sentence, markup=False, highlight=False)
+    console.print(outcome.sentence, highlight=False)
 
 
 def print_trial(search: "models.Search", trial: "models.Trial") -> None:
@@ -99,24 +106,27 @@ def print_answer(answer: "Answer", as_json: bool) -> None:
         return
     chosen = Table("layer" if answer.table.layers else "slot", "option", answer.objective, box=None)
     for run in answer.runs():
-        chosen.add_row(run.place, Text(run.name), f"{run.score:.6g}")
+        chosen.add_row(run.place, run.name, f"{run.score:.6g}")
     console.print(chosen)
     totals = Table("cost", "total", "limit", "shadow price", box=None)
     for cost, total in answer.solution.costs.items():
         mine = [limit for limit in answer.limits if limit.cost == cost]
         limits = [f"{'>=' if limit.minimum else '<='} {limit.value:.10g}" for limit in mine]
         prices = [f"{answer.hangs_on.prices[limit.name]:.3g}" for limit in mine]
-        totals.add_row(Text(cost), f"{total:.10g}", ", ".join(limits), ", ".join(prices))
+        totals.add_row(cost, f"{total:.10g}", ", ".join(limits), ", ".join(prices))
     if answer.solution.costs:
         console.print()
         console.print(totals)
     for call in answer.close_calls()[:_CLOSEST]:
-        console.print(f"close call: {call}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"\n{answer.summary()}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"close call: {call}", soft_wrap=True, highlight=False)
+    console.print(f"\n{answer.summary()}", soft_wrap=True, highlight=False)
 
 
-def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str], place: str) -> None:
-    """A line each; `names` are the searches' by their ids, `place` is the database's."""
+def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str], none: str) -> None:
+    """A line each; `names` are the searches' by their ids, `none` is said where there are no trials."""
+    if not trials:
+        console.print(none, soft_wrap=True)
+        return
     table = Table("trial", *(Column(name, overflow="fold") for name in ("search", "solver", "budget")), box=None)
     for column in ("score", "latency", "measured", "KL", "loss"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -127,7 +137,7 @@ def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str], pla
             str(trial.id), names[trial.search_id], trial.solver, budget, _number(trial.score),
             format_quantity("latency", trial.predicted_latency_s), measured, _number(trial.kl), _number(trial.lm_loss),
         )  # fmt: skip
-    console.print(table if trials else f"no trials in {place}")
+    console.print(table)
 
 
 def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
@@ -138,7 +148,7 @@ def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
         print_json([vars(line) | {"trial": line.trial and plain(line.trial)} for line in lines])
         return
     answered = [(line, line.trial) for line in lines if line.trial is not None]
-    is_healed = any(trial.kl is not None for _, trial in answered)
+    is_healed = any(line.healed_kl is not None for line in lines)
     is_timed = any(trial.latency_ratio is not None for _, trial in answered)
     table = Table("trial", Column("strategy", no_wrap=True), box=None)
     named = ("real\nKL", "sum of\nscores", "of\nbudget", "\nlatency", "models\nrun")
@@ -147,7 +157,7 @@ def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
     for line, trial in answered:
         cells = [str(trial.id), line.strategy, _number(trial.kl_whole), _number(trial.score), f"{line.of_budget:.1%}",
                  f"{line.of_parent:.1%}", str(line.evaluations)]  # fmt: skip
-        healed, timed = [_number(trial.kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
+        healed, timed = [_number(line.healed_kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
         table.add_row(*cells, *healed, *timed)
     console.print(table)
     by_kl = [trial for _, trial in answered if trial.details["metric"] == "kl"]
@@ -156,7 +166,7 @@ def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
         console.print(f"Spearman of predicted and real KL: {rank:.3f}", highlight=False)
     for line in lines:
         if line.trial is None:
-            console.print(f"{line.strategy}: {line.why_not}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{line.strategy}: {line.why_not}", highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,7 @@
 The parent is loaded, and Ray started, when something is first to be measured. `_whole` and `_removed` run on workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -82,15 +82,18 @@ class Reality:
     def _shared(self) -> Shared:
         return Shared(self.job, self._cluster)
 
-    def kl(self, architectures: Sequence[str]) -> list[float]:
-        """Of each, assembled and not trained, to the parent, on the score text. Kept by who adds trials of them."""
-        missing = sorted(set(architectures) - self._kls.keys())
-        if missing:
-            self._kls |= self._score(missing)
-            self.measured += len(missing)
-        return [self._kls[architecture] for architecture in architectures]
+    def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
+        """Of each once, assembled and not trained, to the parent, on the score text: each as soon as it is known. Kept
+        by who adds trials of them."""
+        asked = set(architectures)
+        yield from [(architecture, self._kls[architecture]) for architecture in sorted(asked & self._kls.keys())]
+        if missing := sorted(asked - self._kls.keys()):
+            for architecture, kl in self._score(missing):
+                self._kls[architecture] = kl
+                self.measured += 1
+                yield architecture, kl
 
-    def _score(self, architectures: Sequence[str]) -> dict[str, float]:
+    def _score(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
         job, asked = self.job, self.job.request.ray
         places = self._cluster.places(asked.cpus_per_task, job.request.gpus_per_task)
         # Sorted, those that begin alike are neighbours, and share what they begin with.
@@ -98,15 +101,13 @@ class Reality:
         groups = [architectures[start : start + size] for start in range(0, len(architectures), size)]
         parent, text = self._shared["parent"], self._shared["score"]
         tasks = [(parent, text, str(job.library.root), group, self._keys(group), device_of(job)) for group in groups]
-        found: dict[str, float] = {}
         with bar(self._console, f"real KL of {len(architectures)}") as shown:
             for index in range(len(groups)):
                 shown.expect(index, job.tokens.score.size)
             for _, some in self._cluster.run(
                 _whole, tasks, cpus=asked.cpus_per_task, gpus=job.request.gpus_per_task, progress=shown
             ):
-                found |= some
-        return found
+                yield from some.items()
 
     def _keys(self, architectures: Sequence[str]) -> dict[str, str]:
         """What they take from the library."""

@@ -3,7 +3,6 @@
 Needs neither the parent nor its text, so a new budget costs seconds. Knows what a budget means; the solver does not.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,6 +27,9 @@ METRICS = {"latency": "latency_s", "ttft": "ttft_s", "decode": "decode_s", "thro
 
 SCORES = ("kl", "lm_loss")
 """What may be minimised, less being better."""
+BY_EVALUATION = ("refine", "evolution")
+"""Solvers that choose by what whole architectures really are: how near their sum of scores is to the least says nothing
+of how good they are."""
 
 
 class Unfinished(ValueError):
@@ -187,8 +189,8 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
             raise ValueError(f"search {one.name} ({one.id}) is named twice")
         if known.metric != first.metric or one.parent_digest != other.parent_digest:
             raise ValueError(f"the scores of {one.name} and {other.name} do not compare: another parent, or metric")
-        if one.request["data"] != other.request["data"]:
-            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: their data differ")
+        if one.score_text != other.score_text:
+            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: they are of different text")
 
 
 def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort, error: Infeasible) -> str:
@@ -236,6 +238,7 @@ def trial_row(
     }
     if solved_for is not None and tuple(solved_for) != tuple(budget):
         details["solved_for"] = {limit.metric: limit.text for limit in solved_for}
+    is_of_sums = solution.solver not in BY_EVALUATION
     architecture = str(architecture_of(solution, known.layers))
     totals = known.totals(solution)
     asked_for = {asked.metric: asked.text for asked in budget}
@@ -248,9 +251,9 @@ def trial_row(
         architecture=architecture,
         budget=asked_for,
         score=solution.score,
-        bound=solution.bound,
-        gap=solution.gap,
-        status=solution.status,
+        bound=solution.bound if is_of_sums else None,
+        gap=solution.gap if is_of_sums else None,
+        status=solution.status if is_of_sums else "evaluated",
         predicted_latency_s=totals["latency_s"],
         predicted_ttft_s=totals["ttft_s"],
         predicted_decode_s=totals["decode_s"],
@@ -259,21 +262,6 @@ def trial_row(
         predicted_parameters=int(totals["parameters"]),
         details=details,
     )
-
-
-def kept(store: Store, row: models.Trial) -> models.Trial:
-    """A proposal's trial. Where the store has it already, it has the better proof of the two from now on: one for the
-    budget itself before one for limits near it, then the smaller gap."""
-    trial = store.add_trial(row)
-    if _unproven(row) >= _unproven(trial):
-        return trial
-    # What was said to hang on the older proof goes with it.
-    details = {"solved_for": None, "explained": None} | row.details
-    return store.update_trial(trial.id, bound=row.bound, gap=row.gap, status=row.status, details=details)
-
-
-def _unproven(trial: models.Trial) -> tuple[bool, float]:
-    return "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
 
 
 def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:

@@ -29,8 +29,9 @@ def sweep(
 ) -> tuple[Batch, Solution]:
     """The batch size with the best solution, and that solution, its bound one on all of them.
 
-    Of equals the first. The time limit is for each run of the solver. Raises Infeasible where no batch size has a
-    solution, with the limits at fault for the last that was tried, and TimeoutError where one had none in its time.
+    Of equals the first. The time limit is for each run of the solver; one that ends with no solution counts with
+    its bound. Where no batch size has a solution, raises TimeoutError if some might, which it names, else Infeasible
+    with the limits at fault for the last that was tried.
     """
     if not problems:
         raise ValueError("a sweep has at least one batch size")
@@ -41,6 +42,7 @@ def sweep(
         bounds[batch] = dual(Program.of(problem, scores_of(problem), problem.limits)).bound
     best: tuple[Batch, Solution] | None = None
     infeasible: Infeasible | None = None
+    unknown: list[Batch] = []
     for batch in sorted(problems, key=bounds.__getitem__):
         if best is not None and bounds[batch] >= best[1].score:
             continue
@@ -50,9 +52,15 @@ def sweep(
             infeasible = error
             bounds[batch] = float("inf")
             continue
+        except TimeoutError:
+            unknown.append(batch)
+            continue
         bounds[batch] = max(bounds[batch], found.bound)
         if best is None or found.score < best[1].score:
             best = batch, found
+    if best is None and unknown:
+        named = "" if len(problems) == 1 else f"{', '.join(map(str, unknown))}: "
+        raise TimeoutError(f"{named}in {time_limit_s} s no solution was found, nor was it proven that there is none")
     if best is None:
         assert infeasible is not None
         raise infeasible

@@ -13,7 +13,7 @@ import numpy as np
 
 from solvers.line import costs_of, line_of
 from solvers.minimise import minimise
-from solvers.problem import OPTIMAL_GAP, Infeasible, Limit, Option, Problem
+from solvers.problem import OPTIMAL_GAP, Infeasible, Limit, Option, Problem, relative_gap
 from solvers.program import Answer, Program
 
 
@@ -71,8 +71,10 @@ def _together(problem: Problem, limits: Sequence[Limit], deadline: float) -> dic
         values = limit.sign * costs_of(problem, limit.cost)
         others = [other for other in limits if other != limit]
         answer = minimise(Program.of(problem, values, others), OPTIMAL_GAP, _left(deadline))
-        if answer.outcome == "solved":
-            reached[limit.name] = limit.sign * math.fsum(values[list(answer.chosen)])
+        least = math.fsum(values[list(answer.chosen)])
+        # Where the time ran out, an answer is one that was found, not the least.
+        if answer.outcome == "solved" and relative_gap(least, answer.bound) <= OPTIMAL_GAP:
+            reached[limit.name] = limit.sign * least
     return reached
 
 

@@ -100,8 +100,9 @@ def _minimise(
     search.try_tilings(start.tilings)
     worthy = search.worthy()
     if scale_of(program.weights[worthy]) * _BLURRED < scale_of(program.weights):
-        known = Start(tilings=[search.answer().chosen])
-        return _minimise_only(worthy, program, gap, deadline, engine, known, progress)
+        known = search.answer().chosen
+        start = Start(tilings=[known] if known else ())
+        return _minimise_only(worthy, program, gap, deadline, engine, start, progress)
     most, labels, crowd = _FIRST, _FIRST, math.inf
     while not search.is_settled and time.monotonic() < deadline and labels < min(_LAST, _NEARLY_CROWDED * crowd):
         if search.meet(labels, deadline):

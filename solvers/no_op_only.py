@@ -11,12 +11,18 @@ from dataclasses import replace
 from solvers import mip
 from solvers.line import check_tiling, score_bound
 from solvers.problem import OPTIMAL_GAP, Infeasible, Option, Problem, Solution
+from solvers.pulp_model import Engine
 
 _SKIPPED = "skip"
 
 
 def no_op_only(
-    problem: Problem, parent: Sequence[Option], *, gap: float = OPTIMAL_GAP, time_limit_s: float | None = None
+    problem: Problem,
+    parent: Sequence[Option],
+    *,
+    gap: float = OPTIMAL_GAP,
+    time_limit_s: float | None = None,
+    engine: Engine = "highs",
 ) -> Solution:
     """The solution of least score, to a relative gap, of those made of the parent's own options and "skip".
 
@@ -32,7 +38,7 @@ def no_op_only(
         check_tiling(fewer)
     except Infeasible as error:
         raise Infeasible(f"of the parent's own options and skip alone, {error}") from error
-    found = mip.solve(fewer, gap=gap, time_limit_s=time_limit_s)
+    found = mip.solve(fewer, gap=gap, time_limit_s=time_limit_s, engine=engine)
     return Solution.of(problem, found.options, score_bound(problem), time.monotonic() - started, "no_op_only")
 
 

@@ -13,13 +13,19 @@ from solvers.line import check_tiling, costs_of, score_bound
 from solvers.minimise import minimise
 from solvers.problem import Limit, Problem, Solution, total_costs
 from solvers.program import Answer, Program
+from solvers.pulp_model import Engine
 
 _GAP = 1e-3
 """What is this near to the best of a random objective is as random as the best."""
 
 
 def random_architecture(
-    problem: Problem, seed: int, use_at_least: float = 0.97, *, time_limit_s: float | None = None
+    problem: Problem,
+    seed: int,
+    use_at_least: float = 0.97,
+    *,
+    time_limit_s: float | None = None,
+    engine: Engine = "highs",
 ) -> Solution:
     """A random solution that uses at least this share of the first maximum, or as much of it as is found possible.
 
@@ -39,7 +45,7 @@ def random_architecture(
     weights = np.random.default_rng(seed).normal(scale=np.sqrt(spans))
 
     def drawn(*more: Limit) -> Answer:
-        return minimise(Program.of(problem, weights, (*problem.limits, *more)), _GAP, time_limit_s)
+        return minimise(Program.of(problem, weights, (*problem.limits, *more)), _GAP, time_limit_s, engine=engine)
 
     if not problem.maximums:
         answer = drawn()
@@ -47,12 +53,12 @@ def random_architecture(
         maximum = problem.limits[0]
         answer = drawn(Limit(maximum.cost, use_at_least * maximum.value, minimum=True))
         if answer.outcome != "solved":
-            answer = drawn(Limit(maximum.cost, _most_used(problem, maximum.cost, time_limit_s), minimum=True))
+            answer = drawn(Limit(maximum.cost, _most_used(problem, maximum.cost, time_limit_s, engine), minimum=True))
     chosen = settled(problem, answer, time_limit_s)
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "random")
 
 
-def _most_used(problem: Problem, cost: str, time_limit_s: float | None) -> float:
+def _most_used(problem: Problem, cost: str, time_limit_s: float | None, engine: Engine) -> float:
     """The most of a cost that a tiling within the limits was found to have."""
-    answer = minimise(Program.of(problem, -costs_of(problem, cost), problem.limits), _GAP, time_limit_s)
+    answer = minimise(Program.of(problem, -costs_of(problem, cost), problem.limits), _GAP, time_limit_s, engine=engine)
     return total_costs(settled(problem, answer, time_limit_s))[cost]

@@ -6,11 +6,11 @@ Legend of shape suffixes: O options, R rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.line import Indices, Line, Weights
+from solvers.line import Line, Weights
 from solvers.program import Program, scale_of
 
 ROUNDING = 1e-12
@@ -37,10 +37,6 @@ class Scaled:
         # What passes a limit by its tolerance is within it.
         most_R = np.array([row.most + row.tolerance for row in program.rows]) / scale_R
         return Scaled(program.line, program.weights / scale, values_OR, most_R, scale, scale_R)
-
-    def only(self, kept: Indices) -> "Scaled":
-        """The same on some of its options, in the same scale."""
-        return replace(self, line=self.line.only(kept), weights_O=self.weights_O[kept], values_OR=self.values_OR[kept])
 
     def prices(self, prices_R: Sequence[float] | Weights) -> Weights:
         """Prices of the program's own units in this scale."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solvers import mip
 from solvers.dual import dual
 from solvers.line import scores_of
-from solvers.problem import OPTIMAL_GAP, Infeasible, Option, Problem, Solution
+from solvers.minimise import minimise
+from solvers.mip import solution_of
+from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
 from solvers.program import Program
 
 _GAP = 1e-4
@@ -65,10 +66,12 @@ def _calls(problem: Problem, solution: Solution, others: list[Option], deadline:
         if left_s <= 0:
             return
         apart = (one for one in problem.options if one == option or not _overlap(one, option))
-        try:
-            best = mip.solve(replace(problem, options=tuple(apart)), gap=_GAP, time_limit_s=left_s)
-        except (Infeasible, TimeoutError):
+        held = replace(problem, options=tuple(apart))
+        program = Program.of(held, scores_of(held), held.limits)
+        answer = minimise(program, _GAP, left_s)
+        if answer.outcome != "solved":
             continue
+        best = solution_of(held, program, answer, 0.0)
         if best.gap > _GAP:
             continue
         worse = best.score - solution.score

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from itertools import product
 
+from solvers.joint import joined, paired, parted
 from solvers.line import check_tiling, score_bound
 from solvers.problem import Infeasible, Option, Problem, Solution, total_costs
 
@@ -27,13 +28,19 @@ def uniform(problem: Problem, *, slots_per_layer: int = 2) -> Solution:
     for place, found in enumerate(by_place):
         if not found:
             raise Infeasible(f"uniform: no single-slot option stands at slot {place} of every layer")
-    choices = [[option for options in picked for option in options] for picked in product(*by_place)]
+    pairs = paired(problem)
+    # What was scored together counts with its joint score.
+    choices = [parted(joined(_in_order(picked), pairs), problem) for picked in product(*by_place)]
     within = [choice for choice in choices if _passed(problem, choice) == 0]
     if not within:
         nearest = min(choices, key=lambda choice: _passed(problem, choice))
         raise Infeasible.of_choice(problem, nearest, "no uniform choice meets the limits; in the nearest one")
     best = min(within, key=lambda choice: math.fsum(option.score for option in choice))
     return Solution.of(problem, best, score_bound(problem), time.monotonic() - started, "uniform")
+
+
+def _in_order(picked: Sequence[Sequence[Option]]) -> list[Option]:
+    return sorted((option for options in picked for option in options), key=lambda option: option.first)
 
 
 def _in_every_layer(problem: Problem, place: int, slots_per_layer: int) -> list[tuple[Option, ...]]:

@@ -6,7 +6,9 @@ from db.models import Cost, Distillation, Score, Search, Stage, Trial, now
 
 
 def search(id: str = "5ea5c4", **columns: Any) -> Search:
-    given = dict(name="llama-60", parent="/models/llama", parent_digest="d1", parent_architecture="kv8+ffn512")
+    given = dict(
+        name="llama-60", parent="/models/llama", parent_digest="d1", score_text="t1", parent_architecture="kv8+ffn512"
+    )
     return Search(id=id, **given | dict(request={"budget": "60%"}, scenario={"batch": 8}, hardware="H100") | columns)
 
 

@@ -1,15 +1,25 @@
 """What a search's answer is said to be: how good, proven for which limits, and why there is none."""
 
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
-from stored import add_measured, add_search
+from stored import add_measured, add_search, add_trial
 
 from db import models
 from db.store import Store
+from nas import cli, cli_solve
+from nas.compare import Contest, Line
+from nas.effort import said
 from nas.explain import explained
 from nas.front import front_of
-from nas.solve import BudgetNotMet, Measured, kept, measured, solve, trial_row
+from nas.printed import print_trial, print_trials
+from nas.reality import Reality
+from nas.solve import BY_EVALUATION, BudgetNotMet, Measured, measured, solve, trial_row
 from nas.units import parse_budget
 from solvers.problem import Solution
 
@@ -75,7 +85,7 @@ def test_a_better_proof_of_the_same_answer_is_kept_and_a_worse_one_is_not(store:
     rough, exact = (proven_to(known, solution, share) for share in (0.1, 0.0))
 
     def again(found: Solution) -> models.Trial:
-        return kept(store, trial_row(known, found, budget, None))
+        return store.add_trial(trial_row(known, found, budget, None))
 
     assert (again(rough).status, again(rough).gap) == ("feasible", pytest.approx(0.1))
     first = again(exact)
@@ -84,14 +94,85 @@ def test_a_better_proof_of_the_same_answer_is_kept_and_a_worse_one_is_not(store:
     assert len(store.trials()) == 1
 
 
+@pytest.mark.parametrize("solver", BY_EVALUATION)
+def test_what_was_chosen_by_more_than_its_sum_of_scores_is_not_called_optimal(known: Measured, solver: str) -> None:
+    """Though it has the least sum of all."""
+    budget = parse_budget("latency=60%")
+    row = trial_row(known, replace(solve(known, budget), solver=solver), budget, None)
+    assert (row.status, row.bound, row.gap) == ("evaluated", None, None)
+
+
+@pytest.mark.parametrize("asked", [["latency=60%", "memory=70%"], ["latency=60%,memory=70%"]])
+def test_every_budget_of_a_command_counts(
+    store: Store, known: Measured, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli_solve.pareto(known.search.name, "parameters", asked, 5, None, store.url, True)
+    alike = front_of(known, "parameters", parse_budget("latency=60%,memory=70%"), 5)
+    assert [point["cost"] for point in json.loads(capsys.readouterr().out)] == [point.cost for point in alike]
+    assert alike != front_of(known, "parameters", parse_budget("memory=70%"), 5)
+
+
+def test_brackets_in_what_is_printed_stay(
+    store: Store, known: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = add_trial(store, known.search, "latency=60%", None)
+    search = add_search(store, tmp_path, name="llama [b4]")
+    add_measured(store, search)
+    print_trials([trial], {search.id: search.name}, "none")
+    print_trial(search, trial)
+    print_trials([], {}, "no trials in /data/[old]/nas.db")
+    printed = capsys.readouterr().out
+    assert printed.count("llama [b4]") == 2
+    assert "/data/[old]/nas.db" in printed
+
+
+def test_how_an_answer_comes_along_is_told_in_its_own_sign() -> None:
+    assert said(math.inf, -3.0) == "solving: no answer yet"
+    assert said(0.5, 0.4) == "solving: the best so far 0.5, proven to 2.0e-01 of the best there is"
+    assert said(-412.0, -515.0, maximise=True) == "solving: the best so far 412, proven to 2.0e-01 of the best there is"
+
+
+def test_a_child_that_was_never_healed_has_no_healed_kl(store: Store, known: Measured) -> None:
+    trial = store.update_trial(add_trial(store, known.search, "latency=60%", 1.0).id, kl_whole=0.5, heal_tokens=0)
+    line = Line("MIP", trial=trial)
+    assert (trial.kl is None, line.healed_kl) == (False, None)
+    assert Line("MIP", trial=store.update_trial(trial.id, heal_tokens=2048)).healed_kl == trial.kl
+
+
+class FailsAtTheSecond:
+    """Whole models, of which a worker runs one and the next ends it."""
+
+    def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
+        yield architectures[1], 0.125
+        raise MemoryError("L3.ffn=skip")
+
+
+def test_what_was_measured_whole_before_a_failure_is_kept(store: Store, known: Measured) -> None:
+    budgets = [parse_budget(f"latency={share}%") for share in (80, 60, 50)]
+    contest = Contest(store, known, budgets[0], cast(Reality, FailsAtTheSecond()), 9)
+    solutions = [solve(known, budget) for budget in budgets]
+    with pytest.raises(MemoryError):
+        contest.trials(solutions)
+    (trial,) = store.trials()
+    assert (trial.kl_whole, trial.score) == (0.125, solutions[1].score)
+
+
+def test_where_no_trial_matches_the_database_is_not_called_empty(
+    store: Store, known: Measured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for where, told in ((None, "no trials yet in "), ("kl < 0.001", "no trials match in ")):
+        cli.trials(None, where=where, db=store.url)
+        assert capsys.readouterr().out.startswith(told)
+
+
 def test_a_proof_for_other_limits_than_the_budget_says_so(store: Store, known: Measured) -> None:
     asked, moved = parse_budget("latency=60%"), parse_budget("latency=57.5%")
     solution = solve(known, moved)
-    trial = kept(store, trial_row(known, solution, asked, None, moved))
+    trial = store.add_trial(trial_row(known, solution, asked, None, moved))
     assert (trial.budget, trial.details["solved_for"]) == ({"latency": "60%"}, {"latency": "57.5%"})
     # Proven for the budget itself, if only to a tenth, it is.
-    trial = kept(store, trial_row(known, proven_to(known, solution, 0.1), asked, None, asked))
+    trial = store.add_trial(trial_row(known, proven_to(known, solution, 0.1), asked, None, asked))
     assert "solved_for" not in trial.details
     assert trial.gap == pytest.approx(0.1)
-    trial = kept(store, trial_row(known, solution, asked, None, moved))
+    trial = store.add_trial(trial_row(known, solution, asked, None, moved))
     assert "solved_for" not in trial.details

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import search
+from test_minimise import out_of_reach
 from test_solvers import few, least_score, library, problems
 
 from cost_models.cost import Cost
@@ -43,6 +44,20 @@ def test_batch_sizes_that_cannot_be_better_are_not_solved(monkeypatch: pytest.Mo
     assert found.score == solve(loose).score
 
 
+def test_a_batch_size_that_takes_too_long_costs_no_answer_of_another() -> None:
+    """It might be better still, as the bound says."""
+    late = out_of_reach()
+    late = replace(late, options=tuple(replace(option, score=1e-6 * option.score) for option in late.options))
+    easy = library(20, 6, 0, budget=0.4)
+    batch, found = sweep({"easy": easy, "late": late}, time_limit_s=0.5)
+    assert (batch, found.score, found.status) == ("easy", mip.solve(easy).score, "feasible")
+    assert found.bound < 1e-3
+    with pytest.raises(TimeoutError, match=r"^late, later: in 1e-09 s no solution was found"):
+        sweep({"late": late, "none": replace(easy, minimums={"latency": 1e9}), "later": late}, time_limit_s=1e-9)
+    with pytest.raises(TimeoutError, match=r"^in 1e-09 s no solution was found"):
+        sweep({"late": late}, time_limit_s=1e-9)
+
+
 def measured(batch: int, decode_s: float, **of_search: Any) -> Measured:
     """A search of one layer: its FFN whole, or half of it for a score of 0.1. A step takes `decode_s`, of which the FFN
     is half."""
@@ -53,7 +68,7 @@ def measured(batch: int, decode_s: float, **of_search: Any) -> Measured:
         Option(slot, 1, name, score, cost.metrics(scenario))
         for slot, name, score, cost in [(0, "kv8", 0.0, part), (1, "ffn512", 0.0, part), (1, "ffn256", 0.1, half)]
     ]
-    request = {"data": "text", "solver": {"gap": 1e-6, "time_limit": "60 s", "engine": "highs"}}
+    request = {"solver": {"gap": 1e-6, "time_limit": "60 s", "engine": "highs"}}
     row = search(id=f"b{batch}", name=f"batch{batch}", **{"request": request} | of_search)
     return Measured(row, scenario, Cost(), part + part, tuple(options), "kl")
 
@@ -79,7 +94,7 @@ def test_a_budget_no_batch_size_meets_is_told_for_each() -> None:
     [
         (measured(1, 1e-3), r"batch1 \(b1\) is named twice"),
         (measured(8, 1e-3, parent_digest="another"), "batch1 and batch8 do not compare: another parent"),
-        (measured(8, 1e-3, request={"data": "another"}), "do not compare: their data differ"),
+        (measured(8, 1e-3, score_text="another"), "do not compare: they are of different text"),
     ],
 )
 def test_what_does_not_compare_is_refused(other: Measured, message: str) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,9 @@ def test_layers_that_must_stay_are_told_before_anything_is_measured(copy: Path) 
         contest = Contest(store, lean, parse_budget("parameters=75%"), reality, 6)
         with pytest.raises(Infeasible, match=r"not every inner layer can be left out; give space\.drop_blocks"):
             comparing.STRATEGIES["SLEB"](contest)
+        whole = replace(lean, options=tuple(one for one in lean.options if "skip" not in one.name))
+        with pytest.raises(Infeasible, match=r"^no layer can be left out; give space\.drop_blocks"):
+            comparing.STRATEGIES["ShortGPT"](replace(contest, known=whole))
         assert reality.measured == 0
 
 

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from test_solvers import hard, least_score, library, meets, problems, score, tilings
 
 from benchmarks.solver import instance
-from solvers import meeting, minimise, mip
+from solvers import conflict, meeting, minimise, mip
 from solvers.conflict import settled
 from solvers.dual import dual
 from solvers.labels import CrowdedError
@@ -292,6 +293,49 @@ def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
     with pytest.raises(Infeasible, match=r"the smallest set of limits at fault was not found in 1e-09 s") as caught:
         settled(problem, Answer("infeasible"), time_limit_s=1e-9)
     assert (caught.value.budgets, caught.value.is_smallest) == (("b", "a", "minimum a"), False)
+
+
+def test_without_time_for_it_no_least_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another limit leaves is the least only where that is proven."""
+    options = tuple(
+        Option(slot, 1, name, 0.0, {"a": a, "b": 3.0 - a}) for slot in range(2) for name, a in (("x", 1.0), ("y", 2.0))
+    )
+    problem = Problem(2, options, {"a": 2.5, "b": 2.5})
+    with pytest.raises(Infeasible) as caught:
+        mip.solve(problem)
+    assert caught.value.together == {"a": 4.0, "b": 4.0}
+
+    def unproven(*asked: Any) -> Answer:
+        answer = minimise.minimise(*asked)
+        return replace(answer, bound=answer.bound - 1)
+
+    monkeypatch.setattr(conflict, "minimise", unproven)
+    with pytest.raises(Infeasible) as caught:
+        mip.solve(problem)
+    assert (caught.value.budgets, caught.value.together) == (("a", "b"), {})
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_an_option_of_no_tiling_within_the_limits_however_heavy_changes_nothing(seed: int) -> None:
+    """Either neighbour of it passes one of the limits, so that neither limit alone rules it out."""
+    rng = random.Random(seed)
+
+    def option(first: int, span: int, name: str, score: float, **costs: float) -> Option:
+        return Option(first, span, name, score, {"a": span * rng.random(), "b": span * rng.random()} | costs)
+
+    options = [option(slot, 1, f"o{name}", rng.random()) for slot in range(2, 10) for name in range(4)]
+    options += [option(0, 2, f"o{name}", rng.random()) for name in range(2)]
+    most = rng.uniform(2.2, 3.4)
+    light = Problem(10, tuple(options), {"a": most, "b": most})
+    options.append(option(0, 1, "heavy", 1e4, a=0.1, b=0.1))
+    options += [option(1, 1, "wide", 0.1, a=1e3, b=0.0), option(1, 1, "long", 0.1, a=0.0, b=1e3)]
+    found = []
+    for problem in (light, replace(light, options=tuple(options))):
+        try:
+            found.append(mip.solve(problem).score)
+        except Infeasible:
+            found.append(math.inf)
+    assert found[0] == pytest.approx(found[1])
 
 
 def test_a_search_stops_at_the_deadline_and_claims_no_more_than_it_proved() -> None:

@@ -28,7 +28,9 @@ def store(url: str) -> Iterator[Store]:
     draw = random.Random(0)
     request: dict[str, Any] = {"request": {}, "scenario": {}, "hardware": "cpu"}
     with Store.open(url) as store:
-        store.add_search(Search(id="s", name="s", parent="p", parent_digest="d", parent_architecture="a", **request))
+        store.add_search(
+            Search(id="s", name="s", parent="p", parent_digest="d", score_text="t", parent_architecture="a", **request)
+        )
         for i in range(40):
             given: dict[str, Any] = {"budget": {}, "status": "optimal", "architecture": "a", "search_id": "s"}
             given |= {f"predicted_{name}": 1.0 for name in ("latency_s", "ttft_s", "decode_s", "throughput")}

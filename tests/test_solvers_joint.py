@@ -2,12 +2,14 @@
 
 from itertools import product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from solvers import mip
 from solvers.joint import paired, parted
 from solvers.problem import Infeasible, Option, Problem, Solution
+from solvers.uniform import uniform
 
 LAYERS = 3
 scores = st.floats(0, 10).map(lambda value: round(value, 3))
@@ -72,6 +74,19 @@ def test_a_pair_worse_than_its_parts_is_not_had_for_their_sum() -> None:
     problem = Problem(2, (*parts, Option(0, 2, "a+x", 5.0, {"c": 2.0})), {"c": 9.0})
     assert mip.solve(problem).score == 2.0
     assert mip.solve(paired(problem)).score == 5.0
+
+
+def test_the_same_in_every_layer_counts_by_joint_scores_too() -> None:
+    """By their parts a+x is the best, scored together the worst."""
+    scores = {"a": 0.1, "b": 0.2, "x": 0.1, "y": 0.2}
+    options = [Option(slot, 1, name, scores[name], {"c": 1.0}) for slot in range(4) for name in ("ab", "xy")[slot % 2]]
+    options += [Option(first, 2, "a+x", 5.0, {"c": 2.5}) for first in (0, 2)]
+    found = uniform(Problem(4, tuple(options), {"c": 9.0}))
+    assert (found.score, found.costs["c"]) == (pytest.approx(0.6), 4.0)
+    assert {option.name for option in found.options} in ({"a", "y"}, {"b", "x"})
+    alone = tuple(option for option in options if option.name in ("a", "x", "a+x"))
+    found = uniform(Problem(4, alone, {"c": 9.0}))
+    assert (found.score, found.costs["c"]) == (10.0, 5.0)
 
 
 def test_a_problem_without_joint_options_stays_as_it_is() -> None:

@@ -22,7 +22,7 @@ def write_comparison(lines: Sequence["Line"], path: Path) -> Path:
             line.strategy,
             line.trial.kl_whole,
             line.trial.score if line.trial.details["metric"] == "kl" else None,
-            line.trial.kl,
+            line.healed_kl,
         )
         for line in lines
         if line.trial is not None and line.trial.kl_whole is not None

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from solvers import mip
 from solvers.highs import let_it_greet
 from solvers.pareto import front
+from solvers.pool import pool
 from solvers.problem import Option, Problem
 
 Numbers = NDArray[np.float64]
@@ -204,7 +205,7 @@ def sweeps(seeds: int, limit_s: float, apart: int) -> str:
             before = cpu_s()
             points = front(problem, "c0", 50, gap=1e-4, time_limit_s=limit_s)
             between = cpu_s()
-            diverse = mip.pool(problem, 10, min_different_slots=apart, gap=1e-4, time_limit_s=limit_s)
+            diverse = pool(problem, 10, apart=apart, gap=1e-4, time_limit_s=limit_s).solutions
             took.append((between - before, cpu_s() - between))
             gaps.append((max(one.gap for one in points), max(one.gap for one in diverse)))
             print(kind, seed, took[-1], gaps[-1], flush=True)

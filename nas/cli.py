@@ -13,7 +13,7 @@ import typer
 
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.cli_cluster import logs, status, stop, submit
-from nas.cli_solve import compare, pareto, solve
+from nas.cli_solve import compare, pareto, pool, solve
 from nas.endings import Commands
 from nas.printed import (
     console,
@@ -90,6 +90,7 @@ def search(
 
 app.command()(solve)
 app.command()(pareto)
+app.command()(pool)
 app.command()(compare)
 
 

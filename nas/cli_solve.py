@@ -13,6 +13,7 @@ from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.printed import (
     console,
     plain,
+    print_alternatives,
     print_answer,
     print_comparison,
     print_front,
@@ -137,6 +138,34 @@ def pareto(
         print_json([vars(point) for point in found])
         return
     print_front(found, cost)
+
+
+def pool(
+    search: SearchName,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Limits. Default: the search's own. May be repeated.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="At most so many architectures.")] = 5,
+    apart: Annotated[
+        int, typer.Option(min=1, help="Subblocks (attention or FFN, two a layer) in which any two differ at least.")
+    ] = 1,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds for each of them. Default: the search's own.")
+    ] = None,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """The best architectures for a budget: the best, then each the best of those unlike all before it.
+
+    Example: nas pool stories --budget latency=50% --count 5 --apart 4
+    """
+    from nas.pool import alternatives
+    from nas.solve import measured
+
+    with open_store(db) as store, _effort(None, time_limit, None, talk_beside(as_json)) as effort:
+        known = measured(store, store.find_search(search))
+        found = alternatives(store, known, _limits(budget) or known.budget, count, apart, effort)
+    print_alternatives(known, found, count, as_json)
 
 
 def compare(

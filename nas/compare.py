@@ -21,7 +21,7 @@ from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
 from nas.solve import METRICS, Measured, measured, reached, solve, trial_row
-from nas.units import Limit, parse_limit
+from nas.units import Limit
 from solvers.drop import Layers
 from solvers.greedy import greedy
 from solvers.joint import paired, parted
@@ -213,11 +213,12 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
     """
     started, clock = now(), monotonic()
     _check(asked, search)
-    budget = asked.budget or tuple(parse_limit(*limit) for limit in search.request["budget"].items())
+    known = measured(store, search)
+    budget = asked.budget or known.budget
     with Reality(store, search, console) as reality:
         if asked.time:
             reality.check_machine()  # before the work rather than after
-        contest = Contest(store, measured(store, search), budget, reality, asked.evaluations)
+        contest = Contest(store, known, budget, reality, asked.evaluations)
         strategies = STRATEGIES | {f"random, seed {seed}": partial(_random, seed=seed) for seed in range(asked.seeds)}
         answers = {name: _answer(contest, choose) for name, choose in strategies.items()}
         chosen = {name: answer for name, answer in answers.items() if isinstance(answer, Chosen)}

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from nas.dependency import Dependency
     from nas.front import Point
     from nas.pipeline import Outcome
+    from nas.pool import Alternatives
     from nas.runs import Matrix, Run
     from nas.show import LayerLine
+    from nas.solve import Measured
     from nas.solve_table import Answer
 
 # What is printed holds names and paths of the user's, in which brackets are brackets.
@@ -85,6 +87,36 @@ def print_front(front: "Sequence[Point]", cost: str) -> None:
     if unproven:
         console.print(
             f"{len(unproven)} of the {len(front)} scores are proven only to within {max(unproven):.1e}", highlight=False
+        )
+
+
+def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as_json: bool) -> None:
+    if as_json:
+        print_json([vars(one) | {"trial": plain(one.trial)} for one in answer.found])
+        return
+    from nas.table import summary  # It loads what a list of trials does not need.
+
+    table = Table("trial", box=None)
+    for column in ("score", "latency", "of parent", "memory", "unlike\nthe first"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("architecture")
+    whole_s = known.parent_totals()["latency_s"]
+    for one in answer.found:
+        trial = one.trial
+        table.add_row(
+            str(trial.id), _number(trial.score), format_quantity("latency", trial.predicted_latency_s),
+            _share(trial.predicted_latency_s / whole_s), format_quantity("memory", trial.predicted_memory_bytes),
+            str(one.unlike), summary(trial.architecture),
+        )  # fmt: skip
+    console.print(table)
+    if len(answer.found) < count:
+        why = "in the time no other was found" if answer.timed_out else "there are no others so far apart"
+        console.print(f"{len(answer.found)} of {count}: {why}", highlight=False)
+    unproven = [one.gap for one in answer.found if one.gap > known.gap]
+    if unproven:
+        console.print(
+            f"{len(unproven)} are proven the best of what was left only to within {max(unproven):.1e}",
+            highlight=False,
         )
 
 

@@ -14,7 +14,7 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.effort import USUAL, Effort
-from nas.units import Limit, did_you_mean, format_quantity, parse_seconds
+from nas.units import Limit, did_you_mean, format_quantity, parse_limit, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
@@ -70,6 +70,11 @@ class Measured:
     def effort(self) -> Effort:
         """All that the search's job says of it."""
         return Effort(self.gap, self.time_limit_s, self.search.request["solver"]["engine"])
+
+    @property
+    def budget(self) -> tuple[Limit, ...]:
+        """What the search's job asks for."""
+        return tuple(parse_limit(*limit) for limit in self.search.request["budget"].items())
 
     def parent_totals(self) -> dict[str, float]:
         """The whole parent, predicted: seconds, bytes, parameters, and tokens per second of throughput."""

@@ -68,6 +68,18 @@ def joined(options: Sequence[Option], problem: Problem) -> tuple[Option, ...]:
     return tuple(found)
 
 
+def filled(options: Sequence[Option]) -> dict[int, str]:
+    """What each slot is filled with: a part of the option's name where it names one a slot, else all of it."""
+    found: dict[int, str] = {}
+    for option in options:
+        parts = option.name.split("+")
+        if len(parts) == option.span:
+            found |= dict(enumerate(parts, option.first))
+        else:
+            found |= {slot: f"{option.name} from {option.first}" for slot in range(option.first, option.end)}
+    return found
+
+
 def _is_joint(option: Option) -> bool:
     return option.span == _SLOTS and "+" in option.name
 

@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import cast
 
 import pytest
 from stored import add_measured, add_search, add_trial
 
+from blocklib.block import Choice
 from db import models
 from db.store import Store
 from nas import cli, cli_solve
@@ -17,6 +19,7 @@ from nas.compare import Contest, Line
 from nas.effort import said
 from nas.explain import explained
 from nas.front import front_of
+from nas.pool import alternatives
 from nas.printed import print_trial, print_trials
 from nas.reality import Reality
 from nas.solve import BY_EVALUATION, BudgetNotMet, Measured, measured, solve, trial_row
@@ -155,6 +158,50 @@ def test_what_was_measured_whole_before_a_failure_is_kept(store: Store, known: M
         contest.trials(solutions)
     (trial,) = store.trials()
     assert (trial.kl_whole, trial.score) == (0.125, solutions[1].score)
+
+
+def subblocks(trial: models.Trial) -> list[str]:
+    """What each attention and FFN of it is; a run over several is each of them."""
+    found = []
+    for choice in map(Choice.parse, trial.details["choices"]):
+        parts = str(choice.what).split("+")
+        found += parts if len(parts) == choice.span else choice.span * [str(choice)]
+    return found
+
+
+def test_several_answers_to_one_budget_are_trials(store: Store, known: Measured) -> None:
+    """Each as far from all before as asked, no better than they, and said to be so far from the best."""
+    budget = parse_budget("latency=60%")
+    found = alternatives(store, known, budget, 4, 3)
+    assert not found.timed_out
+    trials = [one.trial for one in found.found]
+    assert [trial.id for trial in store.trials()] == [trial.id for trial in trials] == [1, 2, 3, 4]
+    assert trials[0].score == solve(known, budget).score
+    slots = [subblocks(trial) for trial in trials]
+    for one, other in combinations(range(4), 2):
+        assert trials[one].score <= trials[other].score
+        assert sum(a != b for a, b in zip(slots[one], slots[other], strict=True)) >= 3
+    assert [one.unlike for one in found.found] == [sum(a != b for a, b in zip(slots[0], s, strict=True)) for s in slots]
+    assert {trial.bound for trial in trials} == {trials[0].bound}
+    assert [trial.status for trial in trials] == ["optimal", "feasible", "feasible", "feasible"]
+    assert trials[1].gap == pytest.approx(1 - trials[0].score / trials[1].score, abs=1e-6)
+    assert all(one.gap <= 1e-6 for one in found.found)
+    assert alternatives(store, known, budget, 4, 3) == found
+
+
+def test_answers_so_far_apart_as_there_are_none(
+    store: Store, known: Measured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="--apart is 9; the model has 8 subblocks, so it is between 1 and 8"):
+        alternatives(store, known, (), 2, 9)
+    with pytest.raises(BudgetNotMet, match="the least reachable is"):
+        alternatives(store, known, parse_budget("latency=1%"), 2, 1)
+    cli_solve.pool(known.search.name, ["latency=60%"], 9, 8, db=store.url)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"{len(store.trials())} of 9: there are no others so far apart"
+    cli_solve.pool(known.search.name, count=2, db=store.url, as_json=True)
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["unlike"], second["unlike"] >= 1, first["trial"]["budget"]) == (0, True, {"latency": "60%"})
 
 
 def test_where_no_trial_matches_the_database_is_not_called_empty(

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from test_solvers import few, library, meets, problems, score, tilings
 
 from solvers import mip
+from solvers.pool import pool
 from solvers.problem import Option, Problem, Solution, verify
 from solvers.sensitivity import sensitivity
 
@@ -74,7 +75,7 @@ def test_no_time_no_close_calls() -> None:
 def test_what_is_better_than_the_answer_is_said_to_be() -> None:
     """The answer may be known to be good to a gap only; then what was almost chosen may be ahead of it."""
     problem = library(layers=6, names=4, seed=0)
-    best, second = mip.pool(problem, 2)
+    best, second = pool(problem, 2).solutions
     closest, *rest = sensitivity(problem, second).close_calls
     assert closest.score == best.score
     assert closest.worse == best.score - second.score < 0

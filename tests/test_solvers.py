@@ -115,27 +115,6 @@ def test_infeasible_names_a_smallest_set_of_limits_and_what_they_could_be(proble
             assert caught.value.together[limit.name] == pytest.approx(together, rel=1e-6)
 
 
-@few
-@given(problems(max_slots=5), st.data())
-def test_a_diverse_solution_is_the_best_that_differs_enough(problem: Problem, data: st.DataObject) -> None:
-    if least_score(problem) is None:
-        return
-    earlier = [mip.solve(problem)]
-    slots = data.draw(st.integers(1, problem.slots))
-    for _ in range(2):
-        others = [solution.options for solution in earlier]
-        right = [options for options in tilings(problem) if meets(options, problem.limits)]
-        right = [options for options in right if all(unlike(options, other) >= slots for other in others)]
-        if not right:
-            with pytest.raises(Infeasible, match="slots unlike solution"):
-                mip.solve(problem, diverse_from=earlier, min_different_slots=slots)
-            return
-        found = mip.solve(problem, diverse_from=earlier, min_different_slots=slots)
-        assert found.score == pytest.approx(min(map(score, right)), abs=1e-9)
-        assert all(unlike(found.options, other) >= slots for other in others)
-        earlier.append(found)
-
-
 @pytest.mark.parametrize("factor", [1e-8, 1e-3, 7.0, 1e8])
 def test_the_scale_of_scores_changes_nothing(factor: float) -> None:
     problem = library(layers=12, names=5, seed=1)

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_solvers import few, least_score, library, meets, problems, score, tilings, two_slots, unlike
 
-from solvers import mip, pareto
+from solvers import minimise, mip, pareto
+from solvers import pool as pools
+from solvers.pool import pool
 from solvers.problem import Infeasible, Option, Problem, total_costs
+from solvers.program import Answer
 from solvers.pulp_model import Engine
 
 pytestmark = pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
@@ -20,20 +23,41 @@ pytestmark = pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
 def test_a_pool_holds_the_best_of_what_is_unlike_all_before(problem: Problem, slots: int, engine: Engine) -> None:
     if least_score(problem) is None:
         with pytest.raises(Infeasible):
-            mip.pool(problem, 2)
+            pool(problem, 2)
         return
     slots = min(slots, problem.slots)
-    found = mip.pool(problem, 4, min_different_slots=slots, engine=engine)
+    found = pool(problem, 4, apart=slots, engine=engine)
     left = [options for options in tilings(problem) if meets(options, problem.limits)]
-    for solution in found:
+    for solution in found.solutions:
         assert solution.score == pytest.approx(min(map(score, left)), abs=1e-9)
         left = [options for options in left if unlike(options, solution.options) >= slots]
-    assert len(found) == 4 or not left
+    assert len(found.solutions) == 4 or not left
+    assert not found.timed_out
 
 
-def test_a_pool_is_of_different_solutions() -> None:
-    with pytest.raises(ValueError, match="min_different_slots is 0"):
-        mip.pool(two_slots(), 2, min_different_slots=0)
+@pytest.mark.parametrize(
+    ("count", "apart", "message"),
+    [(2, 0, "between 1 and 2 slots apart, not 0"), (2, 3, "apart, not 3"), (0, 1, "one solution at least, not 0")],
+)
+def test_a_pool_is_of_different_solutions(count: int, apart: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pool(two_slots(), count, apart=apart)
+
+
+def test_a_pool_that_runs_out_of_time_keeps_what_it_has_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([minimise.minimise, lambda *_, **__: Answer("timed out")])
+    monkeypatch.setattr(pools, "minimise", lambda *asked, **how: next(answers)(*asked, **how))
+    found = pool(two_slots(), 3)
+    assert found.timed_out
+    assert [one.score for one in found.solutions] == [mip.solve(two_slots()).score]
+
+
+def test_the_parts_of_a_pair_are_counted_one_by_one() -> None:
+    """Three pairs: of the first the second differs in one part, the third in both."""
+    pairs = (("a+x", 1.0), ("a+y", 2.0), ("b+y", 3.0))
+    problem = Problem(2, tuple(Option(0, 2, name, score, {}) for name, score in pairs), {})
+    for apart, expected in ((1, ["a+x", "a+y", "b+y"]), (2, ["a+x", "b+y"])):
+        assert [one.options[0].name for one in pool(problem, 3, apart=apart).solutions] == expected
 
 
 @few

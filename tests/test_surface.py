@@ -20,6 +20,7 @@ COMMANDS = {
         "--engine", "--refine", "--db", "--json",
     ],
     "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json"],
+    "pool": ["SEARCH", "--budget", "--count", "--apart", "--time-limit", "--db", "--json"],
     "compare": [
         "SEARCH",
         "--budget",

@@ -1,0 +1,79 @@
+"""Several solutions of one problem: the best, then each the best of those unlike all before it.
+
+Puzzle (arXiv 2411.19146), its search, has this as a diversity constraint. What counts are slots that are filled
+otherwise: the parts of what was scored together are compared one by one. Each question starts from what the last one
+showed. This file does not know what solutions are wanted for.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from solvers.conflict import settled
+from solvers.joint import filled
+from solvers.line import check_tiling, scores_of
+from solvers.minimise import Start, minimise
+from solvers.mip import solution_of
+from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
+from solvers.program import Program, Progress, Row
+from solvers.pulp_model import Engine
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`solutions` in their order, the bound of each being one on all that are unlike those before it. Where they are
+    fewer than were asked for there are no more, or `timed_out` and there might be."""
+
+    solutions: tuple[Solution, ...]
+    timed_out: bool
+
+
+def pool(
+    problem: Problem,
+    count: int,
+    *,
+    apart: int = 1,
+    gap: float = OPTIMAL_GAP,
+    time_limit_s: float | None = None,
+    engine: Engine = "highs",
+    progress: Progress | None = None,
+) -> Pool:
+    """Up to `count` solutions, each the best to a relative `gap` of those that fill at least `apart` slots unlike each
+    before it. With 1 they are the best there are.
+
+    The time limit is for each of them. Raises as `mip.solve` does of the first, and ValueError where they are not one
+    at least, or not between 1 slot and all slots apart.
+    """
+    if count < 1:
+        raise ValueError(f"a pool has one solution at least, not {count}")
+    if not 1 <= apart <= problem.slots:
+        raise ValueError(f"solutions of a pool are between 1 and {problem.slots} slots apart, not {apart}")
+    check_tiling(problem)
+    program = Program.of(problem, scores_of(problem), problem.limits)
+    found: list[Solution] = []
+    asked, start, outcome = program, Start(), "solved"
+    while len(found) < count:
+        started = time.monotonic()
+        answer = minimise(asked, gap, time_limit_s, engine=engine, start=start, progress=progress)
+        outcome = answer.outcome
+        if outcome != "solved" and found:
+            break
+        if outcome != "solved":
+            settled(problem, answer, time_limit_s)
+        found.append(solution_of(problem, program, answer, time.monotonic() - started))
+        asked = replace(asked, rows=(*asked.rows, _unlike(problem, found[-1], apart)))
+        start = Start((*answer.prices, 0.0), (*start.tilings, answer.chosen))
+    return Pool(tuple(found), outcome == "timed out")
+
+
+def _unlike(problem: Problem, earlier: Solution, apart: int) -> Row:
+    """At least so many slots filled otherwise than in an earlier solution."""
+    there = filled(earlier.options)
+    return Row(-np.array([_otherwise(option, there) for option in problem.options]), -float(apart))
+
+
+def _otherwise(option: Option, there: Mapping[int, str]) -> float:
+    """How many of its slots it fills otherwise."""
+    return float(sum(name != there[slot] for slot, name in filled((option,)).items()))

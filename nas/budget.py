@@ -52,7 +52,7 @@ def retargeted(budget: Sequence[Limit], trial: models.Trial, solved_for: Sequenc
 
 
 def _moved(limit: Limit, factor: float) -> Limit:
-    """Tightened by so much, or loosened by a factor below 1: no farther than to the parent's own."""
+    """Tightened by so much, or loosened by a factor below 1: a relative ceiling no farther than to the parent's own."""
     if factor == 1:
         return limit
     if limit.at_least:

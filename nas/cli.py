@@ -169,7 +169,10 @@ def export(
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
                      "max_logit_difference": done.max_logit_difference})  # fmt: skip
         return
-    console.print(f"{done.folder}: {done.format}, reloaded; logits differ by at most {done.max_logit_difference:.1e}")
+    console.print(
+        f"{done.folder}: {done.format}, reloaded; logits differ by at most {done.max_logit_difference:.1e}",
+        soft_wrap=True,
+    )
     for note in done.notes:
         console.print(note)
 
@@ -191,7 +194,7 @@ def report(
 
     with open_store(db) as store:
         written = write_report(store, store.find_search(search), out, store.trial(trial) if trial is not None else None)
-    console.print(f"report: {written}")
+    console.print(f"report: {written}", soft_wrap=True)
 
 
 @app.command()

@@ -148,6 +148,10 @@ def parse(text: str, where: str) -> Imported:
         return _spanning(document, where) if {"slots", "options"} & document.keys() else _by_layer(document, where)
     except json.JSONDecodeError as error:
         raise TableError(f"{where}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
+    except TableError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise TableError(f"{where}: {error}") from error
     except RecursionError as error:
         raise TableError(f"{where}: it is nested too deep to be a table") from error
 

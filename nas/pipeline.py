@@ -129,7 +129,9 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
                 break
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job), solve_for))
             if request.solver.refine is None:
-                trial = explain(store, known, solve_for, solution, trial)
+                # Proven for the budget itself before, it hangs on that rather than on limits near it.
+                limits = solve_for if "solved_for" in trial.details else request.budget
+                trial = explain(store, known, limits, solution, trial)
             done.append(int(trial.latency_ratio is None))
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.

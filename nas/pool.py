@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from db import models
 from db.store import Store
 from nas.effort import USUAL, Effort
+from nas.explain import explain
 from nas.solve import BudgetNotMet, Measured, not_met, trial_row
 from nas.units import Limit
 from solvers.joint import filled, paired, parted
@@ -25,7 +26,8 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """The best first. Fewer than asked for: there are no more so far apart, or the time ran out first."""
+    """As they were found, the first the best. Fewer than asked for: there are no more so far apart, or the time ran out
+    first."""
 
     found: tuple[Alternative, ...]
     timed_out: bool
@@ -51,8 +53,11 @@ def alternatives(
     found = []
     for solution in answer.solutions:
         # What is proven of all within the budget is what was proven of the first.
-        whole = Solution.of(problem, parted(solution.options, problem), best.bound, solution.seconds, solution.solver)
+        solver = "mip" if solution is best else "pool"
+        whole = Solution.of(problem, parted(solution.options, problem), best.bound, solution.seconds, solver)
         unlike = sum(name != first[slot] for slot, name in filled(solution.options).items())
         trial = store.add_trial(trial_row(known, whole, budget, None))
+        if solution is best:
+            trial = explain(store, known, budget, whole, trial)
         found.append(Alternative(trial, unlike, solution.gap))
     return Alternatives(tuple(found), answer.timed_out)

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from nas.units import format_quantity
+from solvers.problem import OPTIMAL_GAP
 
 if TYPE_CHECKING:
     from db import models
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from nas.solve_table import Answer
 
 # What is printed holds names and paths of the user's, in which brackets are brackets.
-console = Console(markup=False)
+console = Console(markup=False, emoji=False)
 
 
 def talk_beside(as_json: bool) -> Console:
     """Where work is talked about: not where its JSON goes."""
-    return Console(stderr=True, markup=False) if as_json else console
+    return Console(stderr=True, markup=False, emoji=False) if as_json else console
 
 
 _CLOSEST = 3
@@ -92,7 +93,8 @@ def print_front(front: "Sequence[Point]", cost: str) -> None:
 
 def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as_json: bool) -> None:
     if as_json:
-        print_json([vars(one) | {"trial": plain(one.trial)} for one in answer.found])
+        found = [vars(one) | {"trial": plain(one.trial)} for one in answer.found]
+        print_json({"found": found, "timed_out": answer.timed_out})
         return
     from nas.table import summary  # It loads what a list of trials does not need.
 
@@ -112,7 +114,7 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
     if len(answer.found) < count:
         why = "in the time no other was found" if answer.timed_out else "there are no others so far apart"
         console.print(f"{len(answer.found)} of {count}: {why}", highlight=False)
-    unproven = [one.gap for one in answer.found if one.gap > known.gap]
+    unproven = [one.gap for one in answer.found if one.gap > OPTIMAL_GAP]
     if unproven:
         console.print(
             f"{len(unproven)} are proven the best of what was left only to within {max(unproven):.1e}",

@@ -83,8 +83,8 @@ class Reality:
         return Shared(self.job, self._cluster)
 
     def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
-        """Of each once, assembled and not trained, to the parent, on the score text: each as soon as it is known. Kept
-        by who adds trials of them."""
+        """Of each once, assembled and not trained, to the parent, on the score text: as soon as a worker's share of
+        them is known. Kept by who adds trials of them."""
         asked = set(architectures)
         yield from [(architecture, self._kls[architecture]) for architecture in sorted(asked & self._kls.keys())]
         if missing := sorted(asked - self._kls.keys()):

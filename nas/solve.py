@@ -176,14 +176,15 @@ def solve_across(
     ValueError where their scores are of different parents or texts, and do not compare.
     """
     _check_comparable(searches)
-    problems = {known.search.id: known.problem(budget) for known in searches}
+    by_name = {f"{known.search.name} ({known.search.id})": known for known in searches}
+    problems = {name: known.problem(budget) for name, known in by_name.items()}
+    asked = {name: paired(problem) for name, problem in problems.items()}
     try:
-        id, found = sweep({id: paired(problem) for id, problem in problems.items()}, **effort.over(searches[0].effort))
+        name, found = sweep(asked, **effort.over(searches[0].effort))
     except Infeasible as error:
         raise BudgetNotMet(_none_of(searches, budget, effort, error)) from error
-    (known,) = (known for known in searches if known.search.id == id)
-    options = parted(found.options, problems[id])
-    return known, Solution.of(problems[id], options, found.bound, found.seconds, found.solver)
+    options = parted(found.options, problems[name])
+    return by_name[name], Solution.of(problems[name], options, found.bound, found.seconds, found.solver)
 
 
 def _check_comparable(searches: Sequence[Measured]) -> None:

@@ -60,7 +60,7 @@ def minimise(
 ) -> Answer:
     """The best tiling to a relative gap, or the best found in the time. Rows hold as given, to `LIMIT_TOLERANCE`.
 
-    A "solved" answer that ran out of time says so by its bound. There must be a tiling if the rows are left aside.
+    A "solved" answer that ran out of time says so by its bound.
     """
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
     if any(

@@ -17,7 +17,7 @@ from db.store import Store
 from nas import cli, cli_solve
 from nas.compare import Contest, Line
 from nas.effort import said
-from nas.explain import explained
+from nas.explain import Explained, explained
 from nas.front import front_of
 from nas.pool import alternatives
 from nas.printed import print_trial, print_trials
@@ -119,13 +119,13 @@ def test_brackets_in_what_is_printed_stay(
     store: Store, known: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = add_trial(store, known.search, "latency=60%", None)
-    search = add_search(store, tmp_path, name="llama [b4]")
+    search = add_search(store, tmp_path, name="llama [b:x:4]")
     add_measured(store, search)
     print_trials([trial], {search.id: search.name}, "none")
     print_trial(search, trial)
     print_trials([], {}, "no trials in /data/[old]/nas.db")
     printed = capsys.readouterr().out
-    assert printed.count("llama [b4]") == 2
+    assert printed.count("llama [b:x:4]") == 2
     assert "/data/[old]/nas.db" in printed
 
 
@@ -186,7 +186,10 @@ def test_several_answers_to_one_budget_are_trials(store: Store, known: Measured)
     assert [trial.status for trial in trials] == ["optimal", "feasible", "feasible", "feasible"]
     assert trials[1].gap == pytest.approx(1 - trials[0].score / trials[1].score, abs=1e-6)
     assert all(one.gap <= 1e-6 for one in found.found)
-    assert alternatives(store, known, budget, 4, 3) == found
+    assert [trial.solver for trial in trials] == ["mip", "pool", "pool", "pool"]
+    assert Explained.of(trials[0]) is not None
+    again = alternatives(store, known, budget, 4, 3)
+    assert [one.trial.id for one in again.found] == [1, 2, 3, 4]
 
 
 def test_answers_so_far_apart_as_there_are_none(
@@ -200,7 +203,9 @@ def test_answers_so_far_apart_as_there_are_none(
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{len(store.trials())} of 9: there are no others so far apart"
     cli_solve.pool(known.search.name, count=2, db=store.url, as_json=True)
-    first, second = json.loads(capsys.readouterr().out)
+    told = json.loads(capsys.readouterr().out)
+    first, second = told["found"]
+    assert told["timed_out"] is False
     assert (first["unlike"], second["unlike"] >= 1, first["trial"]["budget"]) == (0, True, {"latency": "60%"})
 
 

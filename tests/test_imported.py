@@ -390,3 +390,8 @@ def test_limits_are_read_as_they_are_written() -> None:
 def test_a_pit_of_brackets_is_refused(depth: int) -> None:
     with pytest.raises(TableError, match="nested too deep"):
         parse('{"0": {"a": {"x": ' + depth * "[" + depth * "]" + "}}}", "table.json")
+
+
+def test_a_number_of_thousands_of_digits_is_an_error_with_a_place() -> None:
+    with pytest.raises(TableError, match=r"^t\.json: .*4300 digits"):
+        parse('{"slots": ' + 5000 * "1" + "}", "t.json")

@@ -54,7 +54,7 @@ def offers(
     """
     known = [one for option in options if (one := _known(option, metric, cost, scenario)) is not None]
     own = {(one.choice.role, one.choice.layer): one.cost for one in known if one.is_own}
-    held = {part for choice in child.choices() for part in (choice, *choice.parts)} if child else set()
+    held = set(child.choices()) if child else set()
     grouped: dict[tuple[Role, str], list[_Known]] = {}
     for one in known:
         grouped.setdefault((one.choice.role, str(one.choice.what)), []).append(one)

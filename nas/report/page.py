@@ -30,12 +30,9 @@ from nas.report.offered import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
 from nas.report.whole import write_whole
-from nas.solve import METRICS
+from nas.solve import BY_EVALUATION, METRICS
 from nas.table import comparison, summary
 from nas.units import Limit, format_quantity
-
-_MANY = ("evolution", "refine")
-"""Solvers that try whole architectures, each of them a trial."""
 
 
 def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
@@ -51,7 +48,7 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
         )
     every = store.trials(search.id)
     # Hundreds of proposals on the way to an answer would hide the others.
-    trials = [trial for trial in every if trial.solver not in _MANY or _is_measured(trial)]
+    trials = [trial for trial in every if trial.solver not in BY_EVALUATION or _is_measured(trial)]
     sections = _sections(store, search, trials, chosen or _latest(trials)) | _additive(additivity(every))
     page = environment().get_template("report.html.j2").render(sections)
     return write_whole(path, page.encode())

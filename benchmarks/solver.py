@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -205,7 +206,7 @@ def sweeps(seeds: int, limit_s: float, apart: int) -> str:
             before = cpu_s()
             points = front(problem, "c0", 50, gap=1e-4, time_limit_s=limit_s)
             between = cpu_s()
-            diverse = pool(problem, 10, apart=apart, gap=1e-4, time_limit_s=limit_s).solutions
+            diverse = list(islice(pool(problem, apart=apart, gap=1e-4, time_limit_s=limit_s), 10))
             took.append((between - before, cpu_s() - between))
             gaps.append((max(one.gap for one in points), max(one.gap for one in diverse)))
             print(kind, seed, took[-1], gaps[-1], flush=True)

@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspec
 
 from db.connect import BUSY_TIMEOUT_MS, DatabaseError, shown
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in `migrations/versions/`: lets an up-to-date database open without importing Alembic."""
 
 VERSION_TABLE = "puzzle_nas_version"

@@ -92,13 +92,13 @@ class Search(Base, kw_only=True):
     """Path of the parent's checkpoint."""
     parent_digest: Mapped[str]
     parent_architecture: Mapped[str]
-    score_text: Mapped[str]
-    """The caller's content key of the text that scores are of."""
     request: Mapped[dict[str, Any]]
     scenario: Mapped[dict[str, Any]]
     hardware: Mapped[str]
     parent_costs: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
     """The parent's own cost under the scenario, predicted and measured."""
+    score_text: Mapped[str | None] = mapped_column(default=None)
+    """The caller's content key of the text that scores are of; None where that was not noted yet."""
     dependency: Mapped[list[list[float]] | None] = mapped_column(default=None)
     """How much each block of the parent depends on each before it, [layers][layers]; None where nobody asked."""
     removal: Mapped[dict[str, Any] | None] = mapped_column(default=None)

@@ -72,7 +72,7 @@ class Contest:
     @property
     def in_time(self) -> dict[str, Any]:
         """How long a baseline may ask a solver, and which, as the search's job says."""
-        return Effort(time_limit_s=self.known.time_limit_s, engine=self.known.effort.engine).over(USUAL)
+        return {"time_limit_s": self.known.time_limit_s, "engine": self.known.effort.engine}
 
     def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
         """What is chosen where options scored together are offered together only."""
@@ -156,7 +156,7 @@ def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
 
 
 def _exactly(solver: Callable[..., Solution]) -> Strategy:
-    return lambda contest: Chosen(contest.in_pairs(partial(solver, gap=contest.known.gap, **contest.in_time)))
+    return lambda contest: Chosen(contest.in_pairs(partial(solver, **USUAL.over(contest.known.effort))))
 
 
 STRATEGIES: dict[str, Strategy] = {

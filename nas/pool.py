@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from db import models
 from db.store import Store
@@ -16,12 +17,12 @@ from solvers.problem import Infeasible, Solution
 
 @dataclass(frozen=True)
 class Alternative:
-    """An answer as a trial, whose own gap is that to the best of all. `unlike` counts the subblocks that are not the
-    first answer's; `gap` is how far it may be from the best of those unlike the answers before it."""
+    """An answer as a trial, whose gap is that to the best of all, and as a solution, whose gap is that to the best of
+    those unlike the answers before it. `unlike` counts the subblocks that are not the first answer's."""
 
     trial: models.Trial
+    solution: Solution
     unlike: int
-    gap: float
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,28 @@ def alternatives(
     if not 1 <= apart <= subblocks:
         raise ValueError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
     problem = known.problem(budget)
+    answers = pool(paired(problem), apart=apart, **effort.over(known.effort))
+    found: list[Alternative] = []
     try:
-        answer = pool(paired(problem), count, apart=apart, **effort.over(known.effort))
+        for solution in islice(answers, count):
+            best = found[0].solution if found else solution
+            # As each comes: those found stay, whatever comes of the next.
+            trial = _kept(store, known, budget, solution, best)
+            first, other = filled(best.options), filled(solution.options)
+            found.append(Alternative(trial, solution, sum(name != first[slot] for slot, name in other.items())))
     except Infeasible as error:
         raise BudgetNotMet(not_met(known, budget, error)) from error
-    best = answer.solutions[0]
-    first = filled(best.options)
-    found = []
-    for solution in answer.solutions:
-        # What is proven of all within the budget is what was proven of the first.
-        solver = "mip" if solution is best else "pool"
-        whole = Solution.of(problem, parted(solution.options, problem), best.bound, solution.seconds, solver)
-        unlike = sum(name != first[slot] for slot, name in filled(solution.options).items())
-        trial = store.add_trial(trial_row(known, whole, budget, None))
-        if solution is best:
-            trial = explain(store, known, budget, whole, trial)
-        found.append(Alternative(trial, unlike, solution.gap))
-    return Alternatives(tuple(found), answer.timed_out)
+    except TimeoutError:
+        if not found:
+            raise
+        return Alternatives(tuple(found), timed_out=True)
+    return Alternatives(tuple(found), timed_out=False)
+
+
+def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution) -> models.Trial:
+    """What is proven of all within the budget is what was proven of the best."""
+    problem, is_best = known.problem(budget), solution is best
+    options = parted(solution.options, problem)
+    whole = Solution.of(problem, options, best.bound, solution.seconds, solution.solver if is_best else "pool")
+    trial = store.add_trial(trial_row(known, whole, budget, None))
+    return explain(store, known, budget, whole, trial) if is_best else trial

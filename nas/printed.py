@@ -93,7 +93,7 @@ def print_front(front: "Sequence[Point]", cost: str) -> None:
 
 def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as_json: bool) -> None:
     if as_json:
-        found = [vars(one) | {"trial": plain(one.trial)} for one in answer.found]
+        found = [{"trial": plain(one.trial), "unlike": one.unlike, "gap": one.solution.gap} for one in answer.found]
         print_json({"found": found, "timed_out": answer.timed_out})
         return
     from nas.table import summary  # It loads what a list of trials does not need.
@@ -114,7 +114,7 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
     if len(answer.found) < count:
         why = "in the time no other was found" if answer.timed_out else "there are no others so far apart"
         console.print(f"{len(answer.found)} of {count}: {why}", highlight=False)
-    unproven = [one.gap for one in answer.found if one.gap > OPTIMAL_GAP]
+    unproven = [one.solution.gap for one in answer.found if one.solution.gap > OPTIMAL_GAP]
     if unproven:
         console.print(
             f"{len(unproven)} are proven the best of what was left only to within {max(unproven):.1e}",

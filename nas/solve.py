@@ -197,6 +197,11 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
             raise ValueError(f"the scores of {one.name} and {other.name} do not compare: another parent, or metric")
         if one.score_text != other.score_text:
             raise ValueError(f"the scores of {one.name} and {other.name} do not compare: they are of different text")
+        if one.score_text is None:
+            raise ValueError(
+                f"of which text the scores of {one.name} and {other.name} are was not noted; run `nas search` on their "
+                "jobs again: it only notes that"
+            )
 
 
 def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort, error: Infeasible) -> str:

@@ -6,8 +6,8 @@ showed. This file does not know what solutions are wanted for.
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,51 +21,38 @@ from solvers.program import Program, Progress, Row
 from solvers.pulp_model import Engine
 
 
-@dataclass(frozen=True)
-class Pool:
-    """`solutions` in their order, the bound of each being one on all that are unlike those before it. Where they are
-    fewer than were asked for there are no more, or `timed_out` and there might be."""
-
-    solutions: tuple[Solution, ...]
-    timed_out: bool
-
-
 def pool(
     problem: Problem,
-    count: int,
     *,
     apart: int = 1,
     gap: float = OPTIMAL_GAP,
     time_limit_s: float | None = None,
     engine: Engine = "highs",
     progress: Progress | None = None,
-) -> Pool:
-    """Up to `count` solutions, each the best to a relative `gap` of those that fill at least `apart` slots unlike each
-    before it. With 1 they are the best there are.
+) -> Iterator[Solution]:
+    """Each the best to a relative `gap` of those that fill at least `apart` slots unlike each before it, and found when
+    it is asked for; with 1 they are the best there are. The bound of each is one on all that are so unlike.
 
-    The time limit is for each of them. Raises as `mip.solve` does of the first, and ValueError where they are not one
-    at least, or not between 1 slot and all slots apart.
+    Ends where there are no more. The time limit is for each of them. Raises Infeasible where there is none at all,
+    TimeoutError where the time ran out before the next was found, and ValueError where they are not between 1 slot and
+    all slots apart.
     """
-    if count < 1:
-        raise ValueError(f"a pool has one solution at least, not {count}")
     if not 1 <= apart <= problem.slots:
         raise ValueError(f"solutions of a pool are between 1 and {problem.slots} slots apart, not {apart}")
     check_tiling(problem)
     program = Program.of(problem, scores_of(problem), problem.limits)
-    found: list[Solution] = []
-    asked, start, outcome = program, Start(), "solved"
-    while len(found) < count:
+    asked, start = program, Start()
+    while True:
         started = time.monotonic()
         answer = minimise(asked, gap, time_limit_s, engine=engine, start=start, progress=progress)
-        outcome = answer.outcome
-        if outcome != "solved" and found:
-            break
-        if outcome != "solved":
+        if answer.outcome == "infeasible" and asked is not program:
+            return
+        if answer.outcome != "solved":
             settled(problem, answer, time_limit_s)
-        found.append(solution_of(problem, program, answer, time.monotonic() - started))
-        asked = replace(asked, rows=(*asked.rows, _unlike(problem, found[-1], apart)))
+        found = solution_of(problem, program, answer, time.monotonic() - started)
+        yield found
+        asked = replace(asked, rows=(*asked.rows, _unlike(problem, found, apart)))
         start = Start((*answer.prices, 0.0), (*start.tilings, answer.chosen))
-    return Pool(tuple(found), outcome == "timed out")
 
 
 def _unlike(problem: Problem, earlier: Solution, apart: int) -> Row:

@@ -185,7 +185,7 @@ def test_several_answers_to_one_budget_are_trials(store: Store, known: Measured)
     assert {trial.bound for trial in trials} == {trials[0].bound}
     assert [trial.status for trial in trials] == ["optimal", "feasible", "feasible", "feasible"]
     assert trials[1].gap == pytest.approx(1 - trials[0].score / trials[1].score, abs=1e-6)
-    assert all(one.gap <= 1e-6 for one in found.found)
+    assert all(one.solution.gap <= 1e-6 for one in found.found)
     assert [trial.solver for trial in trials] == ["mip", "pool", "pool", "pool"]
     assert Explained.of(trials[0]) is not None
     again = alternatives(store, known, budget, 4, 3)

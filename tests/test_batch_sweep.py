@@ -100,3 +100,9 @@ def test_a_budget_no_batch_size_meets_is_told_for_each() -> None:
 def test_what_does_not_compare_is_refused(other: Measured, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         solve_across([measured(1, 1e-3), other], parse_budget("decode=1 ms"))
+
+
+def test_searches_of_who_knows_which_text_are_refused() -> None:
+    one, other = (measured(batch, 1e-3, score_text=None) for batch in (1, 8))
+    with pytest.raises(ValueError, match="of which text the scores of batch1 and batch8 are was not noted; run"):
+        solve_across([one, other], parse_budget("decode=1 ms"))

@@ -51,6 +51,20 @@ def test_what_was_kept_is_there_after_reopening(url: str) -> None:
         assert store.scores(["s1"]).keys() == {"s1"}
 
 
+def test_a_database_of_the_first_revision_keeps_what_it_has(url: str) -> None:
+    with Store.open(url) as store:
+        store.add_search(search(score_text="t"))
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE search DROP COLUMN score_text"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
+    engine.dispose()
+    with Store.open(url) as store:
+        (found,) = store.searches()
+        assert (found.name, found.score_text) == (search().name, None)
+        assert store.add_search(search(score_text="t")).score_text == "t"
+
+
 def test_a_database_shared_with_another_user_of_alembic(url: str) -> None:
     engine = create_engine(url)
     with engine.begin() as connection:

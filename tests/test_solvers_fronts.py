@@ -1,6 +1,6 @@
 """Many solutions of one problem, against exhaustive search: the front of score and cost, and pools of solutions."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -23,33 +23,30 @@ pytestmark = pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
 def test_a_pool_holds_the_best_of_what_is_unlike_all_before(problem: Problem, slots: int, engine: Engine) -> None:
     if least_score(problem) is None:
         with pytest.raises(Infeasible):
-            pool(problem, 2)
+            next(pool(problem))
         return
     slots = min(slots, problem.slots)
-    found = pool(problem, 4, apart=slots, engine=engine)
+    found = list(islice(pool(problem, apart=slots, engine=engine), 4))
     left = [options for options in tilings(problem) if meets(options, problem.limits)]
-    for solution in found.solutions:
+    for solution in found:
         assert solution.score == pytest.approx(min(map(score, left)), abs=1e-9)
         left = [options for options in left if unlike(options, solution.options) >= slots]
-    assert len(found.solutions) == 4 or not left
-    assert not found.timed_out
+    assert len(found) == 4 or not left
 
 
-@pytest.mark.parametrize(
-    ("count", "apart", "message"),
-    [(2, 0, "between 1 and 2 slots apart, not 0"), (2, 3, "apart, not 3"), (0, 1, "one solution at least, not 0")],
-)
-def test_a_pool_is_of_different_solutions(count: int, apart: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pool(two_slots(), count, apart=apart)
+@pytest.mark.parametrize("apart", [0, 3])
+def test_a_pool_is_of_different_solutions(apart: int) -> None:
+    with pytest.raises(ValueError, match=f"between 1 and 2 slots apart, not {apart}"):
+        next(pool(two_slots(), apart=apart))
 
 
-def test_a_pool_that_runs_out_of_time_keeps_what_it_has_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_runs_out_of_time_says_so_after_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([minimise.minimise, lambda *_, **__: Answer("timed out")])
     monkeypatch.setattr(pools, "minimise", lambda *asked, **how: next(answers)(*asked, **how))
-    found = pool(two_slots(), 3)
-    assert found.timed_out
-    assert [one.score for one in found.solutions] == [mip.solve(two_slots()).score]
+    found = pool(two_slots(), time_limit_s=1.0)
+    assert next(found).score == mip.solve(two_slots()).score
+    with pytest.raises(TimeoutError, match=r"in 1\.0 s no solution was found"):
+        next(found)
 
 
 def test_the_parts_of_a_pair_are_counted_one_by_one() -> None:
@@ -57,7 +54,7 @@ def test_the_parts_of_a_pair_are_counted_one_by_one() -> None:
     pairs = (("a+x", 1.0), ("a+y", 2.0), ("b+y", 3.0))
     problem = Problem(2, tuple(Option(0, 2, name, score, {}) for name, score in pairs), {})
     for apart, expected in ((1, ["a+x", "a+y", "b+y"]), (2, ["a+x", "b+y"])):
-        assert [one.options[0].name for one in pool(problem, 3, apart=apart).solutions] == expected
+        assert [one.options[0].name for one in pool(problem, apart=apart)] == expected
 
 
 @few

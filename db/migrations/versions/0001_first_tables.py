@@ -75,7 +75,6 @@ def search() -> None:
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("parent", sa.Text(), nullable=False),
         sa.Column("parent_digest", sa.Text(), nullable=False),
-        sa.Column("score_text", sa.Text(), nullable=False),
         sa.Column("parent_architecture", sa.Text(), nullable=False),
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("scenario", sa.JSON(), nullable=False),

@@ -8,10 +8,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 
-BUSY_TIMEOUT_MS = 60_000
+from db.patience import ATTEMPT_S, WAIT_S, Patience
 
 _SQLITE_ADVICE = {
     "SQLITE_NOTADB": "it is not an SQLite database; name another file, or move this one away",
@@ -20,7 +21,7 @@ _SQLITE_ADVICE = {
     "SQLITE_CANTOPEN": "it cannot be opened; allow writing to the file and its folder, or name another with NAS_DB",
     "SQLITE_FULL": "the disk is full; free some space and run again: nothing of this write was kept",
     "SQLITE_IOERR": "the disk failed or is full; check it and run again: nothing of this write was kept",
-    "SQLITE_BUSY": f"another process kept it locked for {BUSY_TIMEOUT_MS // 1000} s; run again when that one is done",
+    "SQLITE_BUSY": f"another process kept it locked for {WAIT_S} s; run again when that one is done",
 }
 
 
@@ -57,20 +58,20 @@ def shown(url: URL) -> str:
     return str(url.database) if url.drivername == "sqlite" else url.render_as_string(hide_password=True)
 
 
-def connect(url: URL) -> Engine:
-    """An engine whose transactions are what they say, on both databases.
+def connect(url: URL, patience: Patience) -> Engine:
+    """An engine whose transactions are what they say, on both databases. `patience` is with SQLite's locks.
 
     Raises DatabaseError where the driver is missing or the file's folder cannot be made.
     """
     if url.drivername == "sqlite":
-        return _connect_sqlite(url)
+        return _connect_sqlite(url, patience)
     try:
         return create_engine(url, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise DatabaseError("PostgreSQL needs its driver: pip install 'puzzle-nas[postgres]'") from error
 
 
-def _connect_sqlite(url: URL) -> Engine:
+def _connect_sqlite(url: URL, patience: Patience) -> Engine:
     assert url.database is not None
     folder = Path(url.database).parent
     try:
@@ -79,13 +80,22 @@ def _connect_sqlite(url: URL) -> Engine:
         raise DatabaseError(
             f"{url.database}: its folder cannot be made ({error.strerror}: {error.filename}); name another with NAS_DB"
         ) from error
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
-    event.listen(engine, "connect", _prepare_sqlite)
+    engine = create_engine(url, connect_args={"timeout": min(ATTEMPT_S, patience.seconds)})
+
+    def prepare(connection: sqlite3.Connection, _record: object) -> None:
+        patience.until_free(shown(url), lambda: _prepare_sqlite(connection))
+
+    def execute(cursor: sqlite3.Cursor, statement: str, parameters: Any, _context: object) -> bool:
+        patience.until_free(shown(url), lambda: cursor.execute(statement, parameters))
+        return True  # it is done, and not to be done again
+
+    event.listen(engine, "connect", prepare)
     event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "do_execute", execute)
     return engine
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+def _prepare_sqlite(connection: sqlite3.Connection) -> None:
     connection.isolation_level = None  # the driver begins no transaction of its own; `_begin_sqlite` does
     connection.execute("PRAGMA foreign_keys = ON")
     # Of a lost power supply, not of a killed process, the last commits may be forgotten; the file stays whole.

@@ -3,13 +3,12 @@
 This file knows revisions and locks. It does not know the columns: `db/migrations/versions/` does.
 """
 
-import sqlite3
-import time
 from pathlib import Path
 
 from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspect, select, text
 
-from db.connect import BUSY_TIMEOUT_MS, DatabaseError, shown
+from db.connect import DatabaseError, shown
+from db.patience import Patience
 
 HEAD = "0002"
 """The newest revision in `migrations/versions/`: lets an up-to-date database open without importing Alembic."""
@@ -24,8 +23,8 @@ class DatabaseTooNew(DatabaseError):
     """The database was written by a later version of this package."""
 
 
-def migrate(engine: Engine) -> None:
-    """Create or upgrade our tables, in one transaction.
+def migrate(engine: Engine, patience: Patience) -> None:
+    """Create or upgrade our tables, in one transaction; `patience` is with other processes at SQLite's file.
 
     Raises DatabaseTooNew where the database is at a revision this code has no file for.
     """
@@ -33,7 +32,7 @@ def migrate(engine: Engine) -> None:
         if _revision(connection) == HEAD:
             return
     if engine.dialect.name == "sqlite":
-        _keep_a_write_ahead_log(engine)
+        _keep_a_write_ahead_log(engine, patience)
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
@@ -68,23 +67,16 @@ def _upgrade(connection: Connection, revision: str | None) -> None:
     command.upgrade(config, "head")
 
 
-def _keep_a_write_ahead_log(engine: Engine) -> None:
+def _keep_a_write_ahead_log(engine: Engine, patience: Patience) -> None:
     """Readers and the writer do not wait for each other. The file remembers it.
 
     Changing to it needs the file alone for a moment. While another connection writes, SQLite refuses that at once,
-    whatever the busy timeout: so the waiting is ours.
+    whatever its timeout.
     """
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     connection = engine.raw_connection()
     try:
-        while True:
-            try:
-                (mode,) = connection.cursor().execute("PRAGMA journal_mode = WAL").fetchone()
-                break
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+        cursor = connection.cursor()
+        (mode,) = patience.until_free(shown(engine.url), lambda: cursor.execute("PRAGMA journal_mode = WAL").fetchone())
     finally:
         connection.close()
     if mode != "wal":

@@ -41,6 +41,7 @@ from db.models import (
     Trial,
     now,
 )
+from db.patience import USUAL, Patience
 from db.queries import QueryError
 from db.rows import checked, table_of, values
 
@@ -69,17 +70,18 @@ class Store:
         self._writer = engine.execution_options(writes=True)
 
     @classmethod
-    def open(cls, url: str | Path | None = None) -> Self:
+    def open(cls, url: str | Path | None = None, patience: Patience = USUAL) -> Self:
         """Open the database at `url`, creating or upgrading it.
 
         `url` is an SQLAlchemy URL or the path of an SQLite file; by default NAS_DB, else `nas.db` in NAS_HOME, else in
-        `~/.puzzle-nas`. Raises DatabaseTooNew, or DatabaseError where it cannot be opened.
+        `~/.puzzle-nas`. `patience` is with other processes that lock it. Raises DatabaseTooNew, or DatabaseError where
+        it cannot be opened.
         """
         place = locate(url)
-        engine = connect(place)
+        engine = connect(place, patience)
         with ExitStack() as otherwise, explained(place):
             otherwise.callback(engine.dispose)
-            migrate(engine)
+            migrate(engine, patience)
             otherwise.pop_all()
         return cls(engine)
 

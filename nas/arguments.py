@@ -16,6 +16,7 @@ SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or 
 
 def open_store(db: str | None) -> "AbstractContextManager[Store]":
     """The store that `Db` names."""
+    from db.patience import Patience
     from db.store import Store  # It loads SQLAlchemy.
 
-    return Store.open(db)
+    return Store.open(db, Patience(told=lambda words: typer.echo(words, err=True)))

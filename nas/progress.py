@@ -4,11 +4,11 @@ Where there is none, a stage that is done at once says nothing. Another says aft
 on no ten seconds pass without a line, whether its workers have anything new to tell or not.
 """
 
-import _thread
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, main_thread
 from time import monotonic
 from typing import Any, Protocol
 
@@ -102,14 +102,15 @@ class Bar:
         """At the speed since something was first done; None where that says nothing."""
         if self._first is None or self.total is None or not self._first[1] < self.done < self.total:
             return None
-        since_s, before = self._first
-        return (self._clock() - since_s) * (self.total - self.done) / (self.done - before)
+        since_s, before = self._clock() - self._first[0], self._first[1]
+        return since_s * (self.total - self.done) / (self.done - before) if since_s >= 1 else None
 
     def line(self) -> None:
         """Print how far it is."""
         self._lines += 1
         self._next_line_s = self._clock() + _EVERY_S
-        self._console.print(f"{self._name}: {self.said()}", soft_wrap=True, highlight=False)
+        said = self.said()
+        self._console.print(f"{self._name}: {said}" if said else self._name, soft_wrap=True, highlight=False)
 
     def tick(self) -> None:
         """Print how far it is, where it is time to."""
@@ -149,7 +150,8 @@ def _in_lines(shown: Bar, at_once: bool) -> Iterator[None]:
             while not over.wait(_LOOK_EVERY_S):
                 shown.tick()
         except (BrokenPipeError, SystemExit):  # rich turns the first into the second
-            _thread.interrupt_main()  # nobody listens any more: `nas search job.yaml | head`
+            # Nobody listens any more: `nas search job.yaml | head`.
+            signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
 
     if at_once:
         shown.line()

@@ -1,13 +1,15 @@
 """The commands that hand a search to a Ray cluster and follow it. `nas/cli.py` puts them beside the others."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nas.arguments import Db
-from nas.printed import console
+from nas.printed import console, talk_beside
+from nas.progress import bar
 
 Address = Annotated[str, typer.Option("--address", help="The Ray head's dashboard.", envvar="RAY_API_SERVER_ADDRESS")]
 JobNumber = Annotated[str, typer.Argument(help="What `nas submit` printed.")]
@@ -27,10 +29,11 @@ def submit(
     from nas import config, submission
 
     request = config.load(job)
-    number = submission.submit(request, address, db)
+    with bar(console, f"submit {request.name} to {address}"):
+        number = submission.submit(request, address, db)
     console.print(f"submitted {number}; follow it with: nas logs {number} --address {address}")
     if wait:
-        _end_with(submission.follow(number, address, sys.stdout.write), number)
+        _end_with(_followed(number, address), number)
 
 
 def status(job: JobNumber, address: Address = _HEAD) -> None:
@@ -40,7 +43,9 @@ def status(job: JobNumber, address: Address = _HEAD) -> None:
     """
     from nas import submission
 
-    console.print(submission.status(job, address))
+    with bar(console, f"ask {address}"):
+        found = submission.status(job, address)
+    console.print(found)
 
 
 def logs(job: JobNumber, address: Address = _HEAD) -> None:
@@ -48,9 +53,8 @@ def logs(job: JobNumber, address: Address = _HEAD) -> None:
 
     Example: nas logs raysubmit_1234 --address http://HEAD:8265
     """
-    from nas import submission
 
-    _end_with(submission.follow(job, address, sys.stdout.write), job)
+    _end_with(_followed(job, address), job)
 
 
 def stop(job: JobNumber, address: Address = _HEAD) -> None:
@@ -60,7 +64,24 @@ def stop(job: JobNumber, address: Address = _HEAD) -> None:
     """
     from nas import submission
 
-    console.print(submission.stop(job, address))
+    with bar(console, f"stop {job}"):
+        ended = submission.stop(job, address)
+    console.print(ended)
+
+
+def _followed(job: str, address: str) -> str:
+    """How the job ended, its output written as it came: what is said before its first line is no part of it."""
+    from nas import submission
+
+    with ExitStack() as waiting:
+        waiting.enter_context(bar(talk_beside(as_json=True), f"job {job}", doing="waiting for its first line"))
+
+        def write(output: str) -> None:
+            if output:
+                waiting.close()
+                sys.stdout.write(output)
+
+        return submission.follow(job, address, write)
 
 
 def _end_with(state: str, job: str) -> None:

@@ -49,6 +49,7 @@ class Bar:
         self._console, self._name, self._unit, self._total, self._doing = console, name, unit, total, doing
         self._parts: dict[int, float] = {}
         self._done: dict[int, float] = {}
+        self._words: dict[int, str] = {}
         self._clock = clock
         self._opened_s = clock()
         self._next_line_s = self._opened_s + _FIRST_S
@@ -67,15 +68,17 @@ class Bar:
     def __call__(self, task: int, done: float, total: float, doing: str = "") -> None:
         """As `Heard`; a total of 0 leaves what is known of that."""
         with self._lock:
-            self._doing = doing
+            self._words[task] = doing
             if total > 0:
                 self._done[task] = self._parts.setdefault(task, total) * done / total
                 if self._first is None and self.done > 0:
                     self._first = self._clock(), self.done
 
     def say(self, doing: str) -> None:
-        """What the stage is at, in words."""
-        self._doing = doing
+        """What the stage is at, in words, until a task reports."""
+        with self._lock:
+            self._doing = doing
+            self._words.clear()
 
     @property
     def done(self) -> float:
@@ -89,7 +92,7 @@ class Bar:
     def said(self) -> str:
         """How far it is, in words."""
         with self._lock:
-            done, total, doing = self.done, self.total, self._doing
+            done, total, doing = self.done, self.total, self._now_doing()
             elapsed_s, left_s = self._clock() - self._opened_s, self._left_s()
         units = f"{int(done + 1e-6):,}" + (f" of {int(total):,}" if total is not None else "") + f" {self._unit}"
         parts = [units] if self._unit and (done or not doing) else []
@@ -97,6 +100,13 @@ class Bar:
         parts += [f"{_minutes(elapsed_s)} elapsed"] if elapsed_s >= 1 else []
         parts += [] if left_s is None else [f"about {_minutes(left_s)} left"]
         return ", ".join(parts)
+
+    def _now_doing(self) -> str:
+        """What the task is at that is the least far of those not done: so that two do not take turns."""
+        shares = {task: self._done.get(task, 0.0) / (self._parts.get(task) or 1.0) for task in sorted(self._words)}
+        if not shares:
+            return self._doing
+        return self._words[min(shares, key=lambda task: shares[task])]
 
     def _left_s(self) -> float | None:
         """At the speed since something was first done; None where that says nothing."""

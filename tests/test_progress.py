@@ -65,6 +65,13 @@ def test_a_task_reports_in_units_of_its_own_and_is_counted_in_the_stages() -> No
     assert shown.said() == "10 of 100 models"
 
 
+def test_a_stage_without_units_of_its_own_to_do() -> None:
+    """Options that are not trained: first weights are all there is."""
+    shown = Bar(piped(), "distil blocks", "tokens", None, "starting workers", clock=Clock())
+    shown.expect([0.0, 0.0])(1, 0, 0, "first weights of 1 of 15 subblocks")
+    assert shown.said() == "first weights of 1 of 15 subblocks"
+
+
 def test_a_whole_that_only_the_task_knows() -> None:
     shown = Bar(piped(), "measure costs", "stacks", doing="starting workers", clock=Clock())
     shown(0, 0, 0, "the parent and its parts")
@@ -73,6 +80,23 @@ def test_a_whole_that_only_the_task_knows() -> None:
     assert shown.said() == "3 of 14 stacks"
     shown(0, 0, 0, "the last of them")
     assert shown.said() == "3 of 14 stacks, the last of them"
+
+
+def test_two_tasks_do_not_take_turns_at_saying_what_they_do() -> None:
+    """It would flicker. The one that is the least far does; a third begins where one has ended."""
+    shown = Bar(piped(), "distil blocks", "tokens", 300, "starting workers", clock=Clock())
+    heard = shown.expect([100, 100, 100])
+    heard(0, 0, 0, "first weights of 2 of 15 subblocks")
+    heard(1, 0, 0, "first weights of 1 of 15 subblocks")
+    assert shown.said() == "first weights of 2 of 15 subblocks"
+    heard(0, 50, 100)
+    assert shown.said() == "50 of 300 tokens, first weights of 1 of 15 subblocks"
+    heard(1, 100, 100)
+    heard(0, 100, 100)
+    heard(2, 0, 0, "loading the parent")
+    assert shown.said() == "200 of 300 tokens, loading the parent"
+    shown.say("choosing")
+    assert shown.said() == "200 of 300 tokens, choosing"
 
 
 def test_time_left_is_at_the_speed_since_something_was_done() -> None:

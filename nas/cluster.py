@@ -24,6 +24,9 @@ class Report(Protocol):
     def __call__(self, done: float = 0, total: float = 0, doing: str = "") -> None: ...
 
 
+STARTING = "starting workers"
+"""What a stage is at before its first report: Ray starts, workers load PyTorch and then the parent."""
+
 _LESS_MEMORY = (
     "where memory runs out, lower distill.batch or ray.layers_per_task (while options are trained), heal.batch (the "
     "child is), scenario.batch or its tokens (something is timed); the same command goes on from here"

@@ -19,7 +19,7 @@ from blocklib.assemble import assemble
 from blocklib.block import Architecture
 from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
-from blocklib.packed import PackedParent
+from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import architecture_cost
 from cost_models.hardware import describe
 from cost_models.scenario import Scenario
@@ -27,23 +27,13 @@ from cost_models.timing import Rounds, time_models
 from db import models
 from db.store import Store
 from nas.children import child_file, found_with, save_child
-from nas.cluster import Cluster, Report
+from nas.cluster import STARTING, Cluster, Report
 from nas.evaluate import evaluate, perplexity
 from nas.healing import Healing
 from nas.job import Job
 from nas.progress import bar, rarely
 from nas.request import Request
-from nas.stages import (
-    STARTING,
-    Ids,
-    Shared,
-    choice_weights,
-    device_of,
-    gpus_to_time,
-    tell_if_busy,
-    tensor,
-    unpacked,
-)
+from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tell_if_busy, tensor
 
 Built = Sequence[tuple[str, str]]
 """What a child takes from the library: choices and their keys."""
@@ -148,7 +138,7 @@ def _make(
     with _alone(f"{checkpoints}.lock", report):
         if path.is_file():
             return found_with(path)
-        parent, library, keys = unpacked(packed, device, report), Library(Path(root)), dict(built)
+        parent, library, keys = unpack(packed, device), Library(Path(root)), dict(built)
         heldout = tensor(evaluation, device)
         child = assemble(
             parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
@@ -223,7 +213,7 @@ def _time(
     report: Report,
 ) -> dict[str, Any]:
     """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device."""
-    parent, library, keys = unpacked(packed, "cpu", report), Library(Path(root)), dict(built)
+    parent, library, keys = unpack(packed), Library(Path(root)), dict(built)
     child = assemble(
         parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
     )

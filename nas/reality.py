@@ -17,17 +17,17 @@ from rich.console import Console
 from blocklib.block import Architecture
 from blocklib.distil import Progress
 from blocklib.library import Library
-from blocklib.packed import PackedParent
+from blocklib.packed import PackedParent, unpack
 from db import models
 from db.store import Store
 from nas import realise
-from nas.cluster import Cluster, Report
+from nas.cluster import STARTING, Cluster, Report
 from nas.influence import block_influence
 from nas.job import Job, prepare
 from nas.progress import Bar, Heard, bar
 from nas.removal import loss_without
 from nas.request import Request
-from nas.stages import STARTING, Ids, Shared, choice_weights, device_of, tensor, unpacked
+from nas.stages import Ids, Shared, choice_weights, device_of, tensor
 from nas.whole import score_whole
 from solvers.sleb import removal_rounds
 
@@ -198,7 +198,7 @@ def _whole(
     device: str,
     report: Report,
 ) -> dict[str, float]:
-    parent, library = unpacked(packed, device, report), Library(Path(root))
+    parent, library = unpack(packed, device), Library(Path(root))
     asked = [Architecture.parse(text) for text in architectures]
     for event in score_whole(parent, asked, lambda c: choice_weights(parent, library, c, keys), tensor(ids, device)):
         if isinstance(event, Progress):
@@ -209,7 +209,7 @@ def _whole(
 
 
 def _influence(packed: PackedParent, calibration: Ids, device: str, report: Report) -> list[float]:
-    parent = unpacked(packed, device, report)
+    parent = unpack(packed, device)
     report(doing="one pass of the parent")
     return block_influence(parent, tensor(calibration, device))
 
@@ -218,7 +218,7 @@ def _removed(
     packed: PackedParent, calibration: Ids, known: Sequence[dict[str, float]], wanted: int, device: str, report: Report
 ) -> list[dict[str, float]]:
     """SLEB's first rounds, so many, beginning with those that are known."""
-    parent, ids_BT = unpacked(packed, device, report), tensor(calibration, device)
+    parent, ids_BT = unpack(packed, device), tensor(calibration, device)
     inner = range(1, parent.shape.layers - 1)
     models = sum(len(inner) - before for before in range(len(known), wanted))
     done = 0

@@ -34,7 +34,7 @@ from cost_models.scenario import Scenario
 from cost_models.timing import Rounds
 from db import models
 from db.store import Store
-from nas.cluster import Cluster, Report
+from nas.cluster import STARTING, Cluster, Report
 from nas.dependency import block_dependency
 from nas.digest import digest
 from nas.flash import simulate
@@ -48,10 +48,6 @@ Ids = NDArray[np.int32]
 _SKIPPED = "skip"
 _BUSY = 0.1
 """Of the cores needed: what others may take before it is told of."""
-
-
-STARTING = "starting workers"
-"""What a stage is at before its first worker reports: Ray starts, and workers load PyTorch."""
 
 
 class Shared:
@@ -85,8 +81,7 @@ def measure_dependency(job: Job, cluster: Cluster, shared: Shared, console: Cons
 
 def _depend(packed: PackedParent, calibration: Ids, device: str, report: Report) -> Matrix:
     sequences = max(1, _DEPENDENCY_TOKENS // calibration.shape[1])
-    model = unpacked(packed, device, report).model
-    return block_dependency(model, tensor(calibration[:sequences], device), report)
+    return block_dependency(unpack(packed, device).model, tensor(calibration[:sequences], device), report)
 
 
 def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:
@@ -134,10 +129,11 @@ def _build(
     missing = {Choice.parse(text): t for text, key, t in work if not library.has(Choice.parse(text), key)}
     if missing:
         texts = [tensor(ids, device) for ids in (calibration, distillation, heldout[:CHECKED])]
-        parent = unpacked(packed, device, report)
-        for event in distil(
-            parent, missing, *texts, batch=batch, least_squares=least_squares, doing=lambda words: report(doing=words)
-        ):
+        at_work = distil(
+            unpack(packed, device), missing, *texts, batch=batch, least_squares=least_squares,
+            doing=lambda words: report(doing=words),
+        )  # fmt: skip
+        for event in at_work:
             if isinstance(event, Progress):
                 report(event.done_tokens, event.total_tokens)
             else:
@@ -198,7 +194,7 @@ def _score(
     report: Report,
 ) -> dict[str, dict[str, float]]:
     """The fidelity of each choice of `work`: (choice, its library parts as (choice, key))."""
-    parent, library = unpacked(packed, device, report), Library(Path(root))
+    parent, library = unpack(packed, device), Library(Path(root))
     weights = {
         Choice.parse(text): choice_weights(parent, library, Choice.parse(text), dict(built)) for text, built in work
     }
@@ -376,12 +372,6 @@ def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mappi
             held = parent_part(parent, part.layer, part.role)
         weights |= {f"{block}{name}": values.to(parent.model.device) for name, values in held.items()}
     return weights
-
-
-def unpacked(packed: PackedParent, device: str, report: Report) -> Parent:
-    """The parent on a worker, which says that it is at it."""
-    report(doing="loading the parent")
-    return unpack(packed, device)
 
 
 def tensor(ids: Ids, device: str) -> torch.Tensor:

@@ -181,11 +181,17 @@ def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
     file, checkpoints = tmp_path / "child.safetensors", tmp_path / "checkpoints/c"
     checkpoints.parent.mkdir()
     nothing: Any = None
+    told: list[str] = []
+
+    def report(done: float = 0, total: float = 0, doing: str = "") -> None:
+        told.append(doing)
+
     with ThreadPoolExecutor() as pool, FileLock(f"{checkpoints}.lock"):
         later = pool.submit(
-            _make, nothing, nothing, nothing, "", "", (), SHORT, str(file), str(checkpoints), "cpu", nothing
+            _make, nothing, nothing, nothing, "", "", (), SHORT, str(file), str(checkpoints), "cpu", report
         )
         with pytest.raises(TimeoutError):
             later.result(timeout=0.5)
         save_child(file, child, {"after": 1.0})
     assert later.result() == {"after": 1.0}
+    assert told == ["waiting for another process, which builds the same child"]

@@ -130,9 +130,10 @@ class Bar:
     def end(self) -> None:
         """Print how long all took, where it was long enough to tell in between how far it was."""
         if self._unit and self._lines > 1:
-            whole = f"{int(self.total):,} {self._unit} in " if self.total and self.done >= self.total else "done in "
+            is_whole = self.total is not None and 0 < self.total < self.done + 1e-6
+            whole = f"{int(self.total or 0):,} {self._unit}" if is_whole else "done"
             took = _minutes(self._clock() - self._opened_s)
-            self._console.print(f"{self._name}: {whole}{took}", soft_wrap=True, highlight=False)
+            self._console.print(f"{self._name}: {whole} in {took}", soft_wrap=True, highlight=False)
 
 
 @contextmanager

@@ -131,8 +131,9 @@ def pareto(
     with open_store(db) as store:
         known = measured(store, store.find_search(search))
         found = front_of(known, cost, _limits(budget), points)
+        trials = store.trials(known.search.id) if plot is not None else ()
     if plot is not None:
-        write_front(known, cost, found, plot)
+        write_front(known, cost, found, plot, _limits(budget), trials)
         talk_beside(as_json).print(f"plot: {plot}", soft_wrap=True)
     if as_json:
         print_json([vars(point) for point in found])

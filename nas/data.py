@@ -34,7 +34,7 @@ Split = Literal["calibration", "distillation", "score", "evaluation"]
 SPLITS: tuple[Split, ...] = ("calibration", "distillation", "score", "evaluation")
 _DRAWN: tuple[Split, ...] = ("distillation", "score", "evaluation")
 
-# A piece is about two sequences long: many of them fill a set, and most sequences hold text that belongs together.
+# A long document is cut into pieces of about two sequences: many fill a set, and a sequence holds few beginnings.
 _PIECE_CHARACTERS_PER_TOKEN = 8
 # How much text to tokenise at once for the tokens still wanted; sets the pace only.
 _USUAL_CHARACTERS_PER_TOKEN = 4
@@ -62,10 +62,9 @@ class Dropped:
     paragraphs: int = 0
 
     def __str__(self) -> str:
-        return (
-            f"dropped as copies: {self.repeated:,} repeated, {self.evaluated:,} documents and "
-            f"{self.paragraphs:,} paragraphs of evaluation or score text"
-        )
+        counts = {"repeated": self.repeated, "evaluated on": self.evaluated, "in single paragraphs": self.paragraphs}
+        told = [f"{count:,} {what}" for what, count in counts.items() if count]
+        return f"dropped as copies: {', '.join(told) or 'none'}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,10 +241,12 @@ def _too_short(key: str, asked: Mapping[Split, int], sets: Mapping[Split, _Drawn
     for split in asked:
         held.update(sets[split].tokens_by_source(len(sets[split].ids)))
     wanted = ", ".join(f"data.{split}_tokens {tokens:,}" for split, tokens in asked.items())
+    if not held:
+        return TextError(f"{key}: nothing is left of it to draw from; {dropped}")
     holdings = _listed([f"{name} {tokens:,}" for name, tokens in held.most_common()])
     return TextError(
         f"{key} holds {held.total():,} tokens, and {sum(asked.values()):,} are asked for ({wanted}); give more text, "
-        f"or ask for fewer tokens. By source: {holdings or 'none'}; {dropped}"
+        f"or ask for fewer tokens. By source: {holdings}; {dropped}"
     )
 
 

@@ -59,9 +59,9 @@ def without_copies(text: str, known: Container[bytes]) -> tuple[str, int]:
 
 
 def cut(text: str, characters: int) -> Iterator[str]:
-    """Consecutive parts of at most so many characters, none cut shorter than half of them to end well."""
+    """Consecutive parts of about so many characters, from half of them to twice as many."""
     start = 0
-    while len(text) - start > characters:
+    while len(text) - start > 2 * characters:
         least, most = start + characters // 2, start + characters
         ends = (text.rfind(end, least, most) + len(end) for end in ("\n\n", "\n", ". ", " ") if end in text[least:most])
         end = next(ends, most)

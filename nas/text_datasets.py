@@ -58,13 +58,20 @@ def parts_of(source: HubDataset) -> list[TextFile | Rows]:
         return _loaded(datasets, source)
     except TextError:
         raise
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise TextError(f"{source.dataset}: {error.__cause__ or error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise TextError(f"{source.dataset}: {str(error) or type(error).__name__}") from error
 
 
 def _saved(datasets: Any, source: HubDataset) -> Any:
     """What `save_to_disk` wrote: a dataset, or one for each split."""
-    saved = datasets.load_from_disk(source.dataset)
+    try:
+        saved = datasets.load_from_disk(source.dataset)
+    except (OSError, ValueError, KeyError) as error:
+        raise TextError(
+            f"{source.dataset}, as `save_to_disk` writes it, cannot be read: {error}; save it again"
+        ) from error
     if not isinstance(saved, datasets.DatasetDict):
         return saved
     if source.split not in saved:
@@ -79,9 +86,13 @@ def _loaded(datasets: Any, source: HubDataset) -> list[TextFile | Rows]:
         return [TextFile(Path(file), source.column) for file in files[source.split]]
     try:
         rows = datasets.load_dataset(source.dataset, source.config, split=source.split)
-    except datasets.exceptions.DatasetGenerationError as error:
-        # Says of a file neither its name nor what is wrong with it: its cause does.
-        raise TextError(f"{source.dataset}: {error.__cause__ or error}") from error
+    except datasets.exceptions.DatasetGenerationError:
+        # The library names no file; our own reading does.
+        if Path(source.dataset).is_dir() and builder.name in _OUR_FORMATS:
+            for file in (file for split in files.values() for file in split):
+                for _ in TextFile(Path(file), source.column).texts(None):
+                    pass
+        raise
     return [_rows(source, rows)]
 
 

@@ -56,7 +56,7 @@ class TextFile:
             size = os.fstat(file.fileno()).st_size
             blocks = self._blocks(unpacked(file, found.compression), found.encoding)
             for text in self._texts_of(found, blocks, separator):
-                yield text, file.tell() / size
+                yield text, 1.0 if file.closed else file.tell() / max(size, 1)
             # Streams that are packed may know only at their end that they are cut.
             for _ in blocks:
                 pass
@@ -90,10 +90,11 @@ class TextFile:
         line += error.object[: error.start].decode(error.encoding, errors="ignore").count("\n")
         if "unexpected end" in error.reason or "truncated" in error.reason:
             return f"{self.path}, line {line}: the file ends within a character, so it is cut; fetch it again"
-        byte = error.object[error.start]
+        byte = error.object[error.start : error.start + 1]
+        meant = byte.decode("cp1252", errors="replace")
         return (
-            f"{self.path}, line {line}: byte 0x{byte:02x} is not {error.encoding.upper()} (in Latin-1 it is "
-            f"{chr(byte)!r}); convert the file, as `iconv -f LATIN1 -t UTF-8` does, or leave it out"
+            f"{self.path}, line {line}: byte 0x{byte.hex()} is not {error.encoding.upper()} (in Windows-1252, much like "
+            f"Latin-1, it is {meant!r}); convert the file, as `iconv -f CP1252 -t UTF-8` does, or leave it out"
         )
 
     def _json_lines(self, lines: Iterator[str]) -> Iterator[str]:
@@ -152,7 +153,8 @@ class TextFile:
                 if row:
                     yield row[columns.index(self.column)]
         except csv.Error as error:
-            raise TextError(f"{self.path}, line {reader.line_num + 1}: {error}; is the file cut?") from error
+            cut = "it may be cut" if "end of data" in str(error) else "a field that begins with a quote ends with one"
+            raise TextError(f"{self.path}, line {reader.line_num + 1}: {error}; {cut}") from error
 
     def _table(self, found: Format) -> Iterator[tuple[str, float]]:
         arrow = pyarrow(f"{self.path}: reading Parquet and Arrow")
@@ -220,11 +222,16 @@ def _parsed(text: str, place: str, is_last: bool) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        cut = "it may be cut; fetch the file again, or remove what is left of it" if is_last else "mend or remove it"
+        remedy = "mend or remove it"
+        if is_last and (error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip())):
+            remedy = "it is cut; fetch the file again, or remove what is left of it"
+        elif error.msg.startswith("Extra data"):
+            remedy = "a file of one object a line is named .jsonl"
         where = place if ", line" in place else f"{place}, line {error.lineno}"
-        raise TextError(f"{where} is no JSON: {error.msg}: character {error.colno}; {cut}") from error
+        raise TextError(f"{where} is no JSON: {error.msg}: character {error.colno}; {remedy}") from error
     except (ValueError, RecursionError) as error:
-        raise TextError(f"{place}: {error}; mend or remove it") from error
+        # Nested too deep, or a number of too many digits.
+        raise TextError(f"{place}: {str(error).partition(';')[0]}; mend or remove it") from error
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:
@@ -259,4 +266,4 @@ def _stretches(blocks: Iterator[str], separator: str | None) -> Iterator[str]:
 def _a(value: object) -> str:
     """The JSON word for a value's type."""
     names: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -156,6 +156,8 @@ def _kind_of(path: Path, name: str, head: str) -> Kind:
     start = head.lstrip()
     if name in _LINES_NAMES:
         return "json" if _OBJECTS.match(start) else "json lines"
+    if name == ".json" and "\n" not in start.rstrip():
+        return "json"
     if _is_json_lines(start):
         return "json lines"
     if name in (".json", ".ipynb"):

@@ -40,7 +40,7 @@ _PIECE_CHARACTERS_PER_TOKEN = 8
 _USUAL_CHARACTERS_PER_TOKEN = 4
 # How much text to read: more than most tokenizers need, and of small text all. Where it is too little, more is read.
 _READ_CHARACTERS_PER_TOKEN = 6
-_READ_CHARACTERS = 1 << 26
+_READ_CHARACTERS = 1 << 24
 _READ_MORE = 4
 # The sources that the summary names; the rest are counted.
 _SOURCES_SHOWN = 8
@@ -72,7 +72,7 @@ class Tokens:
     """The sets, each int32 [sequences, sequence_length] and read-only, and how they came about.
 
     `calibration` is the head of `distillation`; the others are apart. `sources` says by source how many tokens each of
-    the three got from it; `empty` sources hold no text.
+    the three got from it; `empty` sources hold no text. `share_read` of the training text was read, its head.
     """
 
     calibration: NDArray[np.int32]
@@ -82,6 +82,7 @@ class Tokens:
     sources: Mapping[str, Mapping[Split, int]]
     empty: tuple[str, ...]
     dropped: Dropped
+    share_read: float
 
     def digest(self, split: Split) -> str:
         """Of one set, see `digest_of`."""
@@ -106,6 +107,8 @@ class Tokens:
         width = max(len(name) for name, _ in table)
         lines = [f"{name:<{width}}" + "".join(f"{cell:>15}" for cell in cells) for name, cells in table]
         lines.append(f"in sequences of {self.score.shape[1]:,} tokens; {self.dropped}")
+        if self.share_read < 1:
+            lines.append(f"there is more than enough text: of each source the first {self.share_read:.1%} was read")
         if self.empty:
             lines.append(f"no text in {_listed(self.empty)}")
         return "\n".join(lines)
@@ -144,7 +147,7 @@ def load_tokens(data: Data, tokenizer: "PreTrainedTokenizerBase", vocabulary: in
             sources[name][split] = tokens
     ids = {split: _sequences(data, split, drawn.ids[: wanted[split]], vocabulary) for split, drawn in sets.items()}
     calibration = ids["distillation"][: data.calibration_tokens // data.sequence_length]
-    return Tokens(calibration, **ids, sources=sources, empty=text.empty, dropped=dropped)
+    return Tokens(calibration, **ids, sources=sources, empty=text.empty, dropped=dropped, share_read=text.train.share)
 
 
 # --- sets -----------------------------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ class _Text:
 
     @property
     def whole(self) -> bool:
-        return self.train.whole and (self.evaluation is None or self.evaluation.whole)
+        return self.train.share == 1 and (self.evaluation is None or self.evaluation.share == 1)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ Copies are found whatever their spaces, line ends and Unicode forms. Nothing her
 import hashlib
 import re
 import unicodedata
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 # A paragraph, or a line, that is shorter may stand in two texts by chance.
@@ -31,27 +31,29 @@ class Piece:
 
 def key_of(text: str) -> bytes:
     """Sixteen bytes, equal for texts that differ in white space, in invisible characters and in Unicode form alone."""
-    return hashlib.blake2b(_comparable(text).encode(), digest_size=16).digest()
+    return _digest(_comparable(text))
 
 
 def paragraph_keys(text: str) -> Iterator[bytes]:
     """The keys of a text's long paragraphs, between blank lines, and of its long lines."""
     for block in _BLANK_LINES.split(text)[::2]:
         for part in dict.fromkeys((block, *block.split("\n"))):
-            if _is_long(part):
-                yield key_of(part)
+            if key := _key_where_long(part):
+                yield key
 
 
-def without_copies(text: str, known: Container[bytes]) -> tuple[str, int]:
+def without_copies(text: str, known: Set[bytes]) -> tuple[str, int]:
     """The text without the long paragraphs and lines whose keys are known, and how many those were."""
+    if not known:
+        return text, 0
     kept, dropped = "", 0
     blocks = _BLANK_LINES.split(text)
     for block, gap in zip(blocks[::2], [*blocks[1::2], ""], strict=True):
-        if _is_long(block) and key_of(block) in known:
+        if _key_where_long(block) in known:
             dropped += 1
             continue
         lines = block.split("\n")
-        new = [line for line in lines if not (_is_long(line) and key_of(line) in known)]
+        new = [line for line in lines if _key_where_long(line) not in known] if len(lines) > 1 else lines
         dropped += len(lines) - len(new)
         if new:
             kept += "\n".join(new) + gap
@@ -73,8 +75,8 @@ def cut(text: str, characters: int) -> Iterator[str]:
 def pieces_of(documents: Sequence[Sequence[str]], characters: int) -> tuple[list[Piece], int]:
     """The pieces of all sources' documents in the order they are drawn in, and how many were copies of another.
 
-    The order depends on nothing but the texts. Within a source it is that of the pieces' keys; each takes up as much of
-    the source as it has characters and is placed at random there, and sources are merged by these places, from 0 to 1.
+    The order depends on nothing but the texts. Within a source it is that of the pieces' keys. Laid end to end they
+    reach from 0 to 1; at one place within each, the same for all of a source, sources are merged.
     """
     found: dict[bytes, Piece] = {}
     count = 0
@@ -94,15 +96,21 @@ def pieces_of(documents: Sequence[Sequence[str]], characters: int) -> tuple[list
 
 def _places(pieces: list[Piece]) -> Iterator[tuple[float, Piece]]:
     whole, before = sum(len(piece.text) for piece in pieces), 0
+    # At random, and one of its own for each source; the order goes by the first half of the keys.
+    within = int.from_bytes(pieces[0].key[8:]) / 2**64
     for piece in pieces:
-        # The order goes by the first half of the key.
-        within = int.from_bytes(piece.key[8:]) / 2**64
         yield (before + within * len(piece.text)) / whole, piece
         before += len(piece.text)
 
 
-def _is_long(text: str) -> bool:
-    return len(text) >= _LONG_CHARACTERS and len(_comparable(text)) >= _LONG_CHARACTERS
+def _key_where_long(text: str) -> bytes | None:
+    if len(text) < _LONG_CHARACTERS or len(comparable := _comparable(text)) < _LONG_CHARACTERS:
+        return None
+    return _digest(comparable)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _comparable(text: str) -> str:

@@ -20,9 +20,9 @@ from typing import IO, Any
 
 from nas.text_format import Format, TextError, format_of, pyarrow, unpacked
 
-STRETCH_CHARACTERS = 1 << 20
+STRETCH_CHARACTERS = 1 << 18
 """A longer document is read in stretches of at most so many characters, each a document of its own."""
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16
 # A JSON file that is one value cannot be read as a stream.
 _LARGEST_JSON_BYTES = 1 << 30
 _ROWS_AT_ONCE = 1000
@@ -93,8 +93,8 @@ class TextFile:
         byte = error.object[error.start : error.start + 1]
         meant = byte.decode("cp1252", errors="replace")
         return (
-            f"{self.path}, line {line}: byte 0x{byte.hex()} is not {error.encoding.upper()} (in Windows-1252, much like "
-            f"Latin-1, it is {meant!r}); convert the file, as `iconv -f CP1252 -t UTF-8` does, or leave it out"
+            f"{self.path}, line {line}: byte 0x{byte.hex()} is not {error.encoding.upper()} (in Windows-1252, much "
+            f"like Latin-1, it is {meant!r}); convert the file, as `iconv -f CP1252 -t UTF-8` does, or leave it out"
         )
 
     def _json_lines(self, lines: Iterator[str]) -> Iterator[str]:

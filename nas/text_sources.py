@@ -31,11 +31,11 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents by source, none of them empty, and whether that is all there are."""
+    """Documents by source, none of them empty, and what share of each source they are."""
 
     names: tuple[str, ...]
     texts: tuple[list[str], ...]
-    whole: bool
+    share: float
 
     @property
     def empty(self) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def read_documents(
                     owed -= read * one.size
     except TextError as error:
         raise TextError(f"{key}: {error}") from error
-    documents = Documents(tuple(name for name, _ in sources), tuple(texts), share == 1)
+    documents = Documents(tuple(name for name, _ in sources), tuple(texts), share)
     if len(documents.empty) == len(sources):
         raise TextError(f"{key}: there is no text in {', '.join(documents.empty[:5])}")
     return documents

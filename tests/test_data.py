@@ -15,7 +15,8 @@ from nas.sections import Data
 from nas.stdlib_text import stdlib_files
 
 VOCABULARY, BOS = 300, "<|bos|>"
-STORIES = Path(__file__).parents[2] / "shared/parents/stories260K"
+SHARED = Path(__file__).parents[2] / "shared"
+STORIES = SHARED / "parents/stories260K"
 
 
 def byte_level(bos: bool, template: bool = False) -> PreTrainedTokenizerFast:

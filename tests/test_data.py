@@ -10,9 +10,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from nas.data import SPLITS, Dropped, TextError, Tokens, load_tokens
+from nas.data import SPLITS, Dropped, Tokens, load_tokens
 from nas.sections import Data
 from nas.stdlib_text import stdlib_files
+from nas.text_format import TextError
 
 VOCABULARY, BOS = 300, "<|bos|>"
 SHARED = Path(__file__).parents[2] / "shared"

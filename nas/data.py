@@ -97,13 +97,14 @@ class Tokens:
         rows = [(name, [tokens[split] for split in _DRAWN]) for name, tokens in self.sources.items()]
         rows.sort(key=lambda row: (-sum(row[1]), row[0]))
         if len(rows) > _SOURCES_SHOWN + 1:
-            rest = [tokens for _, tokens in rows[_SOURCES_SHOWN:]]
-            rows[_SOURCES_SHOWN:] = [(f"{len(rest):,} more", [sum(column) for column in zip(*rest, strict=True)])]
+            shown = min(_SOURCES_SHOWN, sum(any(tokens) for _, tokens in rows))
+            rest = [tokens for _, tokens in rows[shown:]]
+            rows[shown:] = [(f"{len(rest):,} more", [sum(column) for column in zip(*rest, strict=True)])]
         sets: list[NDArray[np.int32]] = [getattr(self, split) for split in _DRAWN]
         if len(rows) > 1:
             rows.append((f"all {len(self.sources):,}", [ids.size for ids in sets]))
-        shown = [(_shortened(name), [f"{count:,}" if count else "-" for count in counts]) for name, counts in rows]
-        table: list[tuple[str, list[str]]] = [("tokens from", [*_DRAWN]), *shown]
+        told = [(_shortened(name), [f"{count:,}" if count else "-" for count in counts]) for name, counts in rows]
+        table: list[tuple[str, list[str]]] = [("tokens from", [*_DRAWN]), *told]
         width = max(len(name) for name, _ in table)
         lines = [f"{name:<{width}}" + "".join(f"{cell:>15}" for cell in cells) for name, cells in table]
         lines.append(f"in sequences of {self.score.shape[1]:,} tokens; {self.dropped}")

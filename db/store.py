@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from db import queries
-from db.connect import connect, explained, locate
+from db.connect import Access, connect, explained, locate
 from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
@@ -69,17 +69,18 @@ class Store:
         self._writer = engine.execution_options(writes=True)
 
     @classmethod
-    def open(cls, url: str | Path | None = None) -> Self:
-        """Open the database at `url`, creating or upgrading it.
+    def open(cls, url: str | Path | None = None, access: Access = "create") -> Self:
+        """Open the database at `url`, upgrading it, and creating it if `access` is "create"; to "read", one that may
+        not be written will do.
 
         `url` is an SQLAlchemy URL or the path of an SQLite file; by default NAS_DB, else `nas.db` in NAS_HOME, else in
-        `~/.puzzle-nas`. Raises DatabaseTooNew, or DatabaseError where it cannot be opened.
+        `~/.puzzle-nas`. Raises DatabaseTooNew, Foreign, or DatabaseError where it cannot be opened.
         """
         place = locate(url)
-        engine = connect(place)
+        engine = connect(place, access)
         with ExitStack() as otherwise, explained(place):
             otherwise.callback(engine.dispose)
-            migrate(engine)
+            migrate(engine, access)
             otherwise.pop_all()
         return cls(engine)
 

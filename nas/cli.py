@@ -114,7 +114,7 @@ def trials(
 
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """
-    with open_store(db) as store:
+    with open_store(db, "read") as store:
         search_id = store.find_search(search).id if search else None
         found = store.trials(search_id, where=where, sort=sort, descending=descending, limit=limit)
         names = {known.id: known.name for known in store.searches()}
@@ -137,7 +137,7 @@ def show(
     """
     from nas.show import layers_of
 
-    with open_store(db) as store:
+    with open_store(db, "read") as store:
         found = store.trial(trial)
         known = store.find_search(found.search_id)
         layers = layers_of(store, known, found)
@@ -163,7 +163,7 @@ def export(
     from nas import quiet  # noqa: F401
     from nas.deliver import export_trial
 
-    with open_store(db) as store:
+    with open_store(db, "read") as store:
         done = export_trial(store, trial, format, out)
     if as_json:
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
@@ -192,7 +192,7 @@ def report(
     """
     from nas.report import write_report
 
-    with open_store(db) as store:
+    with open_store(db, "read") as store:
         written = write_report(store, store.find_search(search), out, store.trial(trial) if trial is not None else None)
     console.print(f"report: {written}", soft_wrap=True)
 

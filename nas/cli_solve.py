@@ -95,7 +95,7 @@ def solve(
     if not budget:
         raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     limits = _limits(budget)
-    with open_store(db) as store:
+    with open_store(db, "write") as store:
         found = [store.find_search(name) for name in search or ()]
         if refine is None:
             with _effort(gap, time_limit, engine, talk) as effort:
@@ -128,7 +128,7 @@ def pareto(
         from nas.report.plots import file_format
 
         file_format(plot)  # before the work rather than after
-    with open_store(db) as store:
+    with open_store(db, "read") as store:
         known = measured(store, store.find_search(search))
         found = front_of(known, cost, _limits(budget), points)
     if plot is not None:
@@ -162,7 +162,7 @@ def pool(
     from nas.pool import alternatives
     from nas.solve import measured
 
-    with open_store(db) as store, _effort(None, time_limit, None, talk_beside(as_json)) as effort:
+    with open_store(db, "write") as store, _effort(None, time_limit, None, talk_beside(as_json)) as effort:
         known = measured(store, store.find_search(search))
         found = alternatives(store, known, _limits(budget) or known.budget, count, apart, effort)
     print_alternatives(known, found, count, as_json)
@@ -198,7 +198,7 @@ def compare(
     if plot is not None:
         file_format(plot)  # before the work rather than after
     asked = Asked(_limits(budget), evaluations, seeds, heal, time)
-    with open_store(db) as store:
+    with open_store(db, "write") as store:
         lines = run(store, store.find_search(search), asked, talk_beside(as_json))
     if plot is not None:
         write_comparison(lines, plot)

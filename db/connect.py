@@ -35,12 +35,13 @@ _SQLITE_ADVICE = {
     "SQLITE_IOERR": "the disk failed or is full; check it and run again: nothing of this write was kept",
     "SQLITE_BUSY": f"another process kept it locked for {BUSY_TIMEOUT_MS // 1000} s; run again when that one is done",
 }
-_OTHER_TABLES = ("no such table", "no such column")
+_NOT_OUR_TABLES = ("no such table", "no such column")
+_OTHER_TABLES = "its tables are not the ones this program makes; restore a copy, or name another with --db or NAS_DB"
 _POSTGRES_ADVICE = {
     "42501": "this user may not do that; ask its owner for the rights (GRANT), or name another database",
     "25006": "it is open for reading only; name one that can be written",
-    "42P01": "its tables are not the ones this program makes; restore a copy, or name another database",
-    "42703": "its tables are not the ones this program makes; restore a copy, or name another database",
+    "42P01": _OTHER_TABLES,
+    "42703": _OTHER_TABLES,
 }
 
 
@@ -208,8 +209,8 @@ def explained(url: URL) -> Iterator[None]:
 
 def _advice(error: BaseException | None) -> str | None:
     if isinstance(error, sqlite3.Error):
-        if str(error).startswith(_OTHER_TABLES):
-            return f"its tables are not the ones this program makes ({error}); restore a copy, or name another with NAS_DB"
+        if str(error).startswith(_NOT_OUR_TABLES):
+            return f"{error}; {_OTHER_TABLES}"
         name = getattr(error, "sqlite_errorname", "")
         return next((advice for code, advice in _SQLITE_ADVICE.items() if name.startswith(code)), None)
     if (state := getattr(error, "sqlstate", None)) in _POSTGRES_ADVICE:

@@ -6,9 +6,9 @@
     created_at >= "2026-11-01"
 
 Python's grammar and precedence, chained comparisons included, parsed with `ast` and translated node by node: nothing
-is evaluated. Whether a comparison with an empty column holds is not known, nor is its `not`: neither matches, as in SQL,
-and so it is where something is divided by zero. `is None` asks for an empty column. Numbers are 64-bit floats. Text compares with ==, != and in; a moment in ISO 8601,
-UTC unless it says otherwise, with every comparison.
+is evaluated. A comparison with an empty column, or with a division by zero, is neither true nor false, and nor is its
+`not`: as in SQL, neither matches. `is None` asks for an empty column. Numbers are 64-bit floats. Text compares with ==,
+!= and in; a moment in ISO 8601, UTC unless it says otherwise, with every comparison.
 
 This file knows the trial's columns. It does not know the store, the database, or what the numbers mean.
 """

@@ -29,6 +29,7 @@ from db.connect import Access, connect, explained, locate
 from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
+    OF_THE_HEALED,
     Base,
     Cost,
     Distillation,
@@ -46,6 +47,9 @@ from db.rows import checked, table_of, values
 
 _CHUNK = 500
 """Keys in one IN list; SQLite builds allow as few as 999 parameters."""
+
+_LARGEST = 2**63 - 1
+"""The largest whole number that a database takes."""
 
 Measured = TypeVar("Measured", Score, Cost, Distillation)
 Row = TypeVar("Row", Stage, Failure)
@@ -207,22 +211,49 @@ class Store:
         """Write it, unless its key is known: then the row already there is returned, with the better proof of the two:
         one for the budget itself before one for limits near it, then the smaller gap.
 
-        What was measured of the same child under another trial is this one's too.
+        What was measured of the same child under another trial is this one's too, and the other way round.
         """
         with self._writing() as session:
             session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
-            row = session.scalars(select(Trial).where(Trial.key == trial.key).with_for_update()).one()
+            row = session.scalars(select(Trial).where(Trial.key == trial.key)).one()
+            _lock(session, row)
             if _unproven(trial) < _unproven(row):
                 row.bound, row.gap, row.status = trial.bound, trial.gap, trial.status
                 # What was said to hang on the older proof goes with it.
                 row.details = _merged(row.details, {"solved_for": None, "explained": None} | trial.details)
-            return _with_twins(session, row)
+            row = _with_twins(session, row)
+            _share(session, row, [name for name in OF_THE_CHILD if getattr(trial, name) is not None])
+            return row
 
     def trial_with_twins(self, trial_id: int) -> Trial:
         """The trial as it is now, with what was measured of the same child under other trials written into it. Raises
         ValueError where there is none."""
         with self._writing() as session:
             return _with_twins(session, _the_trial(session, trial_id, to_write=True))
+
+    def built_child(self, search_id: str, architecture: str) -> str | None:
+        """The key of the child of this architecture that the search built last; None where it built none."""
+        query = select(Trial.child_key).where(
+            Trial.search_id == search_id, Trial.architecture == architecture, Trial.kl.is_not(None)
+        )
+        with self._reading() as session:
+            return session.scalars(query.order_by(Trial.id.desc()).limit(1)).first()
+
+    def delete_trials(self, trial_ids: Collection[int]) -> list[str]:
+        """Forget these trials; what was measured of them stays with other trials of the same child, and scores, costs
+        and distillations stay in any case. Returns the keys of the children that no trial is any more.
+
+        Raises ValueError, and forgets none, where there is no such trial.
+        """
+        with self._writing() as session:
+            rows = [_the_trial(session, trial_id, to_write=True) for trial_id in sorted(set(trial_ids))]
+            for row in rows:
+                _share(session, row, [name for name in OF_THE_CHILD if getattr(row, name) is not None], fill=True)
+            for row in rows:
+                session.delete(row)
+            session.flush()
+            gone = list(dict.fromkeys(row.child_key for row in rows))
+            return [key for key in gone if not session.scalars(select(Trial.id).where(Trial.child_key == key)).first()]
 
     def update_trial(self, trial_id: int, **columns: Any) -> Trial:
         """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
@@ -234,11 +265,12 @@ class Store:
         written = checked(Trial, columns, f"trial {trial_id}")
         more = written.pop("details", None)
         with self._writing() as session:
-            if written:
-                session.execute(update(Trial).where(Trial.id == trial_id).values(written))
             trial = _the_trial(session, trial_id, to_write=True)
+            for name, value in written.items():
+                setattr(trial, name, value)
             if more is not None:
                 trial.details = _merged(trial.details, more)
+            _share(session, trial, [name for name in OF_THE_CHILD if name in written])
             return trial
 
     def own_child_path(self, trial_id: int, path: str, export_format: str) -> Trial:
@@ -275,7 +307,8 @@ class Store:
         if sort is not None:
             by = queries.column(sort)
             query = query.order_by((by.desc() if descending else by.asc()).nulls_last())
-        query = query.order_by(Trial.id.desc() if descending else Trial.id).limit(limit)
+        query = query.order_by(Trial.id.desc() if descending else Trial.id)
+        query = query.limit(None if limit is None else min(limit, _LARGEST))
         try:
             with self._reading() as session:
                 return list(session.scalars(query))
@@ -343,17 +376,40 @@ def _unproven(trial: Trial) -> tuple[bool, float]:
     return "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
 
 
+def _twins(session: Session, row: Trial) -> list[tuple[Trial, tuple[str, ...]]]:
+    """The other trials of its architecture, the same child first, each with the columns that are so of both."""
+    query = select(Trial).where(
+        Trial.search_id == row.search_id, Trial.architecture == row.architecture, Trial.id != row.id
+    )
+    found = sorted(session.scalars(query.order_by(Trial.id)), key=lambda twin: twin.child_key != row.child_key)
+    shape = tuple(name for name in OF_THE_CHILD if name not in OF_THE_HEALED)
+    return [(twin, OF_THE_CHILD if twin.child_key == row.child_key else shape) for twin in found]
+
+
 def _with_twins(session: Session, row: Trial) -> Trial:
-    """What is not known of a trial's child, from the other trials that are the same child."""
-    twins = select(Trial).where(Trial.child_key == row.child_key, Trial.id != row.id).order_by(Trial.id)
-    for twin in session.scalars(twins):
-        for name in OF_THE_CHILD:
+    """What is not known of a trial's child, from the other trials that are the same child, or the same but for
+    healing."""
+    for twin, alike in _twins(session, row):
+        for name in alike:
             if getattr(row, name) is None:
                 setattr(row, name, getattr(twin, name))
         if "parent" in twin.details:
             # What the parent measured beside the child; a budget or a format is each trial's own.
             row.details = _merged({"parent": twin.details["parent"]}, row.details)
     return row
+
+
+def _share(session: Session, row: Trial, names: Collection[str], fill: bool = False) -> None:
+    """Write these columns of a trial into its twins: into all of them, or to `fill` what they lack."""
+    if not names:
+        return
+    for twin, alike in _twins(session, row):
+        for name in alike:
+            if name in names and not (fill and getattr(twin, name) is not None):
+                setattr(twin, name, getattr(row, name))
+        if "parent" in row.details:
+            parent = {"parent": row.details["parent"]}
+            twin.details = _merged(parent, twin.details) if fill else _merged(twin.details, parent)
 
 
 def _merged(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -365,7 +421,17 @@ def _merged(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> Trial:
     """`to_write`: nobody else writes it until the transaction ends."""
-    trial = session.get(Trial, trial_id, with_for_update=to_write)
+    is_number = abs(trial_id) <= _LARGEST  # beyond it the driver fails
+    trial = session.get(Trial, trial_id) if is_number else None
     if trial is None:
         raise ValueError(f"no trial has the id {trial_id}")
+    if to_write:
+        _lock(session, trial)
     return trial
+
+
+def _lock(session: Session, trial: Trial) -> None:
+    """It and its twins, which are written together: in one order, or two writers on PostgreSQL could wait for each
+    other. What is loaded already is loaded again, as it is now."""
+    query = select(Trial).where(Trial.search_id == trial.search_id, Trial.architecture == trial.architecture)
+    session.scalars(query.order_by(Trial.id).with_for_update().execution_options(populate_existing=True)).all()

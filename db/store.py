@@ -29,7 +29,6 @@ from db.connect import Access, connect, explained, locate
 from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
-    OF_THE_HEALED,
     Base,
     Cost,
     Distillation,
@@ -44,6 +43,7 @@ from db.models import (
 )
 from db.queries import QueryError
 from db.rows import checked, table_of, values
+from db.twins import lock, merged, share, with_twins
 
 _CHUNK = 500
 """Keys in one IN list; SQLite builds allow as few as 999 parameters."""
@@ -216,20 +216,20 @@ class Store:
         with self._writing() as session:
             session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
             row = session.scalars(select(Trial).where(Trial.key == trial.key)).one()
-            _lock(session, row)
+            lock(session, row)
             if _unproven(trial) < _unproven(row):
                 row.bound, row.gap, row.status = trial.bound, trial.gap, trial.status
                 # What was said to hang on the older proof goes with it.
-                row.details = _merged(row.details, {"solved_for": None, "explained": None} | trial.details)
-            row = _with_twins(session, row)
-            _share(session, row, [name for name in OF_THE_CHILD if getattr(trial, name) is not None])
+                row.details = merged(row.details, {"solved_for": None, "explained": None} | trial.details)
+            row = with_twins(session, row)
+            share(session, row, [name for name in OF_THE_CHILD if getattr(trial, name) is not None])
             return row
 
     def trial_with_twins(self, trial_id: int) -> Trial:
         """The trial as it is now, with what was measured of the same child under other trials written into it. Raises
         ValueError where there is none."""
         with self._writing() as session:
-            return _with_twins(session, _the_trial(session, trial_id, to_write=True))
+            return with_twins(session, _the_trial(session, trial_id, to_write=True))
 
     def built_child(self, search_id: str, architecture: str) -> str | None:
         """The key of the child of this architecture that the search built last; None where it built none."""
@@ -248,7 +248,7 @@ class Store:
         with self._writing() as session:
             rows = [_the_trial(session, trial_id, to_write=True) for trial_id in sorted(set(trial_ids))]
             for row in rows:
-                _share(session, row, [name for name in OF_THE_CHILD if getattr(row, name) is not None], fill=True)
+                share(session, row, [name for name in OF_THE_CHILD if getattr(row, name) is not None], fill=True)
             for row in rows:
                 session.delete(row)
             session.flush()
@@ -269,8 +269,8 @@ class Store:
             for name, value in written.items():
                 setattr(trial, name, value)
             if more is not None:
-                trial.details = _merged(trial.details, more)
-            _share(session, trial, [name for name in OF_THE_CHILD if name in written])
+                trial.details = merged(trial.details, more)
+            share(session, trial, [name for name in OF_THE_CHILD if name in written])
             return trial
 
     def own_child_path(self, trial_id: int, path: str, export_format: str) -> Trial:
@@ -376,49 +376,6 @@ def _unproven(trial: Trial) -> tuple[bool, float]:
     return "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
 
 
-def _twins(session: Session, row: Trial) -> list[tuple[Trial, tuple[str, ...]]]:
-    """The other trials of its architecture, the same child first, each with the columns that are so of both."""
-    query = select(Trial).where(
-        Trial.search_id == row.search_id, Trial.architecture == row.architecture, Trial.id != row.id
-    )
-    found = sorted(session.scalars(query.order_by(Trial.id)), key=lambda twin: twin.child_key != row.child_key)
-    shape = tuple(name for name in OF_THE_CHILD if name not in OF_THE_HEALED)
-    return [(twin, OF_THE_CHILD if twin.child_key == row.child_key else shape) for twin in found]
-
-
-def _with_twins(session: Session, row: Trial) -> Trial:
-    """What is not known of a trial's child, from the other trials that are the same child, or the same but for
-    healing."""
-    for twin, alike in _twins(session, row):
-        for name in alike:
-            if getattr(row, name) is None:
-                setattr(row, name, getattr(twin, name))
-        if "parent" in twin.details:
-            # What the parent measured beside the child; a budget or a format is each trial's own.
-            row.details = _merged({"parent": twin.details["parent"]}, row.details)
-    return row
-
-
-def _share(session: Session, row: Trial, names: Collection[str], fill: bool = False) -> None:
-    """Write these columns of a trial into its twins: into all of them, or to `fill` what they lack."""
-    if not names:
-        return
-    for twin, alike in _twins(session, row):
-        for name in alike:
-            if name in names and not (fill and getattr(twin, name) is not None):
-                setattr(twin, name, getattr(row, name))
-        if "parent" in row.details:
-            parent = {"parent": row.details["parent"]}
-            twin.details = _merged(parent, twin.details) if fill else _merged(twin.details, parent)
-
-
-def _merged(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    found = details | more
-    if details.get("parent") and more.get("parent"):
-        found["parent"] = details["parent"] | more["parent"]
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> Trial:
     """`to_write`: nobody else writes it until the transaction ends."""
     is_number = abs(trial_id) <= _LARGEST  # beyond it the driver fails
@@ -426,12 +383,5 @@ def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> Trial
     if trial is None:
         raise ValueError(f"no trial has the id {trial_id}")
     if to_write:
-        _lock(session, trial)
+        lock(session, trial)
     return trial
-
-
-def _lock(session: Session, trial: Trial) -> None:
-    """It and its twins, which are written together: in one order, or two writers on PostgreSQL could wait for each
-    other. What is loaded already is loaded again, as it is now."""
-    query = select(Trial).where(Trial.search_id == trial.search_id, Trial.architecture == trial.architecture)
-    session.scalars(query.order_by(Trial.id).with_for_update().execution_options(populate_existing=True)).all()

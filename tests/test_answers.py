@@ -173,7 +173,7 @@ def test_several_answers_to_one_budget_are_trials(store: Store, known: Measured)
     """Each as far from all before as asked, no better than they, and said to be so far from the best."""
     budget = parse_budget("latency=60%")
     found = alternatives(store, known, budget, 4, 3)
-    assert not found.timed_out
+    assert found.ended == "enough"
     trials = [one.trial for one in found.found]
     assert [trial.id for trial in store.trials()] == [trial.id for trial in trials] == [1, 2, 3, 4]
     assert trials[0].score == solve(known, budget).score

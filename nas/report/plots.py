@@ -63,7 +63,8 @@ def front_figure(
     ceiling: float | None = None,
     marks: Sequence[Mark] = (),
 ) -> Figure:
-    """Score against a cost, by ascending cost; `front` is (cost, score), costs in the metric's base unit.
+    """Score against a cost, from the cheapest on, which is the one of most throughput; `front` is (cost, score), costs
+    in the metric's base unit.
 
     A step, since between two points the cheaper one is still the best there is.
     """
@@ -76,7 +77,8 @@ def front_figure(
     if ceiling is not None:
         axes.axvline(ceiling, color=_CHOSEN, linewidth=0.9, linestyle="--", label="budget")
     _draw_marks(axes, marks)
-    axes.set_xlabel(f"{cost} of the whole model")
+    is_floor = cost == "throughput"
+    axes.set_xlabel(f"{cost} of the whole model{', more is better' if is_floor else ''}")
     axes.set_ylabel("score: predicted distance from the parent")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(cost, value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -89,7 +91,8 @@ def front_figure(
     shares.set_xlabel("of the parent's")
     _widen(axes, [*scores, *(mark.score for mark in marks)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.legend(loc="upper right")
+    # Where the front, which falls towards what is dear, leaves room.
+    axes.legend(loc="upper left" if is_floor else "upper right")
     return figure
 
 

@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from db import queries
-from db.connect import Access, connect, explained, locate
+from db.connect import Access, can_write, connect, explained, locate
 from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
@@ -68,7 +68,9 @@ class KnownOption:
 class Store:
     """An open database. Close it, or use it as a context manager."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, is_read_only: bool = False) -> None:
+        self.is_read_only = is_read_only
+        """Opened to read, where nobody here may write: every method that writes raises DatabaseError."""
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
 
@@ -86,7 +88,7 @@ class Store:
             otherwise.callback(engine.dispose)
             migrate(engine, access)
             otherwise.pop_all()
-        return cls(engine)
+        return cls(engine, access == "read" and not can_write(place))
 
     @property
     def url(self) -> str:
@@ -224,6 +226,13 @@ class Store:
             row = with_twins(session, row)
             share(session, row, [name for name in OF_THE_CHILD if getattr(trial, name) is not None])
             return row
+
+    def as_added(self, trial: Trial) -> Trial:
+        """What `add_trial` would find: the row that has its key, else the trial with what was measured of the same
+        child. Nothing is written, and a trial that is not there has no id."""
+        with self._reading() as session:
+            row = session.scalars(select(Trial).where(Trial.key == trial.key)).first()
+            return row or with_twins(session, trial)
 
     def trial_with_twins(self, trial_id: int) -> Trial:
         """The trial as it is now, with what was measured of the same child under other trials written into it. Raises

@@ -12,8 +12,10 @@ from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.endings import INTERRUPTED
 from nas.printed import (
+    NOT_KEPT,
     answered,
     console,
+    is_kept,
     print_alternatives,
     print_answer,
     print_cautions,
@@ -103,7 +105,7 @@ def solve(
     if not budget:
         raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     limits = _limits(budget)
-    with open_store(db, "write") as store:
+    with open_store(db, "write" if refine else "read") as store:
         found = [store.find_search(name) for name in search or ()]
         if refine is None:
             with _effort(gap, time_limit, engine, talk) as effort:
@@ -182,7 +184,7 @@ def pool(
     from nas.solve import measured
 
     check_count(count)
-    with open_store(db, "write") as store, counted(talk_beside(as_json), count, total_time) as told:
+    with open_store(db, "read") as store, counted(talk_beside(as_json), count, total_time) as told:
         known = measured(store, store.find_search(search))
         effort = Effort(None, time_limit, None, told.solving)
         limits = _limits(budget) or known.budget
@@ -294,10 +296,8 @@ def _print_solved(
     print_trial(search, trial)
     also = "" if refine is None else f" and solver.refine: {refine}"
     also += "" if metric is None else f" and score.metric: {metric}"
-    console.print(
-        f"\nTo build it, put this budget{also} in the job and run `nas search`. Details: nas show {trial.id}",
-        soft_wrap=True,
-    )
+    details = f"Details: nas show {trial.id}" if is_kept(trial) else NOT_KEPT
+    console.print(f"\nTo build it, put this budget{also} in the job and run `nas search`. {details}", soft_wrap=True)
 
 
 def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:

@@ -45,8 +45,8 @@ class Alternatives:
         return {
             "enough": "as many as asked for",
             "exhausted": "there are no others so far apart",
-            "time": "in the time no other was found; these are kept as trials",
-            "interrupted": "interrupted; these are kept as trials",
+            "time": "in the time no other was found",
+            "interrupted": "interrupted; those found stay",
         }[self.ended]
 
 

@@ -40,6 +40,24 @@ _CLOSEST = 3
 """Close calls that are printed; all are in the JSON and in the report."""
 
 
+_WIDEST = 10_000
+
+
+def _print_whole(table: Table, where: Console = console) -> None:
+    """Where no terminal breaks lines, as wide as it is, so that no cell is cut."""
+    if not where.is_terminal:
+        where = Console(file=where.file, width=_WIDEST, markup=False, emoji=False)
+    where.print(table)
+
+
+NOT_KEPT = "It is not kept as a trial, as the database cannot be written here."
+
+
+def is_kept(trial: "models.Trial") -> bool:
+    """Whether the database has it: one that can only be read keeps no answers."""
+    return trial.id is not None
+
+
 def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     if as_json:
         more = {"report": str(outcome.report), "sentence": outcome.sentence}
@@ -72,14 +90,15 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
     if "solved_for" in trial.details:
         proven += f", for {said_budget(trial.details['solved_for'])}, as what was timed moved the limits"
-    budget = said_budget(trial.budget)
+    number = f"trial {trial.id}" if is_kept(trial) else "not kept as a trial"
     console.print(
-        f"\nsearch {search.name} ({search.id}), trial {trial.id}: {budget}, by {trial.solver}{proven}", soft_wrap=True
+        f"\nsearch {search.name} ({search.id}), {number}: {said_budget(trial.budget)}, by {trial.solver}{proven}",
+        soft_wrap=True,
     )
     table = Table("", "parent", "child", box=None)
     for row in comparison(search, trial):
         table.add_row(row.what, row.parent, row.child)
-    console.print(table)
+    _print_whole(table)
     print_cautions(cautions(search, trial))
     explained = Explained.of(trial)
     if explained is None:
@@ -95,7 +114,7 @@ def print_front(front: "Sequence[Point]", cost: str) -> None:
     table = Table("score", cost, "of parent", "architecture")
     for point in front:
         table.add_row(f"{point.score:.4f}", format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary)
-    console.print(table)
+    _print_whole(table)
     unproven = [point.gap for point in front if point.status != "optimal"]
     if unproven:
         console.print(
@@ -122,14 +141,16 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
     for one in answer.found:
         trial = one.trial
         table.add_row(
-            str(trial.id), _number(trial.score), _predicted(trial, "latency"),
+            str(trial.id) if is_kept(trial) else "-", _number(trial.score), _predicted(trial, "latency"),
             _share(trial.predicted_latency_s / whole_s), _predicted(trial, "memory"),
             *[_predicted(trial, metric) for metric in asked], str(one.unlike), summary(trial.architecture),
         )  # fmt: skip
-    console.print(table)
+    _print_whole(table)
     print_cautions(told)
     if len(answer.found) < count:
         console.print(f"{len(answer.found)} of {count}: {answer.why_no_more}", highlight=False)
+    if not all(is_kept(one.trial) for one in answer.found):
+        console.print(NOT_KEPT.replace("It is not kept as a trial", "They are not kept as trials"), soft_wrap=True)
     unproven = [one.solution.gap for one in answer.found if one.solution.gap > OPTIMAL_GAP]
     if unproven:
         console.print(
@@ -146,7 +167,7 @@ def print_layers(layers: "Sequence[LayerLine]") -> None:
             format_quantity("decode", layer.decode_s), format_quantity("memory", layer.memory_bytes),
             f"{layer.parameters:,}",
         )  # fmt: skip
-    console.print(table)
+    _print_whole(table)
 
 
 def print_answer(answer: "Answer", as_json: bool) -> None:
@@ -180,15 +201,15 @@ def print_trials(
     if not trials:
         where.print(none, soft_wrap=True)
         return
-    table = Table("trial", *(Column(name, overflow="fold") for name in ("search", "solver", "budget")), box=None)
+    named = ["search", "solver", "budget", *["predicted"] * any(map(_asked_values, trials))]
+    table = Table("trial", *(Column(name, overflow="fold") for name in named), box=None)
     columns = _trial_columns(trials)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for index, trial in enumerate(trials):
-        budget = said_budget(trial.budget, between="=")
-        cells = [str(trial.id), names[trial.search_id], trial.solver, budget]
-        table.add_row(*cells, *(column[index] for column in columns.values()))
-    where.print(table)
+        cells = [names[trial.search_id], trial.solver, said_budget(trial.budget, between="="), _asked_values(trial)]
+        table.add_row(str(trial.id), *cells[: len(named)], *(column[index] for column in columns.values()))
+    _print_whole(table, where)
 
 
 def print_deleted(deleted: "Deleted", as_json: bool) -> None:
@@ -207,20 +228,27 @@ def print_deleted(deleted: "Deleted", as_json: bool) -> None:
 
 
 def _trial_columns(trials: "Sequence[models.Trial]") -> dict[str, list[str]]:
-    """What is predicted, of every metric that a budget names, and what was found out: no column without a value."""
-    asked = _asked(trials, ("latency",))
+    """What is known of each: no column without a value."""
     found = {
         "score": [_number(trial.score) for trial in trials],
         "latency": [_predicted(trial, "latency") for trial in trials],
         "measured": [_measured(trial, "latency") for trial in trials],
+        "real KL": [_number(trial.kl_whole) for trial in trials],
+        "KL": [_number(trial.kl) for trial in trials],
+        "loss": [_number(trial.lm_loss) for trial in trials],
     }
-    for metric in asked:
-        found[metric] = [_predicted(trial, metric) for trial in trials]
-        if metric in ("ttft", "decode", "throughput"):
-            found[f"{metric}\nmeasured"] = [_measured(trial, metric) for trial in trials]
-    for name, column in {"real\nKL": "kl_whole", "KL": "kl", "loss": "lm_loss"}.items():
-        found[name] = [_number(getattr(trial, column)) for trial in trials]
     return {name: cells for name, cells in found.items() if {*cells} != {"-"}}
+
+
+def _asked_values(trial: "models.Trial") -> str:
+    """What it takes of its budget's metrics, in their order; latency has a column of its own."""
+    asked = [metric for metric in trial.budget if metric in COLUMNS and metric != "latency"]
+    return ", ".join(f"{metric} {_predicted(trial, metric)}{_as_measured(trial, metric)}" for metric in asked)
+
+
+def _as_measured(trial: "models.Trial", metric: str) -> str:
+    is_timed = metric in ("ttft", "decode", "throughput") and getattr(trial, COLUMNS[metric]) is not None
+    return f" ({_measured(trial, metric)} measured)" if is_timed else ""
 
 
 def _asked(trials: "Sequence[models.Trial]", shown: Sequence[str]) -> list[str]:
@@ -260,7 +288,7 @@ def print_comparison(search: "models.Search", lines: "Sequence[Line]", as_json: 
                  *[_predicted(trial, metric) for metric in asked]]  # fmt: skip
         healed, timed = [_number(line.healed_kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
         table.add_row(*cells, *healed, *timed)
-    console.print(table)
+    _print_whole(table)
     print_cautions(list(dict.fromkeys(said for _, trial in found for said in cautions(search, trial))))
     by_kl = [trial for _, trial in found if trial.details["metric"] == "kl"]
     rank = spearman([trial.score for trial in by_kl], [trial.kl_whole or 0.0 for trial in by_kl])

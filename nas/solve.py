@@ -276,10 +276,11 @@ def trial_row(
 
 
 def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.Trial:
-    """A solution as a trial of the store: of the child that the search built of this architecture, if it did."""
-    architecture = str(architecture_of(solution, known.layers))
-    built = store.built_child(known.search.id, architecture)
-    return store.add_trial(trial_row(known, solution, budget, None, built=built))
+    """A solution as a trial of the store: of the child that the search built of this architecture, if it did. A store
+    that can only be read keeps none; the trial then has no id."""
+    built = store.built_child(known.search.id, str(architecture_of(solution, known.layers)))
+    row = trial_row(known, solution, budget, None, built=built)
+    return store.as_added(row) if store.is_read_only else store.add_trial(row)
 
 
 def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:

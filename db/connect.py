@@ -137,14 +137,14 @@ def _make_folder(path: Path) -> None:
 
 def _check_is_there(path: Path) -> None:
     """Raises DatabaseError, with the databases that lie near, where there is no file, or one that may not be read."""
+    if os.path.isdir(path):
+        raise DatabaseError(f"{path} is a folder, not a database; {_near(path / 'nas.db')}")
     try:
         path.stat()
     except PermissionError:
-        pass  # `_allows` says the same below
+        pass  # said below
     except OSError:
         raise DatabaseError(f"there is no database {path}; {_near(path)}") from None
-    if path.is_dir():
-        raise DatabaseError(f"{path} is a folder, not a database; {_near(path / 'nas.db')}")
     if not _allows(path, os.R_OK):
         raise DatabaseError(f"{path}: this user may not read it; allow that, or name another with --db or NAS_DB")
 
@@ -167,9 +167,9 @@ def _reading(path: Path) -> str:
     is; where there is one, a writer is at work or was killed, and its index is there too.
     """
     log, index = (path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm"))
-    if not log.exists() or log.stat().st_size == 0:
+    if not os.path.exists(log) or log.stat().st_size == 0:
         return "mode=ro&immutable=1"
-    if not index.exists():
+    if not os.path.exists(index):
         raise DatabaseError(
             f"{path}: its last rows are in {log.name}, which cannot be read without writing beside it; copy both to a "
             "folder of your own, and name the copy with --db"

@@ -32,7 +32,7 @@ from nas.report.trade_off import trade_off
 from nas.report.whole import write_whole
 from nas.solve import BY_EVALUATION, METRICS
 from nas.table import comparison, summary
-from nas.units import Limit, format_quantity
+from nas.units import Limit, format_quantity, said_budget
 
 
 def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
@@ -182,4 +182,5 @@ def environment() -> Environment:
     made.filters["number"] = lambda value: "-" if value is None else f"{value:.4f}"
     made.filters["moment"] = lambda at: f"{at:%Y-%m-%d %H:%M} UTC"
     made.filters["summary"] = summary
+    made.filters["budget"] = said_budget
     return made

@@ -65,7 +65,8 @@ def front_figure(
     marks: Sequence[Mark] = (),
     title: str = "",
 ) -> Figure:
-    """Score against a cost, by ascending cost; `front` is (cost, score), costs in the metric's base unit.
+    """Score against a cost, from the cheapest on, which is the one of most throughput; `front` is (cost, score), costs
+    in the metric's base unit.
 
     A step, since between two points the cheaper one is still the best there is. A measurement far outside of the front
     stands at the edge, with its share of the parent, rather than squeeze the front into a corner.
@@ -85,7 +86,8 @@ def front_figure(
     axes.set_xlim(left, right)
     if title:
         axes.set_title(title, loc="left", fontsize=9)
-    axes.set_xlabel(f"{cost} of the whole model")
+    is_floor = cost == "throughput"
+    axes.set_xlabel(f"{cost} of the whole model{', more is better' if is_floor else ''}")
     axes.set_ylabel("score: predicted distance from the parent")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(cost, value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -98,7 +100,8 @@ def front_figure(
     shares.set_xlabel("of the parent's")
     _widen(axes, [*scores, *(mark.score for mark in marks)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.legend(loc="upper right")
+    # Where the front, which falls towards what is dear, leaves room.
+    axes.legend(loc="upper left" if is_floor else "upper right")
     return figure
 
 

@@ -33,6 +33,11 @@ class TradeOff:
     why_not: str = ""
 
     @property
+    def no_dearer(self) -> str:
+        """What those of no more cost are, in words."""
+        return f"{self.cost} or {'more' if self.cost == 'throughput' else 'less'}"
+
+    @property
     def unproven(self) -> int:
         """Points for which a better score was not ruled out."""
         return sum(point.status != "optimal" for point in self.points)
@@ -46,11 +51,12 @@ def trade_off(
     chosen: models.Trial | None,
 ) -> TradeOff:
     """The front for the first limit of `budget`, the others holding. Solves; seconds on a large search."""
-    # A floor on throughput is a ceiling on latency.
-    cost = "latency" if not budget or budget[0].metric == "throughput" else budget[0].metric
+    cost = budget[0].metric if budget else "latency"
+    # A floor on throughput is a ceiling on latency: the front is free of both.
+    summed = METRICS["latency" if cost == "throughput" else cost]
     try:
         known = measured(store, search)
-        others = tuple(limit for limit in budget if known.ceiling(limit)[0] != METRICS[cost])
+        others = tuple(limit for limit in budget if known.ceiling(limit)[0] != summed)
         found = front_of(known, cost, others, _POINTS)
     except (Unfinished, BudgetNotMet, TimeoutError) as error:
         return TradeOff(cost, why_not=str(error))
@@ -89,12 +95,16 @@ def _figure(
     """The front under its title, and how many of the trials are on it: those by the metric of its scores."""
     metric = METRICS[cost]
     shown = [trial for trial in trials if trial.details["metric"] == known.metric]
-    ceilings = [value for name, value in map(known.ceiling, budget) if name == metric]
+    # A floor on throughput is a ceiling on latency.
+    summed = METRICS["latency" if cost == "throughput" else cost]
+    ceiling = min((value for name, value in map(known.ceiling, budget) if name == summed), default=None)
+    if ceiling is not None and cost == "throughput":
+        ceiling = known.scenario.batch * known.scenario.generated_tokens / ceiling
     figure = front_figure(
         cost,
         [(point.cost, point.score) for point in points],
         known.parent_totals()[metric],
-        min(ceilings, default=None),
+        ceiling,
         [_mark(trial, metric, known.parent_totals()[metric], chosen) for trial in shown],
         _title(known, cost, budget),
     )

@@ -25,6 +25,9 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.onnx")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+# How families call their number of layers.
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 # What safetensors itself reads at most.
 _LONGEST_HEADER = 100_000_000
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -52,7 +55,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as its file's header describes it. `dtype` is safetensors' name; bytes `start` to `end` are the file's."""
+    """A tensor as its file's header has it: `dtype` as safetensors call it, its bytes from `start` to `end` there."""
 
     file: Path
     dtype: str
@@ -97,6 +100,9 @@ def inspect(folder: Path) -> Checkpoint:
             raise CheckpointError(folder / WEIGHTS[1], f"says that {file} holds {name}, and it does not", _AGAIN)
     for name, tensor in tensors.items():
         _check_float(name, tensor)
+    layers = next((config[key] for key in _LAYERS if isinstance(config.get(key), int)), None)
+    if tensors and layers is not None:
+        check_layers(folder / "config.json", tensors, layers)
     return Checkpoint(folder, config, weights, tensors)
 
 
@@ -104,9 +110,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     """config.json, of a model that may be a parent as far as it tells. Raises as `inspect` does."""
     file = folder / "config.json"
     if not folder.exists():
-        raise FileNotFoundError(
-            f"there is no {folder} any more, or not on this machine: put the checkpoint there again"
-        )
+        raise FileNotFoundError(f"{folder} is gone, or is not on this machine: put the checkpoint there again")
     if not file.is_file():
         adapter = "; it holds an adapter: merge that into its base model first" if _has_adapter(folder) else ""
         raise FileNotFoundError(
@@ -154,6 +158,24 @@ def refuse_pointer(file: Path) -> None:
         size = re.search(rb"size (\d+)", begin)
         of = f" of {int(size[1]):,} bytes" if size else ""
         raise CheckpointError(file, f"is a git-lfs pointer, not the file{of}", f"run git lfs pull in {file.parent}")
+
+
+def check_layers(config_file: Path, tensors: Mapping[str, Tensor], layers: int) -> None:
+    """Raise CheckpointError where the files hold more layers than their configuration counts, or fewer.
+
+    The count comes first: it says in a word what else comes out as dozens of tensors left over or missing.
+    """
+    held = {name: int(number[1]) for name in tensors if (number := _LAYER.search(name))}
+    count = 1 + max(held.values(), default=-1)
+    if count == layers:
+        return
+    unused = sorted(name for name, layer in held.items() if layer >= layers)
+    of = f": {enumerated(unused)} would go unused" if unused else ""
+    raise CheckpointError(
+        config_file,
+        f"counts {layers} layers, and the weights beside it hold {count}{of}",
+        f"correct num_hidden_layers there, or {_AGAIN}",
+    )
 
 
 def is_old_buffer(name: str) -> bool:
@@ -259,12 +281,10 @@ def _header(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(path, "is no safetensors file, or cut within its header", _AGAIN)
     try:
         entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        places = {name: [8 + length + at for at in entry["data_offsets"]] for name, entry in entries.items()}
         tensors = {
-            name: Tensor(
-                path, entry["dtype"], tuple(entry["shape"]), *(8 + length + at for at in entry["data_offsets"])
-            )
-            for name, entry in entries.items()
-            if name != "__metadata__"
+            name: Tensor(path, entry["dtype"], tuple(entry["shape"]), *places[name]) for name, entry in entries.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(path, "has a damaged header", _AGAIN) from error

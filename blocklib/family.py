@@ -108,7 +108,7 @@ def positions_of(config: Any) -> int:
 
     With RoPE scaling the scaled length counts. `linear` and `dynamic` stretch `max_position_embeddings` by `factor`;
     `yarn` stretches `original_max_position_embeddings`; `llama3`, `longrope` and `proportional` come with a
-    `max_position_embeddings` that is the stretched length, unless it is still the original one. vLLM reads them so, too.
+    `max_position_embeddings` that is the stretched length, unless it is still the original one. So vLLM reads them.
     """
     most = int(config.max_position_embeddings)
     rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies on this machine: a folder, or what the hub's cache holds of a hub id, fetched where it lacks it.
+"""Where a checkpoint lies on this machine: in a folder, or in the hub's cache, where what it lacks is fetched first.
 
 Only what is needed is fetched: the small files first, so that what config.json tells against a parent is said before
 gigabytes of weights are on their way, then one set of weights.

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from blocklib.checkpoint import Checkpoint, CheckpointError, Tensor, enumerated, is_old_buffer, is_same
+from blocklib.checkpoint import Checkpoint, CheckpointError, Tensor, check_layers, enumerated, is_old_buffer, is_same
 from blocklib.family import UnsupportedModel, shape_of
 from blocklib.shape import Shape
 
@@ -50,7 +50,7 @@ def readable(checkpoint: Checkpoint) -> Readable:
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{file}: {error}") from error
     stored = dict(checkpoint.tensors) or _pickled(checkpoint.weights)
-    _check_layers(checkpoint, stored, shape.layers)
+    check_layers(file, stored, shape.layers)
     with reading(file, "correct it"), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -156,16 +156,6 @@ def _tensors(path: Path, most: float) -> Iterator[tuple[str, torch.Tensor]]:
                     yield name, tensor
 
 
-def _check_layers(checkpoint: Checkpoint, stored: Mapping[str, Tensor], layers: int) -> None:
-    """The count first: it says in a word what else comes out as dozens of tensors missing or left over."""
-    numbers = [int(part) for name in stored for part in name.split(".") if part.isdecimal()]
-    held = 1 + max(numbers, default=-1)
-    if held != layers:
-        raise CheckpointError(
-            checkpoint.config_file, f"counts {layers} layers, and the weights beside it hold {held}", _AGAIN
-        )
-
-
 def _full_names(stored: Mapping[str, Tensor], expected: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     """The tensors by the names of the whole model's; a model saved without its head has shorter ones."""
 
@@ -218,9 +208,8 @@ def _check_shapes(checkpoint: Checkpoint, named: Mapping[str, Tensor], expected:
     wrong = sorted(name for name in named if named[name].shape != expected[name])
     if wrong:
         held, asked = named[wrong[0]], expected[wrong[0]]
-        more = f", and {len(wrong) - 1} more are of other shapes" if len(wrong) > 1 else ""
+        more = f" ({len(wrong) - 1} more tensors are of other shapes)" if len(wrong) > 1 else ""
         if len(asked) == 2 and held.shape[1:] == asked[1:] and asked[0] == checkpoint.config.get("vocab_size"):
-            more += f": vocab_size there is {asked[0]}, and the vocabulary {held.shape[0]}"
-        raise CheckpointError(
-            held.file, f"{wrong[0]} is {list(held.shape)}, and {list(asked)} by config.json{more}", _AGAIN
-        )
+            more = f": its vocab_size is {asked[0]}, and the files hold {held.shape[0]} embeddings"
+        cause = f"{wrong[0]} is {list(held.shape)}, and config.json makes it {list(asked)}{more}"
+        raise CheckpointError(held.file, cause, _AGAIN)

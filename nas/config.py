@@ -57,7 +57,7 @@ def parse(text: str, where: str) -> Request:
 
 
 def restored(values: dict[str, Any], where: str) -> Request:
-    """The request a search was run with, as the database keeps it. Raises JobError, where what it names is gone, say."""
+    """The request a search was run with, as the database keeps it. Raises JobError: what it names may be gone."""
     try:
         return Request.model_validate(values)
     except ValidationError as errors:

@@ -44,7 +44,7 @@ def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> Non
 
 
 def check_sizes(request: Request, shape: Shape, config: Any) -> None:
-    """Raise ValueError where the parent cannot hold an option, the format cannot carry one, or it has too few positions.
+    """Raise ValueError where the parent cannot hold an option, has too few positions, or a format cannot carry one.
 
     `config` is the parent's, as transformers has it or as ours.
     """
@@ -101,9 +101,8 @@ def _check_memory(request: Request, shape: Shape, is_here: bool) -> None:
         free_bytes = available_bytes(torch.device(need.device)) if is_here else _NOWHERE
         if need.held_bytes > free_bytes:
             where = f"{need.device} has {_said(free_bytes)} free" if is_here else f"no node has {_said(free_bytes)}"
-            raise ValueError(
-                f"{need.key}: takes at least {_said(need.held_bytes)} ({need.what}), and {where}; ask for less"
-            )
+            taken = f"takes at least {_said(need.held_bytes)} ({need.what})"
+            raise ValueError(f"{need.key}: {taken}, and {where}; ask for less")
 
 
 def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
@@ -121,10 +120,8 @@ def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
     largest = max(choices(request.space, shape), key=lambda choice: choice_parameters(choice, shape))
     yield _Need(f"space: {largest}", choice_parameters(largest, shape) * _TRAINED, "its weights in float32")
     sequences = data.distillation_tokens // data.sequence_length
-    for key, batch in (
-        ("distill.batch", request.distill.batch),
-        ("heal.batch", request.heal.batch if request.heal else 0),
-    ):
+    batches = {"distill.batch": request.distill.batch, "heal.batch": request.heal.batch if request.heal else 0}
+    for key, batch in batches.items():
         passed = min(batch, sequences) * data.sequence_length * (shape.hidden + shape.ffn_width) * _TRAINED
         yield _Need(key, whole + passed, "the parent and one layer's activations, in float32")
     yield _Need("data.score_tokens", data.score_tokens * shape.hidden * _TRAINED, "the parent's hidden states")

@@ -109,8 +109,7 @@ def inspect(folder: Path) -> Checkpoint:
 def read_configuration(folder: Path) -> dict[str, Any]:
     """config.json, of a model that may be a parent as far as it tells. Raises as `inspect` does."""
     file = folder / "config.json"
-    if not folder.exists():
-        raise FileNotFoundError(f"{folder} is gone, or is not on this machine: put the checkpoint there again")
+    check_present(folder)
     if not file.is_file():
         adapter = "; it holds an adapter: merge that into its base model first" if _has_adapter(folder) else ""
         raise FileNotFoundError(
@@ -130,6 +129,12 @@ def read_configuration(folder: Path) -> dict[str, Any]:
         )
     _check_token_ids(file, config, config.get("vocab_size"))
     return config
+
+
+def check_present(folder: Path) -> None:
+    """Raise FileNotFoundError where a folder is not there: moved, renamed, or another machine's."""
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} is gone, or is not on this machine: put the checkpoint there again")
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -13,21 +13,21 @@ _SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 _CODE = "*.py"
 
 
-def folder_of(source: str, with_code: bool = False) -> Path:
+def folder_of(source: str, weights: bool = True, code: bool = False) -> Path:
     """The folder of a checkpoint that is named by a path or a hub id; a path may lead nowhere.
 
-    `with_code`: Python files of a hub's repository are fetched, too; nothing here runs them. Raises CheckpointError
-    where the hub does not give it, and what `read_configuration` raises.
+    Of a hub's repository `weights` are fetched, and Python files where `code`; nothing here runs them. Raises
+    CheckpointError where the hub does not give it, and what `read_configuration` raises.
     """
     path = Path(source).expanduser()
-    return path if path.is_absolute() or path.exists() else _fetched(source, with_code)
+    return path if path.is_absolute() or path.exists() else _fetched(source, weights, code)
 
 
 @cache
-def _fetched(source: str, with_code: bool) -> Path:
-    folder = _snapshot(source, [*_SMALL, *([_CODE] if with_code else [])])
+def _fetched(source: str, weights: bool, code: bool) -> Path:
+    folder = _snapshot(source, [*_SMALL, *([_CODE] if code else [])])
     read_configuration(folder)
-    for name in WEIGHTS:
+    for name in WEIGHTS if weights else ():
         _snapshot(source, [name])
         if (folder / name).is_file():
             if name.endswith(".index.json"):

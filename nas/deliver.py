@@ -31,7 +31,7 @@ def deliver(search: models.Search, trial: models.Trial, format: str, out: Path) 
     child = load_child(child_file(Path(search.request["home"]), trial.child_key))
     child.to(dtype=getattr(torch, search.scenario["dtype"]))  # type: ignore[call-arg]
     allowed = bool(search.request.get("allow_remote_code"))
-    folder = folder_of(checkpoint_of(search.parent), allowed)
+    folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
     take_generation_settings(child, str(folder))
     return export(format, child, tokenizer, out, _card(search, trial))

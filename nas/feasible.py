@@ -53,16 +53,13 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
     check_format(request.export.format, choices(request.space, shape), own)
     positions = positions_of(config)
     # The last token that is generated is not read any more.
-    asked = {
+    longest = {
         "data.sequence_length": request.data.sequence_length,
-        "scenario: prompt_tokens and generated_tokens": scenario_of(request).context_tokens - 1,
+        "scenario": scenario_of(request).context_tokens - 1,
     }
-    for key, tokens in asked.items():
+    for place, tokens in longest.items():
         if tokens > positions:
-            raise ValueError(
-                f"{key}: {tokens:,} tokens are more than the {positions:,} the parent has positions for "
-                "(max_position_embeddings, scaled where its RoPE is); ask for fewer"
-            )
+            raise ValueError(f"{place}: {tokens} tokens are more than the {positions} the parent has positions for")
 
 
 def scenario_of(request: Request) -> Scenario:

@@ -144,7 +144,7 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
 
     Raises ValueError, from whichever part is wrong, naming it.
     """
-    folder = folder_of(request.checkpoint, request.allow_remote_code)
+    folder = folder_of(request.checkpoint, code=request.allow_remote_code)
     tokenizer = load_tokenizer(folder, request.allow_remote_code)
     parent = load_parent(request.checkpoint)
     check_sizes(request, parent.shape, parent.model.config)

@@ -33,7 +33,7 @@ def check_submitted(request: Request) -> None:
 
 
 def _check(request: Request, is_here: bool) -> None:
-    folder = folder_of(request.checkpoint, request.allow_remote_code)
+    folder = folder_of(request.checkpoint, code=request.allow_remote_code)
     checkpoint = inspect(folder)
     check_tokenizer(folder, request.allow_remote_code)
     from nas import quiet  # noqa: F401  (silences libraries before they load)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blocklib.checkpoint import CheckpointError, read_json, refuse_pointer
+from blocklib.checkpoint import CheckpointError, check_present, read_json, refuse_pointer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ def check_tokenizer(folder: Path, allow_remote_code: bool = False) -> None:
 
     Raises CheckpointError naming the file, FileNotFoundError where there is no tokenizer at all.
     """
+    check_present(folder)
     for name in (*_JSON, *_PLAIN):
         if (folder / name).is_file():
             read_json(folder / name) if name in _JSON else refuse_pointer(folder / name)

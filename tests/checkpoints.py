@@ -6,11 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from parents import FAMILIES, random_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from blocklib.checkpoint import CheckpointError, inspect
+from blocklib.family import UnsupportedModel
+from blocklib.loading import readable
+from blocklib.parent import load_parent
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 16060556376\n"
 Tensors = dict[str, torch.Tensor]
@@ -79,3 +85,14 @@ def header(file: Path) -> tuple[dict[str, Any], bytes]:
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def refused(folder: Path) -> str:
+    """What is said of a checkpoint that is looked at and not loaded."""
+    with pytest.raises((CheckpointError, UnsupportedModel, FileNotFoundError)) as error:
+        readable(inspect(folder))
+    assert "\n" not in str(error.value)
+    # Loading it must not get past that.
+    with pytest.raises(type(error.value)):
+        load_parent(str(folder))
+    return str(error.value)

@@ -5,6 +5,7 @@ standard library alone. Whether the tensors are those its model needs is `loadin
 """
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 # What safetensors itself reads at most.
 _LONGEST_HEADER = 100_000_000
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 # What quantisers keep beside, or instead of, a weight: scales, zero points, packed and grouped weights.
 _QUANTISED = re.compile(
     r"(^|[._])(weight_scale(_inv|_2)?|input_scale|output_scale|weight_packed|weight_zero_point|weight_shape|qweight|"
@@ -121,6 +122,9 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     for key in ("per_layer_config", "block_configs"):
         if config.get(key):
             raise CheckpointError(file, f"{key}: its layers differ from each other", "give a parent of equal layers")
+    if config.get("transformers_weights"):
+        remedy = f"call the file {WEIGHTS[0]}, and leave the key out"
+        raise CheckpointError(file, "transformers_weights: names weights of its own", remedy)
     if _has_adapter(folder):
         raise CheckpointError(
             folder / "adapter_config.json",
@@ -141,7 +145,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError, naming the file and the place in it."""
     refuse_pointer(file)
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise CheckpointError(file, f"is not JSON: byte {error.start} is not UTF-8", _AGAIN) from error
     except json.JSONDecodeError as error:
@@ -210,7 +214,7 @@ def _check_family(file: Path, config: Mapping[str, Any]) -> None:
     kind, supported = config.get("model_type"), ", ".join(sorted(FAMILIES))
     if kind is None:
         raise CheckpointError(file, "has no model_type", f"add the model's; supported: {supported}")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         code = "; its own code (auto_map) is not run" if config.get("auto_map") else ""
         raise UnsupportedModel(
             f"{file}: model_type {kind!r} is not of a supported family{code}; supported: {supported}"
@@ -219,7 +223,7 @@ def _check_family(file: Path, config: Mapping[str, Any]) -> None:
 
 def _check_quantisation(folder: Path, config: Mapping[str, Any]) -> None:
     for key in ("quantization_config", "compression_config"):
-        if asked := config.get(key):
+        if (asked := config.get(key)) is not None:
             method = asked.get("quant_method") if isinstance(asked, dict) else None
             named = f" ({method})" if method else ""
             raise CheckpointError(folder / "config.json", f"{key}: its weights are quantised{named}", _FLOAT)
@@ -230,6 +234,8 @@ def _check_quantisation(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _check_token_ids(file: Path, values: Mapping[str, Any], vocabulary: Any) -> None:
     """Ids of special tokens that the embedding has no row for. -1 is an old way to say that there is none."""
+    if isinstance(vocabulary, int) and vocabulary < 1:
+        raise CheckpointError(file, f"vocab_size is {vocabulary}", "correct it there")
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
         given = values.get(key)
         for token in given if isinstance(given, list) else [given]:
@@ -244,6 +250,8 @@ def _check_token_ids(file: Path, values: Mapping[str, Any], vocabulary: Any) -> 
 def _weight_files(folder: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
     """Which file holds which tensor as an index says, empty where there is none; and the files."""
     for name in WEIGHTS:
+        if (folder / name).is_symlink() and not (folder / name).exists():
+            raise CheckpointError(folder / name, "is a link that leads nowhere", _AGAIN)
         if name.endswith(".index.json") and (folder / name).exists():
             index = weight_map(folder / name)
             paths = [folder / shard for shard in sorted(set(index.values()))]
@@ -323,3 +331,5 @@ def _check_float(name: str, tensor: Tensor) -> None:
         raise CheckpointError(tensor.file, f"{name}: its weights are quantised", _FLOAT)
     if tensor.dtype not in _FLOATS:
         raise CheckpointError(tensor.file, f"{name} is stored as {tensor.dtype}, quantised", _FLOAT)
+    if tensor.end - tensor.start != math.prod(tensor.shape) * _FLOATS[tensor.dtype]:
+        raise CheckpointError(tensor.file, f"has a damaged header: {name} has more or fewer bytes than numbers", _AGAIN)

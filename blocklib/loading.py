@@ -45,11 +45,14 @@ def readable(checkpoint: Checkpoint) -> Readable:
     file = checkpoint.config_file
     with reading(file, "correct it"):
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        # How attention is computed is no property of a checkpoint; what its config.json names may not be installed.
+        config._attn_implementation = None
         try:
             shape = shape_of(config)
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{file}: {error}") from error
-    stored = dict(checkpoint.tensors) or _pickled(checkpoint.weights)
+    is_pickled = checkpoint.weights[0].suffix != ".safetensors"
+    stored = _pickled(checkpoint.weights) if is_pickled else dict(checkpoint.tensors)
     check_layers(file, stored, shape.layers)
     with reading(file, "correct it"), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -105,8 +108,10 @@ def reading(file: Path, remedy: str) -> Iterator[None]:
     except (CheckpointError, UnsupportedModel, FileNotFoundError, MemoryError):
         raise
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(file, f"cannot be read: {said[:300]}", remedy) from error
+        said = " ".join(str(error).split())[:300]
+        if not isinstance(error, ValueError | OSError | RuntimeError):
+            said = f"{type(error).__name__}: {said}"
+        raise CheckpointError(file, f"cannot be read: {said}", remedy) from error
 
 
 def _pickled(weights: tuple[Path, ...]) -> dict[str, Tensor]:
@@ -194,9 +199,11 @@ def _check_names(
     missing = sorted(name for name in expected.keys() - named.keys() if name not in one_of)
     if one_of and not one_of & named.keys():
         missing = sorted([*missing, min(one_of)])
+    left = sorted(named.keys() - expected.keys())
     if missing:
-        raise CheckpointError(checkpoint.folder, f"the checkpoint lacks {enumerated(missing)}", _AGAIN)
-    if left := sorted(named.keys() - expected.keys()):
+        instead = f", and holds {enumerated(left)}, unknown to its model" if left else ""
+        raise CheckpointError(checkpoint.folder, f"the checkpoint lacks {enumerated(missing)}{instead}", _AGAIN)
+    if left:
         raise CheckpointError(
             named[left[0]].file,
             f"holds {enumerated(left)}, which the model of its config.json has no place for",

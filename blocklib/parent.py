@@ -84,8 +84,10 @@ def _check_same(folder: Path, model: PuzzleNasForCausalLM, loaded: Any) -> None:
     ids_BT = torch.arange(_COMPARED).remainder(model.config.vocab_size).unsqueeze(0)
     theirs = loaded(ids_BT, use_cache=False).logits.float()
     ours = model(ids_BT, use_cache=False).logits.float()
+    if not torch.isfinite(theirs).all():
+        raise CheckpointError(folder, "its logits are not finite", "its weights or its config.json are damaged")
     most = _ROUNDING.get(loaded.dtype, 0.1)
-    if not torch.allclose(ours, theirs, rtol=most, atol=most * float(theirs.std()), equal_nan=True):
+    if not torch.allclose(ours, theirs, rtol=most, atol=most * float(theirs.std())):
         raise CheckpointError(
             folder,
             f"{type(loaded).__name__} computes other logits than this package's model of it",

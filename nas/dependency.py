@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blocklib.checkpoint import inspect
 from blocklib.distil import NotFinite
 from blocklib.hub import folder_of
 from blocklib.model import PuzzleNasForCausalLM
@@ -64,8 +65,9 @@ def dependency_of(
     here = Path.cwd()
     checkpoint = checkpoint_of(parent if parent == EMBEDDED else local_or_hub(parent, here))
     train: Source = matching_files(texts, here) if texts else "stdlib"
-    tokenizer = load_tokenizer(folder_of(checkpoint))
-    loaded = load_parent(checkpoint)
+    folder = folder_of(checkpoint)
+    inspect(folder)  # what its files say, before the time it takes to load them
+    tokenizer, loaded = load_tokenizer(folder), load_parent(checkpoint)
     length = min(_SEQUENCE, tokens, loaded.model.config.max_position_embeddings)
     # Calibration is the head of distillation; the other sets are not read.
     data = Data(

@@ -15,7 +15,7 @@ from blocklib.loading import check_range, readable
 from blocklib.parent import child_config
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost
-from cost_models.hardware import available_bytes, describe, usable_cores
+from cost_models.hardware import describe, total_bytes, usable_cores
 from cost_models.scenario import Scenario
 from nas.export.formats import check_format
 from nas.request import Request
@@ -70,8 +70,6 @@ def scenario_of(request: Request) -> Scenario:
 
 def _check_device(request: Request) -> None:
     asked = request.scenario
-    if asked.flash is not None:
-        return
     try:
         describe(asked.device, asked.threads)
     except ValueError as error:
@@ -95,11 +93,11 @@ class _Need:
 
 def _check_memory(request: Request, shape: Shape, is_here: bool) -> None:
     for need in _needs(request, shape):
-        free_bytes = available_bytes(torch.device(need.device)) if is_here else _NOWHERE
-        if need.held_bytes > free_bytes:
-            where = f"{need.device} has {_said(free_bytes)} free" if is_here else f"no node has {_said(free_bytes)}"
+        there_bytes = total_bytes(torch.device(need.device)) if is_here else _NOWHERE
+        if need.held_bytes > there_bytes:
+            where = f"this machine's {need.device}" if is_here else "no node"
             taken = f"takes at least {_said(need.held_bytes)} ({need.what})"
-            raise ValueError(f"{need.key}: {taken}, and {where}; ask for less")
+            raise ValueError(f"{need.key}: {taken}, and {where} has {_said(there_bytes)}; ask for less")
 
 
 def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
@@ -116,11 +114,11 @@ def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
         yield _Need("scenario", held, what, scenario.device)
     largest = max(choices(request.space, shape), key=lambda choice: choice_parameters(choice, shape))
     yield _Need(f"space: {largest}", choice_parameters(largest, shape) * _TRAINED, "its weights in float32")
-    sequences = data.distillation_tokens // data.sequence_length
+    sequences, trainer = data.distillation_tokens // data.sequence_length, "cuda" if request.gpus_per_task else "cpu"
     batches = {"distill.batch": request.distill.batch, "heal.batch": request.heal.batch if request.heal else 0}
     for key, batch in batches.items():
         passed = min(batch, sequences) * data.sequence_length * (shape.hidden + shape.ffn_width) * _TRAINED
-        yield _Need(key, whole + passed, "the parent and one layer's activations, in float32")
+        yield _Need(key, whole + passed, "the parent and one layer's activations, in float32", trainer)
     yield _Need("data.score_tokens", data.score_tokens * shape.hidden * _TRAINED, "the parent's hidden states")
 
 

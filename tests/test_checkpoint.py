@@ -4,6 +4,7 @@ loaded; and what looks odd and is right, loaded as it is."""
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 from checkpoints import LFS_POINTER, configure, header, pickled, refused, rewrite, saved, sharded
 
+from blocklib.checkpoint import CheckpointError
+from blocklib.family import UnsupportedModel
 from blocklib.hub import folder_of
 from blocklib.parent import load_parent
 
@@ -203,6 +206,54 @@ def test_an_adapter_is_no_model(folder: Path) -> None:
     assert f"{folder / 'adapter_config.json'}: an adapter lies beside the model" in refused(folder)
     (folder / "config.json").unlink()
     assert "it holds an adapter: merge that into its base model first" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"model_type": ["llama"]},
+        {"model_type": None},
+        {"num_hidden_layers": "2"},
+        {"num_hidden_layers": -2},
+        {"num_hidden_layers": 10**9},
+        {"num_key_value_heads": 0},
+        {"vocab_size": 0},
+        {"vocab_size": 10**15},
+        {"hidden_size": 10**12},
+        {"hidden_act": "no such"},
+        {"rope_parameters": {"rope_type": "no such", "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "linear", "factor": None, "rope_theta": 1e4}},
+        {"rms_norm_eps": float("nan")},
+        {"quantization_config": {}},
+        {"transformers_weights": "other.safetensors"},
+    ],
+    ids=str,
+)
+def test_values_that_no_model_has(asked: dict[str, Any], folder: Path) -> None:
+    configure(folder, **asked)
+    with pytest.raises((CheckpointError, UnsupportedModel), match=re.escape(str(folder))):
+        load_parent(str(folder))
+
+
+def test_a_header_that_miscounts(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    entries, data = header(file)
+    entries[UP]["dtype"] = "F16"
+    text = json.dumps(entries).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    assert f"{file}: has a damaged header: {UP} has more or fewer bytes" in refused(folder)
+
+
+def test_a_link_that_leads_nowhere(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "gone")
+    assert refused(folder).startswith(f"{folder / 'model.safetensors'}: is a link that leads nowhere")
+
+
+def test_how_attention_is_computed_is_not_the_checkpoints(folder: Path) -> None:
+    digest = load_parent(str(folder)).digest
+    configure(folder, _attn_implementation="flash_attention_2", attn_implementation="flash_attention_2")
+    assert load_parent(str(folder)).digest == digest
 
 
 @pytest.mark.parametrize("key", ["pad_token_id", "bos_token_id", "eos_token_id"])

@@ -122,10 +122,13 @@ def test_code_that_would_be_needed_is_refused(folder: Path, monkeypatch: pytest.
     assert not ran.exists()
 
 
-def test_code_is_run_where_it_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_run_where_it_is_allowed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never_asked(monkeypatch)
     ran = with_code(folder)
     loaded = load_tokenizer(folder, allow_remote_code=True)
     assert type(loaded).__name__ == "OwnTokenizer"
     assert loaded(TEXT)["input_ids"] == tokenizer()(TEXT)["input_ids"]
     assert ran.exists()
+    # An export carries it along.
+    loaded.save_pretrained(tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out", allow_remote_code=True)(TEXT)["input_ids"] == loaded(TEXT)["input_ids"]

@@ -74,6 +74,9 @@ def _check_device(request: Request) -> None:
         describe(asked.device, asked.threads)
     except ValueError as error:
         raise ValueError(f"scenario.device: {error}") from error
+    if request.gpus_per_task and not torch.cuda.is_available():
+        asks = f"{request.gpus_per_task:g} a task, and torch {torch.__version__} finds no cuda here"
+        raise ValueError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster that has some")
     if asked.device == "cpu" and asked.threads is not None and asked.threads > usable_cores():
         raise ValueError(
             f"scenario.threads: {asked.threads:,} threads, and this process may use {usable_cores()} cores; give at "

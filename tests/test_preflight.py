@@ -103,6 +103,7 @@ def test_cuda_on_a_machine_without(parent: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cuda = TINY | {"device": "cuda"}
     assert "scenario.device: device 'cuda': torch" in refused(asked(tmp_path, parent, scenario=cuda))
+    assert "ray.gpus_per_task: 1 a task, and torch" in refused(asked(tmp_path, parent, ray={"gpus_per_task": 1}))
     # A cluster's nodes may have it.
     check(asked(tmp_path, parent, scenario=cuda, ray={"address": "127.0.0.1:6379"}))
 

@@ -88,6 +88,9 @@ def search(
     from nas import config
 
     request = config.load(job)
+    from nas.preflight import check
+
+    check(request)
     from nas import quiet  # noqa: F401  (silences libraries before they load)
     from nas.pipeline import search as run
 

@@ -64,6 +64,14 @@ def parse(text: str, where: str) -> Request:
         raise JobError("\n".join(f"{where}: {_describe(error)}" for error in errors.errors())) from errors
 
 
+def restored(values: dict[str, Any], where: str) -> Request:
+    """The request a search was run with, as the database keeps it. Raises JobError: what it names may be gone."""
+    try:
+        return Request.model_validate(values)
+    except ValidationError as errors:
+        raise JobError("\n".join(f"{where}: {_describe(error)}" for error in errors.errors())) from errors
+
+
 def template() -> str:
     """A commented job that runs as it stands: the embedded parent, the standard library's text, small sizes."""
     return resources.files("nas").joinpath("templates/job.yaml").read_text(encoding="utf-8")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCardData
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
+from blocklib.hub import folder_of
 from blocklib.model import PuzzleNasForCausalLM
 from db import models
 from db.store import Store
@@ -14,6 +15,7 @@ from nas.export.exported import Exported
 from nas.export.formats import export
 from nas.request import checkpoint_of
 from nas.table import comparison, markdown
+from nas.tokenizer import load_tokenizer
 
 
 def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exported:
@@ -28,9 +30,11 @@ def deliver(search: models.Search, trial: models.Trial, format: str, out: Path) 
     card that holds the comparison."""
     child = load_child(child_file(Path(search.request["home"]), trial.child_key))
     child.to(dtype=getattr(torch, search.scenario["dtype"]))  # type: ignore[call-arg]
-    checkpoint = checkpoint_of(search.parent)
-    take_generation_settings(child, checkpoint)
-    return export(format, child, AutoTokenizer.from_pretrained(checkpoint), out, _card(search, trial))
+    allowed = bool(search.request.get("allow_remote_code"))
+    folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
+    tokenizer = load_tokenizer(folder, allowed)
+    take_generation_settings(child, str(folder))
+    return export(format, child, tokenizer, out, _card(search, trial))
 
 
 def take_generation_settings(child: PuzzleNasForCausalLM, checkpoint: str) -> None:

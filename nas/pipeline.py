@@ -63,6 +63,8 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
         store.add_search(search_row(job, known.parent_costs if known else {}))
         console.print(f"search {request.name} ({job.id}): {len(job.variants)} options beside the parent's own")
         console.print(job.tokens.describe(), style="dim", soft_wrap=True)
+        for note in job.parent.notes:
+            console.print(note, soft_wrap=True)
         try:
             trial = _found(job, store, cluster, console)
             outcome = _delivered(job, store, trial, console)

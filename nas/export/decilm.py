@@ -68,7 +68,10 @@ def export_decilm(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBas
         ids_BT = probe_ids(child.config.vocab_size)
         difference = logit_difference(logits_of(child, ids_BT), read_decilm(folder)(ids_BT), "the DeciLM export")
         # Given the configuration, transformers need not run the folder's own code to find it.
-        reloaded = AutoTokenizer.from_pretrained(folder, config=DeciLMConfig.from_pretrained(folder))
+        # Its tokenizer is code only where that was allowed when it was loaded.
+        is_code = type(tokenizer)._auto_class is not None
+        config_there = DeciLMConfig.from_pretrained(folder)
+        reloaded = AutoTokenizer.from_pretrained(folder, config=config_there, trust_remote_code=is_code)
         same_tokens(tokenizer, reloaded(SAMPLE_TEXT)["input_ids"], "the exported tokenizer, reloaded,")
     return Exported(out, "decilm", difference, files_in(out), notes)
 

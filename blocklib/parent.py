@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from blocklib.block import Architecture, Choice
 from blocklib.family import attention_scale, own_names, shape_of
@@ -55,7 +55,11 @@ def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
         raise FileNotFoundError(f"{folder} holds no config.json: give a folder saved by save_pretrained, or a hub id")
     config = AutoConfig.from_pretrained(source)
     shape = shape_of(config)
-    loading: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    # How it generates is no matter here, and settings transformers refuses must not keep a model from being loaded.
+    settings = GenerationConfig()
+    loading: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, generation_config=settings, output_loading_info=True
+    )
     loaded, info = loading
     if info["missing_keys"]:
         raise ValueError(f"{source}: the checkpoint lacks {', '.join(sorted(info['missing_keys']))}")

@@ -51,6 +51,6 @@ class _LogitKL(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_RD,) = ctx.saved_tensors
         return by_loss * gradient_RD, None, None, None

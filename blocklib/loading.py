@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from blocklib.checkpoint import Checkpoint, CheckpointError, Tensor, check_layers, enumerated, is_old_buffer, is_same
 from blocklib.family import UnsupportedModel, shape_of
@@ -70,9 +70,11 @@ def load(found: Readable, dtype: torch.dtype) -> Any:
     """transformers' own model of a checkpoint, on the CPU. Raises CheckpointError where its report names a fault."""
     checkpoint = found.checkpoint
     with reading(checkpoint.folder, _AGAIN):
+        # How it generates is no matter here, and settings transformers refuses must not keep a model from being loaded.
         loading: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, config=found.config, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+            checkpoint.folder, config=found.config, dtype=dtype, generation_config=GenerationConfig(),
+            output_loading_info=True, trust_remote_code=False,
+        )  # fmt: skip
     model, info = loading
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         names = sorted(str(name) for name in info.get(fault) or () if not is_old_buffer(str(name)))

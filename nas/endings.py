@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from nas.printable import printable
+
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
 
@@ -25,7 +27,7 @@ def clear_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise  # `nas trials | head`: Typer ends quietly
     except (ValueError, OSError, TimeoutError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable(f"error: {error}"), err=True)
         raise SystemExit(1) from None
 
 

@@ -11,6 +11,7 @@ from rich.style import Style
 from rich.table import Column, Table
 from rich.text import Text
 
+from nas.printable import printable
 from nas.units import COLUMNS, format_quantity, said_budget
 from solvers.problem import OPTIMAL_GAP
 
@@ -27,13 +28,25 @@ if TYPE_CHECKING:
     from nas.solve import Measured
     from nas.solve_table import Answer
 
-# What is printed holds names and paths of the user's, in which brackets are brackets.
-console = Console(markup=False, emoji=False)
+
+class Terminal(Console):
+    """Where everything is printed. Names and paths of the user's are in it: brackets are brackets, and what would
+    steer the terminal is shown, not obeyed."""
+
+    def __init__(self, stderr: bool = False):
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Rich asks here for every string, those in a table's cells as well."""
+        return super().render_str(printable(text), **how)
+
+
+console = Terminal()
 
 
 def talk_beside(as_json: bool) -> Console:
     """Where work is talked about: not where its JSON goes."""
-    return Console(stderr=True, markup=False, emoji=False) if as_json else console
+    return Terminal(stderr=True) if as_json else console
 
 
 _CLOSEST = 3
@@ -172,7 +185,7 @@ def print_layers(layers: "Sequence[LayerLine]") -> None:
 
 def print_answer(answer: "Answer", as_json: bool) -> None:
     for note in answer.table.notes():
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(printable(f"note: {note}"), err=True)
     if as_json:
         print_json(answer.plain())
         return

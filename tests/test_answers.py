@@ -123,8 +123,9 @@ def test_brackets_in_what_is_printed_stay(
     store: Store, known: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = add_trial(store, known.search, "latency=60%", None)
-    search = add_search(store, tmp_path, name="llama [b:x:4]")
-    add_measured(store, search)
+    other = Store.open(tmp_path / "other.db")
+    search = add_search(other, tmp_path, name="llama [b:x:4]")
+    add_measured(other, search)
     print_trials([trial], {search.id: search.name}, "none")
     print_trial(search, trial)
     print_trials([], {}, "no trials in /data/[old]/nas.db")

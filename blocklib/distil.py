@@ -96,27 +96,35 @@ def distil(
     *,
     batch: int,
     least_squares: bool = True,
+    doing: Callable[[str], None] = lambda words: None,
 ) -> Iterator[Progress | Distilled]:
     """Build and train every choice; progress as it goes, then each finished subblock.
 
     Token ids are [sequences, tokens]; `batch` sequences run at a time. The distillation text is passed over as often as
-    a training's tokens ask. Deterministic for the same arguments. Raises NotFinite where a loss is NaN or infinite.
+    a training's tokens ask. `doing` hears in words what is done before and after that, for minutes where a parent is
+    large. Deterministic for the same arguments. Raises NotFinite where a loss is NaN or infinite.
     """
     started = time.monotonic()
     model = parent.model
-    runs, firsts = [], []
+    runs: list[_Run] = []
+    firsts: list[tuple[Choice, Variant]] = []
     untrained: dict[Choice, dict[str, Tensor]] = {}
+    doing(f"first weights of {len(trainings)} subblocks")
     for unit in build(parent, list(trainings), calibration_BT, batch, least_squares):
+        doing(f"first weights of {len(runs) + 1} of {len(trainings)} subblocks")
         layer = variant(model, unit.choice, _copied(unit.fitted))
         runs.append(_Run(unit.choice, layer, trainings[unit.choice]))
         untrained[unit.choice] = unit.fitted
         firsts.append((unit.choice, variant(model, unit.choice, unit.first)))
+    doing("losses before training")
     first_losses = _heldout_losses(model, firsts, heldout_BT, batch)
     del firsts, unit
     fitted_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
 
+    doing("first batch")
     yield from _train(model, runs, distillation_BT, batch)
 
+    doing("losses after training")
     trained_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
     seconds = (time.monotonic() - started) / max(1, len(runs))
     for run in runs:

@@ -205,12 +205,14 @@ def time_models(
     scenario: Scenario,
     rounds: Rounds | None = None,
     decode: bool | None = None,
+    heard: Callable[[int, float], None] = lambda rounds, seconds: None,
 ) -> Comparison:
     """Time `other` against `control`, both already of the scenario's device and dtype.
 
     `decode` says whether to time decode steps; None: where the scenario generates more than one token. They are timed
-    on a cache of the prompt and half the generated tokens, the mean over an answer. Raises ValueError where a model is
-    not on the device or not of the dtype, TimingError where logits are not finite or the clock gives no time.
+    on a cache of the prompt and half the generated tokens, the mean over an answer. `heard` is told after each round
+    how many there were, and the seconds they took. Raises ValueError where a model is not on the device or not of the
+    dtype, TimingError where logits are not finite or the clock gives no time.
     """
     rounds = rounds or Rounds()
     with cpu_threads(scenario), kept_memory(), torch.inference_mode():
@@ -223,7 +225,9 @@ def time_models(
             for phase in phases:
                 phase.take(reverse=done % 2 == 0)
             comparison = Comparison(scenario, *(phase.paired() for phase in phases))
-            if rounds.enough(done, comparison.spread, perf_counter() - started):
+            spent_s = perf_counter() - started
+            heard(done, spent_s)
+            if rounds.enough(done, comparison.spread, spent_s):
                 break
     return replace(comparison, taken=watch.taken())
 

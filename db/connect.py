@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 
-BUSY_TIMEOUT_MS = 60_000
+from db.patience import ATTEMPT_S, USUAL, WAIT_S, Patience
 
 Access = Literal["create", "write", "read"]
 """What a command needs: a database, made where there is none; one that is there; one that is there, to read."""
@@ -33,7 +33,7 @@ _SQLITE_ADVICE = {
     "SQLITE_CANTOPEN": f"it cannot be opened; {_ALLOW}",
     "SQLITE_FULL": "the disk is full; free some space and run again: nothing of this write was kept",
     "SQLITE_IOERR": "the disk failed or is full; check it and run again: nothing of this write was kept",
-    "SQLITE_BUSY": f"another process kept it locked for {BUSY_TIMEOUT_MS // 1000} s; run again when that one is done",
+    "SQLITE_BUSY": f"another process kept it locked for {WAIT_S} s; run again when that one is done",
 }
 _NOT_OUR_TABLES = ("no such table", "no such column")
 _OTHER_TABLES = "its tables are not the ones this program makes; restore a copy, or name another with --db or NAS_DB"
@@ -89,21 +89,21 @@ def can_write(url: URL) -> bool:
     return all(_allows(place, os.W_OK) for place in (Path(url.database), Path(url.database).parent))
 
 
-def connect(url: URL, access: Access = "create") -> Engine:
-    """An engine whose transactions are what they say, on both databases.
+def connect(url: URL, access: Access = "create", patience: Patience = USUAL) -> Engine:
+    """An engine whose transactions are what they say, on both databases. `patience` is with SQLite's locks.
 
     Raises DatabaseError where the driver is missing, the file's folder cannot be made, or, unless `access` is "create",
     there is no such file.
     """
     if url.drivername == "sqlite":
-        return _connect_sqlite(url, access)
+        return _connect_sqlite(url, access, patience)
     try:
         return create_engine(url, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise DatabaseError("PostgreSQL needs its driver: pip install 'puzzle-nas[postgres]'") from error
 
 
-def _connect_sqlite(url: URL, access: Access) -> Engine:
+def _connect_sqlite(url: URL, access: Access, patience: Patience) -> Engine:
     assert url.database is not None
     path = Path(url.database)
     if access == "create":
@@ -114,15 +114,24 @@ def _connect_sqlite(url: URL, access: Access) -> Engine:
         if access == "write" and not can_write(url):
             raise DatabaseError(f"{path}: it cannot be written; {_ALLOW}")  # before the work rather than after
         how = _reading(path) if access == "read" and not can_write(url) else "mode=rw"
-    engine = create_engine(url, creator=partial(_open_sqlite, path, how))
-    event.listen(engine, "connect", _prepare_sqlite)
+    engine = create_engine(url, creator=partial(_open_sqlite, path, how, min(ATTEMPT_S, patience.seconds)))
+
+    def prepare(connection: sqlite3.Connection, _record: object) -> None:
+        patience.until_free(shown(url), lambda: _prepare_sqlite(connection))
+
+    def execute(cursor: sqlite3.Cursor, statement: str, parameters: Any, _context: object) -> bool:
+        patience.until_free(shown(url), lambda: cursor.execute(statement, parameters))
+        return True  # it is done, and not to be done again
+
+    event.listen(engine, "connect", prepare)
     event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "do_execute", execute)
     return engine
 
 
-def _open_sqlite(path: Path, how: str) -> sqlite3.Connection:
+def _open_sqlite(path: Path, how: str, timeout_s: float) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"file:{quote(os.fsencode(path))}?{how}", uri=True, timeout=BUSY_TIMEOUT_MS / 1000, check_same_thread=False
+        f"file:{quote(os.fsencode(path))}?{how}", uri=True, timeout=timeout_s, check_same_thread=False
     )
 
 
@@ -182,7 +191,7 @@ def _allows(place: Path, what: int) -> bool:
     return os.access(place, what, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+def _prepare_sqlite(connection: sqlite3.Connection) -> None:
     connection.isolation_level = None  # the driver begins no transaction of its own; `_begin_sqlite` does
     connection.execute("PRAGMA foreign_keys = ON")
     # Of a lost power supply, not of a killed process, the last commits may be forgotten; the file stays whole.

@@ -3,15 +3,14 @@
 This file knows revisions and locks. It does not know the columns: `db/migrations/versions/` does.
 """
 
-import sqlite3
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspect, select, text
 
-from db.connect import BUSY_TIMEOUT_MS, Access, DatabaseError, can_write, shown
+from db.connect import Access, DatabaseError, can_write, shown
 from db.models import Base
+from db.patience import USUAL, Patience
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -33,9 +32,11 @@ class Foreign(DatabaseError):
     """The database is not one of ours."""
 
 
-def migrate(engine: Engine, access: Access = "create") -> None:
-    """Create or upgrade our tables, in one transaction. Nothing is created unless `access` is "create", and a database
-    that is open for reading is left as it is where it cannot be written.
+def migrate(engine: Engine, access: Access = "create", patience: Patience = USUAL) -> None:
+    """Create or upgrade our tables, in one transaction; `patience` is with other processes at SQLite's file.
+
+    Nothing is created unless `access` is "create", and a database that is open for reading is left as it is where it
+    cannot be written.
 
     Raises DatabaseTooNew where the database is at a revision this code has no file for, Foreign where it has tables of
     our names and is not ours, or none of ours to read.
@@ -58,7 +59,7 @@ def migrate(engine: Engine, access: Access = "create") -> None:
             f"be written; copy it to a folder of your own and name the copy with --db, or run `nas trials` as its owner"
         )
     if engine.dialect.name == "sqlite":
-        _keep_a_write_ahead_log(engine)
+        _keep_a_write_ahead_log(engine, patience)
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
@@ -117,23 +118,16 @@ def _alembic(connection: Connection | None) -> "Config":
     return config
 
 
-def _keep_a_write_ahead_log(engine: Engine) -> None:
+def _keep_a_write_ahead_log(engine: Engine, patience: Patience) -> None:
     """Readers and the writer do not wait for each other. The file remembers it.
 
     Changing to it needs the file alone for a moment. While another connection writes, SQLite refuses that at once,
-    whatever the busy timeout: so the waiting is ours.
+    whatever its timeout.
     """
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     connection = engine.raw_connection()
     try:
-        while True:
-            try:
-                (mode,) = connection.cursor().execute("PRAGMA journal_mode = WAL").fetchone()
-                break
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+        cursor = connection.cursor()
+        (mode,) = patience.until_free(shown(engine.url), lambda: cursor.execute("PRAGMA journal_mode = WAL").fetchone())
     finally:
         connection.close()
     if mode != "wal":

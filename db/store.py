@@ -41,6 +41,7 @@ from db.models import (
     Trial,
     now,
 )
+from db.patience import USUAL, Patience
 from db.queries import QueryError
 from db.rows import checked, table_of, values
 from db.twins import lock, merged, share, with_twins
@@ -75,18 +76,19 @@ class Store:
         self._writer = engine.execution_options(writes=True)
 
     @classmethod
-    def open(cls, url: str | Path | None = None, access: Access = "create") -> Self:
+    def open(cls, url: str | Path | None = None, access: Access = "create", patience: Patience = USUAL) -> Self:
         """Open the database at `url`, upgrading it, and creating it if `access` is "create"; to "read", one that may
         not be written will do.
 
         `url` is an SQLAlchemy URL or the path of an SQLite file; by default NAS_DB, else `nas.db` in NAS_HOME, else in
-        `~/.puzzle-nas`. Raises DatabaseTooNew, Foreign, or DatabaseError where it cannot be opened.
+        `~/.puzzle-nas`. `patience` is with other processes that lock it. Raises DatabaseTooNew, Foreign, or
+        DatabaseError where it cannot be opened.
         """
         place = locate(url)
-        engine = connect(place, access)
+        engine = connect(place, access, patience)
         with ExitStack() as otherwise, explained(place):
             otherwise.callback(engine.dispose)
-            migrate(engine, access)
+            migrate(engine, access, patience)
             otherwise.pop_all()
         return cls(engine, access == "read" and not can_write(place))
 

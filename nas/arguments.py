@@ -17,6 +17,7 @@ SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or 
 
 def open_store(db: str | None, access: "Access" = "create") -> "AbstractContextManager[Store]":
     """The store that `Db` names. Only what runs searches makes one where there is none."""
+    from db.patience import Patience
     from db.store import Store  # It loads SQLAlchemy.
 
-    return Store.open(db, access)
+    return Store.open(db, access, Patience(told=lambda words: typer.echo(words, err=True)))

@@ -29,6 +29,7 @@ from nas.printed import (
     print_trials,
     talk_beside,
 )
+from nas.progress import bar, loading
 from nas.runs import LONGEST, LOW_SHARE, WINDOW
 
 if TYPE_CHECKING:
@@ -87,14 +88,14 @@ def search(
     """
     from nas import config
 
-    request = config.load(job)
-    from nas.preflight import check
+    request, talk = config.load(job), talk_beside(as_json)
+    with loading(talk, f"search {request.name}"):
+        from nas.preflight import check
 
-    check(request)
-    from nas import quiet  # noqa: F401  (silences libraries before they load)
-    from nas.pipeline import search as run
+        check(request)
+        from nas import quiet  # noqa: F401  (silences libraries before they load)
+        from nas.pipeline import search as run
 
-    talk = talk_beside(as_json)
     with open_store(db) as store:
         print_outcome(run(request, store, talk), as_json)
 
@@ -212,10 +213,12 @@ def export(
 
     Example: nas export 3 --format hf --out ./child
     """
-    from nas import quiet  # noqa: F401
-    from nas.deliver import export_trial
+    talk = talk_beside(as_json)
+    with loading(talk, f"export {trial}"):
+        from nas import quiet  # noqa: F401
+        from nas.deliver import export_trial
 
-    with open_store(db, "read") as store:
+    with open_store(db, "read") as store, bar(talk, "export and reload"):
         done = export_trial(store, trial, format, out)
     if as_json:
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
@@ -242,9 +245,10 @@ def report(
 
     Example: nas report stories --out report.html
     """
-    from nas.report import write_report
+    with loading(console, f"report {search}"):
+        from nas.report import write_report
 
-    with open_store(db, "read") as store:
+    with open_store(db, "read") as store, bar(console, "write the report"):
         written = write_report(store, store.find_search(search), out, store.trial(trial) if trial is not None else None)
     console.print(f"report: {written}", soft_wrap=True)
 
@@ -269,10 +273,12 @@ def dependency(
 
     Example: nas dependency embedded --html dependency.html
     """
-    from nas import quiet  # noqa: F401
-    from nas.dependency import dependency_of
+    talk = talk_beside(as_json)
+    with loading(talk, f"block dependency of {parent}"):
+        from nas import quiet  # noqa: F401
+        from nas.dependency import dependency_of
 
-    found = dependency_of(parent, data or (), tokens, longest, share, window)
+    found = dependency_of(parent, data or (), tokens, longest, share, window, talk)
     if html is not None:
         from nas.report.dependency_page import write_dependency
 

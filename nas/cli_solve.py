@@ -25,6 +25,7 @@ from nas.printed import (
     print_trial,
     talk_beside,
 )
+from nas.progress import bar, loading
 
 if TYPE_CHECKING:
     from db import models
@@ -132,24 +133,28 @@ def pareto(
 
     Example: nas pareto stories --cost latency --plot front.svg
     """
-    from nas.caution import of_budget
-    from nas.front import front_of
-    from nas.solve import measured
+    talk = talk_beside(as_json)
+    with bar(talk, f"front of {search}", doing="loading libraries"):
+        from nas.caution import of_budget
+        from nas.front import front_of
+        from nas.solve import measured
 
-    if plot is not None:
-        from nas.report import write_front
-        from nas.report.plots import file_format
+        if plot is not None:
+            from nas.report import write_front
+            from nas.report.plots import file_format
 
-        file_format(plot)  # before the work rather than after
+            file_format(plot)  # before the work rather than after
     with open_store(db, "read") as store:
         known = measured(store, store.find_search(search))
         limits = _limits(budget)
-        found = front_of(known, cost, limits, points)
+        with bar(talk, f"front of {points} points"):
+            found = front_of(known, cost, limits, points)
         trials = store.trials(known.search.id) if plot is not None else ()
-    print_cautions(of_budget(known.search, limits), talk_beside(as_json))
+    print_cautions(of_budget(known.search, limits), talk)
     if plot is not None:
-        write_front(known, cost, found, plot, limits, trials)
-        talk_beside(as_json).print(f"plot: {plot}", soft_wrap=True)
+        with bar(talk, "draw the plot"):
+            write_front(known, cost, found, plot, limits, trials)
+        talk.print(f"plot: {plot}", soft_wrap=True)
     if as_json:
         print_json([vars(point) for point in found])
         return
@@ -216,18 +221,20 @@ def compare(
 
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
-    from nas import quiet  # noqa: F401
-    from nas.compare import Asked
-    from nas.compare import compare as run
-    from nas.report.plots import file_format
-    from nas.report.versus import write_comparison
+    talk = talk_beside(as_json)
+    with loading(talk, f"compare {search}"):
+        from nas import quiet  # noqa: F401
+        from nas.compare import Asked
+        from nas.compare import compare as run
+        from nas.report.plots import file_format
+        from nas.report.versus import write_comparison
 
     if plot is not None:
         file_format(plot)  # before the work rather than after
     asked = Asked(_limits(budget), evaluations, seeds, heal, time)
     with open_store(db, "write") as store:
         known = store.find_search(search)
-        lines = run(store, known, asked, talk_beside(as_json))
+        lines = run(store, known, asked, talk)
     if plot is not None:
         write_comparison(lines, plot)
     print_comparison(known, lines, as_json)
@@ -278,12 +285,13 @@ def _refined(
     talk: Console,
 ) -> "models.Trial":
     """The trial that is best of those measured whole, past the sum of scores."""
-    from nas import quiet  # noqa: F401
-    from nas.refined import solve_refined
-    from nas.solve import measured
-
     if len(searches) > 1:
         raise ValueError(f"--refine is of one search, not of {len(searches)}; name the one a sweep without it chooses")
+    with loading(talk, f"refine {searches[0].name}"):
+        from nas import quiet  # noqa: F401
+        from nas.refined import solve_refined
+        from nas.solve import measured
+
     _, trial = solve_refined(store, measured(store, searches[0], metric), limits, evaluations, talk, effort)
     return trial
 

@@ -9,15 +9,20 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 # Ray reads these when it is imported: clients of a cluster that asks for a token send it, and `uv run` does not make
 # every worker build its environment anew.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-Report = Callable[[int, int], None]
-"""How work says how far it is: (done, total)."""
+
+class Report(Protocol):
+    """How work says how far it is: so much of a total is done, and in words what it is at. A total of 0 changes only
+    the words."""
+
+    def __call__(self, done: float = 0, total: float = 0, doing: str = "") -> None: ...
+
 
 _LESS_MEMORY = (
     "where memory runs out, lower distill.batch or ray.layers_per_task (while options are trained), heal.batch (the "
@@ -78,12 +83,12 @@ class Cluster:
         cpus: float = 1,
         gpus: float = 0,
         whole_node: bool = False,
-        progress: Callable[[int, int, int], None] | None = None,
+        progress: Callable[[int, float, float, str], None] | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """Run `work(*task, report)` for each task; (index, value) as they finish, in any order.
 
-        `progress(index, done, total)` hears what tasks report. `whole_node`: with all CPUs of a node, so that nothing
-        else of ours runs beside it. Raises what a task raised, and Unplaceable where no node has the resources.
+        `progress(index, done, total, doing)` hears what tasks report. `whole_node`: with all CPUs of a node, so that
+        nothing else of ours runs beside it. Raises what a task raised, and Unplaceable where no node has the resources.
         """
         import ray
 
@@ -94,12 +99,12 @@ class Cluster:
         board = board.remote()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
         running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
-        seen: dict[int, tuple[int, int]] = {}
+        seen: dict[int, _State] = {}
         try:
             while running:
                 finished, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
                 if progress is not None:
-                    states: dict[int, tuple[int, int]] = ray.get(board.read.remote())
+                    states: dict[int, _State] = ray.get(board.read.remote())
                     for index, state in states.items():
                         if seen.get(index) != state:
                             seen[index] = state
@@ -165,22 +170,31 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or is_torchs
 
 
+_State = tuple[float, float, str]
+"""As a task reports it."""
+
+
 class _Board:
     """Where tasks write how far they are."""
 
     def __init__(self) -> None:
-        self._states: dict[int, tuple[int, int]] = {}
+        self._states: dict[int, _State] = {}
 
-    def write(self, index: int, done: int, total: int) -> None:
-        self._states[index] = (done, total)
+    def write(self, index: int, done: float, total: float, doing: str) -> None:
+        if total == 0:
+            done, total, _ = self._states.get(index, (0, 0, ""))
+        self._states[index] = done, total, doing
 
-    def read(self) -> dict[int, tuple[int, int]]:
+    def read(self) -> dict[int, _State]:
         return dict(self._states)
 
 
 def _on_worker(work: Callable[..., Any], threads: int, board: Any, index: int, *arguments: Any) -> Any:
+    def report(done: float = 0, total: float = 0, doing: str = "") -> None:
+        board.write.remote(index, done, total, doing)
+
     import torch
 
     # Ray sets one thread for a worker's first task and leaves it there for the next.
     torch.set_num_threads(threads)
-    return work(*arguments, lambda done, total: board.write.remote(index, done, total))
+    return work(*arguments, report)

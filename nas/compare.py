@@ -31,7 +31,7 @@ from solvers.problem import Infeasible, Option, Problem, Solution
 from solvers.random import random_architecture
 from solvers.refine import refine
 from solvers.shortgpt import drop_layers
-from solvers.sleb import drop_one_by_one
+from solvers.sleb import drop_one_by_one, rounds_needed
 from solvers.uniform import uniform
 
 
@@ -111,12 +111,14 @@ Strategy = Callable[[Contest], Chosen]
 def _shortgpt(contest: Contest) -> Chosen:
     if not Layers.of(contest.problem, contest.own, slots_per_layer=2).droppable:
         raise Infeasible("no layer can be left out; give space.drop_blocks, or skip for attention and ffn")
-    return Chosen(drop_layers(contest.problem, contest.own, contest.reality.removal().influence))
+    return Chosen(drop_layers(contest.problem, contest.own, contest.reality.influence()))
 
 
 def _sleb(contest: Contest) -> Chosen:
     _check_removable(contest)
-    found = drop_one_by_one(contest.problem, contest.own, contest.reality.removal().losses)
+    # In one go what is needed in any case; where that is not enough, a round at a time.
+    contest.reality.remove(rounds_needed(contest.problem, Layers.of(contest.problem, contest.own, slots_per_layer=2)))
+    found = drop_one_by_one(contest.problem, contest.own, contest.reality.losses)
     return Chosen(found.solution, found.evaluations)
 
 
@@ -220,7 +222,7 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
             reality.check_machine()  # before the work rather than after
         contest = Contest(store, known, budget, reality, asked.evaluations)
         strategies = STRATEGIES | {f"random, seed {seed}": partial(_random, seed=seed) for seed in range(asked.seeds)}
-        answers = {name: _answer(contest, choose) for name, choose in strategies.items()}
+        answers = {name: _answer(contest, name, choose) for name, choose in strategies.items()}
         chosen = {name: answer for name, answer in answers.items() if isinstance(answer, Chosen)}
         trials = contest.trials([answer.solution for answer in chosen.values()], asked.heal)
         if asked.time:
@@ -247,10 +249,12 @@ def _check(asked: Asked, search: models.Search) -> None:
         raise ValueError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
 
 
-def _answer(contest: Contest, choose: Strategy) -> Chosen | str:
+def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
     """The strategy's answer, or why it has none."""
+    models = contest.evaluations if choose in (_evolution, refined) else None
     try:
-        return choose(contest)
+        with contest.reality.counting(name, models):
+            return choose(contest)
     except (TimeoutError, ScoresAreNoKl) as error:
         return str(error)
     except Infeasible as error:

@@ -6,12 +6,13 @@ in the whole model and in the model without block i; 0 for j <= i. Blocks that h
 computed side by side: `nas/runs.py` says which.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from blocklib.checkpoint import inspect
@@ -23,6 +24,7 @@ from blocklib.stream import Variant, delta, embed, rotary
 from nas.data import load_tokens
 from nas.fidelity import numbers_at_once
 from nas.paths import local_or_hub, matching_files
+from nas.progress import bar
 from nas.request import EMBEDDED, checkpoint_of
 from nas.runs import LONGEST, LOW_SHARE, WINDOW, Run, ffn_runs, windows
 from nas.sections import Data, Source
@@ -56,39 +58,46 @@ def dependency_of(
     longest: int = LONGEST,
     share: float = LOW_SHARE,
     window: int = WINDOW,
+    console: Console | None = None,
 ) -> Dependency:
     """Load a parent and measure it on text. `parent` is `embedded`, a folder or a hub id, as in a job file.
 
-    `texts` are files and globs, relative to the current folder; none: Python's own sources. Raises ValueError or
-    OSError, naming what is wrong.
+    `texts` are files and globs, relative to the current folder; none: Python's own sources. `console` is told how it
+    goes. Raises ValueError or OSError, naming what is wrong.
     """
+    console = console or Console(quiet=True)
     here = Path.cwd()
     checkpoint = checkpoint_of(parent if parent == EMBEDDED else local_or_hub(parent, here))
     train: Source = matching_files(texts, here) if texts else "stdlib"
-    folder = folder_of(checkpoint)
-    inspect(folder)  # what its files say, before the time it takes to load them
-    tokenizer, loaded = load_tokenizer(folder), load_parent(checkpoint)
-    length = min(_SEQUENCE, tokens, loaded.model.config.max_position_embeddings)
-    # Calibration is the head of distillation; the other sets are not read.
-    data = Data(
-        train=train,
-        sequence_length=length,
-        calibration_tokens=tokens,
-        distillation_tokens=tokens,
-        score_tokens=length,
-        evaluation_tokens=length,
-    )
-    ids = load_tokens(data, tokenizer, loaded.shape.vocabulary).calibration
-    matrix = block_dependency(loaded.model, torch.from_numpy(ids.copy()))
+    with bar(console, "block dependency", "tokens", doing="loading the parent and the text") as shown:
+        folder = folder_of(checkpoint)
+        inspect(folder)  # what its files say, before the time it takes to load them
+        tokenizer, loaded = load_tokenizer(folder), load_parent(checkpoint)
+        length = min(_SEQUENCE, tokens, loaded.model.config.max_position_embeddings)
+        # Calibration is the head of distillation; the other sets are not read.
+        data = Data(
+            train=train,
+            sequence_length=length,
+            calibration_tokens=tokens,
+            distillation_tokens=tokens,
+            score_tokens=length,
+            evaluation_tokens=length,
+        )
+        ids = load_tokens(data, tokenizer, loaded.shape.vocabulary).calibration
+        shown.say("first batch")
+        matrix = block_dependency(loaded.model, torch.from_numpy(ids.copy()), lambda *how_far: shown(0, *how_far))
     return Dependency(parent, ids.size, matrix, ffn_runs(matrix, longest, share), windows(matrix, window))
 
 
 @torch.no_grad()
-def block_dependency(model: PuzzleNasForCausalLM, ids_BT: Tensor) -> list[list[float]]:
+def block_dependency(
+    model: PuzzleNasForCausalLM, ids_BT: Tensor, heard: Callable[[int, int], None] = lambda done, total: None
+) -> list[list[float]]:
     """The matrix of a parent or of any assembled child; in a child, blocks in parallel are one block.
 
-    `ids_BT` is token ids, [sequences, tokens]. Where block j adds nothing for a token, with block i and without, the
-    distance is 0; where it adds nothing in one of the two only, it is 1. Raises NotFinite, naming the blocks.
+    `ids_BT` is token ids, [sequences, tokens]; `heard` is told how many of them are done, of how many. Where block j
+    adds nothing for a token, with block i and without, the distance is 0; where it adds nothing in one of the two only,
+    it is 1. Raises NotFinite, naming the blocks.
     """
     blocks = _blocks(model)
     one = ids_BT.shape[1] * model.config.hidden_size
@@ -98,10 +107,13 @@ def block_dependency(model: PuzzleNasForCausalLM, ids_BT: Tensor) -> list[list[f
     at_once = max(1, _STACK_AT_ONCE // one - 1)
     batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // (one * (min(at_once, len(blocks)) + 1))))
     sums_LL = torch.zeros(len(blocks), len(blocks), dtype=torch.float64)
+    done = 0
     for ids in ids_BT.split(batch):
         for start in range(0, len(left_out), at_once):
             some = left_out[start : start + at_once]
             sums_LL[some.start : some.stop] += _sweep(model, blocks, some, ids)
+        done += ids.numel()
+        heard(done, ids_BT.numel())
     mean_LL = sums_LL / ids_BT.numel()
     for i, j in (~torch.isfinite(mean_LL)).nonzero().tolist():
         raise NotFinite(f"block {j}: how far what it adds turns without block {i} is not finite")

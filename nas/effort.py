@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from nas.progress import bar
 from solvers.problem import relative_gap
 from solvers.program import Progress
 from solvers.pulp_model import Engine
@@ -33,15 +34,14 @@ USUAL = Effort()
 
 @contextmanager
 def shown(console: Console, maximise: bool = False) -> Iterator[Progress]:
-    """Shows on a terminal how an answer is coming along, for as long as it takes. `maximise`: scores have their sign
-    turned."""
-    with console.status("solving") as status:
-        yield lambda score, bound: status.update(said(score, bound, maximise))
+    """Shows how an answer is coming along, for as long as it takes. `maximise`: scores have their sign turned."""
+    with bar(console, "solving") as coming:
+        yield lambda score, bound: coming.say(said(score, bound, maximise))
 
 
 def said(score: float, bound: float, maximise: bool = False) -> str:
     """How far an answer has come."""
     if math.isinf(score):
-        return "solving: no answer yet"
+        return "no answer yet"
     best, gap = -score if maximise else score, relative_gap(score, bound)
-    return f"solving: the best so far {best:.6g}, proven to {gap:.1e} of the best there is"
+    return f"the best so far {best:.6g}, proven to {gap:.1e} of the best there is"

@@ -1,6 +1,7 @@
 """The child beside its parent on the same held-out tokens."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,16 +11,26 @@ from nas.fidelity import Fidelity, FidelityMeter
 
 
 @torch.no_grad()
-def evaluate(parent: PuzzleNasForCausalLM, child: PuzzleNasForCausalLM, ids_BT: Tensor, batch: int = 8) -> Fidelity:
-    """Fidelity of the child, its `lm_loss` absolute. `ids_BT` is [sequences, tokens]. Raises NotFinite.
+def evaluate(
+    parent: PuzzleNasForCausalLM,
+    child: PuzzleNasForCausalLM,
+    ids_BT: Tensor,
+    batch: int = 8,
+    heard: Callable[[int, int], None] = lambda done, total: None,
+) -> Fidelity:
+    """Fidelity of the child, its `lm_loss` absolute. `ids_BT` is [sequences, tokens]; `heard` is told after each batch
+    how many of the tokens are done, of how many. Raises NotFinite.
 
     Evaluating the parent against itself gives its own loss, and a KL of 0.
     """
+    done = 0
     meter = FidelityMeter(["child"])
     for ids in ids_BT.split(batch):
         hidden_BTD = parent.model(ids.long(), use_cache=False).last_hidden_state
         child_BTD = hidden_BTD if child is parent else child.model(ids.long(), use_cache=False).last_hidden_state
         meter.add(ids, hidden_BTD, child_BTD[None], parent.lm_head, child.lm_head)
+        done += ids.numel()
+        heard(done, ids_BT.numel())
     return meter.result()["child"]
 
 

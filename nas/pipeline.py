@@ -20,8 +20,10 @@ from nas.budget import ATTEMPTS, TOLERANCE, retargeted, worst_overshoot
 from nas.children import child_file, load_child
 from nas.cluster import Cluster
 from nas.deliver import deliver
+from nas.effort import Effort, shown
 from nas.explain import explain
 from nas.job import Job, prepare
+from nas.progress import bar
 from nas.realise import hardware_of, healing_key, made, timed
 from nas.refined import solve_refined
 from nas.report import write_report
@@ -56,7 +58,8 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
     """Run a request to its end. Raises ValueError or OSError, saying what is wrong, with nothing finished lost."""
     _refuse_taken_folder(request, store)
     with Cluster(request.ray.address) as cluster:
-        job = prepare(request, hardware_of(request, cluster))
+        with bar(console, f"search {request.name}", doing="loading the parent and the text"):
+            job = prepare(request, hardware_of(request, cluster))
         known = {known.id: known for known in store.searches()}.get(job.id)
         if known is not None:
             job = replace(job, dependency=known.dependency)
@@ -169,7 +172,8 @@ def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: C
     """The best by the sum of scores, or past it where the job asks for that; and its sum, or its real KL."""
     evaluations = known.search.request["solver"]["refine"]
     if evaluations is None:
-        solution = solve(known, budget)
+        with shown(console) as progress:
+            solution = solve(known, budget, Effort(progress=progress))
         return solution, solution.score
     solution, trial = solve_refined(store, known, budget, evaluations, console)
     assert trial.kl_whole is not None
@@ -186,7 +190,7 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     trial = store.own_child_path(trial.id, str(out), job.request.export.format)
     # A folder appears under its name only when it is whole.
     if not _is_filled(out):
-        with _stage(job, store, "export"), console.status("export and reload"):
+        with _stage(job, store, "export"), bar(console, "export and reload"):
             try:
                 notes = deliver(found, trial, job.request.export.format, out).notes
             except FileExistsError:
@@ -194,8 +198,11 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
         for note in notes:
             console.print(note)
     report = job.home / "reports" / f"{job.id}.html"
-    write_report(store, found, report, trial)
-    return Outcome(found, trial, out, report, sample(child, job.tokenizer, job.tokens.evaluation))
+    with bar(console, "write the report"):
+        write_report(store, found, report, trial)
+    with bar(console, "a sentence by the child"):
+        sentence = sample(child, job.tokenizer, job.tokens.evaluation)
+    return Outcome(found, trial, out, report, sentence)
 
 
 def search_row(job: Job, costs: dict[str, Any]) -> models.Search:

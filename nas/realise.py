@@ -5,19 +5,21 @@ done again where that is there. `_described`, `_make` and `_time` run on workers
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
 from blocklib.library import Library
-from blocklib.packed import PackedParent, unpack
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.packed import PackedParent
 from cost_models.analytic import architecture_cost
 from cost_models.hardware import describe
 from cost_models.scenario import Scenario
@@ -29,9 +31,19 @@ from nas.cluster import Cluster, Report
 from nas.evaluate import evaluate, perplexity
 from nas.healing import Healing
 from nas.job import Job
-from nas.progress import bar
+from nas.progress import bar, rarely
 from nas.request import Request
-from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tell_if_busy, tensor
+from nas.stages import (
+    STARTING,
+    Ids,
+    Shared,
+    choice_weights,
+    device_of,
+    gpus_to_time,
+    tell_if_busy,
+    tensor,
+    unpacked,
+)
 
 Built = Sequence[tuple[str, str]]
 """What a child takes from the library: choices and their keys."""
@@ -94,12 +106,12 @@ def _made(
 ) -> models.Trial:
     healing = healing_of(job)
     file, checkpoints = child_file(job.home, trial.child_key), job.home / "checkpoints" / trial.child_key
-    task = (
-        shared["parent"], shared["distillation"], shared["evaluation"], str(job.library.root), trial.architecture,
-        _built(job, trial), healing, str(file), str(checkpoints), device_of(job),
-    )  # fmt: skip
     gpus = 1 if job.request.gpus_per_task else 0
-    with bar(console, "heal child" if healing else "assemble child") as shown:
+    with bar(console, "heal child" if healing else "assemble child", "tokens", doing=STARTING) as shown:
+        task = (
+            shared["parent"], shared["distillation"], shared["evaluation"], str(job.library.root), trial.architecture,
+            _built(job, trial), healing, str(file), str(checkpoints), device_of(job),
+        )  # fmt: skip
         ((_, found),) = cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
     before, after = found["before"], found["after"]
     return store.update_trial(
@@ -133,26 +145,50 @@ def _make(
     for another that wanted the same child and waited: two would remove each other's checkpoints."""
     path = Path(file)
     Path(checkpoints).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{checkpoints}.lock"):
+    with _alone(f"{checkpoints}.lock", report):
         if path.is_file():
             return found_with(path)
-        parent, library, keys = unpack(packed, device), Library(Path(root)), dict(built)
+        parent, library, keys = unpacked(packed, device, report), Library(Path(root)), dict(built)
         heldout = tensor(evaluation, device)
         child = assemble(
             parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
         )
-        found = {"parent": vars(evaluate(parent.model, parent.model, heldout))}
-        found["before"] = vars(evaluate(parent.model, child, heldout))
+
+        def evaluated(model: PuzzleNasForCausalLM, what: str) -> dict[str, Any]:
+            def heard(done: int, total: int) -> None:
+                report(doing=f"evaluating {what}, {done:,} of {total:,} tokens")
+
+            heard(0, heldout.numel())
+            return vars(evaluate(parent.model, model, heldout, heard=heard))
+
+        found = {"parent": evaluated(parent.model, "the parent")}
+        found["before"] = evaluated(child, "the child before healing" if healing else "the child")
         if healing is not None:
+            report(doing="loading the trainer")
             from nas.heal import heal  # It takes seconds to load, and only here.
 
             child = deepcopy(child)
             for event in heal(parent.model, child, tensor(distillation, device), healing, Path(checkpoints)):
                 report(event.done_tokens, event.total_tokens)
-        found["after"] = vars(evaluate(parent.model, child, heldout)) if healing else found["before"]
+        found["after"] = evaluated(child, "the healed child") if healing else found["before"]
         save_child(path, child, found)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return found
+
+
+@contextmanager
+def _alone(lock: str, report: Report) -> Iterator[None]:
+    """For as long as no other process has the lock."""
+    held = FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        report(doing="waiting for another process, which builds the same child")
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def _timed(
@@ -161,9 +197,9 @@ def _timed(
     # The last word on a child is worth more time than one of many measurements.
     asked = job.request.measure
     rounds = Rounds(least=10, most=100, tolerance=asked.tolerance / 2, seconds=3 * asked.time_limit)
-    task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario, rounds)
-    with bar(console, "measure child"):
-        ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True)
+    with bar(console, "measure child", "s at most", doing=STARTING) as shown:
+        task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario, rounds)
+        ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     tell_if_busy([found.pop("taken")], "a child was", console)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario)
     totals = held.metrics(job.scenario)
@@ -187,12 +223,17 @@ def _time(
     report: Report,
 ) -> dict[str, Any]:
     """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device."""
-    parent, library, keys = unpack(packed), Library(Path(root)), dict(built)
+    parent, library, keys = unpacked(packed, "cpu", report), Library(Path(root)), dict(built)
     child = assemble(
         parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
     )
     where: dict[str, Any] = {"device": scenario.device, "dtype": getattr(torch, scenario.dtype)}
-    timed = time_models(deepcopy(parent.model).to(**where), deepcopy(child).to(**where), scenario, rounds)
+    report(doing="first passes")
+    timed = time_models(
+        deepcopy(parent.model).to(**where), deepcopy(child).to(**where), scenario, rounds,
+        # A message takes a moment of the machine that is timed.
+        heard=rarely(lambda done, spent_s: report(min(spent_s, rounds.seconds), rounds.seconds, f"{done} rounds")),
+    )  # fmt: skip
     return {
         "latency_s": timed.latency.other_s,
         "latency_ratio": timed.latency.ratio,

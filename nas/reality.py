@@ -3,9 +3,11 @@
 The parent is loaded, and Ray started, when something is first to be measured. `_whole` and `_removed` run on workers.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +17,7 @@ from rich.console import Console
 from blocklib.block import Architecture
 from blocklib.distil import Progress
 from blocklib.library import Library
-from blocklib.packed import PackedParent, unpack
+from blocklib.packed import PackedParent
 from db import models
 from db.store import Store
 from nas import realise
@@ -23,29 +25,16 @@ from nas.cluster import Cluster, Report
 from nas.config import restored
 from nas.influence import block_influence
 from nas.job import Job, prepare
-from nas.progress import bar
+from nas.progress import Bar, Heard, bar
 from nas.removal import loss_without
 from nas.request import Request
-from nas.stages import Ids, Shared, choice_weights, device_of, tensor
+from nas.stages import STARTING, Ids, Shared, choice_weights, device_of, tensor, unpacked
 from nas.whole import score_whole
 from solvers.sleb import removal_rounds
 
 
 class Changed(ValueError):
     """A search whose parent, text, libraries or machine are no longer what it was measured with."""
-
-
-@dataclass(frozen=True)
-class Removal:
-    """The parent without whole layers: each layer's block influence, and SLEB's rounds: the loss without each layer
-    left, once those of least loss of the rounds before are gone. The first and the last layer stay."""
-
-    influence: tuple[float, ...]
-    rounds: tuple[dict[int, float], ...]
-
-    def losses(self, removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
-        """As `solvers.sleb.LossWithout` wants them."""
-        return [self.rounds[len(removed)][layer] for layer in candidates]
 
 
 class Reality:
@@ -56,7 +45,8 @@ class Reality:
         self._cluster = Cluster(search.request["ray"]["address"])
         known = store.trials(search.id, where="kl_whole is not None")
         self._kls = {trial.architecture: trial.kl_whole for trial in known if trial.kl_whole is not None}
-        self._removal = search.removal
+        self._removal: dict[str, Any] = search.removal or {}
+        self._counting: Bar | None = None
         self.measured = 0
 
     def __enter__(self) -> Self:
@@ -66,6 +56,31 @@ class Reality:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cluster.__exit__(kind, error, trace)
+
+    @contextmanager
+    def counting(self, name: str, models: int | None = None) -> Iterator[None]:
+        """One bar for all whole models that are run meanwhile; at most so many, where that is known."""
+        with bar(self._console, name, "models", models, "choosing") as self._counting:
+            try:
+                yield
+            finally:
+                self._counting = None
+
+    @contextmanager
+    def _bar(self, name: str) -> Iterator[Bar]:
+        """The bar that counts, or one for this alone; everything is loaded that tasks need."""
+        if self._counting is None:
+            with bar(self._console, name, "models") as shown:
+                yield self._loaded(shown)
+        else:
+            yield self._loaded(self._counting)
+            self._counting.say("choosing")
+
+    def _loaded(self, shown: Bar) -> Bar:
+        shown.say("loading the parent and the text")
+        _ = self.job
+        shown.say(STARTING)
+        return shown
 
     @cached_property
     def job(self) -> Job:
@@ -99,18 +114,19 @@ class Reality:
                 yield architecture, kl
 
     def _score(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
-        job, asked = self.job, self.job.request.ray
-        places = self._cluster.places(asked.cpus_per_task, job.request.gpus_per_task)
-        # Sorted, those that begin alike are neighbours, and share what they begin with.
-        size = -(-len(architectures) // places)
-        groups = [architectures[start : start + size] for start in range(0, len(architectures), size)]
-        parent, text = self._shared["parent"], self._shared["score"]
-        tasks = [(parent, text, str(job.library.root), group, self._keys(group), device_of(job)) for group in groups]
-        with bar(self._console, f"real KL of {len(architectures)}") as shown:
-            for index in range(len(groups)):
-                shown.expect(index, job.tokens.score.size)
+        with self._bar(f"real KL of {len(architectures)}") as shown:
+            job, asked = self.job, self.job.request.ray
+            places = self._cluster.places(asked.cpus_per_task, job.request.gpus_per_task)
+            # Sorted, those that begin alike are neighbours, and share what they begin with.
+            size = -(-len(architectures) // places)
+            groups = [architectures[start : start + size] for start in range(0, len(architectures), size)]
+            parent, text = self._shared["parent"], self._shared["score"]
+            tasks = [
+                (parent, text, str(job.library.root), group, self._keys(group), device_of(job)) for group in groups
+            ]
+            heard = shown.expect([len(group) for group in groups])
             for _, some in self._cluster.run(
-                _whole, tasks, cpus=asked.cpus_per_task, gpus=job.request.gpus_per_task, progress=shown
+                _whole, tasks, cpus=asked.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
             ):
                 yield from some.items()
 
@@ -120,18 +136,39 @@ class Reality:
         parts = {part for choice in choices for part in self.job.library_parts(choice)}
         return {str(part): self.job.build_key(part) for part in parts}
 
-    def removal(self) -> Removal:
-        """Measured once for a search, whatever the budget."""
-        if self._removal is None:
-            task = (self._shared["parent"], self._shared["calibration"], device_of(self.job))
-            gpus = 1 if self.job.request.gpus_per_task else 0
-            with bar(self._console, "layers removed") as shown:
-                ((_, found),) = self._cluster.run(_removed, [task], gpus=gpus, whole_node=True, progress=shown)
-            self._store.set_removal(self._search.id, found)
-            self._removal = found
-            self.measured += 1
-        rounds = [{int(layer): loss for layer, loss in losses.items()} for losses in self._removal["rounds"]]
-        return Removal(tuple(self._removal["influence"]), tuple(rounds))
+    def influence(self) -> Sequence[float]:
+        """The block influence of each of the parent's layers: see `nas/influence.py`."""
+        if "influence" not in self._removal:
+            with self._bar("block influence") as shown:
+                self._keep_removal("influence", self._alone(_influence, (), shown.expect([1])))
+        influence: Sequence[float] = self._removal["influence"]
+        return influence
+
+    def remove(self, rounds: int) -> None:
+        """Have so many of SLEB's rounds measured, those known among them, which are never measured again."""
+        known, layers = self._removal.get("rounds", []), Architecture.parse(self._search.parent_architecture).layers
+        models = sum(layers - 2 - before for before in range(len(known), rounds))
+        if models > 0:
+            with self._bar("layers removed") as shown:
+                self._keep_removal("rounds", self._alone(_removed, (known, rounds), shown.expect([models])))
+
+    def losses(self, removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        """As `solvers.sleb.LossWithout` wants them; the first and the last layer stay."""
+        self.remove(len(removed) + 1)
+        losses = self._removal["rounds"][len(removed)]
+        return [losses[str(layer)] for layer in candidates]
+
+    def _alone(self, work: Callable[..., Any], more: tuple[Any, ...], heard: Heard) -> Any:
+        """What `work` finds out of the parent on the calibration text, with a whole node to itself."""
+        task = (self._shared["parent"], self._shared["calibration"], *more, device_of(self.job))
+        gpus = 1 if self.job.request.gpus_per_task else 0
+        ((_, found),) = self._cluster.run(work, [task], gpus=gpus, whole_node=True, progress=heard)
+        return found
+
+    def _keep_removal(self, name: str, found: Any) -> None:
+        self._removal = self._removal | {name: found}
+        self._store.set_removal(self._search.id, self._removal)
+        self.measured += 1
 
     def made(self, trial: models.Trial) -> models.Trial:
         """The trial with its child built, healed and evaluated."""
@@ -166,7 +203,7 @@ def _whole(
     device: str,
     report: Report,
 ) -> dict[str, float]:
-    parent, library = unpack(packed, device), Library(Path(root))
+    parent, library = unpacked(packed, device, report), Library(Path(root))
     asked = [Architecture.parse(text) for text in architectures]
     for event in score_whole(parent, asked, lambda c: choice_weights(parent, library, c, keys), tensor(ids, device)):
         if isinstance(event, Progress):
@@ -176,11 +213,32 @@ def _whole(
     raise AssertionError("scoring ended without scores")
 
 
-def _removed(packed: PackedParent, calibration: Ids, device: str, report: Report) -> dict[str, Any]:
-    parent, ids_BT = unpack(packed, device), tensor(calibration, device)
+def _influence(packed: PackedParent, calibration: Ids, device: str, report: Report) -> list[float]:
+    parent = unpacked(packed, device, report)
+    report(doing="one pass of the parent")
+    return block_influence(parent, tensor(calibration, device))
+
+
+def _removed(
+    packed: PackedParent, calibration: Ids, known: Sequence[dict[str, float]], wanted: int, device: str, report: Report
+) -> list[dict[str, float]]:
+    """SLEB's first rounds, so many, beginning with those that are known."""
+    parent, ids_BT = unpacked(packed, device, report), tensor(calibration, device)
     inner = range(1, parent.shape.layers - 1)
-    rounds: list[dict[str, float]] = []
-    for each in removal_rounds(inner, partial(loss_without, parent, ids_BT)):
-        rounds.append({str(layer): loss for layer, loss in each.losses.items()})
-        report(len(rounds), len(inner))
-    return {"influence": block_influence(parent, ids_BT), "rounds": rounds}
+    models = sum(len(inner) - before for before in range(len(known), wanted))
+    done = 0
+
+    def losses(removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        nonlocal done
+        if len(removed) < len(known):
+            return [known[len(removed)][str(layer)] for layer in candidates]
+
+        def heard(tokens: int, total: int) -> None:
+            report(done + len(candidates) * tokens / total, models, f"round {len(removed) + 1} of {wanted}")
+
+        found = loss_without(parent, ids_BT, removed, candidates, heard=heard)
+        done += len(candidates)
+        return found
+
+    rounds = islice(removal_rounds(inner, losses), wanted)
+    return [{str(layer): loss for layer, loss in each.losses.items()} for each in rounds]

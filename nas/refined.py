@@ -33,7 +33,8 @@ def solve_refined(
     with Reality(store, search, console) as reality:
         contest = Contest(store, known, budget, reality, evaluations)
         try:
-            found = refined(contest, effort).solution
+            with reality.counting("refine", evaluations):
+                found = refined(contest, effort).solution
         except Infeasible as error:
             raise BudgetNotMet(not_met(known, budget, error)) from error
         (trial,) = contest.trials([found])

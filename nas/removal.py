@@ -5,7 +5,7 @@ residual up to their own layer; past it each runs alone, and only that one share
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,27 +20,36 @@ from nas.fidelity import numbers_at_once
 
 @torch.no_grad()
 def loss_without(
-    parent: Parent, ids_BT: Tensor, removed: Collection[int], candidates: Sequence[int], batch: int | None = None
+    parent: Parent,
+    ids_BT: Tensor,
+    removed: Collection[int],
+    candidates: Sequence[int],
+    batch: int | None = None,
+    heard: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
     """For each candidate layer, in their order, the loss of the parent without it and without the `removed` layers.
 
     The loss is the mean next-token cross-entropy in nats over all of `ids_BT` ([sequences, tokens], token ids), from
     float32 logits whatever the parent runs in. Layers count from 0. `batch` is how many sequences run together; None:
-    as many as the device takes well. Raises NotFinite, naming layers and sequences, where a loss is NaN or infinite,
-    and ValueError where there is no next token, or a layer is not the parent's, stands twice or is removed already.
+    as many as the device takes well. `heard` is told how many tokens have gone through reduced models, of how many.
+    Raises NotFinite, naming layers and sequences, where a loss is NaN or infinite, and ValueError where there is no
+    next token, or a layer is not the parent's, stands twice or is removed already.
     """
     _check(parent, ids_BT, removed, candidates)
     one = ids_BT.shape[1] * parent.shape.hidden
     batch = batch or max(1, numbers_at_once(ids_BT.device) // one)
     alive = [layer for layer in range(parent.shape.layers) if layer not in removed]
     sums = dict.fromkeys(candidates, 0.0)
+    done, total = 0, len(candidates) * ids_BT.numel()
     for first, ids in zip(range(0, len(ids_BT), batch), ids_BT.split(batch), strict=True):
-        for layer, loss in _round(parent.model, ids, alive, candidates).items():
+        for layer, loss in _round(parent.model, ids, alive, candidates):
             if not math.isfinite(loss):
                 others = f" and, before it, {', '.join(map(str, removed))}" if removed else ""
                 where = f"sequences {first}..{first + len(ids) - 1}"
                 raise NotFinite(f"without layer {layer}{others} the loss is {loss} ({where})")
             sums[layer] += loss
+            done += ids.numel()
+            heard(done, total)
     targets = len(ids_BT) * (ids_BT.shape[1] - 1)
     return [sums[layer] / targets for layer in candidates]
 
@@ -58,9 +67,9 @@ def _check(parent: Parent, ids_BT: Tensor, removed: Collection[int], candidates:
 
 def _round(
     model: PuzzleNasForCausalLM, ids_BT: Tensor, alive: Sequence[int], candidates: Collection[int]
-) -> dict[int, float]:
-    """Each candidate's summed loss over one batch."""
-    sums: dict[int, float] = {}
+) -> Iterator[tuple[int, float]]:
+    """Each candidate with its summed loss over one batch."""
+    left = len(candidates)
     shared_BTD = embed(model, ids_BT)
     tables = rotary(model, shared_BTD)
     for place, layer in enumerate(alive):
@@ -68,11 +77,11 @@ def _round(
             residual_BTD = shared_BTD
             for later in alive[place + 1 :]:
                 residual_BTD = _through(model, later, residual_BTD, tables)
-            sums[layer] = _summed_loss(model, residual_BTD, ids_BT)
-        if len(sums) == len(candidates):
-            break
+            yield layer, _summed_loss(model, residual_BTD, ids_BT)
+            left -= 1
+        if left == 0:
+            return
         shared_BTD = _through(model, layer, shared_BTD, tables)
-    return sums
 
 
 def _through(model: PuzzleNasForCausalLM, layer: int, residual_BTD: Tensor, tables: Rotary) -> Tensor:

@@ -50,6 +50,10 @@ _BUSY = 0.1
 """Of the cores needed: what others may take before it is told of."""
 
 
+STARTING = "starting workers"
+"""What a stage is at before its first worker reports: Ray starts, and workers load PyTorch."""
+
+
 class Shared:
     """What every task reads, put where workers can see it when the first task needs it."""
 
@@ -71,17 +75,18 @@ _DEPENDENCY_TOKENS = 8192
 
 def measure_dependency(job: Job, cluster: Cluster, shared: Shared, console: Console) -> Matrix:
     """How much each block of the parent depends on each before it."""
-    task = (shared["parent"], shared["calibration"], device_of(job))
     gpus = 1 if job.request.gpus_per_task else 0
-    with bar(console, "block dependency"):
-        ((_, found),) = cluster.run(_depend, [task], gpus=gpus, whole_node=True)
+    with bar(console, "block dependency", "tokens", doing=STARTING) as shown:
+        task = (shared["parent"], shared["calibration"], device_of(job))
+        ((_, found),) = cluster.run(_depend, [task], gpus=gpus, whole_node=True, progress=shown)
     matrix: Matrix = found
     return matrix
 
 
 def _depend(packed: PackedParent, calibration: Ids, device: str, report: Report) -> Matrix:
     sequences = max(1, _DEPENDENCY_TOKENS // calibration.shape[1])
-    return block_dependency(unpack(packed, device).model, tensor(calibration[:sequences], device))
+    model = unpacked(packed, device, report).model
+    return block_dependency(model, tensor(calibration[:sequences], device), report)
 
 
 def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:
@@ -92,18 +97,19 @@ def build_library(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     if not missing:
         return 0
     settings, resources = job.request.distill, job.request.ray
-    groups = _shares(job, cluster, missing, lambda part: part.span)
-    tasks = [
-        (shared["parent"], shared["calibration"], shared["distillation"], shared["score"], str(job.library.root),
-         [(str(part), keys[part], job.training(part)) for part in group], settings.batch, settings.least_squares,
-         device_of(job))
-        for group in groups
-    ]  # fmt: skip
-    with bar(console, "distil blocks") as shown:
-        for index, group in enumerate(groups):
-            shown.expect(index, max(job.training(part).tokens for part in group))
+    # Each task passes over the text for its own layers: together they do what one would do for all.
+    most = max(job.training(part).tokens for part in missing)
+    with bar(console, "distil blocks", "tokens", most or None, STARTING) as shown:
+        groups = _shares(job, cluster, missing, lambda part: part.span)
+        tasks = [
+            (shared["parent"], shared["calibration"], shared["distillation"], shared["score"], str(job.library.root),
+             [(str(part), keys[part], job.training(part)) for part in group], settings.batch, settings.least_squares,
+             device_of(job))
+            for group in groups
+        ]  # fmt: skip
+        heard = shown.expect(len(groups) * [most / len(groups)])
         for _, records in cluster.run(
-            _build, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=shown
+            _build, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
         ):
             store.add_distillations([models.Distillation(**record) for record in records])
     return len(missing)
@@ -128,7 +134,10 @@ def _build(
     missing = {Choice.parse(text): t for text, key, t in work if not library.has(Choice.parse(text), key)}
     if missing:
         texts = [tensor(ids, device) for ids in (calibration, distillation, heldout[:CHECKED])]
-        for event in distil(unpack(packed, device), missing, *texts, batch=batch, least_squares=least_squares):
+        parent = unpacked(packed, device, report)
+        for event in distil(
+            parent, missing, *texts, batch=batch, least_squares=least_squares, doing=lambda words: report(doing=words)
+        ):
             if isinstance(event, Progress):
                 report(event.done_tokens, event.total_tokens)
             else:
@@ -161,19 +170,18 @@ def score_choices(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     shape = job.parent.shape
     head, slots = shape.vocabulary * shape.hidden, 2 * shape.layers
     per_slot = (parameters(job.parent.architecture, shape) - shape.fixed_parameters) / slots
-    # What a token passes between where a choice starts and the logits, in parameters.
-    groups = _shares(job, cluster, missing, lambda choice: head + per_slot * (slots - choice.first_slot))
-    tasks = [
-        (shared["parent"], shared["score"], str(job.library.root),
-         [(str(c), [(str(p), job.build_key(p)) for p in job.library_parts(c)]) for c in group], device_of(job))
-        for group in groups
-    ]  # fmt: skip
-    resources = job.request.ray
-    with bar(console, "score options") as shown:
-        for index in range(len(groups)):
-            shown.expect(index, job.tokens.score.size)
+    resources, text = job.request.ray, job.tokens.score.size
+    with bar(console, "score options", "tokens", text, STARTING) as shown:
+        # What a token passes between where a choice starts and the logits, in parameters.
+        groups = _shares(job, cluster, missing, lambda choice: head + per_slot * (slots - choice.first_slot))
+        tasks = [
+            (shared["parent"], shared["score"], str(job.library.root),
+             [(str(c), [(str(p), job.build_key(p)) for p in job.library_parts(c)]) for c in group], device_of(job))
+            for group in groups
+        ]  # fmt: skip
+        heard = shown.expect(len(groups) * [text / len(groups)])
         for index, found in cluster.run(
-            _score, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=shown
+            _score, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
         ):
             store.add_scores([
                 models.Score(key=keys[choice], choice=str(choice), **found[str(choice)]) for choice in groups[index]
@@ -190,10 +198,11 @@ def _score(
     report: Report,
 ) -> dict[str, dict[str, float]]:
     """The fidelity of each choice of `work`: (choice, its library parts as (choice, key))."""
-    parent, library = unpack(packed, device), Library(Path(root))
+    parent, library = unpacked(packed, device, report), Library(Path(root))
     weights = {
         Choice.parse(text): choice_weights(parent, library, Choice.parse(text), dict(built)) for text, built in work
     }
+    report(doing="first batch")
     for event in score(parent, weights, tensor(ids, device)):
         if isinstance(event, Progress):
             report(event.done_tokens, event.total_tokens)
@@ -218,7 +227,7 @@ def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     else:
         rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
         work, task = _measure, (job.parent.model.config.to_dict(), wanted, job.scenario, rounds)
-    with bar(console, "measure costs") as shown:
+    with bar(console, "measure costs", "stacks", doing=STARTING) as shown:
         ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     measured = {timed.geometry: timed for timed in found}
     tell_if_busy([timed.taken for timed in found], "options were", console)
@@ -271,6 +280,7 @@ def _measure(
     config: Mapping[str, Any], wanted: Sequence[Geometry], scenario: Scenario, rounds: Rounds, report: Report
 ) -> list[MeasuredGeometry]:
     found = []
+    report(doing="the parent and its parts")
     for event in measure(PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds):
         if isinstance(event, MeasuredGeometry):
             found.append(event)
@@ -366,6 +376,12 @@ def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mappi
             held = parent_part(parent, part.layer, part.role)
         weights |= {f"{block}{name}": values.to(parent.model.device) for name, values in held.items()}
     return weights
+
+
+def unpacked(packed: PackedParent, device: str, report: Report) -> Parent:
+    """The parent on a worker, which says that it is at it."""
+    report(doing="loading the parent")
+    return unpack(packed, device)
 
 
 def tensor(ids: Ids, device: str) -> torch.Tensor:

@@ -7,6 +7,8 @@ made cheaper: it stays as the parent has it.
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import sub
 
 from solvers.line import score_bound
 from solvers.problem import Infeasible, Option, Problem, Solution, total_costs
@@ -51,6 +53,24 @@ def layers_of(problem: Problem, slots_per_layer: int) -> int:
     return problem.slots // slots_per_layer
 
 
+def fewest_dropped(problem: Problem, layers: Layers, candidates: Collection[int]) -> int:
+    """How many of the candidate layers have to go at least, whichever they are, before the maximums hold.
+
+    Tells how much of an order is worth working out before it is followed. Raises Infeasible, as `drop_until_within`
+    does, where all of the candidates would not do.
+    """
+    whole, most = total_costs(layers.without(())), layers.without(candidates)
+    least = 0
+    for limit in (limit for limit in problem.limits if not limit.minimum):
+        saved = [total_costs(layers.own[i])[limit.cost] - total_costs(layers.skips[i])[limit.cost] for i in candidates]
+        left = list(accumulate(sorted(saved, reverse=True), sub, initial=whole[limit.cost]))
+        enough = next((dropped for dropped, total in enumerate(left) if limit.holds(total)), None)
+        if enough is None and min(saved, default=0.0) >= 0 and not limit.holds(total_costs(most)[limit.cost]):
+            raise Infeasible.of_choice(problem, most, _all_dropped(len(candidates)))
+        least = max(least, len(candidates) if enough is None else enough)
+    return least
+
+
 def drop_until_within(problem: Problem, layers: Layers, order: Iterable[int], started: float, solver: str) -> Solution:
     """The parent less the first layers of `order`: the fewest that bring it within the limits.
 
@@ -67,8 +87,12 @@ def drop_until_within(problem: Problem, layers: Layers, order: Iterable[int], st
             return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, solver)
         layer = next(left, None)
         if layer is None:
-            raise Infeasible.of_choice(problem, chosen, f"with {len(dropped)} layers dropped, all that can be")
+            raise Infeasible.of_choice(problem, chosen, _all_dropped(len(dropped)))
         dropped.append(layer)
+
+
+def _all_dropped(layers: int) -> str:
+    return f"with {layers} layers dropped, all that can be"
 
 
 def _by_layer(problem: Problem, parent: Sequence[Option], layers: int, slots_per_layer: int) -> tuple[Options, ...]:

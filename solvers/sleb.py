@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from solvers.drop import Layers, drop_until_within
+from solvers.drop import Layers, drop_until_within, fewest_dropped
 from solvers.line import check_tiling
 from solvers.problem import Option, Problem, Solution
 
@@ -51,13 +51,15 @@ def drop_one_by_one(
     """Metric 3: the parent less the fewest layers, in the order of `removal_rounds`, that bring it within the limits.
 
     `parent` are the options of the problem that stand for the parent as it is, in any order. A layer that has neither
-    the option "skip+skip" nor "skip" at each of its slots is kept, as are the first and the last. Raises Infeasible
-    where no number of dropped layers meets the limits, and ValueError where `parent` does not tile the layers or a loss
-    is not finite.
+    the option "skip+skip" nor "skip" at each of its slots is kept, as are the first and the last. A round's losses are
+    asked for when one more layer has to go. Raises Infeasible where no number of dropped layers meets the limits,
+    before any loss is asked for where no order can, and ValueError where `parent` does not tile the layers or a loss is
+    not finite.
     """
     started = time.monotonic()
     check_tiling(problem)
     layers = Layers.of(problem, parent, slots_per_layer)
+    rounds_needed(problem, layers)
     rounds: list[Round] = []
 
     def order() -> Iterator[int]:
@@ -87,6 +89,14 @@ def drop_at_once(
         raise ValueError(f"no harm is given for layers {', '.join(map(str, missing))}, which can be left out")
     order = one_shot_order({layer: harms[layer] for layer in inner})
     return drop_until_within(problem, layers, order, started, "sleb_at_once")
+
+
+def rounds_needed(problem: Problem, layers: Layers) -> int:
+    """How many rounds there are at least before the limits hold; where all layers cost alike, exactly.
+
+    Raises Infeasible where they cannot hold.
+    """
+    return fewest_dropped(problem, layers, _inner(layers))
 
 
 def removal_rounds(candidates: Sequence[int], loss_without: LossWithout) -> Iterator[Round]:

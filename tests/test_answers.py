@@ -135,9 +135,9 @@ def test_brackets_in_what_is_printed_stay(
 
 
 def test_how_an_answer_comes_along_is_told_in_its_own_sign() -> None:
-    assert said(math.inf, -3.0) == "solving: no answer yet"
-    assert said(0.5, 0.4) == "solving: the best so far 0.5, proven to 2.0e-01 of the best there is"
-    assert said(-412.0, -515.0, maximise=True) == "solving: the best so far 412, proven to 2.0e-01 of the best there is"
+    assert said(math.inf, -3.0) == "no answer yet"
+    assert said(0.5, 0.4) == "the best so far 0.5, proven to 2.0e-01 of the best there is"
+    assert said(-412.0, -515.0, maximise=True) == "the best so far 412, proven to 2.0e-01 of the best there is"
 
 
 def test_a_child_that_was_never_healed_has_no_healed_kl(store: Store, known: Measured) -> None:

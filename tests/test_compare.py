@@ -118,17 +118,52 @@ def test_a_second_run_measures_nothing(here: Here, compared: Path) -> None:
     assert set(later) == {0}
 
 
-def test_what_removal_takes_is_measured_once_for_all_budgets(compared: Path) -> None:
-    with opened(compared) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
-        found = reality.removal()
-        assert reality.measured == 0
+def test_layers_are_removed_only_as_far_as_the_budget_asks(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round is measured once, whatever the budgets; a budget that nothing meets asks for none."""
+    home = at_home(copy)
+    only(monkeypatch, SLEB=comparing.STRATEGIES["SLEB"])
+    layers = Architecture.parse(rows(home, "search")[0]["parent_architecture"]).layers
+
+    def rounds_after(budget: str) -> list[dict[str, float]]:
+        (line,) = run(home, seeds=0, budget=parse_budget(budget))
+        if line.trial is not None:
+            dropped = line.trial.architecture.split().count("skip+skip")
+            assert line.evaluations == sum(layers - 2 - before for before in range(dropped)), budget
+        (search,) = rows(home, "search")
+        found: list[dict[str, float]] = (json.loads(search["removal"] or "null") or {}).get("rounds", [])
+        return found
+
+    assert rounds_after("parameters=20%") == []
+    few = rounds_after("parameters=85%")
+    assert 0 < len(few) < layers - 2
+    assert [len(losses) for losses in few] == list(range(layers - 2, layers - 2 - len(few), -1))
+    more = rounds_after("parameters=60%")
+    assert more[: len(few)] == few
+    assert len(few) < len(more) < layers - 2
+    assert rounds_after("parameters=85%") == more
+    assert work_done(home)[0] == 0
+    assert work_done(home)[-1] == 0
+    with opened(home) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
         parent, text = reality.job.parent, tensor(reality.job.tokens.calibration, "cpu")
-    layers = parent.shape.layers
-    assert found.influence == pytest.approx(block_influence(parent, text), rel=1e-4)
-    assert [len(losses) for losses in found.rounds] == list(range(layers - 2, 0, -1))
-    first = min(found.rounds[0], key=found.rounds[0].__getitem__)
-    left = sorted(found.rounds[1])
-    assert found.losses([first], left) == pytest.approx(loss_without(parent, text, [first], left), rel=1e-4)
+        first = min(more[0], key=more[0].__getitem__)
+        left = sorted(map(int, more[1]))
+        measured = reality.losses([int(first)], left)
+        assert reality.measured == 0
+    assert measured == pytest.approx(loss_without(parent, text, [int(first)], left), rel=1e-4)
+
+
+def test_shortgpt_needs_no_rounds(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = at_home(copy)
+    only(monkeypatch, ShortGPT=comparing.STRATEGIES["ShortGPT"])
+    for _ in range(2):
+        run(home, seeds=0, budget=parse_budget("parameters=75%"))
+    (search,) = rows(home, "search")
+    removal = json.loads(search["removal"])
+    assert removal.keys() == {"influence"}
+    assert work_done(home) == [2, 0], "the influence and the answer's real KL"
+    with opened(home) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
+        parent, text = reality.job.parent, tensor(reality.job.tokens.calibration, "cpu")
+    assert removal["influence"] == pytest.approx(block_influence(parent, text), rel=1e-4)
 
 
 def test_who_cannot_meet_the_budget_says_so_in_a_line(

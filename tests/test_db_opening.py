@@ -25,6 +25,7 @@ import db.migrate
 from db.connect import DatabaseError
 from db.migrate import HEAD, VERSION_TABLE, DatabaseTooNew
 from db.models import Base, Failure
+from db.patience import Patience
 from db.store import Store
 
 pytest_plugins = ["databases"]
@@ -159,13 +160,13 @@ def test_a_full_disk_keeps_nothing_of_a_write_and_spoils_nothing(tmp_path: Path)
 
 
 def test_a_database_that_another_process_keeps_locked(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "nas.db") as store:
-        with store._engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA busy_timeout = 20")
+    said: list[str] = []
+    with Store.open(tmp_path / "nas.db", Patience(1.5, said.append)) as store:
         other = sqlite3.connect(tmp_path / "nas.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseError, match="another process kept it locked"):
             store.add_scores([score()])
+        assert said == [f"{tmp_path}/nas.db is locked by another process; waiting, for 2 s at most"]
         assert store.scores(["s1"]) == {}, "reading does not wait"
         other.execute("ROLLBACK")
         store.add_scores([score()])

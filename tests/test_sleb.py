@@ -24,9 +24,18 @@ from nas.influence import block_influence
 from nas.removal import loss_without
 from nas.solve import architecture_of
 from solvers import mip
+from solvers.drop import Layers
 from solvers.problem import Infeasible, Option, Problem, verify
 from solvers.shortgpt import drop_layers
-from solvers.sleb import LossWithout, Removal, drop_at_once, drop_one_by_one, one_shot_order, removal_rounds
+from solvers.sleb import (
+    LossWithout,
+    Removal,
+    drop_at_once,
+    drop_one_by_one,
+    one_shot_order,
+    removal_rounds,
+    rounds_needed,
+)
 
 LAYERS, REMOVED, NEW_TOKENS = 8, 4, 10
 
@@ -238,6 +247,31 @@ def test_what_need_not_or_cannot_go_is_not_asked_for() -> None:
     assert removal.order == (2, 4)
     assert [list(each.losses) for each in removal.rounds] == [[2, 4], [4]]
     assert sleb(added([math.nan] * LAYERS), most=LAYERS).rounds == ()
+
+
+def test_how_many_rounds_there_are_is_known_beforehand() -> None:
+    """Where layers cost alike exactly, else at least so many; one that costs more may be saved earlier or later."""
+    for most in range(2, LAYERS + 1):
+        problem = problem_of(["kv4+ffn48"] * LAYERS, most)
+        layers = Layers.of(problem, whole(problem), 2)
+        rounds = sleb(added([1.0] * LAYERS), most=most).rounds
+        assert len(rounds) == rounds_needed(problem, layers) == LAYERS - most
+    problem = problem_of(["kv4+ffn48"] * LAYERS, 1)
+    with pytest.raises(Infeasible, match="with 6 layers dropped, all that can be: layers is 2, over the maximum 1"):
+        rounds_needed(problem, Layers.of(problem, whole(problem), 2))
+
+
+def test_layers_that_cost_unlike() -> None:
+    """To get from 16 to 9: 5 and 2 at the best, of the inner layers' 1, 5, 1, 2; 1, 5 and 1 in the order it follows."""
+    cost = [4.0, 1.0, 5.0, 1.0, 2.0, 3.0]
+    own = tuple(Option(2 * layer, 2, "kv4+ffn48", 0.0, {"ms": ms}) for layer, ms in enumerate(cost))
+    skips = tuple(Option(2 * layer, 2, "skip+skip", 1.0, {"ms": 0.0}) for layer in range(len(cost)))
+    problem = Problem(2 * len(cost), own + skips, {"ms": 9.0})
+    assert rounds_needed(problem, Layers.of(problem, own, 2)) == 2
+    assert drop_one_by_one(problem, own, added([0, 1, 2, 3, 4, 0])).order == (1, 2, 3)
+    problem = Problem(2 * len(cost), own + skips, {"ms": 6.0})
+    with pytest.raises(Infeasible, match="with 4 layers dropped"):
+        drop_one_by_one(problem, own, lambda removed, candidates: pytest.fail("no loss is needed to know that"))
 
 
 def test_of_equals_the_shallowest_goes() -> None:

@@ -375,6 +375,7 @@ def test_a_search_of_such_a_parent_ends_with_a_folder(tmp_path: Path) -> None:
     assert "The parent's generation setting temperature: 0.9 is left out" in done.stdout
     (written,) = (tmp_path / "home/exports").glob("*/hf/generation_config.json")
     assert json.loads(written.read_text()).keys() == {"bos_token_id", "eos_token_id", "transformers_version"}
+    assert "base_model" not in written.with_name("README.md").read_text()
 
 
 # Who may read it

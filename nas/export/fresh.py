@@ -54,7 +54,7 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_the_card_says(folder: str) -> dict[str, Any]:
-    """What the code in README.md defines, run as it stands."""
+    """The names that the code in README.md defines, run as it stands."""
     *_, code = _LOADING.findall(Path(folder, "README.md").read_text(encoding="utf-8"))
     names: dict[str, Any] = {"folder": folder}
     exec(code, names)

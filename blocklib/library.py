@@ -58,7 +58,7 @@ def write_whole(path: Path, weights: Weights, metadata: Mapping[str, str]) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        # What the umask gives a new file: safetensors makes its own, which only their owner may read.
+        # The umask's permissions: safetensors makes files of its own, which only their owner may read.
         beside.touch()
         mode = beside.stat().st_mode & 0o777
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}

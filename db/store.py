@@ -114,13 +114,11 @@ class Store:
     # Searches
 
     def add_search(self, search: Search) -> Search:
-        """Write it; where its id is known already, replace all but its first moment, its name, which others know it
-        by, and what `set_removal` wrote."""
+        """Write it; where its id is known already, replace all but its first moment and what `set_removal` wrote."""
         row = values(search)
         with self._writing() as session:
             insert = self._insert(Search).values(row)
-            kept = {"id", "name", "created_at", "removal"}
-            changed = {name: insert.excluded[name] for name in row if name not in kept}
+            changed = {name: insert.excluded[name] for name in row if name not in ("id", "created_at", "removal")}
             session.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changed))
             return session.get_one(Search, search.id)
 

@@ -17,7 +17,7 @@ from parents import EVERY_KIND, FAMILIES, child_of, random_ids, random_model, ra
 from searches import job, nas, rows
 from test_export import CARD, tokenizer
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from blocklib.block import Choice
 from blocklib.library import Library
@@ -31,14 +31,12 @@ from nas.evaluate import evaluate
 from nas.export.compare import ReloadMismatch
 from nas.export.decilm import export_decilm
 from nas.export.exported import whole_folder
-from nas.export.generation import generation_of
 from nas.export.hf import check_work, export_hf
 from nas.export.settings import CHANGED, GENERATION_CHANGED, LEFT_BEHIND, TRANSLATED, check_config, settings_of
 from nas.heal import heal
 from nas.healing import Healing
 
 __all__ = ["tokenizer"]
-CASE = Path(__file__).parents[1] / "../shared/cases/generation_settings_invalid"
 ATTENTION_FREE = "skip+ffn48 linear+ffn48 skip+skip linear+linear skip+ffn16 linear+ffn48"
 HEALED = "kv2+ffn16 skip+ffn48 kv4+ffn48 kv4+skip kv4+ffn48 kv1+ffn48"
 
@@ -61,6 +59,19 @@ def healed(tmp_path: Path, parent: Any) -> PuzzleNasForCausalLM:
 
 def settings_as_json(model: PuzzleNasForCausalLM) -> list[str]:
     return [json.dumps(each.to_dict(), default=str) for each in (model.config, model.generation_config)]
+
+
+def saved(folder: Path, settings: object, **in_config: Any) -> Path:
+    """The folder of a tiny parent that generates so; None: it does not say."""
+    model = random_model(FAMILIES["llama"](vocab_size=272))
+    model.save_pretrained(folder)
+    file = folder / "generation_config.json"
+    file.unlink()
+    if settings is not None:
+        file.write_text(settings if isinstance(settings, str) else json.dumps(settings))
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | in_config))
+    return folder
 
 
 # What work leaves
@@ -215,131 +226,6 @@ def test_every_exception_has_its_reason_and_one_place() -> None:
     assert sum(map(len, lists)) == len(CHANGED | TRANSLATED | LEFT_BEHIND)
 
 
-# generation_config.json
-
-
-def saved(folder: Path, settings: object, **in_config: Any) -> Path:
-    """The folder of a tiny parent that generates so; None: it does not say."""
-    model = random_model(FAMILIES["llama"](vocab_size=272))
-    model.save_pretrained(folder)
-    file = folder / "generation_config.json"
-    file.unlink()
-    if settings is not None:
-        file.write_text(settings if isinstance(settings, str) else json.dumps(settings))
-    config = folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | in_config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("parent"), None)
-
-
-# What the parent says, and what of it is left out.
-ODD: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "sampling that is off": ({"temperature": 0.9, "top_p": 0.6, "min_p": 0.1}, {"temperature", "top_p", "min_p"}),
-    "sampling": ({"do_sample": True, "temperature": 0.9, "top_k": 5, "num_return_sequences": 3}, set()),
-    "several greedy answers": ({"num_return_sequences": 3}, {"num_return_sequences"}),
-    "beams": ({"num_beams": 3, "num_return_sequences": 3, "early_stopping": True, "length_penalty": 2.0}, set()),
-    "more answers than beams": ({"num_beams": 2, "num_return_sequences": 3}, {"num_return_sequences"}),
-    "beams' settings without": ({"early_stopping": True, "length_penalty": 2.0}, {"early_stopping", "length_penalty"}),
-    "stop strings": ({"stop_strings": ["\n\n"]}, set()),
-    "contrastive": ({"penalty_alpha": 0.6, "top_k": 4}, {"top_k"}),
-    "short": ({"max_length": 2, "max_time": 0.001}, set()),
-    "long": ({"min_length": 40, "min_new_tokens": 30}, set()),
-    "nothing new": ({"max_new_tokens": 0}, {"max_new_tokens"}),
-    "tokens": ({"eos_token_id": [1, 2, 3], "suppress_tokens": [4, 5], "begin_suppress_tokens": [6]}, set()),
-    "forced": ({"forced_eos_token_id": 2, "forced_bos_token_id": 1, "bad_words_ids": [[7]]}, set()),
-    "forced and suppressed": ({"forced_eos_token_id": 4, "suppress_tokens": [4]}, {"suppress_tokens"}),
-    "static cache": ({"cache_implementation": "static"}, set()),
-    "a cache there is not": ({"cache_implementation": "huge"}, {"cache_implementation"}),
-    "chunks": ({"prefill_chunk_size": 5}, set()),
-    "looking up": ({"prompt_lookup_num_tokens": 3}, set()),
-    "outputs": ({"output_scores": True, "return_dict_in_generate": True}, set()),
-    "outputs for nobody": ({"output_scores": True}, {"output_scores"}),
-    "arguments": ({"logits_processor": [1], "streamer": 1}, {"logits_processor", "streamer"}),
-    "compiling": ({"compile_config": {"mode": "default"}}, {"compile_config"}),
-    "a watermark": ({"watermarking_config": {"colour": 1}}, {"watermarking_config"}),
-    "no number": ({"temperature": "hot", "do_sample": True}, set()),
-    "its own": ({"of_no_library": 3}, set()),
-    "guidance": ({"guidance_scale": 1.5}, set()),
-    "no cache": ({"use_cache": False}, set()),
-}
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_settings_are_carried_over_as_far_as_transformers_takes_them(name: str, folder: Path, tmp_path: Path) -> None:
-    said, left_out = ODD[name]
-    shutil.copytree(folder, tmp_path / "parent")
-    (tmp_path / "parent/generation_config.json").write_text(json.dumps(said))
-    carried = generation_of(str(tmp_path / "parent"))
-    kept = {setting: value for setting, value in said.items() if setting not in left_out | {"use_cache"}}
-    carried.settings.save_pretrained(tmp_path / "child")
-    again = GenerationConfig.from_pretrained(tmp_path / "child").to_diff_dict()
-    assert {setting: value for setting, value in again.items() if setting != "transformers_version"} == kept
-    told = " ".join(carried.notes)
-    assert all(f"setting {setting}: {said[setting]!r} is left out: " in told for setting in left_out)
-    assert len(carried.notes) == len(left_out) + (said.get("use_cache") is False)
-    assert load_parent(str(tmp_path / "parent")).shape.vocabulary == 272
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", ""])
-def test_settings_that_are_none_are_told_of(text: str, tmp_path: Path) -> None:
-    carried = generation_of(str(saved(tmp_path, text, eos_token_id=7)))
-    assert carried.settings.eos_token_id == 7
-    assert carried.notes[0].startswith("generation_config.json of the parent is left out: ")
-
-
-def test_a_parent_without_settings_generates_as_its_configuration_says(tmp_path: Path) -> None:
-    carried = generation_of(str(saved(tmp_path, None, eos_token_id=[7, 8], max_length=5, num_return_sequences=3)))
-    assert carried.settings.eos_token_id == [7, 8]
-    assert carried.settings.max_length == 5
-    assert "num_return_sequences: 3 is left out" in carried.notes[0]
-
-
-def exported(name: str, folder: Path, tmp_path: Path, tokens: PreTrainedTokenizerFast) -> tuple[Any, dict[str, Any]]:
-    said, _ = ODD[name]
-    source = Path(shutil.copytree(folder, tmp_path / "parent"))
-    (source / "generation_config.json").write_text(json.dumps(said))
-    child = child_of(load_parent(str(source)), HEALED)
-    done = export_hf(child, tokens, tmp_path / "out", CARD, settings_of(str(source)))
-    return done, json.loads((tmp_path / "out/generation_config.json").read_text())
-
-
-def test_an_export_does_not_depend_on_them(tokenizer: PreTrainedTokenizerFast, folder: Path, tmp_path: Path) -> None:
-    done, written = exported("sampling that is off", folder, tmp_path, tokenizer)
-    assert "temperature" not in written
-    assert [note.split(" is left out")[0].split("setting ")[1] for note in done.notes] == [
-        "min_p: 0.1",
-        "temperature: 0.9",
-        "top_p: 0.6",
-    ]
-    assert all(note in (tmp_path / "out/README.md").read_text() for note in done.notes)
-
-
-def test_settings_that_generate_refuses_are_told_of(
-    tokenizer: PreTrainedTokenizerFast, folder: Path, tmp_path: Path
-) -> None:
-    done, written = exported("stop strings", folder, tmp_path, tokenizer)
-    assert written["stop_strings"] == ["\n\n"]
-    (note,) = done.notes
-    assert note.startswith("`generate(ids)` fails with the generation settings that are the parent's: ")
-    assert "tokenizer" in note
-    assert note in (tmp_path / "out/README.md").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ODD)
-def test_no_settings_break_an_export(
-    name: str, tokenizer: PreTrainedTokenizerFast, folder: Path, tmp_path: Path
-) -> None:
-    done, written = exported(name, folder, tmp_path, tokenizer)
-    assert done.max_logit_difference <= 1e-4
-    said, left_out = ODD[name]
-    assert all(written[setting] == said[setting] for setting in said.keys() - left_out - {"use_cache"})
-
-
 def test_decilm_is_held_against_its_parent_too(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=272, hidden_size=32, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
@@ -365,16 +251,6 @@ def test_the_parents_configuration_is_read_without_its_code(tmp_path: Path) -> N
     (source / "evil.py").write_text("raise SystemExit('it ran')")
     read: PretrainedConfig = settings_of(str(source)).config
     assert type(read) is type(AutoConfig.for_model("llama"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CASE.is_dir(), reason="no such case beside the repository")
-def test_a_search_of_such_a_parent_ends_with_a_folder(tmp_path: Path) -> None:
-    done = nas(tmp_path / "home", "search", CASE / "job.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "The parent's generation setting temperature: 0.9 is left out" in done.stdout
-    (written,) = (tmp_path / "home/exports").glob("*/hf/generation_config.json")
-    assert json.loads(written.read_text()).keys() == {"bos_token_id", "eos_token_id", "transformers_version"}
 
 
 # Who may read it

@@ -40,7 +40,7 @@ _CHANGED = {
     "intermediate_size": "said of each block",
     "num_key_value_heads": "said of each block",
 }
-"""What config.json says otherwise than the parent's because of this format, with why."""
+"""Fields of config.json that this format makes differ from the parent's, each with its reason."""
 _LOADING = """
 ```
 vllm serve FOLDER --trust-remote-code

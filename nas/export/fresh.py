@@ -25,8 +25,9 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(question["threads"])
     loaded_by_card = as_the_card_says(folder)
-    model, tokens = loaded_by_card["model"], loaded_by_card["tokenizer"](question["text"])["input_ids"]
-    as_called = work_of(model, question["ids"])
+    # A CPU need not compute in the type a GPU serves in.
+    model, tokens = loaded_by_card["model"].float(), loaded_by_card["tokenizer"](question["text"])["input_ids"]
+    as_called = work_of(model, question["ids"][:1])
     # Whatever the settings ask for, the cache is used.
     model.generation_config = GenerationConfig(use_cache=model.generation_config.use_cache, pad_token_id=0)
     plainly = work_of(model, question["ids"])
@@ -35,7 +36,7 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
         folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
     )
     model, info = loaded
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig()  # Greedy, to the last token.
     with torch.device("meta"):
         base: Any = AutoModel.from_config(model.config, trust_remote_code=True)
     with torch.no_grad():
@@ -53,7 +54,7 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_the_card_says(folder: str) -> dict[str, Any]:
-    """What the code in README.md defines, run as it stands."""
+    """The names that the code in README.md defines, run as it stands."""
     *_, code = _LOADING.findall(Path(folder, "README.md").read_text(encoding="utf-8"))
     names: dict[str, Any] = {"folder": folder}
     exec(code, names)
@@ -64,15 +65,16 @@ def work_of(model: Any, ids_BT: Tensor) -> dict[str, Any]:
     """How `generate(ids, max_new_tokens=...)` works: `mode`, the tokens a sequence that each forward read, and what
     it raised, a setting that it refuses."""
     seen: list[int] = []
+    mode, refused = "", None
     hook = model.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
-    refused = None
     try:
+        mode = str(model.generation_config.get_generation_mode().value)
         model.generate(ids_BT, max_new_tokens=_NEW_TOKENS)
     except Exception as error:
         refused = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     finally:
         hook.remove()
-    return {"mode": str(model.generation_config.get_generation_mode().value), "seen": seen, "refused": refused}
+    return {"mode": mode, "seen": seen, "refused": refused}
 
 
 def continuations(model: Any, ids_BT: Tensor) -> dict[str, list[list[int]]]:
@@ -90,17 +92,7 @@ def continuations(model: Any, ids_BT: Tensor) -> dict[str, list[list[int]]]:
     }
     new: dict[str, list[list[int]]] = {}
     for way, (ids, mask, settings) in ways.items():
-        generated = model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            min_new_tokens=_NEW_TOKENS,
-            max_new_tokens=_NEW_TOKENS,
-            pad_token_id=0,
-            **settings,
-        )
+        generated = model.generate(ids, attention_mask=mask, max_new_tokens=_NEW_TOKENS, pad_token_id=0, **settings)
         new[way] = generated[:, ids.shape[1] :].tolist()
     return new
 

@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 _DECIDE = ("do_sample", "num_beams", "return_dict_in_generate", "cache_implementation")
-"""What decides whether others are refused; they are looked at first."""
+"""Others are refused or not by these, which are looked at first."""
 _NOT_SETTINGS = ("_from_model_config", "transformers_version")
 
 
@@ -44,7 +44,7 @@ def generation_of(checkpoint: str) -> Carried:
 
 
 def _object(checkpoint: str, name: str) -> dict[str, Any] | None:
-    """What a file of the checkpoint holds; None where there is none. Raises ValueError where it is no JSON object."""
+    """Read a file of the checkpoint; None where there is none. Raises ValueError where it is no JSON object."""
     try:
         found = cached_file(checkpoint, name)
     except OSError:
@@ -83,6 +83,6 @@ def _refusal(settings: dict[str, Any]) -> str | None:
 
 
 def _line(error: Exception) -> str:
-    """What it says of the one setting, in a line."""
+    """Its first line that is about the setting."""
     lines = [line for line in str(error).splitlines() if line and not line.startswith("GenerationConfig is invalid")]
     return (lines[0] if lines else type(error).__name__).removeprefix("- ").rstrip(".").strip()

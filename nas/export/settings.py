@@ -1,4 +1,4 @@
-"""What an exported configuration says otherwise than the parent's: every such field is written down here, with why.
+"""The fields in which an exported configuration may differ from its parent's, each written down with its reason.
 
 Held against the parent's own files after the export is written. Knows no weights.
 """
@@ -27,9 +27,9 @@ CHANGED = {
     "ffn_kind": "said of each layer",
     "ffn_options": "said of each layer",
     "gated_ffn": "what the parent's class computes",
-    "id2label": "of a classifier's head; a language model has none",
+    "id2label": "a classifier's head has it; a language model has none",
     "is_encoder_decoder": "a decoder alone",
-    "label2id": "of a classifier's head; a language model has none",
+    "label2id": "a classifier's head has it; a language model has none",
     "layer_norm": "what the parent's class computes",
     "layer_types": "what the cache keeps of each layer",
     "learned_positions": "what the parent's class computes",
@@ -41,7 +41,7 @@ CHANGED = {
     "parallel": "said of each layer",
     "per_layer_config": "the child's blocks",
     "pretraining_tp": "nothing computes with it",
-    "problem_type": "of a classifier's head; a language model has none",
+    "problem_type": "a classifier's head has it; a language model has none",
     "qk_norm": "what the parent's class computes",
     "qkv_bias": "what the parent's class computes",
     "return_dict": "a caller's to ask for",
@@ -84,11 +84,11 @@ LEFT_BEHIND = {
     "rope_theta": "rope_parameters",
     "scale_attn_by_inverse_layer_idx": "attention_scale",
     "scale_attn_weights": "attention_scale",
-    "summary_activation": "of a head for summaries; a language model has none",
-    "summary_first_dropout": "of a head for summaries; a language model has none",
-    "summary_proj_to_labels": "of a head for summaries; a language model has none",
-    "summary_type": "of a head for summaries; a language model has none",
-    "summary_use_proj": "of a head for summaries; a language model has none",
+    "summary_activation": "a head for summaries has it; a language model has none",
+    "summary_first_dropout": "a head for summaries has it; a language model has none",
+    "summary_proj_to_labels": "a head for summaries has it; a language model has none",
+    "summary_type": "a head for summaries has it; a language model has none",
+    "summary_use_proj": "a head for summaries has it; a language model has none",
     "task_specific_params": "a caller's to ask for",
     "torch_dtype": "dtype",
     "use_sliding_window": "sliding windows are said of each layer",
@@ -108,14 +108,14 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class ParentSettings:
-    """What the parent's own files say: its configuration, and how it generates as far as a child can."""
+    """The parent's configuration, and how it generates as far as a child can."""
 
     config: PretrainedConfig
     generation: Carried
 
 
 def settings_of(checkpoint: str) -> ParentSettings:
-    """Of a folder or a hub id. Runs no code of it. Raises OSError or ValueError where it cannot be read."""
+    """Read a checkpoint, a folder or a hub id; runs no code of it. Raises OSError or ValueError where it cannot."""
     return ParentSettings(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), generation_of(checkpoint))
 
 

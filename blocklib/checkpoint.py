@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blocklib.family import FAMILIES, UnsupportedModel
+from blocklib.family import FAMILIES, UnsupportedModel, scaled_positions
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _AGAIN = "copy or download the checkpoint again (hf download ID --local-dir FOLDER)"
@@ -27,7 +27,9 @@ WEIGHTS = (
 )
 _OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pth", "*.pt", "*.h5", "*.msgpack", "*.onnx")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
-# How families call their number of layers.
+_VOCABULARY = re.compile(r"(^|\.)(embed_tokens|wte|lm_head)\.weight$")
+# How families call their numbers of positions and of layers.
+_POSITIONS = ("max_position_embeddings", "n_positions")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 # What safetensors itself reads at most.
 _LONGEST_HEADER = 100_000_000
@@ -78,6 +80,16 @@ class Checkpoint:
     def config_file(self) -> Path:
         return self.folder / "config.json"
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens of a sequence that there are positions for; None where config.json leaves that to its family."""
+        most = next((self.config[key] for key in _POSITIONS if isinstance(self.config.get(key), int)), None)
+        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        try:
+            return None if most is None else scaled_positions(most, rope)
+        except (AttributeError, TypeError, ValueError):
+            return None  # transformers will say what is wrong with it
+
 
 def inspect(folder: Path) -> Checkpoint:
     """Read what the files of a checkpoint say.
@@ -101,6 +113,7 @@ def inspect(folder: Path) -> Checkpoint:
             raise CheckpointError(folder / WEIGHTS[1], f"says that {file} holds {name}, and it does not", _AGAIN)
     for name, tensor in tensors.items():
         _check_float(name, tensor)
+    _check_vocabulary(tensors, config.get("vocab_size"))
     layers = next((config[key] for key in _LAYERS if isinstance(config.get(key), int)), None)
     if tensors and layers is not None:
         check_layers(folder / "config.json", tensors, layers)
@@ -245,6 +258,13 @@ def _check_token_ids(file: Path, values: Mapping[str, Any], vocabulary: Any) -> 
                     f"{key} is {token}, and vocab_size {vocabulary} has tokens 0 to {vocabulary - 1}",
                     "correct it there; null where the model has none",
                 )
+
+
+def _check_vocabulary(tensors: Mapping[str, Tensor], vocabulary: Any) -> None:
+    for name, tensor in tensors.items():
+        if _VOCABULARY.search(name) and isinstance(vocabulary, int) and tensor.shape[:1] != (vocabulary,):
+            cause = f"{name} is {list(tensor.shape)}, and config.json says vocab_size: {vocabulary}"
+            raise CheckpointError(tensor.file, cause, f"correct config.json, or {_AGAIN}")
 
 
 def _weight_files(folder: Path) -> tuple[dict[str, str], tuple[Path, ...]]:

@@ -104,15 +104,18 @@ def _width(config: Any) -> int:
 
 
 def positions_of(config: Any) -> int:
-    """How many tokens of a sequence a parent has positions for: learned ones, or what its rotary ones are made for.
+    """How many tokens of a sequence a parent has positions for: learned ones, or what its rotary ones are made for."""
+    return scaled_positions(int(config.max_position_embeddings), getattr(config, "rope_parameters", None) or {})
 
-    With RoPE scaling the scaled length counts. `linear` and `dynamic` stretch `max_position_embeddings` by `factor`;
-    `yarn` stretches `original_max_position_embeddings`; `llama3`, `longrope` and `proportional` come with a
-    `max_position_embeddings` that is the stretched length, unless it is still the original one. So vLLM reads them.
+
+def scaled_positions(most: int, rope: Mapping[str, Any]) -> int:
+    """The length that `most`, a configuration's max_position_embeddings, comes to under RoPE scaling.
+
+    `linear` and `dynamic` stretch it by `factor`; `yarn` stretches `original_max_position_embeddings`; `llama3`,
+    `longrope` and `proportional` come with a max_position_embeddings that is the stretched length, unless it is still
+    the original one.
     """
-    most = int(config.max_position_embeddings)
-    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    kind, factor = rope.get("rope_type", "default"), float(rope.get("factor") or 1.0)
+    kind, factor = rope.get("rope_type") or rope.get("type") or "default", float(rope.get("factor") or 1.0)
     original = int(rope.get("original_max_position_embeddings") or most)
     if kind == "default":
         return most

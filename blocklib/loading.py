@@ -218,7 +218,5 @@ def _check_shapes(checkpoint: Checkpoint, named: Mapping[str, Tensor], expected:
     if wrong:
         held, asked = named[wrong[0]], expected[wrong[0]]
         more = f" ({len(wrong) - 1} more tensors are of other shapes)" if len(wrong) > 1 else ""
-        if len(asked) == 2 and held.shape[1:] == asked[1:] and asked[0] == checkpoint.config.get("vocab_size"):
-            more = f": its vocab_size is {asked[0]}, and the files hold {held.shape[0]} embeddings"
         cause = f"{wrong[0]} is {list(held.shape)}, and config.json makes it {list(asked)}{more}"
         raise CheckpointError(held.file, cause, _AGAIN)

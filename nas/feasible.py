@@ -18,6 +18,7 @@ from cost_models.analytic import architecture_cost
 from cost_models.hardware import describe, total_bytes, usable_cores
 from cost_models.scenario import Scenario
 from nas.export.formats import check_format
+from nas.positions import check_positions
 from nas.request import Request
 from nas.space import check_kinds, choices
 from nas.tokenizer import load_tokenizer
@@ -51,15 +52,7 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
     check_kinds(request.distill.kinds)
     own = child_config(config, parent_architecture(shape), shape)
     check_format(request.export.format, choices(request.space, shape), own)
-    positions = positions_of(config)
-    # The last token that is generated is not read any more.
-    longest = {
-        "data.sequence_length": request.data.sequence_length,
-        "scenario": scenario_of(request).context_tokens - 1,
-    }
-    for place, tokens in longest.items():
-        if tokens > positions:
-            raise ValueError(f"{place}: {tokens} tokens are more than the {positions} the parent has positions for")
+    check_positions(request, positions_of(config))
 
 
 def scenario_of(request: Request) -> Scenario:

@@ -1,7 +1,7 @@
 """What can be said of a job before anything is loaded, distilled or timed: by its parent's files, its sizes and this
 machine.
 
-Looks at the files first, which takes no library; torch is imported for what follows. Does no work of a search.
+Looks at the files first, which takes no torch; that is imported for what follows. Does no work of a search.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from blocklib.checkpoint import inspect
 from blocklib.hub import folder_of
 from nas.cluster import Cluster
+from nas.positions import check_positions
 from nas.request import Request
 from nas.tokenizer import check_tokenizer
 
@@ -36,6 +37,8 @@ def _check(request: Request, is_here: bool) -> None:
     folder = folder_of(request.checkpoint, code=request.allow_remote_code)
     checkpoint = inspect(folder)
     check_tokenizer(folder, request.allow_remote_code)
+    if checkpoint.positions is not None:
+        check_positions(request, checkpoint.positions)
     from nas import quiet  # noqa: F401  (silences libraries before they load)
     from nas.feasible import check_parent
 

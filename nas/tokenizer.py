@@ -1,6 +1,6 @@
 """A checkpoint's tokenizer, loaded without running code of the checkpoint's, and every fault of its files named.
 
-Knows files and what libraries they take; transformers and tokenizers are imported when one is loaded.
+Knows files and what libraries they take; transformers is imported when one is loaded.
 """
 
 import json
@@ -33,6 +33,8 @@ def check_tokenizer(folder: Path, allow_remote_code: bool = False) -> None:
     for name in (*_JSON, *_PLAIN):
         if (folder / name).is_file():
             read_json(folder / name) if name in _JSON else refuse_pointer(folder / name)
+    if (folder / "tokenizer.json").is_file():
+        _check_readable(folder / "tokenizer.json")
     if _has_code(folder):
         if not allow_remote_code and not _is_enough(folder):
             file = folder / "tokenizer_config.json"
@@ -83,36 +85,28 @@ def _check_library(file: Path) -> None:
         )
 
 
-def _fault(folder: Path, error: Exception) -> CheckpointError:
-    """Which file it is that made a library give up, and why."""
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    if "trust_remote_code" in said:
-        file = folder / "tokenizer_config.json"
-        return CheckpointError(file, "its tokenizer is code of its own (auto_map), which is not run", _ALLOW)
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return CheckpointError(folder, f"its tokenizer cannot be read: {said}", _AGAIN)
-    unread = _unread(file)
-    if unread is None:
-        return CheckpointError(folder / "tokenizer_config.json", f"its tokenizer cannot be made: {said}", _AGAIN)
-    kind = _model_type(file)
-    of = f", whose model is of type {kind!r}" if kind else ""
-    return CheckpointError(
-        file,
-        f"tokenizers {version('tokenizers')} cannot read it{of}: {unread}",
-        "a newer one may (pip install -U tokenizers transformers); else " + _AGAIN,
-    )
-
-
-def _unread(file: Path) -> str | None:
-    """What tokenizers say of a file they cannot read; None where they can."""
+def _check_readable(file: Path) -> None:
     from tokenizers import Tokenizer
 
     try:
         Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raise nothing more special
-        return " ".join(str(error).split())[:200]
-    return None
+        kind = _model_type(file)
+        of = f", whose model is of type {kind!r}" if kind else ""
+        raise CheckpointError(
+            file,
+            f"tokenizers {version('tokenizers')} cannot read it{of}: {' '.join(str(error).split())[:200]}",
+            "a newer one may (pip install -U tokenizers transformers); else " + _AGAIN,
+        ) from error
+
+
+def _fault(folder: Path, error: Exception) -> CheckpointError:
+    """Why transformers made no tokenizer of files that can be read."""
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    if "trust_remote_code" in said:
+        file = folder / "tokenizer_config.json"
+        return CheckpointError(file, "its tokenizer is code of its own (auto_map), which is not run", _ALLOW)
+    return CheckpointError(folder, f"its tokenizer cannot be made: {said}", _AGAIN)
 
 
 def _model_type(file: Path) -> Any:

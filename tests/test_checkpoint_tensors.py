@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from blocklib.checkpoint import CheckpointError, inspect
-from blocklib.family import positions_of
+from blocklib.family import positions_of, scaled_positions
 from blocklib.loading import check_range, readable
 from blocklib.parent import load_parent
 
@@ -53,8 +53,9 @@ def test_a_stale_vocabulary(folder: Path) -> None:
 
     rewrite(folder, grown)
     said = refused(folder)
-    assert said.startswith(f"{folder / 'model.safetensors'}: {HEAD} is [72, 32], and config.json makes it [64, 32]")
-    assert "its vocab_size is 64, and the files hold 72 embeddings" in said
+    assert said.startswith(f"{folder / 'model.safetensors'}: {HEAD} is [72, 32], and config.json says vocab_size: 64")
+    pickled(folder)
+    assert f"{HEAD} is [72, 32], and config.json makes it [64, 32]" in refused(folder)
 
 
 def test_a_tensor_of_another_shape(folder: Path) -> None:
@@ -234,11 +235,14 @@ def test_positions_of_scaled_rope(rope: dict[str, Any], positions: int) -> None:
     ends = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if rope["rope_type"] == "llama3" else {}
     config = LlamaConfig(max_position_embeddings=4096, rope_parameters={"rope_theta": 1e4} | rope | ends)
     assert positions_of(config) == positions
+    # As a file has it, nothing filled in.
+    assert scaled_positions(4096, rope) == positions
 
 
 def test_positions_of_the_old_spelling(folder: Path) -> None:
     configure(folder, rope_parameters=None, rope_theta=10000.0, rope_scaling={"type": "linear", "factor": 2.0})
-    assert positions_of(readable(inspect(folder)).config) == 128
+    checkpoint = inspect(folder)
+    assert positions_of(readable(checkpoint).config) == checkpoint.positions == 128
 
 
 # --- the second line of defence -------------------------------------------------------------------------------------

@@ -121,9 +121,24 @@ def test_a_weight_that_float16_cannot_hold(parent: Path, tmp_path: Path) -> None
     assert said.startswith(f"{parent / 'model.safetensors'}: {name} holds 100000, and float16 ends at 65504")
 
 
-def test_files_are_looked_at_before_torch_is_loaded(parent: Path, tmp_path: Path) -> None:
-    (parent / "model.safetensors").write_text(LFS_POINTER)
-    written = job(tmp_path, parent=str(parent))
+@pytest.mark.parametrize(
+    ("damage", "asked", "expected"),
+    [
+        ({}, {"data": {"sequence_length": 65}}, "data.sequence_length: 65 tokens are more than the 64"),
+        ({"vocab_size": 60}, {}, "lm_head.weight is [64, 32], and config.json says vocab_size: 60"),
+        ({"num_hidden_layers": 1}, {}, "counts 1 layers, and the weights beside it hold 2"),
+        (None, {}, "model.safetensors: is a git-lfs pointer"),
+    ],
+    ids=["positions", "vocabulary", "layers", "pointer"],
+)
+def test_files_are_looked_at_before_torch_is_loaded(
+    damage: dict[str, int] | None, asked: dict[str, Any], expected: str, parent: Path, tmp_path: Path
+) -> None:
+    if damage is None:
+        (parent / "model.safetensors").write_text(LFS_POINTER)
+    else:
+        configure(parent, **damage)
+    written = job(tmp_path, parent=str(parent), **asked)
     script = """
 import json, sys
 from nas.cli import app
@@ -138,7 +153,7 @@ except SystemExit as end:
     )
     status, modules = json.loads(done.stdout)
     assert status == 1
-    assert "model.safetensors: is a git-lfs pointer" in the_error(done.stderr)
+    assert expected in the_error(done.stderr)
     assert {"torch", "ray", "transformers", "sqlalchemy"} & set(modules) == set()
     assert not home.exists()
 

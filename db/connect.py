@@ -206,7 +206,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def explained(url: URL) -> Iterator[None]:
-    """Turn what the driver says of the database into DatabaseError; leave what it says of the statement alone."""
+    """Turn what the driver says of the database and its tables into DatabaseError; leave what it says of the statement
+    alone."""
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:

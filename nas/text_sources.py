@@ -39,7 +39,9 @@ class Documents:
 
     @property
     def empty(self) -> tuple[str, ...]:
-        """The sources that hold no text."""
+        """The sources that hold no text, where all was read."""
+        if self.share < 1:
+            return ()
         return tuple(name for name, texts in zip(self.names, self.texts, strict=True) if not texts)
 
 

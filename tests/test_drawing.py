@@ -121,6 +121,15 @@ def test_of_many_small_files_some_are_read(tmp_path: Path) -> None:
     some = read_documents("data.train", paths, None, "train", 10_000)
     assert sum(map(len, some.texts)) == pytest.approx(10_000 / 290, rel=0.2)
     assert any(some.texts[150:])
+    assert some.empty == ()
+
+
+def test_a_blank_head_is_read_past(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    blank = "\n".join(json.dumps({"text": " " * 1000}) for _ in range(17_000))
+    text = "\n".join(json.dumps({"text": text}) for text in stories(100))
+    (tmp_path / "late.jsonl").write_text(f"{blank}\n{text}")
+    tokens = load_tokens(data(train=[tmp_path / "late.jsonl"]), tokenizer, VOCABULARY)
+    assert (tokens.distillation.size, tokens.share_read) == (1024, 1)
 
 
 # --- what is said ---------------------------------------------------------------------------------------------------

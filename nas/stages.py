@@ -34,6 +34,7 @@ from cost_models.scenario import Scenario
 from cost_models.timing import Rounds
 from db import models
 from db.store import Store
+from nas.clock import clock
 from nas.cluster import Cluster, Report
 from nas.dependency import block_dependency
 from nas.digest import digest
@@ -254,26 +255,6 @@ def tell_if_busy(taken: Sequence[float], what: str, console: Console) -> None:
             "and times may be far off; to take them again when it is not, change measure.tolerance a little",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
-
-
-def clock(
-    known: Mapping[Geometry, models.Cost | None],
-    measured: Mapping[Geometry, MeasuredGeometry],
-    own: Sequence[Geometry],
-) -> tuple[float, float]:
-    """What to multiply new seconds of prefill and decode by, so that they stand beside the known ones.
-
-    A machine is faster on one day than on another. The parent's `own` parts are timed every time: what is known of the
-    whole parent, over what it took now. 1 where not all of it is known.
-    """
-    rows = [row for row in map(known.get, own) if row is not None]
-    if len(rows) < len(own):
-        return 1.0, 1.0
-    factors = []
-    for phase in ("prefill_s", "decode_s"):
-        now = sum(getattr(measured[geometry], phase) for geometry in own)
-        factors.append(sum(getattr(row, phase) for row in rows) / now if now else 1.0)
-    return factors[0], factors[1]
 
 
 def _measure(

@@ -97,12 +97,14 @@ def distil(
     batch: int,
     least_squares: bool = True,
     doing: Callable[[str], None] = lambda words: None,
+    heard: Callable[[float, float], None] = lambda done, total: None,
 ) -> Iterator[Progress | Distilled]:
     """Build and train every choice; progress as it goes, then each finished subblock.
 
     Token ids are [sequences, tokens]; `batch` sequences run at a time. The distillation text is passed over as often as
-    a training's tokens ask. `doing` hears in words what is done before and after that, for minutes where a parent is
-    large. Deterministic for the same arguments. Raises NotFinite where a loss is NaN or infinite.
+    a training's tokens ask. `heard` is told within a batch, too, how many tokens are done, of how many, and `doing` in
+    words what is done before and after: each takes minutes where a parent is large. Deterministic for the same
+    arguments. Raises NotFinite where a loss is NaN or infinite.
     """
     started = time.monotonic()
     model = parent.model
@@ -116,13 +118,14 @@ def distil(
         runs.append(_Run(unit.choice, layer, trainings[unit.choice]))
         untrained[unit.choice] = unit.fitted
         firsts.append((unit.choice, variant(model, unit.choice, unit.first)))
-    doing("losses before training")
+    doing("losses of first weights")
     first_losses = _heldout_losses(model, firsts, heldout_BT, batch)
     del firsts, unit
+    doing("losses before training")
     fitted_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
 
     doing("first batch")
-    yield from _train(model, runs, distillation_BT, batch)
+    yield from _train(model, runs, distillation_BT, batch, heard)
 
     doing("losses after training")
     trained_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
@@ -190,7 +193,11 @@ class _Run:
 
 
 def _train(
-    model: PuzzleNasForCausalLM, runs: Sequence[_Run], distillation_BT: Tensor, batch: int
+    model: PuzzleNasForCausalLM,
+    runs: Sequence[_Run],
+    distillation_BT: Tensor,
+    batch: int,
+    heard: Callable[[float, float], None],
 ) -> Iterator[Progress]:
     active = [run for run in runs if run.is_training and is_trainable(run.choice)]
     if not active:
@@ -213,7 +220,8 @@ def _train(
         for group, run in zip(optimizer.param_groups, active, strict=True):
             group["lr"] = run.rate() if run.is_training else 0.0
         ids_BT = next(batches)
-        for choice, entering, target, tables in _targets(model, list(training), ids_BT):
+        for trained_here, (choice, entering, target, tables) in enumerate(_targets(model, list(training), ids_BT)):
+            heard(min(done + ids_BT.numel() * trained_here / len(training), total), total)
             run = training[choice]
             loss = normalised_error(delta(run.layer, entering, tables), target)
             (loss + regulariser(run.layer)).backward()

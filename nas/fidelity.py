@@ -4,7 +4,7 @@ Knows final hidden states and heads; not where they come from. The parent's hidd
 logits: those are made again, a few rows at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +46,12 @@ class FidelityMeter:
         parent_head: nn.Linear,
         head: nn.Linear,
         places: Sequence[int] | None = None,
+        read: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         """One batch: final normed hidden states of the parent and of each model, and the heads that read them.
 
         `places` says which models these are, by their places among the names; None: all, in order. Every model is to
-        be given every batch.
+        be given every batch. `read` is told as it goes how many more tokens of the models are done.
         """
         places = range(len(self._names)) if places is None else places
         targets_R = ids_BT[:, 1:].flatten().long()
@@ -61,6 +62,7 @@ class FidelityMeter:
         for start in range(0, len(targets_R), rows):
             part = slice(start, start + rows)
             self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], parent_head, head, places)
+            read(len(targets_R[part]) * len(places))
         self._tokens_N[list(places)] += len(targets_R)
 
     def _add_rows(

@@ -6,7 +6,7 @@ and joins a stack of variants that runs through the rest of the parent together,
 computed for it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,11 +25,15 @@ _PARENT = "parent"
 
 @torch.no_grad()
 def score(
-    parent: Parent, weights: Mapping[Choice, Weights], ids_BT: Tensor
+    parent: Parent,
+    weights: Mapping[Choice, Weights],
+    ids_BT: Tensor,
+    heard: Callable[[float, float], None] = lambda done, total: None,
 ) -> Iterator[Progress | dict[Choice, Fidelity]]:
     """Progress as it goes, then every choice's fidelity, its `lm_loss` being the rise over the parent's own.
 
-    `weights` holds each choice's tensors; `ids_BT` the tokens, [sequences, tokens]. Raises NotFinite.
+    `weights` holds each choice's tensors; `ids_BT` the tokens, [sequences, tokens]. `heard` is told far more often than
+    a batch ends how much of the work is done, of how much. Raises NotFinite.
     """
     if not weights:
         yield {}
@@ -42,12 +46,14 @@ def score(
     sweeps = [order[start : start + at_once] for start in range(0, len(order), at_once)]
     batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // (one * (min(at_once, len(order)) + 1))))
     meters = [FidelityMeter([_PARENT, *map(str, swept)]) for swept in sweeps]
+    work = _Work(parent, sweeps, ids_BT, heard)
     done = 0
     for ids in ids_BT.split(batch):
         for swept, meter in zip(sweeps, meters, strict=True):
-            residuals_NBTD = _sweep(parent, {choice: layers[choice] for choice in swept}, ids)
+            residuals_NBTD = _sweep(parent, {choice: layers[choice] for choice in swept}, ids, work.passed_slots)
             final_NBTD = parent.model.model.norm(residuals_NBTD)
-            meter.add(ids, final_NBTD[0], final_NBTD, parent.model.lm_head, parent.model.lm_head)
+            heads = parent.model.lm_head, parent.model.lm_head
+            meter.add(ids, final_NBTD[0], final_NBTD, *heads, read=work.passed_head)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
     found = {name: fidelity for meter in meters for name, fidelity in meter.result().items()}
@@ -59,10 +65,33 @@ def score(
     }
 
 
-def _sweep(parent: Parent, layers: Mapping[Choice, Variant], ids_BT: Tensor) -> Tensor:
+class _Work:
+    """How much of it is done: a token of a model that passes a slot counts 1, and the head what it weighs in slots."""
+
+    def __init__(
+        self, parent: Parent, sweeps: Sequence[Sequence[Choice]], ids_BT: Tensor, heard: Callable[[float, float], None]
+    ):
+        slots = 2 * parent.shape.layers
+        slot_parameters = sum(values.numel() for values in parent.model.model.layers.parameters()) / slots
+        self._head = parent.model.lm_head.weight.numel() / slot_parameters
+        # Each sweep takes the parent along.
+        lengths = [[slots, *(slots - choice.first_slot - choice.span for choice in swept)] for swept in sweeps]
+        self._total = ids_BT.numel() * sum(length + self._head for swept in lengths for length in swept)
+        self._done, self._heard = 0.0, heard
+
+    def passed_slots(self, tokens: int) -> None:
+        self._done += tokens
+        self._heard(self._done, self._total)
+
+    def passed_head(self, tokens: int) -> None:
+        self._done += self._head * tokens
+        self._heard(self._done, self._total)
+
+
+def _sweep(parent: Parent, layers: Mapping[Choice, Variant], ids_BT: Tensor, passed: Callable[[int], None]) -> Tensor:
     """The residual after the last slot of the parent and of the parent with each choice: [1 + choices, B, T, D].
 
-    `layers` is in order of the choices' ends.
+    `layers` is in order of the choices' ends; `passed` is told how many tokens more have gone through a slot.
     """
     pending = list(layers)
     parent_BTD = embed(parent.model, ids_BT)
@@ -76,6 +105,7 @@ def _sweep(parent: Parent, layers: Mapping[Choice, Variant], ids_BT: Tensor) -> 
         for some_NBTD in stack_NBTD[:joined].split(at_once):
             residual = some_NBTD.flatten(0, 1)
             residual += slot_delta(parent.model, slot, residual, tables)
+        passed(joined * ids_BT.numel())
         while pending and pending[0].first_slot + pending[0].span == slot + 1:
             choice = pending.pop(0)
             before = entering[choice.first_slot]

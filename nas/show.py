@@ -19,6 +19,8 @@ class LayerLine:
     score: float
     prefill_s: float
     decode_s: float
+    memory_bytes: int
+    """Its weights and its share of the cache."""
     parameters: int
 
 
@@ -41,6 +43,7 @@ def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple
                 score=option.score,
                 prefill_s=option.costs["ttft_s"],
                 decode_s=option.costs["decode_s"],
+                memory_bytes=int(option.costs["memory_bytes"]),
                 parameters=int(option.costs["parameters"]),
             )
         )

@@ -34,12 +34,13 @@ from cost_models.scenario import Scenario
 from cost_models.timing import Rounds
 from db import models
 from db.store import Store
+from nas.clock import clock
 from nas.cluster import STARTING, Cluster, Report
 from nas.dependency import block_dependency
 from nas.digest import digest
 from nas.flash import simulate
 from nas.job import CHECKED, Job
-from nas.progress import bar
+from nas.progress import bar, rarely
 from nas.runs import Matrix
 from nas.score import score
 from nas.shares import by_count, by_layers
@@ -131,7 +132,7 @@ def _build(
         texts = [tensor(ids, device) for ids in (calibration, distillation, heldout[:CHECKED])]
         at_work = distil(
             unpack(packed, device), missing, *texts, batch=batch, least_squares=least_squares,
-            doing=lambda words: report(doing=words),
+            doing=lambda words: report(doing=words), heard=rarely(report, 1.0),
         )  # fmt: skip
         for event in at_work:
             if isinstance(event, Progress):
@@ -198,11 +199,8 @@ def _score(
     weights = {
         Choice.parse(text): choice_weights(parent, library, Choice.parse(text), dict(built)) for text, built in work
     }
-    report(doing="first batch")
-    for event in score(parent, weights, tensor(ids, device)):
-        if isinstance(event, Progress):
-            report(event.done_tokens, event.total_tokens)
-        else:
+    for event in score(parent, weights, tensor(ids, device), rarely(report, 1.0)):
+        if not isinstance(event, Progress):
             return {str(choice): vars(fidelity) for choice, fidelity in event.items()}
     raise AssertionError("scoring ended without scores")
 
@@ -250,26 +248,6 @@ def tell_if_busy(taken: Sequence[float], what: str, console: Console) -> None:
             "and times may be far off; to take them again when it is not, change measure.tolerance a little",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
-
-
-def clock(
-    known: Mapping[Geometry, models.Cost | None],
-    measured: Mapping[Geometry, MeasuredGeometry],
-    own: Sequence[Geometry],
-) -> tuple[float, float]:
-    """What to multiply new seconds of prefill and decode by, so that they stand beside the known ones.
-
-    A machine is faster on one day than on another. The parent's `own` parts are timed every time: what is known of the
-    whole parent, over what it took now. 1 where not all of it is known.
-    """
-    rows = [row for row in map(known.get, own) if row is not None]
-    if len(rows) < len(own):
-        return 1.0, 1.0
-    factors = []
-    for phase in ("prefill_s", "decode_s"):
-        now = sum(getattr(measured[geometry], phase) for geometry in own)
-        factors.append(sum(getattr(row, phase) for row in rows) / now if now else 1.0)
-    return factors[0], factors[1]
 
 
 def _measure(

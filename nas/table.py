@@ -8,7 +8,7 @@ from blocklib.block import Architecture
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
-from nas.units import format_quantity
+from nas.units import COLUMNS, format_quantity
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Row:
 
 
 def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
-    """What is known of a trial beside its parent; a dash where nothing was measured."""
+    """What is known of a trial beside its parent: every metric as predicted, and what was measured of the child. What
+    nobody measured of it has no row."""
     scenario = Scenario(**search.scenario)
     whole = Cost(**search.parent_costs["whole"]).totals(scenario)
     parent = trial.details.get("parent", {})
@@ -28,30 +29,48 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
         Row("architecture", summary(search.parent_architecture), summary(trial.architecture)),
         Row("parameters", _shown("parameters", whole["parameters"]), _shown("parameters", trial.predicted_parameters)),
         Row("memory", _shown("memory", whole["memory_bytes"]), _shown("memory", trial.predicted_memory_bytes)),
-        _predicted("latency", whole["latency_s"], trial.predicted_latency_s),
-        Row("latency, measured", _shown("latency", parent.get("latency_s")), _measured_latency(trial)),
     ]
-    if scenario.generated_tokens > 1:
-        found += [
-            _predicted("decode", whole["decode_s"], trial.predicted_decode_s),
-            Row("decode, measured", _shown("decode", parent.get("decode_s")), _shown("decode", trial.decode_s)),
-        ]
-    found += [
-        Row(
-            "throughput, measured",
-            _shown("throughput", parent.get("throughput")),
-            _shown("throughput", trial.throughput),
-        ),
-        Row("held-out loss", _number(loss), _number(trial.lm_loss)),
+    for metric in _timed(scenario, trial):
+        column = COLUMNS[metric]
+        found += _predicted(metric, whole.get(column), getattr(trial, f"predicted_{column}"))
+        if getattr(trial, column) is not None:
+            shown = _measured_latency(trial) if metric == "latency" else _shown(metric, getattr(trial, column))
+            found.append(Row(f"{metric}, measured", _shown(metric, parent.get(column)), shown))
+    losses = [
+        *_measured("held-out loss", _number(loss), trial.lm_loss),
         *_foreseen(trial, "lm_loss"),
-        Row("perplexity", _number(None if loss is None else math.exp(loss)), _number(trial.perplexity)),
-        Row("KL to the parent", "0", _number(trial.kl)),
-        Row("  before healing", "0", _number(trial.kl_before_heal)),
-        *([] if trial.kl_whole is None else [Row("  on the score text, untrained", "0", _number(trial.kl_whole))]),
-        *_foreseen(trial, "kl"),
-        Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)),
     ]
+    fidelity = [
+        *_measured("KL to the parent", "0", trial.kl),
+        *_measured("  before healing", "0", trial.kl_before_heal),
+        *_measured("  on the score text, untrained", "0", trial.kl_whole),
+        *_foreseen(trial, "kl"),
+    ]
+    found += [
+        *_under("held-out loss", losses),
+        *_measured("perplexity", _number(None if loss is None else math.exp(loss)), trial.perplexity),
+        *_under("KL to the parent", fidelity),
+    ]
+    if trial.top1_agreement is not None:
+        found.append(Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)))
     return tuple(found)
+
+
+def _timed(scenario: Scenario, trial: models.Trial) -> list[str]:
+    """The metrics that take a clock. The first token's time is all of the latency where no other token follows."""
+    more = ["ttft", "decode"] if scenario.generated_tokens > 1 else [*{"ttft"} & trial.budget.keys()]
+    return ["latency", *more, "throughput"]
+
+
+def _under(heading: str, rows: list[Row]) -> list[Row]:
+    """Rows about one thing, which the first of them names; where that is not known, each does."""
+    if rows and rows[0].what == heading:
+        return rows
+    return [Row(f"{heading}, {row.what.strip()}", row.parent, row.child) for row in rows]
+
+
+def _measured(what: str, parent: str, value: float | None) -> list[Row]:
+    return [] if value is None else [Row(what, parent, _number(value))]
 
 
 def _foreseen(trial: models.Trial, metric: str) -> list[Row]:
@@ -73,9 +92,12 @@ def markdown(rows: tuple[Row, ...]) -> str:
     return "\n".join(lines + [f"| {row.what.strip()} | {row.parent} | {row.child} |" for row in rows])
 
 
-def _predicted(metric: str, parent: float, child: float) -> Row:
+def _predicted(metric: str, parent: float | None, child: float) -> list[Row]:
+    """No row where the parent's cost holds no seconds, as that of arithmetic alone does."""
+    if not parent:
+        return []
     share = f" ({child / parent:.1%})"
-    return Row(f"{metric}, predicted", _shown(metric, parent), _shown(metric, child) + share)
+    return [Row(f"{metric}, predicted", _shown(metric, parent), _shown(metric, child) + share)]
 
 
 def _measured_latency(trial: models.Trial) -> str:

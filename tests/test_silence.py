@@ -52,15 +52,15 @@ def test_what_a_command_says_is_heard_as_it_comes() -> None:
 @pytest.mark.slow
 def test_a_search_is_never_silent(tmp_path: Path) -> None:
     """Long enough for lines in the midst of its stages: what a person expects is the tokens that the job asks for."""
-    data: dict[str, Any] = {"distillation_tokens": 65536, "score_tokens": 16384, "evaluation_tokens": 4096}
-    file = job(tmp_path, data=data, heal={"tokens": 65536}, measure={"tolerance": 0.001, "time_limit": "4 s"})
+    data: dict[str, Any] = {"distillation_tokens": 32768, "score_tokens": 8192, "evaluation_tokens": 4096}
+    file = job(tmp_path, data=data, heal={"tokens": 32768}, measure={"tolerance": 0.001, "time_limit": "4 s"})
     done = heard(tmp_path / "home", "search", file)
     assert_spoken(done)
     assert done.lines[0].line == "search tiny: loading PyTorch"
     for stage, unit in {
-        "distil blocks": "of 65,536 tokens, ",
-        "score options": "of 16,384 tokens, ",
-        "heal child": "of 65,536 tokens, ",
+        "distil blocks": "of 32,768 tokens, ",
+        "score options": "of 8,192 tokens, ",
+        "heal child": "of 32,768 tokens, ",
         "measure child": "of 12 s at most, ",
     }.items():
         assert any(unit in line for line in told(done, stage)), (stage, told(done, stage))

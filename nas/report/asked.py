@@ -89,7 +89,7 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit) -> BudgetLin
     found = getattr(trial, cost)
     if found is None:
         return BudgetLine(bounded(limit, search), predicted, "-", "not measured")
-    share = _measured_share(trial, cost, found, parent)
+    share = measured_share(trial, cost, found, parent)
     spread = (trial.latency_spread if limit.metric == "latency" else None) or 0.0
     shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{f' ± {share * spread:.1%}' if spread else ''})"
     if cost in ("memory_bytes", "parameters"):
@@ -110,8 +110,9 @@ def _verdict(limit: Limit, reached: float, spread: float) -> Verdict:
     return "missed, within the error" if within else "missed"
 
 
-def _measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:
-    """Of the parent's: as measured beside it, else of what its parts sum to."""
+def measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:
+    """What was `found` of a trial's cost, as a share of the parent's: as measured beside it, else of what the parent's
+    parts sum to."""
     if cost == "latency_s" and trial.latency_ratio is not None:
         return trial.latency_ratio
     return found / (trial.details.get("parent", {}).get(cost) or predicted_parent)

@@ -45,7 +45,7 @@ def status(job: JobNumber, address: Address = _HEAD) -> None:
     """
     from nas import submission
 
-    with bar(console, f"ask {address}"):
+    with bar(talk_beside(as_json=True), f"ask {address}"):
         found = submission.status(job, address)
     console.print(found)
 
@@ -66,7 +66,7 @@ def stop(job: JobNumber, address: Address = _HEAD) -> None:
     """
     from nas import submission
 
-    with bar(console, f"stop {job}"):
+    with bar(talk_beside(as_json=True), f"stop {job}"):
         ended = submission.stop(job, address)
     console.print(ended)
 

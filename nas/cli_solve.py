@@ -50,6 +50,10 @@ TimeLimit = Annotated[
     float | None,
     typer.Option(min=0.001, help="Seconds for each run of the solver. Default: the search's own; a table's 60."),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="What a run of the solver may hold, like 4GB. Default: the search's own; a table's 2GB."),
+]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
     typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; a table's highs."),
@@ -68,6 +72,7 @@ def solve(
     maximise: Annotated[bool, typer.Option("--maximise", help="More of a table's objective is better.")] = False,
     gap: Gap = None,
     time_limit: TimeLimit = None,
+    memory: Memory = None,
     engine: EngineName = None,
     refine: Evaluations = None,
     db: Db = None,
@@ -88,7 +93,7 @@ def solve(
     if table is not None:
         from nas.solve_table import solve_table
 
-        with _effort(gap, time_limit, engine, talk, maximise) as effort:
+        with _effort(gap, time_limit, engine, talk, maximise, memory) as effort:
             answer = solve_table(table, objective, budget or (), maximise, effort)
         print_answer(answer, as_json)
         return
@@ -98,10 +103,12 @@ def solve(
     with open_store(db) as store:
         found = [store.find_search(name) for name in search or ()]
         if refine is None:
-            with _effort(gap, time_limit, engine, talk) as effort:
+            with _effort(gap, time_limit, engine, talk, memory=memory) as effort:
                 trial = _solved(store, found, limits, metric, effort)
         else:
-            trial = _refined(store, found, limits, refine, metric, Effort(gap, time_limit, engine), talk)
+            trial = _refined(
+                store, found, limits, refine, metric, Effort(gap, time_limit, engine, memory_bytes=_bytes(memory)), talk
+            )
         _print_solved(store.find_search(trial.search_id), trial, metric, refine, as_json)
 
 
@@ -112,6 +119,7 @@ def pareto(
         list[str] | None, typer.Option(help="Other limits to hold, like memory=2GiB. May be repeated.")
     ] = None,
     points: Annotated[int, typer.Option(min=2, help="Points along the front.")] = 20,
+    memory: Memory = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
     db: Db = None,
     as_json: AsJson = False,
@@ -120,6 +128,7 @@ def pareto(
 
     Example: nas pareto stories --cost latency --plot front.svg
     """
+    from nas.effort import Effort
     from nas.front import front_of
     from nas.solve import measured
 
@@ -130,7 +139,7 @@ def pareto(
         file_format(plot)  # before the work rather than after
     with open_store(db) as store:
         known = measured(store, store.find_search(search))
-        found = front_of(known, cost, _limits(budget), points)
+        found = front_of(known, cost, _limits(budget), points, Effort(memory_bytes=_bytes(memory)))
     if plot is not None:
         write_front(known, cost, found, plot)
         talk_beside(as_json).print(f"plot: {plot}", soft_wrap=True)
@@ -152,6 +161,7 @@ def pool(
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for each of them. Default: the search's own.")
     ] = None,
+    memory: Memory = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -162,7 +172,7 @@ def pool(
     from nas.pool import alternatives
     from nas.solve import measured
 
-    with open_store(db) as store, _effort(None, time_limit, None, talk_beside(as_json)) as effort:
+    with open_store(db) as store, _effort(None, time_limit, None, talk_beside(as_json), memory=memory) as effort:
         known = measured(store, store.find_search(search))
         found = alternatives(store, known, _limits(budget) or known.budget, count, apart, effort)
     print_alternatives(known, found, count, as_json)
@@ -216,12 +226,20 @@ def _effort(
     engine: Literal["highs", "cbc"] | None,
     talk: Console,
     maximise: bool = False,
+    memory: str | None = None,
 ) -> Iterator["Effort"]:
     """What is asked for, with its progress on a terminal."""
     from nas.effort import Effort, shown
 
+    memory_bytes = _bytes(memory)
     with shown(talk, maximise) as progress:
-        yield Effort(gap, time_limit_s, engine, progress)
+        yield Effort(gap, time_limit_s, engine, progress, memory_bytes)
+
+
+def _bytes(memory: str | None) -> float | None:
+    from solvers.memory import enough
+
+    return None if memory is None else enough(units.parse_quantity("memory", memory))
 
 
 def _solved(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nas.effort import USUAL
+from nas.effort import USUAL, Effort
 from nas.solve import METRICS, BudgetNotMet, Measured, architecture_of, not_met
 from nas.table import summary
 from nas.units import Limit, did_you_mean
@@ -26,7 +26,9 @@ class Point:
     gap: float
 
 
-def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -> tuple[Point, ...]:
+def front_of(
+    known: Measured, cost: str, budget: Sequence[Limit], points: int, effort: Effort = USUAL
+) -> tuple[Point, ...]:
     """From the cheapest architecture to the best. Raises ValueError for a cost there is none of, BudgetNotMet."""
     costs = [name for name in METRICS if name != "throughput"]
     if cost not in costs:
@@ -34,7 +36,7 @@ def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -
     metric = METRICS[cost]
     fixed, whole = known.fixed.metrics(known.scenario)[metric], known.whole(cost)
     try:
-        solutions = front(paired(known.problem(budget)), metric, points, **USUAL.over(known.effort))
+        solutions = front(paired(known.problem(budget)), metric, points, **effort.over(known.effort))
     except Infeasible as error:
         raise BudgetNotMet(not_met(known, budget, error)) from error
     found = []

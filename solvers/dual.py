@@ -46,7 +46,7 @@ class Dual:
     seen: tuple[Indices, ...]
 
 
-def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes: int = MEMORY_BYTES) -> Dual:
+def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes: float = MEMORY_BYTES) -> Dual:
     """The best bound there is of this kind, to rounding. `start_R` are prices that may be near the best.
 
     Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight. Of the tilings met on the
@@ -66,7 +66,7 @@ def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes:
 class _Search:
     """Prices tried so far, in a scale where the largest weight and the largest value of each row are 1."""
 
-    def __init__(self, program: Program, memory_bytes: int):
+    def __init__(self, program: Program, memory_bytes: float):
         self._scaled = Scaled.of(program)
         self.best, self.best_R = -np.inf, np.zeros(len(program.rows))
         self._cuts: list[tuple[float, Weights]] = []

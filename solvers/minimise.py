@@ -58,7 +58,7 @@ def minimise(
     engine: Engine = "highs",
     start: Start | None = None,
     progress: Progress | None = None,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: float = MEMORY_BYTES,
 ) -> Answer:
     """The best tiling to a relative gap, or the best found in the time and the memory, which is what is held beside the
     program. Rows hold as given, to `LIMIT_TOLERANCE`.
@@ -84,7 +84,7 @@ class _Effort:
     deadline: float
     engine: Engine
     progress: Progress | None
-    memory_bytes: int
+    memory_bytes: float
 
     @property
     def is_over(self) -> bool:

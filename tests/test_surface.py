@@ -17,10 +17,11 @@ COMMANDS = {
     "search": ["JOB", "--db", "--json"],
     "solve": [
         "[SEARCH]", "--table", "--budget", "--metric", "--objective", "--maximise", "--gap", "--time-limit",
+        "--memory",
         "--engine", "--refine", "--db", "--json",
     ],
-    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json"],
-    "pool": ["SEARCH", "--budget", "--count", "--apart", "--time-limit", "--db", "--json"],
+    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--memory", "--plot", "--db", "--json"],
+    "pool": ["SEARCH", "--budget", "--count", "--apart", "--time-limit", "--memory", "--db", "--json"],
     "compare": [
         "SEARCH",
         "--budget",

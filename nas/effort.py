@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,9 @@ from rich.console import Console
 from solvers.problem import relative_gap
 from solvers.program import Progress
 from solvers.pulp_model import Engine
+
+
+_LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,26 @@ USUAL = Effort()
 
 @contextmanager
 def shown(console: Console, maximise: bool = False) -> Iterator[Progress]:
-    """Shows on a terminal how an answer is coming along, for as long as it takes. `maximise`: scores have their sign
-    turned."""
-    with console.status("solving") as status:
-        yield lambda score, bound: status.update(said(score, bound, maximise))
+    """Shows how an answer is coming along, for as long as it takes; without a terminal in a line now and then.
+    `maximise`: scores have their sign turned."""
+    if console.is_terminal:
+        with console.status("solving") as status:
+            yield lambda score, bound: status.update(said(score, bound, maximise))
+        return
+    known = [said(math.inf, -math.inf)]
+    is_over = Event()
+
+    def tell() -> None:
+        while not is_over.wait(_LINE_EVERY_S):
+            console.print(known[-1], soft_wrap=True)
+
+    telling = Thread(target=tell, daemon=True)
+    telling.start()
+    try:
+        yield lambda score, bound: known.__setitem__(-1, said(score, bound, maximise))
+    finally:
+        is_over.set()
+        telling.join()
 
 
 def said(score: float, bound: float, maximise: bool = False) -> str:

@@ -141,9 +141,7 @@ def solve_table(
     table = load(path)
     objective = objective or table.objective
     if objective is None:
-        raise TableError(
-            f"{path}: a block library needs --objective, the path of what to minimise, like metrics.kl_div"
-        )
+        raise TableError(f"{path}: this table needs --objective, the path of what to minimise, like metrics.kl_div")
     limits: Sequence[Limit] = parse_limits(budget) if budget else table.budget
     problem = table.problem(objective, limits, maximise)
     asked = effort.over(_OWN)

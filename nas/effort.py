@@ -13,7 +13,6 @@ from solvers.problem import relative_gap
 from solvers.program import Progress
 from solvers.pulp_model import Engine
 
-
 _LINE_EVERY_S = 10.0
 
 

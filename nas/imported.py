@@ -2,7 +2,8 @@
 
 Three shapes, all in docs/tables.md: a block library (layer -> option -> stats and metrics, a slot a layer), a
 replacement library (id -> the layers it stands for, stats and metrics), and our own, whose options span slots. Knows
-what each looks like, and dotted paths. Does not know units nor what a number measures: budgets are plain numbers, in the table's own units.
+what each looks like, and dotted paths. Does not know units nor what a number measures: budgets are plain numbers, in
+the table's own units.
 """
 
 import math

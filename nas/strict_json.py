@@ -15,6 +15,7 @@ from nas.units import did_you_mean
 MOST_BYTES = 100_000_000
 _MOST_OBJECTS = 1_000_000
 """A file of either is no table: a model has hundreds of layers, a layer hundreds of options."""
+_PART_BYTES = 1_000_000
 _LARGEST = 1e300
 """Numbers up to here can be summed over any model's layers."""
 _SHOWN = 60
@@ -30,10 +31,12 @@ class TableError(ValueError):
 def read(path: Path) -> str:
     """A file's text. Raises TableError where it cannot be read, or is too large to be a table."""
     try:
+        found = bytearray()
         with path.open("rb") as file:
-            found = file.read(MOST_BYTES + 1)
-        if len(found) > MOST_BYTES:
-            raise TableError(f"{path}: it is larger than {MOST_BYTES / 1e6:g} MB; no table of options is")
+            while part := file.read(_PART_BYTES):
+                found += part
+                if len(found) > MOST_BYTES:
+                    raise TableError(f"{path}: it is larger than {MOST_BYTES / 1e6:g} MB; no table of options is")
         return found.decode("utf-8-sig")
     except OSError as error:
         raise TableError(f"{path}: {error.strerror}") from error

@@ -284,7 +284,7 @@ def test_nan_is_refused_where_nobody_asked_for_it(mistake: Mistake, tmp_path: Pa
     ("text", "said"),
     [
         ('{"0": {"a": ', r"line 1, column 13: not JSON"),
-        ("[1, 2]", r"a table is an object, of layers, of replacements or of slots and options, not a list; docs/tables\.md"),
+        ("[1, 2]", r"a table is an object, of layers, of replacements or of slots .*, not a list; docs/tables\.md"),
         ("{}", r"not an empty object"),
         ('"x"', r'not "x"'),
         ('{"layers": {}}', r"'layers' is no layer; its key ends with its number, like 12, layer_12"),

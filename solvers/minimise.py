@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from solvers.dual import Dual, dual
+from solvers.labels import Labels
 from solvers.line import Indices, Weights
 from solvers.meeting import MergedError, meet
 from solvers.memory import MEMORY_BYTES, CrowdedError
@@ -28,6 +29,8 @@ from solvers.swaps import improved
 
 _FIRST, _MORE, _LAST = 16e3, 4.0, 1e14
 """Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
+_FIRST_SHARE = 0.05
+"""Of the memory, for those looked for at first."""
 _NEARLY_CROWDED = 0.8
 _FURTHER = 2.0
 """Tilings are looked for as far as this beyond where all are seen: the best known rules out the more."""
@@ -109,7 +112,10 @@ def _minimise(program: Program, effort: _Effort, start: Start) -> Answer:
     if scale_of(program.weights[worthy]) * _BLURRED < scale_of(program.weights):
         known = search.answer().chosen
         return _minimise_only(worthy, program, effort, Start(tilings=[known] if known else ()))
-    most, labels, crowd = _FIRST, _FIRST, math.inf
+    # They are counted where they are fewest; there may be as many at every slot.
+    first = _FIRST_SHARE * effort.memory_bytes / Labels.bytes_of(program.line.slots, len(program.rows))
+    most = labels = min(_FIRST, first)
+    crowd = math.inf
     while not search.is_settled and not effort.is_over and labels < min(_LAST, _NEARLY_CROWDED * crowd):
         if search.meet(labels):
             most, labels = labels, min(_MORE * labels, math.sqrt(labels * crowd))

@@ -119,10 +119,10 @@ def pareto(
         list[str] | None, typer.Option(help="Other limits to hold, like memory=2GiB. May be repeated.")
     ] = None,
     points: Annotated[int, typer.Option(min=2, help="Points along the front.")] = 20,
-    memory: Memory = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
     db: Db = None,
     as_json: AsJson = False,
+    memory: Memory = None,
 ) -> None:  # fmt: skip
     """The best score at every cost, from the cheapest architecture to the parent.
 

@@ -20,7 +20,7 @@ COMMANDS = {
         "--memory",
         "--engine", "--refine", "--db", "--json",
     ],
-    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--memory", "--plot", "--db", "--json"],
+    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json", "--memory"],
     "pool": ["SEARCH", "--budget", "--count", "--apart", "--time-limit", "--memory", "--db", "--json"],
     "compare": [
         "SEARCH",

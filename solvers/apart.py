@@ -96,7 +96,7 @@ def serve() -> None:
         out.flush()
 
     rows, gap, deadline, memory_bytes = pickle.load(sys.stdin.buffer)
-    held = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (int(held + memory_bytes),) * 2)
+    most, hard = int(psutil.Process().memory_info().vms + memory_bytes), resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     say(None)
     say(solve_rows(rows, gap, deadline - time.monotonic(), lambda *known: say(known), memory_bytes))

@@ -58,6 +58,10 @@ TimeLimit = Annotated[
     float | None,
     typer.Option(min=0.001, help="Seconds for each run of the solver. Default: the search's own; a table's 60."),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="What a run of the solver may hold, like 4GB. Default: the search's own; a table's 2GB."),
+]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
     typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; a table's highs."),
@@ -79,6 +83,7 @@ def solve(
     maximise: Annotated[bool, typer.Option("--maximise", help="More of a table's objective is better.")] = False,
     gap: Gap = None,
     time_limit: TimeLimit = None,
+    memory: Memory = None,
     engine: EngineName = None,
     refine: Evaluations = None,
     db: Db = None,
@@ -99,7 +104,7 @@ def solve(
     if table is not None:
         from nas.solve_table import solve_table
 
-        with _effort(gap, time_limit, engine, talk, maximise) as effort:
+        with _effort(gap, time_limit, engine, talk, maximise, memory) as effort:
             answer = solve_table(table, objective, budget or (), maximise, effort)
         print_answer(answer, as_json)
         return
@@ -109,10 +114,12 @@ def solve(
     with open_store(db, "write" if refine else "read") as store:
         found = [store.find_search(name) for name in search or ()]
         if refine is None:
-            with _effort(gap, time_limit, engine, talk) as effort:
+            with _effort(gap, time_limit, engine, talk, memory=memory) as effort:
                 trial = _solved(store, found, limits, metric, effort)
         else:
-            trial = _refined(store, found, limits, refine, metric, Effort(gap, time_limit, engine), talk)
+            trial = _refined(
+                store, found, limits, refine, metric, Effort(gap, time_limit, engine, memory_bytes=_bytes(memory)), talk
+            )
         _print_solved(store.find_search(trial.search_id), trial, metric, refine, as_json)
 
 
@@ -128,6 +135,7 @@ def pareto(
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
     db: Db = None,
     as_json: AsJson = False,
+    memory: Memory = None,
 ) -> None:  # fmt: skip
     """The best score at every cost, from the cheapest architecture to the parent.
 
@@ -136,6 +144,7 @@ def pareto(
     talk = talk_beside(as_json)
     with bar(talk, f"front of {search}", doing="loading libraries"):
         from nas.caution import of_budget
+        from nas.effort import Effort
         from nas.front import front_of
         from nas.solve import measured
 
@@ -148,7 +157,7 @@ def pareto(
         known = measured(store, store.find_search(search))
         limits = _limits(budget)
         with bar(talk, f"front of {points} points"):
-            found = front_of(known, cost, limits, points)
+            found = front_of(known, cost, limits, points, Effort(memory_bytes=_bytes(memory)))
         trials = store.trials(known.search.id) if plot is not None else ()
     print_cautions(of_budget(known.search, limits), talk)
     if plot is not None:
@@ -174,6 +183,7 @@ def pool(
         float | None, typer.Option(min=0.001, help="Seconds for each of them. Default: the search's own.")
     ] = None,
     total_time: Annotated[float, typer.Option(min=0.001, help="Seconds for all of them together.")] = 600.0,
+    memory: Memory = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -192,7 +202,7 @@ def pool(
     check_count(count)
     with open_store(db, "read") as store, counted(talk_beside(as_json), count, total_time) as told:
         known = measured(store, store.find_search(search))
-        effort = Effort(None, time_limit, None, told.solving)
+        effort = Effort(None, time_limit, None, told.solving, _bytes(memory))
         limits = _limits(budget) or known.budget
         found = alternatives(store, known, limits, count, apart, effort, total_time, told.found)
     print_alternatives(known, found, count, as_json)
@@ -251,12 +261,20 @@ def _effort(
     engine: Literal["highs", "cbc"] | None,
     talk: Console,
     maximise: bool = False,
+    memory: str | None = None,
 ) -> Iterator["Effort"]:
     """What is asked for, with its progress on a terminal."""
     from nas.effort import Effort, shown
 
+    memory_bytes = _bytes(memory)
     with shown(talk, maximise) as progress:
-        yield Effort(gap, time_limit_s, engine, progress)
+        yield Effort(gap, time_limit_s, engine, progress, memory_bytes)
+
+
+def _bytes(memory: str | None) -> float | None:
+    from solvers.memory import enough
+
+    return None if memory is None else enough(units.parse_quantity("memory", memory))
 
 
 def _solved(

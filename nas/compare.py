@@ -5,7 +5,7 @@ Every strategy is asked with the same options, costs and limits; its answer is a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from time import monotonic
 from typing import Any
@@ -71,8 +71,8 @@ class Contest:
 
     @property
     def in_time(self) -> dict[str, Any]:
-        """How long a baseline may ask a solver, and which, as the search's job says."""
-        return {"time_limit_s": self.known.time_limit_s, "engine": self.known.effort.engine}
+        """How long a baseline may ask a solver, which, and what that may hold, as the search's job says."""
+        return USUAL.over(replace(self.known.effort, gap=None))
 
     def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
         """What is chosen where options scored together are offered together only."""

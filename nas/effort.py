@@ -1,4 +1,4 @@
-"""How an answer is looked for: how near to the best, how long, by which MIP solver, and who is told how it goes."""
+"""How an answer is looked for: how near to the best, how long, by which MIP solver, what it may hold, who is told."""
 
 import math
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ class Effort:
     time_limit_s: float | None = None
     engine: Engine | None = None
     progress: Progress | None = None
+    memory_bytes: float | None = None
 
     def over(self, usual: "Effort") -> dict[str, Any]:
         """What a solver takes: this, what is usual for what is None, and nothing of what is neither."""

@@ -12,6 +12,7 @@ from db.store import Store
 from nas.solve import Measured, choice_of
 from nas.units import Limit, format_quantity
 from solvers.joint import joined, paired, parted
+from solvers.memory import MEMORY_BYTES
 from solvers.problem import Problem, Solution
 from solvers.sensitivity import CloseCall, sensitivity
 
@@ -90,7 +91,7 @@ def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> E
     problem = known.problem(budget)
     pairs = paired(problem)
     whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
-    found = sensitivity(pairs, whole)
+    found = sensitivity(pairs, whole, memory_bytes=known.memory_bytes or MEMORY_BYTES)
     most = known.ceilings(budget)
     return Explained(
         tuple(_price(known, limit, found.prices, most) for limit in budget),

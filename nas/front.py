@@ -4,7 +4,7 @@ either."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nas.effort import USUAL
+from nas.effort import USUAL, Effort
 from nas.solve import METRICS, BudgetNotMet, Measured, architecture_of, not_met
 from nas.table import summary
 from nas.units import Limit, did_you_mean
@@ -28,7 +28,9 @@ class Point:
     gap: float
 
 
-def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -> tuple[Point, ...]:
+def front_of(
+    known: Measured, cost: str, budget: Sequence[Limit], points: int, effort: Effort = USUAL
+) -> tuple[Point, ...]:
     """From the cheapest architecture, or the one of most throughput, to the best. Raises ValueError for a metric there
     is not, BudgetNotMet."""
     if cost not in METRICS:
@@ -36,7 +38,7 @@ def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -
     whole = known.whole(cost)
     summed = METRICS["latency" if cost == "throughput" else cost]
     try:
-        solutions = front(paired(known.problem(budget)), summed, points, **USUAL.over(known.effort))
+        solutions = front(paired(known.problem(budget)), summed, points, **effort.over(known.effort))
     except Infeasible as error:
         raise BudgetNotMet(not_met(known, budget, error)) from error
     found = []

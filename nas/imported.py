@@ -1,11 +1,11 @@
 """A table measured elsewhere: a JSON file read, checked, and made a problem for the solvers.
 
-Two shapes, both in docs/tables.md: a block library (layer -> option -> stats and metrics, a slot a layer), and our own,
-whose options span slots. Knows JSON, dotted paths, and how to say what is wrong with a number and where it stands. Does
-not know units nor what a number measures: budgets are plain numbers, in the table's own units. Standard library only.
+Three shapes, all in docs/tables.md: a block library (layer -> option -> stats and metrics, a slot a layer), a
+replacement library (id -> the layers it stands for, stats and metrics), and our own, whose options span slots. Knows
+what each looks like, and dotted paths. Does not know units nor what a number measures: budgets are plain numbers, in
+the table's own units.
 """
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,20 +14,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nas.strict_json import TableError, check_keys, document, is_number, kind, leaves, number, read, taken, whole
 from nas.units import did_you_mean
 from solvers.problem import Limit, Option, Problem
 
+__all__ = ["Entry", "Imported", "TableError", "load", "parse", "parse_limits"]
+
 _LAYER = re.compile(r"(?:.*[^0-9])?([0-9]+)")
 _LIMIT = re.compile(r"\s*([^<>=]+?)\s*(<=|>=|=)\s*(.+?)\s*")
-_TWICE = object()
-"""Stands for what a key has where one object has it twice: which of the two is meant, nobody knows."""
-
-_LARGEST = 1e300
-"""Numbers up to here can be summed over any model's layers."""
-
-
-class TableError(ValueError):
-    """A table, or what is asked of it, is wrong: the file, the layer and the option, the path, what would be right."""
+_MOST_SLOTS = 10_000
+"""No model has as many layers."""
+_COVERS = "parent_layer_indices"
+"""What a replacement says of itself, and nothing else does."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,11 @@ class Entry:
         """Raises TableError where there is none."""
         if path not in self.leaves:
             raise TableError(f"{self.place}: {path} is missing")
-        value = self.leaves[path]
-        if not _is_number(value):
-            raise TableError(f"{self.place}: {path} is {json.dumps(value)}, not a number")
-        return float(value)  # type: ignore[arg-type]
+        return number(self.leaves[path], self.place, path)
+
+    def has(self, path: str) -> bool:
+        """Whether a number stands there."""
+        return is_number(self.leaves.get(path))
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Imported:
     @property
     def costs(self) -> tuple[str, ...]:
         """The paths that are summed: those that are a number in every option."""
-        return tuple(path for path in self._worth_summing() if all(_has(entry, path) for entry in self.entries))
+        return tuple(path for path in self._worth_summing() if all(entry.has(path) for entry in self.entries))
 
     def place(self, first: int, end: int) -> str:
         """Slots first .. end - 1 for people: by the numbers of their layers, where they are layers."""
@@ -109,7 +108,7 @@ class Imported:
             named = ", ".join(f"{first}" if first == last else f"{first}..{last}" for first, last in gaps)
             yield f"the table has no layer {named}; the sums are of the {self.slots} layers it has"
         for path in self._worth_summing():
-            without = next((entry for entry in self.entries if not _has(entry, path)), None)
+            without = next((entry for entry in self.entries if not entry.has(path)), None)
             if without:
                 yield f"{path} is not summed; for one, {without.place} has no such number"
 
@@ -118,7 +117,7 @@ class Imported:
 
     def _numeric(self) -> list[str]:
         """Every path that is a number in some option, in the order of the file."""
-        return list(dict.fromkeys(path for entry in self.entries for path in entry.leaves if _has(entry, path)))
+        return list(dict.fromkeys(path for entry in self.entries for path in entry.leaves if entry.has(path)))
 
     def _check(self, path: str) -> None:
         if not any(path in entry.leaves for entry in self.entries):
@@ -127,31 +126,23 @@ class Imported:
 
 def load(path: Path) -> Imported:
     """The table in a file. Raises TableError where it cannot be read, or is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise TableError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path}: not UTF-8 at byte {error.start}") from error
-    return parse(text, str(path))
+    return parse(read(path), str(path))
 
 
 def parse(text: str, where: str) -> Imported:
     """The table that `text` is; messages call it `where`. Raises TableError."""
+    found = document(text, where)
+    if not isinstance(found, dict) or not found:
+        raise TableError(
+            f"{where}: a table is an object, of layers, of replacements or of slots and options, not {kind(found)}; "
+            "docs/tables.md has an example of each"
+        )
     try:
-        document = json.loads(text, object_pairs_hook=_object)
-        if not isinstance(document, dict) or not document:
-            raise TableError(
-                f"{where}: a table is an object, of layers or of slots and options, not {_kind(document)}; "
-                "docs/tables.md has an example of each"
-            )
-        return _spanning(document, where) if {"slots", "options"} & document.keys() else _by_layer(document, where)
-    except json.JSONDecodeError as error:
-        raise TableError(f"{where}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
-    except TableError:
-        raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise TableError(f"{where}: {error}") from error
+        if {"slots", "options"} & found.keys():
+            return _spanning(found, where)
+        if any(isinstance(each, dict) and _COVERS in each for each in found.values()):
+            return _replacements(found, where)
+        return _by_layer(found, where)
     except RecursionError as error:
         raise TableError(f"{where}: it is nested too deep to be a table") from error
 
@@ -196,23 +187,58 @@ def _by_layer(document: Mapping[str, Any], where: str) -> Imported:
     entries = []
     for slot, layer in enumerate(layers):
         place = f"{where}: layer {_number_of(layer)}"
-        options = _taken(
-            document[layer], dict, place, 'an object, like {"ffn_0.5": {"stats": {...}, "metrics": {...}}}'
-        )
+        options = taken(document[layer], dict, place, 'an object, like {"ffn_0.5": {"stats": {...}, "metrics": {...}}}')
         if not options:
             raise TableError(f"{place} has no options; give what stands there, if only one")
         for name, option in options.items():
             at = f'{place}, option "{name}"'
-            numbers = _taken(option, dict, at, 'an object, like {"stats": {...}, "metrics": {...}}')
-            entries.append(Entry(at, slot, 1, name, _leaves(numbers, at)))
+            numbers = taken(option, dict, at, 'an object, like {"stats": {...}, "metrics": {...}}')
+            entries.append(Entry(at, slot, 1, name, leaves(numbers, at)))
     return Imported(where, len(layers), tuple(entries), tuple(layers), summed="stats.")
+
+
+def _replacements(document: Mapping[str, Any], where: str) -> Imported:
+    """What a solver of multi-layer replacements dumps: each says which layers it stands for. The layers that any of
+    them names are the slots, in the order of their numbers."""
+    right = f'an object, like {{"{_COVERS}": [3, 4], "stats": {{...}}, "metrics": {{...}}}}'
+    found: dict[str, tuple[list[int], dict[str, Any]]] = {}
+    for name, replacement in document.items():
+        place = f'{where}: replacement "{name}"'
+        option = taken(replacement, dict, place, right)
+        found[name] = _covered(option.get(_COVERS), place), option
+    layers = sorted({layer for covered, _ in found.values() for layer in covered})
+    slot_of = {layer: slot for slot, layer in enumerate(layers)}
+    entries = []
+    for name, (covered, option) in found.items():
+        place = f'{where}: replacement "{name}"'
+        numbers = leaves({key: value for key, value in option.items() if key != _COVERS}, place)
+        entries.append(Entry(place, slot_of[covered[0]], len(covered), name, numbers))
+    return Imported(where, len(layers), tuple(entries), tuple(map(str, layers)), summed="stats.")
+
+
+def _covered(indices: object, place: str) -> list[int]:
+    """The layers that a replacement stands for, by number. They follow each other, in whatever order they are named."""
+    given = taken(indices, list, f"{place}: {_COVERS}", "a list of layers, like [3, 4]")
+    layers = [whole(layer, f"{place}: {_COVERS}[{index}]", 0, _MOST_SLOTS) for index, layer in enumerate(given)]
+    if not layers:
+        raise TableError(f"{place}: {_COVERS} is empty; name the layers that it stands for")
+    layers.sort()
+    for before, after in pairwise(layers):
+        if before == after:
+            raise TableError(f"{place}: {_COVERS} names layer {before} twice")
+        if after != before + 1:
+            raise TableError(
+                f"{place}: {_COVERS} names {before} and {after} and none between; a replacement stands for layers that "
+                "follow each other"
+            )
+    return layers
 
 
 def _spanning(document: Mapping[str, Any], where: str) -> Imported:
     """Our own shape: options that say which slots they fill."""
-    _check_keys(document, ("slots", "options", "budget"), where)
-    slots = _count(document, "slots", 1, where)
-    options = _taken(document.get("options"), list, f"{where}: options", "a list of objects")
+    check_keys(document, ("slots", "options", "budget"), where)
+    slots = whole(document.get("slots"), f"{where}: slots", 1, _MOST_SLOTS)
+    options = taken(document.get("options"), list, f"{where}: options", "a list of objects")
     entries = tuple(_entry(option, index, where) for index, option in enumerate(options))
     return Imported(where, slots, entries, objective="score", budget=_own_budget(document.get("budget", {}), where))
 
@@ -220,104 +246,39 @@ def _spanning(document: Mapping[str, Any], where: str) -> Imported:
 def _entry(found: object, index: int, where: str) -> Entry:
     place = f"{where}: options[{index}]"
     right = 'an object, like {"first": 0, "span": 1, "name": "kv8", "score": 0.1, "costs": {"latency_s": 0.001}}'
-    option: dict[str, Any] = _taken(found, dict, place, right)
-    _check_keys(option, ("first", "span", "name", "score", "costs"), place)
-    name = _taken(option.get("name"), str, f"{place}: name", "text")
+    option: dict[str, Any] = taken(found, dict, place, right)
+    check_keys(option, ("first", "span", "name", "score", "costs"), place)
+    name = taken(option.get("name"), str, f"{place}: name", "text")
     place += f', option "{name}"'
-    costs = _leaves(_taken(option.get("costs", {}), dict, f"{place}: costs", "an object of numbers"), place)
+    costs = leaves(taken(option.get("costs", {}), dict, f"{place}: costs", "an object of numbers"), place)
+    for cost, value in costs.items():
+        if value is not None:
+            number(value, place, cost)
     if "score" in costs:
         raise TableError(f"{place}: a cost cannot be called score, that is what is minimised")
-    score = _leaves({"score": option["score"]} if "score" in option else {}, place)
-    span = _count(option, "span", 1, place) if "span" in option else 1
-    return Entry(place, _count(option, "first", 0, place), span, name, score | costs)
+    score = leaves({"score": option["score"]} if "score" in option else {}, place)
+    span = whole(option["span"], f"{place}: span", 1, _MOST_SLOTS) if "span" in option else 1
+    first = whole(option.get("first"), f"{place}: first", 0, _MOST_SLOTS)
+    return Entry(place, first, span, name, score | costs)
 
 
 def _own_budget(budget: object, where: str) -> tuple[Limit, ...]:
     """A number is a maximum; `{"min": .., "max": ..}` says which it is."""
     limits = []
     place = f"{where}: budget"
-    for cost, asked in _taken(budget, dict, place, "an object of numbers").items():
+    for cost, asked in taken(budget, dict, place, "an object of numbers").items():
         sides = asked if isinstance(asked, dict) else {"max": asked}
-        _check_keys(sides, ("min", "max"), f"{place}.{cost}")
+        check_keys(sides, ("min", "max"), f"{place}.{cost}")
         if not sides:
             raise TableError(f"{place}: {cost} has neither a min nor a max; give one, or leave it out")
-        for path, value in _leaves({cost: asked}, place).items():
-            if not _is_number(value):
-                raise TableError(f"{place}: {path} is {json.dumps(value)}, not a number")
+        for path, value in leaves({cost: asked}, place).items():
+            number(value, place, path)
         for side, value in sides.items():
-            if not _is_number(value):
-                raise TableError(f"{place}: {cost}.{side} is not a number")
-        limits += [Limit(cost, float(value), minimum=side == "min") for side, value in sides.items()]
+            limits.append(Limit(cost, number(value, place, f"{cost}.{side}"), minimum=side == "min"))
     return tuple(limits)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        found[key] = _TWICE if key in found else value
-    return found
-
-
-def _leaves(value: object, place: str, path: str = "") -> dict[str, object]:
-    """All that is no object and no list, by dotted path. Raises TableError where one is NaN, infinite or ambiguous."""
-    if isinstance(value, dict | list):
-        found: dict[str, object] = {}
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            for leaf, what in _leaves(inner, place, f"{path}.{key}" if path else str(key)).items():
-                if leaf in found:
-                    raise TableError(f"{place}: {leaf} is given twice")
-                found[leaf] = what
-        return found
-    if value is _TWICE:
-        raise TableError(f"{place}: {path} is given twice")
-    if isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) <= _LARGEST:
-        # JSON's words for what no JSON may hold: NaN, Infinity, -Infinity.
-        told = f"beyond {_LARGEST:g}" if isinstance(value, int) or math.isfinite(value) else json.dumps(value)
-        raise TableError(f"{place}: {path} is {told}; give a finite number, or leave the option out")
-    return {path: value}
-
-
-def _has(entry: Entry, path: str) -> bool:
-    return _is_number(entry.leaves.get(path))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _number_of(layer: str) -> int:
     match = _LAYER.fullmatch(layer)
     assert match, "a layer's key was checked"
     return int(match[1])
-
-
-def _check_keys(found: Mapping[str, object], known: Collection[str], place: str) -> None:
-    for key in found:
-        if key not in known:
-            raise TableError(f"{place}: unknown key {key!r}; {did_you_mean(key, known)}")
-
-
-def _count(found: Mapping[str, object], key: str, least: int, place: str) -> int:
-    value = found.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise TableError(f"{place}: {key} is a whole number from {least} on, not {_kind(value)}")
-    return value
-
-
-def _taken(value: object, kind: type, place: str, right: str) -> Any:
-    """A value of the kind it must have."""
-    if value is _TWICE:
-        raise TableError(f"{place} is given twice")
-    if not isinstance(value, kind):
-        raise TableError(f"{place} is {_kind(value)}; it is {right}")
-    return value
-
-
-def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
-    if value is _TWICE:
-        return "given twice"
-    if isinstance(value, dict | list):
-        kind = "object" if isinstance(value, dict) else "list"
-        return f"an empty {kind}" if not value else f"an {kind}" if kind == "object" else f"a {kind}"
-    return "missing or null" if value is None else json.dumps(value)

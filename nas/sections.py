@@ -34,6 +34,7 @@ from nas.values import (
     folder_of,
     wrong,
 )
+from solvers.memory import MEMORY_BYTES, enough
 
 
 def _source(value: object) -> object:
@@ -241,7 +242,8 @@ class Measure(Section):
 
 
 class Solver(Section):
-    """`gap`: how far from the optimum an answer may be, as a share of its score. `time_limit` is in seconds.
+    """`gap`: how far from the optimum an answer may be, as a share of its score. `time_limit` is in seconds, `memory`
+    in bytes, what a run of the exact solver may hold.
 
     `engine` is the MIP solver for what prices and partial tilings do not settle. `refine`: so many whole architectures
     are measured to go past the sum of scores; None: the sum's best is the answer.
@@ -249,6 +251,7 @@ class Solver(Section):
 
     gap: Fraction = 1e-6
     time_limit: Seconds = 60.0
+    memory: Annotated[Bytes, AfterValidator(enough)] = MEMORY_BYTES
     engine: Literal["highs", "cbc"] = "highs"
     refine: Count | None = None
 

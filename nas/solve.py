@@ -14,7 +14,7 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.effort import USUAL, Effort
-from nas.units import COLUMNS, Limit, did_you_mean, format_quantity, parse_limit, parse_seconds
+from nas.units import COLUMNS, Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
@@ -65,9 +65,16 @@ class Measured:
         return parse_seconds("solver.time_limit", self.search.request["solver"]["time_limit"])
 
     @property
+    def memory_bytes(self) -> float | None:
+        """How much a solver may hold, as the search's job says; None where it was run before jobs said so."""
+        asked = self.search.request["solver"].get("memory")
+        return None if asked is None else parse_quantity("memory", asked)
+
+    @property
     def effort(self) -> Effort:
         """All that the search's job says of it."""
-        return Effort(self.gap, self.time_limit_s, self.search.request["solver"]["engine"])
+        engine = self.search.request["solver"]["engine"]
+        return Effort(self.gap, self.time_limit_s, engine, memory_bytes=self.memory_bytes)
 
     @property
     def budget(self) -> tuple[Limit, ...]:

@@ -12,11 +12,12 @@ from typing import Any
 
 from nas.effort import USUAL, Effort
 from nas.imported import Imported, TableError, load, parse_limits
+from solvers.memory import MEMORY_BYTES
 from solvers.mip import solve
 from solvers.problem import OPTIMAL_GAP, Limit, Option, Solution
 from solvers.sensitivity import Sensitivity, sensitivity
 
-_OWN = Effort(OPTIMAL_GAP, time_limit_s=60.0, engine="highs")
+_OWN = Effort(OPTIMAL_GAP, time_limit_s=60.0, engine="highs", memory_bytes=MEMORY_BYTES)
 _EXPLAINED_S = 0.3
 
 
@@ -140,11 +141,10 @@ def solve_table(
     table = load(path)
     objective = objective or table.objective
     if objective is None:
-        raise TableError(
-            f"{path}: a block library needs --objective, the path of what to minimise, like metrics.kl_div"
-        )
+        raise TableError(f"{path}: this table needs --objective, the path of what to minimise, like metrics.kl_div")
     limits: Sequence[Limit] = parse_limits(budget) if budget else table.budget
     problem = table.problem(objective, limits, maximise)
-    solution = solve(problem, **effort.over(_OWN))
-    hangs_on = sensitivity(problem, solution, time_limit_s=_EXPLAINED_S)
+    asked = effort.over(_OWN)
+    solution = solve(problem, **asked)
+    hangs_on = sensitivity(problem, solution, time_limit_s=_EXPLAINED_S, memory_bytes=asked["memory_bytes"])
     return Answer(table, objective, maximise, tuple(limits), solution, hangs_on)

@@ -12,6 +12,7 @@ from typing import TypeVar
 from solvers import mip
 from solvers.dual import dual
 from solvers.line import check_tiling, scores_of
+from solvers.memory import MEMORY_BYTES
 from solvers.problem import OPTIMAL_GAP, Infeasible, Problem, Solution
 from solvers.program import Program, Progress
 from solvers.pulp_model import Engine
@@ -26,12 +27,13 @@ def sweep(
     time_limit_s: float | None = None,
     engine: Engine = "highs",
     progress: Progress | None = None,
+    memory_bytes: float = MEMORY_BYTES,
 ) -> tuple[Batch, Solution]:
     """The batch size with the best solution, and that solution, its bound one on all of them.
 
-    Of equals the first. The time limit is for each run of the solver; one that ends with no solution counts with
-    its bound. Where no batch size has a solution, raises TimeoutError if some might, which it names, else Infeasible
-    with the limits at fault for the last that was tried.
+    Of equals the first. Time limit and memory are for each run of the solver; one that ends with no solution counts
+    with its bound. Where no batch size has a solution, raises TimeoutError if some might, which it names, else
+    Infeasible with the limits at fault for the last that was tried.
     """
     if not problems:
         raise ValueError("a sweep has at least one batch size")
@@ -42,25 +44,32 @@ def sweep(
         bounds[batch] = dual(Program.of(problem, scores_of(problem), problem.limits)).bound
     best: tuple[Batch, Solution] | None = None
     infeasible: Infeasible | None = None
-    unknown: list[Batch] = []
+    unknown: dict[Batch, str] = {}
     for batch in sorted(problems, key=bounds.__getitem__):
         if best is not None and bounds[batch] >= best[1].score:
             continue
         try:
-            found = mip.solve(problems[batch], gap=gap, time_limit_s=time_limit_s, engine=engine, progress=progress)
+            found = mip.solve(
+                problems[batch],
+                gap=gap,
+                time_limit_s=time_limit_s,
+                engine=engine,
+                progress=progress,
+                memory_bytes=memory_bytes,
+            )
         except Infeasible as error:
             infeasible = error
             bounds[batch] = float("inf")
             continue
-        except TimeoutError:
-            unknown.append(batch)
+        except TimeoutError as error:
+            unknown[batch] = str(error)
             continue
         bounds[batch] = max(bounds[batch], found.bound)
         if best is None or found.score < best[1].score:
             best = batch, found
     if best is None and unknown:
         named = "" if len(problems) == 1 else f"{', '.join(map(str, unknown))}: "
-        raise TimeoutError(f"{named}in {time_limit_s} s no solution was found, nor was it proven that there is none")
+        raise TimeoutError(named + list(unknown.values())[-1])
     if best is None:
         assert infeasible is not None
         raise infeasible

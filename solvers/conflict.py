@@ -12,47 +12,58 @@ from itertools import combinations
 import numpy as np
 
 from solvers.line import costs_of, line_of
+from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
 from solvers.problem import OPTIMAL_GAP, Infeasible, Limit, Option, Problem, relative_gap
 from solvers.program import Answer, Program
 
 
-def settled(problem: Problem, answer: Answer, time_limit_s: float | None) -> tuple[Option, ...]:
-    """The options an answer chose. Raises Infeasible where there are none to choose, TimeoutError where none was found.
+def settled(
+    problem: Problem, answer: Answer, time_limit_s: float | None, memory_bytes: float = MEMORY_BYTES
+) -> tuple[Option, ...]:
+    """The options an answer chose. Raises Infeasible where there are none to choose, TimeoutError where none was found,
+    whether time or memory was too little.
 
     To find which limits are at fault takes up to the time limit again.
     """
     if answer.outcome == "infeasible":
-        raise _conflict(problem, time_limit_s)
-    if answer.outcome == "timed out":
-        raise TimeoutError(f"in {time_limit_s} s no solution was found, nor was it proven that there is none")
+        raise _conflict(problem, time_limit_s, memory_bytes)
+    if answer.outcome != "solved":
+        scarce = f"in {time_limit_s} s" if answer.outcome == "timed out" else f"with {_memory(memory_bytes)}"
+        raise TimeoutError(f"{scarce} no solution was found, nor was it proven that there is none")
     return tuple(problem.options[i] for i in answer.chosen)
 
 
-def _conflict(problem: Problem, time_limit_s: float | None) -> Infeasible:
+def _conflict(problem: Problem, time_limit_s: float | None, memory_bytes: float) -> Infeasible:
     """The smallest set of limits that no tiling meets, of a problem known to have no solution.
 
-    Where the time runs out before it is found, all limits are named, and the message says so.
+    Where time or memory run out before it is found, all limits are named, and the message says so.
     """
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
     for size in range(1, len(problem.limits)):
         for limits in combinations(problem.limits, size):
-            can_be_met = _can_be_met(problem, limits, deadline)
+            can_be_met = _can_be_met(problem, limits, deadline, memory_bytes)
             if can_be_met is None:
-                note = f" (the smallest set of limits at fault was not found in {time_limit_s} s)"
+                scarce = f"in {time_limit_s} s" if time.monotonic() >= deadline else f"with {_memory(memory_bytes)}"
+                note = f" (the smallest set of limits at fault was not found {scarce})"
                 return _explained(problem, problem.limits, {}, note)
             if not can_be_met:
-                return _explained(problem, limits, _together(problem, limits, deadline))
-    return _explained(problem, problem.limits, _together(problem, problem.limits, deadline))
+                return _explained(problem, limits, _together(problem, limits, deadline, memory_bytes))
+    return _explained(problem, problem.limits, _together(problem, problem.limits, deadline, memory_bytes))
 
 
-def _can_be_met(problem: Problem, limits: Sequence[Limit], deadline: float) -> bool | None:
-    """None where the time ran out first."""
+def _memory(memory_bytes: float) -> str:
+    return f"{memory_bytes / 1e9:g} GB of memory"
+
+
+def _can_be_met(problem: Problem, limits: Sequence[Limit], deadline: float, memory_bytes: float) -> bool | None:
+    """None where time or memory ran out first."""
     if len(limits) == 1:
         return limits[0].holds(_alone(problem, limits[0]))
     nothing = np.zeros(len(problem.options))
-    outcome = minimise(Program.of(problem, nothing, limits), OPTIMAL_GAP, _left(deadline)).outcome
-    return None if outcome == "timed out" else outcome == "solved"
+    asked = Program.of(problem, nothing, limits)
+    outcome = minimise(asked, OPTIMAL_GAP, _left(deadline), memory_bytes=memory_bytes).outcome
+    return outcome == "solved" if outcome in ("solved", "infeasible") else None
 
 
 def _alone(problem: Problem, limit: Limit) -> float:
@@ -62,17 +73,18 @@ def _alone(problem: Problem, limit: Limit) -> float:
     return limit.sign * math.fsum(values[list(chosen)])
 
 
-def _together(problem: Problem, limits: Sequence[Limit], deadline: float) -> dict[str, float]:
-    """The least each cost can be while the other limits hold, by limit; left out where the time ran out."""
+def _together(problem: Problem, limits: Sequence[Limit], deadline: float, memory_bytes: float) -> dict[str, float]:
+    """The least each cost can be while the other limits hold, by limit; left out where time or memory ran out."""
     reached = {}
     for limit in limits:
         if len(limits) == 1:
             break
         values = limit.sign * costs_of(problem, limit.cost)
         others = [other for other in limits if other != limit]
-        answer = minimise(Program.of(problem, values, others), OPTIMAL_GAP, _left(deadline))
+        asked = Program.of(problem, values, others)
+        answer = minimise(asked, OPTIMAL_GAP, _left(deadline), memory_bytes=memory_bytes)
         least = math.fsum(values[list(answer.chosen)])
-        # Where the time ran out, an answer is one that was found, not the least.
+        # Where either ran out, an answer is one that was found, not the least.
         if answer.outcome == "solved" and relative_gap(least, answer.bound) <= OPTIMAL_GAP:
             reached[limit.name] = limit.sign * least
     return reached

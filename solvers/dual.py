@@ -8,6 +8,7 @@ best prices are found by cutting planes (Kelley, 1960) asked for between the bes
 Legend of shape suffixes: O options, R rows.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from solvers.highs import quiet_highs
 from solvers.line import Indices, Weights
+from solvers.memory import MEMORY_BYTES
 from solvers.program import Program
 from solvers.scaled import Scaled
 
@@ -26,6 +28,8 @@ _CEILING, _HIGHEST_CEILING = 1e4, 1e10
 _ROUNDING = 4e-16
 _FINEST = 1e-10
 """The finest that HiGHS offers."""
+_SEEN_SHARE = 0.05
+"""Of the memory, for tilings met on the way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +46,13 @@ class Dual:
     seen: tuple[Indices, ...]
 
 
-def dual(program: Program, start_R: Sequence[float] | None = None) -> Dual:
+def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes: float = MEMORY_BYTES) -> Dual:
     """The best bound there is of this kind, to rounding. `start_R` are prices that may be near the best.
 
-    Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight.
+    Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight. Of the tilings met on the
+    way the last are kept, as many as there is room for.
     """
-    search = _Search(program)
+    search = _Search(program, memory_bytes)
     search.ask(np.zeros(len(program.rows)) if start_R is None else search.scaled(start_R))
     ceiling = _CEILING
     while len(program.rows):
@@ -61,11 +66,12 @@ def dual(program: Program, start_R: Sequence[float] | None = None) -> Dual:
 class _Search:
     """Prices tried so far, in a scale where the largest weight and the largest value of each row are 1."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, memory_bytes: float):
         self._scaled = Scaled.of(program)
         self.best, self.best_R = -np.inf, np.zeros(len(program.rows))
         self._cuts: list[tuple[float, Weights]] = []
-        self._seen: list[Indices] = []
+        kept = max(1, int(_SEEN_SHARE * memory_bytes / (8 * program.line.slots)))
+        self._seen: deque[Indices] = deque(maxlen=kept)
 
     def scaled(self, prices_R: Sequence[float]) -> Weights:
         return self._scaled.prices(prices_R)

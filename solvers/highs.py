@@ -1,10 +1,56 @@
-"""HiGHS without a word: it greets on standard output, which is our caller's."""
+"""HiGHS without a word: it greets on standard output, which is our caller's. An integer program as arrays, solved here.
+
+This file does not know what the program is of, nor in which process it runs (`apart.py`).
+"""
 
 import os
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import Any, Literal
 
 import highspy
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+TOLERANCE = 1e-10
+"""The smallest HiGHS takes; it is absolute, and every row is scaled so that its largest number is 1."""
+SMALLEST = 1e-12
+"""Numbers in a row that are smaller are taken for 0."""
+
+_LOOK_S = 0.05
+"""Between two looks at what is held."""
+_SHARE = 0.8
+"""Of the memory: what is grown to before it stops. It looks only now and then."""
+
+Tell = Callable[[float, float], None]
+"""Hears of the best value known and the proven bound, where either is new."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """An integer program, least first: a cost a column, which is 0 or 1, and rows between `low` and `high`, their
+    numbers one after the other, those of row i from `starts[i]` on."""
+
+    cost: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    starts: NDArray[np.int32]
+    columns: NDArray[np.int32]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What HiGHS came to. `values`, one a column, are None where it knows of no answer. "optimal" to the gap asked for;
+    `bound` is proven in any case."""
+
+    status: Literal["optimal", "infeasible", "timed out", "out of memory"]
+    values: NDArray[np.float64] | None = None
+    bound: float = -float("inf")
 
 
 def quiet_highs() -> highspy.Highs:
@@ -29,3 +75,84 @@ def let_it_greet() -> None:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def solve_rows(
+    rows: Rows, gap: float, limit_s: float, tell: Tell | None = None, memory_bytes: float | None = None
+) -> Found:
+    """The least of an integer program to a relative gap, or what is found in the time and the memory.
+
+    Ctrl-C is heard when it ends. Without `tell` and `memory_bytes` nothing of Python runs before that.
+    """
+    highs = quiet_highs()
+    for name, value in {
+        "mip_rel_gap": gap,
+        "mip_abs_gap": 0.0,
+        "mip_feasibility_tolerance": TOLERANCE,
+        "primal_feasibility_tolerance": TOLERANCE,
+        "dual_feasibility_tolerance": TOLERANCE,
+        "small_matrix_value": SMALLEST,
+    }.items():
+        highs.setOptionValue(name, value)
+    if np.isfinite(limit_s):
+        highs.setOptionValue("time_limit", max(limit_s, 0.0))
+    highs.passModel(_model(rows))
+    watch = _Watch(tell, memory_bytes)
+    if tell is not None or memory_bytes is not None:
+        highs.setCallback(watch, None)
+        highs.startCallback(highspy.cb.HighsCallbackType.kCallbackMipInterrupt)
+    highs.run()
+    return _found(highs, watch.is_full)
+
+
+class _Watch:
+    """HiGHS asks thousands of times a second whether to go on: what it says then is passed on where it is new, and it
+    is told to stop where it has grown too large."""
+
+    def __init__(self, tell: Tell | None, memory_bytes: float | None):
+        self._tell = tell
+        self._process = psutil.Process()
+        self._most_bytes = None if memory_bytes is None else self._process.memory_info().rss + _SHARE * memory_bytes
+        self._told: tuple[float, float] | None = None
+        self._looked = time.monotonic()
+        self.is_full = False
+
+    def __call__(self, kind: object, message: str, found: Any, answer: Any, data: object) -> None:
+        here = found.mip_primal_bound, found.mip_dual_bound
+        if self._tell is not None and self._told != here:
+            self._told = here
+            self._tell(*here)
+        if self._most_bytes is None or time.monotonic() < self._looked + _LOOK_S:
+            return
+        self._looked = time.monotonic()
+        if self._process.memory_info().rss > self._most_bytes:
+            self.is_full = True
+            answer.user_interrupt = True
+
+
+def _model(rows: Rows) -> highspy.HighsLp:
+    model = highspy.HighsLp()
+    model.num_col_, model.num_row_ = len(rows.cost), len(rows.low)
+    model.col_cost_ = rows.cost
+    model.col_lower_, model.col_upper_ = np.zeros(len(rows.cost)), np.ones(len(rows.cost))
+    model.integrality_ = [highspy.HighsVarType.kInteger] * len(rows.cost)
+    model.row_lower_, model.row_upper_ = rows.low, rows.high
+    model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    model.a_matrix_.num_col_, model.a_matrix_.num_row_ = len(rows.cost), len(rows.low)
+    model.a_matrix_.start_, model.a_matrix_.index_, model.a_matrix_.value_ = rows.starts, rows.columns, rows.values
+    return model
+
+
+def _found(highs: highspy.Highs, is_full: bool) -> Found:
+    """HiGHS's word for why it stopped tells a time-limited answer from an optimal one."""
+    status, info = highs.getModelStatus(), highs.getInfo()
+    has_answer = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    values = np.array(highs.getSolution().col_value) if has_answer else None
+    if status == highspy.HighsModelStatus.kInfeasible:
+        return Found("infeasible")
+    if is_full or status == highspy.HighsModelStatus.kMemoryLimit:
+        return Found("out of memory", values, info.mip_dual_bound)
+    if status == highspy.HighsModelStatus.kTimeLimit:
+        return Found("timed out", values, info.mip_dual_bound)
+    assert has_answer, f"HiGHS stopped with {highs.modelStatusToString(status)}"
+    return Found("optimal", values, info.mip_dual_bound)

@@ -8,6 +8,7 @@ too much of one limit and too little of another is soon seen to be lost. Of labe
 Legend of shape suffixes: L labels, O options, R rows, P price vectors, S slots and the end.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solvers.line import Indices, Line, Weights
+from solvers.memory import CrowdedError, Held
 from solvers.reach import over_best
 from solvers.scaled import Scaled
 
 MOST = 12_000_000
-"""Labels held at once, what leads back from those far behind."""
+"""Labels held at once, those included of which only what leads back is left."""
 MERGED = 1e-12
 """Sums in cells of this size are the same."""
 
@@ -28,6 +30,8 @@ _MANY = 2_000
 _NEW = 4
 """What a new label takes is so much more."""
 _BLOCK = 65_536
+_CHUNK = 1_000_000
+"""Labels that one call of numpy sees at most: a signal is heard between two of them."""
 _USELESS = 0.97
 _TRIED = 10_000
 """Merging that left so large a share of so many labels is not tried again."""
@@ -36,10 +40,8 @@ _PRICES = 32
 """Price vectors for each spread."""
 _SAMPLE = 500
 _TELLING = 8
-
-
-class CrowdedError(Exception):
-    """More labels than can be held."""
+_SIDES_SHARE = 0.05
+"""Of the memory for labels: what sums by many prices may take for a moment."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,15 @@ class Labels:
             return some[0]
         return Labels(*map(np.concatenate, zip(*(vars(one).values() for one in some), strict=True)))
 
+    @staticmethod
+    def bytes_of(count: int, rows: int) -> int:
+        """What so many take."""
+        return count * (16 + 8 * rows)
+
+    @property
+    def bytes(self) -> int:
+        return sum(values.nbytes for values in vars(self).values())
+
     @property
     def traces(self) -> "Labels":
         """What leads back from later labels."""
@@ -69,33 +80,47 @@ class Labels:
             self.over_L + over_O[option], self.sums_LR + values_OR[option], np.full_like(every, option), every
         )
 
-    def only(self, kept: NDArray[np.bool_] | Indices) -> "Labels":
+    def only(self, kept: NDArray[np.bool_] | Indices | slice) -> "Labels":
         return Labels(*(values[kept] for values in vars(self).values()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Taking:
+    """Options that begin at a slot and end at one, those over the best by least first, and how many labels they make of
+    those there; `is_one_each`: each label takes the first of them alone."""
+
+    options: Indices
+    makes: int
+    is_one_each: bool
 
 
 class Labelling:
     """The labels at every slot up to `slot`, and past it those that an option from before it leads to.
 
-    Of labels that lie farther back than the longest option reaches only what leads to others is kept.
+    Of labels that lie farther back than the longest option reaches only what leads to others is kept. `held` is what
+    all labels of a search take.
     """
 
-    def __init__(self, scaled: Scaled, line: Line, prices_R: Weights, distance: float, merging: bool):
+    def __init__(self, scaled: Scaled, line: Line, prices_R: Weights, distance: float, merging: bool, held: Held):
         self.line = line
         self.slot = 0
         self._distance = distance + scaled.rounding(prices_R)
         self._over_O = over_best(line, scaled.charged(prices_R))
         self._scaled, self._prices_R = scaled, prices_R
+        self._rows = len(scaled.most_R)
         self._merging = merging
         self._longest = int((line.ends - line.firsts).max())
         self._leaving: list[list[Indices]] = [[] for _ in range(line.slots)]
         for step, first in enumerate(line.steps.firsts):
             options = line.steps.options(step)
             self._leaving[first].append(options[np.argsort(self._over_O[options], kind="stable")])
+        self._held, self._count = held, 0
+        self._at: dict[int, Labels] = {}
         nothing = np.zeros(1, dtype=np.int32)
-        self._at = {0: Labels(np.zeros(1), np.zeros((1, len(scaled.most_R))), nothing, nothing)}
+        self._put(0, Labels(np.zeros(1), np.zeros((1, self._rows)), nothing, nothing))
         self._choices: set[int] = set()
-        self._held = self._seen = self._left = 0
-        self._taken = self._next()
+        self._seen = self._left = 0
+        self._next = self._taking()
 
     def at(self, slot: int) -> Labels | None:
         """The labels at a slot, None where there are none."""
@@ -104,21 +129,20 @@ class Labelling:
     @property
     def coming(self) -> int:
         """How many labels the next step makes, before it is seen which of them are lost."""
-        return sum(int(taken_L.sum()) for _, taken_L in self._taken)
+        return sum(taking.makes for taking in self._next)
 
-    def step(self) -> None:
-        """Follows the labels at its slot, and goes on to the next. Raises CrowdedError."""
-        for options, taken_L in self._taken:
-            self._take(self._at[self.slot], options, taken_L)
+    def step(self) -> Iterator[None]:
+        """Follows the labels at its slot, and goes on to the next; a moment's work at a time. Raises CrowdedError."""
+        for taking in self._next:
+            yield from self._take(self._at[self.slot], taking)
         self.slot += 1
-        if self.slot in self._at:
-            if self._merging and self.slot in self._choices and len(self._at[self.slot].over_L) >= _MANY:
-                self._at[self.slot] = self._merged(self._at[self.slot])
-            self._held += len(self._at[self.slot].over_L)
-        self._taken = self._next()
+        here = self._at.get(self.slot)
+        if here is not None and self._merging and self.slot in self._choices and len(here.over_L) >= _MANY:
+            yield from self._merge(here)
+        self._next = self._taking()
         past = self.slot - self._longest - 1
         if past in self._at:
-            self._at[past] = self._at[past].traces
+            self._put(past, self._at[past].traces)
 
     def chosen(self, slot: int, label: int) -> list[int]:
         """The options of a label, the last one first."""
@@ -130,71 +154,136 @@ class Labelling:
             slot, label = int(self.line.firsts[option]), int(here.before_L[label])
         return chosen
 
-    def _next(self) -> list[tuple[Indices, Indices]]:
-        """Options that begin at its slot, and how many of them each label there takes."""
+    def _put(self, slot: int, labels: Labels) -> None:
+        before = self._at.get(slot)
+        self._at[slot] = labels
+        self._held.bytes += labels.bytes - (before.bytes if before else 0)
+        self._count += len(labels.option_L) - (len(before.option_L) if before else 0)
+
+    def _taking(self) -> list[_Taking]:
+        """What the labels at its slot take. Only counted: of many ends and many labels, all of it is too much to
+        hold."""
         here = self._at.get(self.slot)
         if here is None or self.slot == self.line.slots:
             return []
-        room_L = self._distance - here.over_L
-        leaving = self._leaving[self.slot]
-        taken = [(options, np.searchsorted(self._over_O[options], room_L)) for options in leaving]
-        return [(options, taken_L) for options, taken_L in taken if np.any(taken_L)]
+        found = []
+        for options in self._leaving[self.slot]:
+            makes, is_one_each = 0, True
+            for start in range(0, len(here.over_L), _CHUNK):
+                taken_L = self._taken(here, options, start)
+                makes += int(taken_L.sum())
+                is_one_each &= bool(taken_L.min() == taken_L.max() == 1)
+            if makes:
+                found.append(_Taking(options, makes, is_one_each))
+        return found
 
-    def _take(self, here: Labels, options: Indices, taken_L: Indices) -> None:
+    def _taken(self, here: Labels, options: Indices, start: int) -> Indices:
+        """How many of the options each of a chunk of labels takes."""
+        return np.searchsorted(self._over_O[options], self._distance - here.over_L[start : start + _CHUNK])
+
+    def _take(self, here: Labels, taking: _Taking) -> Iterator[None]:
         """Each label with the first so many of the options, where they may lead to a tiling near the bound."""
+        options = taking.options
         end = int(self.line.ends[options[0]])
-        if end not in self._at and taken_L.min() == taken_L.max() == 1:
-            self._at[end] = here.with_one(int(options[0]), self._over_O, self._scaled.values_OR)
+        there = self._at.get(end)
+        if there is None and taking.is_one_each:
+            self._check(0, Labels.bytes_of(taking.makes, self._rows))
+            self._put(end, here.with_one(int(options[0]), self._over_O, self._scaled.values_OR))
             return
         self._choices.add(end)
-        ends_L = np.cumsum(taken_L)
-        found = [self._at[end]] if end in self._at else []
-        start, held = 0, self._held
-        while start < len(taken_L):
-            done = int(ends_L[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends_L, done + _BLOCK, side="right")))
-            before = np.repeat(np.arange(start, stop, dtype=np.int32), taken_L[start:stop])
-            option = options[np.arange(done, done + len(before)) - (ends_L - taken_L)[before]]
-            over = here.over_L[before] + self._over_O[option]
-            sums = here.sums_LR[before] + self._scaled.values_OR[option]
-            new = Labels(over, sums, option.astype(np.int32), before)
-            start = stop
-            if len(taken_L) >= _MANY and len(before):
-                new = new.only(self._sides.near(end, new, self._distance))
-            held += _NEW * len(new.over_L)
-            if held > MOST:
-                raise CrowdedError
+        found = [there] if there else []
+        made = 0
+        for new in self._made(here, options, end):
+            made += len(new.over_L)
+            # Those new and those there are copied when they are put together.
+            copied = Labels.bytes_of(2 * made, self._rows) + (there.bytes if there else 0)
+            self._check(made, copied)
             found.append(new)
+            yield None
         if found:
-            self._at[end] = Labels.together(found)
+            self._put(end, Labels.together(found))
+
+    def _made(self, here: Labels, options: Indices, end: int) -> Iterator[Labels]:
+        """The labels at `end` that are not seen to be lost, a block at a time."""
+        are_many = len(here.over_L) >= _MANY
+        for begin in range(0, len(here.over_L), _CHUNK):
+            taken_L = self._taken(here, options, begin)
+            ends_L = np.cumsum(taken_L)
+            start = 0
+            while start < len(taken_L):
+                done = int(ends_L[start - 1]) if start else 0
+                stop = max(start + 1, int(np.searchsorted(ends_L, done + _BLOCK, side="right")))
+                its = np.repeat(np.arange(start, stop), taken_L[start:stop])
+                option = options[np.arange(done, done + len(its)) - (ends_L - taken_L)[its]]
+                before = begin + its
+                over = here.over_L[before] + self._over_O[option]
+                sums = here.sums_LR[before] + self._scaled.values_OR[option]
+                new = Labels(over, sums, option.astype(np.int32), before.astype(np.int32))
+                start = stop
+                if are_many and len(before):
+                    new = new.only(self._sides.near(end, new, self._distance))
+                yield new
+
+    def _check(self, new: int, more_bytes: float) -> None:
+        """Raises CrowdedError where so many new labels, or so many more bytes, are too many."""
+        if self._count + _NEW * new > MOST:
+            raise CrowdedError
+        self._held.check(more_bytes)
 
     @cached_property
     def _sides(self) -> "_Sides":
-        return _Sides(self._scaled, self.line, self._prices_R)
+        return _Sides(self._scaled, self.line, self._prices_R, _SIDES_SHARE * self._held.most_bytes)
 
-    def _merged(self, here: Labels) -> Labels:
-        """The lightest of labels whose sums are the same."""
-        cells_LR = np.floor(here.sums_LR / MERGED).astype(np.int64)
-        mixed_R = np.random.default_rng(1).integers(1, 2**62, cells_LR.shape[1])
-        order = np.lexsort((here.over_L, cells_LR @ mixed_R))
-        is_new = np.ones(len(order), dtype=np.bool_)
-        is_new[1:] = np.any(cells_LR[order[1:]] != cells_LR[order[:-1]], axis=1)
-        merged = here.only(order[is_new])
-        self._seen, self._left = self._seen + len(order), self._left + len(merged.over_L)
+    def _merge(self, here: Labels) -> Iterator[None]:
+        """Of labels at its slot whose sums are the same only the lightest. Left as they are where there is no room for
+        a copy."""
+        count = len(here.over_L)
+        try:
+            self._held.check(Labels.bytes_of(count, self._rows) + 40 * count)
+        except CrowdedError:
+            return
+        mixed_R = np.random.default_rng(1).integers(1, 2**62, self._rows)
+        mixed_L = np.empty(count, dtype=np.int64)
+        for start in range(0, count, _CHUNK):
+            mixed_L[start : start + _CHUNK] = _cells(here.sums_LR[start : start + _CHUNK]) @ mixed_R
+            yield None
+        # Equal sums are mixed to equal numbers, so that those of a range of numbers are among themselves.
+        lowest, highest = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+        edges = np.linspace(lowest, highest, -(-count // _CHUNK) + 1)[1:-1]
+        range_L = np.searchsorted(edges, mixed_L) if len(edges) else None
+        kept = []
+        for part in range(len(edges) + 1):
+            some = np.arange(count) if range_L is None else np.flatnonzero(range_L == part)
+            order = some[np.lexsort((here.over_L[some], mixed_L[some]))]
+            cells_LR = _cells(here.sums_LR[order])
+            is_new = np.ones(len(order), dtype=np.bool_)
+            is_new[1:] = np.any(cells_LR[1:] != cells_LR[:-1], axis=1)
+            kept.append(order[is_new])
+            yield None
+        merged = here.only(np.concatenate(kept))
+        self._seen, self._left = self._seen + count, self._left + len(merged.over_L)
         self._merging = self._seen < _TRIED or self._left < _USELESS * self._seen
-        return merged
+        self._put(self.slot, merged)
+
+
+def _cells(sums_LR: Weights) -> NDArray[np.int64]:
+    return np.floor(sums_LR / MERGED).astype(np.int64)
 
 
 class _Sides:
     """Prices near the best and far, always the same, and what they say of labels beside what the best do."""
 
-    def __init__(self, scaled: Scaled, line: Line, prices_R: Weights):
+    def __init__(self, scaled: Scaled, line: Line, prices_R: Weights, most_bytes: float):
         seeded = np.random.default_rng(0)
         spreads = np.repeat(_SPREADS, _PRICES)[:, None]
         prices_PR = prices_R * np.exp(spreads * seeded.standard_normal((len(spreads), len(prices_R))))
         self._more_RP = (prices_PR - prices_R).T
         best_S = line.onward(scaled.charged(prices_R))
-        onward_SP = _onward(line, scaled.weights_O[:, None] + scaled.values_OR @ prices_PR.T)
+        # What all prices charge all options is held twice: some prices at a time.
+        some = max(1, int(most_bytes / (16 * len(scaled.weights_O))))
+        parts = [prices_PR[start : start + some] for start in range(0, len(prices_PR), some)]
+        charged = (scaled.weights_O[:, None] + scaled.values_OR @ part_PR.T for part_PR in parts)
+        onward_SP = np.concatenate([_onward(line, charged_OP) for charged_OP in charged], axis=1)
         with np.errstate(invalid="ignore"):
             self._more_SP = onward_SP - best_S[:, None] - scaled.most_R @ self._more_RP
 

@@ -168,8 +168,8 @@ def check_tiling(problem: Problem) -> None:
     reached = np.isfinite(line.up_to(nothing))
     if reached[-1]:
         return
-    covered = {slot for option in problem.options for slot in range(option.first, option.end)}
-    bare = [slot for slot in range(problem.slots) if slot not in covered]
+    begun = np.bincount(line.firsts, minlength=problem.slots + 1) - np.bincount(line.ends, minlength=problem.slots + 1)
+    bare = np.flatnonzero(np.cumsum(begun)[:-1] == 0).tolist()
     if bare:
         more = f" and {len(bare) - 9} more" if len(bare) > 9 else ""
         raise Infeasible(f"no option covers slots {', '.join(map(str, bare[:9]))}{more}")

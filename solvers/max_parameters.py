@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from solvers import mip
 from solvers.line import check_tiling, score_bound
+from solvers.memory import MEMORY_BYTES
 from solvers.problem import OPTIMAL_GAP, Problem, Solution
 from solvers.pulp_model import Engine
 
@@ -21,6 +22,7 @@ def max_parameters(
     gap: float = OPTIMAL_GAP,
     time_limit_s: float | None = None,
     engine: Engine = "highs",
+    memory_bytes: float = MEMORY_BYTES,
 ) -> Solution:
     """The solution with the largest total of `cost`, to a relative gap.
 
@@ -33,7 +35,7 @@ def max_parameters(
     if cost not in names:
         raise ValueError(f"no option has the cost {cost!r}; they have {', '.join(names)}")
     turned = replace(problem, options=tuple(replace(each, score=-each.costs[cost]) for each in problem.options))
-    found = mip.solve(turned, gap=gap, time_limit_s=time_limit_s, engine=engine)
+    found = mip.solve(turned, gap=gap, time_limit_s=time_limit_s, engine=engine, memory_bytes=memory_bytes)
     own = {option.key: option for option in problem.options}
     chosen = [own[option.key] for option in found.options]
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "max_parameters")

@@ -11,22 +11,26 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from solvers.dual import Dual, dual
-from solvers.labels import CrowdedError
+from solvers.labels import Labels
 from solvers.line import Indices, Weights
 from solvers.meeting import MergedError, meet
+from solvers.memory import MEMORY_BYTES, CrowdedError
 from solvers.problem import relative_gap
 from solvers.program import Answer, Program, Progress, scale_of
 from solvers.pulp_model import Engine, IndistinctError, run
-from solvers.reach import reach
+from solvers.reach import reach, reach_bytes
 from solvers.scaled import Scaled
 from solvers.swaps import improved
 
 _FIRST, _MORE, _LAST = 16e3, 4.0, 1e14
 """Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
+_FIRST_SHARE = 0.05
+"""Of the memory, for those looked for at first."""
 _NEARLY_CROWDED = 0.8
 _FURTHER = 2.0
 """Tilings are looked for as far as this beyond where all are seen: the best known rules out the more."""
@@ -57,10 +61,12 @@ def minimise(
     engine: Engine = "highs",
     start: Start | None = None,
     progress: Progress | None = None,
+    memory_bytes: float = MEMORY_BYTES,
 ) -> Answer:
-    """The best tiling to a relative gap, or the best found in the time. Rows hold as given, to `LIMIT_TOLERANCE`.
+    """The best tiling to a relative gap, or the best found in the time and the memory, which is what is held beside the
+    program. Rows hold as given, to `LIMIT_TOLERANCE`.
 
-    A "solved" answer that ran out of time says so by its bound.
+    A "solved" answer that ran out of either says so by its bound.
     """
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
     if any(
@@ -68,50 +74,56 @@ def minimise(
     ):
         return Answer("infeasible")
     start = start or Start()
+    effort = _Effort(gap, deadline, engine, progress, memory_bytes)
     kept = _possible(program)
     if not np.isfinite(_least(program.only(kept), np.zeros(len(kept)))):
         return Answer("infeasible")
-    return _minimise_only(kept, program, gap, deadline, engine, start, progress)
+    return _minimise_only(kept, program, effort, start)
 
 
-def _minimise_only(
-    kept: Indices,
-    program: Program,
-    gap: float,
-    deadline: float,
-    engine: Engine,
-    start: Start,
-    progress: Progress | None,
-) -> Answer:
+@dataclass(frozen=True)
+class _Effort:
+    gap: float
+    deadline: float
+    engine: Engine
+    progress: Progress | None
+    memory_bytes: float
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+
+def _minimise_only(kept: Indices, program: Program, effort: _Effort, start: Start) -> Answer:
     """The best tiling of some of the options."""
     place = {option: index for index, option in enumerate(kept.tolist())}
     tilings = [[place[one] for one in tiling] for tiling in start.tilings if place.keys() >= set(tiling)]
     known = Start(start.prices, tilings)
-    answer = _minimise(program.only(kept), gap, deadline, engine, known, progress)
+    answer = _minimise(program.only(kept), effort, known)
     return replace(answer, chosen=tuple(kept[list(answer.chosen)].tolist()))
 
 
-def _minimise(
-    program: Program, gap: float, deadline: float, engine: Engine, start: Start, progress: Progress | None
-) -> Answer:
-    search = _Search(program, dual(program, start.prices), gap, progress)
+def _minimise(program: Program, effort: _Effort, start: Start) -> Answer:
+    search = _Search(program, dual(program, start.prices, effort.memory_bytes), effort)
     if search.bound > -_least(program, -program.weights) + search.rounding:
         return Answer("infeasible", bound=search.bound)
     search.try_tilings(start.tilings)
     worthy = search.worthy()
     if scale_of(program.weights[worthy]) * _BLURRED < scale_of(program.weights):
         known = search.answer().chosen
-        start = Start(tilings=[known] if known else ())
-        return _minimise_only(worthy, program, gap, deadline, engine, start, progress)
-    most, labels, crowd = _FIRST, _FIRST, math.inf
-    while not search.is_settled and time.monotonic() < deadline and labels < min(_LAST, _NEARLY_CROWDED * crowd):
-        if search.meet(labels, deadline):
+        return _minimise_only(worthy, program, effort, Start(tilings=[known] if known else ()))
+    # They are counted where they are fewest; there may be as many at every slot.
+    first = _FIRST_SHARE * effort.memory_bytes / Labels.bytes_of(program.line.slots, len(program.rows))
+    most = labels = min(_FIRST, first)
+    crowd = math.inf
+    while not search.is_settled and not effort.is_over and labels < min(_LAST, _NEARLY_CROWDED * crowd):
+        if search.meet(labels):
             most, labels = labels, min(_MORE * labels, math.sqrt(labels * crowd))
         else:
             crowd, labels = labels, math.sqrt(most * labels)
-    while not search.is_settled and time.monotonic() < deadline:
+    while not search.is_settled and not effort.is_over:
         before = search.open_options
-        search.ask(engine, deadline)
+        search.ask()
         if search.open_options >= before:
             break
     return search.answer()
@@ -120,33 +132,34 @@ def _minimise(
 class _Search:
     """The best tiling known so far and what is proven, of one program."""
 
-    def __init__(self, program: Program, found: Dual, gap: float, progress: Progress | None):
+    def __init__(self, program: Program, found: Dual, effort: _Effort):
         self._program = program
         self._dual = found
-        self._gap = gap
-        self._progress = progress
+        self._effort = effort
         self._best: Indices | None = None
         self.weight = math.inf
         """Of the best tiling; infinite where there is none yet."""
         self._is_infeasible = False
+        self._is_out_of_memory = False
         self.bound = found.bound
         self.rounding = _rounding(program, program.weights)
 
     @property
     def _wanted(self) -> float:
         """A tiling of less weight is worth finding."""
-        return self.weight - _NEARLY * self._gap * abs(self.weight) if self._best is not None else math.inf
+        return self.weight - _NEARLY * self._effort.gap * abs(self.weight) if self._best is not None else math.inf
 
     @property
     def is_settled(self) -> bool:
         if self._is_infeasible:
             return True
-        return self._best is not None and relative_gap(self.weight, self.bound) <= max(self._gap, 1e-12)
+        return self._best is not None and relative_gap(self.weight, self.bound) <= max(self._effort.gap, 1e-12)
 
     def answer(self) -> Answer:
         prices = tuple(self._dual.prices_R.tolist())
         if self._best is None:
-            return Answer("infeasible" if self._is_infeasible else "timed out", bound=self.bound, prices=prices)
+            why: Literal["out of memory", "timed out"] = "out of memory" if self._is_out_of_memory else "timed out"
+            return Answer("infeasible" if self._is_infeasible else why, bound=self.bound, prices=prices)
         return Answer("solved", tuple(self._best.tolist()), self.bound, prices)
 
     def try_tilings(self, given: Sequence[Sequence[int]]) -> None:
@@ -175,8 +188,11 @@ class _Search:
         rank_O[steps.order] = np.arange(len(rank_O)) - steps.starts[steps.of_option[steps.order]]
         return np.lexsort((rank_O, np.round(slack_O / scale_of(self._program.weights), 9)))[:count]
 
-    def meet(self, labels: float, deadline: float) -> bool:
+    def meet(self, labels: float) -> bool:
         """The tilings near the bound, as far as so many labels go; False where they cannot be held."""
+        memory_bytes = self._effort.memory_bytes
+        if reach_bytes(self._program.line) > memory_bytes:
+            return False
         kept = self._open()
         if not len(kept):
             self._settle()
@@ -194,11 +210,11 @@ class _Search:
         further = min(_FURTHER * near, distance)
         for merging in (True, False):
             try:
-                for tiling in meet(some, scaled, prices_R, near, further, merging):
+                for tiling in meet(some, scaled, prices_R, near, further, merging, memory_bytes):
                     if tiling is not None:
                         self._keep(kept[tiling])
                         self._tell()
-                    if self.is_settled or time.monotonic() > deadline:
+                    if self.is_settled or self._effort.is_over:
                         return True
                 break
             except MergedError:
@@ -212,7 +228,7 @@ class _Search:
         self._tell()
         return True
 
-    def ask(self, engine: Engine, deadline: float) -> None:
+    def ask(self) -> None:
         """A MIP solver, with the options that a better tiling may hold."""
         kept = self._open()
         if not len(kept):
@@ -220,11 +236,14 @@ class _Search:
             return
         wanted = self._wanted
         try:
-            found = run(self._program.only(kept), self._gap, deadline, engine, self._hear)
+            asked = self._effort
+            some = self._program.only(kept)
+            found = run(some, asked.gap, asked.deadline, asked.engine, self._hear, asked.memory_bytes)
         except IndistinctError:
             if self._best is None:
                 raise
             return
+        self._is_out_of_memory = found.outcome == "out of memory"
         if found.outcome == "infeasible":
             self._is_infeasible = self._best is None
             self.bound = max(self.bound, min(wanted, self.weight))
@@ -263,14 +282,14 @@ class _Search:
             self._best, self.weight = tiling, weight
 
     def _tell(self) -> None:
-        if self._progress is not None:
-            self._progress(self.weight, self.bound)
+        if self._effort.progress is not None:
+            self._effort.progress(self.weight, self.bound)
 
     def _hear(self, weight: float, bound: float) -> None:
         """What a MIP solver says of the options it was given. It knows of no tiling but its own."""
-        if self._progress is not None:
+        if self._effort.progress is not None:
             known = max(self.bound, min(bound, self._wanted))
-            self._progress(max(min(weight, self.weight), known), known)
+            self._effort.progress(max(min(weight, self.weight), known), known)
 
 
 def _possible(program: Program) -> Indices:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from solvers import mip
 from solvers.line import check_tiling, score_bound
+from solvers.memory import MEMORY_BYTES
 from solvers.problem import OPTIMAL_GAP, Infeasible, Option, Problem, Solution
 from solvers.pulp_model import Engine
 
@@ -23,6 +24,7 @@ def no_op_only(
     gap: float = OPTIMAL_GAP,
     time_limit_s: float | None = None,
     engine: Engine = "highs",
+    memory_bytes: float = MEMORY_BYTES,
 ) -> Solution:
     """The solution of least score, to a relative gap, of those made of the parent's own options and "skip".
 
@@ -38,7 +40,7 @@ def no_op_only(
         check_tiling(fewer)
     except Infeasible as error:
         raise Infeasible(f"of the parent's own options and skip alone, {error}") from error
-    found = mip.solve(fewer, gap=gap, time_limit_s=time_limit_s, engine=engine)
+    found = mip.solve(fewer, gap=gap, time_limit_s=time_limit_s, engine=engine, memory_bytes=memory_bytes)
     return Solution.of(problem, found.options, score_bound(problem), time.monotonic() - started, "no_op_only")
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from solvers.conflict import settled
 from solvers.line import check_tiling, costs_of, scores_of
+from solvers.memory import MEMORY_BYTES
 from solvers.minimise import Start, minimise
 from solvers.mip import solution_of
-from solvers.problem import OPTIMAL_GAP, Problem, Solution, total_costs
+from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution, total_costs
 from solvers.program import Answer, Program, Row
 from solvers.pulp_model import Engine
 
@@ -29,6 +30,7 @@ def front(
     gap: float = OPTIMAL_GAP,
     time_limit_s: float | None = None,
     engine: Engine = "highs",
+    memory_bytes: float = MEMORY_BYTES,
 ) -> tuple[Solution, ...]:
     """At most `points` solutions, none dominated by another, by ascending `cost` and so descending score.
 
@@ -37,15 +39,15 @@ def front(
     whether a weighing of score and cost would find it or not, save what lies between two values and is beaten in score
     by what costs no more than the next.
 
-    The time limit is for each run of the solver; a point it cuts short is "feasible", as in `mip.solve`, and one for
-    which it finds nothing raises TimeoutError. Raises Infeasible where the problem has no solution at all.
+    Time limit and memory are for each run of the solver; a point they cut short is "feasible", as in `mip.solve`, and
+    one for which nothing is found raises TimeoutError. Raises Infeasible where the problem has no solution at all.
     """
     if points < 2:
         raise ValueError(f"a front has at least its two ends, not {points} points")
     if problem.options and cost not in problem.options[0].costs:
         raise ValueError(f"no option has the cost {cost!r}; they have {', '.join(sorted(problem.options[0].costs))}")
     check_tiling(problem)
-    sweep = _Sweep(problem, cost, gap, time_limit_s, engine)
+    sweep = _Sweep(problem, cost, gap, time_limit_s, engine, memory_bytes)
     cheapest = sweep.cheapest()
     found = [sweep.point(None)]
     for value in np.linspace(cheapest, found[0].costs[cost], points)[-2::-1].tolist():
@@ -58,11 +60,14 @@ def front(
 class _Sweep:
     """A problem solved under one limit after the other, each time from what the last time showed."""
 
-    def __init__(self, problem: Problem, cost: str, gap: float, time_limit_s: float | None, engine: Engine):
+    def __init__(
+        self, problem: Problem, cost: str, gap: float, time_limit_s: float | None, engine: Engine, memory_bytes: float
+    ):
         self._problem = problem
         self._cost = cost
-        self._asked = gap, time_limit_s
+        self._gap, self._time_limit_s = gap, time_limit_s
         self._engine = engine
+        self._memory_bytes = memory_bytes
         self._program = Program.of(problem, scores_of(problem), problem.limits)
         self._costs = costs_of(problem, cost)
         self._cheapest: Answer | None = None
@@ -70,21 +75,20 @@ class _Sweep:
 
     def cheapest(self) -> float:
         """The least the cost was found to be within the limits."""
-        _, time_limit_s = self._asked
         program = replace(self._program, weights=self._costs)
         # Whatever gap the scores may have: the grid begins here.
-        self._cheapest = answer = minimise(program, OPTIMAL_GAP, time_limit_s, engine=self._engine)
-        return total_costs(settled(self._problem, answer, time_limit_s))[self._cost]
+        self._cheapest = answer = self._least(program, OPTIMAL_GAP, Start())
+        return total_costs(self._settled(answer))[self._cost]
 
     def point(self, most: float | None) -> Solution:
         """The best score where the cost is at most so much, and of its equals one of least cost."""
         started = time.monotonic()
         rows = self._program.rows if most is None else (*self._program.rows, Row(self._costs, most))
         known = Start(self._prices, [self._cheapest.chosen] if self._cheapest else ())
-        best = minimise(replace(self._program, rows=rows), *self._asked, engine=self._engine, start=known)
-        settled(self._problem, best, self._asked[1])
+        best = self._least(replace(self._program, rows=rows), self._gap, known)
+        self._settled(best)
         self._prices = best.prices if most is not None else (*best.prices, 0.0)
-        if self._asked[0] <= OPTIMAL_GAP:
+        if self._gap <= OPTIMAL_GAP:
             cheaper = self._cheaper(best)
             if cheaper.outcome == "solved":  # If not it is out of time; what is known to be there stands.
                 best = replace(best, chosen=cheaper.chosen)
@@ -97,7 +101,15 @@ class _Sweep:
         prices = [price / of_cost for price in (*others, 1.0)] if of_cost > 0 else None
         at_its_score = Row(self._program.weights, self._program.weight(best.chosen))
         program = replace(self._program, weights=self._costs, rows=(*self._program.rows, at_its_score))
-        return minimise(program, *self._asked, engine=self._engine, start=Start(prices, [best.chosen]))
+        return self._least(program, self._gap, Start(prices, [best.chosen]))
+
+    def _least(self, program: Program, gap: float, start: Start) -> Answer:
+        return minimise(
+            program, gap, self._time_limit_s, engine=self._engine, start=start, memory_bytes=self._memory_bytes
+        )
+
+    def _settled(self, answer: Answer) -> tuple[Option, ...]:
+        return settled(self._problem, answer, self._time_limit_s, self._memory_bytes)
 
 
 def _undominated(solutions: list[Solution], cost: str) -> tuple[Solution, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 from solvers.conflict import settled
 from solvers.joint import filled
 from solvers.line import check_tiling, scores_of
+from solvers.memory import MEMORY_BYTES
 from solvers.minimise import Start, minimise
 from solvers.mip import solution_of
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
@@ -31,13 +32,14 @@ def pool(
     total_s: float | None = None,
     engine: Engine = "highs",
     progress: Progress | None = None,
+    memory_bytes: float = MEMORY_BYTES,
 ) -> Iterator[Solution]:
     """Each the best to a relative `gap` of those that fill at least `apart` slots unlike each before it, and found when
     it is asked for; with 1 they are the best there are. The bound of each is one on all that are so unlike.
 
-    Ends where there are no more. The time limit is for each of them, `total_s` for all together. Raises Infeasible
-    where there is none at all, TimeoutError where the time ran out before the next was found, and ValueError where they
-    are not between 1 slot and all slots apart.
+    Ends where there are no more. Time limit and memory are for each of them, `total_s` for all together. Raises
+    Infeasible where there is none at all, TimeoutError where the time ran out before the next was found, and ValueError
+    where they are not between 1 slot and all slots apart.
     """
     if not 1 <= apart <= problem.slots:
         raise ValueError(f"solutions of a pool are between 1 and {problem.slots} slots apart, not {apart}")
@@ -53,11 +55,11 @@ def pool(
             if left_s <= 0:
                 raise TimeoutError(f"the {total_s:g} s for all of them are over")
             limit_s = min(left_s, math.inf if time_limit_s is None else time_limit_s)
-        answer = minimise(asked, gap, limit_s, engine=engine, start=start, progress=progress)
+        answer = minimise(asked, gap, limit_s, engine=engine, start=start, progress=progress, memory_bytes=memory_bytes)
         if answer.outcome == "infeasible" and asked is not program:
             return
         if answer.outcome != "solved":
-            settled(problem, answer, limit_s)
+            settled(problem, answer, limit_s, memory_bytes)
         found = solution_of(problem, program, answer, time.monotonic() - started)
         yield found
         asked = replace(asked, rows=(*asked.rows, _unlike(problem, found, apart)))

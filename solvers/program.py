@@ -71,7 +71,7 @@ class Answer:
     one.
     """
 
-    outcome: Literal["solved", "infeasible", "timed out"]
+    outcome: Literal["solved", "infeasible", "timed out", "out of memory"]
     chosen: tuple[int, ...] = ()
     bound: float = -math.inf
     prices: tuple[float, ...] = ()

@@ -4,36 +4,51 @@ The only file that imports PuLP, and the one place where tolerances meet: solver
 to about 1e-10 of them, the answer is checked on the numbers as given. For what `minimise.py` cannot settle by itself.
 """
 
+import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
 import highspy
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pulp  # type: ignore[import-untyped]
 
-from solvers.highs import let_it_greet
-from solvers.line import Weights
+from solvers.apart import solve_apart
+from solvers.highs import SMALLEST, TOLERANCE, Rows, let_it_greet
+from solvers.line import Indices, Weights
+from solvers.memory import MEMORY_BYTES
 from solvers.program import Answer, Program, Progress, Row, scale_of
 
 Engine = Literal["highs", "cbc"]
 
-_HIGHS_TOLERANCE = 1e-10
-"""The smallest HiGHS takes; it is absolute, and every row is scaled so that its largest number is 1."""
-
 _RETRIES = 100
 _WIDEST = 1e8
+_OPTION_BYTES, _NUMBER_BYTES = 700, 160
+"""What PuLP takes for an option, and for each number in a row."""
+_LOOK_S = 0.05
+"""Between two looks at what CBC holds."""
 
 
 class IndistinctError(ValueError):
     """Sums that a solver cannot tell from their limit."""
 
 
-def run(program: Program, gap: float, deadline: float, engine: Engine, progress: Progress | None = None) -> Answer:
-    """The best tiling to a relative gap, or the best found by the deadline (`time.monotonic`).
+def run(
+    program: Program,
+    gap: float,
+    deadline: float,
+    engine: Engine,
+    progress: Progress | None = None,
+    memory_bytes: float = MEMORY_BYTES,
+) -> Answer:
+    """The best tiling to a relative gap, or the best found by the deadline (`time.monotonic`) and within the memory.
 
-    `progress` hears what HiGHS says of its own; CBC says nothing.
+    `progress` hears what HiGHS says of its own; CBC says nothing. Ctrl-C ends either within a moment.
 
     Rows hold on the numbers as given, and the bound allows for what the solver rounds. What the solver finds right and
     we find wrong, it is told not to choose again: exact, and unlike a tighter limit it leaves every right answer, and
@@ -42,7 +57,7 @@ def run(program: Program, gap: float, deadline: float, engine: Engine, progress:
     """
     wrong: list[tuple[int, ...]] = []
     while len(wrong) <= _RETRIES:
-        answer = _run(program, wrong, gap, max(deadline - time.monotonic(), 0.0), engine, progress)
+        answer = _run(program, wrong, gap, deadline, engine, progress, memory_bytes)
         if answer.outcome == "infeasible" and any(map(_is_wide, program.rows)):
             return Answer("timed out")
         if answer.outcome != "solved" or program.holds(answer.chosen):
@@ -57,44 +72,102 @@ def _run(
     program: Program,
     wrong: Sequence[tuple[int, ...]],
     gap: float,
-    left_s: float,
+    deadline: float,
     engine: Engine,
     progress: Progress | None,
+    memory_bytes: float,
 ) -> Answer:
     """One run on scaled numbers. `wrong` are choices it may not make."""
-    model, chosen_of = _model(program, wrong)
-    limit_s = None if np.isinf(left_s) else left_s
-    scale = scale_of(program.weights)
+    model_bytes = _model_bytes(program, wrong)
+    if model_bytes > memory_bytes:
+        return Answer("out of memory")
+    left_bytes = memory_bytes - model_bytes
     if engine == "cbc":
-        model.solve(pulp.PULP_CBC_CMD(msg=False, gapRel=gap, gapAbs=0.0, timeLimit=limit_s, threads=1))
-        return _read_cbc(model, chosen_of, program, gap)
+        return _run_cbc(program, wrong, gap, deadline, left_bytes)
+    scale = scale_of(program.weights)
+
+    def tell(best: float, bound: float) -> None:
+        if progress is not None:
+            progress(best * scale, bound * scale)
+
+    rows, column_of = _rows(*_model(program, wrong))
+    found = solve_apart(rows, gap, deadline, left_bytes, tell)
+    if found.status == "infeasible":
+        return Answer("infeasible")
+    if found.values is None:
+        return Answer("out of memory" if found.status == "out of memory" else "timed out")
+    rounding = TOLERANCE * len(found.values)
+    return Answer("solved", _chosen(program, found.values[column_of]), (found.bound - rounding) * scale)
+
+
+def _rows(model: pulp.LpProblem, chosen_of: Sequence[pulp.LpVariable]) -> tuple[Rows, Indices]:
+    """A model as PuLP gives it to HiGHS, and the columns of its variables, whose order is PuLP's own."""
     let_it_greet()
-
-    told: list[tuple[float, float]] = []
-
-    def tell(kind: object, message: str, found: Any, answer: object, data: object) -> None:
-        """HiGHS asks thousands of times a second whether to go on: what it says then is passed on where it is new."""
-        here = found.mip_primal_bound * scale, found.mip_dual_bound * scale
-        if progress is not None and told[-1:] != [here]:
-            told[:] = [here]
-            progress(*here)
-
-    model.solve(
-        pulp.HiGHS(
-            msg=False,
-            callbackTuple=(tell, None),
-            callbacksToActivate=[highspy.cb.HighsCallbackType.kCallbackMipInterrupt],
-            gapRel=gap,
-            gapAbs=0.0,
-            timeLimit=limit_s,
-            threads=1,
-            mip_feasibility_tolerance=_HIGHS_TOLERANCE,
-            primal_feasibility_tolerance=_HIGHS_TOLERANCE,
-            dual_feasibility_tolerance=_HIGHS_TOLERANCE,
-            small_matrix_value=1e-12,
-        )
+    solver = pulp.HiGHS(msg=False, small_matrix_value=SMALLEST)
+    solver.createAndConfigureSolver(model)
+    solver.buildSolverModel(model)
+    given = model.solverModel.getLp()
+    matrix = given.a_matrix_
+    assert matrix.format_ == highspy.MatrixFormat.kRowwise, "rows were added one by one"
+    rows = Rows(
+        np.array(given.col_cost_),
+        np.array(given.row_lower_),
+        np.array(given.row_upper_),
+        np.array(matrix.start_, dtype=np.int32),
+        np.array(matrix.index_, dtype=np.int32),
+        np.array(matrix.value_),
     )
-    return _read_highs(model.solverModel, chosen_of, program, scale)
+    return rows, np.array([variable.index for variable in chosen_of], dtype=np.intp)
+
+
+def _run_cbc(
+    program: Program, wrong: Sequence[tuple[int, ...]], gap: float, deadline: float, memory_bytes: float
+) -> Answer:
+    """CBC is a program of its own: it ends when we are told to end, or when it holds too much."""
+    model, chosen_of = _model(program, wrong)
+    limit_s = None if np.isinf(deadline) else max(deadline - time.monotonic(), 0.0)
+    solver = pulp.PULP_CBC_CMD(msg=False, gapRel=gap, gapAbs=0.0, timeLimit=limit_s, threads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        asked, told = f"{folder}/asked.mps", f"{folder}/told.sol"
+        variables, names, rows, _ = model.writeMPS(asked, rename=1)
+        options = [part for option in solver.getOptions() for part in f"-{option}".split()]
+        limit = [] if limit_s is None else ["-sec", str(limit_s)]
+        line = [solver.path, asked, *limit, *options, "-solve", "-printingOptions", "all", "-solution", told]
+        with subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as cbc:
+            try:
+                is_full = not _ends_within(cbc, memory_bytes)
+            finally:
+                cbc.kill()
+        if is_full:
+            return Answer("out of memory")
+        if cbc.returncode or not os.path.exists(told):
+            raise RuntimeError(f"{solver.path} ended with {cbc.returncode} and no answer")
+        status, values, *_, sol_status = solver.readsol_MPS(told, model, variables, names, rows)
+    model.assignVarsVals(values)
+    model.assignStatus(status, sol_status)
+    return _read_cbc(model, np.array([variable.value() or 0.0 for variable in chosen_of]), program, gap)
+
+
+def _ends_within(running: "subprocess.Popen[bytes]", memory_bytes: float) -> bool:
+    """Waits for its end; False where it comes to hold more first."""
+    seen = psutil.Process(running.pid)
+    while True:
+        try:
+            running.wait(_LOOK_S)
+            return True
+        except subprocess.TimeoutExpired:
+            with suppress(psutil.NoSuchProcess):
+                if seen.memory_info().rss > memory_bytes:
+                    return False
+
+
+def _model_bytes(program: Program, wrong: Sequence[tuple[int, ...]]) -> int:
+    """What PuLP's objects of a program take, and their copy as rows."""
+    covered = int((program.line.ends - program.line.firsts).sum())
+    numbers = covered + len(program.weights) * (1 + len(program.rows)) + sum(map(len, wrong))
+    return _OPTION_BYTES * len(program.weights) + _NUMBER_BYTES * numbers
 
 
 def _model(program: Program, wrong: Sequence[tuple[int, ...]]) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
@@ -125,33 +198,19 @@ def _sum(variables: Sequence[pulp.LpVariable], factors: Weights) -> pulp.LpAffin
     return pulp.LpAffineExpression(list(zip(variables, factors.tolist(), strict=True)))
 
 
-def _chosen(program: Program, chosen_of: Sequence[pulp.LpVariable]) -> tuple[int, ...]:
+def _chosen(program: Program, values: Weights) -> tuple[int, ...]:
     """In slot order."""
-    chosen = [i for i, variable in enumerate(chosen_of) if round(variable.value() or 0) == 1]
+    chosen = np.flatnonzero(np.round(values) == 1).tolist()
     return tuple(sorted(chosen, key=program.line.firsts.__getitem__))
 
 
-def _read_highs(highs: highspy.Highs, chosen_of: Sequence[pulp.LpVariable], program: Program, scale: float) -> Answer:
-    """What HiGHS found. PuLP's own status calls a time-limited answer optimal, so HiGHS itself is asked."""
-    status = highs.getModelStatus()
-    info = highs.getInfo()
-    has_answer = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-    if status == highspy.HighsModelStatus.kInfeasible:
-        return Answer("infeasible")
-    if status == highspy.HighsModelStatus.kTimeLimit and not has_answer:
-        return Answer("timed out")
-    assert has_answer, f"HiGHS stopped with {highs.modelStatusToString(status)}"
-    rounding = _HIGHS_TOLERANCE * len(chosen_of)
-    return Answer("solved", _chosen(program, chosen_of), (info.mip_dual_bound - rounding) * scale)
-
-
-def _read_cbc(model: Any, chosen_of: Sequence[pulp.LpVariable], program: Program, gap: float) -> Answer:
+def _read_cbc(model: Any, values: Weights, program: Program, gap: float) -> Answer:
     """What CBC found. Stopped by the time it proves nothing; `sol_status`, not `status`, tells the two apart."""
     if model.status == pulp.LpStatusInfeasible:
         return Answer("infeasible")
     if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return Answer("timed out")
-    answer = Answer("solved", _chosen(program, chosen_of))
+    answer = Answer("solved", _chosen(program, values))
     if model.sol_status != pulp.LpSolutionOptimal:
         return answer
     weight = program.weight(answer.chosen)

@@ -9,7 +9,8 @@ import time
 import numpy as np
 
 from solvers.conflict import settled
-from solvers.line import check_tiling, costs_of, score_bound
+from solvers.line import Weights, check_tiling, costs_of, score_bound
+from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
 from solvers.problem import Limit, Problem, Solution, total_costs
 from solvers.program import Answer, Program
@@ -26,6 +27,7 @@ def random_architecture(
     *,
     time_limit_s: float | None = None,
     engine: Engine = "highs",
+    memory_bytes: float = MEMORY_BYTES,
 ) -> Solution:
     """A random solution that uses at least this share of the first maximum, or as much of it as is found possible.
 
@@ -44,21 +46,18 @@ def random_architecture(
     spans = np.array([option.span for option in problem.options])
     weights = np.random.default_rng(seed).normal(scale=np.sqrt(spans))
 
-    def drawn(*more: Limit) -> Answer:
-        return minimise(Program.of(problem, weights, (*problem.limits, *more)), _GAP, time_limit_s, engine=engine)
+    def best(objective: Weights, *more: Limit) -> Answer:
+        program = Program.of(problem, objective, (*problem.limits, *more))
+        return minimise(program, _GAP, time_limit_s, engine=engine, memory_bytes=memory_bytes)
 
     if not problem.maximums:
-        answer = drawn()
+        answer = best(weights)
     else:
         maximum = problem.limits[0]
-        answer = drawn(Limit(maximum.cost, use_at_least * maximum.value, minimum=True))
+        answer = best(weights, Limit(maximum.cost, use_at_least * maximum.value, minimum=True))
         if answer.outcome != "solved":
-            answer = drawn(Limit(maximum.cost, _most_used(problem, maximum.cost, time_limit_s, engine), minimum=True))
-    chosen = settled(problem, answer, time_limit_s)
+            # The most of it that a tiling within the limits was found to have.
+            most = settled(problem, best(-costs_of(problem, maximum.cost)), time_limit_s, memory_bytes)
+            answer = best(weights, Limit(maximum.cost, total_costs(most)[maximum.cost], minimum=True))
+    chosen = settled(problem, answer, time_limit_s, memory_bytes)
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "random")
-
-
-def _most_used(problem: Problem, cost: str, time_limit_s: float | None, engine: Engine) -> float:
-    """The most of a cost that a tiling within the limits was found to have."""
-    answer = minimise(Program.of(problem, -costs_of(problem, cost), problem.limits), _GAP, time_limit_s, engine=engine)
-    return total_costs(settled(problem, answer, time_limit_s))[cost]

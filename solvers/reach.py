@@ -14,13 +14,18 @@ _FEW_BINS = 32
 _ZOOMS = 20
 
 
+def reach_bytes(line: Line) -> int:
+    """What `reach` takes, whatever the number of options."""
+    return 4 * 8 * _BINS * (line.slots + 1)
+
+
 def reach(line: Line, charged_O: Weights, wanted: float, labels: float) -> float:
     """As far as wanted, or as far as there are so many partial tilings; 0 where there are more at no distance."""
     distance = wanted
     for _ in range(_ZOOMS):
-        ahead_SB = _counts(line, charged_O, distance).cumsum(0)
-        back_SB = _counts(line.mirrored, charged_O, distance).cumsum(0)[::-1]
-        bins = int(np.searchsorted((ahead_SB + back_SB).min(0), labels, side="right"))
+        count_SB = _counts(line, charged_O, distance)
+        count_SB += _counts(line.mirrored, charged_O, distance)[::-1]
+        bins = int(np.searchsorted(count_SB.min(0), labels, side="right"))
         if bins >= _FEW_BINS:
             return distance * (bins / _BINS)
         distance *= (bins + 1) / _BINS
@@ -39,7 +44,7 @@ def over_best(line: Line, charged_O: Weights) -> Weights:
 
 
 def _counts(line: Line, charged_O: Weights, distance: float) -> Weights:
-    """How many partial tilings there are up to each slot and share of the distance, or a few more, [S, B]."""
+    """How many partial tilings there are up to each slot and share of the distance or before, or a few more, [S, B]."""
     over_O = over_best(line, charged_O)
     near = np.flatnonzero(over_O < distance)
     near = near[np.argsort(line.firsts[near], kind="stable")]
@@ -48,4 +53,4 @@ def _counts(line: Line, charged_O: Weights, distance: float) -> Weights:
     count_SB[0, 0] = 1
     for first, end, place in zip(line.firsts[near].tolist(), line.ends[near].tolist(), bins.tolist(), strict=True):
         count_SB[end, place:] += count_SB[first, : _BINS - place]
-    return count_SB.cumsum(1)
+    return count_SB.cumsum(1, out=count_SB).cumsum(0, out=count_SB)

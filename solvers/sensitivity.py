@@ -13,6 +13,7 @@ import numpy as np
 
 from solvers.dual import dual
 from solvers.line import scores_of
+from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
 from solvers.mip import solution_of
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
@@ -42,12 +43,17 @@ class Sensitivity:
 
 
 def sensitivity(
-    problem: Problem, solution: Solution, close_calls: int = 5, *, time_limit_s: float = 1.0
+    problem: Problem,
+    solution: Solution,
+    close_calls: int = 5,
+    *,
+    time_limit_s: float = 1.0,
+    memory_bytes: float = MEMORY_BYTES,
 ) -> Sensitivity:
     """What `solution`, the best of `problem` to its gap, hangs on.
 
     `close_calls` are looked for with each of twice as many options, those that raise the bound least; what is not found
-    and proven to 1e-4 in the time, all of them together, is left out.
+    and proven to 1e-4 in the time, all of them together, and the memory, is left out.
     """
     deadline = time.monotonic() + time_limit_s
     found = dual(Program.of(problem, scores_of(problem), problem.limits))
@@ -56,11 +62,16 @@ def sensitivity(
     order = (problem.options[index] for index in np.argsort(found.slack_O, kind="stable"))
     others = [option for option in order if option.key not in chosen][: 2 * close_calls]
     # The best with one option is often the best with another, too.
-    calls = {tuple(one.key for one in call.options): call for call in _calls(problem, solution, others, deadline)}
+    calls = {
+        tuple(one.key for one in call.options): call
+        for call in _calls(problem, solution, others, deadline, memory_bytes)
+    }
     return Sensitivity(prices, tuple(sorted(calls.values(), key=lambda call: call.worse)[:close_calls]))
 
 
-def _calls(problem: Problem, solution: Solution, others: list[Option], deadline: float) -> Iterator[CloseCall]:
+def _calls(
+    problem: Problem, solution: Solution, others: list[Option], deadline: float, memory_bytes: float
+) -> Iterator[CloseCall]:
     for option in others:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
@@ -68,7 +79,7 @@ def _calls(problem: Problem, solution: Solution, others: list[Option], deadline:
         apart = (one for one in problem.options if one == option or not _overlap(one, option))
         held = replace(problem, options=tuple(apart))
         program = Program.of(held, scores_of(held), held.limits)
-        answer = minimise(program, _GAP, left_s)
+        answer = minimise(program, _GAP, left_s, memory_bytes=memory_bytes)
         if answer.outcome != "solved":
             continue
         best = solution_of(held, program, answer, 0.0)

@@ -57,7 +57,9 @@ def _best(gain_E: Weights, more_ER: Weights, room_R: Weights, place_E: NDArray[n
     if len(gain_E) <= _MOST_PAIRED:
         lighter = np.triu(gain_E[:, None] + gain_E[None, :] < least, k=1)
         ones, others = np.nonzero(lighter & (place_E[:, None] != place_E[None, :]))
-        fits = np.all(more_ER[ones] + more_ER[others] <= room_R, axis=1)
+        fits = np.ones(len(ones), dtype=np.bool_)
+        for more_E, room in zip(more_ER.T, room_R, strict=True):  # A row at a time: there may be many of either.
+            fits &= more_E[ones] + more_E[others] <= room
         if np.any(fits):
             ones, others = ones[fits], others[fits]
             pair = int(np.argmin(gain_E[ones] + gain_E[others]))

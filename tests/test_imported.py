@@ -223,11 +223,11 @@ def test_the_examples_of_the_docs_run_as_shown(here: Here, tmp_path: Path, monke
     text = DOCS.read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     files = re.findall(r"`(\S+\.json)`:\n\n```json\n(.*?)```", text, re.DOTALL)
-    assert len(files) == 2
+    assert len(files) == 3
     for name, shown in files:
         Path(name).write_text(shown)
     runs = re.findall(r"^\$ nas (.*)\n([^`$]*)", text, re.MULTILINE)
-    assert len(runs) == 3
+    assert len(runs) == 4
     for line, shown in runs:
         done = here(tmp_path / "home", *shlex.split(line))
         assert done.returncode == 0, done.stderr
@@ -284,7 +284,7 @@ def test_nan_is_refused_where_nobody_asked_for_it(mistake: Mistake, tmp_path: Pa
     ("text", "said"),
     [
         ('{"0": {"a": ', r"line 1, column 13: not JSON"),
-        ("[1, 2]", r"a table is an object, of layers or of slots and options, not a list; docs/tables\.md"),
+        ("[1, 2]", r"a table is an object, of layers, of replacements or of slots .*, not a list; docs/tables\.md"),
         ("{}", r"not an empty object"),
         ('"x"', r'not "x"'),
         ('{"layers": {}}', r"'layers' is no layer; its key ends with its number, like 12, layer_12"),
@@ -327,7 +327,7 @@ def test_a_table_of_another_shape_is_told_what_would_be_right(
         (["--objective", "metrics.kldiv"], r"no option has 'metrics\.kldiv'; did you mean 'metrics\.kl_div'\? known: "
                                            r"stats\.memory_mib, stats\.time\.prefill_ms, metrics\.kl_div"),
         (["--objective", "metrics"], r"no option has 'metrics'; did you mean 'metrics\.kl_div'\?"),
-        ([], r"a block library needs --objective, .*like metrics\.kl_div"),
+        ([], r"this table needs --objective, .*like metrics\.kl_div"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory=3"], r"did you mean 'stats\.memory_mib'\?"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib"], r"is not NAME=NUMBER.*in quotes"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=3 GiB"], r"'3 GiB' is no number; .*own unit"),

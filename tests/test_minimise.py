@@ -305,8 +305,8 @@ def test_without_time_for_it_no_least_is_told(monkeypatch: pytest.MonkeyPatch) -
         mip.solve(problem)
     assert caught.value.together == {"a": 4.0, "b": 4.0}
 
-    def unproven(*asked: Any) -> Answer:
-        answer = minimise.minimise(*asked)
+    def unproven(*asked: Any, **also: Any) -> Answer:
+        answer = minimise.minimise(*asked, **also)
         return replace(answer, bound=answer.bound - 1)
 
     monkeypatch.setattr(conflict, "minimise", unproven)

@@ -17,10 +17,13 @@ COMMANDS = {
     "search": ["JOB", "--db", "--json"],
     "solve": [
         "[SEARCH]", "--table", "--budget", "--metric", "--objective", "--maximise", "--gap", "--time-limit",
+        "--memory",
         "--engine", "--refine", "--db", "--json",
     ],
-    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json"],
-    "pool": ["SEARCH", "--budget", "--count", "--apart", "--time-limit", "--total-time", "--db", "--json"],
+    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json", "--memory"],
+    "pool": [
+        "SEARCH", "--budget", "--count", "--apart", "--time-limit", "--total-time", "--memory", "--db", "--json",
+    ],
     "compare": [
         "SEARCH",
         "--budget",

@@ -1,0 +1,34 @@
+"""How much memory an exact search may take: counted before anything is allocated, never found out afterwards.
+
+What counts is what a search holds beside the problem it was given. This file does not know what is held.
+"""
+
+MEMORY_BYTES = 2e9
+"""What a search may take unless it is told otherwise."""
+LEAST_BYTES = 1e8
+"""With less, a MIP solver hardly starts."""
+
+
+def enough(memory_bytes: float) -> float:
+    """What is given, checked. Raises ValueError where it is less than `LEAST_BYTES`."""
+    if not memory_bytes >= LEAST_BYTES:
+        given, least = f"{memory_bytes / 1e6:g} MB", f"{LEAST_BYTES / 1e6:g} MB"
+        raise ValueError(f"{given} of memory is too little for the exact solver; give at least {least}")
+    return memory_bytes
+
+
+class CrowdedError(Exception):
+    """More than may be held."""
+
+
+class Held:
+    """Bytes that several things hold together, and the most that they may."""
+
+    def __init__(self, most_bytes: float):
+        self.most_bytes = most_bytes
+        self.bytes = 0
+
+    def check(self, more_bytes: float) -> None:
+        """Raises CrowdedError where so much more is too much."""
+        if self.bytes + more_bytes > self.most_bytes:
+            raise CrowdedError

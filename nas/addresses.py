@@ -124,8 +124,8 @@ def cluster(key: str | None) -> Address:
     scheme, _, rest = address.text.rpartition("://")
     if scheme in ("http", "https"):
         raise AddressError(
-            f"{address} is a dashboard, where jobs are handed in: nas submit JOB --address {address.text}; to work with "
-            f"that cluster from here, give {_THE_CLUSTER}"
+            f"{address} is a dashboard, where jobs are handed in (nas submit); to work with that cluster "
+            f"from here, give {_THE_CLUSTER}"
         )
     if address.text not in ("auto", "local") and (scheme not in ("", "ray") or _host_and_port(rest) is None):
         raise AddressError(f"{address} is no address of a Ray cluster; give {_THE_CLUSTER}")

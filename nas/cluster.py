@@ -150,9 +150,7 @@ class Cluster:
         import ray
 
         if not ray.is_initialized():
-            local: Mapping[str, Any] = (
-                {"include_dashboard": False, "_temp_dir": ray_folder()} if self.is_here else {}
-            )
+            local: Mapping[str, Any] = {"include_dashboard": False, "_temp_dir": ray_folder()} if self.is_here else {}
             with _explained(self._address), _answering_signals(), addresses.set_aside("RAY_ADDRESS"):
                 ray.init(address=self._address.text, log_to_driver=False, logging_level=logging.ERROR, **local)
             self._ours = True

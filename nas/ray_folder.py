@@ -17,8 +17,8 @@ class FolderTooLong(ValueError):
 def ray_folder() -> str | None:
     """The folder to give Ray; None where the one it takes of its own accord will do.
 
-    Ray's own is `ray` in $RAY_TMPDIR, else in $TMPDIR, else in /tmp. A $TMPDIR that is too long gives way to /tmp: it is
-    set for temporary files, which may lie anywhere. Raises FolderTooLong where $RAY_TMPDIR is, or where /tmp cannot be
+    Ray's own is `ray` in $RAY_TMPDIR, else in $TMPDIR, else in /tmp. A $TMPDIR that is too long gives way to /tmp: it
+    was set for temporary files of all kinds. Raises FolderTooLong where $RAY_TMPDIR is, or where /tmp cannot be
     written.
     """
     read = ["RAY_TMPDIR", *(["TMPDIR"] if sys.platform.startswith("linux") else [])]

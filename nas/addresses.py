@@ -9,12 +9,14 @@ import json
 import os
 import re
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import Path
 from urllib.parse import urlsplit
 
 _ANSWER_S = 5.0
@@ -40,7 +42,7 @@ class Address:
     named_by: str
 
     def __str__(self) -> str:
-        return f"{self.shown} ({self.named_by})"
+        return f"{self.shown or repr('')} ({self.named_by})"
 
     @property
     def shown(self) -> str:
@@ -66,6 +68,13 @@ def set_aside(*variables: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
+
+
+def show_token() -> None:
+    """Have Ray show a cluster the token that lies in its usual file, which it reads when it is first imported. A head
+    asks for one unless told not to; one that does not takes no offence."""
+    if "ray" not in sys.modules and Path("~/.ray/auth_token").expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def dashboard(flag: str | None) -> Address:

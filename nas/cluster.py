@@ -147,6 +147,8 @@ class Cluster:
         if self._started:
             return
         addresses.ask_for_cluster(self._address)
+        if not self.is_here:
+            addresses.show_token()
         import ray
 
         if not ray.is_initialized():

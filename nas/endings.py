@@ -21,6 +21,10 @@ _ONE_REQUEST_S = 5.0
 the first signal all others are the same request, and do not disturb the end."""
 
 
+_AGAIN_S = 0.05
+_IMPORTING = "<frozen importlib._bootstrap>"
+
+
 class _Signals:
     """Turns SIGINT and SIGTERM into KeyboardInterrupt, once."""
 
@@ -34,6 +38,7 @@ class _Signals:
         self._asked_at, self._has_ended = -inf, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
+        signal.signal(signal.SIGALRM, self._interrupt)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         now = monotonic()
@@ -42,6 +47,13 @@ class _Signals:
         self._asked_at, self._number = now, number
         if self._has_ended:  # and yet the process is still there
             os._exit(128 + number)
+        self._interrupt(number, frame)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Now, or when what is being imported is: libraries written in C abort in the middle of that, or forget it."""
+        if _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            return
         raise KeyboardInterrupt
 
     def end(self) -> int:
@@ -49,6 +61,14 @@ class _Signals:
         it is not the exception that knows which signal it was."""
         self._has_ended = True
         return 128 + self._number
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 _SIGNALS = _Signals()

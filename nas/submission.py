@@ -23,7 +23,7 @@ from uuid import uuid4
 import yaml
 
 from nas import on_head
-from nas.addresses import Address, NobodyAnswers, ray_version_at, set_aside
+from nas.addresses import Address, NobodyAnswers, ray_version_at, set_aside, show_token
 from nas.request import EMBEDDED, Request
 from nas.sections import HubDataset
 
@@ -183,9 +183,7 @@ def _known(client: Any, job: str) -> Any:
 def _client(head: Address) -> Any:
     """A client of the Jobs API that waits for no answer for ever, and says in a line what is wrong."""
     ray_version_at(head)
-    # A head may ask for the token that Ray keeps in this file; the client sends it only if told before Ray is imported.
-    if Path("~/.ray/auth_token").expanduser().is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    show_token()
     for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(chatty).addFilter(lambda record: record.levelno >= logging.WARNING)
     import requests

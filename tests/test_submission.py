@@ -28,8 +28,8 @@ def head() -> Iterator[str]:
     line = [str(_BINARIES / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
             f"--temp-dir={folder}", f"--port={port}", f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
-    # Jobs are started by the name `python`, which must be this one.
-    known = environment(folder) | {"PATH": f"{_BINARIES}:{os.environ['PATH']}"}
+    # A head is often started by its full path: what `python` means there is none of a job's business.
+    known = environment(folder) | {"PATH": "/usr/bin:/bin"}
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(line, env=known, stdout=output, stderr=output, process_group=0)
     try:

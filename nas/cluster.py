@@ -16,12 +16,13 @@ from typing import Any, Self
 from nas import addresses
 from nas.ray_folder import ray_folder
 
-# Ray reads these when it is imported: clients of a cluster that asks for a token send it, and `uv run` does not make
-# every worker build its environment anew.
+# Ray reads these when it is imported, which other libraries do as well: `uv run` does not make every worker build its
+# environment anew, and a cluster that asks for a token is shown it.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray would answer SIGTERM with a stack and a sudden end, in workers and in the process that started it.
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+addresses.show_token()
 
 Report = Callable[[int, int], None]
 """How work says how far it is: (done, total)."""
@@ -147,8 +148,6 @@ class Cluster:
         if self._started:
             return
         addresses.ask_for_cluster(self._address)
-        if not self.is_here:
-            addresses.show_token()
         import ray
 
         if not ray.is_initialized():

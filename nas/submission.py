@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ _ANSWER_S = 60.0
 """How long a head that is there may take for one answer."""
 _READY_S = 120.0
 """How long a head may take to start a job before no more is waited for its word."""
+_NODES_S = 20.0
+"""How long a head may take to say what runs on it."""
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _VERSIONS = ("puzzle-nas", "ray")
 
@@ -49,7 +51,7 @@ def submit(request: Request, head: Address, db: str | None, say: Callable[[str],
     """Submit a search; returns the job's number once the head has found all there that it needs.
 
     Raises NobodyAnswers where no head answers, and HeadError where it takes no jobs, is of another version, or lacks
-    something of the job's; then no job is left behind.
+    something of the job's; in the last case the cluster lists the job as failed.
     """
     there, here = ray_version_at(head), metadata.version("ray")
     if there not in (None, here):
@@ -143,15 +145,17 @@ def _beacon(home: Path) -> Iterator[str | None]:
 
 
 def _python_of(client: Any) -> str:
-    """The Python that a head's workers run under, which its own node is told when it starts."""
-    nodes = client._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
-    for node in nodes:
-        if node["raylet"].get("isHeadNode"):
-            for argument in node.get("cmdline") or ():
-                name, _, line = argument.partition("=")
-                if name == "--python_worker_command" and line:
-                    return shlex.split(line)[0]
-    return "python"  # A head just started does not say yet.
+    """The Python that a head's workers run under. Its node tells, some seconds after it has started."""
+    deadline = time.monotonic() + _NODES_S
+    while time.monotonic() < deadline:
+        nodes = client._do_request("GET", "/nodes?view=summary").json()["data"]["summary"]
+        heads = [node for node in nodes if node["raylet"].get("isHeadNode")]
+        for argument in (argument for node in heads for argument in node.get("cmdline") or ()):
+            name, _, line = argument.partition("=")
+            if name == "--python_worker_command" and line:
+                return shlex.split(line)[0]
+        time.sleep(_POLL_S)
+    return "python3"  # Whichever that is, it says what it lacks.
 
 
 def _wait_until_ready(client: Any, number: str, head: Address, say: Callable[[str], Any]) -> None:
@@ -163,9 +167,7 @@ def _wait_until_ready(client: Any, number: str, head: Address, say: Callable[[st
             return
         if info.status.value in _ENDED:
             faults = [line.partition(on_head.FAULT)[2] for line in output.splitlines() if on_head.FAULT in line]
-            said = faults or [" ".join(filter(None, [info.message, *output.splitlines()[-1:]]))]
-            with suppress(HeadError):
-                client.delete_job(number)
+            said = faults or (output.strip() or info.message or "the job ended at once").splitlines()[-1:]
             raise HeadError("\n".join(f"the head at {head}: {fault}" for fault in said))
         time.sleep(_POLL_S)
     say(f"the head at {head} has not begun with it after {_READY_S:.0f} s")

@@ -108,7 +108,7 @@ def test_a_flag_beats_the_variables(head: str, timed: Path, monkeypatch: pytest.
 
 
 def test_what_the_head_lacks_is_told_before_the_search_begins(head: str, timed: Path) -> None:
-    """In the words of `on_head.py`; the database's password is nowhere to be read, and no job is left."""
+    """In the words of `on_head.py`; the database's password is nowhere to be read."""
     file = job(timed, home="/dev/null/home", ray={"address": "auto"})
     done = nas(timed / "home", "submit", file, "--address", head, "--db", "postgresql://me:secret@127.0.0.1:1/nas")
     assert done.returncode == 1
@@ -117,8 +117,10 @@ def test_what_the_head_lacks_is_told_before_the_search_begins(head: str, timed: 
     assert "the database's server 127.0.0.1:1 cannot be reached from there" in error
     assert "secret" not in done.stdout + done.stderr
     assert "ray.address: auto is left out" in done.stdout
-    gone = nas(timed / "home", "status", _number(done.stdout), "--address", head)
-    assert "the cluster knows no job" in the_error(gone.stderr)
+    for asked in ("status", "logs"):
+        told = nas(timed / "home", asked, _number(done.stdout), "--address", head)
+        assert "FAILED" in told.stdout + told.stderr
+        assert "secret" not in told.stdout + told.stderr
 
 
 def test_a_token_that_is_not_shown_is_asked_for(head: str, tmp_path: Path) -> None:

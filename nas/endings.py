@@ -22,7 +22,9 @@ the first signal all others are the same request, and do not disturb the end."""
 
 
 _AGAIN_S = 0.05
-_IMPORTING = "<frozen importlib._bootstrap>"
+_WHOLE = {"_frozen_importlib", "importlib", "db", "sqlalchemy"}
+"""Modules that are not left half-way. Libraries written in C abort where an import is interrupted, or swallow what
+interrupts it; a transaction that is left open keeps the database locked."""
 
 
 class _Signals:
@@ -50,8 +52,8 @@ class _Signals:
         self._interrupt(number, frame)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Now, or when what is being imported is: libraries written in C abort in the middle of that, or forget it."""
-        if _is_importing(frame):
+        """Now, or as soon as what is not to be left half-way is through."""
+        if _is_in_one_piece(frame):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
             return
         raise KeyboardInterrupt
@@ -63,9 +65,9 @@ class _Signals:
         return 128 + self._number
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _is_in_one_piece(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_filename == _IMPORTING:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in _WHOLE:
             return True
         frame = frame.f_back
     return False

@@ -85,6 +85,35 @@ def test_a_signal_waits_for_an_import(tmp_path: Path) -> None:
     assert running.returncode == 143
 
 
+_WRITES = """
+import signal, sys
+from sqlalchemy import Engine, event
+from db.models import Stage, now
+from db.store import Store
+from nas.endings import clear_errors, end_on_signals
+end_on_signals()
+with clear_errors(), Store.open(sys.argv[1]) as store:
+    search = store.searches()[0].id
+    event.listen(Engine, "before_cursor_execute", lambda *_: signal.raise_signal(signal.SIGTERM), once=True)
+    try:
+        store.add_stage(Stage(search_id=search, name="solve", started_at=now(), seconds=1.0, work_done=77))
+        while True:
+            pass
+    except KeyboardInterrupt:
+        store.set_search_status(search, "interrupted")
+        raise
+"""
+
+
+def test_a_signal_waits_for_a_write(copy: Path) -> None:
+    """Of a transaction that is left open the database would stay locked."""
+    line: list[Any] = [sys.executable, "-c", _WRITES, str(copy / "home/nas.db")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (143, f"{_LAST_WORD}\n")
+    assert [search["status"] for search in rows(copy / "home", "search")] == ["interrupted"]
+    assert 77 in [stage["work_done"] for stage in rows(copy / "home", "stage")]
+
+
 def test_sigterm_while_subblocks_are_distilled(timed: Path) -> None:
     running = started(timed / "home", "search", timed / "job.yaml")
     wait_for(running, "distil blocks: ")

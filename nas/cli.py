@@ -4,7 +4,6 @@ Heavy imports happen inside the commands that need them, the database's among th
 they end, in mistakes as well, is `endings.py`'s.
 """
 
-import signal
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.cli_cluster import logs, status, stop, submit
 from nas.cli_solve import compare, pareto, pool, solve
-from nas.endings import Commands
+from nas.endings import Commands, end_on_signals
 from nas.printed import (
     answered,
     console,
@@ -294,10 +293,7 @@ app.command()(stop)
 
 def main() -> None:
     """The `nas` command."""
-    # A stopped job is asked to end with SIGTERM, and a shell's background jobs start deaf to Ctrl-C: both end alike
-    # here, the search marked as interrupted.
-    for asked in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(asked, signal.default_int_handler)
+    end_on_signals()
     app()
 
 

@@ -3,7 +3,7 @@
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,14 +11,17 @@ from nas.arguments import Db
 from nas.printed import console, talk_beside
 from nas.progress import bar
 
-Address = Annotated[str, typer.Option("--address", help="The Ray head's dashboard.", envvar="RAY_API_SERVER_ADDRESS")]
+if TYPE_CHECKING:
+    from nas.addresses import Address
+
+_ADDRESS_HELP = "The Ray head's dashboard. Default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, else http://127.0.0.1:8265."
+Head = Annotated[str | None, typer.Option("--address", help=_ADDRESS_HELP)]
 JobNumber = Annotated[str, typer.Argument(help="What `nas submit` printed.")]
-_HEAD = "http://127.0.0.1:8265"
 
 
 def submit(
     job: Annotated[Path, typer.Argument(help="The job file. Its paths, and home, must be seen from the cluster.")],
-    address: Address = _HEAD,
+    address: Head = None,
     db: Db = None,
     wait: Annotated[bool, typer.Option(help="Follow the logs until the job ends.")] = True,
 ) -> None:
@@ -26,52 +29,58 @@ def submit(
 
     Example: nas submit job.yaml --address http://HEAD:8265
     """
-    from nas import config, submission
+    from nas import addresses, config, submission
     from nas.preflight import check_submitted
 
-    request = config.load(job)
+    request, head = config.load(job), addresses.dashboard(address)
     check_submitted(request)
-    with bar(console, f"submit {request.name} to {address}"):
-        number = submission.submit(request, address, db)
-    console.print(f"submitted {number}; follow it with: nas logs {number} --address {address}")
+    with bar(console, f"submit {request.name} to {head.shown}"):
+        number = submission.submit(request, head, db, _say)
     if wait:
-        _end_with(_followed(number, address), number)
+        _end_with(_followed(number, head), number)
 
 
-def status(job: JobNumber, address: Address = _HEAD) -> None:
+def status(job: JobNumber, address: Head = None) -> None:
     """How a submitted job stands.
 
     Example: nas status raysubmit_1234 --address http://HEAD:8265
     """
-    from nas import submission
+    from nas import addresses, submission
 
-    with bar(talk_beside(as_json=True), f"ask {address}"):
-        found = submission.status(job, address)
+    head = addresses.dashboard(address)
+    with bar(talk_beside(as_json=True), f"ask {head.shown}"):
+        found = submission.status(job, head)
     console.print(found)
 
 
-def logs(job: JobNumber, address: Address = _HEAD) -> None:
+def logs(job: JobNumber, address: Head = None) -> None:
     """Print a submitted job's output, and follow it until the job ends.
 
     Example: nas logs raysubmit_1234 --address http://HEAD:8265
     """
+    from nas import addresses
 
-    _end_with(_followed(job, address), job)
+    _end_with(_followed(job, addresses.dashboard(address)), job)
 
 
-def stop(job: JobNumber, address: Address = _HEAD) -> None:
+def stop(job: JobNumber, address: Head = None) -> None:
     """Stop a submitted job. Submitted again, it goes on where it stopped.
 
     Example: nas stop raysubmit_1234 --address http://HEAD:8265
     """
-    from nas import submission
+    from nas import addresses, submission
 
+    head = addresses.dashboard(address)
     with bar(talk_beside(as_json=True), f"stop {job}"):
-        ended = submission.stop(job, address)
+        ended = submission.stop(job, head)
     console.print(ended)
 
 
-def _followed(job: str, address: str) -> str:
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True)
+
+
+def _followed(job: str, head: "Address") -> str:
     """How the job ended, its output written as it came: what is said before its first line is no part of it."""
     from nas import submission
 
@@ -83,7 +92,7 @@ def _followed(job: str, address: str) -> str:
                 waiting.close()
                 sys.stdout.write(output)
 
-        return submission.follow(job, address, write)
+        return submission.follow(job, head, write)
 
 
 def _end_with(state: str, job: str) -> None:

@@ -7,14 +7,22 @@ Ray starts again.
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-# Ray reads these when it is imported: clients of a cluster that asks for a token send it, and `uv run` does not make
-# every worker build its environment anew.
+from nas import addresses
+from nas.ray_folder import ray_folder
+
+# Ray reads these when it is imported, which other libraries do as well: `uv run` does not make every worker build its
+# environment anew, and a cluster that asks for a token is shown it.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray would answer SIGTERM with a stack and a sudden end, in workers and in the process that started it.
+os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+addresses.show_token()
 
 
 class Report(Protocol):
@@ -37,11 +45,18 @@ class Unplaceable(ValueError):
     """Work that asks for more than any node of the cluster has."""
 
 
+class NotStarted(OSError):
+    """A Ray that did not start, or does not take us in. Says which, who named it, and why."""
+
+
 class Cluster:
-    """Where work runs. A context manager; costs nothing until the first `run`."""
+    """Where work runs. A context manager; costs nothing until the first `run`.
+
+    `address` as `addresses.cluster` takes it; raises what that does.
+    """
 
     def __init__(self, address: str | None = None):
-        self._asked = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._address = addresses.cluster(address)
         self._started = False
         self._ours = False
 
@@ -60,7 +75,7 @@ class Cluster:
     @property
     def is_here(self) -> bool:
         """Whether it is a Ray of our own on this machine, not a cluster's."""
-        return self._asked == "local"
+        return self._address.text == "local"
 
     def share(self, value: Any) -> Any:
         """A handle to `value`, held once per node; among a task's arguments it arrives as the value."""
@@ -140,11 +155,13 @@ class Cluster:
     def _start(self) -> None:
         if self._started:
             return
+        addresses.ask_for_cluster(self._address)
         import ray
 
         if not ray.is_initialized():
-            local: Mapping[str, Any] = {"include_dashboard": False} if self.is_here else {}
-            ray.init(address=self._asked, log_to_driver=False, logging_level=logging.ERROR, **local)
+            local: Mapping[str, Any] = {"include_dashboard": False, "_temp_dir": ray_folder()} if self.is_here else {}
+            with _explained(self._address), _answering_signals(), addresses.set_aside("RAY_ADDRESS"):
+                ray.init(address=self._address.text, log_to_driver=False, logging_level=logging.ERROR, **local)
             self._ours = True
         self._started = True
 
@@ -165,6 +182,31 @@ class Cluster:
                 f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has them (nodes: {have}); "
                 "lower ray.cpus_per_task or ray.gpus_per_task"
             )
+
+
+@contextmanager
+def _explained(address: addresses.Address) -> Iterator[None]:
+    """Whatever Ray says while it starts, as one line: it raises exceptions of every class."""
+    try:
+        yield
+    except Exception as error:
+        if address.text == "local":
+            raise NotStarted(f"Ray did not start on this machine: {error}") from error
+        raise NotStarted(f"the Ray at {address} does not take this process in: {error}") from error
+
+
+@contextmanager
+def _answering_signals() -> Iterator[None]:
+    """SIGTERM does what it did before: Ray puts an answer of its own in its place, for good."""
+    answer = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # Ray's own answer
+        if callable(answer):
+            answer(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, answer)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,10 +1,16 @@
-"""How a command ends: mistakes of the user's and failures of the machine's as one line, Ctrl-C with 130.
+"""How a command ends: mistakes of the user's and failures of the machine's as one line, a signal with 128 + its number.
 
-Knows no command.
+Ctrl-C (SIGINT) ends with 130, SIGTERM (`kill`, `timeout`, Slurm, `nas stop`) with 143, and both in the same way. Knows
+no command.
 """
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
+from time import monotonic
+from types import FrameType
 from typing import Any
 
 import typer
@@ -14,6 +20,65 @@ from nas.printable import printable
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
+_ONE_REQUEST_S = 5.0
+"""`timeout` and batch systems signal a process and then its group, people press Ctrl-C twice: within so many seconds of
+the first signal all others are the same request, and do not disturb the end."""
+
+
+_AGAIN_S = 0.05
+_WHOLE = {"_frozen_importlib", "importlib", "db", "sqlalchemy"}
+"""Modules that are not left half-way. Libraries written in C abort where an import is interrupted, or swallow what
+interrupts it; a transaction that is left open keeps the database locked."""
+
+
+class _Signals:
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt, once."""
+
+    def __init__(self) -> None:
+        self._asked_at = -inf
+        self._number = int(signal.SIGINT)
+        self._has_ended = False
+
+    def watch(self) -> None:
+        """From now on, whatever else was said of them: a shell's background jobs start deaf to Ctrl-C."""
+        self._asked_at, self._has_ended = -inf, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+        signal.signal(signal.SIGALRM, self._interrupt)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        now = monotonic()
+        if now - self._asked_at < _ONE_REQUEST_S:
+            return
+        self._asked_at, self._number = now, number
+        if self._has_ended:  # and yet the process is still there
+            os._exit(128 + number)
+        self._interrupt(number, frame)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Now, or as soon as what is not to be left half-way is through."""
+        if _is_in_one_piece(frame):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            return
+        raise KeyboardInterrupt
+
+    def end(self) -> int:
+        """The last word is said; returns the status to exit with. Ray passes a KeyboardInterrupt on as a new one, so
+        it is not the exception that knows which signal it was."""
+        self._has_ended = True
+        return 128 + self._number
+
+
+def _is_in_one_piece(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in _WHOLE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_SIGNALS = _Signals()
+end_on_signals = _SIGNALS.watch
 
 
 @contextmanager
@@ -23,7 +88,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(_SIGNALS.end()) from None
     except BrokenPipeError:
         raise  # `nas trials | head`: Typer ends quietly
     except (ValueError, OSError, TimeoutError) as error:

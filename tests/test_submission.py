@@ -10,28 +10,39 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from searches import environment, files, job, nas, outcome, rows, the_error
+from searches import command, environment, files, job, nas, outcome, rows, the_error
 
 _BINARIES = Path(sys.executable).parent
 
 
+_HEADS: list[int] = []
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
-    """The address of a Ray head of our own: its ports free ones, its folder apart, its end with its process group."""
+    """The address of a Ray head of our own."""
+    with _a_head() as address:
+        yield address
+
+
+@contextmanager
+def _a_head(agent: int | None = None) -> Iterator[str]:
+    """Its ports free ones, its folder apart, its end with its process group. `agent`: a port for its agent."""
     folder = Path(tempfile.mkdtemp(prefix="r_", dir="/tmp"))  # Ray's sockets lie in it, and their paths must be short
-    port, dashboard, client, agent = _free_ports(4)
+    port, dashboard, client, free = _free_ports(4)
     line = [str(_BINARIES / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
             f"--temp-dir={folder}", f"--port={port}", f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
-    # Jobs are started by the name `python`, which must be this one.
-    known = environment(folder) | {"PATH": f"{_BINARIES}:{os.environ['PATH']}"}
+            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent or free}"]  # fmt: skip
+    # A head is often started by its full path: what `python` means there is none of a job's business.
+    known = environment(folder) | {"PATH": "/usr/bin:/bin"}
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(line, env=known, stdout=output, stderr=output, process_group=0)
+    _HEADS.append(process.pid)
     try:
         _wait_until_listening(process, dashboard, folder / "output")
         yield f"http://127.0.0.1:{dashboard}"
@@ -86,9 +97,61 @@ def test_a_submitted_search_ends_like_one_run_here(head: str, finished: Path, ti
     assert logs.stdout in done.stdout
 
 
+def test_a_flag_beats_the_variables(head: str, timed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lets either of them win."""
+    (port,) = _free_ports(1)
+    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        line = command("status", "raysubmit_nothing", "--address", head.removeprefix("http://"))
+        known = environment(timed / "home") | {variable: f"http://127.0.0.1:{port}"}
+        done = subprocess.run(line, env=known, capture_output=True, text=True, timeout=120)
+        assert "the cluster knows no job raysubmit_nothing" in the_error(done.stderr)
+
+
+def test_what_the_head_lacks_is_told_before_the_search_begins(head: str, timed: Path) -> None:
+    """In the words of `on_head.py`; the database's password is nowhere to be read."""
+    file = job(timed, home="/dev/null/home", ray={"address": "auto"})
+    done = nas(timed / "home", "submit", file, "--address", head, "--db", "postgresql://me:secret@127.0.0.1:1/nas")
+    assert done.returncode == 1
+    error = the_error(done.stderr)
+    assert error.startswith(f"error: the head at {head} (--address): home: /dev/null/home cannot be written there")
+    assert "the database's server 127.0.0.1:1 cannot be reached from there" in error
+    assert "secret" not in done.stdout + done.stderr
+    assert "ray.address: auto is left out" in done.stdout
+    for asked in ("status", "logs"):
+        told = nas(timed / "home", asked, _number(done.stdout), "--address", head)
+        assert "FAILED" in told.stdout + told.stderr
+        assert "secret" not in told.stdout + told.stderr
+
+
+def test_a_token_that_is_not_shown_is_asked_for(head: str, tmp_path: Path) -> None:
+    """A head asks for one unless told not to."""
+    known = environment(tmp_path) | {"RAY_AUTH_MODE": "disabled"}
+    line = command("status", "raysubmit_nothing", "--address", head)
+    done = subprocess.run(line, env=known, capture_output=True, text=True, timeout=120)
+    assert "asks for its token; put it in ~/.ray/auth_token" in the_error(done.stderr)
+
+
+def test_a_search_joins_a_cluster_by_its_port(head: str, timed: Path) -> None:
+    """Which asks for the token as well."""
+    port = re.search(r"--port=(\d+)", " ".join(psutil.Process(_HEADS[-1]).cmdline()))
+    assert port
+    done = nas(timed / "home", "search", job(timed, ray={"address": f"127.0.0.1:{port[1]}"}))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_head_without_an_agent_is_told_with_the_remedy(timed: Path) -> None:
+    """Another program has its agent's port."""
+    with socket.create_server(("0.0.0.0", 0)) as taken, _a_head(taken.getsockname()[1]) as head:
+        done = nas(timed / "home", "submit", timed / "job.yaml", "--address", head)
+    assert done.returncode == 1
+    assert "it has no agent" in the_error(done.stderr)
+    assert "--dashboard-agent-listen-port" in the_error(done.stderr)
+
+
 def test_a_job_the_head_does_not_know_is_a_clear_error(head: str, tmp_path: Path) -> None:
-    for command in ("status", "logs", "stop"):
-        done = nas(tmp_path, command, "raysubmit_nothing", "--address", head)
+    for asked in ("status", "logs", "stop"):
+        done = nas(tmp_path, asked, "raysubmit_nothing", "--address", head)
         assert done.returncode == 1
         assert "the cluster knows no job raysubmit_nothing" in the_error(done.stderr)
 

@@ -1,0 +1,192 @@
+"""How a command ends when it is asked to, by whatever signal, at whatever moment."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import SHARED
+from searches import assert_files_are_whole, command, environment, job, nas, rows, started, the_error, wait_for
+
+_LAST_WORD = "interrupted; nothing finished is lost, the same command goes on from here"
+_STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+_SLOW_TO_END = """
+import signal, time
+from nas.endings import clear_errors, end_on_signals
+end_on_signals()
+with clear_errors():
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(1)
+        print("tidied", flush=True)
+"""
+
+
+def _asked(running: "subprocess.Popen[str]", *signals: signal.Signals, group: bool = False) -> str:
+    """Send signals, one right after the other; the rest of its output once nothing of it runs any more."""
+    family = psutil.Process(running.pid).children(recursive=True)
+    for sent in signals:
+        (os.killpg if group else os.kill)(running.pid, sent)
+    rest, _ = running.communicate(timeout=120)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, f"still running: {[process.cmdline() for process in alive]}"
+    return rest
+
+
+def _ends_like_ctrl_c(running: "subprocess.Popen[str]", said: str, home: Path) -> None:
+    assert said.splitlines()[-1:] == [_LAST_WORD]
+    for dump in ("Traceback", "***", "SIGTERM", "Stack"):
+        assert dump not in said
+    assert running.returncode == 143
+    assert [search["status"] for search in rows(home, "search")] == ["interrupted"]
+    assert rows(home, "failure") == []
+    assert_files_are_whole(home)
+
+
+@pytest.mark.parametrize(("sent", "status"), _STOPS)
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_signals_in_a_row_are_one(sent: signal.Signals, status: int, times: int) -> None:
+    """What has begun to end is not disturbed."""
+    line: list[Any] = [sys.executable, "-c", _SLOW_TO_END]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(running, "begun")
+    assert _asked(running, *[sent] * times) == f"tidied\n{_LAST_WORD}\n"
+    assert running.returncode == status
+
+
+def test_a_later_signal_is_heard_again() -> None:
+    line: list[Any] = [sys.executable, "-c", _SLOW_TO_END.replace("time.sleep(1)", "time.sleep(60)")]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(running, "begun")
+    running.send_signal(signal.SIGTERM)
+    time.sleep(6)
+    running.send_signal(signal.SIGTERM)
+    assert running.communicate(timeout=30)[0] == f"{_LAST_WORD}\n"
+    assert running.returncode == 143
+
+
+def test_a_signal_waits_for_an_import(tmp_path: Path) -> None:
+    """Some libraries swallow what is raised while they load."""
+    (tmp_path / "greedy.py").write_text(
+        "import time\nprint('begun', flush=True)\ntry:\n    time.sleep(2)\nexcept BaseException:\n    pass\n"
+    )
+    line: list[Any] = [sys.executable, "-c", _SLOW_TO_END.replace('print("begun", flush=True)', "import greedy")]
+    known = os.environ | {"PYTHONPATH": str(tmp_path)}
+    running = subprocess.Popen(line, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(running, "begun")
+    assert _asked(running, signal.SIGTERM) == f"tidied\n{_LAST_WORD}\n"
+    assert running.returncode == 143
+
+
+_WRITES = """
+import signal, sys
+from sqlalchemy import Engine, event
+from db.models import Stage, now
+from db.store import Store
+from nas.endings import clear_errors, end_on_signals
+end_on_signals()
+with clear_errors(), Store.open(sys.argv[1]) as store:
+    search = store.searches()[0].id
+    event.listen(Engine, "before_cursor_execute", lambda *_: signal.raise_signal(signal.SIGTERM), once=True)
+    try:
+        store.add_stage(Stage(search_id=search, name="solve", started_at=now(), seconds=1.0, work_done=77))
+        while True:
+            pass
+    except KeyboardInterrupt:
+        store.set_search_status(search, "interrupted")
+        raise
+"""
+
+
+def test_a_signal_waits_for_a_write(copy: Path) -> None:
+    """Of a transaction that is left open the database would stay locked."""
+    line: list[Any] = [sys.executable, "-c", _WRITES, str(copy / "home/nas.db")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (143, f"{_LAST_WORD}\n")
+    assert [search["status"] for search in rows(copy / "home", "search")] == ["interrupted"]
+    assert 77 in [stage["work_done"] for stage in rows(copy / "home", "stage")]
+
+
+def test_sigterm_while_subblocks_are_distilled(timed: Path) -> None:
+    running = started(timed / "home", "search", timed / "job.yaml")
+    wait_for(running, "distil blocks: ")
+    _ends_like_ctrl_c(running, _asked(running, signal.SIGTERM, signal.SIGTERM), timed / "home")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True], ids=["itself", "all of it"])
+@pytest.mark.parametrize("words", ["search tiny", "score options: ", "heal child: "])
+def test_sigterm_at_other_stages(timed: Path, words: str, group: bool) -> None:
+    """The first is when Ray starts. `timeout` and batch systems signal Ray's own processes too."""
+    home = timed / "home"
+    running = started(home, "search", timed / "job.yaml")
+    wait_for(running, words)
+    _ends_like_ctrl_c(running, _asked(running, signal.SIGTERM, group=group), home)
+    assert nas(home, "search", timed / "job.yaml").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [1.0, 2.0, 4.0, 6.0])
+def test_sigterm_while_ray_starts(timed: Path, after_s: float) -> None:
+    running = started(timed / "home", "search", timed / "job.yaml")
+    wait_for(running, "search tiny")
+    time.sleep(after_s)
+    _ends_like_ctrl_c(running, _asked(running, signal.SIGTERM), timed / "home")
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_export_is_loaded_again(timed: Path) -> None:
+    """In a process of its own, which ends as well."""
+    running = started(timed / "home", "search", timed / "job.yaml")
+    wait_for(running, "heal child: ")
+    deadline = time.monotonic() + 240
+    while not any("fresh.py" in " ".join(child.cmdline()) for child in psutil.Process(running.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    _ends_like_ctrl_c(running, _asked(running, signal.SIGTERM), timed / "home")
+    exported = [path for path in (timed / "home/exports").rglob("*") if path.is_file()]
+    assert exported == []
+
+
+def test_sigterm_before_anything_is_found(tmp_path: Path) -> None:
+    """While torch and others are imported."""
+    for after_s in (2.0, 2.5, 3.0):
+        running = started(tmp_path / "home", "search", job(tmp_path))
+        time.sleep(after_s)
+        assert _asked(running, signal.SIGTERM).splitlines()[-1:] == [_LAST_WORD]
+        assert running.returncode == 143
+
+
+def test_a_stale_ray_address_is_told_in_a_line(tmp_path: Path) -> None:
+    known = environment(tmp_path / "home") | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run(
+        command("search", _case("ray_address_stale")), env=known, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "nobody answers at 127.0.0.1:1 (from $RAY_ADDRESS)" in the_error(done.stderr)
+
+
+def _case(name: str) -> Path:
+    file = SHARED / "cases" / name / "job.yaml"
+    if not file.is_file():
+        pytest.skip("no cases beside the repository")
+    return file
+
+
+@pytest.mark.slow
+def test_a_search_under_a_long_tmpdir(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder = folder.with_name(folder.name + (103 - len(str(folder))) * "x")
+    folder.mkdir()
+    known = environment(tmp_path / "home") | {"TMPDIR": str(folder)}
+    done = subprocess.run(
+        command("search", _case("tmpdir_too_long")), env=known, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -166,7 +166,7 @@ def test_the_command_ends_as_it_is_told(tmp_path: Path, sent: signal.Signals, en
             assert running.poll() is None, running.communicate()[0]
             time.sleep(0.05)
         time.sleep(1.0)
-    assert ended(running, sent) == 130
+    assert ended(running, sent) == 128 + sent
 
 
 def test_the_command_takes_memory_and_refuses_too_little(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspec
 from db.connect import DatabaseError, shown
 from db.patience import Patience
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in `migrations/versions/`: lets an up-to-date database open without importing Alembic."""
 
 VERSION_TABLE = "puzzle_nas_version"

@@ -170,6 +170,24 @@ class Store:
         """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
         self._add_measured(Cost, rows)
 
+    def replace_costs(self, rows: Sequence[Cost]) -> None:
+        """Write each, in place of what its key had. Raises BadRow and then keeps none.
+
+        A search that has an option of such a cost is no longer measured to the end: what its parent costs was summed of
+        the old ones, and its run sums them again.
+        """
+        written = sorted((values(row) for row in rows), key=lambda row: str(row["key"]))
+        if not written:
+            return
+        with self._writing() as session:
+            insert = self._insert(table_of(Cost))
+            changed = {name: insert.excluded[name] for name in written[0] if name != "key"}
+            session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=changed), written)
+            for search in session.scalars(select(Search).order_by(Search.id).with_for_update()):
+                options = select(Option.cost_key).where(Option.search_id == search.id)
+                if {row["key"] for row in written} & set(session.scalars(options)):
+                    search.parent_costs = {part: cost for part, cost in search.parent_costs.items() if part != "fixed"}
+
     def distillations(self, keys: Collection[str]) -> dict[str, Distillation]:
         """Those of `keys` that are known."""
         return self._measured(Distillation, keys)
@@ -340,8 +358,8 @@ class Store:
             session.execute(insert, written)
 
 
-def _unproven(trial: Trial) -> tuple[bool, float]:
-    return "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
+def _unproven(trial: Trial) -> tuple[bool, bool, float]:
+    return trial.gap is None, "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
 
 
 def _with_twins(session: Session, row: Trial) -> Trial:

@@ -17,6 +17,7 @@ from nas.cli_solve import compare, pareto, pool, solve
 from nas.endings import Commands
 from nas.printed import (
     console,
+    judged,
     plain,
     print_dependency,
     print_json,
@@ -69,6 +70,12 @@ def init() -> None:
 @app.command()
 def search(
     job: Annotated[Path, typer.Argument(help="The job file; `nas init` prints one.")],
+    remeasure: Annotated[
+        bool,
+        typer.Option(
+            "--remeasure", help="Take all times of the search again, on this machine; of children those that were bad."
+        ),
+    ] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -86,7 +93,7 @@ def search(
         from nas.pipeline import search as run
 
     with open_store(db) as store:
-        print_outcome(run(request, store, talk), as_json)
+        print_outcome(run(request, store, talk, remeasure), as_json)
 
 
 app.command()(solve)
@@ -143,7 +150,7 @@ def show(
         known = store.find_search(found.search_id)
         layers = layers_of(store, known, found)
     if as_json:
-        print_json(plain(found) | {"layers": [vars(layer) for layer in layers]})
+        print_json(judged(known, found) | {"layers": [vars(layer) for layer in layers]})
         return
     print_layers(layers)
     print_trial(known, found)

@@ -12,7 +12,7 @@ from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.printed import (
     console,
-    plain,
+    judged,
     print_alternatives,
     print_answer,
     print_comparison,
@@ -272,7 +272,7 @@ def _print_solved(
     search: "models.Search", trial: "models.Trial", metric: str | None, refine: int | None, as_json: bool
 ) -> None:
     if as_json:
-        print_json(plain(trial))
+        print_json(judged(search, trial))
         return
     print_trial(search, trial)
     also = "" if refine is None else f" and solver.refine: {refine}"

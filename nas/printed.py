@@ -41,7 +41,9 @@ _CLOSEST = 3
 
 def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     if as_json:
-        print_json(plain(outcome.trial) | {"report": str(outcome.report), "sentence": outcome.sentence})
+        print_json(
+            judged(outcome.search, outcome.trial) | {"report": str(outcome.report), "sentence": outcome.sentence}
+        )
         return
     print_trial(outcome.search, outcome.trial)
     console.print(f"\nchild:    {outcome.child}", soft_wrap=True)
@@ -50,11 +52,22 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     console.print(outcome.sentence, highlight=False)
 
 
+def judged(search: "models.Search", trial: "models.Trial") -> dict[str, Any]:
+    """A trial as JSON takes it, with the verdict on its budget, and on each limit."""
+    from nas.budget import of_all, verdicts  # It loads what a list of trials does not need.
+
+    found = verdicts(search, trial)
+    return plain(trial) | {"verdict": of_all(found.values()), "verdicts": found}
+
+
 def print_trial(search: "models.Search", trial: "models.Trial") -> None:
+    from nas.budget import uncertainty
     from nas.explain import Explained  # They load what a list of trials does not need.
     from nas.table import comparison
 
     proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
+    known = uncertainty(trial)
+    proven += f", {known}" if proven and known else ""
     if "solved_for" in trial.details:
         proven += f", for {_limits(trial.details['solved_for'])}, as what was timed moved the limits"
     console.print(
@@ -123,13 +136,19 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
 
 
 def print_layers(layers: "Sequence[LayerLine]") -> None:
-    table = Table("layer", "parent", "child", "score", "prefill", "decode", "parameters")
+    table = Table("layer", "parent", "child", "score", "prefill", "decode", "contention", "parameters")
     for layer in layers:
         table.add_row(
-            layer.place, layer.parent, layer.child, _number(layer.score), f"{layer.prefill_s * 1e3:.3f} ms",
-            f"{layer.decode_s * 1e3:.3f} ms", f"{layer.parameters:,}",
+            layer.place, layer.parent, layer.child, _number(layer.score),
+            _milliseconds(layer.prefill_s, layer.prefill_error_s), _milliseconds(layer.decode_s, layer.decode_error_s),
+            "-" if layer.contention is None else f"{layer.contention:.0%}", f"{layer.parameters:,}",
         )  # fmt: skip
     console.print(table)
+
+
+def _milliseconds(seconds: float, error_s: float | None) -> str:
+    """With the standard error, which may not be known."""
+    return f"{seconds * 1e3:.3f} ± {'?' if error_s is None else f'{error_s * 1e3:.3f}'} ms"
 
 
 def print_answer(answer: "Answer", as_json: bool) -> None:

@@ -8,6 +8,7 @@ from blocklib.block import Architecture
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
+from nas.budget import verdicts
 from nas.units import format_quantity
 
 
@@ -21,21 +22,34 @@ class Row:
 def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
     """What is known of a trial beside its parent; a dash where nothing was measured."""
     scenario = Scenario(**search.scenario)
-    whole = Cost(**search.parent_costs["whole"]).totals(scenario)
+    parent_cost = Cost(**search.parent_costs["whole"])
+    whole, errors = parent_cost.totals(scenario), parent_cost.errors(scenario)
     parent = trial.details.get("parent", {})
     loss = parent.get("lm_loss")
     found = [
         Row("architecture", summary(search.parent_architecture), summary(trial.architecture)),
         Row("parameters", _shown("parameters", whole["parameters"]), _shown("parameters", trial.predicted_parameters)),
         Row("memory", _shown("memory", whole["memory_bytes"]), _shown("memory", trial.predicted_memory_bytes)),
-        _predicted("latency", whole["latency_s"], trial.predicted_latency_s),
+        _predicted(
+            "latency",
+            (whole["latency_s"], errors["latency_s"]),
+            (trial.predicted_latency_s, trial.predicted_latency_error_s),
+        ),
+        Row("  CPU contention", _contention(parent_cost.contention), _contention(trial.predicted_contention)),
         Row("latency, measured", _shown("latency", parent.get("latency_s")), _measured_latency(trial)),
     ]
     if scenario.generated_tokens > 1:
         found += [
-            _predicted("decode", whole["decode_s"], trial.predicted_decode_s),
+            _predicted(
+                "decode",
+                (whole["decode_s"], errors["decode_s"]),
+                (trial.predicted_decode_s, trial.predicted_decode_error_s),
+            ),
             Row("decode, measured", _shown("decode", parent.get("decode_s")), _shown("decode", trial.decode_s)),
         ]
+    if trial.latency_s is not None:
+        place = 1 + [row.what for row in found].index("latency, measured")
+        found.insert(place, Row("  CPU contention", *2 * [_contention(trial.contention)]))
     found += [
         Row(
             "throughput, measured",
@@ -50,6 +64,7 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
         *([] if trial.kl_whole is None else [Row("  on the score text, untrained", "0", _number(trial.kl_whole))]),
         *_foreseen(trial, "kl"),
         Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)),
+        *(Row(f"{metric} within {trial.budget[metric]}", "", said) for metric, said in verdicts(search, trial).items()),
     ]
     return tuple(found)
 
@@ -73,9 +88,21 @@ def markdown(rows: tuple[Row, ...]) -> str:
     return "\n".join(lines + [f"| {row.what.strip()} | {row.parent} | {row.child} |" for row in rows])
 
 
-def _predicted(metric: str, parent: float, child: float) -> Row:
-    share = f" ({child / parent:.1%})"
-    return Row(f"{metric}, predicted", _shown(metric, parent), _shown(metric, child) + share)
+def _predicted(metric: str, parent: tuple[float, float | None], child: tuple[float, float | None]) -> Row:
+    """Both as (value, standard error)."""
+    share = f" ({child[0] / parent[0]:.1%})"
+    return Row(f"{metric}, predicted", _uncertain(metric, *parent), _uncertain(metric, *child) + share)
+
+
+def _uncertain(metric: str, value: float, error: float | None) -> str:
+    """With its standard error, unless it is exact."""
+    if error == 0:
+        return _shown(metric, value)
+    return f"{_shown(metric, value)} ± {'?' if error is None else _shown(metric, error)}"
+
+
+def _contention(share: float | None) -> str:
+    return "not noted" if share is None else f"{share:.0%}"
 
 
 def _measured_latency(trial: models.Trial) -> str:

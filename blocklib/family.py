@@ -8,11 +8,12 @@ learned positions, an FFN of two matrices with biases. Tensors go by Llama's nam
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from blocklib.shape import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UnsupportedModel(ValueError):
@@ -102,6 +103,27 @@ def _width(config: Any) -> int:
     return int(4 * config.hidden_size if width is None else width)
 
 
+def positions_of(config: Any) -> int:
+    """How many tokens of a sequence a parent has positions for: learned ones, or what its rotary ones are made for."""
+    return scaled_positions(int(config.max_position_embeddings), getattr(config, "rope_parameters", None) or {})
+
+
+def scaled_positions(most: int, rope: Mapping[str, Any]) -> int:
+    """The length that `most`, a configuration's max_position_embeddings, comes to under RoPE scaling.
+
+    `linear` and `dynamic` stretch it by `factor`; `yarn` stretches `original_max_position_embeddings`; `llama3`,
+    `longrope` and `proportional` come with a max_position_embeddings that is the stretched length, unless it is still
+    the original one.
+    """
+    kind, factor = rope.get("rope_type") or rope.get("type") or "default", float(rope.get("factor") or 1.0)
+    original = int(rope.get("original_max_position_embeddings") or most)
+    if kind == "default":
+        return most
+    if kind in ("linear", "dynamic"):
+        return max(most, int(factor * most))
+    return max(most, int(factor * original)) if kind == "yarn" or original >= most else most
+
+
 def attention_scale(config: Any) -> float | None:
     """What a parent's attention multiplies its scores by; None for the inverse root of the head size."""
     scaled = getattr(config, "scale_attn_weights", config.model_type != "gpt_neo")
@@ -122,7 +144,7 @@ def _check_attention(config: Any) -> None:
             raise UnsupportedModel(f"{name}: {unusual} is not supported")
 
 
-def own_names(model_type: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def own_names(model_type: str, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """A checkpoint's tensors under our names, matrices [out, in], a joint query-key-value projection taken apart."""
     family = FAMILIES[model_type]
     found: dict[str, Tensor] = {}

@@ -58,8 +58,12 @@ def write_whole(path: Path, weights: Weights, metadata: Mapping[str, str]) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        # The umask's permissions: safetensors makes files of its own, which only their owner may read.
+        beside.touch()
+        mode = beside.stat().st_mode & 0o777
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(contiguous, beside, metadata=dict(metadata))
+        beside.chmod(mode)
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         beside.rename(path)

@@ -51,9 +51,6 @@ class PuzzleNasConfig(LlamaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         self.layer_types = [layer_type(layer) for layer in self.per_layer_config]
-        if set(self.layer_types) == {"moe"}:
-            # Nothing to keep: every token's logits depend on it alone, and a cache without layers cannot be asked.
-            self.use_cache = False
 
     def validate_architecture(self) -> None:
         """Any head size is fine: `head_dim` is explicit, whatever the hidden size."""
@@ -151,7 +148,7 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and cache is None:
+        if use_cache and cache is None and any(layer.attends for layer in self.layers):
             cache = DynamicCache(config=self.config)
         if position_ids is None:
             seen = 0 if cache is None else cache.get_seq_length()
@@ -195,8 +192,12 @@ class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):
         self.model = PuzzleNasModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.generation_config.use_cache = config.use_cache
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]
+        """Without attention anywhere a token's logits depend on it alone: `generate` still gives a token a step, and
+        makes no cache, which without layers could not be asked for its length."""
+        return any(layer.attends for layer in self.model.layers)
 
     def create_masks_for_generate(self, attention_mask: torch.Tensor | None, **kwargs: Any) -> torch.Tensor | None:
         """For static caches transformers makes a mask per layer type, which Llama's forward cannot read. One serves

@@ -1,10 +1,11 @@
 """A checkpoint seen through its family: our own model with the parent's weights, its shape, its digest.
 
-Reads checkpoints through transformers' Auto classes, local folders and hub ids alike. Never writes.
+Reads checkpoints through transformers' own classes, local folders and hub ids alike, and runs no code of theirs. Never
+writes.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from blocklib.block import Architecture, Choice
-from blocklib.family import attention_scale, own_names, shape_of
+from blocklib.checkpoint import CheckpointError, inspect
+from blocklib.family import attention_scale, own_names
+from blocklib.hub import folder_of
 from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
+from blocklib.loading import load, readable
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.shape import Shape
+
+_COMPARED = 8
+"""Tokens on which the parent is held against the checkpoint's own class."""
+_ROUNDING = {torch.float32: 1e-3}
+"""What rounding may do to logits: some families are computed in another order than by their own classes. Else 0.1."""
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The model we start from. `model` gives bit for bit the logits of the checkpoint's own class."""
+    """The model we start from. `model` gives bit for bit the logits of the checkpoint's own class.
+
+    `notes` say what of its files was taken otherwise than its configuration has it.
+    """
 
     source: str
     model: PuzzleNasForCausalLM
     shape: Shape
     digest: str
+    notes: tuple[str, ...] = ()
 
     @property
     def architecture(self) -> Architecture:
@@ -48,23 +60,39 @@ def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
     """Load a local folder or a hub id onto the CPU.
 
     Raises UnsupportedModel for a family this package does not know, FileNotFoundError for a folder without a model,
-    ValueError where a weight is missing or not finite, naming it.
+    CheckpointError where a file is damaged, a tensor missing, left over or not finite, naming it.
     """
-    folder = Path(source).expanduser()
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: give a folder saved by save_pretrained, or a hub id")
-    config = AutoConfig.from_pretrained(source)
-    shape = shape_of(config)
-    loading: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    loaded, info = loading
-    if info["missing_keys"]:
-        raise ValueError(f"{source}: the checkpoint lacks {', '.join(sorted(info['missing_keys']))}")
-    weights = own_names(config.model_type, loaded.state_dict())
+    found = readable(inspect(folder_of(source)))
+    loaded = load(found, dtype)
+    weights = own_names(found.config.model_type, loaded.state_dict())
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{source}: {name} holds NaN or infinite values; the checkpoint is damaged")
-    own_config = child_config(loaded.config, parent_architecture(shape), shape)
-    return parent_of(source, own_config, weights)
+            cause = f"{name} holds NaN or infinite values"
+            raise CheckpointError(found.checkpoint.folder, cause, "the checkpoint is damaged")
+    own_config = child_config(found.config, parent_architecture(found.shape), found.shape)
+    parent = replace(parent_of(source, own_config, weights), notes=found.notes)
+    _check_same(found.checkpoint.folder, parent.model, loaded)
+    return parent
+
+
+@torch.no_grad()
+def _check_same(folder: Path, model: PuzzleNasForCausalLM, loaded: Any) -> None:
+    """Raise CheckpointError where our model does not compute what the checkpoint's own class does.
+
+    Whatever a configuration holds that we do not know of shows here. On a few tokens, to what rounding may do.
+    """
+    ids_BT = torch.arange(_COMPARED).remainder(model.config.vocab_size).unsqueeze(0)
+    theirs = loaded(ids_BT, use_cache=False).logits.float()
+    ours = model(ids_BT, use_cache=False).logits.float()
+    if not torch.isfinite(theirs).all():
+        raise CheckpointError(folder, "its logits are not finite", "its weights or its config.json are damaged")
+    most = _ROUNDING.get(loaded.dtype, 0.1)
+    if not torch.allclose(ours, theirs, rtol=most, atol=most * float(theirs.std())):
+        raise CheckpointError(
+            folder,
+            f"{type(loaded).__name__} computes other logits than this package's model of it",
+            "its config.json holds something this package does not know; please report it",
+        )
 
 
 def parent_of(source: str, config: PuzzleNasConfig, weights: Weights) -> Parent:

@@ -71,6 +71,17 @@ def available_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
+def total_bytes(device: torch.device) -> int:
+    """Memory that `device` has, in use or free; of main memory, what this process's control group may have of it."""
+    if device.type in ("cuda", "xpu"):
+        whole_bytes: int = torch.get_device_module(device.type).mem_get_info(device)[1]
+        return whole_bytes
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.is_file() else ""
+    whole_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(whole_bytes, int(allowed)) if allowed.isdecimal() else whole_bytes
+
+
 def last_level_cache_bytes(device: torch.device) -> int:
     """The cache nearest to memory; 0 where the system does not say."""
     if device.type == "cuda":

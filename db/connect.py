@@ -1,5 +1,8 @@
 """Where the database is and how it is opened: a URL or a path becomes an engine; a driver's complaint becomes advice.
 
+A command that only asks makes no database, and reads one that nobody may write: an SQLite file on a read-only disk, or
+of another user.
+
 This file knows SQLite's and PostgreSQL's ways. It does not know the tables.
 """
 
@@ -7,21 +10,38 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 
-from db.patience import ATTEMPT_S, WAIT_S, Patience
+from db.patience import ATTEMPT_S, USUAL, WAIT_S, Patience
 
+Access = Literal["create", "write", "read"]
+"""What a command needs: a database, made where there is none; one that is there; one that is there, to read."""
+
+_ALLOW = (
+    "allow writing to the file and its folder, or copy it where that is allowed and name the copy with --db or NAS_DB"
+)
 _SQLITE_ADVICE = {
     "SQLITE_NOTADB": "it is not an SQLite database; name another file, or move this one away",
     "SQLITE_CORRUPT": "it is damaged; restore a copy, or save what `sqlite3 FILE .recover` still reads",
-    "SQLITE_READONLY": "it cannot be written; allow writing to the file and its folder, or name another with NAS_DB",
-    "SQLITE_CANTOPEN": "it cannot be opened; allow writing to the file and its folder, or name another with NAS_DB",
+    "SQLITE_READONLY": f"it cannot be written; {_ALLOW}",
+    "SQLITE_CANTOPEN": f"it cannot be opened; {_ALLOW}",
     "SQLITE_FULL": "the disk is full; free some space and run again: nothing of this write was kept",
     "SQLITE_IOERR": "the disk failed or is full; check it and run again: nothing of this write was kept",
     "SQLITE_BUSY": f"another process kept it locked for {WAIT_S} s; run again when that one is done",
+}
+_NOT_OUR_TABLES = ("no such table", "no such column")
+_OTHER_TABLES = "its tables are not the ones this program makes; restore a copy, or name another with --db or NAS_DB"
+_POSTGRES_ADVICE = {
+    "42501": "this user may not do that; ask its owner for the rights (GRANT), or name another database",
+    "25006": "it is open for reading only; name one that can be written",
+    "42P01": _OTHER_TABLES,
+    "42703": _OTHER_TABLES,
 }
 
 
@@ -58,29 +78,43 @@ def shown(url: URL) -> str:
     return str(url.database) if url.drivername == "sqlite" else url.render_as_string(hide_password=True)
 
 
-def connect(url: URL, patience: Patience) -> Engine:
+def can_write(url: URL) -> bool:
+    """Whether this process may write an SQLite file that is there; of a server only a try would tell, so True.
+
+    The folder counts too: SQLite puts its write-ahead log beside the file.
+    """
+    if url.drivername != "sqlite":
+        return True
+    assert url.database is not None
+    return all(_allows(place, os.W_OK) for place in (Path(url.database), Path(url.database).parent))
+
+
+def connect(url: URL, access: Access = "create", patience: Patience = USUAL) -> Engine:
     """An engine whose transactions are what they say, on both databases. `patience` is with SQLite's locks.
 
-    Raises DatabaseError where the driver is missing or the file's folder cannot be made.
+    Raises DatabaseError where the driver is missing, the file's folder cannot be made, or, unless `access` is "create",
+    there is no such file.
     """
     if url.drivername == "sqlite":
-        return _connect_sqlite(url, patience)
+        return _connect_sqlite(url, access, patience)
     try:
         return create_engine(url, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise DatabaseError("PostgreSQL needs its driver: pip install 'puzzle-nas[postgres]'") from error
 
 
-def _connect_sqlite(url: URL, patience: Patience) -> Engine:
+def _connect_sqlite(url: URL, access: Access, patience: Patience) -> Engine:
     assert url.database is not None
-    folder = Path(url.database).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DatabaseError(
-            f"{url.database}: its folder cannot be made ({error.strerror}: {error.filename}); name another with NAS_DB"
-        ) from error
-    engine = create_engine(url, connect_args={"timeout": min(ATTEMPT_S, patience.seconds)})
+    path = Path(url.database)
+    if access == "create":
+        _make_folder(path)
+        how = "mode=rwc"
+    else:
+        _check_is_there(path)
+        if access == "write" and not can_write(url):
+            raise DatabaseError(f"{path}: it cannot be written; {_ALLOW}")  # before the work rather than after
+        how = _reading(path) if access == "read" and not can_write(url) else "mode=rw"
+    engine = create_engine(url, creator=partial(_open_sqlite, path, how, min(ATTEMPT_S, patience.seconds)))
 
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
         patience.until_free(shown(url), lambda: _prepare_sqlite(connection))
@@ -93,6 +127,68 @@ def _connect_sqlite(url: URL, patience: Patience) -> Engine:
     event.listen(engine, "begin", _begin_sqlite)
     event.listen(engine, "do_execute", execute)
     return engine
+
+
+def _open_sqlite(path: Path, how: str, timeout_s: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(os.fsencode(path))}?{how}", uri=True, timeout=timeout_s, check_same_thread=False
+    )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(
+            f"{path}: its folder cannot be made ({error.strerror}: {error.filename}); name another with NAS_DB"
+        ) from error
+
+
+def _check_is_there(path: Path) -> None:
+    """Raises DatabaseError, with the databases that lie near, where there is no file, or one that may not be read."""
+    if os.path.isdir(path):
+        raise DatabaseError(f"{path} is a folder, not a database; {_near(path / 'nas.db')}")
+    try:
+        path.stat()
+    except PermissionError:
+        pass  # said below
+    except OSError:
+        raise DatabaseError(f"there is no database {path}; {_near(path)}") from None
+    if not _allows(path, os.R_OK):
+        raise DatabaseError(f"{path}: this user may not read it; allow that, or name another with --db or NAS_DB")
+
+
+def _near(path: Path) -> str:
+    try:
+        names = sorted(each.name for each in path.parent.iterdir() if each.suffix in (".db", ".sqlite", ".sqlite3"))
+    except OSError:
+        return f"there is no folder {path.parent}; name another with --db, NAS_DB or NAS_HOME"
+    if not names:
+        return "`nas search` makes one; --db, NAS_DB or NAS_HOME says where"
+    nearest = get_close_matches(path.name, names, n=3, cutoff=0.0)
+    return f"beside it there is {', '.join(str(path.parent / name) for name in nearest)}"
+
+
+def _reading(path: Path) -> str:
+    """How SQLite is to read a file that may not be written.
+
+    The write-ahead log's index cannot be made then. Where there is no log, the file is all there is, and is taken as it
+    is; where there is one, a writer is at work or was killed, and its index is there too.
+    """
+    log, index = (path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm"))
+    if not os.path.exists(log) or log.stat().st_size == 0:
+        return "mode=ro&immutable=1"
+    if not os.path.exists(index):
+        raise DatabaseError(
+            f"{path}: its last rows are in {log.name}, which cannot be read without writing beside it; copy both to a "
+            "folder of your own, and name the copy with --db"
+        )
+    return "mode=ro"
+
+
+def _allows(place: Path, what: int) -> bool:
+    """Whether this process may do `what` there. A read-only disk refuses even root."""
+    return os.access(place, what, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection) -> None:
@@ -110,7 +206,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def explained(url: URL) -> Iterator[None]:
-    """Turn what the driver says of the database into DatabaseError; leave what it says of the statement alone."""
+    """Turn what the driver says of the database and its tables into DatabaseError; leave what it says of the statement
+    alone."""
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
@@ -122,8 +219,12 @@ def explained(url: URL) -> Iterator[None]:
 
 def _advice(error: BaseException | None) -> str | None:
     if isinstance(error, sqlite3.Error):
+        if str(error).startswith(_NOT_OUR_TABLES):
+            return f"{error}; {_OTHER_TABLES}"
         name = getattr(error, "sqlite_errorname", "")
         return next((advice for code, advice in _SQLITE_ADVICE.items() if name.startswith(code)), None)
+    if (state := getattr(error, "sqlstate", None)) in _POSTGRES_ADVICE:
+        return f"{_POSTGRES_ADVICE[state]}. It said: {error}"
     # A PostgreSQL error without an SQLSTATE comes from the way there, not from the server.
     if type(error).__name__ == "OperationalError" and getattr(error, "sqlstate", None) is None:
         return f"the server cannot be reached; is it running? It said: {error}"

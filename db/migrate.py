@@ -4,11 +4,16 @@ This file knows revisions and locks. It does not know the columns: `db/migration
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspect, select, text
 
-from db.connect import DatabaseError, shown
-from db.patience import Patience
+from db.connect import Access, DatabaseError, can_write, shown
+from db.models import Base
+from db.patience import USUAL, Patience
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 HEAD = "0003"
 """The newest revision in `migrations/versions/`: lets an up-to-date database open without importing Alembic."""
@@ -23,22 +28,57 @@ class DatabaseTooNew(DatabaseError):
     """The database was written by a later version of this package."""
 
 
-def migrate(engine: Engine, patience: Patience) -> None:
+class Foreign(DatabaseError):
+    """The database is not one of ours."""
+
+
+def migrate(engine: Engine, access: Access = "create", patience: Patience = USUAL) -> None:
     """Create or upgrade our tables, in one transaction; `patience` is with other processes at SQLite's file.
 
-    Raises DatabaseTooNew where the database is at a revision this code has no file for.
+    Nothing is created unless `access` is "create", and a database that is open for reading is left as it is where it
+    cannot be written.
+
+    Raises DatabaseTooNew where the database is at a revision this code has no file for, Foreign where it has tables of
+    our names and is not ours, or none of ours to read.
     """
     with engine.connect() as connection:
-        if _revision(connection) == HEAD:
+        revision = _revision(connection)
+        if revision == HEAD:
             return
+        if revision is None and engine.dialect.name == "sqlite":
+            _check_ours(connection)  # before anything of the file is changed
+    if revision is None and access != "create":
+        raise Foreign(
+            f"{shown(engine.url)} holds none of our tables, so no search was run into it; name another with --db or "
+            "NAS_DB"
+        )
+    if access == "read" and not can_write(engine.url):
+        _check_known(engine, revision)
+        raise DatabaseError(
+            f"{shown(engine.url)} is at revision {revision}, older than {HEAD}, and cannot be upgraded where it cannot "
+            f"be written; copy it to a folder of your own and name the copy with --db, or run `nas trials` as its owner"
+        )
     if engine.dialect.name == "sqlite":
         _keep_a_write_ahead_log(engine, patience)
     with engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         revision = _revision(connection)  # again: another process may have been here while we waited
+        if revision is None:
+            _check_ours(connection)
         if revision != HEAD:
             _upgrade(connection, revision)
+
+
+def _check_ours(connection: Connection) -> None:
+    """Raises Foreign where somebody else's tables have our names."""
+    taken = sorted({*inspect(connection).get_table_names()} & {*Base.metadata.tables})
+    if taken:
+        tables = f"a table {taken[0]}" if len(taken) == 1 else f"tables {', '.join(taken)}"
+        raise Foreign(
+            f"{shown(connection.engine.url)} has {tables} of another program, and no {VERSION_TABLE} of ours; it is "
+            "left as it is: name another database with --db or NAS_DB"
+        )
 
 
 def _revision(connection: Connection) -> str | None:
@@ -52,19 +92,30 @@ def _revision(connection: Connection) -> str | None:
 def _upgrade(connection: Connection, revision: str | None) -> None:
     # Here, because it takes as long to import as everything else of a `nas trials` together.
     from alembic import command
-    from alembic.config import Config
+
+    _check_known(connection.engine, revision)
+    command.upgrade(_alembic(connection), "head")
+
+
+def _check_known(engine: Engine, revision: str | None) -> None:
+    """Raises DatabaseTooNew."""
     from alembic.script import ScriptDirectory
 
-    config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE})
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
-    known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    known = [script.revision for script in ScriptDirectory.from_config(_alembic(None)).walk_revisions()]
     assert known[0] == HEAD, f"migrations/versions/ ends at {known[0]}, HEAD says {HEAD}"
     if revision is not None and revision not in known:
         raise DatabaseTooNew(
-            f"{shown(connection.engine.url)} is at revision {revision}, written by a newer puzzle-nas; this one knows "
+            f"{shown(engine.url)} is at revision {revision}, written by a newer puzzle-nas; this one knows "
             f"{HEAD}: upgrade the package (pip install -U puzzle-nas), or name another database with NAS_DB"
         )
-    command.upgrade(config, "head")
+
+
+def _alembic(connection: Connection | None) -> "Config":
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE})
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    return config
 
 
 def _keep_a_write_ahead_log(engine: Engine, patience: Patience) -> None:

@@ -259,6 +259,9 @@ OF_THE_CHILD = (
 )  # fmt: skip
 """Columns of a trial that are found out from its child, whatever it was proposed for."""
 
+OF_THE_HEALED = ("kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine", "heal_tokens")
+"""Those of them that hang on how the child is healed. The others are of its architecture: healing changes no shape."""
+
 
 class Stage(Base, kw_only=True):
     """One stage of one run of a search."""

@@ -6,9 +6,9 @@
     created_at >= "2026-11-01"
 
 Python's grammar and precedence, chained comparisons included, parsed with `ast` and translated node by node: nothing
-is evaluated. A comparison with an empty column is false, and so is one with a division by zero (its `not` is true);
-`is None` asks for an empty column. Numbers are 64-bit floats. Text compares with ==, != and in; a moment in ISO 8601,
-UTC unless it says otherwise, with every comparison.
+is evaluated. A comparison with an empty column, or with a division by zero, is neither true nor false, and nor is its
+`not`: as in SQL, neither matches. `is None` asks for an empty column. Numbers are 64-bit floats. Text compares with ==,
+!= and in; a moment in ISO 8601, UTC unless it says otherwise, with every comparison.
 
 This file knows the trial's columns. It does not know the store, the database, or what the numbers mean.
 """
@@ -74,7 +74,8 @@ def where(expression: str) -> ColumnElement[bool]:
         raise QueryError(_pointing(source, message, error.lineno, error.offset)) from error
     except (ValueError, RecursionError, MemoryError) as error:  # a NUL byte; a chain too long to nest
         raise QueryError(f"this is not a condition ({error}); {_LANGUAGE}") from error
-    return _Reading(source).condition(tree.body, 0)
+    # Not known is no match.
+    return func.coalesce(_Reading(source).condition(tree.body, 0), false())
 
 
 def column(name: str) -> ColumnElement[Any]:
@@ -131,12 +132,12 @@ class _Reading:
                 alike = one.sql.in_([item.sql for each, item in pairs if each is one])
                 # Text beside a column of moments is a moment there.
                 found = or_(alike, *(each.sql == item.sql for each, item in pairs if each is not one))
-                return func.coalesce(found if isinstance(op, ast.In) else not_(found), false())
+                return found if isinstance(op, ast.In) else not_(found)
         one, other = self.alike(left, one, right, self.value(right, depth))
         compare = _EQUALITY.get(type(op)) or _ORDER[type(op)]
         if type(op) in _ORDER and one.kind == "text":
             raise self.wrong(right, "text has no order here (databases differ); compare it with ==, != or in")
-        return func.coalesce(compare(one.sql, other.sql), false())
+        return compare(one.sql, other.sql)
 
     def items(self, left: ast.expr, one: _Value, right: ast.expr, depth: int) -> list[tuple[_Value, _Value]]:
         """What `one` may be, each paired with it in the same kind."""

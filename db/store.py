@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from db import queries
-from db.connect import connect, explained, locate
+from db.connect import Access, can_write, connect, explained, locate
 from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
@@ -43,10 +43,15 @@ from db.models import (
 )
 from db.patience import USUAL, Patience
 from db.queries import QueryError
+from db.replaced import replace_costs
 from db.rows import checked, table_of, values
+from db.twins import lock, merged, share, with_twins
 
 _CHUNK = 500
 """Keys in one IN list; SQLite builds allow as few as 999 parameters."""
+
+_LARGEST = 2**63 - 1
+"""The largest whole number that a database takes."""
 
 Measured = TypeVar("Measured", Score, Cost, Distillation)
 Row = TypeVar("Row", Stage, Failure)
@@ -65,25 +70,28 @@ class KnownOption:
 class Store:
     """An open database. Close it, or use it as a context manager."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, is_read_only: bool = False) -> None:
+        self.is_read_only = is_read_only
+        """Opened to read, where nobody here may write: every method that writes raises DatabaseError."""
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
 
     @classmethod
-    def open(cls, url: str | Path | None = None, patience: Patience = USUAL) -> Self:
-        """Open the database at `url`, creating or upgrading it.
+    def open(cls, url: str | Path | None = None, access: Access = "create", patience: Patience = USUAL) -> Self:
+        """Open the database at `url`, upgrading it, and creating it if `access` is "create"; to "read", one that may
+        not be written will do.
 
         `url` is an SQLAlchemy URL or the path of an SQLite file; by default NAS_DB, else `nas.db` in NAS_HOME, else in
-        `~/.puzzle-nas`. `patience` is with other processes that lock it. Raises DatabaseTooNew, or DatabaseError where
-        it cannot be opened.
+        `~/.puzzle-nas`. `patience` is with other processes that lock it. Raises DatabaseTooNew, Foreign, or
+        DatabaseError where it cannot be opened.
         """
         place = locate(url)
-        engine = connect(place, patience)
+        engine = connect(place, access, patience)
         with ExitStack() as otherwise, explained(place):
             otherwise.callback(engine.dispose)
-            migrate(engine, patience)
+            migrate(engine, access, patience)
             otherwise.pop_all()
-        return cls(engine)
+        return cls(engine, access == "read" and not can_write(place))
 
     @property
     def url(self) -> str:
@@ -176,17 +184,8 @@ class Store:
         A search that has an option of such a cost is no longer measured to the end: what its parent costs was summed of
         the old ones, and its run sums them again.
         """
-        written = sorted((values(row) for row in rows), key=lambda row: str(row["key"]))
-        if not written:
-            return
         with self._writing() as session:
-            insert = self._insert(table_of(Cost))
-            changed = {name: insert.excluded[name] for name in written[0] if name != "key"}
-            session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=changed), written)
-            for search in session.scalars(select(Search).order_by(Search.id).with_for_update()):
-                options = select(Option.cost_key).where(Option.search_id == search.id)
-                if {row["key"] for row in written} & set(session.scalars(options)):
-                    search.parent_costs = {part: cost for part, cost in search.parent_costs.items() if part != "fixed"}
+            replace_costs(session, self._insert(table_of(Cost)), rows)
 
     def distillations(self, keys: Collection[str]) -> dict[str, Distillation]:
         """Those of `keys` that are known."""
@@ -226,22 +225,56 @@ class Store:
         """Write it, unless its key is known: then the row already there is returned, with the better proof of the two:
         one for the budget itself before one for limits near it, then the smaller gap.
 
-        What was measured of the same child under another trial is this one's too.
+        What was measured of the same child under another trial is this one's too, and the other way round.
         """
         with self._writing() as session:
             session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
-            row = session.scalars(select(Trial).where(Trial.key == trial.key).with_for_update()).one()
+            row = session.scalars(select(Trial).where(Trial.key == trial.key)).one()
+            lock(session, row)
             if _unproven(trial) < _unproven(row):
                 row.bound, row.gap, row.status = trial.bound, trial.gap, trial.status
                 # What was said to hang on the older proof goes with it.
-                row.details = _merged(row.details, {"solved_for": None, "explained": None} | trial.details)
-            return _with_twins(session, row)
+                row.details = merged(row.details, {"solved_for": None, "explained": None} | trial.details)
+            row = with_twins(session, row)
+            share(session, row, [name for name in OF_THE_CHILD if getattr(trial, name) is not None])
+            return row
+
+    def as_added(self, trial: Trial) -> Trial:
+        """What `add_trial` would find: the row that has its key, else the trial with what was measured of the same
+        child. Nothing is written, and a trial that is not there has no id."""
+        with self._reading() as session:
+            row = session.scalars(select(Trial).where(Trial.key == trial.key)).first()
+            return row or with_twins(session, trial)
 
     def trial_with_twins(self, trial_id: int) -> Trial:
         """The trial as it is now, with what was measured of the same child under other trials written into it. Raises
         ValueError where there is none."""
         with self._writing() as session:
-            return _with_twins(session, _the_trial(session, trial_id, to_write=True))
+            return with_twins(session, _the_trial(session, trial_id, to_write=True))
+
+    def built_child(self, search_id: str, architecture: str) -> str | None:
+        """The key of the child of this architecture that the search built last; None where it built none."""
+        query = select(Trial.child_key).where(
+            Trial.search_id == search_id, Trial.architecture == architecture, Trial.kl.is_not(None)
+        )
+        with self._reading() as session:
+            return session.scalars(query.order_by(Trial.id.desc()).limit(1)).first()
+
+    def delete_trials(self, trial_ids: Collection[int]) -> list[str]:
+        """Forget these trials; what was measured of them stays with other trials of the same child, and scores, costs
+        and distillations stay in any case. Returns the keys of the children that no trial is any more.
+
+        Raises ValueError, and forgets none, where there is no such trial.
+        """
+        with self._writing() as session:
+            rows = [_the_trial(session, trial_id, to_write=True) for trial_id in sorted(set(trial_ids))]
+            for row in rows:
+                share(session, row, [name for name in OF_THE_CHILD if getattr(row, name) is not None], fill=True)
+            for row in rows:
+                session.delete(row)
+            session.flush()
+            gone = list(dict.fromkeys(row.child_key for row in rows))
+            return [key for key in gone if not session.scalars(select(Trial.id).where(Trial.child_key == key)).first()]
 
     def update_trial(self, trial_id: int, **columns: Any) -> Trial:
         """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
@@ -253,11 +286,12 @@ class Store:
         written = checked(Trial, columns, f"trial {trial_id}")
         more = written.pop("details", None)
         with self._writing() as session:
-            if written:
-                session.execute(update(Trial).where(Trial.id == trial_id).values(written))
             trial = _the_trial(session, trial_id, to_write=True)
+            for name, value in written.items():
+                setattr(trial, name, value)
             if more is not None:
-                trial.details = _merged(trial.details, more)
+                trial.details = merged(trial.details, more)
+            share(session, trial, [name for name in OF_THE_CHILD if name in written])
             return trial
 
     def own_child_path(self, trial_id: int, path: str, export_format: str) -> Trial:
@@ -294,7 +328,8 @@ class Store:
         if sort is not None:
             by = queries.column(sort)
             query = query.order_by((by.desc() if descending else by.asc()).nulls_last())
-        query = query.order_by(Trial.id.desc() if descending else Trial.id).limit(limit)
+        query = query.order_by(Trial.id.desc() if descending else Trial.id)
+        query = query.limit(None if limit is None else min(limit, _LARGEST))
         try:
             with self._reading() as session:
                 return list(session.scalars(query))
@@ -362,29 +397,12 @@ def _unproven(trial: Trial) -> tuple[bool, bool, float]:
     return trial.gap is None, "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
 
 
-def _with_twins(session: Session, row: Trial) -> Trial:
-    """What is not known of a trial's child, from the other trials that are the same child."""
-    twins = select(Trial).where(Trial.child_key == row.child_key, Trial.id != row.id).order_by(Trial.id)
-    for twin in session.scalars(twins):
-        for name in OF_THE_CHILD:
-            if getattr(row, name) is None:
-                setattr(row, name, getattr(twin, name))
-        if "parent" in twin.details:
-            # What the parent measured beside the child; a budget or a format is each trial's own.
-            row.details = _merged({"parent": twin.details["parent"]}, row.details)
-    return row
-
-
-def _merged(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    found = details | more
-    if details.get("parent") and more.get("parent"):
-        found["parent"] = details["parent"] | more["parent"]
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> Trial:
     """`to_write`: nobody else writes it until the transaction ends."""
-    trial = session.get(Trial, trial_id, with_for_update=to_write)
+    is_number = abs(trial_id) <= _LARGEST  # beyond it the driver fails
+    trial = session.get(Trial, trial_id) if is_number else None
     if trial is None:
         raise ValueError(f"no trial has the id {trial_id}")
+    if to_write:
+        lock(session, trial)
     return trial

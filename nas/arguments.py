@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from db.connect import Access
     from db.store import Store
 
 _DB_HELP = "Database: a file or an SQLAlchemy URL. Default: $NAS_DB, else nas.db in $NAS_HOME or ~/.puzzle-nas."
@@ -14,9 +15,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or the start of its id.")]
 
 
-def open_store(db: str | None) -> "AbstractContextManager[Store]":
-    """The store that `Db` names."""
+def open_store(db: str | None, access: "Access" = "create") -> "AbstractContextManager[Store]":
+    """The store that `Db` names. Only what runs searches makes one where there is none."""
     from db.patience import Patience
     from db.store import Store  # It loads SQLAlchemy.
 
-    return Store.open(db, Patience(told=lambda words: typer.echo(words, err=True)))
+    return Store.open(db, access, Patience(told=lambda words: typer.echo(words, err=True)))

@@ -5,9 +5,10 @@ they end, in mistakes as well, is `endings.py`'s.
 """
 
 import signal
+import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,9 +17,10 @@ from nas.cli_cluster import logs, status, stop, submit
 from nas.cli_solve import compare, pareto, pool, solve
 from nas.endings import Commands
 from nas.printed import (
+    answered,
     console,
-    judged,
     plain,
+    print_deleted,
     print_dependency,
     print_json,
     print_layers,
@@ -29,6 +31,11 @@ from nas.printed import (
 )
 from nas.progress import bar, loading
 from nas.runs import LONGEST, LOW_SHARE, WINDOW
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from db import models
 
 app = typer.Typer(
     name="nas",
@@ -89,6 +96,9 @@ def search(
 
     request, talk = config.load(job), talk_beside(as_json)
     with loading(talk, f"search {request.name}"):
+        from nas.preflight import check
+
+        check(request)
         from nas import quiet  # noqa: F401  (silences libraries before they load)
         from nas.pipeline import search as run
 
@@ -115,22 +125,63 @@ def trials(
     sort: Annotated[str | None, typer.Option(help="Column to sort by, trials that have none last.")] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Only trials of these numbers, like 3,5,8-12.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete those that would be listed; see above.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Query the trials.
+    """Query the trials, or delete them.
+
+    --delete needs a search, --where or --ids, shows what goes and asks. A child in the home goes with the last trial
+    that it is; exported folders stay, and so does all that was measured of blocks: the search can be solved again.
 
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """
-    with open_store(db) as store:
+    if delete and search is None and where is None and ids is None:
+        raise ValueError("--delete: say which trials: name a search, or give --where or --ids")
+    if yes and not delete:
+        raise ValueError("--yes goes with --delete")
+    with open_store(db, "write" if delete else "read") as store:
         search_id = store.find_search(search).id if search else None
-        found = store.trials(search_id, where=where, sort=sort, descending=descending, limit=limit)
-        names = {known.id: known.name for known in store.searches()}
+        found = store.trials(search_id, where, sort, descending, None if ids else limit)
+        if ids is not None:
+            from nas.forget import Numbers
+
+            found = Numbers.parse(ids).pick(found)[:limit]
+        searches = {known.id: known for known in store.searches()}
+        names = {known.id: known.name for known in searches.values()}
+        is_asked = search is not None or where is not None or ids is not None
+        none = f"no trials {'match' if is_asked else 'yet'} in {store.place}"
+        if delete:
+            from nas.forget import delete_trials
+
+            print_trials(found, names, none, talk_beside(as_json))
+            if found and not _may_delete(found, searches, yes):
+                raise typer.Exit(1)
+            print_deleted(delete_trials(store, found, searches), as_json)
+            return
     if as_json:
         print_json([plain(trial) for trial in found])
         return
-    is_asked = search is not None or where is not None
-    print_trials(found, names, f"no trials {'match' if is_asked else 'yet'} in {store.place}")
+    print_trials(found, names, none)
+
+
+def _may_delete(found: "Sequence[models.Trial]", searches: "Mapping[str, models.Search]", yes: bool) -> bool:
+    """Whether somebody says so. Raises ValueError where there is nobody to ask."""
+    for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
+        if search.status == "running":
+            typer.echo(
+                f"search {search.name} ({search.id}) runs, or was killed: running, it fails without its trial", err=True
+            )
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ValueError("--delete: there is no terminal to ask on; give --yes to delete them")
+    if typer.confirm(f"delete {'these' if len(found) > 1 else 'this'}?", err=True):
+        return True
+    typer.echo("nothing was deleted", err=True)
+    return False
 
 
 @app.command()
@@ -145,12 +196,12 @@ def show(
     """
     from nas.show import layers_of
 
-    with open_store(db) as store:
+    with open_store(db, "read") as store:
         found = store.trial(trial)
         known = store.find_search(found.search_id)
         layers = layers_of(store, known, found)
     if as_json:
-        print_json(judged(known, found) | {"layers": [vars(layer) for layer in layers]})
+        print_json(answered(known, found) | {"layers": [vars(layer) for layer in layers]})
         return
     print_layers(layers)
     print_trial(known, found)
@@ -173,7 +224,7 @@ def export(
         from nas import quiet  # noqa: F401
         from nas.deliver import export_trial
 
-    with open_store(db) as store, bar(talk, "export and reload"):
+    with open_store(db, "read") as store, bar(talk, "export and reload"):
         done = export_trial(store, trial, format, out)
     if as_json:
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
@@ -203,7 +254,7 @@ def report(
     with loading(console, f"report {search}"):
         from nas.report import write_report
 
-    with open_store(db) as store, bar(console, "write the report"):
+    with open_store(db, "read") as store, bar(console, "write the report"):
         written = write_report(store, store.find_search(search), out, store.trial(trial) if trial is not None else None)
     console.print(f"report: {written}", soft_wrap=True)
 

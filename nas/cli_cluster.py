@@ -27,8 +27,10 @@ def submit(
     Example: nas submit job.yaml --address http://HEAD:8265
     """
     from nas import config, submission
+    from nas.preflight import check_submitted
 
     request = config.load(job)
+    check_submitted(request)
     with bar(console, f"submit {request.name} to {address}"):
         number = submission.submit(request, address, db)
     console.print(f"submitted {number}; follow it with: nas logs {number} --address {address}")

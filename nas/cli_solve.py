@@ -10,11 +10,15 @@ from rich.console import Console
 
 from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
+from nas.endings import INTERRUPTED
 from nas.printed import (
+    NOT_KEPT,
+    answered,
     console,
-    judged,
+    is_kept,
     print_alternatives,
     print_answer,
+    print_cautions,
     print_comparison,
     print_front,
     print_json,
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
     from db import models
     from db.store import Store
     from nas.effort import Effort
+
+MOST_POINTS, MOST_MODELS, MOST_SEEDS = 1000, 100_000, 1000
+"""More than these is a slip of the finger, which would run for days or fill the memory."""
 
 Searches = Annotated[
     list[str] | None,
@@ -56,7 +63,10 @@ EngineName = Annotated[
     typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; a table's highs."),
 ]
 Evaluations = Annotated[
-    int | None, typer.Option(min=1, help="Assemble so many candidates, measure the real KL of each, take the best.")
+    int | None,
+    typer.Option(
+        min=1, max=MOST_MODELS, help="Assemble so many candidates, measure the real KL of each, take the best."
+    ),
 ]
 
 
@@ -96,7 +106,7 @@ def solve(
     if not budget:
         raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     limits = _limits(budget)
-    with open_store(db) as store:
+    with open_store(db, "write" if refine else "read") as store:
         found = [store.find_search(name) for name in search or ()]
         if refine is None:
             with _effort(gap, time_limit, engine, talk) as effort:
@@ -108,11 +118,13 @@ def solve(
 
 def pareto(
     search: SearchName,
-    cost: Annotated[str, typer.Option(help="latency, ttft, decode, memory or parameters.")] = "latency",
+    cost: Annotated[
+        str, typer.Option(help="latency, ttft, decode, throughput (more is better), memory or parameters.")
+    ] = "latency",
     budget: Annotated[
         list[str] | None, typer.Option(help="Other limits to hold, like memory=2GiB. May be repeated.")
     ] = None,
-    points: Annotated[int, typer.Option(min=2, help="Points along the front.")] = 20,
+    points: Annotated[int, typer.Option(min=2, max=MOST_POINTS, help="Points along the front.")] = 20,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
     db: Db = None,
     as_json: AsJson = False,
@@ -123,6 +135,7 @@ def pareto(
     """
     talk = talk_beside(as_json)
     with bar(talk, f"front of {search}", doing="loading libraries"):
+        from nas.caution import of_budget
         from nas.front import front_of
         from nas.solve import measured
 
@@ -131,13 +144,16 @@ def pareto(
             from nas.report.plots import file_format
 
             file_format(plot)  # before the work rather than after
-    with open_store(db) as store:
+    with open_store(db, "read") as store:
         known = measured(store, store.find_search(search))
+        limits = _limits(budget)
         with bar(talk, f"front of {points} points"):
-            found = front_of(known, cost, _limits(budget), points)
+            found = front_of(known, cost, limits, points)
+        trials = store.trials(known.search.id) if plot is not None else ()
+    print_cautions(of_budget(known.search, limits), talk)
     if plot is not None:
         with bar(talk, "draw the plot"):
-            write_front(known, cost, found, plot)
+            write_front(known, cost, found, plot, limits, trials)
         talk.print(f"plot: {plot}", soft_wrap=True)
     if as_json:
         print_json([vars(point) for point in found])
@@ -150,27 +166,38 @@ def pool(
     budget: Annotated[
         list[str] | None, typer.Option(help="Limits. Default: the search's own. May be repeated.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="At most so many architectures.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="At most so many architectures; 1000 at the most.")] = 5,
     apart: Annotated[
         int, typer.Option(min=1, help="Subblocks (attention or FFN, two a layer) in which any two differ at least.")
     ] = 1,
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for each of them. Default: the search's own.")
     ] = None,
+    total_time: Annotated[float, typer.Option(min=0.001, help="Seconds for all of them together.")] = 600.0,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
     """The best architectures for a budget: the best, then each the best of those unlike all before it.
 
+    Each becomes a trial as it is found: those found stay, stopped by Ctrl-C or by the time. `nas trials --delete`
+    deletes them.
+
     Example: nas pool stories --budget latency=50% --count 5 --apart 4
     """
-    from nas.pool import alternatives
+    from nas.counting import counted
+    from nas.effort import Effort
+    from nas.pool import alternatives, check_count
     from nas.solve import measured
 
-    with open_store(db) as store, _effort(None, time_limit, None, talk_beside(as_json)) as effort:
+    check_count(count)
+    with open_store(db, "read") as store, counted(talk_beside(as_json), count, total_time) as told:
         known = measured(store, store.find_search(search))
-        found = alternatives(store, known, _limits(budget) or known.budget, count, apart, effort)
+        effort = Effort(None, time_limit, None, told.solving)
+        limits = _limits(budget) or known.budget
+        found = alternatives(store, known, limits, count, apart, effort, total_time, told.found)
     print_alternatives(known, found, count, as_json)
+    if found.ended == "interrupted":
+        raise typer.Exit(INTERRUPTED)
 
 
 def compare(
@@ -179,9 +206,9 @@ def compare(
         list[str] | None, typer.Option(help="Limits. Default: the search's own. May be repeated.")
     ] = None,
     evaluations: Annotated[
-        int, typer.Option(min=1, help="Whole models that evolution and refining may run each.")
+        int, typer.Option(min=1, max=MOST_MODELS, help="Whole models that evolution and refining may run each.")
     ] = 100,
-    seeds: Annotated[int, typer.Option(min=0, help="Random architectures to compare with.")] = 3,
+    seeds: Annotated[int, typer.Option(min=0, max=MOST_SEEDS, help="Random architectures to compare with.")] = 3,
     heal: Annotated[bool, typer.Option(help="Heal every answer, all with as many tokens.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Time every answer beside the parent.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
@@ -205,11 +232,12 @@ def compare(
     if plot is not None:
         file_format(plot)  # before the work rather than after
     asked = Asked(_limits(budget), evaluations, seeds, heal, time)
-    with open_store(db) as store:
-        lines = run(store, store.find_search(search), asked, talk)
+    with open_store(db, "write") as store:
+        known = store.find_search(search)
+        lines = run(store, known, asked, talk)
     if plot is not None:
         write_comparison(lines, plot)
-    print_comparison(lines, as_json)
+    print_comparison(known, lines, as_json)
 
 
 def _limits(budget: list[str] | None) -> tuple[units.Limit, ...]:
@@ -240,10 +268,10 @@ def _solved(
 ) -> "models.Trial":
     """The trial that is best by the sum of scores, explained."""
     from nas.explain import explain
-    from nas.solve import measured, solve_across, trial_row
+    from nas.solve import measured, proposed, solve_across
 
     known, solution = solve_across([measured(store, one, metric) for one in searches], limits, effort)
-    trial = store.add_trial(trial_row(known, solution, limits, None))
+    trial = proposed(store, known, solution, limits)
     return explain(store, known, limits, solution, trial)
 
 
@@ -272,15 +300,13 @@ def _print_solved(
     search: "models.Search", trial: "models.Trial", metric: str | None, refine: int | None, as_json: bool
 ) -> None:
     if as_json:
-        print_json(judged(search, trial))
+        print_json(answered(search, trial))
         return
     print_trial(search, trial)
     also = "" if refine is None else f" and solver.refine: {refine}"
     also += "" if metric is None else f" and score.metric: {metric}"
-    console.print(
-        f"\nTo build it, put this budget{also} in the job and run `nas search`. Details: nas show {trial.id}",
-        soft_wrap=True,
-    )
+    details = f"Details: nas show {trial.id}" if is_kept(trial) else NOT_KEPT
+    console.print(f"\nTo build it, put this budget{also} in the job and run `nas search`. {details}", soft_wrap=True)
 
 
 def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:

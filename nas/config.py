@@ -3,6 +3,7 @@
 Knows YAML and how to say what is wrong. Does not know what may be asked: `nas/request.py` does.
 """
 
+import math
 import re
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nas.request import Request
+
+_DEEPEST, _MOST_VALUES = 50, 100_000
+"""Of a job file's values."""
+
+_SHOWN = 200
+"""Characters of a value that a message shows."""
 
 __all__ = ["JobError", "Request", "load", "parse", "template"]
 
@@ -39,11 +46,12 @@ def parse(text: str, where: str) -> Request:
     """
     try:
         job = yaml.load(text, _Loader)
+        _check_size(job, where)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise JobError(f"{where}{line}: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise JobError(f"{where}: {error}") from error
+        raise JobError(f"{where}: {' '.join(str(error).split())}") from error
     if not isinstance(job, dict):
         raise JobError(
             f"{where}: a job is keys and values, starting with parent, data and budget; `nas init` prints one"
@@ -52,6 +60,14 @@ def parse(text: str, where: str) -> Request:
         job["name"] = Path(where).stem
     try:
         return Request.model_validate(job, context={"folder": Path(where).parent})
+    except ValidationError as errors:
+        raise JobError("\n".join(f"{where}: {_describe(error)}" for error in errors.errors())) from errors
+
+
+def restored(values: dict[str, Any], where: str) -> Request:
+    """The request a search was run with, as the database keeps it. Raises JobError: what it names may be gone."""
+    try:
+        return Request.model_validate(values)
     except ValidationError as errors:
         raise JobError("\n".join(f"{where}: {_describe(error)}" for error in errors.errors())) from errors
 
@@ -74,11 +90,57 @@ def _describe(error: ErrorDetails) -> str:
         return f"{path}: {error['msg']}"
     if error["type"] == "value_error":
         return f"{path}: {context['error']}"
-    return f"{path}: {error['msg'].replace('Input should', 'should').replace('tuple', 'list')}, not {error['input']!r}"
+    should = error["msg"].replace("Input should", "should").replace("tuple", "list")
+    return f"{path}: {should}, not {_cut(repr(error['input']))}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+def _check_size(job: Any, where: str) -> None:
+    """Aliases repeat what they name, and what repeats it: a few lines may stand for billions of values, which to look
+    at would take for ever."""
+    if _values(job, {}) > _MOST_VALUES:
+        raise JobError(
+            f"{where}: its aliases (*name) stand for more than {_MOST_VALUES:,} values; write out what is meant"
+        )
+
+
+def _values(value: Any, counted: dict[int, float]) -> float:
+    """How many there are, each counted as often as it is named; infinitely many where one holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = math.inf  # until it is counted: then it holds itself
+        inner = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_values(each, counted) for each in inner)
+    return counted[id(value)]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is a mistake, and 1e-4 a number: YAML 1.1 asks for 1.0e-4 and makes it text."""
+    """YAML in which a key given twice is a mistake, and 1e-4 a number: YAML 1.1 asks for 1.0e-4 and makes it text.
+    What is nested too deep is refused, before Python's own limit is met."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self._depth > _DEEPEST:
+            mark = self.get_mark()
+            raise yaml.composer.ComposerError(None, None, f"nested more than {_DEEPEST} deep; no job is", mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        # A number of thousands of digits, a thirteenth month.
+        except (ValueError, LookupError, AttributeError) as error:
+            fault = f"{_cut(str(node.value))} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

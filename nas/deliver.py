@@ -4,16 +4,22 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCardData
-from transformers import AutoTokenizer, GenerationConfig
 
+from blocklib.block import Architecture
+from blocklib.hub import folder_of
 from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import child_config, model_with, own_shape
 from db import models
 from db.store import Store
 from nas.children import child_file, load_child
 from nas.export.exported import Exported
 from nas.export.formats import export
+from nas.export.settings import settings_of
+from nas.printable import printable
+from nas.published import published_name
 from nas.request import checkpoint_of
 from nas.table import comparison, markdown
+from nas.tokenizer import load_tokenizer
 
 
 def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exported:
@@ -26,23 +32,23 @@ def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exporte
 def deliver(search: models.Search, trial: models.Trial, format: str, out: Path) -> Exported:
     """Export the child, in the dtype it is to be served in, with the parent's tokenizer and generation settings, and a
     card that holds the comparison."""
-    child = load_child(child_file(Path(search.request["home"]), trial.child_key))
+    child = as_assembled(load_child(child_file(Path(search.request["home"]), trial.child_key)))
     child.to(dtype=getattr(torch, search.scenario["dtype"]))  # type: ignore[call-arg]
-    checkpoint = checkpoint_of(search.parent)
-    take_generation_settings(child, checkpoint)
-    return export(format, child, AutoTokenizer.from_pretrained(checkpoint), out, _card(search, trial))
+    allowed = bool(search.request.get("allow_remote_code"))
+    folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
+    tokenizer = load_tokenizer(folder, allowed)
+    return export(format, child, tokenizer, out, _card(search, trial), settings_of(str(folder)))
 
 
-def take_generation_settings(child: PuzzleNasForCausalLM, checkpoint: str) -> None:
-    """How the parent generates: its end-of-sequence tokens, sampling, and so on. Not every checkpoint says."""
-    try:
-        settings = GenerationConfig.from_pretrained(checkpoint)
-    except OSError:
-        return
-    settings.use_cache = child.config.use_cache
-    child.generation_config = settings
+def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
+    """The child's weights under the configuration it was assembled with: of whatever has been done to it since, only
+    the weights are kept."""
+    config = child.config
+    return model_with(
+        child_config(config, Architecture.parse(config.architecture), own_shape(config)), child.state_dict()
+    )
 
 
 def _card(search: models.Search, trial: models.Trial) -> str:
-    known = ModelCardData(base_model=search.parent, library_name="transformers", tags=["puzzle-nas"])
-    return f"---\n{known.to_yaml()}\n---\n# {search.name}\n\n{markdown(comparison(search, trial))}\n"
+    known = ModelCardData(base_model=published_name(search.parent), library_name="transformers", tags=["puzzle-nas"])
+    return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n"

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
+from blocklib.checkpoint import inspect
 from blocklib.distil import NotFinite
+from blocklib.hub import folder_of
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import load_parent
 from blocklib.stream import Variant, delta, embed, rotary
@@ -27,6 +28,7 @@ from nas.progress import bar
 from nas.request import EMBEDDED, checkpoint_of
 from nas.runs import LONGEST, LOW_SHARE, WINDOW, Run, ffn_runs, windows
 from nas.sections import Data, Source
+from nas.tokenizer import load_tokenizer
 
 # The stack of shortened models holds at most this many residual numbers (256 MiB in float32).
 _STACK_AT_ONCE = 1 << 26
@@ -68,7 +70,9 @@ def dependency_of(
     checkpoint = checkpoint_of(parent if parent == EMBEDDED else local_or_hub(parent, here))
     train: Source = matching_files(texts, here) if texts else "stdlib"
     with bar(console, "block dependency", "tokens", doing="loading the parent and the text") as shown:
-        loaded = load_parent(checkpoint)
+        folder = folder_of(checkpoint)
+        inspect(folder)  # what its files say, before the time it takes to load them
+        tokenizer, loaded = load_tokenizer(folder), load_parent(checkpoint)
         length = min(_SEQUENCE, tokens, loaded.model.config.max_position_embeddings)
         # Calibration is the head of distillation; the other sets are not read.
         data = Data(
@@ -79,7 +83,7 @@ def dependency_of(
             score_tokens=length,
             evaluation_tokens=length,
         )
-        ids = load_tokens(data, AutoTokenizer.from_pretrained(checkpoint), loaded.shape.vocabulary).calibration
+        ids = load_tokens(data, tokenizer, loaded.shape.vocabulary).calibration
         shown.say("first batch")
         matrix = block_dependency(loaded.model, torch.from_numpy(ids.copy()), lambda *how_far: shown(0, *how_far))
     return Dependency(parent, ids.size, matrix, ffn_runs(matrix, longest, share), windows(matrix, window))

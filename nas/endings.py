@@ -10,6 +10,11 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from nas.printable import printable
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
+
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
@@ -18,11 +23,11 @@ def clear_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         raise  # `nas trials | head`: Typer ends quietly
     except (ValueError, OSError, TimeoutError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable(f"error: {error}"), err=True)
         raise SystemExit(1) from None
 
 

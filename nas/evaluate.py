@@ -26,8 +26,8 @@ def evaluate(
     done = 0
     meter = FidelityMeter(["child"])
     for ids in ids_BT.split(batch):
-        hidden_BTD = parent.model(ids.long()).last_hidden_state
-        child_BTD = hidden_BTD if child is parent else child.model(ids.long()).last_hidden_state
+        hidden_BTD = parent.model(ids.long(), use_cache=False).last_hidden_state
+        child_BTD = hidden_BTD if child is parent else child.model(ids.long(), use_cache=False).last_hidden_state
         meter.add(ids, hidden_BTD, child_BTD[None], parent.lm_head, child.lm_head)
         done += ids.numel()
         heard(done, ids_BT.numel())

@@ -78,7 +78,11 @@ def explain(
     """The trial that `solution` is, with what it hangs on, found where it is not known yet."""
     if Explained.of(trial) is not None:
         return trial
-    return store.update_trial(trial.id, details={"explained": asdict(explained(known, budget, solution))})
+    found = {"explained": asdict(explained(known, budget, solution))}
+    if store.is_read_only:
+        trial.details = trial.details | found
+        return trial
+    return store.update_trial(trial.id, details=found)
 
 
 def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> Explained:

@@ -1,4 +1,5 @@
-"""The front of score against one cost, in the user's metrics."""
+"""The front of score against one metric, in the user's units. More throughput is less latency: one front, told in
+either."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from solvers.problem import Infeasible
 
 @dataclass(frozen=True)
 class Point:
-    """One architecture of the front. `cost` is a whole model's, in seconds, bytes or parameters; "feasible" where a
-    score better by up to `gap` is not ruled out, since the job asks for no more or the time limit came first."""
+    """One architecture of the front. `cost` is a whole model's, in seconds, bytes or parameters, or its tokens per
+    second; "feasible" where a score better by up to `gap` is not ruled out, since the job asks for no more or the time
+    limit came first."""
 
     score: float
     cost: float
@@ -27,19 +29,19 @@ class Point:
 
 
 def front_of(known: Measured, cost: str, budget: Sequence[Limit], points: int) -> tuple[Point, ...]:
-    """From the cheapest architecture to the best. Raises ValueError for a cost there is none of, BudgetNotMet."""
-    costs = [name for name in METRICS if name != "throughput"]
-    if cost not in costs:
-        raise ValueError(f"{cost!r} is not a cost; {did_you_mean(cost, costs)}")
-    metric = METRICS[cost]
-    fixed, whole = known.fixed.metrics(known.scenario)[metric], known.whole(cost)
+    """From the cheapest architecture, or the one of most throughput, to the best. Raises ValueError for a metric there
+    is not, BudgetNotMet."""
+    if cost not in METRICS:
+        raise ValueError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
+    whole = known.whole(cost)
+    summed = METRICS["latency" if cost == "throughput" else cost]
     try:
-        solutions = front(paired(known.problem(budget)), metric, points, **USUAL.over(known.effort))
+        solutions = front(paired(known.problem(budget)), summed, points, **USUAL.over(known.effort))
     except Infeasible as error:
         raise BudgetNotMet(not_met(known, budget, error)) from error
     found = []
     for solution in solutions:
-        total = solution.costs[metric] + fixed
+        total = known.totals(solution)[METRICS[cost]]
         architecture = str(architecture_of(solution, known.layers))
         found.append(
             Point(

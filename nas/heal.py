@@ -3,13 +3,15 @@
 The loss is KL(parent || child) on the logits plus the cosine distance of hidden states after every block (Puzzle,
 arXiv 2411.19146, section 5), plus what sparse FFNs add of their own. transformers' Trainer does the training, in
 float32 on one device; checkpoints and resuming are its own. Embeddings and head stay as they are: they are the
-parent's, and often one tensor.
+parent's, and often one tensor. Only the child's weights change: what the trainer does to its settings is undone.
 """
 
 import json
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -19,12 +21,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from blocklib.block import Architecture
 from blocklib.distil import NotFinite, Progress, regulariser
 from blocklib.model import PuzzleNasForCausalLM
 from nas.healing import Healing
+from nas.logit_kl import logit_kl
+from nas.permissions import open_as_usual
 
 
 def heal(
@@ -37,8 +41,34 @@ def heal(
     """Train `child` in place; progress as it goes. A run killed half-way goes on from its last checkpoint.
 
     `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be
-    its own, not shared with the parent. Raises NotFinite where the loss is.
+    its own, not shared with the parent; nothing else of it is changed when this ends. Raises NotFinite where the loss
+    is.
     """
+    with _settings_kept(child):
+        yield from _healing(parent, child, ids_BT, settings, checkpoints)
+    child.requires_grad_(False)
+    child.eval()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _settings_kept(model: PuzzleNasForCausalLM) -> Iterator[None]:
+    """The model's configurations end as they were: the trainer turns the KV cache of what it trains off for good."""
+    kept = [(settings, deepcopy(vars(settings))) for settings in (model.config, model.generation_config)]
+    try:
+        yield
+    finally:
+        for settings, values in kept:
+            vars(settings).clear()
+            vars(settings).update(values)
+
+
+def _healing(
+    parent: PuzzleNasForCausalLM,
+    child: PuzzleNasForCausalLM,
+    ids_BT: Tensor,
+    settings: Healing,
+    checkpoints: Path,
+) -> Iterator[Progress]:
     batch = min(settings.batch, len(ids_BT))
     steps = max(1, settings.tokens // (batch * ids_BT.shape[1]))
     events: Queue[Progress | BaseException | None] = Queue()
@@ -58,8 +88,6 @@ def heal(
         if isinstance(event, BaseException):
             raise event
         yield event
-    child.requires_grad_(False)
-    child.eval()  # type: ignore[no-untyped-call]
 
 
 def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use_cpu: bool) -> TrainingArguments:
@@ -148,6 +176,10 @@ class _Report(TrainerCallback):
         done, total = state.global_step, state.max_steps
         self._events.put(Progress(done * self._tokens_per_step, total * self._tokens_per_step))
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert args.output_dir is not None
+        open_as_usual(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
+
 
 class _Distillation(Trainer):
     """A Trainer whose loss is the distance to a parent."""
@@ -162,13 +194,16 @@ class _Distillation(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        ids_BT, with_hidden = inputs["input_ids"], self._hidden_weight > 0
+        ids_BT, asked = inputs["input_ids"], {"output_hidden_states": self._hidden_weight > 0, "use_cache": False}
+        child: PuzzleNasForCausalLM = self.accelerator.unwrap_model(model)
         with torch.no_grad():
-            target = self._parent(input_ids=ids_BT, output_hidden_states=with_hidden, use_cache=False)
-        output = model(input_ids=ids_BT, output_hidden_states=with_hidden, use_cache=False)
-        target_log = target.logits.float().log_softmax(-1)
-        loss = (target_log.exp() * (target_log - output.logits.float().log_softmax(-1))).sum(-1).mean()
-        if with_hidden:
+            target = self._parent.model(ids_BT, **asked)
+        # Its decoder alone: a forward of the whole would make all logits.
+        output = child.model(ids_BT, **asked)
+        loss = logit_kl(
+            output.last_hidden_state, target.last_hidden_state, child.lm_head.weight, self._parent.lm_head.weight
+        )
+        if self._hidden_weight > 0:
             # hidden_states[0] is the embedding; the last one of both is taken after the final norm.
             distances = [
                 1 - torch.cosine_similarity(hidden.float(), target.hidden_states[end].float(), dim=-1).mean()

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from blocklib.block import SKIP, Choice
 from blocklib.distil import Training
+from blocklib.hub import folder_of
 from blocklib.library import Library
 from blocklib.parent import Parent, load_parent
 from cost_models.flash import MemoryHierarchy
@@ -21,10 +22,11 @@ from cost_models.hardware import describe
 from cost_models.scenario import Scenario
 from nas.data import Tokens, digest_of, load_tokens
 from nas.digest import digest
-from nas.export.formats import check_format
+from nas.feasible import check_sizes, scenario_of
 from nas.request import Request
 from nas.runs import Matrix
-from nas.space import check_kinds, choices
+from nas.space import choices
+from nas.tokenizer import load_tokenizer
 
 # Part of every key of built weights: raise it when the same settings would give other weights.
 _BUILD_VERSION = 2
@@ -146,29 +148,16 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
 
     Raises ValueError, from whichever part is wrong, naming it.
     """
+    folder = folder_of(request.checkpoint, code=request.allow_remote_code)
+    tokenizer = load_tokenizer(folder, request.allow_remote_code)
     parent = load_parent(request.checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(request.checkpoint)
-    check_kinds(request.distill.kinds)
-    check_format(request.export.format, choices(request.space, parent.shape), parent.model.config)
+    check_sizes(request, parent.shape, parent.model.config)
     asked = request.scenario
-    scenario = Scenario(
-        asked.device, asked.dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads
-    )
-    _check_positions(parent.shape.positions, scenario, request.data.sequence_length)
     return Job(
         request=request,
         parent=parent,
         tokenizer=tokenizer,
         tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary),
-        scenario=scenario,
+        scenario=scenario_of(request),
         hardware=hardware or describe(asked.device, asked.threads),
     )
-
-
-def _check_positions(positions: int, scenario: Scenario, sequence_length: int) -> None:
-    """Raises ValueError where more tokens are asked for than a parent has learned `positions` for; 0: any number."""
-    # The last token that is generated is not read any more.
-    longest = {"data.sequence_length": sequence_length, "scenario": scenario.context_tokens - 1}
-    for place, tokens in longest.items():
-        if 0 < positions < tokens:
-            raise ValueError(f"{place}: {tokens} tokens are more than the {positions} the parent has positions for")

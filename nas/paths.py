@@ -42,13 +42,13 @@ def local_or_hub(text: object, folder: Path) -> str:
 def matching_files(patterns: Iterable[object], folder: Path, hint: str = "") -> tuple[Path, ...]:
     """The files that paths and globs (`**` included) name: each once, in the order given, a glob's own matches sorted.
 
-    Raises ValueError for a path or a glob that names no file, `hint` at the end of it, and for a path that is a folder.
+    Raises ValueError for a path or a glob that names no file, and for a path that is a folder; `hint` at the end.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = absolute(pattern, folder)
         if path.is_dir():
-            raise ValueError(f"{path} is a folder; name its files, like {path.name}/*.txt")
+            raise ValueError(f"{path} is a folder; name its files, like {path.name}/*.txt{hint}")
         # A file called a[1].txt is meant before the glob of that spelling.
         matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         files = [match for match in matches if match.is_file()]

@@ -64,10 +64,19 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
             job = prepare(request, hardware_of(request, cluster))
         known = {known.id: known for known in store.searches()}.get(job.id)
         if known is not None:
-            job = replace(job, dependency=known.dependency)
+            if known.name != request.name:
+                console.print(
+                    f"{request.name}: this parent, text, space and scenario are the search {known.name} already; it "
+                    "keeps that name",
+                    soft_wrap=True,
+                )
+            # Others know it by its first name, in their commands and its reports.
+            job = replace(job, request=request.model_copy(update={"name": known.name}), dependency=known.dependency)
         store.add_search(search_row(job, known.parent_costs if known else {}))
-        console.print(f"search {request.name} ({job.id}): {len(job.variants)} options beside the parent's own")
+        console.print(f"search {job.request.name} ({job.id}): {len(job.variants)} options beside the parent's own")
         console.print(job.tokens.describe(), style="dim", soft_wrap=True)
+        for note in job.parent.notes:
+            console.print(note, soft_wrap=True)
         try:
             trial = _found(job, store, cluster, console, remeasure)
             outcome = _delivered(job, store, trial, console)

@@ -1,18 +1,22 @@
 """Several answers to one budget, from the store alone: the best, then each the best of those unlike all before it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 from db import models
 from db.store import Store
 from nas.effort import USUAL, Effort
 from nas.explain import explain
-from nas.solve import BudgetNotMet, Measured, not_met, trial_row
+from nas.solve import BudgetNotMet, Measured, not_met, proposed
 from nas.units import Limit
 from solvers.joint import filled, paired, parted
 from solvers.pool import pool
 from solvers.problem import Infeasible, Solution
+
+MOST = 1000
+"""Answers that may be asked for."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +29,59 @@ class Alternative:
     unlike: int
 
 
+Ending = Literal["enough", "exhausted", "time", "interrupted"]
+
+
 @dataclass(frozen=True)
 class Alternatives:
-    """As they were found, the first the best. Fewer than asked for: there are no more so far apart, or the time ran out
-    first."""
+    """As they were found, the first the best, and why there are no more: as many as asked for were found, there are no
+    others so far apart, the time ran out, or somebody stopped it."""
 
     found: tuple[Alternative, ...]
-    timed_out: bool
+    ended: Ending
+
+    @property
+    def why_no_more(self) -> str:
+        return {
+            "enough": "as many as asked for",
+            "exhausted": "there are no others so far apart",
+            "time": "in the time no other was found",
+            "interrupted": "interrupted; those found stay",
+        }[self.ended]
+
+
+def check_count(count: int) -> None:
+    """Raises ValueError for more than anybody reads."""
+    if count > MOST:
+        raise ValueError(
+            f"--count is {count}; at most {MOST} are looked for: each is a question of its own, harder than the last, "
+            "and becomes a trial. Ask for a larger --apart to see others that differ, or use `nas pareto` for a front"
+        )
 
 
 def alternatives(
-    store: Store, known: Measured, budget: Sequence[Limit], count: int, apart: int, effort: Effort = USUAL
+    store: Store,
+    known: Measured,
+    budget: Sequence[Limit],
+    count: int,
+    apart: int,
+    effort: Effort = USUAL,
+    total_s: float | None = None,
+    tell: Callable[[Alternative], None] = lambda found: None,
 ) -> Alternatives:
-    """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial.
+    """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial,
+    and is told of, as it is found; stopped by Ctrl-C or after `total_s` seconds, those found stay.
 
-    Raises BudgetNotMet, and ValueError for more subblocks than there are.
+    Raises BudgetNotMet, ValueError for more subblocks than there are or a `count` above MOST, and, with none found,
+    TimeoutError and KeyboardInterrupt.
     """
+    check_count(count)
     subblocks = 2 * known.layers
     if not 1 <= apart <= subblocks:
         raise ValueError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
-    problem = known.problem(budget)
-    answers = pool(paired(problem), apart=apart, **effort.over(known.effort))
+    answers = pool(paired(known.problem(budget)), apart=apart, total_s=total_s, **effort.over(known.effort))
     found: list[Alternative] = []
+    ended: Ending = "exhausted"
     try:
         for solution in islice(answers, count):
             best = found[0].solution if found else solution
@@ -54,13 +89,14 @@ def alternatives(
             trial = _kept(store, known, budget, solution, best)
             first, other = filled(best.options), filled(solution.options)
             found.append(Alternative(trial, solution, sum(name != first[slot] for slot, name in other.items())))
+            tell(found[-1])
     except Infeasible as error:
         raise BudgetNotMet(not_met(known, budget, error)) from error
-    except TimeoutError:
+    except (TimeoutError, KeyboardInterrupt) as error:
         if not found:
             raise
-        return Alternatives(tuple(found), timed_out=True)
-    return Alternatives(tuple(found), timed_out=False)
+        ended = "time" if isinstance(error, TimeoutError) else "interrupted"
+    return Alternatives(tuple(found), "enough" if len(found) == count else ended)
 
 
 def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution) -> models.Trial:
@@ -68,5 +104,5 @@ def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solu
     problem, is_best = known.problem(budget), solution is best
     options = parted(solution.options, problem)
     whole = Solution.of(problem, options, best.bound, solution.seconds, solution.solver if is_best else "pool")
-    trial = store.add_trial(trial_row(known, whole, budget, None))
+    trial = proposed(store, known, whole, budget)
     return explain(store, known, budget, whole, trial) if is_best else trial

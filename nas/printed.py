@@ -11,13 +11,15 @@ from rich.style import Style
 from rich.table import Column, Table
 from rich.text import Text
 
-from nas.units import format_quantity
+from nas.printable import printable
+from nas.units import COLUMNS, format_quantity, said_budget
 from solvers.problem import OPTIMAL_GAP
 
 if TYPE_CHECKING:
     from db import models
     from nas.compare import Line
     from nas.dependency import Dependency
+    from nas.forget import Deleted
     from nas.front import Point
     from nas.pipeline import Outcome
     from nas.pool import Alternatives
@@ -26,24 +28,53 @@ if TYPE_CHECKING:
     from nas.solve import Measured
     from nas.solve_table import Answer
 
-# What is printed holds names and paths of the user's, in which brackets are brackets.
-console = Console(markup=False, emoji=False)
+
+class Terminal(Console):
+    """Where everything is printed. Names and paths of the user's are in it: brackets are brackets, and what would
+    steer the terminal is shown, not obeyed."""
+
+    def __init__(self, stderr: bool = False):
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Rich asks here for every string, those in a table's cells as well."""
+        return super().render_str(printable(text), **how)
+
+
+console = Terminal()
 
 
 def talk_beside(as_json: bool) -> Console:
     """Where work is talked about: not where its JSON goes."""
-    return Console(stderr=True, markup=False, emoji=False) if as_json else console
+    return Terminal(stderr=True) if as_json else console
 
 
 _CLOSEST = 3
 """Close calls that are printed; all are in the JSON and in the report."""
 
 
+_WIDEST = 10_000
+
+
+def _print_whole(table: Table, where: Console = console) -> None:
+    """Where no terminal breaks lines, as wide as it is, so that no cell is cut."""
+    if not where.is_terminal:
+        where = Console(file=where.file, width=_WIDEST, markup=False, emoji=False)
+    where.print(table)
+
+
+NOT_KEPT = "It is not kept as a trial, as the database cannot be written here."
+
+
+def is_kept(trial: "models.Trial") -> bool:
+    """Whether the database has it: one that can only be read keeps no answers."""
+    return trial.id is not None
+
+
 def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     if as_json:
-        print_json(
-            judged(outcome.search, outcome.trial) | {"report": str(outcome.report), "sentence": outcome.sentence}
-        )
+        more = {"report": str(outcome.report), "sentence": outcome.sentence}
+        print_json(answered(outcome.search, outcome.trial) | more)
         return
     print_trial(outcome.search, outcome.trial)
     console.print(f"\nchild:    {outcome.child}", soft_wrap=True)
@@ -52,16 +83,24 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     console.print(outcome.sentence, highlight=False)
 
 
-def judged(search: "models.Search", trial: "models.Trial") -> dict[str, Any]:
-    """A trial as JSON takes it, with the verdict on its budget, and on each limit."""
-    from nas.budget import of_all, verdicts  # It loads what a list of trials does not need.
+def answered(search: "models.Search", trial: "models.Trial") -> dict[str, Any]:
+    """A trial as JSON takes it, the verdict on its budget and on each limit, and what to be told of it."""
+    from nas.budget import of_all, verdicts
+    from nas.caution import cautions
 
     found = verdicts(search, trial)
-    return plain(trial) | {"verdict": of_all(found.values()), "verdicts": found}
+    verdict = {"verdict": of_all(found.values()), "verdicts": found}
+    return plain(trial) | verdict | {"cautions": list(cautions(search, trial))}
+
+
+def print_cautions(said: Sequence[str], where: Console = console) -> None:
+    for sentence in said:
+        where.print(f"caution: {sentence}", soft_wrap=True, highlight=False)
 
 
 def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     from nas.budget import uncertainty
+    from nas.caution import cautions
     from nas.explain import Explained  # They load what a list of trials does not need.
     from nas.table import comparison
 
@@ -69,15 +108,17 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     known = uncertainty(trial)
     proven += f", {known}" if proven and known else ""
     if "solved_for" in trial.details:
-        proven += f", for {_limits(trial.details['solved_for'])}, as what was timed moved the limits"
+        proven += f", for {said_budget(trial.details['solved_for'])}, as what was timed moved the limits"
+    number = f"trial {trial.id}" if is_kept(trial) else "not kept as a trial"
     console.print(
-        f"\nsearch {search.name} ({search.id}), trial {trial.id}: {_limits(trial.budget)}, by {trial.solver}{proven}",
+        f"\nsearch {search.name} ({search.id}), {number}: {said_budget(trial.budget)}, by {trial.solver}{proven}",
         soft_wrap=True,
     )
     table = Table("", "parent", "child", box=None)
     for row in comparison(search, trial):
         table.add_row(row.what, row.parent, row.child)
-    console.print(table)
+    _print_whole(table)
+    print_cautions(cautions(search, trial))
     explained = Explained.of(trial)
     if explained is None:
         return
@@ -88,15 +129,11 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
         console.print(f"close call: {call.said(score)}", soft_wrap=True, highlight=False)
 
 
-def _limits(budget: Mapping[str, str]) -> str:
-    return ", ".join(f"{metric} {value}" for metric, value in budget.items())
-
-
 def print_front(front: "Sequence[Point]", cost: str) -> None:
     table = Table("score", cost, "of parent", "architecture")
     for point in front:
         table.add_row(f"{point.score:.4f}", format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary)
-    console.print(table)
+    _print_whole(table)
     unproven = [point.gap for point in front if point.status != "optimal"]
     if unproven:
         console.print(
@@ -105,28 +142,34 @@ def print_front(front: "Sequence[Point]", cost: str) -> None:
 
 
 def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as_json: bool) -> None:
+    from nas.caution import cautions
+
+    told = list(dict.fromkeys(said for one in answer.found for said in cautions(known.search, one.trial)))
     if as_json:
         found = [{"trial": plain(one.trial), "unlike": one.unlike, "gap": one.solution.gap} for one in answer.found]
-        print_json({"found": found, "timed_out": answer.timed_out})
+        print_json({"found": found, "ended": answer.ended, "timed_out": answer.ended == "time", "cautions": told})
         return
     from nas.table import summary  # It loads what a list of trials does not need.
 
+    asked = _asked([one.trial for one in answer.found], ("latency", "memory"))
     table = Table("trial", box=None)
-    for column in ("score", "latency", "of parent", "memory", "unlike\nthe first"):
+    for column in ("score", "latency", "of parent", "memory", *asked, "unlike\nthe first"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("architecture")
     whole_s = known.parent_totals()["latency_s"]
     for one in answer.found:
         trial = one.trial
         table.add_row(
-            str(trial.id), _number(trial.score), format_quantity("latency", trial.predicted_latency_s),
-            _share(trial.predicted_latency_s / whole_s), format_quantity("memory", trial.predicted_memory_bytes),
-            str(one.unlike), summary(trial.architecture),
+            str(trial.id) if is_kept(trial) else "-", _number(trial.score), _predicted(trial, "latency"),
+            _share(trial.predicted_latency_s / whole_s), _predicted(trial, "memory"),
+            *[_predicted(trial, metric) for metric in asked], str(one.unlike), summary(trial.architecture),
         )  # fmt: skip
-    console.print(table)
+    _print_whole(table)
+    print_cautions(told)
     if len(answer.found) < count:
-        why = "in the time no other was found" if answer.timed_out else "there are no others so far apart"
-        console.print(f"{len(answer.found)} of {count}: {why}", highlight=False)
+        console.print(f"{len(answer.found)} of {count}: {answer.why_no_more}", highlight=False)
+    if not all(is_kept(one.trial) for one in answer.found):
+        console.print(NOT_KEPT.replace("It is not kept as a trial", "They are not kept as trials"), soft_wrap=True)
     unproven = [one.solution.gap for one in answer.found if one.solution.gap > OPTIMAL_GAP]
     if unproven:
         console.print(
@@ -136,24 +179,22 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
 
 
 def print_layers(layers: "Sequence[LayerLine]") -> None:
-    table = Table("layer", "parent", "child", "score", "prefill", "decode", "contention", "parameters")
+    from nas.table import share_taken, uncertain
+
+    table = Table("layer", "parent", "child", "score", "prefill", "decode", "contention", "memory", "parameters")
     for layer in layers:
         table.add_row(
             layer.place, layer.parent, layer.child, _number(layer.score),
-            _milliseconds(layer.prefill_s, layer.prefill_error_s), _milliseconds(layer.decode_s, layer.decode_error_s),
-            "-" if layer.contention is None else f"{layer.contention:.0%}", f"{layer.parameters:,}",
+            uncertain("ttft", layer.prefill_s, layer.prefill_error_s),
+            uncertain("decode", layer.decode_s, layer.decode_error_s), share_taken(layer.contention),
+            format_quantity("memory", layer.memory_bytes), f"{layer.parameters:,}",
         )  # fmt: skip
-    console.print(table)
-
-
-def _milliseconds(seconds: float, error_s: float | None) -> str:
-    """With the standard error, which may not be known."""
-    return f"{seconds * 1e3:.3f} ± {'?' if error_s is None else f'{error_s * 1e3:.3f}'} ms"
+    _print_whole(table)
 
 
 def print_answer(answer: "Answer", as_json: bool) -> None:
     for note in answer.table.notes():
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(printable(f"note: {note}"), err=True)
     if as_json:
         print_json(answer.plain())
         return
@@ -175,45 +216,103 @@ def print_answer(answer: "Answer", as_json: bool) -> None:
     console.print(f"\n{answer.summary()}", soft_wrap=True, highlight=False)
 
 
-def print_trials(trials: "Sequence[models.Trial]", names: Mapping[str, str], none: str) -> None:
+def print_trials(
+    trials: "Sequence[models.Trial]", names: Mapping[str, str], none: str, where: Console = console
+) -> None:
     """A line each; `names` are the searches' by their ids, `none` is said where there are no trials."""
     if not trials:
-        console.print(none, soft_wrap=True)
+        where.print(none, soft_wrap=True)
         return
-    table = Table("trial", *(Column(name, overflow="fold") for name in ("search", "solver", "budget")), box=None)
-    for column in ("score", "latency", "measured", "KL", "loss"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for trial in trials:
-        budget = ", ".join(f"{metric}={value}" for metric, value in trial.budget.items())
-        measured = "-" if trial.latency_s is None else format_quantity("latency", trial.latency_s)
-        table.add_row(
-            str(trial.id), names[trial.search_id], trial.solver, budget, _number(trial.score),
-            format_quantity("latency", trial.predicted_latency_s), measured, _number(trial.kl), _number(trial.lm_loss),
-        )  # fmt: skip
-    console.print(table)
+    named = ["search", "solver", "budget", *["predicted"] * any(map(_asked_values, trials))]
+    table = Table("trial", *(Column(name, overflow="fold") for name in named), box=None)
+    columns = _trial_columns(trials)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for index, trial in enumerate(trials):
+        cells = [names[trial.search_id], trial.solver, said_budget(trial.budget, between="="), _asked_values(trial)]
+        table.add_row(str(trial.id), *cells[: len(named)], *(column[index] for column in columns.values()))
+    _print_whole(table, where)
 
 
-def print_comparison(lines: "Sequence[Line]", as_json: bool) -> None:
+def print_deleted(deleted: "Deleted", as_json: bool) -> None:
+    if as_json:
+        files, exports = ([str(path) for path in paths] for paths in (deleted.files, deleted.exports))
+        print_json({"deleted": deleted.trials, "files": files, "exports_left": exports, "notes": deleted.notes})
+        return
+    count = len(deleted.trials)
+    console.print(f"deleted {count} trial{'s' if count != 1 else ''}", highlight=False)
+    for path in deleted.files:
+        console.print(f"deleted its child {path}", soft_wrap=True, highlight=False)
+    for note in deleted.notes:
+        console.print(note, soft_wrap=True, highlight=False)
+    for path in deleted.exports:
+        console.print(f"left as it is: the exported child {path}", soft_wrap=True, highlight=False)
+
+
+def _trial_columns(trials: "Sequence[models.Trial]") -> dict[str, list[str]]:
+    """What is known of each: no column without a value."""
+    found = {
+        "score": [_number(trial.score) for trial in trials],
+        "latency": [_predicted(trial, "latency") for trial in trials],
+        "measured": [_measured(trial, "latency") for trial in trials],
+        "real KL": [_number(trial.kl_whole) for trial in trials],
+        "KL": [_number(trial.kl) for trial in trials],
+        "loss": [_number(trial.lm_loss) for trial in trials],
+    }
+    return {name: cells for name, cells in found.items() if {*cells} != {"-"}}
+
+
+def _asked_values(trial: "models.Trial") -> str:
+    """What it takes of its budget's metrics, in their order; latency has a column of its own."""
+    asked = [metric for metric in trial.budget if metric in COLUMNS and metric != "latency"]
+    return ", ".join(f"{metric} {_predicted(trial, metric)}{_as_measured(trial, metric)}" for metric in asked)
+
+
+def _as_measured(trial: "models.Trial", metric: str) -> str:
+    is_timed = metric in ("ttft", "decode", "throughput") and getattr(trial, COLUMNS[metric]) is not None
+    return f" ({_measured(trial, metric)} measured)" if is_timed else ""
+
+
+def _asked(trials: "Sequence[models.Trial]", shown: Sequence[str]) -> list[str]:
+    """The metrics that their budgets name, but for those that are shown in any case."""
+    named = {metric for trial in trials for metric in trial.budget}
+    return [metric for metric in COLUMNS if metric in named and metric not in shown]
+
+
+def _predicted(trial: "models.Trial", metric: str) -> str:
+    return format_quantity(metric, getattr(trial, f"predicted_{COLUMNS[metric]}"))
+
+
+def _measured(trial: "models.Trial", metric: str) -> str:
+    value = getattr(trial, COLUMNS[metric])
+    return "-" if value is None else format_quantity(metric, value)
+
+
+def print_comparison(search: "models.Search", lines: "Sequence[Line]", as_json: bool) -> None:
     """Sorted as they come; those without an answer in a line each, below the table."""
+    from nas.caution import cautions
     from nas.report.agreement import spearman  # It loads numpy, which a list of trials does not need.
 
     if as_json:
-        print_json([vars(line) | {"trial": line.trial and plain(line.trial)} for line in lines])
+        print_json([vars(line) | {"trial": line.trial and answered(search, line.trial)} for line in lines])
         return
-    answered = [(line, line.trial) for line in lines if line.trial is not None]
+    found = [(line, line.trial) for line in lines if line.trial is not None]
+    asked = _asked([trial for _, trial in found], ("latency",))
     is_healed = any(line.healed_kl is not None for line in lines)
-    is_timed = any(trial.latency_ratio is not None for _, trial in answered)
+    is_timed = any(trial.latency_ratio is not None for _, trial in found)
     table = Table("trial", Column("strategy", no_wrap=True), box=None)
     named = ("real\nKL", "sum of\nscores", "of\nbudget", "\nlatency", "models\nrun")
-    for column in (*named, *["KL\nhealed"] * is_healed, *["latency\nmeasured"] * is_timed):
+    for column in (*named, *asked, *["KL\nhealed"] * is_healed, *["latency\nmeasured"] * is_timed):
         table.add_column(column, justify="right", no_wrap=True)
-    for line, trial in answered:
+    for line, trial in found:
         cells = [str(trial.id), line.strategy, _number(trial.kl_whole), _number(trial.score), f"{line.of_budget:.1%}",
-                 f"{line.of_parent:.1%}", str(line.evaluations)]  # fmt: skip
+                 f"{line.of_parent:.1%}", str(line.evaluations),
+                 *[_predicted(trial, metric) for metric in asked]]  # fmt: skip
         healed, timed = [_number(line.healed_kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
         table.add_row(*cells, *healed, *timed)
-    console.print(table)
-    by_kl = [trial for _, trial in answered if trial.details["metric"] == "kl"]
+    _print_whole(table)
+    print_cautions(list(dict.fromkeys(said for _, trial in found for said in cautions(search, trial))))
+    by_kl = [trial for _, trial in found if trial.details["metric"] == "kl"]
     rank = spearman([trial.score for trial in by_kl], [trial.kl_whole or 0.0 for trial in by_kl])
     if rank is not None:
         console.print(f"Spearman of predicted and real KL: {rank:.3f}", highlight=False)

@@ -22,6 +22,7 @@ from db import models
 from db.store import Store
 from nas import realise
 from nas.cluster import Cluster, Report
+from nas.config import restored
 from nas.influence import block_influence
 from nas.job import Job, prepare
 from nas.progress import Bar, Heard, bar
@@ -85,13 +86,17 @@ class Reality:
     def job(self) -> Job:
         """As the search was run. Raises Changed where that cannot be had any more."""
         search = self._search
-        job = replace(prepare(Request.model_validate(search.request), search.hardware), dependency=search.dependency)
+        job = replace(prepare(self._request, search.hardware), dependency=search.dependency)
         if job.id != search.id:
             raise Changed(
                 f"search {search.name} ({search.id}): its parent, its text or the libraries changed since; "
                 "run `nas search` on its job"
             )
         return job
+
+    @property
+    def _request(self) -> Request:
+        return restored(self._search.request, f"search {self._search.name} ({self._search.id})")
 
     @cached_property
     def _shared(self) -> Shared:
@@ -181,7 +186,7 @@ class Reality:
 
     def check_machine(self) -> None:
         """Raises Changed where times would be taken on another machine than the search's."""
-        search, here = self._search, realise.hardware_of(Request.model_validate(self._search.request), self._cluster)
+        search, here = self._search, realise.hardware_of(self._request, self._cluster)
         if here != search.hardware:
             raise Changed(
                 f"search {search.name} ({search.id}) was timed on another machine, or with another torch, "

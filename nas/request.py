@@ -26,7 +26,7 @@ from nas.sections import (
     Solver,
     Space,
 )
-from nas.values import AbsolutePath, Budget, Name, NoneIfFalse, folder_of, wrong
+from nas.values import AbsolutePath, Budget, Flag, Name, NoneIfFalse, folder_of, wrong
 
 EMBEDDED = "embedded"
 
@@ -49,6 +49,7 @@ class Request(Section):
     """One search: parent, data, space, scenario, budget, and how to go about it.
 
     `parent` is `embedded`, the absolute path of a local checkpoint, or a hub id. `heal` None: the child is not healed.
+    `allow_remote_code`: a tokenizer that is code in the checkpoint may run, on this machine; no other code of it does.
     """
 
     name: Name
@@ -64,6 +65,7 @@ class Request(Section):
     heal: Annotated[Heal | None, NoneIfFalse] = Heal()
     export: Export = Export()
     ray: Ray = Ray()
+    allow_remote_code: Flag = False
     home: Annotated[AbsolutePath, BeforeValidator(lambda value: _default_home() if value is None else value)] = Field(
         default=None, validate_default=True
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from blocklib.model import PuzzleNasForCausalLM
 from nas.stages import Ids
@@ -16,8 +16,8 @@ def sample(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, eval
     """Greedy continuation of the first held-out tokens, prompt included."""
     prompt = torch.from_numpy(evaluation[:1, :_PROMPT_TOKENS].copy()).long()
     model: Any = child  # generate's own types ask for a protocol no model states
-    generated = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=_NEW_TOKENS, do_sample=False, eos_token_id=None,
-        pad_token_id=0,
-    )  # fmt: skip
+    # A parent may have learned fewer positions; the last token is not read any more.
+    new = min(_NEW_TOKENS, max(1, child.config.max_position_embeddings + 1 - prompt.shape[1]))
+    model.generation_config = GenerationConfig()  # Greedy, whatever the parent's settings are.
+    generated = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, pad_token_id=0)
     return str(tokenizer.decode(generated[0], skip_special_tokens=True))

@@ -72,7 +72,7 @@ class Section(BaseModel):
 
 
 class HubDataset(Section):
-    """Text read by the `datasets` library: a hub id, or a local folder or file of parquet, jsonl, csv or txt."""
+    """Text of one column: a hub id; a folder or file of Parquet, Arrow, JSON, CSV or text; a `save_to_disk` folder."""
 
     dataset: Annotated[str, BeforeValidator(lambda value, info: local_or_hub(value, folder_of(info)))]
     config: str | None = None
@@ -92,8 +92,9 @@ Source = Annotated[
 class Data(Section):
     """The text, and how many tokens of it each stage reads.
 
-    `evaluation` None: a tenth of the training documents is held out, or of `stdlib` the files it holds out itself.
-    `document_separator` None: every file, or row of a dataset, is one document.
+    Files are plain text, or data files whose column is called text; each is told by its content. `evaluation` None: as
+    much training text as it asks for is held out, of every source its share, or of `stdlib` the files it holds out
+    itself. `document_separator` None: every file, or row of a dataset, is one document.
     """
 
     train: Source

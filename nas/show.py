@@ -23,6 +23,8 @@ class LayerLine:
     prefill_error_s: float | None
     decode_error_s: float | None
     contention: float | None
+    memory_bytes: int
+    """Its weights and its share of the cache."""
     parameters: int
 
 
@@ -48,6 +50,7 @@ def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple
                 prefill_error_s=cost.prefill_error_s,
                 decode_error_s=cost.decode_error_s,
                 contention=cost.contention,
+                memory_bytes=int(option.costs["memory_bytes"]),
                 parameters=int(option.costs["parameters"]),
             )
         )

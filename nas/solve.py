@@ -14,16 +14,14 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.effort import USUAL, Effort
-from nas.units import Limit, did_you_mean, format_quantity, parse_limit, parse_seconds
+from nas.units import COLUMNS, Limit, did_you_mean, format_quantity, parse_limit, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
 from solvers.problem import Infeasible, Option, Problem, Solution
 
-# What a budget's metrics are called among the costs.
-METRICS = {"latency": "latency_s", "ttft": "ttft_s", "decode": "decode_s", "throughput": "throughput",
-           "memory": "memory_bytes", "parameters": "parameters"}  # fmt: skip
-
+METRICS = COLUMNS
+"""What a budget's metrics are called among the costs."""
 
 SCORES = ("kl", "lm_loss")
 """What may be minimised, less being better."""
@@ -108,6 +106,13 @@ class Measured:
     def ceiling(self, asked: Limit) -> tuple[str, float]:
         """A limit of the budget as (cost, most it may be) for a whole model."""
         return limit(METRICS[asked.metric], asked.absolute(self.whole(asked.metric)), self.scenario)
+
+    def totals(self, solution: Solution) -> dict[str, float]:
+        """What the solver's answer costs as a whole model: every metric."""
+        fixed = self.fixed.metrics(self.scenario)
+        linear = {name: value + fixed[name] for name, value in solution.costs.items()}
+        generated = self.scenario.batch * self.scenario.generated_tokens
+        return linear | {"throughput": generated / linear["latency_s"]}
 
     def predicted(self, choices: Iterable[str]) -> dict[str, Any]:
         """The columns of a trial that say what an architecture of these choices costs, and how far that may be off."""
@@ -254,11 +259,13 @@ def trial_row(
     budget: Sequence[Limit],
     heal: dict[str, Any] | None,
     solved_for: Sequence[Limit] | None = None,
+    built: str | None = None,
 ) -> models.Trial:
     """A solution as a trial, nothing of it built yet. Proposed again by the same solver for the same budget, it is the
     same trial.
 
     `solved_for`: the limits that its score, bound and gap are proven within, where they are not those of the budget.
+    `built`: the key of the child it is, where that was built.
     """
     details: dict[str, Any] = {
         # Which options it is made of: the architecture alone does not say what was scored as a pair.
@@ -270,7 +277,7 @@ def trial_row(
     is_of_sums = solution.solver not in BY_EVALUATION
     architecture = str(architecture_of(solution, known.layers))
     asked_for = {asked.metric: asked.text for asked in budget}
-    child_key = digest(known.search.id, architecture, heal)
+    child_key = built or digest(known.search.id, architecture, heal)
     return models.Trial(
         key=digest(child_key, asked_for, known.metric, solution.solver),
         child_key=child_key,
@@ -285,6 +292,14 @@ def trial_row(
         **known.predicted(details["choices"]),
         details=details,
     )
+
+
+def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.Trial:
+    """A solution as a trial of the store: of the child that the search built of this architecture, if it did. A store
+    that can only be read keeps none; the trial then has no id."""
+    built = store.built_child(known.search.id, str(architecture_of(solution, known.layers)))
+    row = trial_row(known, solution, budget, None, built=built)
+    return store.as_added(row) if store.is_read_only else store.add_trial(row)
 
 
 def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:

@@ -9,7 +9,10 @@ from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
 from nas.budget import verdicts
-from nas.units import format_quantity
+from nas.units import COLUMNS, format_quantity, said_limit
+
+_CONTENTION = "  CPU contention"
+"""Stands under what was timed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -20,53 +23,66 @@ class Row:
 
 
 def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
-    """What is known of a trial beside its parent; a dash where nothing was measured."""
+    """What is known of a trial beside its parent: every metric as predicted, and what was measured of the child. What
+    nobody measured of it has no row."""
     scenario = Scenario(**search.scenario)
     parent_cost = Cost(**search.parent_costs["whole"])
-    whole, errors = parent_cost.totals(scenario), parent_cost.errors(scenario)
+    whole = parent_cost.totals(scenario)
     parent = trial.details.get("parent", {})
     loss = parent.get("lm_loss")
     found = [
         Row("architecture", summary(search.parent_architecture), summary(trial.architecture)),
         Row("parameters", _shown("parameters", whole["parameters"]), _shown("parameters", trial.predicted_parameters)),
         Row("memory", _shown("memory", whole["memory_bytes"]), _shown("memory", trial.predicted_memory_bytes)),
-        _predicted(
-            "latency",
-            (whole["latency_s"], errors["latency_s"]),
-            (trial.predicted_latency_s, trial.predicted_latency_error_s),
-        ),
-        Row("  CPU contention", _contention(parent_cost.contention), _contention(trial.predicted_contention)),
-        Row("latency, measured", _shown("latency", parent.get("latency_s")), _measured_latency(trial)),
     ]
-    if scenario.generated_tokens > 1:
-        found += [
-            _predicted(
-                "decode",
-                (whole["decode_s"], errors["decode_s"]),
-                (trial.predicted_decode_s, trial.predicted_decode_error_s),
-            ),
-            Row("decode, measured", _shown("decode", parent.get("decode_s")), _shown("decode", trial.decode_s)),
-        ]
-    if trial.latency_s is not None:
-        place = 1 + [row.what for row in found].index("latency, measured")
-        found.insert(place, Row("  CPU contention", *2 * [_contention(trial.contention)]))
-    found += [
-        Row(
-            "throughput, measured",
-            _shown("throughput", parent.get("throughput")),
-            _shown("throughput", trial.throughput),
-        ),
-        Row("held-out loss", _number(loss), _number(trial.lm_loss)),
+    for metric in _timed(scenario, trial):
+        column = COLUMNS[metric]
+        found += _predicted(metric, parent_cost, scenario, trial)
+        if metric == "latency":
+            found.append(Row(_CONTENTION, share_taken(parent_cost.contention), share_taken(trial.predicted_contention)))
+        if getattr(trial, column) is not None:
+            shown = _measured_latency(trial) if metric == "latency" else _shown(metric, getattr(trial, column))
+            found.append(Row(f"{metric}, measured", _shown(metric, parent.get(column)), shown))
+            found += [Row(_CONTENTION, *2 * [share_taken(trial.contention)])] if metric == "latency" else []
+    losses = [
+        *_measured("held-out loss", _number(loss), trial.lm_loss),
         *_foreseen(trial, "lm_loss"),
-        Row("perplexity", _number(None if loss is None else math.exp(loss)), _number(trial.perplexity)),
-        Row("KL to the parent", "0", _number(trial.kl)),
-        Row("  before healing", "0", _number(trial.kl_before_heal)),
-        *([] if trial.kl_whole is None else [Row("  on the score text, untrained", "0", _number(trial.kl_whole))]),
+    ]
+    fidelity = [
+        *_measured("KL to the parent", "0", trial.kl),
+        *_measured("  before healing", "0", trial.kl_before_heal),
+        *_measured("  on the score text, untrained", "0", trial.kl_whole),
         *_foreseen(trial, "kl"),
-        Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)),
-        *(Row(f"{metric} within {trial.budget[metric]}", "", said) for metric, said in verdicts(search, trial).items()),
+    ]
+    found += [
+        *_under("held-out loss", losses),
+        *_measured("perplexity", _number(None if loss is None else math.exp(loss)), trial.perplexity),
+        *_under("KL to the parent", fidelity),
+    ]
+    if trial.top1_agreement is not None:
+        found.append(Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)))
+    found += [
+        Row(f"{metric} within {said_limit(metric, trial.budget[metric])}", "", verdict)
+        for metric, verdict in verdicts(search, trial).items()
     ]
     return tuple(found)
+
+
+def _timed(scenario: Scenario, trial: models.Trial) -> list[str]:
+    """The metrics that take a clock. The first token's time is all of the latency where no other token follows."""
+    more = ["ttft", "decode"] if scenario.generated_tokens > 1 else [*{"ttft"} & trial.budget.keys()]
+    return ["latency", *more, "throughput"]
+
+
+def _under(heading: str, rows: list[Row]) -> list[Row]:
+    """Rows about one thing, which the first of them names; where that is not known, each does."""
+    if rows and rows[0].what == heading:
+        return rows
+    return [Row(f"{heading}, {row.what.strip()}", row.parent, row.child) for row in rows]
+
+
+def _measured(what: str, parent: str, value: float | None) -> list[Row]:
+    return [] if value is None else [Row(what, parent, _number(value))]
 
 
 def _foreseen(trial: models.Trial, metric: str) -> list[Row]:
@@ -88,21 +104,40 @@ def markdown(rows: tuple[Row, ...]) -> str:
     return "\n".join(lines + [f"| {row.what.strip()} | {row.parent} | {row.child} |" for row in rows])
 
 
-def _predicted(metric: str, parent: tuple[float, float | None], child: tuple[float, float | None]) -> Row:
-    """Both as (value, standard error)."""
-    share = f" ({child[0] / parent[0]:.1%})"
-    return Row(f"{metric}, predicted", _uncertain(metric, *parent), _uncertain(metric, *child) + share)
+def _predicted(metric: str, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[Row]:
+    """No row where the parent's cost holds no seconds, as that of arithmetic alone does."""
+    column = COLUMNS[metric]
+    whole, child = parent.totals(scenario).get(column), getattr(trial, f"predicted_{column}")
+    if not whole:
+        return []
+    errors = parent.errors(scenario)
+    if metric == "throughput":
+        # As large a share of it as latency's.
+        latency_s = parent.totals(scenario)["latency_s"]
+        of_parent = _scaled(errors["latency_s"], whole / latency_s)
+        of_child = _scaled(trial.predicted_latency_error_s, child / trial.predicted_latency_s)
+    else:
+        of_parent, of_child = errors[column], getattr(trial, f"predicted_{metric}_error_s")
+    share = f" ({child / whole:.1%})"
+    return [
+        Row(f"{metric}, predicted", uncertain(metric, whole, of_parent), uncertain(metric, child, of_child) + share)
+    ]
 
 
-def _uncertain(metric: str, value: float, error: float | None) -> str:
-    """With its standard error, unless it is exact."""
+def _scaled(error: float | None, factor: float) -> float | None:
+    return None if error is None else factor * error
+
+
+def uncertain(metric: str, value: float, error: float | None) -> str:
+    """A quantity with its standard error, unless it is exact; None where nobody knows."""
     if error == 0:
         return _shown(metric, value)
     return f"{_shown(metric, value)} ± {'?' if error is None else _shown(metric, error)}"
 
 
-def _contention(share: float | None) -> str:
-    return "not noted" if share is None else f"{share:.0%}"
+def share_taken(contention: float | None) -> str:
+    """CPU contention; None where nobody noted it."""
+    return "not noted" if contention is None else f"{contention:.0%}"
 
 
 def _measured_latency(trial: models.Trial) -> str:

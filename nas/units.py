@@ -50,6 +50,16 @@ METRICS: Mapping[str, _Dimension] = {
     "parameters": _COUNT,
 }
 
+COLUMNS: Mapping[str, str] = {
+    "latency": "latency_s",
+    "ttft": "ttft_s",
+    "decode": "decode_s",
+    "throughput": "throughput",
+    "memory": "memory_bytes",
+    "parameters": "parameters",
+}
+"""What they are called among the costs, and in the columns of a trial."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -111,17 +121,35 @@ def format_quantity(metric: str, value: float) -> str:
 
     "12.3 ms", "1.50 GiB", "1234 tok/s", "2.10 B". Raises ValueError for NaN and infinity.
     """
-    if not math.isfinite(value):
-        raise ValueError(f"{metric} is {value}, which is no quantity")
-    dimension = _dimension(metric)
-    # 0.9995: what would round up to 1000 or 1024 of one unit is shown as one of the next.
-    fitting = [unit for unit in dimension.shown if abs(value) >= 0.9995 * dimension.units[unit]]
-    unit = (fitting or [dimension.base if value == 0 else dimension.shown[0]])[-1]
-    number = value / dimension.units[unit]
+    number, unit = _fitting(metric, value)
     decimals = 0 if number == 0 else max(0, 2 - math.floor(math.log10(abs(number) * 1.0005)))
     if unit == "" and number == round(number):
         decimals = 0
     return f"{number:.{decimals}f} {unit}".rstrip()
+
+
+def exact_quantity(metric: str, value: float) -> str:
+    """`value`, in the base unit of `metric`, as someone may have written it: "12.345 ms", "10 MiB", "900 tok/s".
+
+    Six significant digits, less trailing zeros. Raises ValueError for NaN and infinity.
+    """
+    number, unit = _fitting(metric, value)
+    digits = f"{number:.6g}"
+    return f"{digits if 'e' not in digits else f'{number:.0f}'} {unit}".rstrip()
+
+
+def said_limit(metric: str, text: object) -> str:
+    """A limit as it is kept, in base units, as people read it: "10485760.0 B" is "10 MiB", "60%" is "60%"."""
+    try:
+        limit = parse_limit(metric, text)
+    except ValueError:
+        return str(text)  # of an older version's
+    return limit.text if limit.relative else exact_quantity(metric, limit.value)
+
+
+def said_budget(budget: Mapping[str, object], between: str = " ") -> str:
+    """A budget as it is kept, for people: "latency 60%, memory 10 MiB"."""
+    return ", ".join(f"{metric}{between}{said_limit(metric, text)}" for metric, text in budget.items())
 
 
 def parse_limit(metric: str, text: object) -> Limit:
@@ -173,6 +201,17 @@ def _dimension(metric: str) -> _Dimension:
     if metric not in METRICS:
         raise ValueError(f"{metric!r} is not a metric; {did_you_mean(metric, METRICS)}")
     return METRICS[metric]
+
+
+def _fitting(metric: str, value: float) -> tuple[float, str]:
+    """A value in the unit it prints in. Raises ValueError for NaN and infinity."""
+    if not math.isfinite(value):
+        raise ValueError(f"{metric} is {value}, which is no quantity")
+    dimension = _dimension(metric)
+    # 0.9995: what would round up to 1000 or 1024 of one unit is shown as one of the next.
+    fitting = [unit for unit in dimension.shown if abs(value) >= 0.9995 * dimension.units[unit]]
+    unit = (fitting or [dimension.base if value == 0 else dimension.shown[0]])[-1]
+    return value / dimension.units[unit], unit
 
 
 def _parse(dimension: _Dimension, name: str, text: object) -> float:

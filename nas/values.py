@@ -87,7 +87,7 @@ def _without_rate(value: object) -> object:
     return value.removesuffix("/s") if isinstance(value, str) else value
 
 
-_A_DATASET = "; a dataset of the hub is written {dataset: NAME, split: train, column: text}"
+_A_DATASET = "; a dataset, a folder or of the hub, is written {dataset: FOLDER_OR_NAME, split: train, column: text}"
 Count = Annotated[int, Field(gt=0, strict=True)]
 TokenCount = Annotated[int, Field(ge=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]

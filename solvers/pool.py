@@ -5,6 +5,7 @@ otherwise: the parts of what was scored together are compared one by one. Each q
 showed. This file does not know what solutions are wanted for.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -27,28 +28,36 @@ def pool(
     apart: int = 1,
     gap: float = OPTIMAL_GAP,
     time_limit_s: float | None = None,
+    total_s: float | None = None,
     engine: Engine = "highs",
     progress: Progress | None = None,
 ) -> Iterator[Solution]:
     """Each the best to a relative `gap` of those that fill at least `apart` slots unlike each before it, and found when
     it is asked for; with 1 they are the best there are. The bound of each is one on all that are so unlike.
 
-    Ends where there are no more. The time limit is for each of them. Raises Infeasible where there is none at all,
-    TimeoutError where the time ran out before the next was found, and ValueError where they are not between 1 slot and
-    all slots apart.
+    Ends where there are no more. The time limit is for each of them, `total_s` for all together. Raises Infeasible
+    where there is none at all, TimeoutError where the time ran out before the next was found, and ValueError where they
+    are not between 1 slot and all slots apart.
     """
     if not 1 <= apart <= problem.slots:
         raise ValueError(f"solutions of a pool are between 1 and {problem.slots} slots apart, not {apart}")
     check_tiling(problem)
     program = Program.of(problem, scores_of(problem), problem.limits)
     asked, start = program, Start()
+    begun = time.monotonic()
     while True:
         started = time.monotonic()
-        answer = minimise(asked, gap, time_limit_s, engine=engine, start=start, progress=progress)
+        limit_s = time_limit_s
+        if total_s is not None:
+            left_s = total_s - (started - begun)
+            if left_s <= 0:
+                raise TimeoutError(f"the {total_s:g} s for all of them are over")
+            limit_s = min(left_s, math.inf if time_limit_s is None else time_limit_s)
+        answer = minimise(asked, gap, limit_s, engine=engine, start=start, progress=progress)
         if answer.outcome == "infeasible" and asked is not program:
             return
         if answer.outcome != "solved":
-            settled(problem, answer, time_limit_s)
+            settled(problem, answer, limit_s)
         found = solution_of(problem, program, answer, time.monotonic() - started)
         yield found
         asked = replace(asked, rows=(*asked.rows, _unlike(problem, found, apart)))

@@ -55,7 +55,7 @@ GPT = ("gpt2", "gpt_neo")
 def _gpt(**sizes: Any) -> dict[str, Any]:
     """Their sizes: as many KV heads as query heads, which their hidden size is divided among."""
     kept = SIZES.keys() - {"intermediate_size", "num_key_value_heads"}
-    return {name: SIZES[name] for name in kept} | sizes
+    return {name: SIZES[name] for name in kept} | {"bos_token_id": 1, "eos_token_id": 2} | sizes
 
 
 EVERY_KIND = "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)"

@@ -37,16 +37,18 @@ def kl(choice: Choice) -> float:
     return harm[str(choice.what)] * (1 + choice.layer)
 
 
-def cost(key: str, name: str, prefill_s: float) -> models.Cost:
-    return rows.cost(key, name=name, prefill_s=prefill_s, decode_s=0.0, parameters=100, weight_bytes=400)
+def cost(key: str, name: str, prefill_s: float, decode_s: float) -> models.Cost:
+    return rows.cost(key, name=name, prefill_s=prefill_s, decode_s=decode_s, parameters=100, weight_bytes=400)
 
 
 def add_measured(store: Store, search: models.Search) -> None:
-    """Options with their scores, costs and distillations, and the parent's cost."""
+    """Options with their scores, costs and distillations, and the parent's cost. A decode step, where there is one,
+    takes a tenth of a prefill."""
+    per_prefill = 0.1 if search.scenario["generated_tokens"] > 1 else 0.0
     options = []
     for choice in choices():
         text, is_own = str(choice), str(choice.what) in ("kv4", "ffn64")
-        store.add_costs([cost(f"cost {text}", text, seconds(choice))])
+        store.add_costs([cost(f"cost {text}", text, seconds(choice), per_prefill * seconds(choice))])
         if not is_own:
             store.add_scores([rows.score(f"score {text}", choice=text, kl=kl(choice), lm_loss=2 * kl(choice))])
         if not is_own and "skip" not in text:
@@ -65,17 +67,22 @@ def add_measured(store: Store, search: models.Search) -> None:
             )
         )
     store.set_options(search.id, options)
-    fixed = dict(prefill_s=1e-3, decode_s=0.0, parameters=50, weight_bytes=200)
+    fixed = dict(prefill_s=1e-3, decode_s=per_prefill * 1e-3, parameters=50, weight_bytes=200)
     own = LAYERS * (4e-4 + 64e-5)
-    whole = fixed | dict(prefill_s=1e-3 + own, parameters=50 + 800, weight_bytes=200 + 3200)
+    whole = fixed | dict(
+        prefill_s=1e-3 + own, decode_s=per_prefill * (1e-3 + own), parameters=50 + 800, weight_bytes=200 + 3200
+    )
     search.parent_costs = {"fixed": fixed, "whole": whole}
     store.add_search(search)
 
 
-def add_search(store: Store, tmp_path: Path, name: str = "stories-60", budget: str = "60%") -> models.Search:
+def add_search(
+    store: Store, tmp_path: Path, name: str = "stories-60", budget: str = "60%", generated_tokens: int = 1
+) -> models.Search:
     job = tmp_path / "job.yaml"
     job.write_text(f"name: stories-60\nparent: embedded\ndata: {{train: stdlib}}\nbudget: {{latency: {budget}}}\n")
-    scenario = dict(device="cpu", dtype="float32", batch=16, prompt_tokens=256, generated_tokens=1, threads=2)
+    scenario = dict(device="cpu", dtype="float32", batch=16, prompt_tokens=256, threads=2)
+    scenario |= dict(generated_tokens=generated_tokens)
     request = load(job).canonical()
     return store.add_search(
         rows.search(

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from searches import started, stop_group, wait_for
 from stored import add_measured, add_search, add_trial
 
 from blocklib.block import Choice
@@ -19,8 +23,8 @@ from nas.compare import Contest, Line
 from nas.effort import said
 from nas.explain import Explained, explained
 from nas.front import front_of
-from nas.pool import alternatives
-from nas.printed import print_trial, print_trials
+from nas.pool import MOST, Alternative, alternatives
+from nas.printed import print_alternatives, print_trial, print_trials
 from nas.reality import Reality
 from nas.solve import BY_EVALUATION, BudgetNotMet, Measured, measured, solve, trial_row
 from nas.units import parse_budget
@@ -119,8 +123,9 @@ def test_brackets_in_what_is_printed_stay(
     store: Store, known: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = add_trial(store, known.search, "latency=60%", None)
-    search = add_search(store, tmp_path, name="llama [b:x:4]")
-    add_measured(store, search)
+    other = Store.open(tmp_path / "other.db")
+    search = add_search(other, tmp_path, name="llama [b:x:4]")
+    add_measured(other, search)
     print_trials([trial], {search.id: search.name}, "none")
     print_trial(search, trial)
     print_trials([], {}, "no trials in /data/[old]/nas.db")
@@ -173,7 +178,7 @@ def test_several_answers_to_one_budget_are_trials(store: Store, known: Measured)
     """Each as far from all before as asked, no better than they, and said to be so far from the best."""
     budget = parse_budget("latency=60%")
     found = alternatives(store, known, budget, 4, 3)
-    assert not found.timed_out
+    assert found.ended == "enough"
     trials = [one.trial for one in found.found]
     assert [trial.id for trial in store.trials()] == [trial.id for trial in trials] == [1, 2, 3, 4]
     assert trials[0].score == solve(known, budget).score
@@ -228,3 +233,68 @@ def test_a_proof_for_other_limits_than_the_budget_says_so(store: Store, known: M
     assert trial.gap == pytest.approx(0.1)
     trial = store.add_trial(trial_row(known, solution, asked, None, moved))
     assert "solved_for" not in trial.details
+
+
+# --- nas pool -------------------------------------------------------------------------------------------------------
+
+
+def test_no_more_answers_are_looked_for_than_anybody_reads(store: Store, known: Measured) -> None:
+    for count in (MOST + 1, 1_000_000, 10**26):
+        with pytest.raises(ValueError, match=rf"--count is {count}; at most {MOST} are looked for: each is a question"):
+            cli_solve.pool(known.search.name, count=count, db=store.url)
+        with pytest.raises(ValueError, match="at most"):
+            alternatives(store, known, (), count, 1)
+    assert store.trials() == []
+
+
+def test_answers_are_counted_from_the_first_second_on(
+    store: Store, known: Measured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli_solve.pool(known.search.name, count=3, total_time=50, db=store.url)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "looking for up to 3 architectures, 50 s at most; Ctrl-C keeps those found"
+    assert re.match(r"1 of 3 found, \d+ s: score \d\.\d{4}$", second)
+    cli_solve.pool(known.search.name, count=3, db=store.url, as_json=True)
+    told = capsys.readouterr()
+    assert len(json.loads(told.out)["found"]) == 3
+    assert told.err.startswith("looking for up to 3 architectures, 600 s at most")
+
+
+def test_answers_stop_after_the_time_for_all(store: Store, known: Measured, capsys: pytest.CaptureFixture[str]) -> None:
+    def linger(answer: Alternative) -> None:
+        time.sleep(3 if len(store.trials()) == 2 else 0)
+
+    found = alternatives(store, known, (), MOST, 1, total_s=3, tell=linger)
+    assert found.ended == "time"
+    assert [one.trial.id for one in found.found] == [trial.id for trial in store.trials()]
+    assert len(found.found) <= 2
+    print_alternatives(known, found, MOST, as_json=False)
+    assert capsys.readouterr().out.endswith(f"{len(found.found)} of {MOST}: in the time no other was found\n")
+    print_alternatives(known, found, MOST, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ended"], told["timed_out"]) == ("time", True)
+
+
+def test_what_was_found_before_ctrl_c_is_kept_and_told(
+    store: Store, known: Measured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(answer: Alternative) -> None:
+        if answer.trial.id == 3:
+            raise KeyboardInterrupt
+
+    found = alternatives(store, known, (), 9, 1, tell=stop)
+    assert (len(found.found), found.ended, len(store.trials())) == (3, "interrupted", 3)
+    print_alternatives(known, found, 9, as_json=False)
+    assert capsys.readouterr().out.endswith("3 of 9: interrupted; those found stay\n")
+
+
+def test_ctrl_c_ends_a_pool_with_its_answers(store: Store, known: Measured, tmp_path: Path) -> None:
+    """As a user stops it: the answers are printed, and it ends as shells want it to."""
+    running = started(tmp_path, "pool", known.search.name, "--count", str(MOST), "--budget", "latency=70%")
+    read = wait_for(running, "1 of 1000 found")
+    assert read.startswith("looking for up to 1000 architectures, 600 s at most")
+    rest = stop_group(running, signal.SIGINT)
+    assert running.returncode == 130
+    assert "Traceback" not in rest
+    kept = len(store.trials())
+    assert f"{kept} of 1000: interrupted; those found stay" in rest

@@ -143,6 +143,24 @@ def test_a_report_opens_offline(here: Here, finished: Path, tmp_path: Path) -> N
     assert not re.search(r"""(src|href)=["']https?://|@import|url\(["']?http""", page)
 
 
+def test_an_architecture_that_was_built_is_that_child_for_another_budget(
+    copy: Path, here: Here, tmp_path: Path
+) -> None:
+    home = copy / "home"
+    (built,) = rows(home, "trial")
+    asked = f"parameters={built['predicted_parameters'] / 1e6 + 1e-6:.6f} M"
+    trial = _json(here(home, "solve", "tiny", "--budget", asked, "--json"))
+    assert trial["id"] != built["id"]
+    assert trial["architecture"] == built["architecture"]
+    for column in ("kl", "lm_loss", "latency_s", "throughput", "heal_tokens", "kl_before_heal"):
+        assert trial[column] == built[column] is not None
+    _json(here(home, "export", str(trial["id"]), "--out", tmp_path / "out", "--json"))
+    # The child stays: the trial that was built is it.
+    told = _json(here(home, "trials", "--ids", str(trial["id"]), "--delete", "--yes", "--json"))
+    assert (told["deleted"], told["files"]) == ([trial["id"]], [])
+    assert [row["id"] for row in rows(home, "trial")] == [built["id"]]
+
+
 def test_init_prints_a_job_for_the_embedded_parent(tmp_path: Path) -> None:
     printed = nas(tmp_path, "init").stdout
     (tmp_path / "job.yaml").write_text(printed)

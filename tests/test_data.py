@@ -10,12 +10,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from nas.data import SPLITS, TextError, Tokens, load_tokens
+from nas.data import SPLITS, Dropped, Tokens, load_tokens
 from nas.sections import Data
 from nas.stdlib_text import stdlib_files
+from nas.text_format import TextError
 
 VOCABULARY, BOS = 300, "<|bos|>"
-STORIES = Path(__file__).parents[2] / "shared/parents/stories260K"
+SHARED = Path(__file__).parents[2] / "shared"
+STORIES = SHARED / "parents/stories260K"
 
 
 def byte_level(bos: bool, template: bool = False) -> PreTrainedTokenizerFast:
@@ -70,7 +72,6 @@ def test_no_set_sees_documents_it_must_not(tmp_path: Path, tokenizer: PreTrained
     assert seen["calibration"] <= seen["distillation"]
     for one, other in (("distillation", "score"), ("distillation", "evaluation"), ("score", "evaluation")):
         assert not seen[one] & seen[other]
-    assert tokens.documents == {"distillation": 81, "score": 9, "evaluation": 10}
 
 
 def test_sets_are_whole_read_only_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -83,17 +84,21 @@ def test_sets_are_whole_read_only_sequences(tmp_path: Path, tokenizer: PreTraine
         ids = getattr(tokens, split)
         assert ids.dtype == np.int32
         assert not ids.flags.writeable
-    assert "score: 224 tokens (7 x 32) out of 9 documents" in tokens.describe()
+    assert tokens.sources == {"all.txt": {"distillation": 1024, "score": 224, "evaluation": 256}}
 
 
 def test_names_order_and_copies_of_files_change_nothing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     documents = stories(100)
-    one = write(tmp_path / "one.txt", documents)
-    halves = [write(tmp_path / "b.txt", documents[50:]), write(tmp_path / "a.txt", [*documents[:50], "", documents[3]])]
-    first = load_tokens(data(train=[one]), tokenizer, VOCABULARY)
-    second = load_tokens(data(train=halves), tokenizer, VOCABULARY)
+    (tmp_path / "other").mkdir()
+    one = [write(tmp_path / "a.txt", documents[:70]), write(tmp_path / "b.txt", documents[70:])]
+    other = [
+        write(tmp_path / "other/b.txt", documents[99:69:-1]),
+        write(tmp_path / "other/z.txt", [*documents[:70], "", documents[3]]),
+    ]
+    first = load_tokens(data(train=one), tokenizer, VOCABULARY)
+    second = load_tokens(data(train=other), tokenizer, VOCABULARY)
     assert [first.digest(split) for split in SPLITS] == [second.digest(split) for split in SPLITS]
-    assert (first.repeated, second.repeated) == (0, 1)
+    assert (first.dropped, second.dropped) == (Dropped(), Dropped(repeated=1))
 
 
 def test_the_digest_knows_ids_and_shape(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -112,21 +117,16 @@ def test_what_is_evaluated_on_is_not_trained_on(tmp_path: Path, tokenizer: PreTr
         evaluation=[write(tmp_path / "evaluation.txt", held_out)],
     )
     tokens = load_tokens(asked, tokenizer, VOCABULARY)
-    assert (tokens.leaked, tokens.repeated) == (7, 0)
-    assert tokens.documents["evaluation"] == 20
-    assert tokens.documents["score"] + tokens.documents["distillation"] == 60
+    assert tokens.dropped == Dropped(evaluated=7)
     seen = documents_seen(tokens, tokenizer)
     assert {name[:2] for name in seen["evaluation"]} == {"s1"}
     assert {name[:2] for name in seen["score"] | seen["distillation"]} == {"s0"}
 
 
-def test_scores_take_more_documents_where_a_tenth_is_too_short(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_scores_take_as_many_documents_as_they_need(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     train = [write(tmp_path / "all.txt", stories(100))]
     tokens = load_tokens(data(train=train, score_tokens=4096), tokenizer, VOCABULARY)
     assert tokens.score.size == 4096
-    assert tokens.documents["score"] > 9
     seen = documents_seen(tokens, tokenizer)
     assert not seen["score"] & seen["distillation"]
 
@@ -137,7 +137,6 @@ def test_a_small_set_sees_many_long_documents(tmp_path: Path, tokenizer: PreTrai
     files = [write(tmp_path / f"{index}.txt", [book]) for index, book in enumerate(books)]
     asked = data(train=files, document_separator=None, distillation_tokens=4096)
     tokens = load_tokens(asked, tokenizer, VOCABULARY)
-    assert tokens.documents == {"distillation": 9, "score": 1, "evaluation": 2}
     books_seen = {name.partition("d")[0] for name in documents_seen(tokens, tokenizer)["distillation"]}
     assert len(books_seen & {f"s{seed}" for seed in range(12)}) >= 5
 
@@ -208,8 +207,13 @@ def test_a_tokenizer_others_trained(tmp_path: Path) -> None:
 
 def test_the_standard_library_pairs_with_its_held_out_files(tokenizer: PreTrainedTokenizerFast) -> None:
     tokens = load_tokens(data(train="stdlib"), tokenizer, VOCABULARY)
-    held_out = {text for path in stdlib_files("heldout") if (text := path.read_text(encoding="utf-8").strip())}
-    assert tokens.documents["evaluation"] == len(held_out)
+    assert tokens.sources == {
+        "stdlib": {"distillation": 1024, "score": 256},
+        "stdlib, held out": {"evaluation": 256},
+    }
+    evaluated = tokenizer.decode(tokens.evaluation.ravel().tolist()).split(BOS)[1:-1]
+    held_out = [path.read_text(encoding="utf-8") for path in stdlib_files("heldout")]
+    assert all(any(text in whole for whole in held_out) for text in evaluated)
 
 
 # --- datasets -------------------------------------------------------------------------------------------------------
@@ -239,8 +243,8 @@ def test_a_local_dataset_is_read_as_its_rows(rows: Path, tmp_path: Path, tokeniz
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"column": "text"}, "data.train: .*/rows has no column 'text'; it has story, number"),
-        ({"column": "number"}, "data.train: .*/rows: row 0 of 'number' is no text but 0"),
+        ({"column": "text"}, "data.train: .*/rows/train.jsonl, line 1 has no column 'text'; it has story, number"),
+        ({"column": "number"}, "data.train: .*/rows/train.jsonl, line 1: 'number' is no text but a number: 0"),
         ({"split": "trian"}, 'data.train: .*/rows: Unknown split "trian"'),
         ({"config": "french"}, "data.train: .*/rows: BuilderConfig 'french' not found"),
     ],
@@ -265,19 +269,22 @@ def test_without_the_datasets_library_its_extra_is_named(
 
 def test_too_short_a_text_says_by_how_much(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     train = [write(tmp_path / "all.txt", stories(20))]
-    with pytest.raises(TextError, match=r"data.distillation_tokens asks for 99,968 tokens, .* 16 documents .* hold \d"):
-        load_tokens(data(train=train, distillation_tokens=99_999), tokenizer, VOCABULARY)
-    with pytest.raises(
-        TextError, match=r"data.evaluation_tokens asks for 99,968 tokens, .* 2 documents that data.train"
-    ):
-        load_tokens(data(train=train, evaluation_tokens=99_999), tokenizer, VOCABULARY)
-    with pytest.raises(TextError, match=r"data.score_tokens asks for 99,968 tokens, .* 18 documents that data.train"):
-        load_tokens(data(train=train, score_tokens=99_999), tokenizer, VOCABULARY)
+    for split, others in (("distillation", 512), ("score", 1280), ("evaluation", 1280)):
+        wanted = (
+            rf"data.train holds 5,\d\d\d tokens, and {99_968 + others:,} .*{split}_tokens 99,968.* all.txt 5,\d\d\d"
+        )
+        with pytest.raises(TextError, match=wanted):
+            load_tokens(data(train=train, **{f"{split}_tokens": 99_999}), tokenizer, VOCABULARY)
 
 
-def test_one_document_cannot_be_split(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(TextError, match=r"one document.*data.evaluation.*data.document_separator"):
-        load_tokens(data(train=[write(tmp_path / "all.txt", stories(9), "\n\n")]), tokenizer, VOCABULARY)
+def test_too_short_a_text_of_its_own_is_evaluations_fault(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = data(
+        train=[write(tmp_path / "all.txt", stories(100))],
+        evaluation=[write(tmp_path / "few.txt", stories(2, seed=1))],
+        evaluation_tokens=4096,
+    )
+    with pytest.raises(TextError, match=r"^data.evaluation holds \d\d\d tokens, and 4,096 .* By source: few.txt \d"):
+        load_tokens(asked, tokenizer, VOCABULARY)
 
 
 def test_text_that_is_empty_or_gone_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -293,7 +300,7 @@ def test_text_that_is_empty_or_gone_is_named(tmp_path: Path, tokenizer: PreTrain
 def test_bytes_that_are_no_utf8_are_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes(b"x" * 100_000 + "é".encode("latin-1") + b"x")
-    with pytest.raises(TextError, match=r"data.evaluation: .*latin\.txt is not UTF-8: byte 100000 is 0xe9"):
+    with pytest.raises(TextError, match=r"data.evaluation: .*latin\.txt, line 1: byte 0xe9 is not UTF-8"):
         load_tokens(data(train=[Path(__file__)], evaluation=[path]), tokenizer, VOCABULARY)
 
 

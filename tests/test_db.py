@@ -190,11 +190,19 @@ def test_only_what_is_the_childs_comes_from_another_trial_of_it(store: Store) ->
 def test_what_was_measured_of_a_child_later_is_every_trials_that_is_it(store: Store) -> None:
     store.add_search(search())
     one, other = (store.add_trial(trial(key, child_key="c")) for key in ("t1", "t2"))
-    store.update_trial(one.id, latency_ratio=0.6, details={"parent": {"latency_s": 2.0}})
-    assert store.trial(other.id).latency_ratio is None
-    found = store.trial_with_twins(other.id)
-    assert (found.latency_ratio, found.details) == (0.6, {"parent": {"latency_s": 2.0}})
-    assert store.trial(other.id) == found, "kept, not only returned"
+    for seconds, ratio in ((2.0, 0.6), (3.0, 0.7)):
+        store.update_trial(one.id, latency_ratio=ratio, details={"parent": {"latency_s": seconds}})
+        found = store.trial(other.id)
+        assert (found.latency_ratio, found.details) == (ratio, {"parent": {"latency_s": seconds}})
+        assert store.trial_with_twins(other.id) == found
+
+
+@pytest.mark.parametrize("number", [10**26, -(10**26), 2**63, 2**63 - 1, -1, 0])
+def test_no_trial_has_a_number_that_no_database_takes(store: Store, number: int) -> None:
+    for ask in (store.trial, store.trial_with_twins, lambda number: store.delete_trials([number])):
+        with pytest.raises(ValueError, match=f"no trial has the id {number}"):
+            ask(number)
+    assert store.trials(limit=10**26) == []
 
 
 def test_details_are_put_into_those_there_are_now(store: Store) -> None:

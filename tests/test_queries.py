@@ -1,9 +1,11 @@
 """The language of `--where`: it agrees with Python wherever Python has an answer, and refuses the rest by name."""
 
+import ast
 import operator
 import random
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,23 +49,77 @@ def store(url: str) -> Iterator[Store]:
         yield store
 
 
-# Python's own answer: an empty column is MISSING, with which nothing compares; so is a division by zero.
+# Python's own answer, in the three values of SQL: an empty column is MISSING, so is a division by zero, and whether
+# something compares with it is UNKNOWN.
 
 
 class Missing:
     def _missing(self, _: object = None) -> "Missing":
         return self
 
-    def _false(self, _: object) -> bool:
-        return False
+    def _unknown(self, _: object) -> "Truth":
+        return UNKNOWN
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _missing
     __neg__ = __pos__ = _missing
-    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _false
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _unknown
     __hash__ = None
 
 
-MISSING = Missing()
+@dataclass(frozen=True)
+class Truth:
+    """True, False or, as None, not known."""
+
+    value: bool | None
+
+    def __and__(self, other: "Truth") -> "Truth":
+        values = {self.value, other.value}
+        return Truth(False if False in values else None if None in values else True)
+
+    def __or__(self, other: "Truth") -> "Truth":
+        return ~(~self & ~other)
+
+    def __invert__(self) -> "Truth":
+        return Truth(None if self.value is None else not self.value)
+
+
+MISSING, UNKNOWN = Missing(), Truth(None)
+
+
+def truth(value: object) -> Truth:
+    return value if isinstance(value, Truth) else Truth(bool(value))
+
+
+class Spelled(ast.NodeTransformer):
+    """`and`, `or`, `not`, chains and `in` as operations of Truth, which Python itself would cut short."""
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        join = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
+        return self._joined([self.visit(part) for part in node.values], join)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        inner = self.visit(node.operand)
+        return ast.UnaryOp(ast.Invert() if isinstance(node.op, ast.Not) else node.op, inner)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        lefts = [node.left, *node.comparators[:-1]]
+        steps = zip(lefts, node.ops, node.comparators, strict=True)
+        return self._joined([self._step(*step) for step in steps], ast.BitAnd())
+
+    def _step(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> ast.expr:
+        if isinstance(op, ast.In | ast.NotIn):
+            assert isinstance(right, ast.Tuple)
+            alike = [self._step(left, ast.Eq(), item) for item in right.elts]
+            found = self._joined(alike, ast.BitOr())
+            return found if isinstance(op, ast.In) else ast.UnaryOp(ast.Invert(), found)
+        compared = ast.Compare(self.visit(left), [op], [self.visit(right)])
+        return ast.Call(ast.Name("truth", ast.Load()), [compared], [])
+
+    def _joined(self, parts: list[ast.expr], op: ast.operator) -> ast.expr:
+        found, *others = parts
+        for other in others:
+            found = ast.BinOp(found, op, other)
+        return found
 
 
 class Number(float):
@@ -105,13 +161,14 @@ class Number(float):
 
 
 def pythons_answer(expression: str, trial: Trial) -> bool:
-    names: dict[str, Any] = {"MISSING": MISSING}
+    names: dict[str, Any] = {"MISSING": MISSING, "truth": truth}
     for name in (*FLOATS, *WHOLES, *TEXTS):
         value = getattr(trial, name)
         names[name] = MISSING if value is None else Number(value) if isinstance(value, int | float) else value
-    answer = eval(expression.replace("None", "MISSING"), {"__builtins__": {}}, names)
-    assert isinstance(answer, bool)
-    return answer
+    tree = Spelled().visit(ast.parse(expression.replace("None", "MISSING"), mode="eval"))
+    answer = eval(compile(ast.fix_missing_locations(tree), expression, "eval"), {"__builtins__": {}}, names)
+    assert isinstance(answer, Truth)
+    return answer.value is True
 
 
 number_columns = st.sampled_from(FLOATS + WHOLES)
@@ -176,6 +233,20 @@ def test_any_text_is_a_condition_or_a_query_error(text: str) -> None:
 def test_not_in_is_false_for_an_empty_column_as_every_comparison_is(store: Store) -> None:
     found = store.trials(where="child_path not in ('a', 'b')")
     assert {trial.child_path for trial in found} == {""}
+
+
+def test_not_says_nothing_of_an_empty_column(store: Store) -> None:
+    every = store.trials()
+    assert {trial.kl is None for trial in every} == {True, False}
+
+    def kls(expression: str) -> set[float | None]:
+        return {trial.kl for trial in store.trials(where=expression)}
+
+    assert kls("not kl < 0.2") == kls("kl >= 0.2") == {0.3, 2.0}
+    assert None not in kls("not (kl < 0.2 and score < 9)")
+    assert None in kls("not (kl < 0.2 and score > 9)"), "the score alone decides"
+    assert kls("not kl is not None") == kls("kl is None") == {None}
+    assert kls("not 1 / kl < 9") == {0.1}, "nor does a division by zero"
 
 
 def test_moments(store: Store) -> None:

@@ -17,6 +17,7 @@ from nas.front import front_of
 from nas.report import write_front, write_report
 from nas.report.agreement import agreement, spearman
 from nas.report.asked import budget_lines
+from nas.report.distilled import lines
 from nas.report.drawing import drawing
 from nas.solve import measured, solve, trial_row
 from nas.units import parse_budget
@@ -115,7 +116,7 @@ def test_a_measured_search(store: Store, tmp_path: Path) -> None:
     assert widths == [9] * 4, "two heads and two trials"
     assert "0.0625" in page.sections["distillation"]
     assert "fuse(ffn64,ffn64)" in page.sections["distillation"]
-    assert re.search(r"distil\s*2\s*92\.0 s\s*17", page.sections["stages"])
+    assert re.search(r"distil subblocks from the parent\s*2\s*92\.0 s\s*17 subblocks", page.sections["stages"])
     assert "worker died" in page.sections["failures"]
     assert '"least_squares": true' in page.sections["request"]
 
@@ -324,3 +325,74 @@ def test_scores_of_another_metric_are_held_against_nothing_of_this(store: Store,
     assert [pair.trial for pair in found.score] == [1]
     assert [line.score[1] for line in found.lines if line.trial == other.id] == ["0.5000"]
     assert "with 1 trials" in write_report(store, search, tmp_path / "report.html").read_text()
+
+
+def test_a_measurement_stands_beside_the_measured_parent_and_leaves_the_front_its_room(
+    store: Store, tmp_path: Path
+) -> None:
+    """The same ratio on a day when the machine takes five times as long for both is the same measurement."""
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    trial = add_trial(store, search, "latency=60%", 1.0)
+    page = write_report(store, search, tmp_path / "report.html")
+    known = measured(store, search)
+    points = front_of(known, "latency", (), 8)
+    usual = write_front(known, "latency", points, tmp_path / "usual.svg", (), store.trials(search.id)).read_text()
+    assert trial.latency_s is not None
+    slow = {"parent": {"lm_loss": 2.0, "latency_s": 5 * known.parent_totals()["latency_s"]}, "metric": "kl"}
+    store.update_trial(trial.id, latency_s=5 * trial.latency_s, details=slow)
+    assert (
+        usual == write_front(known, "latency", points, tmp_path / "slow.svg", (), store.trials(search.id)).read_text()
+    ), "a ring where the ratio says"
+    rows_of = [re.findall(r"<tr class=\"picked\">.*", path.read_text())[-1] for path in (
+        page, write_report(store, search, tmp_path / "again.html"))]  # fmt: skip
+    assert rows_of[0] == rows_of[1], "all trials"
+    # Far outside, it is told at the edge.
+    store.update_trial(trial.id, latency_ratio=4.6)
+    far = write_front(known, "latency", points, tmp_path / "far.svg", (), store.trials(search.id))
+    words = [e.text for e in ElementTree.parse(far).iter("{http://www.w3.org/2000/svg}text")]
+    assert "measured 460%" in words
+    shares = [word for word in words if word and word.endswith(" %")]
+    assert max(int(share.removesuffix(" %")) for share in shares) <= 110
+
+
+def test_the_front_as_a_file_says_what_it_is_of(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    first, second = (add_trial(store, search, budget, 1.0) for budget in ("latency=80%", "latency=60%"))
+    add_trial(store, search, "latency=45%", None)
+    known = measured(store, search)
+    limits = parse_budget("memory=90%")
+    points = front_of(known, "latency", limits, 8)
+    drawn = ElementTree.parse(
+        write_front(known, "latency", points, tmp_path / "front.svg", limits, store.trials(search.id))
+    )
+    words = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "stories-60: score against latency" in words
+    assert any(word and word.startswith("memory at most 90% of the parent's") for word in words)
+    assert {"trial, measured", "chosen trial, measured"} <= set(words)
+    assert f"trial {second.id}" in words
+    assert f"trial {first.id}" not in words
+
+
+def test_the_report_says_which_weights_were_kept(store: Store, tmp_path: Path) -> None:
+    search = add_search(store, tmp_path)
+    add_measured(store, search)
+    page = seen(write_report(store, search, tmp_path / "report.html"))
+    assert "trained" in page.sections["distillation"]
+    one = rows.distillation(
+        "a", choice="L0.ffn=ffn32", loss_first_weights=0.5, loss_least_squares=0.375, loss_trained=0.4
+    )
+    two = rows.distillation(
+        "b", choice="L1.ffn=ffn32", loss_first_weights=0.5, loss_least_squares=0.375, loss_trained=0.3
+    )
+    none = rows.distillation(
+        "c", choice="L0.ffn=ffn16", loss_first_weights=0.5, loss_least_squares=None, loss_trained=None
+    )
+    fitted = rows.distillation(
+        "d", choice="L0.ffn=ffn8", loss_first_weights=0.6, loss_least_squares=0.5, loss_trained=None
+    )
+    kept = {line.name: line.kept for line in lines([one, two, none, fitted])}
+    assert kept == {
+        "ffn32": "least squares 1 of 2, trained 1 of 2", "ffn16": "first weights", "ffn8": "least squares",
+    }  # fmt: skip

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from db.store import Store
+
 HOUSE = Path(__file__).parents[1]
 ROOMS = ("blocklib", "solvers", "db", "cost_models", "nas")
 MAY_IMPORT = {
@@ -110,6 +112,7 @@ try:
 except SystemExit as end:
     print(json.dumps([end.code, sorted({{name.partition(".")[0] for name in sys.modules}})]), file=sys.stderr)
 """
+    Store.open(tmp_path / "nas.db").close()
     environment = {"NAS_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(HOUSE)}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     status, modules = json.loads(ended.stderr.splitlines()[-1])

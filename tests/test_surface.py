@@ -20,7 +20,7 @@ COMMANDS = {
         "--engine", "--refine", "--db", "--json",
     ],
     "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json"],
-    "pool": ["SEARCH", "--budget", "--count", "--apart", "--time-limit", "--db", "--json"],
+    "pool": ["SEARCH", "--budget", "--count", "--apart", "--time-limit", "--total-time", "--db", "--json"],
     "compare": [
         "SEARCH",
         "--budget",
@@ -32,7 +32,9 @@ COMMANDS = {
         "--db",
         "--json",
     ],
-    "trials": ["[SEARCH]", "--where", "--sort", "--descending", "--limit", "--db", "--json"],
+    "trials": [
+        "[SEARCH]", "--where", "--sort", "--descending", "--limit", "--ids", "--delete", "--yes", "--db", "--json",
+    ],
     "show": ["TRIAL", "--db", "--json"],
     "export": ["TRIAL", "--format", "--out", "--db", "--json"],
     "report": ["SEARCH", "--out", "--trial", "--db"],

@@ -12,6 +12,7 @@ engines' sources, and its logits are compared with the child's. The engines them
 import json
 import shutil
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,16 @@ from nas.export.compare import SAMPLE_TEXT, logit_difference, logits_of, probe_i
 from nas.export.configuration_decilm import DeciLMConfig
 from nas.export.exported import CannotExport, Exported, files_in, whole_folder, write_card
 from nas.export.read_decilm import WIDTH_MULTIPLE, read_decilm, width_of
+from nas.export.settings import ParentSettings, check_settings
 from nas.export.subblocks import Layer, repack, subblocks_of
 
 _CARRIED_ROTARY = ("default", "linear", "llama3")
+_CHANGED = {
+    "block_configs": "the child's blocks",
+    "intermediate_size": "said of each block",
+    "num_key_value_heads": "said of each block",
+}
+"""Fields of config.json that this format makes differ from the parent's, each with its reason."""
 _LOADING = """
 ```
 vllm serve FOLDER --trust-remote-code
@@ -42,8 +50,17 @@ The flag lets the engine read `configuration_decilm.py`; the model's own code is
 """
 
 
-def export_decilm(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, card: str) -> Exported:
+def export_decilm(
+    child: PuzzleNasForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    card: str,
+    parent: ParentSettings | None = None,
+) -> Exported:
     """Write the child to `out`, reload it through the reference reader, and compare logits to 1e-4 in float32.
+
+    Generates as `parent` does, and is held against it: every field of the configurations that differs does so on
+    purpose. No engine runs here, so that what `generate` reads is not counted.
 
     `card` is Markdown, with YAML front matter or without. `notes` of the result say which engines cannot take it.
 
@@ -57,6 +74,8 @@ def export_decilm(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBas
     notes = _notes(layers)
     if layers[0].attention is None:
         layers = (Layer(_no_attention(child), layers[0].ffn), *layers[1:])
+    if parent is not None:
+        child.generation_config = deepcopy(parent.generation.settings)
     with whole_folder(out) as folder:
         save_torch_state_dict(_state_dict(child, layers), folder)
         config = _config(child, layers, rotary)
@@ -64,11 +83,16 @@ def export_decilm(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBas
         shutil.copy(configuration_decilm.__file__, folder / "configuration_decilm.py")
         child.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        written = DeciLMConfig.from_pretrained(folder)
+        if parent is not None:
+            notes += check_settings(folder, written, parent, _CHANGED)
         write_card(folder, card, _LOADING, tags=["nemotron-nas"], notes=notes)
         ids_BT = probe_ids(child.config.vocab_size)
         difference = logit_difference(logits_of(child, ids_BT), read_decilm(folder)(ids_BT), "the DeciLM export")
         # Given the configuration, transformers need not run the folder's own code to find it.
-        reloaded = AutoTokenizer.from_pretrained(folder, config=DeciLMConfig.from_pretrained(folder))
+        # Its tokenizer is code only where that was allowed when it was loaded.
+        is_code = type(tokenizer)._auto_class is not None
+        reloaded = AutoTokenizer.from_pretrained(folder, config=written, trust_remote_code=is_code)
         same_tokens(tokenizer, reloaded(SAMPLE_TEXT)["input_ids"], "the exported tokenizer, reloaded,")
     return Exported(out, "decilm", difference, files_in(out), notes)
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from nas.permissions import open_as_usual
+
 
 class CannotExport(ValueError):
     """The format has no place for something the child has."""
@@ -48,6 +50,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
+        open_as_usual(beside)
         for path in beside.iterdir():
             with path.open("rb") as written:
                 os.fsync(written.fileno())

@@ -10,8 +10,11 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from nas.export.decilm import check_decilm, export_decilm
 from nas.export.exported import Exported
 from nas.export.hf import export_hf
+from nas.export.settings import ParentSettings
 
-FORMATS: dict[str, Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path, str], Exported]] = {
+FORMATS: dict[
+    str, Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path, str, ParentSettings | None], Exported]
+] = {
     "hf": export_hf,
     "decilm": export_decilm,
 }
@@ -24,9 +27,16 @@ def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig
 
 
 def export(
-    format: str, child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, card: str
+    format: str,
+    child: PuzzleNasForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    card: str,
+    parent: ParentSettings | None = None,
 ) -> Exported:
-    """Raises ValueError for a format there is not, and whatever the format's exporter raises."""
+    """`parent`: what its own files say, which the child says too and is held against; None: nothing is.
+
+    Raises ValueError for a format there is not, and whatever the format's exporter raises."""
     if format not in FORMATS:
         raise ValueError(f"no export format {format!r}; formats: {', '.join(FORMATS)}")
-    return FORMATS[format](child, tokenizer, out, card)
+    return FORMATS[format](child, tokenizer, out, card, parent)

@@ -4,40 +4,77 @@
 where it is installed: only what lies in the folder can make the model run. Judges nothing; `nas/export/hf.py` does.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
 _THIS_PROJECT = ("nas", "blocklib", "cost_models", "solvers", "db")
 _NEW_TOKENS = 8
+_LOADING = re.compile(r"^## Loading$.*?^```python$(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PADDING = 3
 
 
 def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
-    """Keys missing and unexpected, what class AutoModel makes and which it should, logits, the tokens of a text, and
-    greedy continuations made in several ways.
+    """Keys missing and unexpected, what class AutoModel makes and which it should, logits, the tokens of a text,
+    greedy continuations made in several ways, and what `generate` reads, loaded and called as the card says.
     """
     torch.set_num_threads(question["threads"])
+    loaded_by_card = as_the_card_says(folder)
+    # A CPU need not compute in the type a GPU serves in.
+    model, tokens = loaded_by_card["model"].float(), loaded_by_card["tokenizer"](question["text"])["input_ids"]
+    as_called = work_of(model, question["ids"][:1])
+    # Whatever the settings ask for, the cache is used.
+    model.generation_config = GenerationConfig(use_cache=model.generation_config.use_cache, pad_token_id=0)
+    plainly = work_of(model, question["ids"])
+    del model, loaded_by_card  # One at a time.
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
     )
     model, info = loaded
+    model.generation_config = GenerationConfig()  # Greedy, to the last token.
     with torch.device("meta"):
         base: Any = AutoModel.from_config(model.config, trust_remote_code=True)
     with torch.no_grad():
-        logits = model(question["ids"], use_cache=False).logits
+        logits = model(question["ids"], use_cache=False, return_dict=True).logits
     return {
         "missing_keys": sorted(info["missing_keys"]),
         "unexpected_keys": sorted(info["unexpected_keys"]),
         "base_classes": [type(base).__name__, type(model.model).__name__],
         "logits": logits,
-        "tokens": AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(question["text"])["input_ids"],
+        "tokens": tokens,
+        "as_called": as_called,
+        "plainly": plainly,
         "continuations": continuations(model, question["ids"]),
     }
+
+
+def as_the_card_says(folder: str) -> dict[str, Any]:
+    """The names that the code in README.md defines, run as it stands."""
+    *_, code = _LOADING.findall(Path(folder, "README.md").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"folder": folder}
+    exec(code, names)
+    return names
+
+
+def work_of(model: Any, ids_BT: Tensor) -> dict[str, Any]:
+    """How `generate(ids, max_new_tokens=...)` works: `mode`, the tokens a sequence that each forward read, and what
+    it raised, a setting that it refuses."""
+    seen: list[int] = []
+    mode, refused = "", None
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+    try:
+        mode = str(model.generation_config.get_generation_mode().value)
+        model.generate(ids_BT, max_new_tokens=_NEW_TOKENS)
+    except Exception as error:
+        refused = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    finally:
+        hook.remove()
+    return {"mode": mode, "seen": seen, "refused": refused}
 
 
 def continuations(model: Any, ids_BT: Tensor) -> dict[str, list[list[int]]]:
@@ -55,17 +92,7 @@ def continuations(model: Any, ids_BT: Tensor) -> dict[str, list[list[int]]]:
     }
     new: dict[str, list[list[int]]] = {}
     for way, (ids, mask, settings) in ways.items():
-        generated = model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            min_new_tokens=_NEW_TOKENS,
-            max_new_tokens=_NEW_TOKENS,
-            pad_token_id=0,
-            **settings,
-        )
+        generated = model.generate(ids, attention_mask=mask, max_new_tokens=_NEW_TOKENS, pad_token_id=0, **settings)
         new[way] = generated[:, ids.shape[1] :].tolist()
     return new
 

@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM, PuzzleNasModel
 from nas.export.compare import SAMPLE_TEXT, ReloadMismatch, logit_difference, logits_of, probe_ids, same_tokens
 from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.settings import ParentSettings, check_settings
 from nas.export.source import self_contained
 
 _CONFIGURATION, _MODELING = "configuration_puzzle_nas", "modeling_puzzle_nas"
@@ -31,34 +34,53 @@ _AUTO_MAP = {
     "AutoModel": f"{_MODELING}.PuzzleNasModel",
     "AutoModelForCausalLM": f"{_MODELING}.PuzzleNasForCausalLM",
 }
+ONE_TOKEN_A_STEP = ("greedy_search", "sample", "beam_search", "beam_sample")
+"""transformers' ways to generate that read one token a step; others guess several and check them at once."""
 _LOADING = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ```
 """
 
 
-def export_hf(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, card: str) -> Exported:
+def export_hf(
+    child: PuzzleNasForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    card: str,
+    parent: ParentSettings | None = None,
+) -> Exported:
     """Write the child to `out`, reload it in a fresh process that cannot import this package, and compare.
 
     Compared: no key missing or unexpected; logits to 1e-4 in float32; the tokenizer's tokens; greedy continuations
-    with a dynamic cache, a static cache and none, left-padded and not, token for token. `card` is Markdown, with YAML
-    front matter or without.
+    with a dynamic cache, a static cache and none, left-padded and not, token for token; and, loaded by the card's own
+    code, that `generate` reads one token a step. `card` is Markdown, with YAML front matter or without.
+
+    Generates as `parent` does, and is held against it: every field of the configurations that differs does so on
+    purpose. `notes` of the result say what of the parent's settings it could not keep.
 
     Raises FileExistsError where `out` is not empty, ReloadMismatch where the reloaded model is not the child. Then
     nothing is left behind.
     """
+    notes: tuple[str, ...] = ()
+    if parent is not None:
+        child.generation_config = deepcopy(parent.generation.settings)
     with whole_folder(out) as folder:
         child.save_pretrained(folder)
         _add_auto_map(folder / "config.json")
         tokenizer.save_pretrained(folder)
         write_code(child.config, folder)
-        write_card(folder, card, _LOADING, tags=["custom_code"])
-        difference = _compare_in_fresh_process(child, tokenizer, folder)
-    return Exported(out, "hf", difference, files_in(out))
+        if parent is not None:
+            notes += check_settings(folder, PuzzleNasConfig.from_pretrained(folder), parent, {})
+        write_card(folder, card, _LOADING, ["custom_code"], notes)
+        difference, told = _compare_in_fresh_process(child, tokenizer, folder)
+        if told:
+            notes += told
+            write_card(folder, card, _LOADING, ["custom_code"], notes)
+    return Exported(out, "hf", difference, files_in(out), notes)
 
 
 def write_code(config: PuzzleNasConfig, folder: Path) -> None:
@@ -93,7 +115,10 @@ def _add_auto_map(config_file: Path) -> None:
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _compare_in_fresh_process(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
+def _compare_in_fresh_process(
+    child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> tuple[float, tuple[str, ...]]:
+    """The largest difference of logits, and notes on what a user will meet."""
     ids_BT = probe_ids(child.config.vocab_size)
     answer = _ask_fresh_process(folder, {"ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads()})
     for fault in ("missing_keys", "unexpected_keys"):
@@ -110,7 +135,33 @@ def _compare_in_fresh_process(child: PuzzleNasForCausalLM, tokenizer: PreTrained
             raise ReloadMismatch(f"greedy tokens {way} are {new[way]}, but {new['uncached']} without a cache")
     if new["uncached"][-1:] != new["alone"]:
         raise ReloadMismatch(f"greedy tokens after left padding are {new['uncached'][-1:]}, but {new['alone']} without")
-    return difference
+    if answer["plainly"]["refused"] is not None:
+        raise ReloadMismatch(f"generate fails: {answer['plainly']['refused']}")
+    for used in (answer["as_called"], answer["plainly"]):
+        check_work(ids_BT.shape[1], used)
+    refused = answer["as_called"]["refused"]
+    if refused is None:
+        return difference, ()
+    return difference, (f"`generate(ids)` fails with the generation settings that are the parent's: {refused}.",)
+
+
+def check_work(prompt: int, used: Mapping[str, Any]) -> None:
+    """Raise ReloadMismatch where a `generate` after `prompt` tokens read more than one token in a step.
+
+    `used` is what `fresh.py` counted: `seen`, the tokens a sequence that each forward read. A parent with its cache
+    reads the prompt, in one piece or several, then a token a step.
+    """
+    if used["refused"] is not None or used["mode"] not in ONE_TOKEN_A_STEP:
+        return
+    seen, read = list(used["seen"]), 0
+    while seen and read < prompt:
+        read += seen.pop(0)
+    if read != prompt or any(tokens != 1 for tokens in seen):
+        ratio = sum(used["seen"]) / (prompt + len(seen))
+        raise ReloadMismatch(
+            f"generate reads {used['seen']} tokens in its forwards after a prompt of {prompt}, {ratio:.2g} times as "
+            "many as a parent with a KV cache: the cache is not used"
+        )
 
 
 def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +175,7 @@ def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]
             [sys.executable, "-I", str(script), str(folder.absolute()), str(asked), str(answered)],
             cwd=scratch,
             env=environment,
+            stdin=subprocess.DEVNULL,  # Nobody is there to answer a question.
             capture_output=True,
             text=True,
             encoding="utf-8",

@@ -20,7 +20,7 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Pair:
-    """One prediction and its measurement, in seconds or score, of one trial."""
+    """One prediction and its measurement of one trial: latency as a share of the parent's, or a score."""
 
     trial: int
     predicted: float
@@ -59,7 +59,7 @@ def agreement(search: models.Search, trials: Sequence[models.Trial]) -> Agreemen
     if not built:
         return None
     metric = search.request["score"]["metric"]
-    latency = tuple(pair for trial in built if (pair := _latency(trial)))
+    latency = tuple(pair for trial in built if (pair := _latency(search, trial)))
     alike = [trial for trial in built if trial.details["metric"] == metric]
     score = tuple(pair for trial in alike if (pair := _score(trial)))
     return Agreement(tuple(_line(search, trial) for trial in built), latency, score, ranked(latency), ranked(score))
@@ -83,8 +83,16 @@ def ranked(pairs: Sequence[Pair]) -> float | None:
     return spearman([pair.predicted for pair in pairs], [pair.measured for pair in pairs])
 
 
-def _latency(trial: models.Trial) -> Pair | None:
-    return None if trial.latency_s is None else Pair(trial.id, trial.predicted_latency_s, trial.latency_s)
+def _latency(search: models.Search, trial: models.Trial) -> Pair | None:
+    """Shares of the parent's: what was predicted of its predicted time, what was measured of the time it took beside
+    the child. Seconds of two days are not compared."""
+    if trial.latency_ratio is None:
+        return None
+    return Pair(trial.id, trial.predicted_latency_s / _parent_latency_s(search), trial.latency_ratio)
+
+
+def _parent_latency_s(search: models.Search) -> float:
+    return Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))["latency_s"]
 
 
 def _score(trial: models.Trial) -> Pair | None:
@@ -98,22 +106,22 @@ def _score(trial: models.Trial) -> Pair | None:
 
 
 def _line(search: models.Search, trial: models.Trial) -> Line:
-    whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
     share = "-"
     if trial.latency_ratio is not None:
         spread = "" if trial.latency_spread is None else f" ± {trial.latency_ratio * trial.latency_spread:.1%}"
         share = f"{trial.latency_ratio:.1%}{spread}"
     return Line(
         trial.id,
-        _quantities("latency", trial.predicted_latency_s, _latency(trial)),
-        (f"{trial.predicted_latency_s / whole['latency_s']:.1%}", share),
+        _times(trial, _latency(search, trial)),
+        (f"{trial.predicted_latency_s / _parent_latency_s(search):.1%}", share),
         _numbers(trial.score, _score(trial)),
     )
 
 
-def _quantities(metric: str, predicted: float, pair: Pair | None) -> tuple[str, str, str]:
-    shown = format_quantity(metric, predicted)
-    return (shown, "-", "-") if pair is None else (shown, format_quantity(metric, pair.measured), pair.ratio)
+def _times(trial: models.Trial, pair: Pair | None) -> tuple[str, str, str]:
+    predicted = format_quantity("latency", trial.predicted_latency_s)
+    measured = "-" if trial.latency_s is None else format_quantity("latency", trial.latency_s)
+    return predicted, measured, "-" if pair is None else pair.ratio
 
 
 def _numbers(predicted: float, pair: Pair | None) -> tuple[str, str, str]:

@@ -87,7 +87,7 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Ver
     found = getattr(trial, cost)
     if found is None:
         return BudgetLine(bounded(limit, search), predicted, "-", verdict)
-    share = _measured_share(trial, cost, found, parent)
+    share = measured_share(trial, cost, found, parent)
     spread = getattr(trial, SPREADS[limit.metric]) if limit.metric in TIMED else None
     shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{f' ± {share * spread:.1%}' if spread else ''})"
     if cost in ("memory_bytes", "parameters"):
@@ -95,8 +95,9 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Ver
     return BudgetLine(bounded(limit, search), predicted, shown, verdict)
 
 
-def _measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:
-    """Of the parent's: as measured beside it, else of what its parts sum to."""
+def measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:
+    """What was `found` of a trial's cost, as a share of the parent's: as measured beside it, else of what the parent's
+    parts sum to."""
     if cost == "latency_s" and trial.latency_ratio is not None:
         return trial.latency_ratio
     return found / (trial.details.get("parent", {}).get(cost) or predicted_parent)

@@ -4,6 +4,7 @@ Knows rows of distillations only. Losses are squared errors over the size of wha
 is as far off as giving nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,6 +19,8 @@ from db.store import KnownOption
 class Line:
     """One option over its layers: mean held-out losses, None where that step was left out. `tokens` are per layer.
 
+    `kept` says which weights the library holds: those of the last step, or of the one before where
+    training ended worse.
     `usage` says how evenly its experts, leaves or slots are used; empty where it has none.
     """
 
@@ -27,6 +30,7 @@ class Line:
     first_weights: float
     least_squares: float | None
     trained: float | None
+    kept: str
     tokens: int
     seconds: float
     usage: str
@@ -68,6 +72,7 @@ def lines(rows: Iterable[models.Distillation]) -> tuple[Line, ...]:
             fmean(row.loss_first_weights for row in group),
             _mean([row.loss_least_squares for row in group]),
             _mean([row.loss_trained for row in group]),
+            _kept(group),
             max(row.tokens for row in group),
             sum(row.seconds for row in group),
             _usage([row.usage for row in group if row.usage]),
@@ -87,6 +92,22 @@ def panels(rows: Iterable[models.Distillation]) -> tuple[Panel, ...]:
             curves = found.setdefault((choice.role, choice.subblocks[0][1].kind), [])
             curves.append(Curve(str(choice.what), points))
     return tuple(Panel(f"{role}: {kind}", tuple(curves)) for (role, kind), curves in sorted(found.items()))
+
+
+def _kept(group: Sequence[models.Distillation]) -> str:
+    """The step whose weights were kept, counted where the layers differ."""
+    counted = Counter(map(_kept_of, group))
+    if len(counted) == 1:
+        return next(iter(counted))
+    return ", ".join(f"{step} {count} of {len(group)}" for step, count in counted.most_common())
+
+
+def _kept_of(row: models.Distillation) -> str:
+    """As `blocklib.distil.distil` decides: training that ends worse than it began is thrown away."""
+    began = row.loss_first_weights if row.loss_least_squares is None else row.loss_least_squares
+    if row.loss_trained is not None and row.loss_trained <= began:
+        return "trained"
+    return "first weights" if row.loss_least_squares is None else "least squares"
 
 
 def _usage(usages: Sequence[dict[str, Any]]) -> str:

@@ -33,7 +33,7 @@ from nas.report.trade_off import trade_off
 from nas.report.whole import write_whole
 from nas.solve import BY_EVALUATION, METRICS
 from nas.table import comparison, summary
-from nas.units import Limit, format_quantity
+from nas.units import Limit, format_quantity, said_budget
 
 
 def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
@@ -124,13 +124,27 @@ def _agreement_plot(agreed: Agreement | None) -> str | None:
 
 @dataclass(frozen=True)
 class StageLine:
-    """A stage over all runs of the search. `work_done` counts units really computed."""
+    """A stage over all runs of the search, named for what it does. `work` says what was really computed."""
 
     name: str
     runs: int
     seconds: float
-    work_done: int
+    work: str
     last: datetime
+
+
+_STAGES = {
+    "depend": ("measure which blocks depend on each other", "matrix", "matrices"),
+    "distil": ("distil subblocks from the parent", "subblock", "subblocks"),
+    "score": ("score options", "option", "options"),
+    "measure": ("measure costs", "shape", "shapes"),
+    "solve": ("solve, and time the answer whole", "architecture timed", "architectures timed"),
+    "refine": ("refine by whole architectures", "architecture", "architectures"),
+    "compare": ("compare strategies", "architecture", "architectures"),
+    "heal": ("heal and evaluate the child", "child", "children"),
+    "export": ("export the child and load it again", "", ""),
+}
+"""What each stage does, and what it counts: one, and several of them."""
 
 
 def _stage_lines(stages: Sequence[models.Stage]) -> tuple[StageLine, ...]:
@@ -140,14 +154,21 @@ def _stage_lines(stages: Sequence[models.Stage]) -> tuple[StageLine, ...]:
         named.setdefault(stage.name, []).append(stage)
     return tuple(
         StageLine(
-            name,
+            _STAGES.get(name, (name, "", ""))[0],
             len(runs),
             sum(run.seconds for run in runs),
-            sum(run.work_done for run in runs),
+            _work(name, sum(run.work_done for run in runs)),
             max(run.started_at for run in runs),
         )
         for name, runs in named.items()
     )
+
+
+def _work(stage: str, count: int) -> str:
+    _, one, several = _STAGES.get(stage, (stage, "unit", "units"))
+    if not several:
+        return ""
+    return f"{count:,} {one if count == 1 else several}" if count else "nothing new"
 
 
 def environment() -> Environment:
@@ -163,4 +184,5 @@ def environment() -> Environment:
     made.filters["number"] = lambda value: "-" if value is None else f"{value:.4f}"
     made.filters["moment"] = lambda at: f"{at:%Y-%m-%d %H:%M} UTC"
     made.filters["summary"] = summary
+    made.filters["budget"] = said_budget
     return made

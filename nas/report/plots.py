@@ -46,7 +46,8 @@ _NO_METADATA: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "
 
 @dataclass(frozen=True)
 class Mark:
-    """A trial beside the front. `measured` is its measured cost, None where it was not built."""
+    """A trial beside the front. `measured` is its measured share of the measured parent, times the parent's predicted
+    cost, so that both stand on one axis; None where it was not measured."""
 
     trial: int
     cost: float
@@ -62,10 +63,13 @@ def front_figure(
     parent_cost: float,
     ceiling: float | None = None,
     marks: Sequence[Mark] = (),
+    title: str = "",
 ) -> Figure:
-    """Score against a cost, by ascending cost; `front` is (cost, score), costs in the metric's base unit.
+    """Score against a cost, from the cheapest on, which is the one of most throughput; `front` is (cost, score), costs
+    in the metric's base unit.
 
-    A step, since between two points the cheaper one is still the best there is.
+    A step, since between two points the cheaper one is still the best there is. A measurement far outside of the front
+    stands at the edge, with its share of the parent, rather than squeeze the front into a corner.
     """
     figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     axes = figure.add_subplot()
@@ -75,8 +79,15 @@ def front_figure(
     axes.axvline(parent_cost, color=_INK, linewidth=0.8, linestyle=":", label="parent")
     if ceiling is not None:
         axes.axvline(ceiling, color=_CHOSEN, linewidth=0.9, linestyle="--", label="budget")
-    _draw_marks(axes, marks)
-    axes.set_xlabel(f"{cost} of the whole model")
+    known = [*at, parent_cost, *([] if ceiling is None else [ceiling]), *(mark.cost for mark in marks)]
+    margin = 0.06 * (max(known) - min(known)) or 0.06 * parent_cost
+    left, right = min(known) - margin, max(known) + margin
+    _draw_marks(axes, marks, left, right, parent_cost)
+    axes.set_xlim(left, right)
+    if title:
+        axes.set_title(title, loc="left", fontsize=9)
+    is_floor = cost == "throughput"
+    axes.set_xlabel(f"{cost} of the whole model{', more is better' if is_floor else ''}")
     axes.set_ylabel("score: predicted distance from the parent")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(cost, value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -89,11 +100,13 @@ def front_figure(
     shares.set_xlabel("of the parent's")
     _widen(axes, [*scores, *(mark.score for mark in marks)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.legend(loc="upper right")
+    # Where the front, which falls towards what is dear, leaves room.
+    axes.legend(loc="upper left" if is_floor else "upper right")
     return figure
 
 
-def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
+def _draw_marks(axes: Axes, marks: Sequence[Mark], left: float, right: float, parent_cost: float) -> None:
+    """Trials between `left` and `right`; only the chosen one by its number."""
     for is_chosen, color, size, label in ((False, _OTHER, 6, "trial"), (True, _CHOSEN, 9, "chosen trial")):
         some = [mark for mark in marks if mark.is_chosen == is_chosen]
         if not some:
@@ -103,11 +116,19 @@ def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
         measured = [(mark, mark.measured) for mark in some if mark.measured is not None]
         for mark, found in measured:
             axes.plot([mark.cost, found], [mark.score] * 2, color=color, linewidth=0.9, zorder=2)
-        if measured:
-            axes.plot([found for _, found in measured], [mark.score for mark, _ in measured], "o", markersize=size - 1,
-                      markerfacecolor="none", markeredgecolor=color, label=f"{label}, measured", zorder=3)  # fmt: skip
-        for mark in some:
-            axes.annotate(f"{mark.trial}", (mark.cost, mark.score), xytext=(5, 5), textcoords="offset points")
+        inside = [(found, mark.score) for mark, found in measured if left <= found <= right]
+        if inside:
+            axes.plot(*zip(*inside, strict=True), "o", markersize=size - 1, markerfacecolor="none",
+                      markeredgecolor=color, label=f"{label}, measured", zorder=3)  # fmt: skip
+        for mark, found in measured:
+            if not left <= found <= right:
+                edge, offset, side = (right, -4, "right") if found > right else (left, 4, "left")
+                axes.annotate(
+                    f"measured {found / parent_cost:.0%}", (edge, mark.score), xytext=(offset, -11), ha=side,
+                    textcoords="offset points", color=color, fontsize=8,
+                )  # fmt: skip
+        for mark in some if is_chosen else ():
+            axes.annotate(f"trial {mark.trial}", (mark.cost, mark.score), xytext=(5, 5), textcoords="offset points")
 
 
 def _widen(axes: Axes, scores: Sequence[float]) -> None:
@@ -143,11 +164,11 @@ def agreement_figure(latency: Sequence[Pair], score: Sequence[Pair]) -> Figure:
     """Measured against predicted, for latency and for the score before healing; on the dotted line they agree."""
     figure = Figure(figsize=(7.6, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_pairs(left, latency, "latency")
+    _draw_pairs(left, latency, "latency, of the parent's")
     _draw_pairs(right, score, "score before healing")
-    seconds = FuncFormatter(lambda value, _: format_quantity("latency", value))
+    shares = FuncFormatter(lambda value, _: f"{value:.0%}")
     for axis in (left.xaxis, left.yaxis):
-        axis.set_major_formatter(seconds)
+        axis.set_major_formatter(shares)
         axis.set_major_locator(MaxNLocator(4))
     return figure
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from db import models
 from db.store import Store
 from nas.front import Point, front_of
+from nas.report.asked import bounded, measured_share
 from nas.report.plots import Mark, file_bytes, file_format, front_figure, inlined
 from nas.report.whole import write_whole
 from nas.solve import METRICS, BudgetNotMet, Measured, Unfinished, measured
@@ -31,6 +33,11 @@ class TradeOff:
     why_not: str = ""
 
     @property
+    def no_dearer(self) -> str:
+        """What those of no more cost are, in words."""
+        return f"{self.cost} or {'more' if self.cost == 'throughput' else 'less'}"
+
+    @property
     def unproven(self) -> int:
         """Points for which a better score was not ruled out."""
         return sum(point.status != "optimal" for point in self.points)
@@ -44,38 +51,73 @@ def trade_off(
     chosen: models.Trial | None,
 ) -> TradeOff:
     """The front for the first limit of `budget`, the others holding. Solves; seconds on a large search."""
-    # A floor on throughput is a ceiling on latency.
-    cost = "latency" if not budget or budget[0].metric == "throughput" else budget[0].metric
+    cost = budget[0].metric if budget else "latency"
+    # A floor on throughput is a ceiling on latency: the front is free of both.
+    summed = METRICS["latency" if cost == "throughput" else cost]
     try:
         known = measured(store, search)
-        others = tuple(limit for limit in budget if known.ceiling(limit)[0] != METRICS[cost])
+        others = tuple(limit for limit in budget if known.ceiling(limit)[0] != summed)
         found = front_of(known, cost, others, _POINTS)
     except (Unfinished, BudgetNotMet, TimeoutError) as error:
         return TradeOff(cost, why_not=str(error))
-    shown = [trial for trial in trials if trial.details["metric"] == known.metric]
-    ceilings = [value for name, value in map(known.ceiling, budget) if name == METRICS[cost]]
-    figure = front_figure(
-        cost,
-        [(point.cost, point.score) for point in found],
-        known.parent_totals()[METRICS[cost]],
-        min(ceilings, default=None),
-        [_mark(trial, METRICS[cost], chosen) for trial in shown],
-    )
-    description = f"the best predicted score for each {cost}, {len(found)} points, with {len(shown)} trials"
+    figure, shown = _figure(known, cost, budget, found, trials, chosen)
+    description = f"the best predicted score for each {cost}, {len(found)} points, with {shown} trials"
     return TradeOff(cost, others, inlined(figure, description), found)
 
 
-def write_front(known: Measured, cost: str, points: Sequence[Point], path: Path) -> Path:
+def write_front(
+    known: Measured,
+    cost: str,
+    points: Sequence[Point],
+    path: Path,
+    budget: Sequence[Limit] = (),
+    trials: Sequence[models.Trial] = (),
+) -> Path:
     """The plot of `nas pareto`: `points` of `front_of`, to a .svg or .png file, whole or not at all.
 
-    Raises ValueError for another ending, OSError where the file cannot be written.
+    `budget` are the limits that hold along the front, `trials` the search's, of which those that were built are drawn,
+    the latest as the chosen one. Raises ValueError for another ending, OSError where the file cannot be written.
     """
     format = file_format(path)
-    parent = known.parent_totals()[METRICS[cost]]
-    figure = front_figure(cost, [(point.cost, point.score) for point in points], parent)
+    built = [trial for trial in trials if trial.kl is not None]
+    figure, _ = _figure(known, cost, budget, points, built, built[-1] if built else None)
     return write_whole(path, file_bytes(figure, format))
 
 
-def _mark(trial: models.Trial, metric: str, chosen: models.Trial | None) -> Mark:
+def _figure(
+    known: Measured,
+    cost: str,
+    budget: Sequence[Limit],
+    points: Sequence[Point],
+    trials: Sequence[models.Trial],
+    chosen: models.Trial | None,
+) -> tuple[Figure, int]:
+    """The front under its title, and how many of the trials are on it: those by the metric of its scores."""
+    metric = METRICS[cost]
+    shown = [trial for trial in trials if trial.details["metric"] == known.metric]
+    # A floor on throughput is a ceiling on latency.
+    summed = METRICS["latency" if cost == "throughput" else cost]
+    ceiling = min((value for name, value in map(known.ceiling, budget) if name == summed), default=None)
+    if ceiling is not None and cost == "throughput":
+        ceiling = known.scenario.batch * known.scenario.generated_tokens / ceiling
+    figure = front_figure(
+        cost,
+        [(point.cost, point.score) for point in points],
+        known.parent_totals()[metric],
+        ceiling,
+        [_mark(trial, metric, known.parent_totals()[metric], chosen) for trial in shown],
+        _title(known, cost, budget),
+    )
+    return figure, len(shown)
+
+
+def _title(known: Measured, cost: str, budget: Sequence[Limit]) -> str:
+    limits = ", ".join(bounded(limit, known.search) for limit in budget)
+    return f"{known.search.name}: score against {cost}" + (f"\n{limits}" if limits else "")
+
+
+def _mark(trial: models.Trial, metric: str, parent_cost: float, chosen: models.Trial | None) -> Mark:
+    found = getattr(trial, metric)
+    measured_cost = None if found is None else parent_cost * measured_share(trial, metric, found, parent_cost)
     is_chosen = chosen is not None and trial.id == chosen.id
-    return Mark(trial.id, getattr(trial, f"predicted_{metric}"), trial.score, getattr(trial, metric), is_chosen)
+    return Mark(trial.id, getattr(trial, f"predicted_{metric}"), trial.score, measured_cost, is_chosen)

@@ -1,0 +1,65 @@
+"""Trials that are one child, whatever they were proposed for: what is measured of one is so of all.
+
+Those of one search and one architecture have the same weights before healing, and the same shape after it. So they
+share what healing does not change, and those healed alike, which have one child key, share all. This file knows which
+columns; when they are written is the store's.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.models import OF_THE_CHILD, OF_THE_HEALED, Trial
+
+
+def lock(session: Session, trial: Trial) -> None:
+    """It and its twins, which are written together: in one order, or two writers on PostgreSQL could wait for each
+    other. What is loaded already is loaded again, as it is now."""
+    query = select(Trial).where(Trial.search_id == trial.search_id, Trial.architecture == trial.architecture)
+    session.scalars(query.order_by(Trial.id).with_for_update().execution_options(populate_existing=True)).all()
+
+
+def _twins(session: Session, row: Trial) -> list[tuple[Trial, tuple[str, ...]]]:
+    """The other trials of its architecture, the same child first, each with the columns that are so of both."""
+    query = select(Trial).where(
+        Trial.search_id == row.search_id, Trial.architecture == row.architecture, Trial.id != row.id
+    )
+    found = sorted(session.scalars(query.order_by(Trial.id)), key=lambda twin: twin.child_key != row.child_key)
+    shape = tuple(name for name in OF_THE_CHILD if name not in OF_THE_HEALED)
+    return [(twin, OF_THE_CHILD if twin.child_key == row.child_key else shape) for twin in found]
+
+
+def with_twins(session: Session, row: Trial) -> Trial:
+    """What is not known of a trial's child, from the other trials that are the same child, or the same but for
+    healing."""
+    for twin, alike in _twins(session, row):
+        for name in alike:
+            if getattr(row, name) is None:
+                setattr(row, name, getattr(twin, name))
+        if "parent" in twin.details:
+            # What the parent measured beside the child; a budget or a format is each trial's own.
+            row.details = merged({"parent": twin.details["parent"]}, row.details)
+    return row
+
+
+def share(session: Session, row: Trial, names: Collection[str], fill: bool = False) -> None:
+    """Write these columns of a trial into its twins: into all of them, or to `fill` what they lack."""
+    if not names:
+        return
+    for twin, alike in _twins(session, row):
+        for name in alike:
+            if name in names and not (fill and getattr(twin, name) is not None):
+                setattr(twin, name, getattr(row, name))
+        if "parent" in row.details:
+            parent = {"parent": row.details["parent"]}
+            twin.details = merged(parent, twin.details) if fill else merged(twin.details, parent)
+
+
+def merged(details: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Details with more put into them, where None takes one away and the parent's are put into the parent's."""
+    found = details | more
+    if details.get("parent") and more.get("parent"):
+        found["parent"] = details["parent"] | more["parent"]
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,63 @@
+"""What somebody should be told of an answer that is right, and may not be what was meant.
+
+Knows rows only. A budget that limits nothing is answered with the parent, one that leaves hardly anything with a model
+that can do hardly anything: both are kept, with a sentence.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from blocklib.block import SKIP, Architecture
+from cost_models.cost import Cost
+from cost_models.scenario import Scenario
+from db import models
+from nas.units import COLUMNS, Limit, exact_quantity, format_quantity, parse_limit
+
+_MIX_TOKENS = ("kv", "window")
+"""Kinds of attention that read other tokens."""
+
+
+def cautions(search: models.Search, trial: models.Trial) -> tuple[str, ...]:
+    """A sentence each, about the trial's budget and about what its architecture lacks."""
+    return (*of_budget(search, _limits(trial.budget)), *of_architecture(trial.architecture))
+
+
+def of_budget(search: models.Search, budget: Sequence[Limit]) -> tuple[str, ...]:
+    """The limits that the parent itself meets, as what it takes is known."""
+    whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
+    return tuple(said for limit in budget if (said := _limits_nothing(limit, whole.get(COLUMNS[limit.metric]))))
+
+
+def of_architecture(text: str) -> tuple[str, ...]:
+    architecture = Architecture.parse(text)
+    subblocks = [subblock for choice in architecture.choices() for _, subblock in choice.subblocks]
+    if all(subblock == SKIP for subblock in subblocks):
+        return ("no layer is left: the child is the embedding and the head alone; give it a larger budget",)
+    if not any(subblock.kind in _MIX_TOKENS for subblock in subblocks):
+        return ("no attention is left: the child sees each token alone, and none before it; give it a larger budget",)
+    return ()
+
+
+def _limits_nothing(limit: Limit, parent: float | None) -> str | None:
+    """A limit at the parent's own value is one on purpose."""
+    if not parent:
+        return None
+    asked = limit.absolute(parent)
+    if asked >= parent if limit.at_least else asked <= parent:
+        return None
+    said = limit.text if limit.relative else exact_quantity(limit.metric, limit.value)
+    side, takes = ("less", "reaches") if limit.at_least else ("more", "takes")
+    return (
+        f"{limit.metric} {said} is {side} than the parent {takes}, {format_quantity(limit.metric, parent)}: it limits "
+        "nothing, the parent itself fits"
+    )
+
+
+def _limits(budget: Mapping[str, object]) -> list[Limit]:
+    """Those that can be read: an older version wrote others."""
+    found = []
+    for metric, text in budget.items():
+        try:
+            found.append(parse_limit(metric, text))
+        except ValueError:
+            continue
+    return found

@@ -1,0 +1,88 @@
+"""How the parent generates, carried over to a child: its generation settings, mended where transformers refuses them.
+
+transformers loads what it would not save, and refuses some that others have written. A setting it refuses is left out,
+and that is said. Knows no model.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils.hub import cached_file
+
+_DECIDE = ("do_sample", "num_beams", "return_dict_in_generate", "cache_implementation")
+"""Others are refused or not by these, which are looked at first."""
+_NOT_SETTINGS = ("_from_model_config", "transformers_version")
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Settings that transformers saves and loads; `notes` say, a sentence each, what of the parent's they lack."""
+
+    settings: GenerationConfig
+    notes: tuple[str, ...] = ()
+
+
+def generation_of(checkpoint: str) -> Carried:
+    """The generation settings of a checkpoint, a folder or a hub id.
+
+    Where it has no file of them, they are what its configuration says, as transformers itself takes them.
+    """
+    notes: tuple[str, ...] = ()
+    try:
+        said = _object(checkpoint, GENERATION_CONFIG_NAME)
+    except ValueError as error:
+        said, notes = None, (f"{GENERATION_CONFIG_NAME} of the parent is left out: {_line(error)}.",)
+    if said is None:
+        configuration = _object(checkpoint, CONFIG_NAME) or {}
+        said = {name: value for name, value in configuration.items() if hasattr(GenerationConfig(), name)}
+    carried = _mended({name: value for name, value in said.items() if name not in _NOT_SETTINGS and value is not None})
+    return Carried(carried.settings, notes + carried.notes)
+
+
+def _object(checkpoint: str, name: str) -> dict[str, Any] | None:
+    """Read a file of the checkpoint; None where there is none. Raises ValueError where it is no JSON object."""
+    try:
+        found = cached_file(checkpoint, name)
+    except OSError:
+        return None
+    assert found is not None
+    said = json.loads(Path(found).read_text(encoding="utf-8"))
+    if not isinstance(said, dict):
+        raise ValueError(f"it holds a {type(said).__name__}, not an object")
+    return said
+
+
+def _mended(said: dict[str, Any]) -> Carried:
+    """Every setting that transformers takes together with those before it."""
+    kept: dict[str, Any] = {}
+    notes = []
+    if said.get("use_cache") is False:
+        said = {name: value for name, value in said.items() if name != "use_cache"}
+        notes.append("The parent generates without a KV cache; the child has one, as it was timed with it.")
+    for name in sorted(said, key=lambda name: (name not in _DECIDE, name)):
+        refused = _refusal(kept | {name: said[name]})
+        if refused is None:
+            kept[name] = said[name]
+        else:
+            why = refused.removeprefix(f"`{name}`: ")
+            notes.append(f"The parent's generation setting {name}: {said[name]!r} is left out: {why}.")
+    return Carried(GenerationConfig(**kept), tuple(notes))
+
+
+def _refusal(settings: dict[str, Any]) -> str | None:
+    """Why transformers would not load or save such settings; None where it does."""
+    try:
+        GenerationConfig(**settings).validate(strict=True)
+    except Exception as error:  # Anything may stand in a file: whatever the library does with it is a refusal.
+        return _line(error)
+    return None
+
+
+def _line(error: Exception) -> str:
+    """Its first line that is about the setting."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("GenerationConfig is invalid")]
+    return (lines[0] if lines else type(error).__name__).removeprefix("- ").rstrip(".").strip()

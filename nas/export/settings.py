@@ -1,0 +1,169 @@
+"""The fields in which an exported configuration may differ from its parent's, each written down with its reason.
+
+Held against the parent's own files after the export is written. Knows no weights.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+
+from nas.export.compare import ReloadMismatch
+from nas.export.generation import Carried, generation_of
+
+CHANGED = {
+    "_name_or_path": "where it was loaded from; no part of a model",
+    "architecture": "the child's blocks, in this project's spelling",
+    "architectures": "the class that runs it",
+    "attention_bias": "said of the inputs and of the output each: qkv_bias, o_bias",
+    "attention_kind": "said of each layer",
+    "attention_scale": "what the parent's class computes",
+    "auto_map": "the class that runs it",
+    "chunk_size_feed_forward": "no layer of ours computes in chunks",
+    "dtype": "what the scenario serves in",
+    "ffn_kind": "said of each layer",
+    "ffn_options": "said of each layer",
+    "gated_ffn": "what the parent's class computes",
+    "id2label": "a classifier's head has it; a language model has none",
+    "is_encoder_decoder": "a decoder alone",
+    "label2id": "a classifier's head has it; a language model has none",
+    "layer_norm": "what the parent's class computes",
+    "layer_types": "what the cache keeps of each layer",
+    "learned_positions": "what the parent's class computes",
+    "model_type": "the class that runs it",
+    "num_hidden_layers": "a layer a block",
+    "o_bias": "what the parent's class computes",
+    "output_attentions": "a caller's to ask for",
+    "output_hidden_states": "a caller's to ask for",
+    "parallel": "said of each layer",
+    "per_layer_config": "the child's blocks",
+    "pretraining_tp": "nothing computes with it",
+    "problem_type": "a classifier's head has it; a language model has none",
+    "qk_norm": "what the parent's class computes",
+    "qkv_bias": "what the parent's class computes",
+    "return_dict": "a caller's to ask for",
+    "sliding_window": "said of each layer",
+    "tie_word_embeddings": "what the checkpoint holds, which its configuration may not know",
+    "transformers_version": "what wrote it",
+    "use_cache": "on: what was timed reads one token a step",
+}
+"""Fields of config.json in which any child may differ from its parent."""
+
+TRANSLATED = {
+    "attention_dropout": "Llama's name for it",
+    "head_dim": "the hidden size over the heads, said outright",
+    "hidden_act": "Llama's name for it",
+    "intermediate_size": "Llama's name for it",
+    "mlp_bias": "what the parent's class computes",
+    "num_key_value_heads": "as many as there are heads, said outright",
+    "rms_norm_eps": "Llama's name for it, of layer norms too",
+    "rope_parameters": "Llama's, not used where positions are learned",
+}
+"""Fields in which it may where the parent's family has none of that name, or left it open."""
+
+LEFT_BEHIND = {
+    "activation_function": "hidden_act",
+    "attention_layers": "sliding windows are said of each layer",
+    "attention_types": "sliding windows are said of each layer",
+    "attn_pdrop": "dropout, of training alone",
+    "add_cross_attention": "a decoder alone",
+    "classifier_dropout": "dropout, of training alone",
+    "embd_pdrop": "dropout, of training alone",
+    "embed_dropout": "dropout, of training alone",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "max_window_layers": "sliding windows are said of each layer",
+    "n_ctx": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "reorder_and_upcast_attn": "everything is computed in the served type",
+    "resid_dropout": "dropout, of training alone",
+    "resid_pdrop": "dropout, of training alone",
+    "rope_scaling": "rope_parameters",
+    "rope_theta": "rope_parameters",
+    "scale_attn_by_inverse_layer_idx": "attention_scale",
+    "scale_attn_weights": "attention_scale",
+    "summary_activation": "a head for summaries has it; a language model has none",
+    "summary_first_dropout": "a head for summaries has it; a language model has none",
+    "summary_proj_to_labels": "a head for summaries has it; a language model has none",
+    "summary_type": "a head for summaries has it; a language model has none",
+    "summary_use_proj": "a head for summaries has it; a language model has none",
+    "task_specific_params": "a caller's to ask for",
+    "torch_dtype": "dtype",
+    "use_sliding_window": "sliding windows are said of each layer",
+    "window_size": "sliding windows are said of each layer",
+}
+"""Fields that only the parent has, and what took their place."""
+
+GENERATION_CHANGED = {
+    "_from_model_config": "where it was read from",
+    "transformers_version": "what wrote it",
+    "use_cache": "never off: what was timed reads one token a step",
+}
+"""Fields of generation_config.json in which any child may differ from its parent."""
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class ParentSettings:
+    """The parent's configuration, and how it generates as far as a child can."""
+
+    config: PretrainedConfig
+    generation: Carried
+
+
+def settings_of(checkpoint: str) -> ParentSettings:
+    """Read a checkpoint, a folder or a hub id; runs no code of it. Raises OSError or ValueError where it cannot."""
+    return ParentSettings(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), generation_of(checkpoint))
+
+
+def check_settings(
+    folder: Path, written: PretrainedConfig, parent: ParentSettings, changed: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Hold what an exported folder says of itself against its parent; `written` is its configuration, read back.
+
+    `changed`: what the format alone says otherwise, with why. Returns notes on what is not carried over. Raises
+    ReloadMismatch naming the field that differs though nothing here says that it may.
+    """
+    check_generation(folder, parent.generation.settings)
+    return parent.generation.notes + check_config(written, parent.config, changed)
+
+
+def check_config(written: PretrainedConfig, parent: PretrainedConfig, changed: Mapping[str, str]) -> tuple[str, ...]:
+    """Hold a configuration that was written, as it is read back, against the parent's.
+
+    `changed` and what is returned and raised: as `check_settings`.
+    """
+    mine, theirs = _fields(written), _fields(parent)
+    if mine.get("use_cache") is not True:
+        raise ReloadMismatch("config.json: use_cache is off, so that every step would read the whole text again")
+    for name, value in mine.items():
+        own = theirs.get(name, _ABSENT)
+        on_purpose = name in CHANGED or name in changed or (own in (None, _ABSENT) and name in TRANSLATED)
+        if value != own and not on_purpose:
+            told = "has none" if own is _ABSENT else f"has {own!r}"
+            raise ReloadMismatch(f"config.json: {name} is {value!r}, the parent's {told}, and nothing asked for that")
+    expected = CHANGED | TRANSLATED | LEFT_BEHIND | dict(changed)
+    lost = sorted(name for name in theirs.keys() - mine.keys() - expected.keys() if theirs[name] is not None)
+    return (f"config.json of the parent also says {', '.join(lost)}, which is not carried over.",) if lost else ()
+
+
+def check_generation(folder: Path, settings: GenerationConfig) -> None:
+    """Raise ReloadMismatch where the folder's generation settings, as they are read back, are not `settings`."""
+    written, asked = (_fields(each) for each in (GenerationConfig.from_pretrained(folder), settings))
+    if written.get("use_cache") is False:
+        raise ReloadMismatch("generation_config.json: use_cache is off, so that every step would read all again")
+    for name in sorted(written.keys() | asked.keys()):
+        if written.get(name) != asked.get(name) and name not in GENERATION_CHANGED:
+            raise ReloadMismatch(
+                f"generation_config.json: {name} is {written.get(name)!r}, the parent's {asked.get(name)!r}"
+            )
+
+
+def _fields(settings: PretrainedConfig | GenerationConfig) -> dict[str, Any]:
+    """As JSON has them, under the names transformers gives them in every family."""
+    renamed = {own: name for name, own in getattr(settings, "attribute_map", {}).items()}
+    fields: dict[str, Any] = json.loads(json.dumps(settings.to_dict(), default=str))
+    return {renamed.get(name, name): value for name, value in fields.items()}

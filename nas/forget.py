@@ -1,0 +1,94 @@
+"""Trials deleted: their rows, and the children in the home that no trial is any more.
+
+What was measured of blocks stays, since other trials and searches rest on it; so do exported folders, which somebody
+may serve from. A child that another process makes right now stays too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+
+from db import models
+from db.store import Store
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """Numbers of trials, the files that went with them, the exported folders that are left, and what could not go."""
+
+    trials: tuple[int, ...]
+    files: tuple[Path, ...]
+    exports: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers of trials, as a command is told them: "3", or "3,5,8-12"."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def parse(text: str) -> "Numbers":
+        ranges = []
+        for part in text.split(","):
+            first, dash, last = (each.strip() for each in part.partition("-"))
+            if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > _DIGITS:
+                raise ValueError(f"--ids {part.strip()[:_DIGITS]!r}: write numbers of trials, like 3,5,8-12")
+            ranges.append((int(first), int(last or first)))
+        return Numbers(tuple(ranges))
+
+    def pick(self, trials: Sequence[models.Trial]) -> list[models.Trial]:
+        """Those of them. Raises ValueError where one that is named by itself is not there; a range may have gaps."""
+        there = {trial.id for trial in trials}
+        for first, last in self.ranges:
+            if first == last and first not in there:
+                raise ValueError(f"--ids {first}: there is no such trial among those asked for")
+        return [trial for trial in trials if any(first <= trial.id <= last for first, last in self.ranges)]
+
+
+_DIGITS = 40
+"""Characters of a number, or of a range of two, beyond which it is a slip."""
+
+
+def exports_of(trials: Sequence[models.Trial]) -> tuple[Path, ...]:
+    """The folders that stay when they are deleted."""
+    return tuple(Path(trial.child_path) for trial in trials if trial.child_path and Path(trial.child_path).exists())
+
+
+def delete_trials(store: Store, trials: Sequence[models.Trial], searches: Mapping[str, models.Search]) -> Deleted:
+    """`searches` by their ids; each says in its request where its home is."""
+    gone = set(store.delete_trials([trial.id for trial in trials]))
+    exports = exports_of(trials)
+    homes = {
+        trial.child_key: Path(searches[trial.search_id].request["home"]) for trial in trials if trial.kl is not None
+    }
+    files, notes = _remove_children({key: home for key, home in homes.items() if key in gone})
+    return Deleted(tuple(trial.id for trial in trials), files, exports, notes)
+
+
+def _remove_children(homes: Mapping[str, Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """The children of these keys, each from its home. What is not there is no mistake: a home may be elsewhere."""
+    if not homes:
+        return (), ()
+    from filelock import FileLock, Timeout
+
+    from nas.children import child_file  # It loads torch, which trials that were never built do not need.
+
+    files, notes = [], []
+    for key, home in homes.items():
+        file, checkpoints = child_file(home, key), home / "checkpoints" / key
+        if not file.exists():
+            continue
+        checkpoints.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(f"{checkpoints}.lock", timeout=0):
+                file.unlink()
+                rmtree(checkpoints, ignore_errors=True)
+                files.append(file)
+        except Timeout:
+            notes.append(f"{file} stays: another process is making that child")
+        except OSError as error:
+            notes.append(f"{file} stays: {error.strerror}")
+    return tuple(files), tuple(notes)

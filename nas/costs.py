@@ -27,6 +27,7 @@ from cost_models.timing import Rounds
 from db import models
 from db.store import Store
 from nas.budget import TIMED
+from nas.clock import clock
 from nas.cluster import Cluster, Report
 from nas.digest import digest
 from nas.flash import simulate
@@ -180,26 +181,6 @@ def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
         "command again, and only the bad ones are taken again; or raise measure.worst_spread or "
         "measure.worst_contention, to use them as they are, or measure.patience"
     )
-
-
-def clock(
-    known: Mapping[Geometry, models.Cost | None],
-    measured: Mapping[Geometry, MeasuredGeometry],
-    own: Sequence[Geometry],
-) -> tuple[float, float]:
-    """What to multiply new seconds of prefill and decode by, so that they stand beside the known ones.
-
-    A machine is faster on one day than on another. The parent's `own` parts are timed every time: what is known of the
-    whole parent, over what it took now. 1 where not all of it is known.
-    """
-    rows = [row for row in map(known.get, own) if row is not None]
-    if len(rows) < len(own):
-        return 1.0, 1.0
-    factors = []
-    for phase in ("prefill_s", "decode_s"):
-        now = sum(getattr(measured[geometry], phase) for geometry in own)
-        factors.append(sum(getattr(row, phase) for row in rows) / now if now else 1.0)
-    return factors[0], factors[1]
 
 
 def _measure(

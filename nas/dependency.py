@@ -24,6 +24,7 @@ from blocklib.stream import Variant, delta, embed, rotary
 from nas.data import load_tokens
 from nas.fidelity import numbers_at_once
 from nas.paths import local_or_hub, matching_files
+from nas.printed import Terminal
 from nas.progress import bar
 from nas.request import EMBEDDED, checkpoint_of
 from nas.runs import LONGEST, LOW_SHARE, WINDOW, Run, ffn_runs, windows
@@ -65,7 +66,7 @@ def dependency_of(
     `texts` are files and globs, relative to the current folder; none: Python's own sources. `console` is told how it
     goes. Raises ValueError or OSError, naming what is wrong.
     """
-    console = console or Console(quiet=True)
+    console = console or Terminal(quiet=True)
     here = Path.cwd()
     checkpoint = checkpoint_of(parent if parent == EMBEDDED else local_or_hub(parent, here))
     train: Source = matching_files(texts, here) if texts else "stdlib"

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -33,8 +33,10 @@ class Terminal(Console):
     """Where everything is printed. Names and paths of the user's are in it: brackets are brackets, and what would
     steer the terminal is shown, not obeyed."""
 
-    def __init__(self, stderr: bool = False):
-        super().__init__(stderr=stderr, markup=False, emoji=False)
+    def __init__(
+        self, *, stderr: bool = False, file: IO[str] | None = None, width: int | None = None, quiet: bool = False
+    ):
+        super().__init__(stderr=stderr, file=file, width=width, quiet=quiet, markup=False, emoji=False)
 
     def render_str(self, text: str, **how: Any) -> Text:
         """Rich asks here for every string, those in a table's cells as well."""
@@ -59,7 +61,7 @@ _WIDEST = 10_000
 def _print_whole(table: Table, where: Console = console) -> None:
     """Where no terminal breaks lines, as wide as it is, so that no cell is cut."""
     if not where.is_terminal:
-        where = Console(file=where.file, width=_WIDEST, markup=False, emoji=False)
+        where = Terminal(file=where.file, width=_WIDEST)
     where.print(table)
 
 

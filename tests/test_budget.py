@@ -8,7 +8,7 @@ from cost_models.geometry import FIXED, Geometry
 from cost_models.measured import MeasuredGeometry
 from db import models
 from nas.budget import TOLERANCE, overshoot, retargeted, worst_overshoot
-from nas.costs import clock
+from nas.clock import clock
 from nas.units import parse_budget
 
 PARENT = {"latency_s": 2.0, "ttft_s": 2.0, "throughput": 8.0}

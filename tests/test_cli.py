@@ -182,7 +182,7 @@ def test_init_prints_a_job_for_the_embedded_parent(tmp_path: Path) -> None:
         ({"distil": {"tokens": 64}}, r"distil: unknown key; did you mean 'distill'\?"),
         ({"scenario": {"bacth": 2}}, r"scenario\.bacth: unknown key; did you mean 'batch'\?"),
         ({"data": {"train": ["no such file.txt"]}}, r"data\.train.*no such file\.txt does not exist"),
-        ({"data": {"score_tokens": 10_000_000}}, r"data\.score_tokens asks for [\d,]+ tokens.*give more text"),
+        ({"data": {"score_tokens": 10_000_000}}, r"data\.score_tokens 10,000,000.*give more text"),
         ({"budget": {"latency": "200%"}}, r"budget\.latency: 200%.*limits nothing"),
         ({"parent": "."}, r"parent: .* holds no config\.json"),
         ({"space": {"ffn": ["linear"]}, "export": {"format": "decilm"}}, r"L0\.attention=linear: DeciLM engines"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import EMBEDDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
@@ -68,12 +69,20 @@ def test_the_template_is_the_smallest_job_written_out() -> None:
 
 
 def test_the_jobs_among_the_examples_are_right() -> None:
-    (path,) = Path(__file__).parents[1].glob("examples/*.yaml")
-    request = load(path)
+    request = load(Path(__file__).parents[1] / "examples/llama_1b_gpu.yaml")
     assert (request.name, request.export.format) == ("llama-1b", "decilm")
     llama = LlamaConfig(num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=8, head_dim=64)
     shape = shape_of(llama)
     check_format("decilm", choices(request.space, shape), child_config(llama, parent_architecture(shape), shape))
+
+
+def test_the_job_for_a_real_model_reads_its_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("wikitext2-valid.txt", "shakespeare.txt"):
+        (tmp_path / name).write_text("words")
+    monkeypatch.setenv("SMOLLM2", str(EMBEDDED))
+    monkeypatch.setenv("TEXT", str(tmp_path))
+    request = load(Path(__file__).parents[1] / "examples/smollm2_cpu.yaml")
+    assert (request.name, request.parent) == ("smollm2-cpu", str(EMBEDDED))
 
 
 def test_a_request_is_frozen() -> None:

@@ -161,7 +161,7 @@ def test_a_full_disk_keeps_nothing_of_a_write_and_spoils_nothing(tmp_path: Path)
 
 def test_a_database_that_another_process_keeps_locked(tmp_path: Path) -> None:
     said: list[str] = []
-    with Store.open(tmp_path / "nas.db", Patience(1.5, said.append)) as store:
+    with Store.open(tmp_path / "nas.db", patience=Patience(1.5, said.append)) as store:
         other = sqlite3.connect(tmp_path / "nas.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseError, match="another process kept it locked"):

@@ -248,7 +248,7 @@ def test_the_command_prints_json(here: Here, tmp_path: Path) -> None:
         (["{}/nope"], r"there is no .*/nope"),
         (["{}"], r"holds no config\.json"),
         (["embedded", "--data", "{}/nope.txt"], r"nope\.txt does not exist"),
-        (["embedded", *TEXT[:2], "--tokens", "100000000"], r"asks for [\d,]+ tokens.*give more text"),
+        (["embedded", *TEXT[:2], "--tokens", "100000000"], r"100,000,512 are asked for.*give more text"),
     ],
 )
 def test_the_command_says_what_is_wrong(here: Here, tmp_path: Path, arguments: list[str], said: str) -> None:

@@ -175,6 +175,10 @@ def test_less_text_than_a_batch_is_passed_over_as_often_as_tokens_were_asked_for
     assert told[-1] == Progress(wide.tokens, wide.tokens)
 
 
+def _heard(*how_far: int, doing: str = "") -> None:
+    """Nobody watches."""
+
+
 def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
     """The one that comes later waits, and finds the child made: it would take the other's checkpoints for its own."""
     _, child, _ = small()
@@ -183,7 +187,7 @@ def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
     nothing: Any = None
     with ThreadPoolExecutor() as pool, FileLock(f"{checkpoints}.lock"):
         later = pool.submit(
-            _make, nothing, nothing, nothing, "", "", (), SHORT, str(file), str(checkpoints), "cpu", nothing
+            _make, nothing, nothing, nothing, "", "", (), SHORT, str(file), str(checkpoints), "cpu", _heard
         )
         with pytest.raises(TimeoutError):
             later.result(timeout=0.5)

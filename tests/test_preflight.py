@@ -151,7 +151,7 @@ except SystemExit as end:
     done = subprocess.run(
         [sys.executable, "-c", script, str(written)], capture_output=True, text=True, env=environment(home)
     )
-    status, modules = json.loads(done.stdout)
+    status, modules = json.loads(done.stdout.splitlines()[-1])
     assert status == 1
     assert expected in the_error(done.stderr)
     assert {"torch", "ray", "transformers", "sqlalchemy"} & set(modules) == set()

@@ -241,17 +241,18 @@ class _Bench:
         stack_of_geometry: Mapping[Geometry, Stack],
         times: Mapping[Geometry, MeasuredGeometry],
     ) -> dict[Stack, str]:
-        """Which of `stacks` to time again, and why."""
-        found: dict[Stack, str] = {}
-        for geometry, why in suspicions(times, self._has_decode).items():
-            stack = stack_of_geometry.get(geometry)
-            if stack is not None and self._takes[stack] < _MOST_TAKES:
-                found[stack] = f"{geometry} {why}"
-        for stack in stacks:
-            fault = self._quality.fault(self._spread(stack), self._comparisons[stack].contention)
-            if fault:
-                found[stack] = f"{stack} has {fault}"
-        return found
+        """Which of `stacks` to time again, and why: as long as some are bad, those alone, for they make others look
+        suspicious."""
+        faults = {
+            stack: f"{stack} has {fault}"
+            for stack in stacks
+            if (fault := self._quality.fault(self._spread(stack), self._comparisons[stack].contention))
+        }
+        return faults or {
+            stack: f"{geometry} {why}"
+            for geometry, why in suspicions(times, self._has_decode).items()
+            if (stack := stack_of_geometry.get(geometry)) is not None and self._takes[stack] < _MOST_TAKES
+        }
 
     def own_times(self, first: Sequence[Stack], own: Mapping[Geometry, Stack]) -> dict[Geometry, MeasuredGeometry]:
         """The fixed part's and the parent's own subblocks', from the first stacks."""

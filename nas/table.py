@@ -11,9 +11,6 @@ from db import models
 from nas.budget import verdicts
 from nas.units import COLUMNS, format_quantity, said_limit
 
-_CONTENTION = "  CPU contention"
-"""Stands under what was timed meanwhile."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -39,11 +36,11 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
         column = COLUMNS[metric]
         found += _predicted(metric, parent_cost, scenario, trial)
         if metric == "latency":
-            found.append(Row(_CONTENTION, share_taken(parent_cost.contention), share_taken(trial.predicted_contention)))
+            found += _contention(parent_cost.contention, trial.predicted_contention)
         if getattr(trial, column) is not None:
             shown = _measured_latency(trial) if metric == "latency" else _shown(metric, getattr(trial, column))
             found.append(Row(f"{metric}, measured", _shown(metric, parent.get(column)), shown))
-            found += [Row(_CONTENTION, *2 * [share_taken(trial.contention)])] if metric == "latency" else []
+            found += _contention(*2 * [trial.contention]) if metric == "latency" else []
     losses = [
         *_measured("held-out loss", _number(loss), trial.lm_loss),
         *_foreseen(trial, "lm_loss"),
@@ -62,8 +59,9 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
     if trial.top1_agreement is not None:
         found.append(Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)))
     found += [
-        Row(f"{metric} within {said_limit(metric, trial.budget[metric])}", "", verdict)
+        Row(f"budget, {metric} {said_limit(metric, trial.budget[metric])}", "", verdict)
         for metric, verdict in verdicts(search, trial).items()
+        if verdict != "not measured"
     ]
     return tuple(found)
 
@@ -133,6 +131,12 @@ def uncertain(metric: str, value: float, error: float | None) -> str:
     if error == 0:
         return _shown(metric, value)
     return f"{_shown(metric, value)} ± {'?' if error is None else _shown(metric, error)}"
+
+
+def _contention(parent: float | None, child: float | None) -> list[Row]:
+    """While what stands above was timed."""
+    known = (parent, child) != (None, None)
+    return [Row("  CPU contention", share_taken(parent), share_taken(child))] if known else []
 
 
 def share_taken(contention: float | None) -> str:

@@ -80,8 +80,8 @@ def test_times_that_are_good_are_taken_once(config: PuzzleNasConfig) -> None:
     assert again == []
     # The own FFN stands in the stack of FFNs alone: the other four have attention, or nothing.
     assert (clock.timed[12], clock.timed[48], clock.timed[24]) == (1, 1, 1)
-    for geometry, width in ((FFN12, 12), (OWN_FFN, 24), (FFN48, 48)):
-        assert found[geometry].prefill_s == pytest.approx(ffn_s(config, width), rel=1e-3)
+    for part, width in ((FFN12, 12), (OWN_FFN, 24), (FFN48, 48)):
+        assert found[part].prefill_s == pytest.approx(ffn_s(config, width), rel=1e-3)
 
 
 def test_a_spread_over_what_is_allowed_is_timed_again_until_it_is_not(config: PuzzleNasConfig) -> None:
@@ -169,7 +169,7 @@ def test_suspicious_is_what_surely_takes_longer_than_a_larger_one(
 ) -> None:
     pairs = zip(("ffn256", "ffn512"), times_s, errors_s, strict=True)
     found = suspicions({one.geometry: one for one in (geometry_of(*each) for each in pairs)}, has_decode=True)
-    assert {str(geometry.subblock) for geometry in found} == suspects
+    assert {str(part.subblock) for part in found} == suspects
     if suspects and times_s[0] == 4.15:
         narrow = Geometry("ffn", Subblock("ffn", "256"))
         assert found[narrow] == "took 4.15 times as long as ffn.ffn512, which is larger"

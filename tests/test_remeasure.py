@@ -37,9 +37,7 @@ def known(store: Store, tmp_path: Path) -> Measured:
 # From the store alone
 
 
-def test_trials_are_predicted_again_from_costs_that_changed_and_lose_their_proofs(
-    store: Store, known: Measured
-) -> None:
+def test_trials_are_predicted_again_from_other_costs_and_lose_their_proofs(store: Store, known: Measured) -> None:
     trial = add_trial(store, known.search, "latency=60%", 1.05)
     assert predict_again(store, known) == 0
     assert store.trial(trial.id) == trial
@@ -81,26 +79,25 @@ def measured_in_the_last_run(home: Path) -> int:
 
 def loose(**measure: Any) -> dict[str, Any]:
     """As the search was run, so that its times are found again."""
-    return {"tolerance": 0.2, "time_limit": "1 s", "patience": "1 s"} | measure
+    return {"tolerance": 0.2, "time_limit": "1 s", "patience": "60 s"} | measure
 
 
 @pytest.mark.slow
 def test_only_what_is_bad_is_taken_again_and_only_for_a_budget_that_limits_times(copy: Path, here: Here) -> None:
     home = copy / "home"
+    # However busy the machine was.
+    changed(home, "UPDATE cost SET spread = 0.01, contention = 0")
     before = costs(home)
-    own = {"fixed", "attention.kv4", "ffn.ffn512"} & before.keys()
-    narrow = next(name for name in before if name.startswith("ffn.ffn") and name not in own)
-    wide = max((name for name in before if name.startswith("ffn.ffn")), key=lambda name: int(name[7:]))
-    narrow = min((name for name in before if name.startswith("ffn.ffn")), key=lambda name: int(name[7:]))
-    assert narrow != wide
+    widths = sorted((name for name in before if name.startswith("ffn.ffn")), key=lambda name: int(name[7:]))
+    narrow = widths[0]
+    assert len(widths) > 1
     changed(home, f"UPDATE cost SET spread = 5, prefill_s = 1000 * prefill_s WHERE name = '{narrow}'")
     bad = costs(home)[narrow]
 
     done = here(home, "search", job(copy, measure=loose()))
     assert done.returncode == 0, done.stderr
     assert costs(home)[narrow] == bad, "parameters are counted, whatever its times are"
-    assert "1 of" in done.stdout
-    assert "times are uncertain" in done.stdout
+    assert "1 of 5 times are uncertain: the worst puts a standard error of 500% into a model full of it" in done.stdout
     assert "nas search JOB --remeasure" in done.stdout
     assert measured_in_the_last_run(home) == 0
 
@@ -119,6 +116,7 @@ def test_only_what_is_bad_is_taken_again_and_only_for_a_budget_that_limits_times
 def test_where_the_own_parts_are_bad_all_is_taken_again_and_nothing_is_scaled_to_them(copy: Path, here: Here) -> None:
     home = copy / "home"
     changed(home, "UPDATE cost SET prefill_s = 1000 * prefill_s, decode_s = 1000 * decode_s")
+    changed(home, "UPDATE cost SET spread = 0.01, contention = 0")
     changed(home, "UPDATE cost SET spread = 5 WHERE name = 'fixed'")
     poisoned = costs(home)
     done = here(home, "search", job(copy, measure=loose(), budget=TIMED))

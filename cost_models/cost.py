@@ -9,6 +9,7 @@ throughput is a ceiling on latency, which is linear (Puzzle, arXiv 2411.19146, s
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from cost_models.scenario import Scenario
 
@@ -23,6 +24,11 @@ class Cost:
     `active_parameters` are those one token uses. `prefill_bytes` and `decode_bytes` are the weights one such pass
     reads: of sparse subblocks the expected union over its tokens. `cache_bytes` is the cache of the whole batch when
     all sequences are at their longest.
+
+    `prefill_error_s` and `decode_error_s` are standard errors. Those of a sum are the sums of its parts': whatever the
+    parts' errors share, and they share much, that of the sum is no larger. `contention` is the share of the cores
+    needed that other programs kept busy while the seconds were measured; that of a sum is its worst part's. None where
+    nobody knows: then nobody knows of the sum either.
     """
 
     prefill_s: float = 0.0
@@ -33,9 +39,25 @@ class Cost:
     prefill_bytes: int = 0
     decode_bytes: int = 0
     cache_bytes: int = 0
+    prefill_error_s: float | None = 0.0
+    decode_error_s: float | None = 0.0
+    contention: float | None = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+        def of_both(name: str) -> Any:
+            pair = getattr(self, name), getattr(other, name)
+            if None in pair:
+                return None
+            return max(pair) if name == "contention" else sum(pair)
+
+        return Cost(*(of_both(each.name) for each in fields(self)))
+
+    def errors(self, scenario: Scenario) -> dict[str, float | None]:
+        """The standard error of each metric that takes a clock, but for throughput, whose share of it is latency's."""
+        prefill_s, decode_s = self.prefill_error_s, self.decode_error_s
+        steps = scenario.generated_tokens - 1
+        latency_s = None if prefill_s is None or decode_s is None else prefill_s + steps * decode_s
+        return {"ttft_s": prefill_s, "decode_s": decode_s, "latency_s": latency_s}
 
     def metrics(self, scenario: Scenario) -> dict[str, float]:
         """The linear metrics: those of a sum are the sums of these.

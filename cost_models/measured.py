@@ -8,13 +8,17 @@ Five stacks come first, and tell what the fixed part and the parent's own subblo
 of empty layers; attention alone; FFNs alone; and the control. Then each further geometry takes one stack: that geometry
 in its slot of every layer, the parent's own in the other.
 
+A time that is known to be bad, or cannot be, is taken again; what it still is then is told with it.
+
 Knows what to time and what follows from it; `timing.py` holds the clock, `stack.py` the models.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, permutations
 from statistics import median
+from time import perf_counter
 
 import torch
 
@@ -25,6 +29,7 @@ from blocklib.parent import own_shape
 from cost_models.attribute import Whole, attribute
 from cost_models.geometry import FIXED, Geometry
 from cost_models.hardware import available_bytes, last_level_cache_bytes
+from cost_models.quality import ANY, Quality
 from cost_models.scenario import Scenario
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
 from cost_models.timing import Comparison, Paired, Rounds, time_models
@@ -36,24 +41,39 @@ _SHARE_OF_MEMORY = 0.4
 """Of what is free, for each of the two stacks timed side by side; the rest is for activations."""
 
 
+_MOST_TAKES = 3
+"""So often is timed what is only suspicious: it may be so."""
+
+_SURE = 2.0
+"""Standard errors by which one time must exceed another to be called longer."""
+
+Timer = Callable[..., Comparison]
+"""Times two models as `time_models` does."""
+
+
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` stacks are timed; `what` is the latest, and `spread` the standard error of its ratio."""
+    """`done` of `total` stacks are timed; `what` is the latest, and `spread` the standard error of its ratio.
+
+    `again` says why it was timed again, where it was.
+    """
 
     done: int
     total: int
     what: str
     rounds: int
     spread: float
+    again: str = ""
 
 
 @dataclass(frozen=True)
 class MeasuredGeometry:
     """Seconds that one `geometry` adds to a prefill, and to a decode step, of the whole batch.
 
-    0 where it takes too little to be told from nothing. `spread` is the relative standard error of the stack it came
-    from, `layers` long: the error it puts into a model full of it. `decode_s` is 0 where decode steps were not timed.
-    `taken` is the share of the cores needed that other programs kept busy meanwhile.
+    0 where it takes too little to be told from nothing. `spread` is the standard error that it puts into a model full
+    of it, as a share of the parent's time, and `*_error_s` what it puts in once: those of the stack it came from,
+    `layers` long. `decode_s` is 0 where decode steps were not timed. `contention` is the share of the cores needed that
+    other programs kept busy meanwhile. None where nobody knows.
     """
 
     geometry: Geometry
@@ -62,7 +82,9 @@ class MeasuredGeometry:
     layers: int
     prefill_s: float
     decode_s: float = 0.0
-    taken: float = field(default=0.0, kw_only=True)
+    prefill_error_s: float | None = field(default=0.0, kw_only=True)
+    decode_error_s: float | None = field(default=0.0, kw_only=True)
+    contention: float | None = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -89,13 +111,19 @@ def measure(
     rounds: Rounds | None = None,
     decode: bool | None = None,
     memory_bytes: int | None = None,
+    quality: Quality = ANY,
+    timer: Timer = time_models,
 ) -> Iterator[Progress | MeasuredGeometry | Additivity]:
-    """Measure the fixed part, the parent's own subblocks, and `geometries`, each yielded as soon as it is known.
+    """Measure the fixed part, the parent's own subblocks, and `geometries`: the own are yielded as soon as they are
+    known, the others at the end.
 
     `config` is the parent's (`parent.model.config`). To resume, ask for what is missing: the fixed part and the own
     subblocks always come along, since all else is measured against them. `decode` says whether to time decode steps;
     None: where the scenario generates more than one token. `memory_bytes` is what may be used; None: what is free.
-    Raises ValueError where a stack of one layer does not fit, TimingError as `time_models` does.
+
+    What is not as good as `quality` wants, or is suspicious (`suspicions`), is timed again as long as that has
+    patience, and yielded as it is then. Raises ValueError where a stack of one layer does not fit, TimingError as
+    `timer` does.
     """
     shape = own_shape(config)
     own = parent_block(shape)
@@ -111,29 +139,159 @@ def measure(
         if wanted not in own_parts and wanted.subblock != SKIP
     }
     first = [Stack(EMPTY, 0), *own_parts.values()]
+    bench = _Bench(config, stack_of(own, shape, scenario, room), scenario, rounds, decode, quality, timer)
     total = len(first) + len(further)
-    control = stack_of(own, shape, scenario, room)
-    control_model = random_model(config, control.architecture, scenario)
-
-    def timed(stack: Stack) -> Comparison:
-        model = random_model(config, stack.architecture, scenario)
-        return time_models(control_model, model, scenario, rounds, decode)
-
-    comparisons: dict[Stack, Comparison] = {}
     for done, stack in enumerate(first, 1):
-        comparisons[stack] = timed(stack)
-        yield Progress(done, total, str(stack), comparisons[stack].rounds, comparisons[stack].spread)
-    phases = _phases(control, comparisons)
-    for known, stack in own_parts.items():
-        seconds = [phase.seconds_of(known, shape.layers) for phase in phases]
-        yield _measured(known, stack, comparisons[stack], seconds)
+        bench.time(stack)
+        yield bench.progress(done, total, stack)
+    for stack, why in bench.again(lambda: bench.doubts(first, own_parts, bench.own_times(first, own_parts))):
+        yield bench.progress(len(first), total, stack, why)
+    own_times = bench.own_times(first, own_parts)
+    yield from own_times.values()
+    phases = bench.phases(first)
     yield Additivity(*(phase.residual() for phase in phases))
-    for done, (wanted, stack) in enumerate(further.items(), len(first) + 1):
-        comparison = timed(stack)
-        yield Progress(done, total, str(stack), comparison.rounds, comparison.spread)
+    for done, stack in enumerate(further.values(), len(first) + 1):
+        bench.time(stack)
+        yield bench.progress(done, total, stack)
+
+    def times() -> dict[Geometry, MeasuredGeometry]:
+        return own_times | {wanted: bench.time_of(wanted, stack, phases) for wanted, stack in further.items()}
+
+    for stack, why in bench.again(lambda: bench.doubts(list(further.values()), further, times())):
+        yield bench.progress(total, total, stack, why)
+    for wanted, timed in times().items():
+        if wanted in further:
+            yield timed
+
+
+def suspicions(times: Mapping[Geometry, MeasuredGeometry], has_decode: bool) -> dict[Geometry, str]:
+    """What cannot be, or hardly, in words: weights that take no time, and a dense FFN or an attention with KV heads
+    that takes surely longer than a larger one of its kind."""
+    found: dict[Geometry, str] = {}
+    for geometry, timed in times.items():
+        if timed.prefill_s <= 0 or (has_decode and timed.decode_s <= 0):
+            found[geometry] = "took no time to speak of, though it holds weights"
+    sized = [geometry for geometry in times if geometry.subblock.kind in ("kv", "ffn")]
+    for small, large in permutations(sized, 2):
+        if small.subblock.kind == large.subblock.kind and small.subblock.number < large.subblock.number:
+            longer = _longer(times[small], times[large])
+            if longer:
+                found.setdefault(small, f"took {longer:.2f} times as long as {large}, which is larger")
+                found.setdefault(large, f"took less time than {small}, which is smaller")
+    return found
+
+
+def _longer(one: MeasuredGeometry, other: MeasuredGeometry) -> float | None:
+    """How many times as long the one took, in the first phase in which it surely took longer."""
+    for phase in ("prefill", "decode"):
+        seconds = [getattr(timed, f"{phase}_s") for timed in (one, other)]
+        errors = [getattr(timed, f"{phase}_error_s") for timed in (one, other)]
+        if None not in errors and seconds[1] > 0 and seconds[0] - seconds[1] > _SURE * sum(errors):
+            return float(seconds[0] / seconds[1])
+    return None
+
+
+class _Bench:
+    """Stacks timed beside the control, each as often as it takes; and what follows from them."""
+
+    def __init__(
+        self,
+        config: PuzzleNasConfig,
+        control: Stack,
+        scenario: Scenario,
+        rounds: Rounds | None,
+        decode: bool | None,
+        quality: Quality,
+        timer: Timer,
+    ):
+        self._config, self._control, self._scenario, self._quality = config, control, scenario, quality
+        self._control_model = random_model(config, control.architecture, scenario)
+        self._timer, self._asked = timer, (scenario, rounds, decode)
+        self._layers = own_shape(config).layers
+        self._comparisons: dict[Stack, Comparison] = {}
+        self._takes: Counter[Stack] = Counter()
+        self._left_s = quality.patience_s
+
+    def time(self, stack: Stack) -> None:
+        """Once, or once more."""
+        model = random_model(self._config, stack.architecture, self._scenario)
+        found = self._timer(self._control_model, model, *self._asked)
+        earlier = self._comparisons.get(stack)
+        self._comparisons[stack] = found if earlier is None else self._quality.of_both(earlier, found)
+        self._takes[stack] += 1
+
+    def progress(self, done: int, total: int, stack: Stack, again: str = "") -> Progress:
+        comparison = self._comparisons[stack]
+        return Progress(done, total, str(stack), comparison.rounds, comparison.spread, again)
+
+    def again(self, doubts: Callable[[], Mapping[Stack, str]]) -> Iterator[tuple[Stack, str]]:
+        """Time what is in doubt again, until nothing is, or there is no patience left."""
+        while found := doubts():
+            for stack, why in found.items():
+                if self._left_s <= 0:
+                    return
+                started = perf_counter()
+                self.time(stack)
+                self._left_s -= perf_counter() - started
+                yield stack, why
+
+    def doubts(
+        self,
+        stacks: Sequence[Stack],
+        stack_of_geometry: Mapping[Geometry, Stack],
+        times: Mapping[Geometry, MeasuredGeometry],
+    ) -> dict[Stack, str]:
+        """Which of `stacks` to time again, and why: as long as some are bad, those alone, for they make others look
+        suspicious."""
+        faults = {
+            stack: f"{stack} has {fault}"
+            for stack in stacks
+            if (fault := self._quality.fault(self._spread(stack), self._comparisons[stack].contention))
+        }
+        return faults or {
+            stack: f"{geometry} {why}"
+            for geometry, why in suspicions(times, self._has_decode).items()
+            if (stack := stack_of_geometry.get(geometry)) is not None and self._takes[stack] < _MOST_TAKES
+        }
+
+    def own_times(self, first: Sequence[Stack], own: Mapping[Geometry, Stack]) -> dict[Geometry, MeasuredGeometry]:
+        """The fixed part's and the parent's own subblocks', from the first stacks."""
+        phases = self.phases(first)
+        return {
+            known: self._measured(known, stack, phases, [phase.seconds_of(known, self._layers) for phase in phases])
+            for known, stack in own.items()
+        }
+
+    def time_of(self, wanted: Geometry, stack: Stack, phases: Sequence["_Phase"]) -> MeasuredGeometry:
+        """What a further geometry takes, from its stack and what the first told."""
+        pairs = zip(phases, self._comparisons[stack].phases, strict=True)
+        seconds = [phase.with_(stack, paired).seconds_of(wanted, self._layers) for phase, paired in pairs]
+        return self._measured(wanted, stack, phases, seconds)
+
+    def phases(self, first: Sequence[Stack]) -> list["_Phase"]:
+        return _phases(self._control, {stack: self._comparisons[stack] for stack in first})
+
+    @property
+    def _has_decode(self) -> bool:
+        return next(iter(self._comparisons.values())).decode is not None
+
+    def _measured(
+        self, geometry: Geometry, stack: Stack, phases: Sequence["_Phase"], seconds: Sequence[float]
+    ) -> MeasuredGeometry:
+        comparison = self._comparisons[stack]
         pairs = zip(phases, comparison.phases, strict=True)
-        seconds = [phase.with_(stack, paired).seconds_of(wanted, shape.layers) for phase, paired in pairs]
-        yield _measured(wanted, stack, comparison, seconds)
+        # What the stack's time is off by, its layers share; the fixed part is the whole of its own.
+        shares = 1 if geometry == FIXED else stack.layers
+        errors = [phase.control_s * paired.ratio * _least(paired.spread) / shares for phase, paired in pairs]
+        return MeasuredGeometry(
+            geometry, self._spread(stack), comparison.rounds, stack.layers, *seconds, contention=comparison.contention,
+            **dict(zip(("prefill_error_s", "decode_error_s"), errors, strict=False)),
+        )  # fmt: skip
+
+    def _spread(self, stack: Stack) -> float:
+        """What the stack's error puts into a model of as many layers as the control, as a share of the control's."""
+        scale = self._control.layers / (stack.layers or self._control.layers)
+        return max(paired.spread * paired.ratio * scale for paired in self._comparisons[stack].phases)
 
 
 @dataclass(frozen=True)
@@ -145,7 +303,7 @@ class _Phase:
 
     def with_(self, stack: Stack, paired: Paired) -> "_Phase":
         """This with one stack more. Times are of the moment the control was taken at, so a drift since then cancels."""
-        timed = Whole(stack.counts, paired.ratio * self.control_s, max(paired.spread, _LEAST_SPREAD))
+        timed = Whole(stack.counts, paired.ratio * self.control_s, _least(paired.spread))
         return _Phase(self.control_s, (*self.wholes, timed))
 
     def seconds_of(self, geometry: Geometry, layers: int) -> float:
@@ -173,9 +331,8 @@ def _phases(control: Stack, comparisons: Mapping[Stack, Comparison]) -> list[_Ph
     return phases
 
 
-def _measured(geometry: Geometry, stack: Stack, comparison: Comparison, seconds: list[float]) -> MeasuredGeometry:
-    timed = comparison.spread, comparison.rounds, stack.layers
-    return MeasuredGeometry(geometry, *timed, *seconds, taken=comparison.taken)
+def _least(spread: float) -> float:
+    return max(spread, _LEAST_SPREAD)
 
 
 def _in_place(wanted: Geometry, own: Block) -> Block:

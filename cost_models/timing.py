@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from cost_models.busy import Watch
+from cost_models.contention import Watch
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.kept import kept_memory
 from cost_models.scenario import Scenario
@@ -77,6 +77,10 @@ class Paired:
         deviation = 1.4826 * median(abs(ratio - self.ratio) for ratio in self.ratios)
         return math.sqrt(math.pi / 2 / len(self.ratios)) * deviation / self.ratio
 
+    def and_then(self, later: "Paired") -> "Paired":
+        """The rounds of both."""
+        return Paired(self.control_samples_s + later.control_samples_s, self.other_samples_s + later.other_samples_s)
+
     @property
     def control_s(self) -> float:
         return median(self.control_samples_s)
@@ -91,13 +95,13 @@ class Paired:
 class Comparison:
     """A model timed against a control under a scenario. `decode` is of one step; None where none was timed.
 
-    `taken`: the share of the cores needed that other programs kept busy meanwhile (`busy.py`).
+    `contention`: the share of the cores needed that other programs kept busy meanwhile (`contention.py`).
     """
 
     scenario: Scenario
     prefill: Paired
     decode: Paired | None = None
-    taken: float = field(default=0.0, kw_only=True)
+    contention: float = field(default=0.0, kw_only=True)
 
     @property
     def phases(self) -> tuple[Paired, ...]:
@@ -133,6 +137,13 @@ class Comparison:
     def other_throughput(self) -> float:
         """Generated tokens per second."""
         return self.scenario.batch * self.scenario.generated_tokens / self.latency.other_s
+
+    def and_then(self, later: "Comparison") -> "Comparison":
+        """The rounds of both timings of the same two models; contention is their mean, by rounds."""
+        decode = None if self.decode is None or later.decode is None else self.decode.and_then(later.decode)
+        rounds = self.rounds + later.rounds
+        contention = (self.contention * self.rounds + later.contention * later.rounds) / rounds
+        return Comparison(self.scenario, self.prefill.and_then(later.prefill), decode, contention=contention)
 
     @property
     def rounds(self) -> int:
@@ -229,7 +240,7 @@ def time_models(
             heard(done, spent_s)
             if rounds.enough(done, comparison.spread, spent_s):
                 break
-    return replace(comparison, taken=watch.taken())
+    return replace(comparison, contention=watch.contention())
 
 
 class _Phase:

@@ -129,13 +129,18 @@ class Cost(Base, kw_only=True):
     prefill_s: Mapped[float]
     decode_s: Mapped[float]
     spread: Mapped[float]
-    """Of the repeated measurements, relative to their median."""
+    """Standard error that it puts into a model full of it, as a share of the parent's time."""
     parameters: Mapped[int]
     active_parameters: Mapped[int]
     weight_bytes: Mapped[int]
     prefill_bytes: Mapped[int]
     decode_bytes: Mapped[int]
     cache_bytes: Mapped[int]
+    prefill_error_s: Mapped[float | None] = mapped_column(default=None)
+    """Standard error of `prefill_s`; empty where it was not noted yet."""
+    decode_error_s: Mapped[float | None] = mapped_column(default=None)
+    contention: Mapped[float | None] = mapped_column(default=None)
+    """Share of the cores needed that other programs kept busy meanwhile; empty where it was not noted yet."""
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 
@@ -208,11 +213,22 @@ class Trial(Base, kw_only=True):
     predicted_throughput: Mapped[float]
     predicted_memory_bytes: Mapped[int]
     predicted_parameters: Mapped[int]
+    predicted_latency_error_s: Mapped[float | None] = mapped_column(default=None)
+    """The sum of its parts' standard errors, which the prediction's is no larger than; empty where one is unknown."""
+    predicted_ttft_error_s: Mapped[float | None] = mapped_column(default=None)
+    predicted_decode_error_s: Mapped[float | None] = mapped_column(default=None)
+    predicted_contention: Mapped[float | None] = mapped_column(default=None)
+    """The worst under which a part was timed."""
 
     latency_s: Mapped[float | None] = mapped_column(default=None)
     latency_ratio: Mapped[float | None] = mapped_column(default=None)
     """Child over parent, measured interleaved."""
     latency_spread: Mapped[float | None] = mapped_column(default=None)
+    """Standard error of the ratio, relative to it; `ttft_spread` and `decode_spread` are theirs."""
+    ttft_spread: Mapped[float | None] = mapped_column(default=None)
+    decode_spread: Mapped[float | None] = mapped_column(default=None)
+    contention: Mapped[float | None] = mapped_column(default=None)
+    """Share of the cores needed that other programs kept busy while the child was timed."""
     ttft_s: Mapped[float | None] = mapped_column(default=None)
     decode_s: Mapped[float | None] = mapped_column(default=None)
     throughput: Mapped[float | None] = mapped_column(default=None)
@@ -236,7 +252,8 @@ class Trial(Base, kw_only=True):
 
 
 OF_THE_CHILD = (
-    "latency_s", "latency_ratio", "latency_spread", "ttft_s", "decode_s", "throughput", "memory_bytes", "parameters",
+    "latency_s", "latency_ratio", "latency_spread", "ttft_s", "ttft_spread", "decode_s", "decode_spread", "throughput",
+    "contention", "memory_bytes", "parameters",
     "kl_whole", "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement",
     "hidden_cosine", "heal_tokens",
 )  # fmt: skip

@@ -12,7 +12,6 @@ This file knows which rows are written when. It does not know what a content key
 database is opened (`db/connect.py`), or how a condition is read (`db/queries.py`).
 """
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,7 +41,9 @@ from db.models import (
     now,
 )
 from db.patience import USUAL, Patience
+from db.proofs import take_better_proof
 from db.queries import QueryError
+from db.replaced import replace_costs
 from db.rows import checked, table_of, values
 from db.twins import lock, merged, share, with_twins
 
@@ -177,6 +178,12 @@ class Store:
         """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
         self._add_measured(Cost, rows)
 
+    def replace_costs(self, rows: Sequence[Cost]) -> None:
+        """Write each, in place of what its key had; a search of such a cost is no longer measured to the end, until it
+        is run again. Raises BadRow and then keeps none."""
+        with self._writing() as session:
+            replace_costs(session, self._insert(table_of(Cost)), rows)
+
     def distillations(self, keys: Collection[str]) -> dict[str, Distillation]:
         """Those of `keys` that are known."""
         return self._measured(Distillation, keys)
@@ -221,10 +228,7 @@ class Store:
             session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
             row = session.scalars(select(Trial).where(Trial.key == trial.key)).one()
             lock(session, row)
-            if _unproven(trial) < _unproven(row):
-                row.bound, row.gap, row.status = trial.bound, trial.gap, trial.status
-                # What was said to hang on the older proof goes with it.
-                row.details = merged(row.details, {"solved_for": None, "explained": None} | trial.details)
+            take_better_proof(row, trial)
             row = with_twins(session, row)
             share(session, row, [name for name in OF_THE_CHILD if getattr(trial, name) is not None])
             return row
@@ -381,10 +385,6 @@ class Store:
         with self._writing() as session:
             insert = self._insert(table_of(model)).on_conflict_do_nothing(index_elements=["key"])
             session.execute(insert, written)
-
-
-def _unproven(trial: Trial) -> tuple[bool, float]:
-    return "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
 
 
 def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> Trial:

@@ -2,37 +2,167 @@
 
 Costs are measured one geometry at a time and add up to within a few per cent; a solver that packs a budget to the brim
 also picks what was measured too cheap. So the chosen architecture is timed as a whole, before any healing. Where it
-misses, the limit it misses is tightened by as much and the problem solved again; where it leaves some of all of them,
-they are loosened by as much, and the best that is within the budget is taken.
+surely misses, the limit it misses is tightened by as much and the problem solved again; where it surely leaves some of
+all of them, they are loosened by as much, and the best that is within the budget is taken.
+
+A measurement has an error, so a limit is met, missed, or undecided; whoever says that a budget is met asks here.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from cost_models.cost import Cost
+from cost_models.scenario import Scenario
 from db import models
+from nas.sections import Measure
 from nas.solve import METRICS
-from nas.units import Limit
+from nas.units import Limit, parse_limit
 
 TOLERANCE = 0.02
 """A measured limit may be passed by this share of itself, or as much of it left: about what timings repeat to."""
 
+SURE = 2.0
+"""Standard errors to either side of what was measured, within which the truth is taken to lie."""
+
 ATTEMPTS = 4
 
-_TIMED = {"latency", "ttft", "decode", "throughput"}
+TIMED = ("latency", "ttft", "decode", "throughput")
+"""Metrics that take a clock; the others are arithmetic."""
+
+Verdict = Literal["met", "missed", "undecided", "not measured"]
+
+SPREADS = {"latency": "latency_spread", "throughput": "latency_spread", "ttft": "ttft_spread",
+           "decode": "decode_spread"}  # fmt: skip
+"""Columns of a trial that hold the standard error of what was measured of a metric, relative to it."""
+_COLUMNS = ("latency_ratio", "contention", *SPREADS.values(), *(METRICS[metric] for metric in TIMED))
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What was measured over what a limit allows, whichever way it points: above 1 is past it. `error` is the standard
+    error relative to it, None where nobody knows."""
+
+    over: float
+    error: float | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Undecided where the error leaves both possible, `SURE` standard errors to either side."""
+        if self.error is None:
+            return "undecided"
+        if self.over * (1 + SURE * self.error) <= 1 + TOLERANCE:
+            return "met"
+        return "missed" if self.over * (1 - SURE * self.error) > 1 + TOLERANCE else "undecided"
+
+    @property
+    def leaves_some(self) -> bool:
+        """Surely more than the tolerance."""
+        return self.error is not None and self.over * (1 + SURE * self.error) < 1 - TOLERANCE
+
+
+Times = Mapping[str, Any]
+"""Columns of a trial that a clock has a part in, by name, and the parent's under "parent"."""
+
+
+def times_of(trial: models.Trial) -> Times:
+    return {name: getattr(trial, name) for name in _COLUMNS} | {"parent": trial.details.get("parent", {})}
+
+
+def reached(times: Times, asked: Limit) -> Reached | None:
+    """None where nothing was measured of it. Relative limits are held against the parent as timed beside the child;
+    what arithmetic decides is never missed: the solver has kept it."""
+    if asked.metric not in TIMED:
+        return Reached(1.0, 0.0)
+    found = _share(times, asked.metric) if asked.relative else times[METRICS[asked.metric]]
+    if found is None:
+        return None
+    ratio = float(found / asked.value)
+    return Reached(1 / ratio if asked.at_least else ratio, times[SPREADS[asked.metric]])
+
+
+def _share(times: Times, metric: str) -> float | None:
+    """Of the parent's."""
+    ratio = times["latency_ratio"]
+    if metric in ("latency", "throughput") and ratio is not None:
+        return float(ratio if metric == "latency" else 1 / ratio)
+    found, parent = times[METRICS[metric]], times["parent"].get(METRICS[metric])
+    return None if found is None or not parent else float(found / parent)
+
+
+def verdict(times: Times, asked: Limit, contention_allowed: float) -> Verdict:
+    """Whether what was timed meets a limit. Under more CPU contention than is allowed nothing is decided, however well
+    its rounds agree."""
+    found = reached(times, asked)
+    if found is None:
+        return "not measured"
+    contention = times["contention"]
+    if asked.metric in TIMED and contention is not None and contention > contention_allowed:
+        return "undecided"
+    return found.verdict
+
+
+def of_all(verdicts: Iterable[Verdict]) -> Verdict:
+    """A budget's, from its limits': met where each is."""
+    found = set(verdicts)
+    order: tuple[Verdict, ...] = ("missed", "not measured", "undecided")
+    return next((one for one in order if one in found), "met")
+
+
+def verdicts(search: models.Search, trial: models.Trial) -> dict[str, Verdict]:
+    """Of each limit of the trial's budget, by its metric."""
+    allowed = measure_of(search).contention_allowed
+    return {
+        asked.metric: verdict(times_of(trial), asked, allowed)
+        if asked.metric in TIMED
+        else _by_arithmetic(search, trial, asked)
+        for asked in limits_of(trial)
+    }
+
+
+def _by_arithmetic(search: models.Search, trial: models.Trial, asked: Limit) -> Verdict:
+    column = METRICS[asked.metric]
+    whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))[column]
+    counted = getattr(trial, column)
+    counted = getattr(trial, f"predicted_{column}") if counted is None else counted
+    return "met" if counted <= asked.absolute(whole) else "missed"
+
+
+def measure_of(search: models.Search) -> Measure:
+    """What the search's job says of times."""
+    return Measure.model_validate(search.request.get("measure", {}))
+
+
+def limits_of(trial: models.Trial) -> tuple[Limit, ...]:
+    """Those of its budget that can be read: an older version wrote others."""
+    found = []
+    for metric, text in trial.budget.items():
+        try:
+            found.append(parse_limit(metric, text))
+        except ValueError:
+            continue
+    return tuple(found)
+
+
+def uncertainty(trial: models.Trial) -> str:
+    """What a proof hangs on besides the problem, in words: how well the times are known that its limits are of. Empty
+    where none is of a time, or they are exact."""
+    timed = [asked.metric for asked in limits_of(trial) if asked.metric in TIMED]
+    if not timed:
+        return ""
+    column = "latency_s" if timed[0] == "throughput" else METRICS[timed[0]]
+    error_s = getattr(trial, f"predicted_{column.removesuffix('_s')}_error_s")
+    if error_s is None:
+        return "for times of unknown error"
+    share = error_s / (getattr(trial, f"predicted_{column}") or 1.0)
+    return f"for times known to ± {share:.1%}" if share else ""
 
 
 def overshoot(trial: models.Trial, asked: Limit) -> float:
-    """Measured over allowed, whichever way the limit points: above 1 where it is missed.
-
-    Relative limits are held against the parent as timed beside the child. What arithmetic decides is never missed.
-    """
-    if asked.metric not in _TIMED:
-        return 1.0
-    column = METRICS[asked.metric]
-    found = getattr(trial, column)
-    parent = trial.details["parent"][column] if asked.relative else 1.0
-    ratio = float(found / asked.absolute(parent))
-    return 1 / ratio if asked.at_least else ratio
+    """Measured over allowed, whichever way the limit points: above 1 where it is missed. The trial was timed."""
+    found = reached(times_of(trial), asked)
+    assert found is not None, f"trial {trial.id} was not timed"
+    return found.over
 
 
 def worst_overshoot(trial: models.Trial, budget: Sequence[Limit]) -> float:
@@ -40,14 +170,21 @@ def worst_overshoot(trial: models.Trial, budget: Sequence[Limit]) -> float:
     return max(overshoot(trial, asked) for asked in budget)
 
 
-def retargeted(budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence[Limit]) -> tuple[Limit, ...]:
-    """What to solve for next: of `solved_for`, what the trial was solved for, the limits it missed are tightened by how
-    far, or, if it missed none, those it left some of loosened. The same where it met the budget."""
-    over = [overshoot(trial, asked) for asked in budget]
-    if max(over) > 1 + TOLERANCE:
-        factors = [each if each > 1 + TOLERANCE else 1.0 for each in over]
+def retargeted(
+    budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence[Limit], contention_allowed: float = 1.0
+) -> tuple[Limit, ...]:
+    """What to solve for next: of `solved_for`, what the trial was solved for, the limits it surely missed are tightened
+    by how far, or, if it surely met all, those it left some of loosened. The same where it met the budget, and where
+    that is undecided: nothing is decided by noise."""
+    times = times_of(trial)
+    found = [verdict(times, asked, contention_allowed) for asked in budget]
+    over = [reached(times, asked) or Reached(1.0, None) for asked in budget]
+    if "missed" in found:
+        factors = [one.over if said == "missed" else 1.0 for one, said in zip(over, found, strict=True)]
+    elif of_all(found) == "met":
+        factors = [one.over if one.leaves_some else 1.0 for one in over]
     else:
-        factors = [each if each < 1 - TOLERANCE else 1.0 for each in over]
+        return tuple(solved_for)
     return tuple(_moved(current, factor) for current, factor in zip(solved_for, factors, strict=True))
 
 

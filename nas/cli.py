@@ -76,6 +76,12 @@ def init() -> None:
 @app.command()
 def search(
     job: Annotated[Path, typer.Argument(help="The job file; `nas init` prints one.")],
+    remeasure: Annotated[
+        bool,
+        typer.Option(
+            "--remeasure", help="Take all times of the search again, on this machine; of children those that were bad."
+        ),
+    ] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -96,7 +102,7 @@ def search(
         from nas.pipeline import search as run
 
     with open_store(db) as store:
-        print_outcome(run(request, store, talk), as_json)
+        print_outcome(run(request, store, talk, remeasure), as_json)
 
 
 app.command()(solve)

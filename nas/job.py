@@ -32,6 +32,8 @@ from nas.tokenizer import load_tokenizer
 _BUILD_VERSION = 2
 # The same of measured seconds.
 _MEASURE_VERSION = 1
+_HOW_TIMED = ("tolerance", "time_limit")
+"""Of the section `measure`, what decides how a time is taken, not which times are used."""
 CHECKED = 16
 """Sequences of the score text that tell how well a subblock learnt."""
 
@@ -74,7 +76,8 @@ class Job:
         under = self.request.canonical()
         spaces = {name: under[name] for name in ("space", "distill", "score")}
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
-        machine = [self.hardware, under["scenario"]["flash"], under["measure"]]
+        timed = {name: under["measure"][name] for name in _HOW_TIMED}
+        machine = [self.hardware, under["scenario"]["flash"], timed]
         under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 
@@ -129,7 +132,8 @@ class Job:
         return digest(self.parent.digest, str(choice), built, self.tokens.digest("score"))
 
     def cost_key(self, geometry: Geometry) -> str:
-        how = [_MEASURE_VERSION, vars(self.request.measure), transformers.__version__]
+        timed = {name: getattr(self.request.measure, name) for name in _HOW_TIMED}
+        how = [_MEASURE_VERSION, timed, transformers.__version__]
         if self.hierarchy is not None:
             how = [_MEASURE_VERSION, vars(self.hierarchy), self.parent.digest, self.tokens.digest("calibration")]
         return digest(vars(self.parent.shape), self.scenario.key(), self.hardware, how, str(geometry))

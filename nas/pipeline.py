@@ -16,13 +16,15 @@ from rich.console import Console
 from db import models
 from db.models import now
 from db.store import Store
-from nas.budget import ATTEMPTS, TOLERANCE, retargeted, worst_overshoot
+from nas.budget import ATTEMPTS, Verdict, of_all, retargeted, times_of, verdict, worst_overshoot
 from nas.children import child_file, load_child
 from nas.cluster import Cluster
+from nas.costs import measure_costs, parent_costs, write_options
 from nas.deliver import deliver
 from nas.effort import Effort, shown
 from nas.explain import explain
 from nas.job import Job, prepare
+from nas.predicted import predict_again
 from nas.progress import bar
 from nas.realise import hardware_of, healing_key, made, timed
 from nas.refined import solve_refined
@@ -33,11 +35,8 @@ from nas.solve import BudgetNotMet, Measured, measured, solve, trial_row
 from nas.stages import (
     Shared,
     build_library,
-    measure_costs,
     measure_dependency,
-    parent_costs,
     score_choices,
-    write_options,
 )
 from nas.units import Limit
 from solvers.problem import Solution
@@ -54,8 +53,11 @@ class Outcome:
     sentence: str
 
 
-def search(request: Request, store: Store, console: Console) -> Outcome:
-    """Run a request to its end. Raises ValueError or OSError, saying what is wrong, with nothing finished lost."""
+def search(request: Request, store: Store, console: Console, remeasure: bool = False) -> Outcome:
+    """Run a request to its end. Raises ValueError or OSError, saying what is wrong, with nothing finished lost.
+
+    `remeasure`: times that were taken before are taken again, of children those that are known to be bad.
+    """
     _refuse_taken_folder(request, store)
     with Cluster(request.ray.address) as cluster:
         with bar(console, f"search {request.name}", doing="loading the parent and the text"):
@@ -76,7 +78,7 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
         for note in job.parent.notes:
             console.print(note, soft_wrap=True)
         try:
-            trial = _found(job, store, cluster, console)
+            trial = _found(job, store, cluster, console, remeasure)
             outcome = _delivered(job, store, trial, console)
         except KeyboardInterrupt:
             store.set_search_status(job.id, "interrupted")
@@ -91,9 +93,11 @@ def search(request: Request, store: Store, console: Console) -> Outcome:
         return outcome
 
 
-def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> Job:
+def fill_store(
+    job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console, remeasure: bool = False
+) -> Job:
     """Build, score and measure whatever the library and the store lack of this job. Returns it with what decides its
-    choices known."""
+    choices known. `remeasure`: all times are taken again."""
     with _stage(job, store, "depend") as done:
         done.append(int(job.wants_dependency))
         if job.wants_dependency:
@@ -105,25 +109,29 @@ def fill_store(job: Job, store: Store, cluster: Cluster, shared: Shared, console
     with _stage(job, store, "score") as done:
         done.append(score_choices(job, store, cluster, shared, console))
     with _stage(job, store, "measure") as done:
-        done.append(measure_costs(job, store, cluster, shared, console))
+        done.append(measure_costs(job, store, cluster, shared, console, remeasure))
     write_options(job, store)
-    store.add_search(search_row(job, parent_costs(job, store)))
+    search = store.add_search(search_row(job, parent_costs(job, store)))
+    predict_again(store, measured(store, search, job.request.score.metric))
     return job
 
 
-def _found(job: Job, store: Store, cluster: Cluster, console: Console) -> models.Trial:
+def _found(job: Job, store: Store, cluster: Cluster, console: Console, remeasure: bool) -> models.Trial:
     """Measure what is not measured, solve, and make the answer real."""
     shared = Shared(job, cluster)
-    job = fill_store(job, store, cluster, shared, console)
-    trial = _within_budget(job, store, cluster, shared, console)
+    job = fill_store(job, store, cluster, shared, console, remeasure)
+    trial = _within_budget(job, store, cluster, shared, console, remeasure)
     _refuse_taken(job, trial)
     with _stage(job, store, "heal") as done:
         done.append(int(trial.kl is None))
         return made(job, store, cluster, shared, trial, console)
 
 
-def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> models.Trial:
-    """The best architecture that, timed as a whole, meets the budget. Every one that was timed stays a trial."""
+def _within_budget(
+    job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console, remeasure: bool
+) -> models.Trial:
+    """The best architecture that, timed as a whole, meets the budget; else the best of which that is undecided. Every
+    one that was timed stays a trial."""
     request = job.request
     known = measured(store, store.find_search(job.id), request.score.metric)
     solve_for = request.budget
@@ -149,14 +157,18 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
                 return trial  # There is no such machine here to time it on.
             is_known = trial.id in distances
             distances[trial.id] = distance
-            tried.append(timed(job, store, cluster, shared, trial, console))
-            before, solve_for = solve_for, retargeted(request.budget, tried[-1], solve_for)
+            tried.append(timed(job, store, cluster, shared, trial, console, remeasure))
+            allowed = request.measure.contention_allowed
+            before, solve_for = solve_for, retargeted(request.budget, tried[-1], solve_for, allowed)
             # An answer that comes again, though limits were loosened, is held by another that is counted.
-            if solve_for == before or (is_known and _fits(tried[-1], request)):
+            if solve_for == before or (is_known and _verdict(tried[-1], request) == "met"):
                 break
-    within = [trial for trial in tried if _fits(trial, request)]
-    if within:
-        return min(within, key=lambda trial: distances[trial.id])
+    for wanted in ("met", "undecided"):
+        if within := [trial for trial in tried if _verdict(trial, request) == wanted]:
+            best = min(within, key=lambda trial: distances[trial.id])
+            if wanted == "undecided":
+                _tell_undecided(best, console)
+            return best
     nearest = min(tried, key=lambda trial: worst_overshoot(trial, request.budget))
     console.print(
         f"none of {len(distances)} architectures, timed whole, is within the budget; the nearest measures "
@@ -165,8 +177,22 @@ def _within_budget(job: Job, store: Store, cluster: Cluster, shared: Shared, con
     return nearest
 
 
-def _fits(trial: models.Trial, request: Request) -> bool:
-    return worst_overshoot(trial, request.budget) <= 1 + TOLERANCE
+def _verdict(trial: models.Trial, request: Request) -> Verdict:
+    times, allowed = times_of(trial), request.measure.contention_allowed
+    return of_all(verdict(times, asked, allowed) for asked in request.budget)
+
+
+def _tell_undecided(trial: models.Trial, console: Console) -> None:
+    measured_as = ""
+    if trial.latency_ratio is not None and trial.latency_spread is not None:
+        points = trial.latency_ratio * trial.latency_spread
+        measured_as = f", at {trial.latency_ratio:.1%} ± {points:.1%} of the parent's latency"
+    busy = "" if not trial.contention else f" and a CPU contention of {trial.contention:.0%}"
+    console.print(
+        f"whether trial {trial.id} is within the budget is undecided{measured_as}{busy}; to time it again when the "
+        "machine is idle: nas search JOB --remeasure",
+        style="yellow", soft_wrap=True, highlight=False,
+    )  # fmt: skip
 
 
 def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> tuple[Solution, float]:

@@ -86,10 +86,13 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
 
 
 def answered(search: "models.Search", trial: "models.Trial") -> dict[str, Any]:
-    """A trial as JSON takes it, and what to be told of it."""
+    """A trial as JSON takes it, the verdict on its budget and on each limit, and what to be told of it."""
+    from nas.budget import of_all, verdicts
     from nas.caution import cautions
 
-    return plain(trial) | {"cautions": list(cautions(search, trial))}
+    found = verdicts(search, trial)
+    verdict = {"verdict": of_all(found.values()), "verdicts": found}
+    return plain(trial) | verdict | {"cautions": list(cautions(search, trial))}
 
 
 def print_cautions(said: Sequence[str], where: Console = console) -> None:
@@ -98,11 +101,14 @@ def print_cautions(said: Sequence[str], where: Console = console) -> None:
 
 
 def print_trial(search: "models.Search", trial: "models.Trial") -> None:
+    from nas.budget import uncertainty
     from nas.caution import cautions
     from nas.explain import Explained  # They load what a list of trials does not need.
     from nas.table import comparison
 
     proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
+    known = uncertainty(trial)
+    proven += f", {known}" if proven and known else ""
     if "solved_for" in trial.details:
         proven += f", for {said_budget(trial.details['solved_for'])}, as what was timed moved the limits"
     number = f"trial {trial.id}" if is_kept(trial) else "not kept as a trial"
@@ -175,12 +181,15 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
 
 
 def print_layers(layers: "Sequence[LayerLine]") -> None:
-    table = Table("layer", "parent", "child", "score", "prefill", "decode", "memory", "parameters")
+    from nas.table import share_taken, uncertain
+
+    table = Table("layer", "parent", "child", "score", "prefill", "decode", "contention", "memory", "parameters")
     for layer in layers:
         table.add_row(
-            layer.place, layer.parent, layer.child, _number(layer.score), format_quantity("ttft", layer.prefill_s),
-            format_quantity("decode", layer.decode_s), format_quantity("memory", layer.memory_bytes),
-            f"{layer.parameters:,}",
+            layer.place, layer.parent, layer.child, _number(layer.score),
+            uncertain("ttft", layer.prefill_s, layer.prefill_error_s),
+            uncertain("decode", layer.decode_s, layer.decode_error_s), share_taken(layer.contention),
+            format_quantity("memory", layer.memory_bytes), f"{layer.parameters:,}",
         )  # fmt: skip
     _print_whole(table)
 

@@ -21,19 +21,25 @@ from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import architecture_cost
+from cost_models.device_lock import alone_on
 from cost_models.hardware import describe
+from cost_models.quality import Quality
 from cost_models.scenario import Scenario
-from cost_models.timing import Rounds, time_models
+from cost_models.timing import Comparison, Rounds, time_models
 from db import models
 from db.store import Store
+from nas.budget import Times, limits_of, times_of, verdict
+from nas.child_times import timed_until_decided, times_in
 from nas.children import child_file, found_with, save_child
 from nas.cluster import STARTING, Cluster, Report
+from nas.costs import quality_of
 from nas.evaluate import evaluate, perplexity
 from nas.healing import Healing
 from nas.job import Job
 from nas.progress import bar, rarely
 from nas.request import Request
-from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tell_if_busy, tensor
+from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tensor
+from nas.units import Limit
 
 Built = Sequence[tuple[str, str]]
 """What a child takes from the library: choices and their keys."""
@@ -83,10 +89,20 @@ def made(
 
 
 def timed(
-    job: Job, store: Store, cluster: Cluster, shared: Shared, trial: models.Trial, console: Console
+    job: Job,
+    store: Store,
+    cluster: Cluster,
+    shared: Shared,
+    trial: models.Trial,
+    console: Console,
+    remeasure: bool = False,
 ) -> models.Trial:
-    """The trial timed beside its parent. Healing changes no shape, so this need not wait for it."""
-    if trial.latency_ratio is not None:
+    """The trial timed beside its parent. Healing changes no shape, so this need not wait for it.
+
+    `remeasure`: again where what was timed decides nothing about its budget, or its CPU contention is unknown or more
+    than is allowed.
+    """
+    if trial.latency_ratio is not None and not (remeasure and _is_bad(job, trial)):
         return trial
     return _timed(job, store, cluster, shared, trial, console)
 
@@ -188,19 +204,27 @@ def _timed(
     asked = job.request.measure
     rounds = Rounds(least=10, most=100, tolerance=asked.tolerance / 2, seconds=3 * asked.time_limit)
     with bar(console, "measure child", "s at most", doing=STARTING) as shown:
-        task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario, rounds)
+        task = (shared["parent"], str(job.library.root), trial.architecture, _built(job, trial), job.scenario, rounds,
+                limits_of(trial), quality_of(job))  # fmt: skip
         ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
-    tell_if_busy([found.pop("taken")], "a child was", console)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario)
     totals = held.metrics(job.scenario)
-    parent = found.pop("parent")
+    columns = {name: value for name, value in found.items() if name != "parent"}
     return store.update_trial(
         trial.id,
-        **found,
+        **columns,
         memory_bytes=int(totals["memory_bytes"]),
         parameters=int(totals["parameters"]),
-        details={"parent": parent},
+        details={"parent": found["parent"]},
     )
+
+
+def _is_bad(job: Job, trial: models.Trial) -> bool:
+    """Whether what was timed of it is better timed again."""
+    allowed, times = job.request.measure.contention_allowed, times_of(trial)
+    if trial.contention is None or trial.contention > allowed:
+        return True
+    return "undecided" in [verdict(times, asked, allowed) for asked in limits_of(trial)]
 
 
 def _time(
@@ -210,32 +234,24 @@ def _time(
     built: Built,
     scenario: Scenario,
     rounds: Rounds,
+    budget: Sequence[Limit],
+    quality: Quality,
     report: Report,
-) -> dict[str, Any]:
-    """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device."""
+) -> Times:
+    """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device; and
+    again, as long as there is patience, where that does not decide whether it is within the budget."""
     parent, library, keys = unpack(packed), Library(Path(root)), dict(built)
     child = assemble(
         parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
     )
     where: dict[str, Any] = {"device": scenario.device, "dtype": getattr(torch, scenario.dtype)}
-    report(doing="first passes")
-    timed = time_models(
-        deepcopy(parent.model).to(**where), deepcopy(child).to(**where), scenario, rounds,
+    pair = deepcopy(parent.model).to(**where), deepcopy(child).to(**where)
+
+    def once(why: str) -> Comparison:
         # A message takes a moment of the machine that is timed.
-        heard=rarely(lambda done, spent_s: report(min(spent_s, rounds.seconds), rounds.seconds, f"{done} rounds")),
-    )  # fmt: skip
-    return {
-        "latency_s": timed.latency.other_s,
-        "latency_ratio": timed.latency.ratio,
-        "latency_spread": timed.latency.spread,
-        "ttft_s": timed.prefill.other_s,
-        "decode_s": timed.decode.other_s if timed.decode else None,
-        "throughput": timed.other_throughput,
-        "taken": timed.taken,
-        "parent": {
-            "latency_s": timed.latency.control_s,
-            "ttft_s": timed.prefill.control_s,
-            "decode_s": timed.decode.control_s if timed.decode else None,
-            "throughput": timed.control_throughput,
-        },
-    }
+        heard = rarely(lambda done, s: report(min(s, rounds.seconds), rounds.seconds, f"{why}{done} rounds"))
+        return time_models(*pair, scenario, rounds, heard=heard)
+
+    with alone_on(scenario.device, lambda words: report(doing=words)):
+        report(doing="first passes")
+        return times_in(timed_until_decided(once, budget, quality))

@@ -36,6 +36,11 @@ from nas.values import (
 )
 from solvers.memory import MEMORY_BYTES, enough
 
+_SPREAD_PER_TOLERANCE = 5.0
+"""A time whose standard error is so many times the tolerance that was asked for is known to be bad."""
+_CONTENTION_PER_TOLERANCE = 25.0
+"""At the default tolerance a quarter of the cores: on two of them about what one other busy program takes."""
+
 
 def _source(value: object) -> object:
     if isinstance(value, str) and value != "stdlib":
@@ -235,10 +240,36 @@ class Score(Section):
 
 class Measure(Section):
     """How long a stack of one geometry is timed: until its time relative to the parent's is known to `tolerance`, a
-    standard error, and for at most `time_limit` seconds. The assembled child is given three times that."""
+    standard error, and for at most `time_limit` seconds. The assembled child is given three times that.
+
+    A time that would put a larger standard error than `worst_spread` into a model full of it (as a share of the
+    parent's time), or was taken while other programs kept more than `worst_contention` of the cores needed busy, is not
+    used for a budget that limits times, but taken again, all such times together for up to `patience`; so is a child's
+    that leaves undecided whether it is within the budget. None: in proportion to the tolerance.
+    """
 
     tolerance: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.01
     time_limit: Seconds = 20.0
+    worst_spread: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
+    worst_contention: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    patience: Seconds = 180.0
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.worst_spread is not None and self.worst_spread < self.tolerance:
+            given = f"{self.worst_spread} is less than what timing stops at"
+            raise wrong("worst_spread", f"{given}; give at least measure.tolerance, {self.tolerance}")
+        return self
+
+    @property
+    def spread_allowed(self) -> float:
+        return _SPREAD_PER_TOLERANCE * self.tolerance if self.worst_spread is None else self.worst_spread
+
+    @property
+    def contention_allowed(self) -> float:
+        """At most 1: all of the cores, which is any."""
+        asked = _CONTENTION_PER_TOLERANCE * self.tolerance if self.worst_contention is None else self.worst_contention
+        return min(1.0, asked)
 
 
 class Solver(Section):

@@ -11,7 +11,8 @@ from solvers.problem import Option
 
 @dataclass(frozen=True)
 class LayerLine:
-    """One option of the architecture; `place` is its layer and role, or its range of layers."""
+    """One option of the architecture; `place` is its layer and role, or its range of layers. Standard errors, and the
+    CPU contention that its times were taken under, are None where nobody noted them."""
 
     place: str
     parent: str
@@ -19,6 +20,9 @@ class LayerLine:
     score: float
     prefill_s: float
     decode_s: float
+    prefill_error_s: float | None
+    decode_error_s: float | None
+    contention: float | None
     memory_bytes: int
     """Its weights and its share of the cache."""
     parameters: int
@@ -31,7 +35,7 @@ def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple
     parent = {choice.first_slot: choice for choice in Architecture.parse(search.parent_architecture).choices()}
     lines = []
     for choice in map(Choice.parse, trial.details["choices"]):
-        option = options[choice]
+        option, cost = options[choice], known.costs[str(choice)]
         last = choice.end_layer - 1
         layers = f"{choice.layer}" if last == choice.layer else f"{choice.layer}-{last}"
         replaced = [str(parent[slot].what) for slot in range(choice.first_slot, choice.first_slot + choice.span)]
@@ -43,6 +47,9 @@ def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple
                 score=option.score,
                 prefill_s=option.costs["ttft_s"],
                 decode_s=option.costs["decode_s"],
+                prefill_error_s=cost.prefill_error_s,
+                decode_error_s=cost.decode_error_s,
+                contention=cost.contention,
                 memory_bytes=int(option.costs["memory_bytes"]),
                 parameters=int(option.costs["parameters"]),
             )

@@ -3,7 +3,7 @@
 Needs neither the parent nor its text, so a new budget costs seconds. Knows what a budget means; the solver does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -49,6 +49,8 @@ class Measured:
     options: tuple[Option, ...]
     metric: str
     """What the options' scores are, kl or lm_loss."""
+    costs: Mapping[str, Cost]
+    """The options', by their choices, with how far they may be off."""
 
     @property
     def layers(self) -> int:
@@ -119,6 +121,23 @@ class Measured:
         generated = self.scenario.batch * self.scenario.generated_tokens
         return linear | {"throughput": generated / linear["latency_s"]}
 
+    def predicted(self, choices: Iterable[str]) -> dict[str, Any]:
+        """The columns of a trial that say what an architecture of these choices costs, and how far that may be off."""
+        whole = sum((self.costs[choice] for choice in choices), self.fixed)
+        totals, errors = whole.totals(self.scenario), whole.errors(self.scenario)
+        return {
+            "predicted_latency_s": totals["latency_s"],
+            "predicted_ttft_s": totals["ttft_s"],
+            "predicted_decode_s": totals["decode_s"],
+            "predicted_throughput": totals["throughput"],
+            "predicted_memory_bytes": int(totals["memory_bytes"]),
+            "predicted_parameters": int(totals["parameters"]),
+            "predicted_latency_error_s": errors["latency_s"],
+            "predicted_ttft_error_s": errors["ttft_s"],
+            "predicted_decode_error_s": errors["decode_s"],
+            "predicted_contention": whole.contention,
+        }
+
 
 def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
     """What the store knows of a search. `metric`, one of `SCORES`, is the request's own unless given.
@@ -140,8 +159,8 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
             f"search {search.name} ({search.id}) is not measured to the end{example}; "
             "run `nas search` on its job again, it goes on where it stopped"
         )
-    asked = search.scenario
-    scenario = Scenario(**asked)
+    scenario = Scenario(**search.scenario)
+    costs = {one.option.choice: cost_of(one.cost) for one in known if one.cost is not None}
     return Measured(
         search=search,
         scenario=scenario,
@@ -154,12 +173,18 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
                 known_option.option.name,
                 # The parent's own options have no score row: they move nothing.
                 getattr(known_option.score, metric) if known_option.score else 0.0,
-                _cost(known_option.cost).metrics(scenario),
+                costs[known_option.option.choice].metrics(scenario),
             )
             for known_option in known
         ),
         metric=metric,
+        costs=costs,
     )
+
+
+def cost_of(row: models.Cost) -> Cost:
+    """What a row keeps."""
+    return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})
 
 
 def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> Solution:
@@ -258,7 +283,6 @@ def trial_row(
         details["solved_for"] = {limit.metric: limit.text for limit in solved_for}
     is_of_sums = solution.solver not in BY_EVALUATION
     architecture = str(architecture_of(solution, known.layers))
-    totals = known.totals(solution)
     asked_for = {asked.metric: asked.text for asked in budget}
     child_key = built or digest(known.search.id, architecture, heal)
     return models.Trial(
@@ -272,12 +296,7 @@ def trial_row(
         bound=solution.bound if is_of_sums else None,
         gap=solution.gap if is_of_sums else None,
         status=solution.status if is_of_sums else "evaluated",
-        predicted_latency_s=totals["latency_s"],
-        predicted_ttft_s=totals["ttft_s"],
-        predicted_decode_s=totals["decode_s"],
-        predicted_throughput=totals["throughput"],
-        predicted_memory_bytes=int(totals["memory_bytes"]),
-        predicted_parameters=int(totals["parameters"]),
+        **known.predicted(details["choices"]),
         details=details,
     )
 
@@ -324,8 +343,3 @@ def reached(known: Measured, budget: Sequence[Limit], error: Infeasible, words: 
                     f"{format_quantity(asked.metric, least)} ({least / whole:.1%} of the parent's)"
                 )
     return list(dict.fromkeys(lines))
-
-
-def _cost(row: models.Cost | None) -> Cost:
-    assert row is not None
-    return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})

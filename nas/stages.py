@@ -1,12 +1,11 @@
-"""The stages that fill the store: build the library, score every choice, measure every geometry.
+"""The stages that fill the library and the store: build every subblock, score every choice. `costs.py` measures them.
 
 Each stage asks the store and the library what is already there, has workers do the rest, and writes their answers as
-they come. `_build`, `_score` and `_measure` run on workers: they are given plain values and return plain values.
+they come. `_build` and `_score` run on workers: they are given plain values and return plain values.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,12 @@ from blocklib.distil import Distilled, Progress, Training, distil
 from blocklib.kind import Weights
 from blocklib.kinds import parameters
 from blocklib.library import Library
-from blocklib.model import PuzzleNasConfig
 from blocklib.packed import PackedParent, pack, unpack
 from blocklib.parent import Parent
-from cost_models.analytic import choice_cost, fixed_cost
-from cost_models.cost import ZERO, Cost
-from cost_models.flash import MemoryHierarchy
-from cost_models.geometry import FIXED, Geometry, geometries
-from cost_models.measured import MeasuredGeometry, measure
-from cost_models.measured import Progress as Stacks
-from cost_models.scenario import Scenario
-from cost_models.timing import Rounds
 from db import models
 from db.store import Store
-from nas.clock import clock
 from nas.cluster import STARTING, Cluster, Report
 from nas.dependency import block_dependency
-from nas.digest import digest
-from nas.flash import simulate
 from nas.job import CHECKED, Job
 from nas.progress import bar, rarely
 from nas.runs import Matrix
@@ -46,9 +33,6 @@ from nas.score import score
 from nas.shares import by_count, by_layers
 
 Ids = NDArray[np.int32]
-_SKIPPED = "skip"
-_BUSY = 0.1
-"""Of the cores needed: what others may take before it is told of."""
 
 
 class Shared:
@@ -203,136 +187,6 @@ def _score(
         if not isinstance(event, Progress):
             return {str(choice): vars(fidelity) for choice, fidelity in event.items()}
     raise AssertionError("scoring ended without scores")
-
-
-def measure_costs(job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console) -> int:
-    """Seconds of every geometry not yet measured under this scenario on this hardware, or simulated where the scenario
-    is of a machine that streams from Flash. Returns how many were."""
-    keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
-    known = store.costs(list(keys.values()))
-    missing = [geometry for geometry, key in keys.items() if key not in known]
-    if not missing:
-        return 0
-    wanted = [geometry for geometry in missing if geometry != FIXED]
-    work: Callable[..., list[MeasuredGeometry]]
-    task: tuple[Any, ...]
-    if job.hierarchy is not None:
-        work, task = _simulate, (shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
-    else:
-        rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
-        work, task = _measure, (job.parent.model.config.to_dict(), wanted, job.scenario, rounds)
-    with bar(console, "measure costs", "stacks", doing=STARTING) as shown:
-        ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
-    measured = {timed.geometry: timed for timed in found}
-    tell_if_busy([timed.taken for timed in found], "options were", console)
-    prefill = decode = 1.0
-    if job.hierarchy is None:
-        # Read again: another search may have measured some in the meantime.
-        known = store.costs(list(keys.values()))
-        own = [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
-        prefill, decode = clock({part: known.get(key) for part, key in keys.items()}, measured, own)
-    rows = []
-    for geometry in missing:
-        timed = measured[geometry]
-        timed = replace(timed, prefill_s=prefill * timed.prefill_s, decode_s=decode * timed.decode_s)
-        rows.append(_cost_row(job, timed, keys[geometry]))
-    store.add_costs(rows)
-    return len(missing)
-
-
-def tell_if_busy(taken: Sequence[float], what: str, console: Console) -> None:
-    """`taken` as in `Comparison`, of each of what was timed."""
-    if max(taken, default=0.0) > _BUSY:
-        console.print(
-            f"the machine was busy while {what} timed: other programs kept up to {max(taken):.0%} of the cores needed, "
-            "and times may be far off; to take them again when it is not, change measure.tolerance a little",
-            style="yellow", soft_wrap=True,
-        )  # fmt: skip
-
-
-def _measure(
-    config: Mapping[str, Any], wanted: Sequence[Geometry], scenario: Scenario, rounds: Rounds, report: Report
-) -> list[MeasuredGeometry]:
-    found = []
-    report(doing="the parent and its parts")
-    for event in measure(PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds):
-        if isinstance(event, MeasuredGeometry):
-            found.append(event)
-        elif isinstance(event, Stacks):
-            report(event.done, event.total)
-    return found
-
-
-def _simulate(
-    packed: PackedParent,
-    calibration: Ids,
-    wanted: Sequence[Geometry],
-    scenario: Scenario,
-    hierarchy: MemoryHierarchy,
-    report: Report,
-) -> list[MeasuredGeometry]:
-    found = []
-    for done, simulated in enumerate(
-        simulate(unpack(packed), wanted, scenario, hierarchy, tensor(calibration, "cpu")), 1
-    ):
-        found.append(simulated)
-        report(done, len(wanted) + 1)
-    return found
-
-
-def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
-    geometry, shape = timed.geometry, job.parent.shape
-    if geometry.role == "fixed":
-        held = fixed_cost(shape, job.scenario)
-    else:
-        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, job.scenario)
-    return _row(key, str(geometry), held + Cost(timed.prefill_s, timed.decode_s), timed.spread)
-
-
-def _row(key: str, name: str, cost: Cost, spread: float) -> models.Cost:
-    return models.Cost(key=key, name=name, spread=spread, **vars(cost))
-
-
-def write_options(job: Job, store: Store) -> None:
-    """The search's options with what is known of each, so that it can be solved from the database alone."""
-    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
-    by_geometry = {geometry: _cost_of(measured[job.cost_key(geometry)]) for geometry in job.to_measure}
-    summed: dict[str, models.Cost] = {}
-    found = []
-    for choice in job.choices:
-        keys = sorted(job.cost_key(geometry) for geometry in geometries(choice))
-        cost_key = keys[0] if len(keys) == 1 else digest(_SKIPPED, *keys)
-        if len(keys) != 1:
-            whole = sum((by_geometry[geometry] for geometry in geometries(choice)), ZERO)
-            summed[cost_key] = _row(cost_key, " + ".join(map(str, geometries(choice))) or _SKIPPED, whole, 0.0)
-        build = job.library_parts(choice)
-        found.append(
-            models.Option(
-                search_id=job.id,
-                choice=str(choice),
-                first_slot=choice.first_slot,
-                span=choice.span,
-                name=str(choice.what),
-                score_key=None if job.parent.own(choice) else job.score_key(choice),
-                cost_key=cost_key,
-                distillation_key=job.build_key(build[0]) if len(build) == 1 else None,
-            )
-        )
-    store.add_costs(list(summed.values()))
-    store.set_options(job.id, found)
-
-
-def parent_costs(job: Job, store: Store) -> dict[str, Any]:
-    """The fixed part's cost and the parent's whole, which is its parts' sum, as the search row keeps them."""
-    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
-    fixed = _cost_of(measured[job.cost_key(FIXED)])
-    own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]
-    whole = sum((_cost_of(measured[job.cost_key(geometry)]) for geometry in own), fixed)
-    return {"fixed": vars(fixed), "whole": vars(whole)}
-
-
-def _cost_of(row: models.Cost) -> Cost:
-    return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})
 
 
 def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mapping[str, str]) -> Weights:

@@ -8,7 +8,8 @@ from blocklib.block import Architecture
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
-from nas.units import COLUMNS, format_quantity
+from nas.budget import verdicts
+from nas.units import COLUMNS, format_quantity, said_limit
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
     """What is known of a trial beside its parent: every metric as predicted, and what was measured of the child. What
     nobody measured of it has no row."""
     scenario = Scenario(**search.scenario)
-    whole = Cost(**search.parent_costs["whole"]).totals(scenario)
+    parent_cost = Cost(**search.parent_costs["whole"])
+    whole = parent_cost.totals(scenario)
     parent = trial.details.get("parent", {})
     loss = parent.get("lm_loss")
     found = [
@@ -32,10 +34,13 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
     ]
     for metric in _timed(scenario, trial):
         column = COLUMNS[metric]
-        found += _predicted(metric, whole.get(column), getattr(trial, f"predicted_{column}"))
+        found += _predicted(metric, parent_cost, scenario, trial)
+        if metric == "latency":
+            found += _contention(parent_cost.contention, trial.predicted_contention)
         if getattr(trial, column) is not None:
             shown = _measured_latency(trial) if metric == "latency" else _shown(metric, getattr(trial, column))
             found.append(Row(f"{metric}, measured", _shown(metric, parent.get(column)), shown))
+            found += _contention(*2 * [trial.contention]) if metric == "latency" else []
     losses = [
         *_measured("held-out loss", _number(loss), trial.lm_loss),
         *_foreseen(trial, "lm_loss"),
@@ -53,6 +58,11 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
     ]
     if trial.top1_agreement is not None:
         found.append(Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)))
+    found += [
+        Row(f"budget, {metric} {said_limit(metric, trial.budget[metric])}", "", verdict)
+        for metric, verdict in verdicts(search, trial).items()
+        if verdict != "not measured"
+    ]
     return tuple(found)
 
 
@@ -92,12 +102,46 @@ def markdown(rows: tuple[Row, ...]) -> str:
     return "\n".join(lines + [f"| {row.what.strip()} | {row.parent} | {row.child} |" for row in rows])
 
 
-def _predicted(metric: str, parent: float | None, child: float) -> list[Row]:
+def _predicted(metric: str, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[Row]:
     """No row where the parent's cost holds no seconds, as that of arithmetic alone does."""
-    if not parent:
+    column = COLUMNS[metric]
+    whole, child = parent.totals(scenario).get(column), getattr(trial, f"predicted_{column}")
+    if not whole:
         return []
-    share = f" ({child / parent:.1%})"
-    return [Row(f"{metric}, predicted", _shown(metric, parent), _shown(metric, child) + share)]
+    errors = parent.errors(scenario)
+    if metric == "throughput":
+        # As large a share of it as latency's.
+        latency_s = parent.totals(scenario)["latency_s"]
+        of_parent = _scaled(errors["latency_s"], whole / latency_s)
+        of_child = _scaled(trial.predicted_latency_error_s, child / trial.predicted_latency_s)
+    else:
+        of_parent, of_child = errors[column], getattr(trial, f"predicted_{metric}_error_s")
+    share = f" ({child / whole:.1%})"
+    return [
+        Row(f"{metric}, predicted", uncertain(metric, whole, of_parent), uncertain(metric, child, of_child) + share)
+    ]
+
+
+def _scaled(error: float | None, factor: float) -> float | None:
+    return None if error is None else factor * error
+
+
+def uncertain(metric: str, value: float, error: float | None) -> str:
+    """A quantity with its standard error, unless it is exact; None where nobody knows."""
+    if error == 0:
+        return _shown(metric, value)
+    return f"{_shown(metric, value)} ± {'?' if error is None else _shown(metric, error)}"
+
+
+def _contention(parent: float | None, child: float | None) -> list[Row]:
+    """While what stands above was timed."""
+    known = (parent, child) != (None, None)
+    return [Row("  CPU contention", share_taken(parent), share_taken(child))] if known else []
+
+
+def share_taken(contention: float | None) -> str:
+    """CPU contention; None where nobody noted it."""
+    return "not noted" if contention is None else f"{contention:.0%}"
 
 
 def _measured_latency(trial: models.Trial) -> str:

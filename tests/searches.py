@@ -42,7 +42,8 @@ _JOB: dict[str, Any] = {
     "heal": {"tokens": 2048},
 }
 # The columns of a trial that a clock has a part in, and those of any row that say which run wrote it, when and where.
-_TIMED = {"latency_s", "latency_ratio", "latency_spread", "ttft_s", "decode_s", "throughput"}
+_TIMED = {"latency_s", "latency_ratio", "latency_spread", "ttft_s", "ttft_spread", "decode_s", "decode_spread",
+          "throughput", "contention"}  # fmt: skip
 _OF_THE_RUN = {"id", "created_at", "seconds", "child_path", "details"}
 
 Here = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -1,5 +1,7 @@
 """The budget is held against what was measured, and new times against those of another day."""
 
+from typing import Any
+
 import pytest
 from rows import trial
 
@@ -14,8 +16,10 @@ from nas.units import parse_budget
 PARENT = {"latency_s": 2.0, "ttft_s": 2.0, "throughput": 8.0}
 
 
-def measured(latency_s: float, throughput: float) -> models.Trial:
-    return trial(latency_s=latency_s, throughput=throughput, memory_bytes=10**12, details={"parent": PARENT})
+def measured(latency_s: float, throughput: float, spread: float | None = 0.0, **columns: Any) -> models.Trial:
+    ratio = latency_s / PARENT["latency_s"]
+    times = dict(latency_s=latency_s, latency_ratio=ratio, latency_spread=spread, throughput=throughput)
+    return trial(memory_bytes=10**12, details={"parent": PARENT}, **times | columns)
 
 
 def test_how_far_a_limit_is_passed_whichever_way_it_points() -> None:

@@ -58,7 +58,7 @@ def test_the_template_is_the_smallest_job_written_out() -> None:
     smaller = {
         "data": smallest.data.model_copy(update=sizes),
         "space": smallest.space.model_copy(update={"ffn": smallest.space.ffn[1:], "fuse": Fuse(longest=2)}),
-        "measure": smallest.measure.model_copy(update={"time_limit": 5.0}),
+        "measure": smallest.measure.model_copy(update={"time_limit": 5.0, "worst_contention": 0.5, "patience": 120.0}),
     }
     assert written == smallest.model_copy(update=smaller)
     shown, known = yaml.safe_load(template()), written.canonical()
@@ -66,6 +66,21 @@ def test_the_template_is_the_smallest_job_written_out() -> None:
     for section, keys in known.items():
         if isinstance(keys, dict) and section != "data":
             assert list(shown[section]) == list(keys), section
+
+
+def test_how_bad_a_time_may_be_is_in_proportion_to_the_tolerance_unless_it_is_said() -> None:
+    def measured(**asked: object) -> tuple[float, float]:
+        measure = parse(yaml.safe_dump(yaml.safe_load(SMALLEST) | {"measure": asked}), "job.yaml").measure
+        return measure.spread_allowed, measure.contention_allowed
+
+    assert measured() == pytest.approx((0.05, 0.25))
+    assert measured(tolerance=0.02) == pytest.approx((0.1, 0.5))
+    assert measured(tolerance=0.2) == pytest.approx((1.0, 1.0)), "more than all cores cannot be taken"
+    assert measured(worst_spread=0.3, worst_contention=0.1) == pytest.approx((0.3, 0.1))
+    with pytest.raises(
+        JobError, match=r"measure\.worst_spread: 0\.005 is less than what timing stops at; give at least"
+    ):
+        measured(worst_spread=0.005)
 
 
 def test_the_jobs_among_the_examples_are_right() -> None:

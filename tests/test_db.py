@@ -353,3 +353,24 @@ def test_one_bad_row_keeps_the_whole_batch_out(store: Store) -> None:
     with pytest.raises(BadRow, match="score s2, column kl"):
         store.add_scores([score("s1"), score("s2", kl=math.nan)])
     assert store.scores(["s1", "s2"]) == {}
+
+
+def test_replaced_costs_stand_in_place_of_the_old_and_unsettle_whoever_used_them(url: str) -> None:
+    parts = {"fixed": {"prefill_s": 1.0}, "whole": {"prefill_s": 2.0}}
+    with Store.open(url) as store:
+        for name, key in (("a", "c1"), ("b", "c2")):
+            store.add_search(search(name, parent_costs=parts))
+            store.set_options(name, [Option(search_id=name, choice="L0.ffn=skip", first_slot=1, span=1, name="skip",
+                                            cost_key=key)])  # fmt: skip
+        store.add_costs([cost("c1", prefill_s=1.0), cost("c2", prefill_s=2.0)])
+        store.add_costs([cost("c1", prefill_s=9.0)])
+        assert store.costs(["c1"])["c1"].prefill_s == 1.0, "the first is kept"
+        store.replace_costs([cost("c1", prefill_s=3.0, contention=0.25), cost("c3")])
+        found = store.costs(["c1", "c2", "c3"])
+        assert [found[key].prefill_s for key in ("c1", "c2", "c3")] == [3.0, 2.0, 1e-3]
+        assert found["c1"].contention == 0.25
+        left = {one.id: sorted(one.parent_costs) for one in store.searches()}
+        assert left == {"a": ["whole"], "b": ["fixed", "whole"]}, "b has nothing to do with c1"
+        with pytest.raises(BadRow):
+            store.replace_costs([cost("c2", prefill_s=5.0), cost("c4", prefill_s=float("nan"))])
+        assert store.costs(["c2"])["c2"].prefill_s == 2.0

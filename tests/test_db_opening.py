@@ -18,7 +18,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from rows import score, search
+from rows import cost, score, search, trial
 from sqlalchemy import create_engine, inspect, text
 
 import db.migrate
@@ -52,14 +52,47 @@ def test_what_was_kept_is_there_after_reopening(url: str) -> None:
         assert store.scores(["s1"]).keys() == {"s1"}
 
 
+_TIMES = {
+    "cost": ("prefill_error_s", "decode_error_s", "contention"),
+    "trial": (
+        "predicted_latency_error_s", "predicted_ttft_error_s", "predicted_decode_error_s", "predicted_contention",
+        "ttft_spread", "decode_spread", "contention",
+    ),
+}  # fmt: skip
+
+
+def make_old(url: str, revision: str) -> None:
+    """Of a database of today, what it was before later revisions added columns."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for table, columns in _TIMES.items():
+            for column in columns:
+                connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        if revision < "0002":
+            connection.execute(text("ALTER TABLE search DROP COLUMN score_text"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'"))
+    engine.dispose()
+
+
+def test_of_times_taken_before_it_was_noted_nobody_knows_how_good_they_are(url: str) -> None:
+    parts = {"fixed": {"prefill_s": 1.0}, "whole": {"prefill_s": 2.0}}
+    with Store.open(url) as store:
+        store.add_search(search(parent_costs=parts))
+        store.add_costs([cost(spread=0.02, contention=0.5)])
+        store.add_trial(trial(latency_s=1.0, latency_spread=0.1, contention=0.5))
+    make_old(url, "0002")
+    with Store.open(url) as store:
+        (old,), (tried,), (asked,) = store.costs(["c1"]).values(), store.trials(), store.searches()
+        assert (old.spread, old.prefill_error_s, old.contention) == (0.02, None, None)
+        assert (tried.latency_spread, tried.contention, tried.predicted_latency_error_s) == (0.1, None, None)
+        unknown = {"prefill_error_s": None, "decode_error_s": None, "contention": None}
+        assert asked.parent_costs == {part: kept | unknown for part, kept in parts.items()}
+
+
 def test_a_database_of_the_first_revision_keeps_what_it_has(url: str) -> None:
     with Store.open(url) as store:
         store.add_search(search(score_text="t"))
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE search DROP COLUMN score_text"))
-        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
-    engine.dispose()
+    make_old(url, "0001")
     with Store.open(url) as store:
         (found,) = store.searches()
         assert (found.name, found.score_text) == (search().name, None)

@@ -14,7 +14,7 @@ from nas.cli import app
 
 COMMANDS = {
     "init": [],
-    "search": ["JOB", "--db", "--json"],
+    "search": ["JOB", "--remeasure", "--db", "--json"],
     "solve": [
         "[SEARCH]", "--table", "--budget", "--metric", "--objective", "--maximise", "--gap", "--time-limit",
         "--memory",

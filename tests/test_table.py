@@ -6,7 +6,7 @@ import rows
 from nas.table import comparison
 
 SCENARIO = dict(device="cpu", dtype="float32", batch=1, prompt_tokens=8, generated_tokens=1)
-WHOLE = dict(prefill_s=2.0, parameters=100, weight_bytes=400)
+WHOLE = dict(prefill_s=2.0, parameters=100, weight_bytes=400, contention=None)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def test_every_metric_is_predicted_beside_the_parents_and_measured() -> None:
     scenario, whole = SCENARIO | dict(batch=2, generated_tokens=11), WHOLE | dict(decode_s=0.2)
     search = rows.search(request={"score": {"metric": "kl"}}, scenario=scenario, parent_costs={"whole": whole})
     measured = dict(latency_s=0.5, latency_ratio=0.5, latency_spread=0.0, ttft_s=0.2, decode_s=0.003, throughput=40.0)
+    measured |= dict(predicted_latency_error_s=0.0, predicted_ttft_error_s=0.0, predicted_decode_error_s=0.0)
     found = {row.what: (row.parent, row.child) for row in comparison(search, rows.trial(
         details={"metric": "kl", "parent": {"decode_s": 0.006}}, **measured))}  # fmt: skip
     assert found["throughput, predicted"] == ("5.50 tok/s", "900 tok/s (16363.6%)")
@@ -65,3 +66,28 @@ def test_every_metric_is_predicted_beside_the_parents_and_measured() -> None:
     assert found["decode, predicted"] == ("200 ms", "10.0 ms (5.0%)")
     assert found["decode, measured"] == ("6.00 ms", "3.00 ms")
     assert found["latency, measured"] == ("-", "500 ms (50.0% ± 0.0%)")
+
+
+def test_a_prediction_says_how_far_it_may_be_off_and_what_its_times_were_taken_under() -> None:
+    scenario = SCENARIO | dict(generated_tokens=11)
+    whole = WHOLE | dict(prefill_error_s=0.02, decode_s=0.2, decode_error_s=0.003, contention=0.04)
+    search = rows.search(request={"score": {"metric": "kl"}}, scenario=scenario, parent_costs={"whole": whole})
+    child = dict(predicted_latency_s=1.0, predicted_latency_error_s=0.03, predicted_decode_error_s=None)
+    trial = rows.trial(predicted_contention=0.33, predicted_throughput=10.0, details={"metric": "kl"}, **child)
+    found = {row.what: (row.parent, row.child) for row in comparison(search, trial)}
+    assert found["latency, predicted"] == ("4.00 s ± 50.0 ms", "1.00 s ± 30.0 ms (25.0%)")
+    assert found["  CPU contention"] == ("4%", "33%")
+    # Of 11 tokens in 4 s, and of 10 a second: as large a share as the latency's.
+    assert found["throughput, predicted"] == ("2.75 tok/s ± 0.0344 tok/s", "10.0 tok/s ± 0.300 tok/s (363.6%)")
+    assert found["decode, predicted"] == ("200 ms ± 3.00 ms", "10.0 ms ± ? (5.0%)")
+
+
+def test_the_verdict_on_each_limit_stands_in_the_table() -> None:
+    search = rows.search(request={"score": {"metric": "kl"}}, scenario=SCENARIO, parent_costs={"whole": WHOLE})
+    measured = dict(latency_s=1.17, latency_ratio=0.585, latency_spread=0.185 / 0.585, contention=0.45)
+    budget = {"latency": "60%", "parameters": "50%"}
+    trial = rows.trial(budget=budget, predicted_parameters=50, details={"metric": "kl"}, **measured)
+    found = [(row.what, row.parent, row.child) for row in comparison(search, trial)]
+    assert ("latency, measured", "-", "1.17 s (58.5% ± 18.5%)") in found
+    assert ("  CPU contention", "45%", "45%") in found
+    assert found[-2:] == [("budget, latency 60%", "", "undecided"), ("budget, parameters 50%", "", "met")]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from small_costs import SCENARIO, config_of, own_block
 
 from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Subblock
@@ -18,13 +17,12 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from cost_models import analytic, price
-from cost_models.busy import Watch
+from cost_models.contention import Watch
 from cost_models.geometry import FIXED, Geometry
 from cost_models.hardware import cpu_threads, describe, usable_cores
 from cost_models.measured import Additivity, MeasuredGeometry, Progress, measure
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
 from cost_models.timing import Comparison, Paired, Rounds, Subject, TimingError, new_cache, time_models
-from nas.stages import tell_if_busy
 
 TWO = Rounds(least=2, most=2)
 
@@ -215,21 +213,13 @@ def test_what_other_programs_take_of_the_cores_needed_is_told() -> None:
     endless = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
     try:
         time.sleep(1.0)
-        taken, of_one = every.taken(), one.taken()
+        taken, of_one = every.contention(), one.contention()
     finally:
         for program in endless:
             program.kill()
             program.wait()
     assert 0.3 < taken <= 1
     assert of_one == pytest.approx(max(0.0, taken * cores - (cores - 1)), abs=0.05)
-
-
-def test_of_a_machine_that_was_busy_one_is_told() -> None:
-    console = Console(record=True, width=300)
-    tell_if_busy([0.0, 0.05], "options were", console)
-    assert console.export_text() == ""
-    tell_if_busy([0.0, 0.45, 0.15], "options were", console)
-    assert "busy while options were timed: other programs kept up to 45% of the cores" in console.export_text()
 
 
 FAULTS = """

@@ -5,18 +5,15 @@ Knows how a scenario and a budget read as text. Does not know how a budget is so
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from blocklib.block import Architecture
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
-from nas.budget import TOLERANCE
+from nas.budget import SPREADS, TIMED, Verdict, verdicts
 from nas.solve import METRICS
 from nas.table import summary
 from nas.units import Limit, format_quantity, parse_limit
-
-Verdict = Literal["met", "met, to 2 %", "missed", "missed, within the error", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -79,35 +76,23 @@ def bounded(limit: Limit, search: models.Search) -> str:
 
 def budget_lines(search: models.Search, trial: models.Trial) -> tuple[BudgetLine, ...]:
     """Each limit of the trial's budget, predicted and measured."""
-    return tuple(_line(search, trial, limit) for limit in budget_of(search, trial))
+    found = verdicts(search, trial)
+    return tuple(_line(search, trial, limit, found[limit.metric]) for limit in budget_of(search, trial))
 
 
-def _line(search: models.Search, trial: models.Trial, limit: Limit) -> BudgetLine:
+def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Verdict) -> BudgetLine:
     cost = METRICS[limit.metric]
     parent, value = _parent_totals(search)[cost], getattr(trial, f"predicted_{cost}")
     predicted = f"{format_quantity(limit.metric, value)} ({value / parent:.1%})"
     found = getattr(trial, cost)
     if found is None:
-        return BudgetLine(bounded(limit, search), predicted, "-", "not measured")
+        return BudgetLine(bounded(limit, search), predicted, "-", verdict)
     share = measured_share(trial, cost, found, parent)
-    spread = (trial.latency_spread if limit.metric == "latency" else None) or 0.0
+    spread = getattr(trial, SPREADS[limit.metric]) if limit.metric in TIMED else None
     shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{f' ± {share * spread:.1%}' if spread else ''})"
     if cost in ("memory_bytes", "parameters"):
         shown += ", by arithmetic"
-    return BudgetLine(
-        bounded(limit, search), predicted, shown, _verdict(limit, share if limit.relative else found, spread)
-    )
-
-
-def _verdict(limit: Limit, reached: float, spread: float) -> Verdict:
-    """`spread` is the standard error of `reached`, relative to it."""
-    if reached >= limit.value if limit.at_least else reached <= limit.value:
-        return "met"
-    if (limit.value / reached if limit.at_least else reached / limit.value) <= 1 + TOLERANCE:
-        return "met, to 2 %"
-    nearest = reached * (1 + spread if limit.at_least else 1 - spread)
-    within = nearest >= limit.value if limit.at_least else nearest <= limit.value
-    return "missed, within the error" if within else "missed"
+    return BudgetLine(bounded(limit, search), predicted, shown, verdict)
 
 
 def measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:

@@ -6,18 +6,21 @@ dense option whose active parameters are nearest. Knows rows only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import fmean
 
 from blocklib.block import Architecture, Choice, Role
-from cost_models.cost import Cost
+from cost_models.cost import ZERO, Cost
 from cost_models.scenario import Scenario
 from db.store import KnownOption
+from nas.solve import cost_of
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One option, in the mean over the layers it was offered at. `cost` is a share of the parent's own parts' there.
+    """One option, in the mean over the layers it was offered at. `cost` is a share of the parent's own parts' there,
+    `cost_error` its standard error as such a share, and `contention` the worst CPU contention it was timed under; None
+    where nobody noted them.
 
     `bytes_per_token` are the weights a decode step reads over its batch. `control` names the dense FFN beside which a
     sparse one has to prove itself. `why` says in words what speaks against it; empty where nothing does.
@@ -29,6 +32,8 @@ class Offer:
     chosen: int
     score: float
     cost: float
+    cost_error: float | None
+    contention: float | None
     parameters: float
     active_parameters: float
     bytes_per_token: float
@@ -66,6 +71,8 @@ def offers(
             sum(one.choice in held or set(one.choice.parts) <= held for one in group),
             fmean(one.score for one in group),
             sum(one.cost for one in group) / (sum(_own_cost(one.choice, own) for one in group) or 1.0),
+            _error(group, cost, scenario, sum(_own_cost(one.choice, own) for one in group)),
+            sum((one.row for one in group), ZERO).contention,
             fmean(one.row.parameters for one in group),
             fmean(one.row.active_parameters for one in group),
             fmean(one.row.decode_bytes for one in group) / scenario.batch,
@@ -82,9 +89,15 @@ def _known(option: KnownOption, metric: str, cost: str, scenario: Scenario) -> _
     is_own = option.option.score_key is None
     if option.cost is None or (option.score is None and not is_own):
         return None
-    row = Cost(**{each.name: getattr(option.cost, each.name) for each in fields(Cost)})
+    row = cost_of(option.cost)
     score = 0.0 if option.score is None else float(getattr(option.score, metric))
     return _Known(Choice.parse(option.option.choice), is_own, score, row.metrics(scenario)[cost], row)
+
+
+def _error(group: Sequence[_Known], cost: str, scenario: Scenario, own: float) -> float | None:
+    """0 where it is arithmetic. An error is that of one geometry, and so the same in every layer."""
+    error = sum((one.row for one in group), ZERO).errors(scenario).get(cost, 0.0)
+    return None if error is None else error / (own or 1.0)
 
 
 def _own_cost(choice: Choice, own: dict[tuple[Role, int], float]) -> float:

@@ -18,6 +18,7 @@ from cost_models.scenario import Scenario
 from db import models
 from db.models import now
 from db.store import Store
+from nas.budget import uncertainty
 from nas.explain import Explained
 from nas.report import distilled
 from nas.report.additivity import Additivity, additivity
@@ -83,6 +84,7 @@ def _sections(
         "comparison": comparison(search, chosen) if chosen else (),
         "drawing": drawing(Architecture.parse(search.parent_architecture), child) if child else (),
         "trade_off": trade_off(store, search, budget, trials, chosen),
+        "uncertainty": uncertainty(chosen) if chosen else "",
         "explained": Explained.of(chosen) if chosen else None,
         "agreement": agreed,
         "agreement_plot": _agreement_plot(agreed),

@@ -1,4 +1,4 @@
-"""Whether other programs took cores away from what is timed.
+"""CPU contention: whether other programs took cores away from what is timed.
 
 A model and its control are slowed alike where a machine is slower as a whole, but not where threads wait for one that
 has lost its core: small operations lose more than large ones. No spread between rounds tells of that.
@@ -26,8 +26,8 @@ class Watch:
         self._spare = max(0, usable_cores() - self._needed)
         self._started = time.monotonic(), _others_s()
 
-    def taken(self) -> float:
-        """The share of the cores that were needed that others kept busy: 0 where there were enough for all."""
+    def contention(self) -> float:
+        """The share of the cores needed that others kept busy: 0 where there were enough for all."""
         started, before_s = self._started
         others = (_others_s() - before_s) / (time.monotonic() - started)
         return min(max(0.0, others - self._spare) / self._needed, 1.0)

@@ -1,0 +1,18 @@
+"""How good a trial is proven to be, where it was proposed more than once."""
+
+import math
+
+from db.models import Trial
+from db.twins import merged
+
+
+def take_better_proof(row: Trial, other: Trial) -> None:
+    """Write the other's proof into the row where it is the better: some before none, one for the budget itself before
+    one for limits near it, then the smaller gap. What was said to hang on the older proof goes with it."""
+    if _unproven(other) < _unproven(row):
+        row.bound, row.gap, row.status = other.bound, other.gap, other.status
+        row.details = merged(row.details, {"solved_for": None, "explained": None} | other.details)
+
+
+def _unproven(trial: Trial) -> tuple[bool, bool, float]:
+    return trial.gap is None, "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap

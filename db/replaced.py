@@ -1,0 +1,29 @@
+"""Costs written in place of others, and what was summed of those.
+
+This file knows what hangs on a cost. When costs are replaced is the store's caller's.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from db.models import Cost, Option, Search
+from db.rows import values
+
+
+def replace_costs(session: Session, insert: sqlite.Insert | postgresql.Insert, rows: Sequence[Cost]) -> None:
+    """Write each, in place of what its key had. A search that has an option of such a cost loses the sum that says it
+    is measured to the end: its run sums again. Raises BadRow.
+    """
+    # In one order for all writers, or two on PostgreSQL could wait for each other.
+    written = sorted((values(row) for row in rows), key=lambda row: str(row["key"]))
+    if not written:
+        return
+    changed = {name: insert.excluded[name] for name in written[0] if name != "key"}
+    session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=changed), written)
+    keys = {row["key"] for row in written}
+    for search in session.scalars(select(Search).order_by(Search.id).with_for_update()):
+        if keys & set(session.scalars(select(Option.cost_key).where(Option.search_id == search.id))):
+            search.parent_costs = {part: cost for part, cost in search.parent_costs.items() if part != "fixed"}

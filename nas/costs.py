@@ -1,0 +1,284 @@
+"""What an option costs: seconds of every geometry, measured or simulated, and the rows that keep them.
+
+A time comes with how far it may be off, and with the CPU contention it was taken under. One that is known to be bad is
+never used where the budget limits times: it is taken again, and else the search stops. `_measure` and `_simulate` run
+on workers: they are given plain values and return plain values.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from blocklib.block import Choice
+from blocklib.model import PuzzleNasConfig
+from blocklib.packed import PackedParent, unpack
+from cost_models.analytic import choice_cost, fixed_cost
+from cost_models.cost import ZERO, Cost
+from cost_models.device_lock import alone_on
+from cost_models.flash import MemoryHierarchy
+from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.measured import MeasuredGeometry, measure, suspicions
+from cost_models.measured import Progress as Stacks
+from cost_models.quality import ANY, Quality
+from cost_models.scenario import Scenario
+from cost_models.timing import Rounds
+from db import models
+from db.store import Store
+from nas.budget import TIMED
+from nas.clock import clock
+from nas.cluster import STARTING, Cluster, Report
+from nas.digest import digest
+from nas.flash import simulate
+from nas.job import Job
+from nas.progress import bar
+from nas.solve import cost_of
+from nas.stages import Ids, Shared, gpus_to_time, tensor
+
+_SKIPPED = "skip"
+_BUSY = 0.1
+"""CPU contention from which on it is told of."""
+_SHOWN = 3
+"""Bad times that a message names."""
+
+
+class BadTimes(ValueError):
+    """Times that are not good enough to hold a budget against, after all the time that was given to take them again."""
+
+
+def measure_costs(
+    job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console, remeasure: bool = False
+) -> int:
+    """Seconds of every geometry not yet measured under this scenario on this hardware, or not well enough, or simulated
+    where the scenario is of a machine that streams from Flash. Returns how many were.
+
+    `remeasure`: of all. Raises BadTimes, with what is good kept, where some are bad and the budget limits times.
+    """
+    keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
+    known = store.costs(list(keys.values()))
+    missing = _missing(job, {part: known[key] for part, key in keys.items() if key in known}, remeasure)
+    if missing:
+        found = _found(job, cluster, shared, console, missing)
+        # Read again: another search may have measured some in the meantime.
+        kept = {part: row for part, row in _rows(job, store).items() if part not in missing or keys[part] not in known}
+        prefill, decode = (1.0, 1.0) if job.hierarchy is not None else clock(kept, found, _own(job))
+        if any(part in kept for part in _own(job)):
+            _refuse(job, {part: why for part in _own(job) if (why := _fault(job, found[part]))})
+        rows = {part: _cost_row(job, _on_clock(found[part], prefill, decode), keys[part]) for part in missing}
+        store.add_costs([row for row in rows.values() if row.key not in known])
+        store.replace_costs([row for row in rows.values() if row.key in known])
+    times = {part: _timed(part, row) for part, row in _rows(job, store).items()}
+    _tell(job, times, console)
+    _refuse(job, {part: why for part, timed in times.items() if (why := _fault(job, timed))})
+    return len(missing)
+
+
+def quality_of(job: Job) -> Quality:
+    """How good a time must be. Any will do where the budget limits none, or nothing is timed."""
+    if job.hierarchy is not None or not any(limit.metric in TIMED for limit in job.request.budget):
+        return ANY
+    asked = job.request.measure
+    return Quality(asked.spread_allowed, asked.contention_allowed, asked.patience)
+
+
+def _missing(job: Job, known: Mapping[Geometry, models.Cost], remeasure: bool) -> list[Geometry]:
+    """What is to be measured: all where the parent's own parts are, since all else is measured against them."""
+    bad = {part for part, row in known.items() if _fault(job, _timed(part, row))}
+    missing = [part for part in job.to_measure if part not in known or part in bad]
+    is_all = remeasure or (job.hierarchy is None and not set(_own(job)).isdisjoint(missing))
+    return list(job.to_measure) if is_all else missing
+
+
+def _own(job: Job) -> list[Geometry]:
+    """The parent's parts, each as often as it has them."""
+    return [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
+
+
+def _rows(job: Job, store: Store) -> dict[Geometry, models.Cost]:
+    keys = {part: job.cost_key(part) for part in job.to_measure}
+    known = store.costs(list(keys.values()))
+    return {part: known[key] for part, key in keys.items() if key in known}
+
+
+def _found(
+    job: Job, cluster: Cluster, shared: Shared, console: Console, missing: Sequence[Geometry]
+) -> dict[Geometry, MeasuredGeometry]:
+    """Measured or simulated, `missing` and the parent's own."""
+    wanted = [geometry for geometry in missing if geometry != FIXED]
+    work: Callable[..., list[MeasuredGeometry]]
+    task: tuple[Any, ...]
+    with bar(console, "measure costs", "stacks", doing=STARTING) as shown:
+        if job.hierarchy is not None:
+            work, task = _simulate, (shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
+        else:
+            rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
+            work, task = _measure, (job.parent.model.config.to_dict(), wanted, job.scenario, rounds, quality_of(job))
+        ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
+    return {timed.geometry: timed for timed in found}
+
+
+def _on_clock(timed: MeasuredGeometry, prefill: float, decode: float) -> MeasuredGeometry:
+    return replace(
+        timed,
+        prefill_s=prefill * timed.prefill_s,
+        decode_s=decode * timed.decode_s,
+        prefill_error_s=prefill * (timed.prefill_error_s or 0.0),
+        decode_error_s=decode * (timed.decode_error_s or 0.0),
+    )
+
+
+def _fault(job: Job, timed: MeasuredGeometry) -> str:
+    """What is wrong with a time, in words. One that is nothing is known to have been looked at twice, if its error is
+    known."""
+    quality = quality_of(job)
+    fault = quality.fault(timed.spread, timed.contention)
+    seconds = [timed.prefill_s] + ([timed.decode_s] if job.scenario.generated_tokens > 1 else [])
+    if not fault and quality != ANY and timed.prefill_error_s is None and min(seconds) <= 0:
+        return "no time at all, though it holds weights"
+    return fault
+
+
+def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console) -> None:
+    """What to think of when times are used, in every run: it is no less so in the second."""
+    asked, lines = job.request.measure, []
+    busy = [timed.contention for timed in times.values() if (timed.contention or 0.0) > _BUSY]
+    if busy:
+        lines.append(
+            f"the machine was busy while {len(busy)} of {len(times)} times were taken: other programs kept up to "
+            f"{max(map(_known, busy)):.0%} of the cores needed (CPU contention), and times may be far off"
+        )
+    rough = [timed.spread for timed in times.values() if timed.spread > asked.spread_allowed]
+    if rough:
+        lines.append(
+            f"{len(rough)} of {len(times)} times are uncertain: the worst puts a standard error of {max(rough):.0%} "
+            "into a model full of it"
+        )
+    odd = {} if job.hierarchy is not None else suspicions(times, job.scenario.generated_tokens > 1)
+    lines += [f"{part} {why}" for part, why in list(odd.items())[:_SHOWN]]
+    lines += [f"and so {len(odd) - _SHOWN} more"] if len(odd) > _SHOWN else []
+    for line in lines:
+        console.print(line, style="yellow", soft_wrap=True, highlight=False)
+    if lines:
+        console.print("to take all times again: nas search JOB --remeasure", soft_wrap=True, highlight=False)
+
+
+def _known(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
+    """Raises BadTimes where there are any."""
+    if not faults:
+        return
+    named = [f"{part} has {why}" for part, why in list(faults.items())[:_SHOWN]]
+    more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    asked = job.request.measure
+    raise BadTimes(
+        f"{len(faults)} of {len(job.to_measure)} times are too bad to hold the budget against, taken again for up to "
+        f"{asked.patience:g} s: {'; '.join(named)}{more}. What is good is kept: when the machine is idle, run the same "
+        "command again, and only the bad ones are taken again; or raise measure.worst_spread or "
+        "measure.worst_contention, to use them as they are, or measure.patience"
+    )
+
+
+def _measure(
+    config: Mapping[str, Any],
+    wanted: Sequence[Geometry],
+    scenario: Scenario,
+    rounds: Rounds,
+    quality: Quality,
+    report: Report,
+) -> list[MeasuredGeometry]:
+    found = []
+    with alone_on(scenario.device, lambda words: report(doing=words)):
+        report(doing="the parent and its parts")
+        for event in measure(PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds, quality=quality):
+            if isinstance(event, MeasuredGeometry):
+                found.append(event)
+            elif isinstance(event, Stacks):
+                report(event.done, event.total, f"timed again: {event.again}" if event.again else "")
+    return found
+
+
+def _simulate(
+    packed: PackedParent,
+    calibration: Ids,
+    wanted: Sequence[Geometry],
+    scenario: Scenario,
+    hierarchy: MemoryHierarchy,
+    report: Report,
+) -> list[MeasuredGeometry]:
+    found = []
+    for done, simulated in enumerate(
+        simulate(unpack(packed), wanted, scenario, hierarchy, tensor(calibration, "cpu")), 1
+    ):
+        found.append(simulated)
+        report(done, len(wanted) + 1)
+    return found
+
+
+def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
+    geometry, shape = timed.geometry, job.parent.shape
+    if geometry.role == "fixed":
+        held = fixed_cost(shape, job.scenario)
+    else:
+        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, job.scenario)
+    names = ("prefill_s", "decode_s", "prefill_error_s", "decode_error_s", "contention")
+    seconds = Cost(**{name: getattr(timed, name) for name in names})
+    return _row(key, str(geometry), held + seconds, timed.spread)
+
+
+def _row(key: str, name: str, cost: Cost, spread: float) -> models.Cost:
+    return models.Cost(key=key, name=name, spread=spread, **vars(cost))
+
+
+def _timed(geometry: Geometry, row: models.Cost) -> MeasuredGeometry:
+    """What was measured, back from its row."""
+    return MeasuredGeometry(
+        geometry, row.spread, 0, 0, row.prefill_s, row.decode_s, prefill_error_s=row.prefill_error_s,
+        decode_error_s=row.decode_error_s, contention=row.contention,
+    )  # fmt: skip
+
+
+def write_options(job: Job, store: Store) -> None:
+    """The search's options with what is known of each, so that it can be solved from the database alone."""
+    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
+    by_geometry = {geometry: measured[job.cost_key(geometry)] for geometry in job.to_measure}
+    summed: dict[str, models.Cost] = {}
+    found = []
+    for choice in job.choices:
+        keys = sorted(job.cost_key(geometry) for geometry in geometries(choice))
+        cost_key = keys[0] if len(keys) == 1 else digest(_SKIPPED, *keys)
+        if len(keys) != 1:
+            parts = [by_geometry[geometry] for geometry in geometries(choice)]
+            whole, spread = sum(map(cost_of, parts), ZERO), sum(part.spread for part in parts)
+            summed[cost_key] = _row(cost_key, " + ".join(map(str, geometries(choice))) or _SKIPPED, whole, spread)
+        build = job.library_parts(choice)
+        found.append(
+            models.Option(
+                search_id=job.id,
+                choice=str(choice),
+                first_slot=choice.first_slot,
+                span=choice.span,
+                name=str(choice.what),
+                score_key=None if job.parent.own(choice) else job.score_key(choice),
+                cost_key=cost_key,
+                distillation_key=job.build_key(build[0]) if len(build) == 1 else None,
+            )
+        )
+    known = store.costs(list(summed))
+    store.add_costs([row for key, row in summed.items() if key not in known])
+    # Of times that were taken again, or before it was noted how far they may be off.
+    store.replace_costs([row for key, row in summed.items() if key in known and cost_of(row) != cost_of(known[key])])
+    store.set_options(job.id, found)
+
+
+def parent_costs(job: Job, store: Store) -> dict[str, Any]:
+    """The fixed part's cost and the parent's whole, which is its parts' sum, as the search row keeps them."""
+    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
+    fixed = cost_of(measured[job.cost_key(FIXED)])
+    own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]
+    whole = sum((cost_of(measured[job.cost_key(geometry)]) for geometry in own), fixed)
+    return {"fixed": vars(fixed), "whole": vars(whole)}

@@ -1,0 +1,31 @@
+"""What a search's trials are predicted to cost, when the costs they were summed of are no longer the same."""
+
+from db.store import Store
+from nas.solve import Measured
+
+
+def predict_again(store: Store, known: Measured) -> int:
+    """Sum every trial of the search anew. Returns how many came out otherwise.
+
+    What was proven of such a trial, and what it hung on, was of the old costs, and goes. What was measured of it stays.
+    """
+    changed = 0
+    for trial in store.trials(known.search.id):
+        choices = trial.details.get("choices", ())
+        if not choices or not set(choices) <= known.costs.keys():
+            continue  # of a space the search no longer has
+        columns = known.predicted(choices)
+        if all(_alike(getattr(trial, name), value) for name, value in columns.items()):
+            continue
+        is_proven = trial.gap is not None
+        unproven = {"bound": None, "gap": None, "status": "feasible"} if is_proven else {}
+        store.update_trial(trial.id, **columns, **unproven, details={"explained": None, "solved_for": None})
+        changed += 1
+    return changed
+
+
+def _alike(one: float | None, other: float | None) -> bool:
+    """But for rounding: sums are made in another order."""
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= 1e-9 * max(abs(one), abs(other))

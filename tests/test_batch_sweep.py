@@ -70,7 +70,8 @@ def measured(batch: int, decode_s: float, **of_search: Any) -> Measured:
     ]
     request = {"solver": {"gap": 1e-6, "time_limit": "60 s", "engine": "highs"}}
     row = search(id=f"b{batch}", name=f"batch{batch}", **{"request": request} | of_search)
-    return Measured(row, scenario, Cost(), part + part, tuple(options), "kl")
+    costs = {"L0.attention=kv8": part, "L0.ffn=ffn512": part, "L0.ffn=ffn256": half}
+    return Measured(row, scenario, Cost(), part + part, tuple(options), "kl", costs)
 
 
 def test_the_batch_size_that_meets_a_throughput_at_the_least_harm_is_taken() -> None:

@@ -188,7 +188,7 @@ def test_layers_that_must_stay_are_told_before_anything_is_measured(copy: Path) 
         known = comparing.measured(store, store.find_search("tiny"))
         lean = comparing.Measured(
             known.search, known.scenario, known.fixed, known.parent,
-            tuple(option for option in known.options if option.key != (4, 1, "skip")), known.metric,
+            tuple(option for option in known.options if option.key != (4, 1, "skip")), known.metric, known.costs,
         )  # fmt: skip
         contest = Contest(store, lean, parse_budget("parameters=75%"), reality, 6)
         with pytest.raises(Infeasible, match=r"not every inner layer can be left out; give space\.drop_blocks"):

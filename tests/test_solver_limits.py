@@ -54,6 +54,7 @@ from solvers import mip
 
 problem = {problem}
 here, me = threading.get_ident(), psutil.Process()
+mine = me.cmdline()
 base, peak, peak_beside = me.memory_info().rss, 0, 0
 told = set()
 
@@ -66,7 +67,9 @@ def watch():
             print("in", file, flush=True)
         peak = max(peak, me.memory_info().rss)
         try:
-            peak_beside = max(peak_beside, sum(one.memory_info().rss for one in me.children(recursive=True)))
+            # A process that is being started shows this one's memory as its own until it has its program.
+            begun = [one for one in me.children(recursive=True) if one.cmdline() != mine]
+            peak_beside = max(peak_beside, sum(one.memory_info().rss for one in begun))
         except psutil.Error:
             pass
         time.sleep(0.01)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +23,10 @@ class Effort:
     engine: Engine | None = None
     progress: Progress | None = None
     memory_bytes: float | None = None
+
+    def told(self, progress: Progress) -> "Effort":
+        """The same, with somebody who hears how far an answer has come, unless somebody does already."""
+        return self if self.progress else replace(self, progress=progress)
 
     def over(self, usual: "Effort") -> dict[str, Any]:
         """What a solver takes: this, what is usual for what is None, and nothing of what is neither."""

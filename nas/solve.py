@@ -284,7 +284,7 @@ def trial_row(
     is_of_sums = solution.solver not in BY_EVALUATION
     architecture = str(architecture_of(solution, known.layers))
     asked_for = {asked.metric: asked.text for asked in budget}
-    child_key = built or digest(known.search.id, architecture, heal)
+    child_key = built or _child_key(known.search.id, architecture, heal)
     return models.Trial(
         key=digest(child_key, asked_for, known.metric, solution.solver),
         child_key=child_key,
@@ -298,6 +298,23 @@ def trial_row(
         status=solution.status if is_of_sums else "evaluated",
         **known.predicted(details["choices"]),
         details=details,
+    )
+
+
+def _child_key(search_id: str, architecture: str, heal: dict[str, Any] | None) -> str:
+    return digest(search_id, architecture, heal)
+
+
+def healed_row(trial: models.Trial, heal: dict[str, Any] | None) -> models.Trial:
+    """The same proposal for the same budget, as the trial of the child that `heal` makes of it; nothing of it is built
+    yet. `heal` is what `trial_row` takes."""
+    child_key = _child_key(trial.search_id, trial.architecture, heal)
+    same = ("search_id", "solver", "architecture", "budget", "score", "bound", "gap", "status", "details", "kl_whole")
+    predicted = [column.name for column in models.Trial.__table__.columns if column.name.startswith("predicted_")]
+    return models.Trial(
+        key=digest(child_key, trial.budget, trial.details["metric"], trial.solver),
+        child_key=child_key,
+        **{name: getattr(trial, name) for name in (*same, *predicted)},
     )
 
 

@@ -55,7 +55,7 @@ EXPORTED = {
     "cost_models": [],
     "solvers": [],
     "db": [],
-    "nas": [],
+    "nas": ["Effort", "Front", "Search", "Trial", "load", "run", "trials"],
     "nas.export": [],
     "nas.report": ["write_front", "write_report"],
 }

@@ -60,9 +60,20 @@ def trade_off(
         found = front_of(known, cost, others, _POINTS)
     except (Unfinished, BudgetNotMet, TimeoutError) as error:
         return TradeOff(cost, why_not=str(error))
-    figure, shown = _figure(known, cost, budget, found, trials, chosen)
-    description = f"the best predicted score for each {cost}, {len(found)} points, with {shown} trials"
-    return TradeOff(cost, others, inlined(figure, description), found)
+    return TradeOff(cost, others, front_svg(known, cost, found, budget, trials, chosen), found)
+
+
+def front_svg(
+    known: Measured,
+    cost: str,
+    points: Sequence[Point],
+    budget: Sequence[Limit] = (),
+    trials: Sequence[models.Trial] = (),
+    chosen: models.Trial | None = None,
+) -> Markup:
+    """`points` of `front_of` as an <svg> element, with the trials on it and the chosen one by its number."""
+    figure, shown = _figure(known, cost, budget, points, trials, chosen)
+    return inlined(figure, f"the best predicted score for each {cost}, {len(points)} points, with {shown} trials")
 
 
 def write_front(

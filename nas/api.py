@@ -1,0 +1,398 @@
+"""The product from Python: run a search, ask it for other budgets, build and export what it answers.
+
+A `Search` is a search of a database. Each of its methods opens the database, works, and closes it again; those that
+only read and solve load no PyTorch. Budgets are written as on the command line, "latency=50%,memory=1.5GiB", or as a
+mapping, {"latency": "50%"}.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast, overload
+
+from db import models
+from db.connect import Access
+from db.patience import Patience
+from db.store import Store
+from nas import units
+from nas.budget import of_all, verdicts
+from nas.caution import cautions
+from nas.effort import USUAL, Effort, shown
+from nas.front import Point, front_of
+from nas.printed import Terminal, answered, plain
+from nas.solve import Measured, measured, proposed, solve
+from nas.table import comparison, summary
+from nas.units import COLUMNS, Limit
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
+    from rich.console import Console
+
+    from nas.compare import Line
+    from nas.export.exported import Exported
+    from nas.request import Request
+
+Budget = str | Mapping[str, str]
+Progress = bool | Callable[[str], None]
+"""True: a bar on a terminal, else lines, on standard error. False: nothing. A function gets each line."""
+
+
+def run(
+    job: "str | Path | Request", *, db: str | Path | None = None, progress: Progress = True, remeasure: bool = False
+) -> "Search":
+    """Run a job file to its end; an interrupted search resumes, and one that is finished does no work.
+
+    `db`: a file or an SQLAlchemy URL; None: $NAS_DB, else `nas.db` in $NAS_HOME or ~/.puzzle-nas. `remeasure`: all
+    times are taken again. Raises `nas.config.JobError` for a job that is wrong, ValueError or OSError for what else is,
+    with nothing finished lost.
+    """
+    from nas import config
+    from nas.preflight import check
+
+    request = config.load(job) if isinstance(job, str | Path) else job
+    check(request)
+    from nas import quiet  # noqa: F401  (silences libraries before they load)
+    from nas.pipeline import search
+
+    with _opened(db, "create", progress) as store:
+        outcome = search(request, store, _console(progress), remeasure)
+        return Search(outcome.search, store.url, progress)
+
+
+def load(search: str, *, db: str | Path | None = None, progress: Progress = True) -> "Search":
+    """A search that was run before: by its name, its id, or the start of its id. Reads the database alone.
+
+    Raises ValueError where there is none.
+    """
+    with _opened(db, "read", progress) as store:
+        return Search(store.find_search(search), store.url, progress)
+
+
+def trials(
+    search: str | None = None, *, where: str | None = None, sort: str | None = None, db: str | Path | None = None
+) -> "pandas.DataFrame | list[dict[str, Any]]":
+    """The trials of one search, or of all, that match a condition on their columns, such as "latency_ratio < 0.6".
+
+    A pandas frame with a row a trial where pandas is installed, else a list of mappings. `sort`: a column. Raises
+    ValueError for a condition that cannot be read.
+    """
+    with _opened(db, "read") as store:
+        search_id = None if search is None else store.find_search(search).id
+        rows = [plain(trial) for trial in store.trials(search_id, where, sort)]
+    try:
+        import pandas  # type: ignore[import-untyped]
+    except ImportError:
+        return rows
+    return pandas.DataFrame(rows, columns=[column.name for column in models.Trial.__table__.columns])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One architecture of a search, as predicted and, where that was done, as built and measured.
+
+    `row` holds every column that the database has of it.
+    """
+
+    row: models.Trial
+    search_row: models.Search = field(repr=False)
+
+    @property
+    def id(self) -> int | None:
+        """Its number, or None where the database cannot be written and keeps no trial."""
+        return self.row.id
+
+    @property
+    def architecture(self) -> str:
+        """Its blocks, spelled."""
+        return self.row.architecture
+
+    @property
+    def budget(self) -> dict[str, str]:
+        """The limits it was solved for."""
+        return {metric: units.said_limit(metric, text) for metric, text in self.row.budget.items()}
+
+    @property
+    def score(self) -> float:
+        """The sum of its parts' scores: the predicted KL, in nats a token, where the search scores by KL."""
+        return self.row.score
+
+    @property
+    def kl(self) -> float | None:
+        """The built child's KL to the parent, in nats a token."""
+        return self.row.kl
+
+    @property
+    def is_built(self) -> bool:
+        """Whether there is a child to export."""
+        return self.row.kl is not None
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """Each metric of a budget in base units: seconds, tokens per second, bytes, parameters."""
+        return self._of_each("predicted_")
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """The same, of those that were measured."""
+        return self._of_each("")
+
+    def _of_each(self, prefix: str) -> dict[str, float]:
+        found = {metric: getattr(self.row, prefix + column) for metric, column in COLUMNS.items()}
+        return {metric: value for metric, value in found.items() if value is not None}
+
+    @property
+    def verdict(self) -> str:
+        """Whether the budget was met: "met", "missed", "undecided" or "not measured"."""
+        return of_all(verdicts(self.search_row, self.row).values())
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about a budget that limits nothing, or an architecture that lacks what it needs."""
+        return cautions(self.search_row, self.row)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints of it."""
+        return answered(self.search_row, self.row)
+
+    def __str__(self) -> str:
+        rows = comparison(self.search_row, self.row)
+        what, parent = (max(len(getattr(row, name)) for row in rows) for name in ("what", "parent"))
+        return "\n".join(f"{row.what:<{what}}  {row.parent:<{parent}}  {row.child}" for row in rows)
+
+    def _repr_html_(self) -> str:
+        from nas.report.notebook import trial_html
+
+        return trial_html(self.search_row, self.row)
+
+
+@dataclass(frozen=True)
+class Front(Sequence[Point]):
+    """The best architectures along one cost, from the cheapest to the parent."""
+
+    cost: str
+    points: tuple[Point, ...]
+    _known: Measured = field(repr=False)
+    _budget: tuple[Limit, ...] = field(repr=False)
+    _trials: tuple[models.Trial, ...] = field(repr=False)
+
+    @overload
+    def __getitem__(self, index: int) -> Point: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Point]: ...
+    def __getitem__(self, index: int | slice) -> Point | Sequence[Point]:
+        return self.points[index]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw it to a .svg or .png file. Raises ValueError for another ending."""
+        from nas.report import write_front
+
+        return write_front(self._known, self.cost, self.points, Path(path), self._budget, self._trials)
+
+    def _repr_html_(self) -> str:
+        from nas.report.trade_off import front_svg
+
+        built = [trial for trial in self._trials if trial.kl is not None]
+        return str(front_svg(self._known, self.cost, self.points, self._budget, built, built[-1] if built else None))
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search in a database. `row` holds every column that the database has of it."""
+
+    row: models.Search
+    db: str = field(repr=False)
+    progress: Progress = field(default=True, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def trial(self) -> Trial | None:
+        """The trial that was built last."""
+        with _opened(self.db, "read", self.progress) as store:
+            built = store.trials(self.id, where="kl is not None")
+        return self._trial(built[-1]) if built else None
+
+    def trials(self, where: str | None = None, sort: str | None = None) -> "pandas.DataFrame | list[dict[str, Any]]":
+        """Its trials that match a condition: see `nas.trials`."""
+        return trials(self.id, where=where, sort=sort, db=self.db)
+
+    def __getitem__(self, trial: int) -> Trial:
+        """The trial of that number. Raises ValueError where there is none, or it is another search's."""
+        with _opened(self.db, "read", self.progress) as store:
+            row = store.trial(trial)
+        if row.search_id != self.id:
+            raise ValueError(f"trial {trial} is one of search {row.search_id}, not of {self.name} ({self.id})")
+        return self._trial(row)
+
+    def solve(
+        self, budget: Budget, *, metric: str | None = None, refine: int | None = None, effort: Effort = USUAL
+    ) -> Trial:
+        """The best architecture for a budget, predicted in seconds: nothing is measured or trained.
+
+        `metric`: the score to minimise, "kl" or "lm_loss"; None: the search's own. `refine`: assemble so many
+        candidates, measure the real KL of each, and take the best; that loads PyTorch and takes longer. Raises
+        `nas.solve.BudgetNotMet` where no architecture meets the budget, saying how near each limit can be met.
+        """
+        limits = limits_of(budget)
+        if refine is not None:
+            from nas import quiet  # noqa: F401
+            from nas.refined import solve_refined
+
+            with _opened(self.db, "write", self.progress) as store:
+                known = measured(store, self.row, metric)
+                return self._trial(solve_refined(store, known, limits, refine, self._console, effort)[1])
+        from nas.explain import explain
+
+        with _opened(self.db, "read", self.progress) as store, shown(self._console) as heard:
+            known = measured(store, self.row, metric)
+            solution = solve(known, limits, effort.told(heard))
+            trial = proposed(store, known, solution, limits)
+            return self._trial(explain(store, known, limits, solution, trial))
+
+    def front(self, cost: str = "latency", budget: Budget = "", points: int = 20, effort: Effort = USUAL) -> Front:
+        """The best score at every cost, from the cheapest architecture to the parent.
+
+        `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
+        `nas.solve.BudgetNotMet`.
+        """
+        from nas.progress import bar
+
+        limits = limits_of(budget)
+        with _opened(self.db, "read", self.progress) as store, bar(self._console, f"front of {points} points"):
+            known = measured(store, self.row)
+            found = front_of(known, cost, limits, points, effort)
+            return Front(cost, found, known, limits, tuple(store.trials(self.id)))
+
+    def pool(
+        self, budget: Budget = "", count: int = 5, apart: int = 1, total_s: float = 600.0, effort: Effort = USUAL
+    ) -> tuple[Trial, ...]:
+        """The best architectures for a budget, any two of which differ in at least `apart` subblocks, best first.
+
+        `budget` empty: the search's own. `total_s`: seconds for all of them together. Raises `nas.solve.BudgetNotMet`.
+        """
+        from nas.counting import counted
+        from nas.pool import alternatives
+
+        with (
+            _opened(self.db, "read", self.progress) as store,
+            counted(self._console, count, total_s) as told,
+        ):
+            known = measured(store, self.row)
+            limits = limits_of(budget) or known.budget
+            found = alternatives(store, known, limits, count, apart, effort.told(told.solving), total_s, told.found)
+        return tuple(self._trial(one.trial) for one in found.found)
+
+    def compare(
+        self, budget: Budget = "", *, evaluations: int = 100, seeds: int = 3, heal: bool = False, time: bool = False
+    ) -> "list[Line]":
+        """The solver's answer beside other strategies', the real KL of each measured; the nearest to the parent first.
+
+        `evaluations`: whole models that refining and evolution may run each; `seeds`: random architectures; `heal` and
+        `time`: heal, or time, every answer.
+        """
+        from nas import quiet  # noqa: F401
+        from nas.compare import Asked, compare
+
+        with _opened(self.db, "write", self.progress) as store:
+            return compare(store, self.row, Asked(limits_of(budget), evaluations, seeds, heal, time), self._console)
+
+    def build(self, trial: Trial | int, *, time: bool = True) -> Trial:
+        """The trial's child assembled, healed as the search's job says, evaluated and, unless `time` is False, timed
+        beside its parent. Does only what is not done yet; a trial that is built is returned as it is.
+
+        Raises `nas.reality.Changed` where the parent, the text or, for times, the machine is no longer the search's.
+        """
+        from nas import quiet  # noqa: F401
+        from nas.built import built
+
+        found = self[trial] if isinstance(trial, int) else trial
+        with _opened(self.db, "write", self.progress) as store:
+            return self._trial(built(store, self.row, found.row, self._console, time))
+
+    def export(self, trial: Trial | int, out: str | Path, *, format: str = "hf") -> "Exported":
+        """Write a built trial's child as a folder that transformers ("hf") or vLLM ("decilm") loads, load it again, and
+        compare logits.
+
+        Raises FileNotFoundError where the trial is not built, FileExistsError where `out` is taken.
+        """
+        from nas import quiet  # noqa: F401
+        from nas.deliver import export_trial
+        from nas.progress import bar
+
+        number = trial if isinstance(trial, int) else trial.id
+        if number is None:
+            raise ValueError(
+                "the trial is not kept, as the database cannot be written here: there is nothing to export"
+            )
+        with _opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
+            return export_trial(store, number, format, Path(out))
+
+    def report(self, out: str | Path = "report.html", trial: Trial | int | None = None) -> Path:
+        """Write one HTML page that opens offline. `trial`: the one to show beside the parent; None: the last built."""
+        from nas.progress import bar
+        from nas.report import write_report
+
+        with _opened(self.db, "read", self.progress) as store, bar(self._console, "write the report"):
+            chosen = store.trial(trial) if isinstance(trial, int) else trial.row if trial is not None else None
+            return write_report(store, store.find_search(self.id), Path(out), chosen)
+
+    def __str__(self) -> str:
+        return f"search {self.name} ({self.id}) of {self.row.parent}: {summary(self.row.parent_architecture)}"
+
+    @property
+    def _console(self) -> "Console":
+        return _console(self.progress)
+
+    def _trial(self, row: models.Trial) -> Trial:
+        return Trial(row, self.row)
+
+
+def limits_of(budget: Budget) -> tuple[Limit, ...]:
+    """A budget's limits. Raises ValueError for one that cannot be read."""
+    if isinstance(budget, str):
+        return units.parse_budget(budget) if budget else ()
+    return tuple(units.parse_limit(metric, text) for metric, text in budget.items())
+
+
+@contextmanager
+def _opened(db: str | Path | None, access: Access, progress: Progress = False) -> Iterator[Store]:
+    told = _console(progress).print
+    with Store.open(db, access, Patience(told=lambda words: told(words, soft_wrap=True))) as store:
+        yield store
+
+
+def _console(progress: Progress) -> Terminal:
+    if callable(progress):
+        return Terminal(file=cast(IO[str], _Lines(progress)))
+    return Terminal(stderr=True, quiet=not progress)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """A file that hands each line that is written to a function."""
+
+    heard: Callable[[str], None]
+    _begun: list[str] = field(default_factory=list)
+
+    def write(self, text: str) -> int:
+        *whole, rest = ("".join(self._begun) + text).split("\n")
+        self._begun[:] = [rest]
+        for line in whole:
+            self.heard(line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Lines are handed over as they end."""
+
+    def isatty(self) -> bool:
+        return False

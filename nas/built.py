@@ -1,0 +1,32 @@
+"""Any trial of a search made real: the child that its job's healing makes of it, and how fast that is.
+
+`nas/pipeline.py` builds the trial that meets a job's budget; here somebody names the trial.
+"""
+
+from rich.console import Console
+
+from db import models
+from db.store import Store
+from nas.realise import healing_key
+from nas.reality import Reality
+from nas.solve import healed_row
+
+
+def built(store: Store, search: models.Search, trial: models.Trial, console: Console, time: bool) -> models.Trial:
+    """The trial itself where its child is built, else the trial of the child that healing makes of it; with `time`,
+    timed beside its parent. Works only where that is not done.
+
+    Raises `nas.reality.Changed` where the parent, the text or, for times, the machine is no longer the search's.
+    """
+    is_simulated = search.request["scenario"]["flash"] is not None
+    times = time and not is_simulated
+    if trial.kl is not None and (trial.latency_ratio is not None or not times):
+        return trial
+    with Reality(store, search, console) as reality:
+        if times:
+            reality.check_machine()  # before the work rather than after
+        if trial.kl is None:
+            trial = store.add_trial(healed_row(trial, healing_key(reality.job)))
+        if times:
+            trial = reality.timed(trial)
+        return reality.made(trial)

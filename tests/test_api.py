@@ -1,0 +1,115 @@
+"""The Python API does what the command line does, and costs nothing before it is used."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from searches import environment, rows
+
+import nas
+
+HEAVY = {"torch", "transformers", "ray", "sqlalchemy", "pandas", "matplotlib", "pydantic", "rich"}
+
+
+def python(home: Path, script: str) -> str:
+    """What a script prints, run in a process of its own with `home` as its home."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(home), cwd=home.parent, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_it_loads_no_library(tmp_path: Path) -> None:
+    loaded = python(tmp_path, "import nas, sys; print(*sys.modules)").split()
+    assert "nas" in loaded
+    assert not HEAVY & set(loaded)
+
+
+def test_every_public_name_is_there() -> None:
+    for name in nas.__all__:
+        assert getattr(nas, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        nas.nothing  # noqa: B018
+
+
+def test_asking_a_search_loads_no_torch(copy: Path) -> None:
+    told = python(
+        copy / "home",
+        "import nas, sys\n"
+        "search = nas.load('tiny')\n"
+        "trial = search.solve('parameters=80%')\n"
+        "front = search.front('memory', points=5)\n"
+        "pool = search.pool({'parameters': '80%'}, count=2)\n"
+        "print(trial.score == pool[0].score, len(front) > 1, trial.kl is None, trial.predicted['parameters'] > 0)\n"
+        "print('torch' in sys.modules)\n",
+    )
+    assert told.split() == ["True", "True", "True", "True", "False"]
+
+
+def test_a_trial_is_built_and_exported(copy: Path) -> None:
+    """The lines of the README, and what the database then holds."""
+    script = """
+import nas
+search = nas.run("job.yaml")                       # finished: does no work
+trial = search.solve("parameters=70%")
+built = search.build(trial)
+exported = search.export(built, "child", format="hf")
+print(built.id, built.kl, exported.max_logit_difference)
+print(search.build(built.id).id == built.id, search.trial.id == built.id)
+print(search.report("page.html"))
+"""
+    told = python(copy / "home", script).splitlines()
+    number, kl, difference = told[-3].split()
+    assert float(difference) < 1e-4
+    assert told[-2:] == ["True True", "page.html"]
+    assert (copy / "child/config.json").is_file()
+    trial = next(row for row in rows(copy / "home", "trial") if row["id"] == int(number))
+    assert trial["kl"] == pytest.approx(float(kl))
+    assert trial["heal_tokens"] == 2048
+    assert trial["latency_ratio"] > 0
+
+
+def test_a_built_trial_is_the_one_that_the_job_would_build(copy: Path) -> None:
+    """One key for one child, whoever asks for it."""
+    script = """
+import nas
+search = nas.load("tiny")
+first = search.trial
+again = search.build(search.solve({metric: text for metric, text in first.budget.items()}))
+print(first.row.child_key == again.row.child_key, first.kl == again.kl)
+"""
+    before = {path: path.stat().st_mtime_ns for path in (copy / "home/children").iterdir()}
+    assert python(copy / "home", script).split() == ["True", "True"]
+    assert {path: path.stat().st_mtime_ns for path in (copy / "home/children").iterdir()} == before
+
+
+def test_a_notebook_shows_what_there_is(copy: Path) -> None:
+    search = nas.load("tiny", db=copy / "home/nas.db", progress=False)
+    trial = search.trial
+    assert trial is not None
+    page = trial._repr_html_()
+    assert f"trial {trial.id}" in page
+    assert page.count("<tr>") > 10
+    assert search.front("parameters", points=4)._repr_html_().startswith("<svg")
+    assert str(trial.id) == page.partition("trial ")[2].partition("<")[0]
+
+
+def test_progress_comes_in_lines(copy: Path) -> None:
+    heard: list[str] = []
+    nas.load("tiny", db=copy / "home/nas.db", progress=heard.append).pool("parameters=80%", count=2)
+    assert heard
+
+
+def test_trials_come_as_a_frame_where_pandas_is(copy: Path) -> None:
+    found = nas.trials("tiny", where="kl is not None and parameters > 0", db=copy / "home/nas.db")
+    first = found[0] if isinstance(found, list) else found.iloc[0].to_dict()
+    assert len(found) == 1
+    assert first["kl"] > 0
+
+
+def test_another_searchs_trial_is_refused(copy: Path) -> None:
+    with pytest.raises(ValueError, match="no trial has the id 999"):
+        nas.load("tiny", db=copy / "home/nas.db")[999]

@@ -59,7 +59,7 @@ def options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What `nas` itself takes, before any command."""
+    """The options of `nas` itself, before any command."""
 
 
 @app.command()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ADDRESS_HELP = "The Ray head's dashboard. Default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, else http://127.0.0.1:8265."
 Head = Annotated[str | None, typer.Option("--address", help=_ADDRESS_HELP)]
-JobNumber = Annotated[str, typer.Argument(help="What `nas submit` printed.")]
+JobNumber = Annotated[str, typer.Argument(help="The number that `nas submit` printed.")]
 
 
 def submit(

@@ -37,7 +37,7 @@ MOST_POINTS, MOST_MODELS, MOST_SEEDS = 1000, 100_000, 1000
 
 Searches = Annotated[
     list[str] | None,
-    typer.Argument(help="A search: its name, its id, or the start of its id. Of several, the best answer is kept."),
+    typer.Argument(help="A search: its name, its id, or the start of its id. From several, the best answer is kept."),
 ]
 TableFile = Annotated[Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")]
 Limits = Annotated[
@@ -45,7 +45,7 @@ Limits = Annotated[
     typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
 ]
 Metric = Annotated[Literal["kl", "lm_loss"] | None, typer.Option(help="Score to minimise. Default: the search's own.")]
-Objective = Annotated[str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")]
+Objective = Annotated[str | None, typer.Option(help="The path to minimise in a table, like metrics.kl_div.")]
 Gap = Annotated[
     float | None,
     typer.Option(
@@ -60,7 +60,7 @@ TimeLimit = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="What a run of the solver may hold, like 4GB. Default: the search's own; a table's 2GB."),
+    typer.Option(help="Memory that a run of the solver may hold, like 4GB. Default: the search's own; a table's 2GB."),
 ]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
@@ -91,8 +91,8 @@ def solve(
 ) -> None:
     """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
 
-    Of several searches with one parent and text, for instance one for each batch size, the best answer is kept. Longer
-    takes --refine: whole architectures are assembled and measured, so that what the sum of scores misses is learnt.
+    Several searches with one parent and text, for instance one for each batch size, give the best answer of all.
+    --refine takes longer: it assembles and measures whole architectures, to learn what the sum of scores misses.
 
     Example: nas solve stories --budget latency=50%
     """
@@ -227,7 +227,7 @@ def compare(
 ) -> None:
     """Compare the solver's answer (MIP) with other strategies': each is assembled and its real KL measured.
 
-    What evolution tried is an Optuna study in the same database: optuna-dashboard shows it.
+    The trials of evolution are an Optuna study in the same database, which optuna-dashboard shows.
 
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
@@ -263,7 +263,7 @@ def _effort(
     maximise: bool = False,
     memory: str | None = None,
 ) -> Iterator["Effort"]:
-    """What is asked for, with its progress on a terminal."""
+    """The effort that was asked for, with its progress on a terminal."""
     from nas.effort import Effort, shown
 
     memory_bytes = _bytes(memory)
@@ -328,7 +328,7 @@ def _print_solved(
 
 
 def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:
-    """What is solved is a search or a table; each has options that mean nothing to the other."""
+    """Check that one source is named, a search or a table, and no option of the other."""
     if has_search == (table is not None):
         given = "not both" if table else "neither is given"
         raise ValueError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")

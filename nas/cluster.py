@@ -33,7 +33,7 @@ class Report(Protocol):
 
 
 STARTING = "starting workers"
-"""What a stage is at before its first report: Ray starts, workers load PyTorch and then the parent."""
+"""The state of a stage before its first report: Ray starts, workers load PyTorch and then the parent."""
 
 _LESS_MEMORY = (
     "where memory runs out, lower distill.batch or ray.layers_per_task (while options are trained), heal.batch (the "
@@ -130,7 +130,7 @@ class Cluster:
                 for reference in finished:
                     yield running.pop(reference), self._value(reference)
         finally:
-            # What is left unfinished ends with our connection. Ray may crash where it is told to cancel a task that is
+            # Unfinished work ends with our connection. Ray may crash where it is told to cancel a task that is
             # just about to end (ray-project/ray#54798), so it is told only where the connection stays.
             for reference in () if self._ours else running:
                 ray.cancel(reference, force=True)
@@ -166,7 +166,7 @@ class Cluster:
         self._started = True
 
     def _all_cpus(self, gpus: float) -> float:
-        """Of the largest node that has as many GPUs."""
+        """The CPUs of the largest node that has as many GPUs."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

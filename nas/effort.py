@@ -25,7 +25,7 @@ class Effort:
     memory_bytes: float | None = None
 
     def over(self, usual: "Effort") -> dict[str, Any]:
-        """What a solver takes: this, what is usual for what is None, and nothing of what is neither."""
+        """The solver's arguments: these values, the usual one where a value is None, and no argument where both are."""
         asked = {name: vars(usual)[name] if value is None else value for name, value in vars(self).items()}
         return {name: value for name, value in asked.items() if value is not None}
 

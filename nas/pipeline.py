@@ -44,7 +44,7 @@ from solvers.problem import Solution
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search ends with."""
+    """The result of a search."""
 
     search: models.Search
     trial: models.Trial

@@ -100,7 +100,7 @@ def alternatives(
 
 
 def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution) -> models.Trial:
-    """What is proven of all within the budget is what was proven of the best."""
+    """The proof about all architectures within the budget is the one of the best."""
     problem, is_best = known.problem(budget), solution is best
     options = parted(solution.options, problem)
     whole = Solution.of(problem, options, best.bound, solution.seconds, solution.solver if is_best else "pool")

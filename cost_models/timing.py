@@ -206,7 +206,7 @@ class Subject:
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """An empty cache for `model`."""
     cache = DynamicCache(config=model.config)
-    # Of a cache none of whose layers keeps anything, transformers cannot tell the length; one without layers has none.
+    # transformers cannot tell the length of a cache in which no layer keeps anything; one without layers has none.
     return cache if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers) else DynamicCache()
 
 

@@ -28,7 +28,7 @@ class Patience:
     told: Callable[[str], None] = lambda words: None
 
     def until_free(self, place: str, ask: Callable[[], Answer]) -> Answer:
-        """What `ask` answers as soon as no other process is in its way. Raises what it raises after that long."""
+        """The answer of `ask` as soon as no other process is in its way. Raises what it raises after that long."""
         started = time.monotonic()
         tell_s = ATTEMPT_S
         while True:

@@ -1,4 +1,4 @@
-"""What a search's answer is said to be: how good, proven for which limits, and why there is none."""
+"""The description of a search's answer: how good, proven for which limits, and why there is none."""
 
 import json
 import math
@@ -166,7 +166,7 @@ def test_what_was_measured_whole_before_a_failure_is_kept(store: Store, known: M
 
 
 def subblocks(trial: models.Trial) -> list[str]:
-    """What each attention and FFN of it is; a run over several is each of them."""
+    """The name of each attention and FFN of it; a run over several is each of them."""
     found = []
     for choice in map(Choice.parse, trial.details["choices"]):
         parts = str(choice.what).split("+")

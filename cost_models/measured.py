@@ -8,7 +8,7 @@ Five stacks come first, and tell what the fixed part and the parent's own subblo
 of empty layers; attention alone; FFNs alone; and the control. Then each further geometry takes one stack: that geometry
 in its slot of every layer, the parent's own in the other.
 
-A time that is known to be bad, or cannot be, is taken again; what it still is then is told with it.
+A time that is too noisy, or impossible, is measured again; its result comes with the noise that is left.
 
 Knows what to time and what follows from it; `timing.py` holds the clock, `stack.py` the models.
 """

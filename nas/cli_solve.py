@@ -64,12 +64,12 @@ Memory = Annotated[
 ]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
-    typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; a table's highs."),
+    typer.Option(help="MIP solver for what the exact solver leaves open. Default: the search's own; a table's highs."),
 ]
 Evaluations = Annotated[
     int | None,
     typer.Option(
-        min=1, max=MOST_MODELS, help="Assemble so many candidates, measure the real KL of each, take the best."
+        min=1, max=MOST_MODELS, help="Assemble this many candidates, measure the real KL of each, take the best."
     ),
 ]
 
@@ -89,8 +89,9 @@ def solve(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
+    """Solve a measured search for another budget, or a table.
 
+    It takes seconds: nothing is measured or trained.
     Several searches with one parent and text, for instance one for each batch size, give the best answer of all.
     --refine takes longer: it assembles and measures whole architectures, to learn what the sum of scores misses.
 
@@ -137,7 +138,9 @@ def pareto(
     as_json: AsJson = False,
     memory: Memory = None,
 ) -> None:  # fmt: skip
-    """The best score at every cost, from the cheapest architecture to the parent.
+    """Find the best score at every cost.
+
+    The front goes from the cheapest architecture to the parent.
 
     Example: nas pareto stories --cost latency --plot front.svg
     """
@@ -175,9 +178,9 @@ def pool(
     budget: Annotated[
         list[str] | None, typer.Option(help="Limits. Default: the search's own. May be repeated.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="At most so many architectures; 1000 at the most.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="At most this many architectures, up to 1000.")] = 5,
     apart: Annotated[
-        int, typer.Option(min=1, help="Subblocks (attention or FFN, two a layer) in which any two differ at least.")
+        int, typer.Option(min=1, help="Any two differ in at least this many subblocks (attention or FFN, two a layer).")
     ] = 1,
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for each of them. Default: the search's own.")
@@ -187,10 +190,10 @@ def pool(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """The best architectures for a budget: the best, then each the best of those unlike all before it.
+    """Find several of the best architectures for a budget.
 
-    Each becomes a trial as it is found: those found stay, stopped by Ctrl-C or by the time. `nas trials --delete`
-    deletes them.
+    The first is the best, and each further one is the best of those that differ from all before it. Each becomes a
+    trial as it is found, and stays one after Ctrl-C or the time limit. `nas trials --delete` deletes them.
 
     Example: nas pool stories --budget latency=50% --count 5 --apart 4
     """
@@ -225,9 +228,10 @@ def compare(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the solver's answer (MIP) with other strategies': each is assembled and its real KL measured.
+    """Compare the solver (MIP) with other strategies.
 
-    The trials of evolution are an Optuna study in the same database, which optuna-dashboard shows.
+    Every answer is assembled and its real KL is measured. The trials of evolution are an Optuna study in the same
+    database, which optuna-dashboard shows.
 
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
@@ -304,7 +308,9 @@ def _refined(
 ) -> "models.Trial":
     """The trial that is best of those measured whole, past the sum of scores."""
     if len(searches) > 1:
-        raise ValueError(f"--refine is of one search, not of {len(searches)}; name the one a sweep without it chooses")
+        raise ValueError(
+            f"--refine takes one search, not {len(searches)}; name the one that a sweep without --refine chooses"
+        )
     with loading(talk, f"refine {searches[0].name}"):
         from nas import quiet  # noqa: F401
         from nas.refined import solve_refined

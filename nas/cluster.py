@@ -36,8 +36,8 @@ STARTING = "starting workers"
 """The state of a stage before its first report: Ray starts, workers load PyTorch and then the parent."""
 
 _LESS_MEMORY = (
-    "where memory runs out, lower distill.batch or ray.layers_per_task (while options are trained), heal.batch (the "
-    "child is), scenario.batch or its tokens (something is timed); the same command goes on from here"
+    "if memory runs out, lower distill.batch or ray.layers_per_task (while options train), heal.batch (while the child "
+    "heals), scenario.batch or its tokens (during timings); the same command resumes"
 )
 
 

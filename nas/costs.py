@@ -1,8 +1,8 @@
 """The cost of an option: seconds of every geometry, measured or simulated, and the rows that keep them.
 
-A time comes with how far it may be off, and with the CPU contention it was taken under. One that is known to be bad is
-never used where the budget limits times: it is taken again, and else the search stops. `_measure` and `_simulate` run
-on workers: they are given plain values and return plain values.
+A time comes with its standard error and the CPU contention during its measurement. A time that is known to be too noisy
+is never used for a budget that limits times: it is measured again, and if it stays noisy the search stops. `_measure`
+and `_simulate` run on workers: they get plain values and return plain values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,13 +38,13 @@ from nas.stages import Ids, Shared, gpus_to_time, tensor
 
 _SKIPPED = "skip"
 _BUSY = 0.1
-"""CPU contention from which on it is told of."""
+"""The least CPU contention that is worth a message."""
 _SHOWN = 3
 """Bad times that a message names."""
 
 
 class BadTimes(ValueError):
-    """Times that are not good enough to hold a budget against, after all the time that was given to take them again."""
+    """Times that are still too noisy for the budget, after `measure.patience` was used up to measure them again."""
 
 
 def measure_costs(
@@ -160,7 +160,7 @@ def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console
     for line in lines:
         console.print(line, style="yellow", soft_wrap=True, highlight=False)
     if lines:
-        console.print("to take all times again: nas search JOB --remeasure", soft_wrap=True, highlight=False)
+        console.print("to measure all times again: nas search JOB --remeasure", soft_wrap=True, highlight=False)
 
 
 def _known(value: float | None) -> float:
@@ -176,10 +176,10 @@ def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     asked = job.request.measure
     raise BadTimes(
-        f"{len(faults)} of {len(job.to_measure)} times are too bad to hold the budget against, taken again for up to "
+        f"{len(faults)} of {len(job.to_measure)} times are too noisy for this budget, measured again for up to "
         f"{asked.patience:g} s: {'; '.join(named)}{more}. Good times are kept: when the machine is idle, run the same "
-        "command again, and only the bad ones are taken again; or raise measure.worst_spread or "
-        "measure.worst_contention, to use them as they are, or measure.patience"
+        "command again, and only the noisy ones are measured again; or raise measure.worst_spread or "
+        "measure.worst_contention, to use them as they are, or measure.patience, to try longer"
     )
 
 

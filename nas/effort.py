@@ -1,4 +1,4 @@
-"""How an answer is looked for: how near to the best, how long, by which MIP solver, what it may hold, who is told."""
+"""The effort of a solver: its gap, time limit, MIP solver, memory, and who hears of its progress."""
 
 import math
 from collections.abc import Iterator

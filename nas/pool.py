@@ -70,7 +70,7 @@ def alternatives(
     tell: Callable[[Alternative], None] = lambda found: None,
 ) -> Alternatives:
     """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial,
-    and is told of, as it is found; stopped by Ctrl-C or after `total_s` seconds, those found stay.
+    and is reported, as it is found; those found stay after Ctrl-C or `total_s` seconds.
 
     Raises BudgetNotMet, ValueError for more subblocks than there are or a `count` above MOST, and, with none found,
     TimeoutError and KeyboardInterrupt.

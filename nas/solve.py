@@ -156,8 +156,8 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
     if not known or missing or "fixed" not in search.parent_costs:
         example = f" (for one, {missing[0]})" if missing else ""
         raise Unfinished(
-            f"search {search.name} ({search.id}) is not measured to the end{example}; "
-            "run `nas search` on its job again, it goes on where it stopped"
+            f"search {search.name} ({search.id}) is not completely measured{example}; "
+            "run `nas search` on its job again, and it resumes"
         )
     scenario = Scenario(**search.scenario)
     costs = {one.option.choice: cost_of(one.cost) for one in known if one.cost is not None}

@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARED
 from searches import assert_files_are_whole, command, environment, job, nas, rows, started, the_error, wait_for
 
-_LAST_WORD = "interrupted; nothing finished is lost, the same command goes on from here"
+_LAST_WORD = "interrupted; finished work is kept, and the same command resumes"
 _STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 _SLOW_TO_END = """
 import signal, time

@@ -283,8 +283,6 @@ def test_a_second_name_is_told_the_first(finished: Path, tmp_path: Path) -> None
     shutil.copytree(finished / "home", tmp_path / "home")
     again = nas(tmp_path / "home", "search", job(tmp_path, name="other"))
     assert again.returncode == 0, again.stdout + again.stderr
-    assert (
-        "other: this parent, text, space and scenario are the search tiny already; it keeps that name" in again.stdout
-    )
+    assert "other: this parent, text, space and scenario belong to the search tiny; it keeps that name" in again.stdout
     assert "\nsearch tiny (" in again.stdout
     assert [search["name"] for search in rows(tmp_path / "home", "search")] == ["tiny"]

@@ -141,7 +141,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     if _has_adapter(folder):
         raise CheckpointError(
             folder / "adapter_config.json",
-            "an adapter lies beside the model, and which of the two is meant nobody can tell",
+            "an adapter lies beside the model, and it is unclear which of the two you mean",
             "merge it into the model (peft's merge_and_unload) and save that, or move it away",
         )
     _check_token_ids(file, config, config.get("vocab_size"))

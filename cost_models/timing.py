@@ -43,7 +43,7 @@ class Rounds:
     def __post_init__(self) -> None:
         if not 2 <= self.least <= self.most:
             raise ValueError(
-                f"rounds: at least {self.least} and at most {self.most} cannot be; two or more tell how far they spread"
+                f"rounds: at least {self.least} and at most {self.most} is impossible; the spread needs two or more"
             )
 
     def enough(self, done: int, spread: float, spent_s: float) -> bool:

@@ -148,9 +148,7 @@ class Cluster:
                 raise OSError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
             raise cause from error
         except ray.exceptions.RayError as error:
-            raise OSError(
-                f"a worker did not come back, nor did it when it was started again: {error}\n{_LESS_MEMORY}"
-            ) from error
+            raise OSError(f"a worker was lost, and lost again after a restart: {error}\n{_LESS_MEMORY}") from error
 
     def _start(self) -> None:
         if self._started:

@@ -226,11 +226,13 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
         if known.metric != first.metric or one.parent_digest != other.parent_digest:
             raise ValueError(f"the scores of {one.name} and {other.name} do not compare: another parent, or metric")
         if one.score_text != other.score_text:
-            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: they are of different text")
+            raise ValueError(
+                f"the scores of {one.name} and {other.name} cannot be compared: they come from different text"
+            )
         if one.score_text is None:
             raise ValueError(
-                f"of which text the scores of {one.name} and {other.name} are was not noted; run `nas search` on their "
-                "jobs again: it only notes that"
+                f"the text of the scores of {one.name} and {other.name} is unknown; run `nas search` on their jobs "
+                "again, which only records it"
             )
 
 

@@ -240,7 +240,7 @@ def test_a_proof_for_other_limits_than_the_budget_says_so(store: Store, known: M
 
 def test_no_more_answers_are_looked_for_than_anybody_reads(store: Store, known: Measured) -> None:
     for count in (MOST + 1, 1_000_000, 10**26):
-        with pytest.raises(ValueError, match=rf"--count is {count}; at most {MOST} are looked for: each is a question"):
+        with pytest.raises(ValueError, match=rf"--count is {count}; the most is {MOST}: each answer"):
             cli_solve.pool(known.search.name, count=count, db=store.url)
         with pytest.raises(ValueError, match="at most"):
             alternatives(store, known, (), count, 1)

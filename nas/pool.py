@@ -54,7 +54,7 @@ def check_count(count: int) -> None:
     """Raises ValueError for more than anybody reads."""
     if count > MOST:
         raise ValueError(
-            f"--count is {count}; the most is {MOST}: each answer is harder to find than the last, and becomes a trial. "
+            f"--count is {count}; the most is {MOST}: each answer is harder to find than the last and becomes a trial. "
             "Ask for a larger --apart to see answers that differ more, or use `nas pareto` for a front"
         )
 

@@ -1,4 +1,4 @@
-"""What each part of the method is worth.
+"""The worth of each part of the method.
 
     python benchmarks/ablations.py JOB [--home FOLDER] [--out results.json]
 

@@ -32,7 +32,7 @@ from solvers.uniform import uniform
 
 @dataclass(frozen=True)
 class Picked:
-    """What a way chose is really worth, and how many architectures it evaluated."""
+    """The real worth of a choice, and how many architectures the way evaluated."""
 
     kl: float
     evaluations: int
@@ -82,7 +82,7 @@ def evolved(evaluations: int) -> Way:
 
 
 def best_of_random(evaluations: int) -> Way:
-    """Of the tenth of all within the budget that uses most of it."""
+    """The mean of the tenth of all architectures within the budget that uses most of it."""
 
     def way(space: Space, problem: Problem, seed: int) -> Picked:
         (limit,) = problem.limits

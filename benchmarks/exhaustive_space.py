@@ -91,7 +91,7 @@ class Space:
         return tuple(of_slot.index(option.name) for of_slot, option in zip(self.names, solution.options, strict=True))
 
     def totals(self, cost: str) -> NDArray[np.float64]:
-        """Of every architecture."""
+        """The costs of every architecture."""
         return self._summed(self.costs[cost])
 
     def sums(self) -> NDArray[np.float64]:
@@ -144,7 +144,7 @@ def measured(parent: Parent, layers: int, shares: Sequence[int], ids: torch.Tens
 
 
 def tokens(parent: str, text: Path, offset: int) -> torch.Tensor:
-    """Of the text, from the start those that calibrate, then, `offset` after them, those to score on."""
+    """Tokens of the text: the first ones calibrate, those `offset` after them score."""
     ids = AutoTokenizer.from_pretrained(parent)(text.read_text()[: 40 * (CALIBRATION + SCORE + offset)])["input_ids"]
     picked = ids[:CALIBRATION] + ids[CALIBRATION + offset : CALIBRATION + offset + SCORE]
     return torch.tensor(picked).view(-1, LENGTH)

@@ -1,4 +1,4 @@
-"""What it costs an FFN that its memory is handed back to the system between passes, and how far keeping it helps.
+"""The cost of freed memory that goes back to the system between passes of an FFN, and the gain from keeping it.
 
     python benchmarks/freed_memory.py [--widths 112 216 432 864] [--hidden 192] [--tokens 4096] [--threads 2]
 

@@ -74,7 +74,7 @@ def random_architecture(parent: Parent, generator: random.Random) -> Architectur
 def measured_parts(
     parent: Parent, children: list[Architecture], scenario: Scenario, rounds: Rounds
 ) -> tuple[dict[Geometry, MeasuredGeometry], Additivity]:
-    """What every geometry in `children` takes, and how well the parent's own parts add up."""
+    """The time of every geometry in `children`, and how well the parent's own parts add up."""
     wanted = {geometry for child in children for choice in child.choices() for geometry in geometries(choice)}
     seen = list(measure(parent.model.config, sorted(wanted, key=str), scenario, rounds))
     (additivity,) = (one for one in seen if isinstance(one, Additivity))

@@ -1,4 +1,4 @@
-"""What sharing the parent's pass saves, when the library is built and when it is scored.
+"""The gain from sharing the parent's pass, when the library is built and when it is scored.
 
     python benchmarks/library.py [--parent embedded] [--tokens 4096] [--rounds 3] [--out results.json]
 

@@ -1,4 +1,4 @@
-"""What is left of a parent whose FFNs read less: dynamic input pruning beside other ways to read as little, untrained.
+"""The quality of a parent whose FFNs read less: dynamic input pruning beside other ways to read as little, untrained.
 
     python benchmarks/pruning.py JOB [--keep 75 50 25] [--tokens 8192]
 

@@ -110,7 +110,7 @@ def ours(problem: Problem, gap: float, limit_s: float) -> tuple[float | None, fl
 
 
 def plain(engine: str) -> Callable[[Problem, float, float], tuple[float | None, float | None]]:
-    """What one writes who has PuLP and no more."""
+    """The program that anyone with PuLP would write."""
 
     def solve(problem: Problem, gap: float, limit_s: float) -> tuple[float | None, float | None]:
         model = pulp.LpProblem("plain", pulp.LpMinimize)

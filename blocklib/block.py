@@ -133,7 +133,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Choice:
-    """What stands at some slots: one option of one search, or one subblock of the library.
+    """A choice, which stands at some slots: one option of one search, or one subblock of the library.
 
     `layer` is the parent layer of its first slot. An `attention` or `ffn` choice holds a subblock, a `block` choice a
     whole block or several in parallel.

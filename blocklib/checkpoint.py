@@ -1,4 +1,4 @@
-"""What a checkpoint's files say before anything is loaded: its configuration, and every tensor's name, shape and dtype.
+"""A checkpoint's files, read before anything is loaded: the configuration, and every tensor's name, shape and dtype.
 
 Reads JSON, and the headers of safetensors files; runs no code of a checkpoint, unpickles nothing, and needs the
 standard library alone. Whether the tensors are those its model needs is `loading.py`'s question.
@@ -31,10 +31,10 @@ _VOCABULARY = re.compile(r"(^|\.)(embed_tokens|wte|lm_head)\.weight$")
 # How families call their numbers of positions and of layers.
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-# What safetensors itself reads at most.
+# The longest header that safetensors itself reads.
 _LONGEST_HEADER = 100_000_000
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# What quantisers keep beside, or instead of, a weight: scales, zero points, packed and grouped weights.
+# Tensors that quantisers keep beside, or instead of, a weight: scales, zero points, packed and grouped weights.
 _QUANTISED = re.compile(
     r"(^|[._])(weight_scale(_inv|_2)?|input_scale|output_scale|weight_packed|weight_zero_point|weight_shape|qweight|"
     r"qzeros|scales|g_idx|absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.[\w]+|SCB)$"
@@ -69,7 +69,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What lies in a checkpoint's folder. `tensors` is empty where the weights are pickled: only torch reads those."""
+    """The contents of a checkpoint's folder. `tensors` is empty if the weights are pickled: only torch reads those."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -141,7 +141,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     if _has_adapter(folder):
         raise CheckpointError(
             folder / "adapter_config.json",
-            "an adapter lies beside the model, and which of the two is meant nobody can tell",
+            "an adapter lies beside the model, and it is unclear which of the two you mean",
             "merge it into the model (peft's merge_and_unload) and save that, or move it away",
         )
     _check_token_ids(file, config, config.get("vocab_size"))

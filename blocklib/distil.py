@@ -132,7 +132,7 @@ def distil(
     seconds = (time.monotonic() - started) / max(1, len(runs))
     for run in runs:
         if trained_losses[run.choice] > fitted_losses[run.choice]:
-            # Too few steps, or too large ones. What they began from is closer to the parent.
+            # Too few steps, or too large ones. The weights they began from are closer to the parent.
             run.layer.load_state_dict(_copied(untrained[run.choice]), assign=True)
         yield Distilled(
             choice=run.choice,
@@ -240,7 +240,7 @@ def _train(
 
 
 def regulariser(model: nn.Module) -> Tensor | float:
-    """What the modules inside add to the loss of their latest pass in training; 0 where none does."""
+    """The terms that the modules inside add to the loss of their latest pass in training; 0 if none does."""
     terms = [getattr(module, "regulariser", None) for module in model.modules()]
     return sum((term for term in terms if term is not None), 0.0)
 
@@ -296,7 +296,7 @@ def _heldout_losses(
 
 
 def _normed(layer: nn.Module, entering_BTD: Tensor) -> Tensor:
-    """What the FFN of a layer without attention reads, [N, D]."""
+    """The input of the FFN of a layer without attention, [N, D]."""
     normed: Tensor = layer.get_submodule("post_attention_layernorm")(entering_BTD)
     return normed.flatten(0, 1)
 

@@ -125,7 +125,7 @@ def scaled_positions(most: int, rope: Mapping[str, Any]) -> int:
 
 
 def attention_scale(config: Any) -> float | None:
-    """What a parent's attention multiplies its scores by; None for the inverse root of the head size."""
+    """The factor that a parent's attention multiplies its scores by; None for the inverse root of the head size."""
     scaled = getattr(config, "scale_attn_weights", config.model_type != "gpt_neo")
     return None if scaled else 1.0
 

@@ -16,7 +16,7 @@ _CODE = "*.py"
 def folder_of(source: str, weights: bool = True, code: bool = False) -> Path:
     """The folder of a checkpoint that is named by a path or a hub id; a path may lead nowhere.
 
-    Of a hub's repository `weights` are fetched, and Python files where `code`; nothing here runs them. Raises
+    `weights` of a hub's repository are fetched, and Python files with `code`; nothing here runs them. Raises
     CheckpointError where the hub does not give it, and what `read_configuration` raises.
     """
     path = Path(source).expanduser()

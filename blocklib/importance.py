@@ -1,4 +1,4 @@
-"""What each FFN channel contributes to its layer's output, from activations.
+"""The contribution of each FFN channel to its layer's output, from activations.
 
 Contribution of channel i: the mean over tokens of |x_i| times the norm of column i of the down projection, which is the
 mean size of what the output would lose without it (Puzzle, arXiv 2411.19146, section 3.2).

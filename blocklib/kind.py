@@ -1,4 +1,4 @@
-"""What every kind of subblock answers. One file per kind implements it; `blocklib/kinds.py` writes them out in a table.
+"""The interface of every kind of subblock. One file per kind implements it; `blocklib/kinds.py` is the table.
 
 A kind is stateless. Tensors go by the names they have inside a decoder layer, such as `self_attn.o_proj.weight`; the
 norm a subblock reads through is part of it. Legend of shape suffixes: B batch, T tokens, D hidden, H query heads,
@@ -39,7 +39,7 @@ class Kind(ABC):
     squares has nothing to solve for. An nn.Linear's weight is [out, in], any other's [in, out]."""
 
     module: ClassVar[type[nn.Module] | None] = None
-    """What runs it in a decoder layer; None where nothing does."""
+    """The module that runs it in a decoder layer; None if none does."""
 
     is_sparse: ClassVar[bool] = False
     """Whether a token uses only a part of its weights."""
@@ -80,5 +80,5 @@ class Kind(ABC):
         return 0
 
     def cached_tokens(self, subblock: Subblock, context: int) -> int:
-        """Of `context` tokens, how many its cache keeps."""
+        """The number of `context` tokens that its cache keeps."""
         return context

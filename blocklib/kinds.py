@@ -45,7 +45,7 @@ FFN: dict[str, Kind] = {
     "fuse_last": Fuse(fold_norms=False),
 }
 
-# What `attention_kind` and `ffn_kind` of a child's configuration name.
+# The modules that `attention_kind` and `ffn_kind` of a child's configuration name.
 ATTENTION_MODULES = {name: kind.module for name, kind in ATTENTION.items() if kind.module is not None}
 FFN_MODULES = {name: kind.module for name, kind in FFN.items() if kind.module is not None}
 

@@ -36,7 +36,7 @@ class Library:
         return load_file(path)
 
     def metadata(self, choice: Choice, key: str) -> dict[str, str]:
-        """What was written down beside the weights. Raises FileNotFoundError as `load` does."""
+        """The record beside the weights. Raises FileNotFoundError as `load` does."""
         path = self.path(choice, key)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not in the library; run the search again to build it")

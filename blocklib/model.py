@@ -57,7 +57,7 @@ class PuzzleNasConfig(LlamaConfig):
 
 
 def layer_type(layer_config: Any) -> str:
-    """What transformers' caches are to keep of a layer: every token, a window of them, or, for `moe`, nothing."""
+    """The part of a layer that transformers' caches keep: every token, a window of them, or, for `moe`, nothing."""
     if "attention" in getattr(layer_config, "skip", []) or layer_config.attention_kind == "linear":
         return "moe"
     return "full_attention" if layer_config.sliding_window is None else "sliding_attention"

@@ -102,7 +102,7 @@ def _built(compiler: list[str]) -> Path:
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """The processor, on which -march=native depends."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")

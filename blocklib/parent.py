@@ -27,7 +27,7 @@ from blocklib.shape import Shape
 _COMPARED = 8
 """Tokens on which the parent is held against the checkpoint's own class."""
 _ROUNDING = {torch.float32: 1e-3}
-"""What rounding may do to logits: some families are computed in another order than by their own classes. Else 0.1."""
+"""Tolerance of logits, 0.1 for other dtypes: some families are computed in another order than by their own classes."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Shape:
 
     @property
     def norm_parameters(self) -> int:
-        """Of one norm."""
+        """The parameters of one norm."""
         return self.hidden * (2 if self.layer_norm else 1)
 
     @property

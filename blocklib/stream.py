@@ -31,7 +31,7 @@ class SlotPass:
 
 
 def embed(model: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
-    """What enters slot 0: the embedded tokens, learned positions added, [B, T, D]."""
+    """The residual that enters slot 0: the embedded tokens, learned positions added, [B, T, D]."""
     positions = torch.arange(ids_BT.shape[1], device=ids_BT.device).unsqueeze(0)
     embedded: Tensor = model.model.placed(model.model.embed_tokens(ids_BT.long()), positions)[0]
     return embedded
@@ -47,8 +47,8 @@ def rotary(model: PuzzleNasForCausalLM, hidden_BTD: Tensor) -> Rotary:
 
 
 def delta(layer: Variant, entering_BTD: Tensor, tables: Rotary) -> Tensor:
-    """What a whole layer adds to the residual: its attention's output plus its FFN's, whichever of them it has. Of a
-    list of layers in parallel, what they add together."""
+    """The contribution of a whole layer to the residual: the output of its attention plus that of its FFN, whichever
+    it has. For a list of layers in parallel it is their sum."""
     total = torch.zeros_like(entering_BTD)
     if isinstance(layer, nn.ModuleList):
         return sum((delta(each, entering_BTD, tables) for each in layer), total)  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def delta(layer: Variant, entering_BTD: Tensor, tables: Rotary) -> Tensor:
 
 
 def slot_delta(model: PuzzleNasForCausalLM, slot: int, entering_BTD: Tensor, tables: Rotary) -> Tensor:
-    """What the model's own subblock at `slot` adds. The model must be a parent: one layer for each two slots."""
+    """The output of the model's own subblock at `slot`. The model must be a parent: one layer for each two slots."""
     layer = model.model.layers[slot // 2]
     if slot % 2 == 0:
         normed = layer.input_layernorm(entering_BTD)
@@ -86,7 +86,7 @@ def slots(model: PuzzleNasForCausalLM, ids_BT: Tensor, end: int) -> Iterator[Slo
 def variant(model: PuzzleNasForCausalLM, choice: Choice, weights: Weights) -> Variant:
     """A layer that does what `choice` does at its slots and nothing else, holding exactly `weights`.
 
-    Of blocks in parallel, a list of layers, whose tensors' names begin with their place in it.
+    For blocks in parallel it is a list of layers, whose tensors' names begin with their place in it.
     """
     if isinstance(choice.what, Subblock):
         whole: Block | Parallel = Block(choice.what, SKIP) if choice.role == "attention" else Block(SKIP, choice.what)

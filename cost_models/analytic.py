@@ -1,4 +1,4 @@
-"""What arithmetic gives: parameters, bytes of weights and cache, and the weights a pass reads. Knows no times.
+"""Costs by arithmetic: parameters, bytes of weights and cache, and the weights a pass reads. Knows no times.
 
 Exact, to the byte; but what a pass over several tokens reads of a sparse subblock depends on what they choose: that is
 an expectation, as if each chose for itself.
@@ -12,7 +12,7 @@ from cost_models.scenario import Scenario, bytes_per_value
 
 
 def choice_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
-    """What `choice` holds and reads in a child of a parent of this shape, its norms included."""
+    """The bytes that `choice` holds and reads in a child of a parent of this shape, its norms included."""
     size = bytes_per_value(scenario.dtype)
     parameters = choice_parameters(choice, shape)
     prompts = scenario.batch * scenario.prompt_tokens
@@ -27,9 +27,9 @@ def choice_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
 
 
 def fixed_cost(shape: Shape, scenario: Scenario) -> Cost:
-    """What every child holds: embeddings, final norm and head. A tied head is the embedding, counted once.
+    """The part that every child holds: embeddings, final norm and head. A tied head is the embedding, counted once.
 
-    Of the embeddings a pass reads a row per token, which is left out; of a tied one all rows, as the head.
+    A pass reads one row of the embeddings per token, which is left out; it reads all rows of a tied one, as the head.
     """
     parameters, size = shape.fixed_parameters, bytes_per_value(scenario.dtype)
     read = shape.vocabulary * shape.hidden + shape.norm_parameters
@@ -43,5 +43,5 @@ def fixed_cost(shape: Shape, scenario: Scenario) -> Cost:
 
 
 def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenario) -> Cost:
-    """What a whole child holds and reads."""
+    """The bytes that a whole child holds and reads."""
     return sum((choice_cost(choice, shape, scenario) for choice in architecture.choices()), fixed_cost(shape, scenario))

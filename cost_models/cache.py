@@ -35,7 +35,7 @@ class UnitCache(ABC):
     def update(self, mask: NDArray[np.bool_]) -> None:
         """A token has used the units in `mask`, bool [units]: admit them, and evict others as they need the room.
 
-        Hits are to be read from `cached` before. Of units worth the same the first is evicted first. Raises
+        Hits are to be read from `cached` before. The first of units worth the same is evicted first. Raises
         ValueError for a mask of another shape or type.
         """
         if mask.shape != self.cached.shape or mask.dtype != np.bool_:

@@ -34,7 +34,7 @@ class Watch:
 
 
 def _others_s() -> float:
-    """CPU seconds used so far by all but this process. What other virtual machines took is among them."""
+    """CPU seconds used so far by all but this process. The time that other virtual machines took is among them."""
     cores = psutil.cpu_times(percpu=True)
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(len(cores)))
     # A number past the list (cores offline, a container that shows its own only): places in it are no cores' numbers.

@@ -1,9 +1,9 @@
-"""What something costs to serve, and the metrics a budget can limit. Standard library only.
+"""The cost of serving something, and the metrics a budget can limit. Standard library only.
 
 A cost is of anything: one subblock, the fixed part, a whole model; costs add. Knows nothing of where its numbers come
 from: `analytic.py` computes some, `measured.py` times the others.
 
-Of the metrics, all but throughput are linear in the cost, so a solver may sum them over its options. A floor on
+All metrics but throughput are linear in the cost, so a solver may sum them over its options. A floor on
 throughput is a ceiling on latency, which is linear (Puzzle, arXiv 2411.19146, section 4.3, and its code: tokens
 *generated* over the time, the prompt's not counted).
 """

@@ -1,7 +1,7 @@
 """One timing at a time on a device, whichever program, user or cluster asks: what runs beside a timing spoils it.
 
 The lock is a file's of the whole machine, held by the system for a process: it is free as soon as its holder ends,
-however that ends. Who waits is told who holds it.
+however that ends. A waiting process says which one holds it.
 """
 
 import os

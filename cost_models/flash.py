@@ -2,7 +2,7 @@
 
 The simulator of DIP-CA (arXiv 2412.01380), as its code does it. Only bytes take time: no computing, no search for the
 largest, no latency per read. Static parts stand in DRAM; what of their weights does not fit is streamed by every token.
-What DRAM is left is shared equally by all matrices whose rows or columns, their units, come and go. A unit found there
+All matrices whose rows or columns, their units, come and go share the rest of DRAM equally. A unit found there
 is charged DRAM only, another one Flash only. All for one sequence at a time.
 
 To add up over blocks, as a solver needs it, each FFN has an equal share of the DRAM that the parent's static parts
@@ -56,7 +56,7 @@ class MemoryHierarchy:
 
 @dataclass(frozen=True)
 class Static:
-    """What stands in DRAM throughout: weights every token reads, weights hardly read, and the KV cache at its longest.
+    """The residents of DRAM: weights every token reads, weights hardly read, and the KV cache at its longest.
 
     An embedding table is hardly read: a token looks up one row. Leave it out where it may stay in Flash.
     """
@@ -85,7 +85,7 @@ class Hook:
 
 @dataclass(frozen=True, eq=False)
 class Traffic:
-    """What one sequence asked of a hook: units of each token that stood in DRAM, [T], and that did not, [T]."""
+    """The requests of one sequence at a hook: units of each token that stood in DRAM, [T], and that did not, [T]."""
 
     hook: Hook
     hits_T: NDArray[np.int64]
@@ -114,7 +114,7 @@ def dynamic_bytes(hierarchy: MemoryHierarchy, static: Static) -> float:
 
 
 def static_seconds(hierarchy: MemoryHierarchy, static: Static, read_cache_bytes: float) -> float:
-    """What reading the static parts takes per token.
+    """The seconds per token that reading the static parts takes.
 
     `read_cache_bytes` are those of the KV cache a token reads: of the decode steps' mean, at half way between prompt
     and full length. Raises ValueError as `streamed_bytes` does.
@@ -124,7 +124,7 @@ def static_seconds(hierarchy: MemoryHierarchy, static: Static, read_cache_bytes:
 
 
 def prompt_seconds(hierarchy: MemoryHierarchy, static: Static, prompt_cache_bytes: float, sparse_bytes: float) -> float:
-    """What reading the weights once takes, for all the prompt's tokens together: those of sparse FFNs all from Flash.
+    """Seconds to read the weights once, for all tokens of the prompt: those of sparse FFNs all come from Flash.
 
     `sparse_bytes` are all of those FFNs' weights: nothing of them is cached at first, and many tokens need nearly all.
     Raises ValueError as `streamed_bytes` does.
@@ -136,15 +136,15 @@ def prompt_seconds(hierarchy: MemoryHierarchy, static: Static, prompt_cache_byte
 def slots(share_bytes: float, hooks: Sequence[Hook], dense_bytes: float = 0.0) -> tuple[int, ...]:
     """How many units of each hook DRAM has room for, where every linear gets as much of `share_bytes` as any other.
 
-    Of one FFN, its share and its hooks; of a whole model, all that is left for all hooks. `dense_bytes`, which every
-    token reads, go in first. What a linear has no use for stays unused.
+    For one FFN: its share and its hooks. For a whole model: all that is left, for all hooks. `dense_bytes`, which every
+    token reads, go in first. Bytes that a linear cannot use stay unused.
     """
     each = max(0.0, share_bytes - dense_bytes) / sum(hook.linears for hook in hooks)
     return tuple(min(hook.units, int(each / hook.unit_bytes)) for hook in hooks)
 
 
 def dynamic_seconds(hierarchy: MemoryHierarchy, traffics: Sequence[Traffic]) -> NDArray[np.float64]:
-    """What each token of one sequence waits for the units it chose, [T], over all hooks, one linear after another.
+    """The seconds that each token of one sequence waits for its units, [T], over all hooks, one linear after another.
 
     Raises ValueError where there is no hook.
     """
@@ -156,7 +156,7 @@ def dynamic_seconds(hierarchy: MemoryHierarchy, traffics: Sequence[Traffic]) -> 
 
 
 def _linear_seconds(hierarchy: MemoryHierarchy, traffic: Traffic) -> NDArray[np.float64]:
-    """Of each token, [T], for one of the hook's linears."""
+    """The seconds of each token, [T], for one of the hook's linears."""
     pairs = zip(traffic.hits_T.tolist(), traffic.misses_T.tolist(), strict=True)
     size = traffic.hook.unit_bytes
     return np.array([hierarchy.seconds(hits * size, misses * size) for hits, misses in pairs])
@@ -173,7 +173,7 @@ def tokens_per_second(
 
 
 def hit_rate(sequences: Sequence[Sequence[Traffic]]) -> float:
-    """Of all bytes of units that were used, the share that stood in DRAM."""
+    """The share of all used bytes of units that stood in DRAM."""
     traffics = [traffic for sequence in sequences for traffic in sequence]
     per_unit = [traffic.hook.unit_bytes * traffic.hook.linears for traffic in traffics]
     hits = sum(size * int(each.hits_T.sum()) for size, each in zip(per_unit, traffics, strict=True))
@@ -184,7 +184,7 @@ def hit_rate(sequences: Sequence[Sequence[Traffic]]) -> float:
 def ffn_share_bytes(hierarchy: MemoryHierarchy, parent: Static, ffns: int) -> float:
     """DRAM that each of the parent's FFNs has for itself; one that stands for several has as many shares.
 
-    Of `parent`, all but its FFNs. Raises ValueError as `streamed_bytes` does.
+    `parent` holds everything but its FFNs. Raises ValueError as `streamed_bytes` does.
     """
     return dynamic_bytes(hierarchy, parent) / ffns
 
@@ -195,10 +195,10 @@ def block_seconds(
     dense_bytes: float = 0.0,
     sequences: Sequence[Sequence[Traffic]] = (),
 ) -> float:
-    """What one FFN adds to the mean seconds per token, given its share of DRAM, and nothing else's.
+    """The mean seconds per token that one FFN adds, given its share of DRAM, without anything else's.
 
     `dense_bytes` every token reads: all of a dense FFN, a linear map, or a skip's nothing; of a sparse one what is no
-    unit of a hook, such as its norm. What of them fits the share stands there, the rest is streamed by every token.
+    unit of a hook, such as its norm. The part that fits the share stays there; every token streams the rest.
     `sequences` are a sparse FFN's traffic, played with as many cached units as `slots(share_bytes, hooks, dense_bytes)`
     gives. Sums of this and `static_seconds` are at least 1 / `tokens_per_second`, a mean of rates; of sequences alike
     they are it.

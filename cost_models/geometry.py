@@ -13,7 +13,7 @@ from blocklib.kinds import kind_of
 
 @dataclass(frozen=True)
 class Geometry:
-    """What runs in a slot, or the fixed part: embedding, final norm, head, and the loop over the parent's layers.
+    """Work to time: a slot's, or the fixed part's: embedding, final norm, head, and the loop over the parent's layers.
 
     Prints to its name: `attention.kv8`, `ffn.ffn512`, `fixed`.
     """
@@ -29,11 +29,11 @@ FIXED = Geometry("fixed")
 
 
 def geometry(role: Role, subblock: Subblock) -> Geometry:
-    """What runs where `subblock` stands in an attention or FFN slot."""
+    """The geometry that runs for `subblock` in an attention or FFN slot."""
     assert role != "block", f"{subblock} is one subblock, not a block"
     return Geometry(role, kind_of(role, subblock).runs_as(subblock))
 
 
 def geometries(choice: Choice) -> tuple[Geometry, ...]:
-    """What runs where `choice` stands; a skipped slot runs nothing."""
+    """The geometries that run for `choice`; a skipped slot runs nothing."""
     return tuple(geometry(role, subblock) for role, subblock in choice.subblocks if subblock != SKIP)

@@ -1,6 +1,6 @@
 """The machine as far as times depend on it: its name, cores, memory, caches. Knows no model.
 
-What the system does not tell is never guessed into a name: a processor without one is called by its architecture.
+No name is guessed: a processor for which the system gives none is called by its architecture.
 """
 
 import os

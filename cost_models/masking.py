@@ -38,7 +38,7 @@ class Selection:
 
 
 def chosen(sizes_N: Tensor, selection: Selection, cached_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What a token keeps, bool [N], by the magnitudes of its activations and by what is cached before it.
+    """The units a token keeps, bool [N], by the magnitudes of its activations and by what is cached before it.
 
     With a gamma of 1, to the bit what the model keeps, ties included: the search is the model's own, in the dtype of
     `sizes_N`. Raises ValueError for more than one token.
@@ -67,7 +67,7 @@ class Played:
 
     @property
     def hit_rate(self) -> float:
-        """Of all units used, the share that was cached."""
+        """The share of all used units that was cached."""
         return float(self.hits_T.sum() / self.masks_TN.sum())
 
     @property

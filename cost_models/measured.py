@@ -8,7 +8,7 @@ Five stacks come first, and tell what the fixed part and the parent's own subblo
 of empty layers; attention alone; FFNs alone; and the control. Then each further geometry takes one stack: that geometry
 in its slot of every layer, the parent's own in the other.
 
-A time that is known to be bad, or cannot be, is taken again; what it still is then is told with it.
+A time that is too noisy, or impossible, is measured again; its result comes with the noise that is left.
 
 Knows what to time and what follows from it; `timing.py` holds the clock, `stack.py` the models.
 """
@@ -38,7 +38,7 @@ _LEAST_SPREAD = 0.005
 """A few rounds may agree by chance; no ratio is taken to be surer than this."""
 
 _SHARE_OF_MEMORY = 0.4
-"""Of what is free, for each of the two stacks timed side by side; the rest is for activations."""
+"""The share of free memory for each of the two stacks timed side by side; the rest is for activations."""
 
 
 _MOST_TAKES = 3
@@ -121,7 +121,7 @@ def measure(
     subblocks always come along, since all else is measured against them. `decode` says whether to time decode steps;
     None: where the scenario generates more than one token. `memory_bytes` is what may be used; None: what is free.
 
-    What is not as good as `quality` wants, or is suspicious (`suspicions`), is timed again as long as that has
+    A time worse than `quality` allows, or suspicious (`suspicions`), is measured again as long as there is
     patience, and yielded as it is then. Raises ValueError where a stack of one layer does not fit, TimingError as
     `timer` does.
     """
@@ -165,8 +165,8 @@ def measure(
 
 
 def suspicions(times: Mapping[Geometry, MeasuredGeometry], has_decode: bool) -> dict[Geometry, str]:
-    """What cannot be, or hardly, in words: weights that take no time, and a dense FFN or an attention with KV heads
-    that takes surely longer than a larger one of its kind."""
+    """Times that are impossible or unlikely, in words: weights that take no time, and a dense FFN or an attention with
+    KV heads that certainly takes longer than a larger one of its kind."""
     found: dict[Geometry, str] = {}
     for geometry, timed in times.items():
         if timed.prefill_s <= 0 or (has_decode and timed.decode_s <= 0):
@@ -263,7 +263,7 @@ class _Bench:
         }
 
     def time_of(self, wanted: Geometry, stack: Stack, phases: Sequence["_Phase"]) -> MeasuredGeometry:
-        """What a further geometry takes, from its stack and what the first told."""
+        """The time of a further geometry, from its stack and the first stacks."""
         pairs = zip(phases, self._comparisons[stack].phases, strict=True)
         seconds = [phase.with_(stack, paired).seconds_of(wanted, self._layers) for phase, paired in pairs]
         return self._measured(wanted, stack, phases, seconds)
@@ -280,7 +280,7 @@ class _Bench:
     ) -> MeasuredGeometry:
         comparison = self._comparisons[stack]
         pairs = zip(phases, comparison.phases, strict=True)
-        # What the stack's time is off by, its layers share; the fixed part is the whole of its own.
+        # The layers of a stack share the error of its time; the fixed part is the whole of its own stack.
         shares = 1 if geometry == FIXED else stack.layers
         errors = [phase.control_s * paired.ratio * _least(paired.spread) / shares for phase, paired in pairs]
         return MeasuredGeometry(
@@ -289,7 +289,7 @@ class _Bench:
         )  # fmt: skip
 
     def _spread(self, stack: Stack) -> float:
-        """What the stack's error puts into a model of as many layers as the control, as a share of the control's."""
+        """The stack's error in a model with as many layers as the control, as a share of the control's time."""
         scale = self._control.layers / (stack.layers or self._control.layers)
         return max(paired.spread * paired.ratio * scale for paired in self._comparisons[stack].phases)
 
@@ -318,7 +318,7 @@ class _Phase:
 
 
 def _phases(control: Stack, comparisons: Mapping[Stack, Comparison]) -> list[_Phase]:
-    """What the first stacks tell, for each phase that was timed."""
+    """The result of the first stacks, for each phase that was timed."""
     phases = []
     for pairs in zip(*(comparison.phases for comparison in comparisons.values()), strict=True):
         control_s = median(chain.from_iterable(paired.control_samples_s for paired in pairs))

@@ -21,18 +21,18 @@ class NotMeasured(LookupError):
 
 
 def choice_cost(choice: Choice, shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
-    """What `choice` adds to a child. Raises NotMeasured naming the geometry that is missing."""
+    """The cost that `choice` adds to a child. Raises NotMeasured naming the geometry that is missing."""
     seconds = (_seconds(geometry, measured) for geometry in geometries(choice))
     return sum(seconds, analytic.choice_cost(choice, shape, scenario))
 
 
 def fixed_cost(shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
-    """What every child costs before its subblocks. Raises NotMeasured."""
+    """The cost of every child before its subblocks. Raises NotMeasured."""
     return analytic.fixed_cost(shape, scenario) + _seconds(FIXED, measured)
 
 
 def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
-    """What a whole child costs. Raises NotMeasured."""
+    """The cost of a whole child. Raises NotMeasured."""
     choices = (choice_cost(choice, shape, scenario, measured) for choice in architecture.choices())
     return sum(choices, fixed_cost(shape, scenario, measured))
 

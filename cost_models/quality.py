@@ -19,7 +19,7 @@ class Quality:
     patience_s: float = 0.0
 
     def fault(self, spread: float, contention: float | None) -> str:
-        """What is wrong with a time, in words; empty where nothing is. Contention that nobody knows is no fault."""
+        """The faults of a time, in words; empty if there are none. Unknown contention is no fault."""
         faults = []
         if spread > self.worst_spread:
             faults.append(f"a spread of {spread:.1%}, at most {self.worst_spread:.1%} is allowed")

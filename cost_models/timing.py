@@ -43,7 +43,7 @@ class Rounds:
     def __post_init__(self) -> None:
         if not 2 <= self.least <= self.most:
             raise ValueError(
-                f"rounds: at least {self.least} and at most {self.most} cannot be; two or more tell how far they spread"
+                f"rounds: at least {self.least} and at most {self.most} is impossible; the spread needs two or more"
             )
 
     def enough(self, done: int, spread: float, spent_s: float) -> bool:
@@ -206,7 +206,7 @@ class Subject:
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """An empty cache for `model`."""
     cache = DynamicCache(config=model.config)
-    # Of a cache none of whose layers keeps anything, transformers cannot tell the length; one without layers has none.
+    # transformers cannot tell the length of a cache in which no layer keeps anything; one without layers has none.
     return cache if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers) else DynamicCache()
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_
 from db.patience import ATTEMPT_S, USUAL, WAIT_S, Patience
 
 Access = Literal["create", "write", "read"]
-"""What a command needs: a database, made where there is none; one that is there; one that is there, to read."""
+"""The access a command needs: a database, made if there is none; an existing one; an existing one, to read."""
 
 _ALLOW = (
     "allow writing to the file and its folder, or copy it where that is allowed and name the copy with --db or NAS_DB"
@@ -194,7 +194,7 @@ def _allows(place: Path, what: int) -> bool:
 def _prepare_sqlite(connection: sqlite3.Connection) -> None:
     connection.isolation_level = None  # the driver begins no transaction of its own; `_begin_sqlite` does
     connection.execute("PRAGMA foreign_keys = ON")
-    # Of a lost power supply, not of a killed process, the last commits may be forgotten; the file stays whole.
+    # A power failure, but not a killed process, may lose the last commits; the file stays whole.
     connection.execute("PRAGMA synchronous = NORMAL")
 
 

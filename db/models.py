@@ -102,7 +102,7 @@ class Search(Base, kw_only=True):
     dependency: Mapped[list[list[float]] | None] = mapped_column(default=None)
     """How much each block of the parent depends on each before it, [layers][layers]; None where nobody asked."""
     removal: Mapped[dict[str, Any] | None] = mapped_column(default=None)
-    """What the parent is without whole layers, as the baselines that drop them ask; None where nobody asked."""
+    """The parent's losses without whole layers, for the baselines that drop them; None if none has run."""
 
 
 class Score(Base, kw_only=True):
@@ -120,7 +120,7 @@ class Score(Base, kw_only=True):
 
 
 class Cost(Base, kw_only=True):
-    """What one subblock or block costs under one scenario; named `fixed`: embedding, final norm and head."""
+    """The cost of one subblock or block under one scenario; the row `fixed` is embedding, final norm and head."""
 
     __tablename__ = "cost"
 
@@ -205,7 +205,7 @@ class Trial(Base, kw_only=True):
     proves nothing."""
     gap: Mapped[float | None] = mapped_column(default=None)
     status: Mapped[str]
-    """Of the score: "optimal", or "feasible" with a gap; "evaluated" where the solver chose by more than the score."""
+    """The score is "optimal", or "feasible" with a gap; "evaluated" if the solver chose by more than the score."""
 
     predicted_latency_s: Mapped[float]
     predicted_ttft_s: Mapped[float]

@@ -1,7 +1,6 @@
-"""How long a database that another process keeps locked is waited for, and who is told of it.
+"""How long we wait for a database that another process has locked, and who hears of it.
 
-SQLite waits by itself, but without a word, and for some locks not at all: so it is told to give up soon, and asked
-again.
+SQLite waits silently, and for some locks not at all. So it gives up soon, and we ask it again.
 """
 
 import sqlite3
@@ -28,7 +27,7 @@ class Patience:
     told: Callable[[str], None] = lambda words: None
 
     def until_free(self, place: str, ask: Callable[[], Answer]) -> Answer:
-        """What `ask` answers as soon as no other process is in its way. Raises what it raises after that long."""
+        """The answer of `ask` as soon as no other process is in its way. Raises what it raises after that long."""
         started = time.monotonic()
         tell_s = ATTEMPT_S
         while True:

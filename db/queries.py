@@ -140,7 +140,7 @@ class _Reading:
         return compare(one.sql, other.sql)
 
     def items(self, left: ast.expr, one: _Value, right: ast.expr, depth: int) -> list[tuple[_Value, _Value]]:
-        """What `one` may be, each paired with it in the same kind."""
+        """The values that `one` may equal, each paired with it in the same kind."""
         if not isinstance(right, ast.Tuple | ast.List) or not right.elts:
             raise self.wrong(right, "`in` needs a list, like (1, 2); a list of one has a comma too: (1,)")
         return [self.alike(left, one, item, self.value(item, depth + 1)) for item in right.elts]

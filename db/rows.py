@@ -1,4 +1,4 @@
-"""What may be written: a row, or some columns of one, as plain values checked against the table.
+"""Valid writes: a row, or some columns of one, as plain values checked against the table.
 
 This file knows the models' types and that a number must be finite. It does not know any database.
 """

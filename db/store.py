@@ -192,7 +192,7 @@ class Store:
         """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
         self._add_measured(Distillation, rows)
 
-    # What a search chose from
+    # Options of a search
 
     def set_options(self, search_id: str, rows: Sequence[Option]) -> None:
         """Make `rows` the search's options, in place of any it had."""
@@ -222,7 +222,7 @@ class Store:
         """Write it, unless its key is known: then the row already there is returned, with the better proof of the two:
         one for the budget itself before one for limits near it, then the smaller gap.
 
-        What was measured of the same child under another trial is this one's too, and the other way round.
+        Measurements of the same child under another trial are this one's, too, and the other way round.
         """
         with self._writing() as session:
             session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
@@ -234,7 +234,7 @@ class Store:
             return row
 
     def as_added(self, trial: Trial) -> Trial:
-        """What `add_trial` would find: the row that has its key, else the trial with what was measured of the same
+        """The trial that `add_trial` would find: the row that has its key, else the trial with the measurements of its
         child. Nothing is written, and a trial that is not there has no id."""
         with self._reading() as session:
             row = session.scalars(select(Trial).where(Trial.key == trial.key)).first()
@@ -330,7 +330,7 @@ class Store:
         except exc.DataError as error:  # PostgreSQL's, where SQLite would make it infinite or empty
             raise QueryError(f"the condition cannot be computed on these trials: {error.orig}") from error
 
-    # What happened
+    # Stages and failures
 
     def add_stage(self, stage: Stage) -> Stage:
         return self._add(Stage, stage)

@@ -16,7 +16,7 @@ from db.models import OF_THE_CHILD, OF_THE_HEALED, Trial
 
 def lock(session: Session, trial: Trial) -> None:
     """It and its twins, which are written together: in one order, or two writers on PostgreSQL could wait for each
-    other. What is loaded already is loaded again, as it is now."""
+    other. Rows that are loaded already are loaded again."""
     query = select(Trial).where(Trial.search_id == trial.search_id, Trial.architecture == trial.architecture)
     session.scalars(query.order_by(Trial.id).with_for_update().execution_options(populate_existing=True)).all()
 
@@ -32,14 +32,14 @@ def _twins(session: Session, row: Trial) -> list[tuple[Trial, tuple[str, ...]]]:
 
 
 def with_twins(session: Session, row: Trial) -> Trial:
-    """What is not known of a trial's child, from the other trials that are the same child, or the same but for
+    """Fill the unknown values of a trial's child from other trials with the same child, or the same but for
     healing."""
     for twin, alike in _twins(session, row):
         for name in alike:
             if getattr(row, name) is None:
                 setattr(row, name, getattr(twin, name))
         if "parent" in twin.details:
-            # What the parent measured beside the child; a budget or a format is each trial's own.
+            # The parent's times beside the child are shared; a budget or a format is each trial's own.
             row.details = merged({"parent": twin.details["parent"]}, row.details)
     return row
 

@@ -51,7 +51,7 @@ class Address:
 
 
 def named(given: str | None, giver: str, variables: tuple[str, ...], default: str) -> Address:
-    """What was given, else the first of the variables that is set, else the default."""
+    """The given address, else the first of the variables that is set, else the default."""
     if given is not None:
         return Address(given.strip(), giver)
     for variable in variables:

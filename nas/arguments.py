@@ -1,4 +1,4 @@
-"""What several commands take, and the store they open."""
+"""Arguments that several commands take, and the store they open."""
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated

@@ -40,7 +40,7 @@ _COLUMNS = ("latency_ratio", "contention", *SPREADS.values(), *(METRICS[metric] 
 
 @dataclass(frozen=True)
 class Reached:
-    """What was measured over what a limit allows, whichever way it points: above 1 is past it. `error` is the standard
+    """The measured value over the limit, whichever way the limit points: above 1 is past it. `error` is the standard
     error relative to it, None where nobody knows."""
 
     over: float
@@ -82,7 +82,7 @@ def reached(times: Times, asked: Limit) -> Reached | None:
 
 
 def _share(times: Times, metric: str) -> float | None:
-    """Of the parent's."""
+    """The child's share of the parent's value."""
     ratio = times["latency_ratio"]
     if metric in ("latency", "throughput") and ratio is not None:
         return float(ratio if metric == "latency" else 1 / ratio)
@@ -110,7 +110,7 @@ def of_all(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def verdicts(search: models.Search, trial: models.Trial) -> dict[str, Verdict]:
-    """Of each limit of the trial's budget, by its metric."""
+    """The verdict on each limit of the trial's budget, by its metric."""
     allowed = measure_of(search).contention_allowed
     return {
         asked.metric: verdict(times_of(trial), asked, allowed)
@@ -129,7 +129,7 @@ def _by_arithmetic(search: models.Search, trial: models.Trial, asked: Limit) -> 
 
 
 def measure_of(search: models.Search) -> Measure:
-    """What the search's job says of times."""
+    """How the search's job asks for times to be measured."""
     return Measure.model_validate(search.request.get("measure", {}))
 
 
@@ -145,7 +145,7 @@ def limits_of(trial: models.Trial) -> tuple[Limit, ...]:
 
 
 def uncertainty(trial: models.Trial) -> str:
-    """What a proof hangs on besides the problem, in words: how well the times are known that its limits are of. Empty
+    """How well the times behind a proof are known, in words, since the proof depends on its limits. Empty
     where none is of a time, or they are exact."""
     timed = [asked.metric for asked in limits_of(trial) if asked.metric in TIMED]
     if not timed:
@@ -166,16 +166,16 @@ def overshoot(trial: models.Trial, asked: Limit) -> float:
 
 
 def worst_overshoot(trial: models.Trial, budget: Sequence[Limit]) -> float:
-    """Of the limit it misses most, or meets by least."""
+    """The overshoot of the limit that it misses most, or meets by least."""
     return max(overshoot(trial, asked) for asked in budget)
 
 
 def retargeted(
     budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence[Limit], contention_allowed: float = 1.0
 ) -> tuple[Limit, ...]:
-    """What to solve for next: of `solved_for`, what the trial was solved for, the limits it surely missed are tightened
-    by how far, or, if it surely met all, those it left some of loosened. The same where it met the budget, and where
-    that is undecided: nothing is decided by noise."""
+    """The limits to solve for next. `solved_for` are those that the trial was solved for: the limits that it certainly
+    missed are tightened by the same factor, or, if it certainly met all, those that it did not use up are loosened.
+    They stay the same if it used the budget up, and while the verdict is undecided: noise decides nothing."""
     times = times_of(trial)
     found = [verdict(times, asked, contention_allowed) for asked in budget]
     over = [reached(times, asked) or Reached(1.0, None) for asked in budget]

@@ -1,4 +1,4 @@
-"""What somebody should be told of an answer that is right, and may not be what was meant.
+"""Warnings about an answer that is right, but may not be the one that was meant.
 
 Knows rows only. A budget that limits nothing is answered with the parent, one that leaves hardly anything with a model
 that can do hardly anything: both are kept, with a sentence.

@@ -13,7 +13,7 @@ from nas.units import Limit
 
 
 def times_in(timed: Comparison) -> Times:
-    """What a comparison says, as columns of a trial; the parent's under "parent"."""
+    """The result of a comparison, as columns of a trial; the parent's under "parent"."""
     decode = timed.decode
     return {
         "latency_s": timed.latency.other_s,

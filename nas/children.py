@@ -38,7 +38,7 @@ def load_child(path: Path) -> PuzzleNasForCausalLM:
 
 
 def found_with(path: Path) -> dict[str, Any]:
-    """What `save_child` was told."""
+    """The results that `save_child` got."""
     found: dict[str, Any] = json.loads(_metadata(path)["found"])
     return found
 

@@ -59,7 +59,7 @@ def options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What `nas` itself takes, before any command."""
+    """The options of `nas` itself, before any command."""
 
 
 @app.command()
@@ -79,15 +79,16 @@ def search(
     remeasure: Annotated[
         bool,
         typer.Option(
-            "--remeasure", help="Take all times of the search again, on this machine; of children those that were bad."
+            "--remeasure", help="Measure all times of blocks again on this machine, and noisy times of children."
         ),
     ] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a search: distil blocks, score them, measure them, solve, heal and export the child.
+    """Run a search, from the job file to the exported child.
 
-    Stopped or killed, the same command goes on from there; finished, it tells the answer again and does no work.
+    It distils blocks, scores and measures them, solves, heals and exports. An interrupted search resumes when you run
+    it again. A finished one prints its answer again and does no work.
 
     Example: nas search job.yaml
     """
@@ -121,19 +122,21 @@ def trials(
             "(_s), bytes, nats a token (kl, lm_loss), shares (latency_ratio 0.6)."
         ),
     ] = None,
-    sort: Annotated[str | None, typer.Option(help="Column to sort by, trials that have none last.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to sort by; trials without a value come last.")] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
-    ids: Annotated[str | None, typer.Option(help="Only trials of these numbers, like 3,5,8-12.")] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete those that would be listed; see above.")] = False,
+    ids: Annotated[str | None, typer.Option(help="Only trials with these numbers, like 3,5,8-12.")] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete the trials that would be listed; see above.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
     """Query the trials, or delete them.
 
-    --delete needs a search, --where or --ids, shows what goes and asks. A child in the home goes with the last trial
-    that it is; exported folders stay, and so does all that was measured of blocks: the search can be solved again.
+    --delete needs a search, --where or --ids. It shows the trials and asks first. A child in the home is deleted with
+    its last trial. Exported folders and all measurements of blocks stay, so the search can be solved again.
 
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """
@@ -167,11 +170,12 @@ def trials(
 
 
 def _may_delete(found: "Sequence[models.Trial]", searches: "Mapping[str, models.Search]", yes: bool) -> bool:
-    """Whether somebody says so. Raises ValueError where there is nobody to ask."""
+    """Whether the user confirms. Raises ValueError if there is no terminal to ask on."""
     for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
         if search.status == "running":
             typer.echo(
-                f"search {search.name} ({search.id}) runs, or was killed: running, it fails without its trial", err=True
+                f"search {search.name} ({search.id}) is running, or was killed; a running one fails without its trial",
+                err=True,
             )
     if yes:
         return True
@@ -189,7 +193,7 @@ def show(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """One architecture, layer by layer, predicted and measured.
+    """Show one architecture, layer by layer, predicted and measured.
 
     Example: nas show 3
     """
@@ -214,7 +218,9 @@ def export(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Write a built trial's child as a directory an inference engine loads, reload it and compare logits.
+    """Export a built trial's child for an inference engine.
+
+    The command reloads the directory that it wrote, and compares logits with the child's.
 
     Example: nas export 3 --format hf --out ./child
     """
@@ -264,17 +270,19 @@ def dependency(
     data: Annotated[
         list[str] | None, typer.Option(help="Text: a file or a glob; may be repeated. Default: Python's own sources.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=8, help="Tokens of it to read.")] = 8192,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens of the text to read.")] = 8192,
     longest: Annotated[int, typer.Option(min=2, help="Longest run of FFNs to fuse into one.")] = LONGEST,
     share: Annotated[
         float,
-        typer.Option(min=0.01, max=1, help="Share of all pairs of blocks, the least dependent, that counts as low."),
+        typer.Option(min=0.01, max=1, help="Share of all pairs of blocks that counts as low dependency."),
     ] = LOW_SHARE,
     window: Annotated[int, typer.Option(min=2, help="Neighbouring blocks that run in parallel.")] = WINDOW,
     html: Annotated[Path | None, typer.Option(help="Write the heat-map to this HTML file too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """How much each block depends on each one before it, and which neighbours that offers to fuse or run in parallel.
+    """Measure how much each block of a parent depends on those before it.
+
+    Neighbours that hardly depend on each other can be fused or run in parallel.
 
     Example: nas dependency embedded --html dependency.html
     """

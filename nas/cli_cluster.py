@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 _ADDRESS_HELP = "The Ray head's dashboard. Default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, else http://127.0.0.1:8265."
 Head = Annotated[str | None, typer.Option("--address", help=_ADDRESS_HELP)]
-JobNumber = Annotated[str, typer.Argument(help="What `nas submit` printed.")]
+JobNumber = Annotated[str, typer.Argument(help="The number that `nas submit` printed.")]
 
 
 def submit(
-    job: Annotated[Path, typer.Argument(help="The job file. Its paths, and home, must be seen from the cluster.")],
+    job: Annotated[Path, typer.Argument(help="The job file. The cluster must see its paths and its home.")],
     address: Head = None,
     db: Db = None,
     wait: Annotated[bool, typer.Option(help="Follow the logs until the job ends.")] = True,
@@ -41,7 +41,7 @@ def submit(
 
 
 def status(job: JobNumber, address: Head = None) -> None:
-    """How a submitted job stands.
+    """Print the state of a submitted job.
 
     Example: nas status raysubmit_1234 --address http://HEAD:8265
     """
@@ -64,7 +64,7 @@ def logs(job: JobNumber, address: Head = None) -> None:
 
 
 def stop(job: JobNumber, address: Head = None) -> None:
-    """Stop a submitted job. Submitted again, it goes on where it stopped.
+    """Stop a submitted job. It resumes when you submit it again.
 
     Example: nas stop raysubmit_1234 --address http://HEAD:8265
     """

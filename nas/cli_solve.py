@@ -37,7 +37,7 @@ MOST_POINTS, MOST_MODELS, MOST_SEEDS = 1000, 100_000, 1000
 
 Searches = Annotated[
     list[str] | None,
-    typer.Argument(help="A search: its name, its id, or the start of its id. Of several, the best answer is kept."),
+    typer.Argument(help="A search: its name, its id, or the start of its id. From several, the best answer is kept."),
 ]
 TableFile = Annotated[Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")]
 Limits = Annotated[
@@ -45,7 +45,7 @@ Limits = Annotated[
     typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
 ]
 Metric = Annotated[Literal["kl", "lm_loss"] | None, typer.Option(help="Score to minimise. Default: the search's own.")]
-Objective = Annotated[str | None, typer.Option(help="What to minimise in a table: a path, like metrics.kl_div.")]
+Objective = Annotated[str | None, typer.Option(help="The path to minimise in a table, like metrics.kl_div.")]
 Gap = Annotated[
     float | None,
     typer.Option(
@@ -60,16 +60,16 @@ TimeLimit = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="What a run of the solver may hold, like 4GB. Default: the search's own; a table's 2GB."),
+    typer.Option(help="Memory that a run of the solver may hold, like 4GB. Default: the search's own; a table's 2GB."),
 ]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
-    typer.Option(help="MIP solver for what bounds leave open. Default: the search's own; a table's highs."),
+    typer.Option(help="MIP solver for what the exact solver leaves open. Default: the search's own; a table's highs."),
 ]
 Evaluations = Annotated[
     int | None,
     typer.Option(
-        min=1, max=MOST_MODELS, help="Assemble so many candidates, measure the real KL of each, take the best."
+        min=1, max=MOST_MODELS, help="Assemble this many candidates, measure the real KL of each, take the best."
     ),
 ]
 
@@ -89,10 +89,11 @@ def solve(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Solve a measured search for another budget, or a table. Seconds: nothing is measured or trained.
+    """Solve a measured search for another budget, or a table.
 
-    Of several searches with one parent and text, for instance one for each batch size, the best answer is kept. Longer
-    takes --refine: whole architectures are assembled and measured, so that what the sum of scores misses is learnt.
+    It takes seconds: nothing is measured or trained.
+    Several searches with one parent and text, for instance one for each batch size, give the best answer of all.
+    --refine takes longer: it assembles and measures whole architectures, to learn what the sum of scores misses.
 
     Example: nas solve stories --budget latency=50%
     """
@@ -137,7 +138,9 @@ def pareto(
     as_json: AsJson = False,
     memory: Memory = None,
 ) -> None:  # fmt: skip
-    """The best score at every cost, from the cheapest architecture to the parent.
+    """Find the best score at every cost.
+
+    The front goes from the cheapest architecture to the parent.
 
     Example: nas pareto stories --cost latency --plot front.svg
     """
@@ -175,9 +178,9 @@ def pool(
     budget: Annotated[
         list[str] | None, typer.Option(help="Limits. Default: the search's own. May be repeated.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="At most so many architectures; 1000 at the most.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="At most this many architectures, up to 1000.")] = 5,
     apart: Annotated[
-        int, typer.Option(min=1, help="Subblocks (attention or FFN, two a layer) in which any two differ at least.")
+        int, typer.Option(min=1, help="Any two differ in at least this many subblocks (attention or FFN, two a layer).")
     ] = 1,
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for each of them. Default: the search's own.")
@@ -187,10 +190,10 @@ def pool(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """The best architectures for a budget: the best, then each the best of those unlike all before it.
+    """Find several of the best architectures for a budget.
 
-    Each becomes a trial as it is found: those found stay, stopped by Ctrl-C or by the time. `nas trials --delete`
-    deletes them.
+    The first is the best, and each further one is the best of those that differ from all before it. Each becomes a
+    trial as it is found, and stays one after Ctrl-C or the time limit. `nas trials --delete` deletes them.
 
     Example: nas pool stories --budget latency=50% --count 5 --apart 4
     """
@@ -225,9 +228,10 @@ def compare(
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the solver's answer (MIP) with other strategies': each is assembled and its real KL measured.
+    """Compare the solver (MIP) with other strategies.
 
-    What evolution tried is an Optuna study in the same database: optuna-dashboard shows it.
+    Every answer is assembled and its real KL is measured. The trials of evolution are an Optuna study in the same
+    database, which optuna-dashboard shows.
 
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
@@ -263,7 +267,7 @@ def _effort(
     maximise: bool = False,
     memory: str | None = None,
 ) -> Iterator["Effort"]:
-    """What is asked for, with its progress on a terminal."""
+    """The effort that was asked for, with its progress on a terminal."""
     from nas.effort import Effort, shown
 
     memory_bytes = _bytes(memory)
@@ -304,7 +308,9 @@ def _refined(
 ) -> "models.Trial":
     """The trial that is best of those measured whole, past the sum of scores."""
     if len(searches) > 1:
-        raise ValueError(f"--refine is of one search, not of {len(searches)}; name the one a sweep without it chooses")
+        raise ValueError(
+            f"--refine takes one search, not {len(searches)}; name the one that a sweep without --refine chooses"
+        )
     with loading(talk, f"refine {searches[0].name}"):
         from nas import quiet  # noqa: F401
         from nas.refined import solve_refined
@@ -328,7 +334,7 @@ def _print_solved(
 
 
 def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:
-    """What is solved is a search or a table; each has options that mean nothing to the other."""
+    """Check that one source is named, a search or a table, and no option of the other."""
     if has_search == (table is not None):
         given = "not both" if table else "neither is given"
         raise ValueError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")

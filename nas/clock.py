@@ -12,7 +12,7 @@ def clock(
     measured: Mapping[Geometry, MeasuredGeometry],
     own: Sequence[Geometry],
 ) -> tuple[float, float]:
-    """What to multiply new seconds of prefill and decode by, so that they stand beside the known ones.
+    """The factors for new seconds of prefill and decode that make them comparable with the known ones.
 
     A machine is faster on one day than on another. The parent's `own` parts are timed every time: what is known of the
     whole parent, over what it took now. 1 where not all of it is known.

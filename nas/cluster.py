@@ -33,11 +33,11 @@ class Report(Protocol):
 
 
 STARTING = "starting workers"
-"""What a stage is at before its first report: Ray starts, workers load PyTorch and then the parent."""
+"""The state of a stage before its first report: Ray starts, workers load PyTorch and then the parent."""
 
 _LESS_MEMORY = (
-    "where memory runs out, lower distill.batch or ray.layers_per_task (while options are trained), heal.batch (the "
-    "child is), scenario.batch or its tokens (something is timed); the same command goes on from here"
+    "if memory runs out, lower distill.batch or ray.layers_per_task (while options train), heal.batch (while the child "
+    "heals), scenario.batch or its tokens (during timings); the same command resumes"
 )
 
 
@@ -130,7 +130,7 @@ class Cluster:
                 for reference in finished:
                     yield running.pop(reference), self._value(reference)
         finally:
-            # What is left unfinished ends with our connection. Ray may crash where it is told to cancel a task that is
+            # Unfinished work ends with our connection. Ray may crash where it is told to cancel a task that is
             # just about to end (ray-project/ray#54798), so it is told only where the connection stays.
             for reference in () if self._ours else running:
                 ray.cancel(reference, force=True)
@@ -148,9 +148,7 @@ class Cluster:
                 raise OSError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
             raise cause from error
         except ray.exceptions.RayError as error:
-            raise OSError(
-                f"a worker did not come back, nor did it when it was started again: {error}\n{_LESS_MEMORY}"
-            ) from error
+            raise OSError(f"a worker was lost, and lost again after a restart: {error}\n{_LESS_MEMORY}") from error
 
     def _start(self) -> None:
         if self._started:
@@ -166,7 +164,7 @@ class Cluster:
         self._started = True
 
     def _all_cpus(self, gpus: float) -> float:
-        """Of the largest node that has as many GPUs."""
+        """The CPUs of the largest node that has as many GPUs."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

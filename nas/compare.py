@@ -1,7 +1,7 @@
 """Ways to choose an architecture, on one search and one budget, each answer held against what it really is.
 
 Every strategy is asked with the same options, costs and limits; its answer is assembled and measured, and is a trial.
-`STRATEGIES` is the list of them. What is in the store already is not measured again.
+`STRATEGIES` is the list of them. Nothing that is in the store is measured again.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Contest:
-    """What strategies choose on, and what tells how good a choice really is."""
+    """The problem that strategies choose on, and the measurement of how good a choice really is."""
 
     store: Store
     known: Measured
@@ -75,7 +75,7 @@ class Contest:
         return USUAL.over(replace(self.known.effort, gap=None))
 
     def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
-        """What is chosen where options scored together are offered together only."""
+        """The choice, with options that were scored together offered only together."""
         return self.parted(choose(paired(self.problem)))
 
     def parted(self, found: Solution) -> Solution:

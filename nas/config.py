@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from nas.request import Request
 
 _DEEPEST, _MOST_VALUES = 50, 100_000
-"""Of a job file's values."""
+"""Limits on the nesting and the number of a job file's values."""
 
 _SHOWN = 200
 """Characters of a value that a message shows."""
@@ -120,7 +120,7 @@ def _values(value: Any, counted: dict[int, float]) -> float:
 
 class _Loader(yaml.SafeLoader):
     """YAML in which a key given twice is a mistake, and 1e-4 a number: YAML 1.1 asks for 1.0e-4 and makes it text.
-    What is nested too deep is refused, before Python's own limit is met."""
+    Nesting that is too deep is refused, before Python's own limit is met."""
 
     _depth = 0
 

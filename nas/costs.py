@@ -1,8 +1,8 @@
-"""What an option costs: seconds of every geometry, measured or simulated, and the rows that keep them.
+"""The cost of an option: seconds of every geometry, measured or simulated, and the rows that keep them.
 
-A time comes with how far it may be off, and with the CPU contention it was taken under. One that is known to be bad is
-never used where the budget limits times: it is taken again, and else the search stops. `_measure` and `_simulate` run
-on workers: they are given plain values and return plain values.
+A time comes with its standard error and the CPU contention during its measurement. A time that is known to be too noisy
+is never used for a budget that limits times: it is measured again, and if it stays noisy the search stops. `_measure`
+and `_simulate` run on workers: they get plain values and return plain values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,13 +38,13 @@ from nas.stages import Ids, Shared, gpus_to_time, tensor
 
 _SKIPPED = "skip"
 _BUSY = 0.1
-"""CPU contention from which on it is told of."""
+"""The least CPU contention that is worth a message."""
 _SHOWN = 3
 """Bad times that a message names."""
 
 
 class BadTimes(ValueError):
-    """Times that are not good enough to hold a budget against, after all the time that was given to take them again."""
+    """Times that are still too noisy for the budget, after `measure.patience` was used up to measure them again."""
 
 
 def measure_costs(
@@ -83,7 +83,7 @@ def quality_of(job: Job) -> Quality:
 
 
 def _missing(job: Job, known: Mapping[Geometry, models.Cost], remeasure: bool) -> list[Geometry]:
-    """What is to be measured: all where the parent's own parts are, since all else is measured against them."""
+    """The parts to measure: all if the parent's own are among them, since all else is measured against those."""
     bad = {part for part, row in known.items() if _fault(job, _timed(part, row))}
     missing = [part for part in job.to_measure if part not in known or part in bad]
     is_all = remeasure or (job.hierarchy is None and not set(_own(job)).isdisjoint(missing))
@@ -129,7 +129,7 @@ def _on_clock(timed: MeasuredGeometry, prefill: float, decode: float) -> Measure
 
 
 def _fault(job: Job, timed: MeasuredGeometry) -> str:
-    """What is wrong with a time, in words. One that is nothing is known to have been looked at twice, if its error is
+    """The fault of a time, in words. One that is nothing is known to have been looked at twice, if its error is
     known."""
     quality = quality_of(job)
     fault = quality.fault(timed.spread, timed.contention)
@@ -140,7 +140,7 @@ def _fault(job: Job, timed: MeasuredGeometry) -> str:
 
 
 def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console) -> None:
-    """What to think of when times are used, in every run: it is no less so in the second."""
+    """Print the warnings about times in every run: they hold in the second run as well."""
     asked, lines = job.request.measure, []
     busy = [timed.contention for timed in times.values() if (timed.contention or 0.0) > _BUSY]
     if busy:
@@ -160,7 +160,7 @@ def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console
     for line in lines:
         console.print(line, style="yellow", soft_wrap=True, highlight=False)
     if lines:
-        console.print("to take all times again: nas search JOB --remeasure", soft_wrap=True, highlight=False)
+        console.print("to measure all times again: nas search JOB --remeasure", soft_wrap=True, highlight=False)
 
 
 def _known(value: float | None) -> float:
@@ -176,10 +176,10 @@ def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     asked = job.request.measure
     raise BadTimes(
-        f"{len(faults)} of {len(job.to_measure)} times are too bad to hold the budget against, taken again for up to "
-        f"{asked.patience:g} s: {'; '.join(named)}{more}. What is good is kept: when the machine is idle, run the same "
-        "command again, and only the bad ones are taken again; or raise measure.worst_spread or "
-        "measure.worst_contention, to use them as they are, or measure.patience"
+        f"{len(faults)} of {len(job.to_measure)} times are too noisy for this budget, measured again for up to "
+        f"{asked.patience:g} s: {'; '.join(named)}{more}. Good times are kept: when the machine is idle, run the same "
+        "command again, and only the noisy ones are measured again; or raise measure.worst_spread or "
+        "measure.worst_contention, to use them as they are, or measure.patience, to try longer"
     )
 
 
@@ -235,7 +235,7 @@ def _row(key: str, name: str, cost: Cost, spread: float) -> models.Cost:
 
 
 def _timed(geometry: Geometry, row: models.Cost) -> MeasuredGeometry:
-    """What was measured, back from its row."""
+    """The measurement, read back from its row."""
     return MeasuredGeometry(
         geometry, row.spread, 0, 0, row.prefill_s, row.decode_s, prefill_error_s=row.prefill_error_s,
         decode_error_s=row.decode_error_s, contention=row.contention,
@@ -270,7 +270,7 @@ def write_options(job: Job, store: Store) -> None:
         )
     known = store.costs(list(summed))
     store.add_costs([row for key, row in summed.items() if key not in known])
-    # Of times that were taken again, or before it was noted how far they may be off.
+    # Sums of times that were measured again, or that had no standard error yet.
     store.replace_costs([row for key, row in summed.items() if key in known and cost_of(row) != cost_of(known[key])])
     store.set_options(job.id, found)
 

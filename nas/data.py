@@ -85,7 +85,7 @@ class Tokens:
     share_read: float
 
     def digest(self, split: Split) -> str:
-        """Of one set, see `digest_of`."""
+        """The digest of one set, see `digest_of`."""
         return self._digests[split]
 
     @cached_property
@@ -162,7 +162,7 @@ class _Drawn:
     pieces: tuple[tuple[str, int], ...]
 
     def tokens_by_source(self, first: int) -> Counter[str]:
-        """Of the first so many tokens."""
+        """How many of the first tokens each source gave."""
         counts: Counter[str] = Counter()
         for name, tokens in self.pieces:
             counts[name] += min(tokens, first)
@@ -212,7 +212,7 @@ class _Supply:
         return self._pieces[self._next : end]
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        """Of each text, opened by one BOS token where the tokenizer has one; of nothing, none."""
+        """The tokens of each text, after one BOS token if the tokenizer has one; none for an empty text."""
         bos = self._tokenizer.bos_token_id
         opened = []
         for tokens in self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:

@@ -104,7 +104,7 @@ def block_dependency(
     one = ids_BT.shape[1] * model.config.hidden_size
     # Nothing comes after the last block, so leaving it out changes no other.
     left_out = range(len(blocks) - 1)
-    # Of a large model not even one sequence of all variants fits; then several sweeps take a share of them each.
+    # If not even one sequence of all variants of a large model fits, several sweeps take a share of them each.
     at_once = max(1, _STACK_AT_ONCE // one - 1)
     batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // (one * (min(at_once, len(blocks)) + 1))))
     sums_LL = torch.zeros(len(blocks), len(blocks), dtype=torch.float64)

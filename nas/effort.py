@@ -1,4 +1,4 @@
-"""How an answer is looked for: how near to the best, how long, by which MIP solver, what it may hold, who is told."""
+"""The effort of a solver: its gap, time limit, MIP solver, memory, and who hears of its progress."""
 
 import math
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Effort:
         return self if self.progress else replace(self, progress=progress)
 
     def over(self, usual: "Effort") -> dict[str, Any]:
-        """What a solver takes: this, what is usual for what is None, and nothing of what is neither."""
+        """The solver's arguments: these values, the usual one where a value is None, and no argument where both are."""
         asked = {name: vars(usual)[name] if value is None else value for name, value in vars(self).items()}
         return {name: value for name, value in asked.items() if value is not None}
 

@@ -87,7 +87,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted; nothing finished is lost, the same command goes on from here", err=True)
+        typer.echo("interrupted; finished work is kept, and the same command resumes", err=True)
         raise SystemExit(_SIGNALS.end()) from None
     except BrokenPipeError:
         raise  # `nas trials | head`: Typer ends quietly

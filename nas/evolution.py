@@ -27,7 +27,7 @@ _PROPOSALS = 20
 """Proposals for each evaluation, at most: a population that has converged proposes little that is new."""
 
 Evaluate = Callable[[Sequence[Solution]], Sequence[float]]
-"""What each is worth, less being better, in their order."""
+"""The worth of each, in their order; less is better."""
 _Key = tuple[tuple[int, int, str], ...]
 
 
@@ -122,7 +122,7 @@ def _parameter(slot: int) -> str:
 
 
 def _options_by_slot(problem: Problem) -> dict[int, dict[str, Option]]:
-    """Of each slot where any begin the options after which the rest can be tiled, by name."""
+    """The options of each slot after which the rest can be tiled, by name, for slots where any begin."""
     found: dict[int, dict[str, Option]] = {}
     for option in sorted(problem.options, key=lambda option: -option.first):
         if option.end == problem.slots or option.end in found:
@@ -175,7 +175,7 @@ def _evaluated(evaluate: Evaluate, solutions: Mapping[_Key, Solution]) -> dict[_
 
 
 def _tell(study: optuna.Study, proposal: _Proposal, values: Mapping[_Key, float]) -> FrozenTrial:
-    """What was evaluated is told its value; what is outside the limits its sum of scores, which nothing looks at."""
+    """Report values to Optuna; a proposal outside the limits gets its sum of scores, which nothing reads."""
     predicted = math.fsum(option.score for option in proposal.options)
     for name, share in proposal.outside.items():
         proposal.trial.set_constraint(name, share)

@@ -1,4 +1,4 @@
-"""What a search's answer hangs on, in the user's metrics: what the budget is worth, and what was almost chosen.
+"""The sensitivity of an answer, in the user's metrics: how much the budget is worth, and what was almost chosen.
 
 A trial keeps it among its details, where the report and `nas solve` find it.
 """
@@ -17,7 +17,7 @@ from solvers.problem import Problem, Solution
 from solvers.sensitivity import CloseCall, sensitivity
 
 SHARE = 0.01
-"""Of a limit: by so much it is made looser to say what that buys."""
+"""The share of a limit by which it is made looser, to say how much that buys."""
 
 _SHOWN = 3
 """Parts of a close call that are named in a line."""
@@ -63,7 +63,7 @@ class Explained:
 
     @staticmethod
     def of(trial: models.Trial) -> "Explained | None":
-        """What the trial keeps; None where it was never explained."""
+        """The explanation that the trial keeps; None if it was never explained."""
         kept: dict[str, Any] | None = trial.details.get("explained")
         if kept is None:
             return None
@@ -87,7 +87,7 @@ def explain(
 
 
 def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> Explained:
-    """What `solution`, the best within the budget, hangs on. Takes up to about a second."""
+    """Explain `solution`, the best within the budget. Takes up to about a second."""
     problem = known.problem(budget)
     pairs = paired(problem)
     whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
@@ -110,7 +110,7 @@ def _close(problem: Problem, call: CloseCall) -> Close:
 
 
 def _price(known: Measured, limit: Limit, prices: Mapping[str, float], most: Mapping[str, float]) -> Price:
-    """A throughput's is that of the latency it asks for. Of two limits on one cost only the tighter can bind."""
+    """A throughput's is that of the latency it asks for. If two limits are on one cost, only the tighter can bind."""
     cost, ceiling = known.ceiling(limit)
     step = SHARE * limit.absolute(known.whole(limit.metric))
     return Price(limit.metric, step, prices[cost] * SHARE * ceiling if ceiling <= most[cost] else 0.0)

@@ -97,7 +97,7 @@ def _check_memory(request: Request, shape: Shape, is_here: bool) -> None:
 
 
 def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
-    """What a search holds at one time, each of it a lower bound."""
+    """The memory that a search holds at one time, each item a lower bound."""
     data, parent = request.data, parent_architecture(shape)
     whole = parameters(parent, shape) * _TRAINED
     yield _Need("parent", whole, "its weights in float32")

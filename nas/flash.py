@@ -2,8 +2,8 @@
 
 Each FFN has an equal share of the DRAM that the parent's other parts leave (`cost_models/flash.py`). A dense FFN
 streams what its share does not hold; of a `dip` one the parent's own activations are played, token by token, through
-the cache-aware choice and the cache, and the mean over the layers is its cost. Of the other sparse kinds a token finds
-as much of what it reads as the share holds of the whole. Batches of one.
+the cache-aware choice and the cache, and the mean over the layers is its cost. With the other sparse kinds a token
+finds as large a part of its reads cached as the share holds of the whole. Batches of one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,7 +123,7 @@ class _Machine:
     def _traffic(
         self, module: PrunedFFN, inputs_TD: Tensor, hooks: Sequence[Hook], capacities: Sequence[int]
     ) -> tuple[Traffic, Traffic]:
-        """What one sequence asks of the input's channels and of the hidden ones, each choice made by the cache too."""
+        """The requests of one sequence for input channels and hidden ones; the cache takes part in each choice."""
         gamma, policy = self._hierarchy.gamma, self._hierarchy.policy
         inputs = play(inputs_TD.cpu(), Selection(module.kept_inputs, gamma), policy, capacities[0])
         kept_TD = inputs_TD * torch.from_numpy(inputs.masks_TN).to(inputs_TD)

@@ -1,6 +1,6 @@
 """Trials deleted: their rows, and the children in the home that no trial is any more.
 
-What was measured of blocks stays, since other trials and searches rest on it; so do exported folders, which somebody
+All measurements of blocks stay, since other trials and searches rest on it; so do exported folders, which somebody
 may serve from. A child that another process makes right now stays too.
 """
 
@@ -69,7 +69,7 @@ def delete_trials(store: Store, trials: Sequence[models.Trial], searches: Mappin
 
 
 def _remove_children(homes: Mapping[str, Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """The children of these keys, each from its home. What is not there is no mistake: a home may be elsewhere."""
+    """The children of these keys, each from its home. A missing child is no mistake: a home may be elsewhere."""
     if not homes:
         return (), ()
     from filelock import FileLock, Timeout

@@ -38,7 +38,7 @@ def heal(
     settings: Healing,
     checkpoints: Path,
 ) -> Iterator[Progress]:
-    """Train `child` in place; progress as it goes. A run killed half-way goes on from its last checkpoint.
+    """Train `child` in place; progress as it goes. A killed run resumes from its last checkpoint.
 
     `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be
     its own, not shared with the parent; nothing else of it is changed when this ends. Raises NotFinite where the loss

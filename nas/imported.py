@@ -25,7 +25,7 @@ _LIMIT = re.compile(r"\s*([^<>=]+?)\s*(<=|>=|=)\s*(.+?)\s*")
 _MOST_SLOTS = 10_000
 """No model has as many layers."""
 _COVERS = "parent_layer_indices"
-"""What a replacement says of itself, and nothing else does."""
+"""The key by which a replacement is recognised."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Imported:
                 each.first,
                 each.span,
                 each.name,
-                sign * each.number(objective) + 0.0,  # Of -0.0 this makes 0.0.
+                sign * each.number(objective) + 0.0,  # This turns -0.0 into 0.0.
                 {path: each.number(path) for path in costs},
             )
             for each in self.entries
@@ -101,7 +101,7 @@ class Imported:
         return f"{begin}" if begin == last else f"{begin}..{last}"
 
     def notes(self) -> Iterator[str]:
-        """What is odd about it, yet no mistake."""
+        """Remarks about oddities that are no mistakes."""
         numbers = [_number_of(layer) for layer in self.layers]
         gaps = [(before + 1, after - 1) for before, after in pairwise(numbers) if after - before > 1]
         if gaps:
@@ -198,7 +198,7 @@ def _by_layer(document: Mapping[str, Any], where: str) -> Imported:
 
 
 def _replacements(document: Mapping[str, Any], where: str) -> Imported:
-    """What a solver of multi-layer replacements dumps: each says which layers it stands for. The layers that any of
+    """The table of a multi-layer replacement solver: each entry names its layers. The layers that any of
     them names are the slots, in the order of their numbers."""
     right = f'an object, like {{"{_COVERS}": [3, 4], "stats": {{...}}, "metrics": {{...}}}}'
     found: dict[str, tuple[list[int], dict[str, Any]]] = {}

@@ -33,14 +33,14 @@ _BUILD_VERSION = 2
 # The same of measured seconds.
 _MEASURE_VERSION = 1
 _HOW_TIMED = ("tolerance", "time_limit")
-"""Of the section `measure`, what decides how a time is taken, not which times are used."""
+"""The keys of `measure` that decide how a time is taken, not which times are used."""
 CHECKED = 16
 """Sequences of the score text that tell how well a subblock learnt."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one search works on."""
+    """The inputs of one search."""
 
     request: Request
     parent: Parent
@@ -103,7 +103,7 @@ class Job:
 
     @property
     def to_measure(self) -> tuple[Geometry, ...]:
-        """What is timed, each once, the fixed part first."""
+        """The geometries to time, each once, the fixed part first."""
         found = dict.fromkeys(geometry for choice in self.choices for geometry in geometries(choice))
         return (FIXED, *found)
 
@@ -120,7 +120,7 @@ class Job:
         )
 
     def build_key(self, part: Choice) -> str:
-        """Of a subblock's weights in the library."""
+        """The key of a subblock's weights in the library."""
         settings = self.request.distill
         checked = digest_of(self.tokens.score[:CHECKED])
         text = [self.tokens.digest("calibration"), self.tokens.digest("distillation"), checked]

@@ -1,4 +1,4 @@
-"""What a submitted job does first on the head: look whether its search can run there, and then become it.
+"""The first step of a submitted job on the head: check that its search can run there, then become the search.
 
 Travels beside the job and runs under the head's own Python, which may lack everything: the standard library alone.
 """

@@ -1,7 +1,7 @@
 """The whole product on one page: a request in, a measured child out.
 
-Every stage asks the store before it works, so a search run again measures and trains nothing, and one that was killed
-goes on where it stopped. This process alone writes the database.
+Every stage asks the store before it works, so a finished search measures and trains nothing when it runs again, and an
+interrupted one resumes. This process alone writes the database.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ from solvers.problem import Solution
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search ends with."""
+    """The result of a search."""
 
     search: models.Search
     trial: models.Trial
@@ -66,7 +66,7 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
         if known is not None:
             if known.name != request.name:
                 console.print(
-                    f"{request.name}: this parent, text, space and scenario are the search {known.name} already; it "
+                    f"{request.name}: this parent, text, space and scenario belong to the search {known.name}; it "
                     "keeps that name",
                     soft_wrap=True,
                 )
@@ -171,8 +171,8 @@ def _within_budget(
             return best
     nearest = min(tried, key=lambda trial: worst_overshoot(trial, request.budget))
     console.print(
-        f"none of {len(distances)} architectures, timed whole, is within the budget; the nearest measures "
-        f"{worst_overshoot(nearest, request.budget) - 1:.1%} past it, and is built"
+        f"none of the {len(distances)} architectures that were timed is within the budget; the nearest misses it by "
+        f"{worst_overshoot(nearest, request.budget) - 1:.1%} and is built"
     )
     return nearest
 

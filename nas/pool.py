@@ -54,8 +54,8 @@ def check_count(count: int) -> None:
     """Raises ValueError for more than anybody reads."""
     if count > MOST:
         raise ValueError(
-            f"--count is {count}; at most {MOST} are looked for: each is a question of its own, harder than the last, "
-            "and becomes a trial. Ask for a larger --apart to see others that differ, or use `nas pareto` for a front"
+            f"--count is {count}; the most is {MOST}: each answer is harder to find than the last and becomes a trial. "
+            "Ask for a larger --apart to see answers that differ more, or use `nas pareto` for a front"
         )
 
 
@@ -70,7 +70,7 @@ def alternatives(
     tell: Callable[[Alternative], None] = lambda found: None,
 ) -> Alternatives:
     """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial,
-    and is told of, as it is found; stopped by Ctrl-C or after `total_s` seconds, those found stay.
+    and is reported, as it is found; those found stay after Ctrl-C or `total_s` seconds.
 
     Raises BudgetNotMet, ValueError for more subblocks than there are or a `count` above MOST, and, with none found,
     TimeoutError and KeyboardInterrupt.
@@ -100,7 +100,7 @@ def alternatives(
 
 
 def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution) -> models.Trial:
-    """What is proven of all within the budget is what was proven of the best."""
+    """The proof about all architectures within the budget is the one of the best."""
     problem, is_best = known.problem(budget), solution is best
     options = parted(solution.options, problem)
     whole = Solution.of(problem, options, best.bound, solution.seconds, solution.solver if is_best else "pool")

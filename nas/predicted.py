@@ -1,4 +1,4 @@
-"""What a search's trials are predicted to cost, when the costs they were summed of are no longer the same."""
+"""The predicted costs of trials, summed again after the costs of their parts have changed."""
 
 from db.store import Store
 from nas.solve import Measured
@@ -7,7 +7,7 @@ from nas.solve import Measured
 def predict_again(store: Store, known: Measured) -> int:
     """Sum every trial of the search anew. Returns how many came out otherwise.
 
-    What was proven of such a trial, and what it hung on, was of the old costs, and goes. What was measured of it stays.
+    The proof and the explanation of such a trial belong to the old costs and are removed. Its measurements stay.
     """
     changed = 0
     for trial in store.trials(known.search.id):

@@ -1,4 +1,4 @@
-"""What can be said of a job before anything is loaded, distilled or timed: by its parent's files, its sizes and this
+"""Checks of a job before anything is loaded, distilled or timed: by its parent's files, its sizes and this
 machine.
 
 Looks at the files first, which takes no torch; that is imported for what follows. Does no work of a search.
@@ -17,7 +17,7 @@ from nas.tokenizer import check_tokenizer
 def check(request: Request) -> None:
     """Raise ValueError or OSError, naming the file or the key, where a search of this request cannot end well.
 
-    What depends on this machine is left out where the work is done on a cluster.
+    Checks that depend on this machine are left out if the work is done on a cluster.
     """
     _check(request, Cluster(request.ray.address).is_here)
 

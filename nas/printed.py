@@ -1,4 +1,4 @@
-"""What commands print: trials, fronts, strategies side by side, answers from tables, what a search ends with; JSON."""
+"""The output of commands: trials, fronts, strategies side by side, answers from tables, the end of a search; JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -252,7 +252,7 @@ def print_deleted(deleted: "Deleted", as_json: bool) -> None:
 
 
 def _trial_columns(trials: "Sequence[models.Trial]") -> dict[str, list[str]]:
-    """What is known of each: no column without a value."""
+    """The columns of the trials, without empty ones."""
     found = {
         "score": [_number(trial.score) for trial in trials],
         "latency": [_predicted(trial, "latency") for trial in trials],
@@ -265,7 +265,7 @@ def _trial_columns(trials: "Sequence[models.Trial]") -> dict[str, list[str]]:
 
 
 def _asked_values(trial: "models.Trial") -> str:
-    """What it takes of its budget's metrics, in their order; latency has a column of its own."""
+    """Its values of the budget's metrics, in their order; latency has a column of its own."""
     asked = [metric for metric in trial.budget if metric in COLUMNS and metric != "latency"]
     return ", ".join(f"{metric} {_predicted(trial, metric)}{_as_measured(trial, metric)}" for metric in asked)
 

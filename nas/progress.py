@@ -75,7 +75,7 @@ class Bar:
                     self._first = self._clock(), self.done
 
     def say(self, doing: str) -> None:
-        """What the stage is at, in words, until a task reports."""
+        """The state of the stage, in words, until a task reports."""
         with self._lock:
             self._doing = doing
             self._words.clear()
@@ -102,7 +102,7 @@ class Bar:
         return ", ".join(parts)
 
     def _now_doing(self) -> str:
-        """What the task is at that is the least far of those not done: so that two do not take turns."""
+        """The state of the unfinished task that is least far, so that two tasks do not take turns."""
         shares = {task: self._done.get(task, 0.0) / (self._parts.get(task) or 1.0) for task in sorted(self._words)}
         if not shares:
             return self._doing

@@ -1,6 +1,6 @@
 """Silences what libraries print of their own accord while they load and run. Imported for its effect, before them.
 
-What a user must know we say ourselves; progress has one place.
+We print ourselves what a user must know; progress has one place.
 """
 
 import os

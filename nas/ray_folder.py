@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-# What Ray puts behind its folder, at the longest, and what a socket's whole path may have (`man 7 unix`, less its 0).
+# The longest path that Ray appends to its folder, and the longest path a socket may have (`man 7 unix`, less its 0).
 _BEHIND = len("/ray/session_2026-11-28_03-25-42_011596_4194304/sockets/plasma_store")
 _LONGEST_BYTES = (104 if sys.platform == "darwin" else 108) - 1
 _SYSTEMS = Path("/tmp")

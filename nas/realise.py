@@ -42,7 +42,7 @@ from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, ten
 from nas.units import Limit
 
 Built = Sequence[tuple[str, str]]
-"""What a child takes from the library: choices and their keys."""
+"""The parts that a child takes from the library: choices and their keys."""
 
 
 def _built(job: Job, trial: models.Trial) -> Built:
@@ -73,7 +73,7 @@ def healing_of(job: Job) -> Healing | None:
 
 
 def healing_key(job: Job) -> dict[str, Any] | None:
-    """What a trial's key says of its healing."""
+    """The part of a trial's key that names its healing."""
     healing = healing_of(job)
     return None if healing is None else vars(healing) | {"text": job.tokens.digest("distillation")}
 
@@ -147,8 +147,8 @@ def _make(
     device: str,
     report: Report,
 ) -> dict[str, Any]:
-    """Assemble, evaluate, heal, evaluate, write the file. What was found is in the file too, for a task done again, and
-    for another that wanted the same child and waited: two would remove each other's checkpoints."""
+    """Assemble, evaluate, heal, evaluate, write the file. The file holds the results, too: a task that runs again reads
+    them, and so does one that waited for the same child. Two at once would remove each other's checkpoints."""
     path = Path(file)
     Path(checkpoints).parent.mkdir(parents=True, exist_ok=True)
     with _alone(f"{checkpoints}.lock", report):

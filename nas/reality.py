@@ -1,4 +1,4 @@
-"""What is really so of a search's architectures: found in the store, measured on workers where it is not there yet.
+"""The real values of a search's architectures: from the store, or measured on workers if they are not there yet.
 
 The parent is loaded, and Ray started, when something is first to be measured. `_whole` and `_removed` run on workers.
 """
@@ -103,8 +103,8 @@ class Reality:
         return Shared(self.job, self._cluster)
 
     def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
-        """Of each once, assembled and not trained, to the parent, on the score text: as soon as a worker's share of
-        them is known. Kept by who adds trials of them."""
+        """The KL of each to the parent on the score text, assembled and not trained. Yields them as soon as a worker's
+        share is known. The caller keeps them as trials."""
         asked = set(architectures)
         yield from [(architecture, self._kls[architecture]) for architecture in sorted(asked & self._kls.keys())]
         if missing := sorted(asked - self._kls.keys()):
@@ -131,7 +131,7 @@ class Reality:
                 yield from some.items()
 
     def _keys(self, architectures: Sequence[str]) -> dict[str, str]:
-        """What they take from the library."""
+        """The parts that they take from the library."""
         choices = {choice for text in architectures for choice in Architecture.parse(text).choices()}
         parts = {part for choice in choices for part in self.job.library_parts(choice)}
         return {str(part): self.job.build_key(part) for part in parts}
@@ -159,7 +159,7 @@ class Reality:
         return [losses[str(layer)] for layer in candidates]
 
     def _alone(self, work: Callable[..., Any], more: tuple[Any, ...], heard: Heard) -> Any:
-        """What `work` finds out of the parent on the calibration text, with a whole node to itself."""
+        """The result of `work` on the parent and the calibration text, with a whole node to itself."""
         task = (self._shared["parent"], self._shared["calibration"], *more, device_of(self.job))
         gpus = 1 if self.job.request.gpus_per_task else 0
         ((_, found),) = self._cluster.run(work, [task], gpus=gpus, whole_node=True, progress=heard)

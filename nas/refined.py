@@ -1,7 +1,7 @@
 """A search solved past the sum of scores: the best of so many architectures, each assembled and its real KL measured.
 
-`solvers/refine.py` says which; here each becomes a trial as soon as its round is measured. The same proposals come
-again when it is asked again, so what was stopped goes on, and what was done is only told.
+`solvers/refine.py` proposes them; here each becomes a trial as soon as its round is measured. The same question leads
+to the same proposals, so an interrupted run resumes, and a finished one only prints its answer.
 """
 
 from collections.abc import Sequence

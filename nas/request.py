@@ -1,4 +1,4 @@
-"""What a request is: a job file's sections together, and what they must agree on.
+"""A request: the sections of a job file together, and the rules between them.
 
 Does not know how a job file is written (`nas/config.py`), what the parent looks like, nor what the text holds. Imports
 no torch.
@@ -41,7 +41,7 @@ def _parent(value: object, info: ValidationInfo) -> str:
 
 
 def checkpoint_of(parent: str) -> str:
-    """What `from_pretrained` takes for a request's parent: a folder or a hub id."""
+    """The argument of `from_pretrained` for a request's parent: a folder or a hub id."""
     return str(resources.files("nas").joinpath("embedded/parent")) if parent == EMBEDDED else parent
 
 
@@ -72,7 +72,7 @@ class Request(Section):
 
     @property
     def checkpoint(self) -> str:
-        """What `from_pretrained` takes: a folder or a hub id."""
+        """The argument of `from_pretrained`: a folder or a hub id."""
         return checkpoint_of(self.parent)
 
     @property

@@ -41,7 +41,7 @@ def score(
     layers = {choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items()}
     order = sorted(layers, key=lambda choice: choice.first_slot + choice.span)
     one = ids_BT.shape[1] * parent.shape.hidden
-    # Of a large parent not even one sequence of all variants fits; then several sweeps take a share of them each.
+    # If not even one sequence of all variants of a large parent fits, several sweeps take a share of them each.
     at_once = max(1, _STACK_AT_ONCE // one - 1)
     sweeps = [order[start : start + at_once] for start in range(0, len(order), at_once)]
     batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // (one * (min(at_once, len(order)) + 1))))

@@ -136,7 +136,7 @@ class Fuse(Section):
 
 
 class Space(Section):
-    """What may stand in place of the parent's own, which always may stay.
+    """The options beside the parent's own, which is always one of them.
 
     `drop_blocks`: whole layers may go, scored as a whole. `pairs`: a layer's attention and FFN are scored together.
     `parallel`: windows of so many layers may read one input and add up (FFN Fusion, appendix B).
@@ -177,7 +177,7 @@ class Flash(Section):
 
 
 class Scenario(Section):
-    """What the child will be served as. `threads` None: every core. Which GPU is the worker's to take.
+    """The conditions the child will be served under. `threads` None: every core. The worker picks the GPU.
 
     `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not hold the model.
     """
@@ -198,7 +198,7 @@ class Scenario(Section):
 
 
 class KindTraining(Section):
-    """What one kind of subblock does otherwise than the rest in BLD. None: as the rest does."""
+    """Settings of BLD for one kind of subblock. None: the same as for all kinds."""
 
     tokens: TokenCount | None = None
     learning_rate: Positive | None = None

@@ -21,10 +21,10 @@ from solvers.mip import solve as solve_exactly
 from solvers.problem import Infeasible, Option, Problem, Solution
 
 METRICS = COLUMNS
-"""What a budget's metrics are called among the costs."""
+"""The names of a budget's metrics among the costs."""
 
 SCORES = ("kl", "lm_loss")
-"""What may be minimised, less being better."""
+"""The scores that may be minimised; less is better."""
 BY_EVALUATION = ("refine", "evolution")
 """Solvers that choose by what whole architectures really are: how near their sum of scores is to the least says nothing
 of how good they are."""
@@ -48,7 +48,7 @@ class Measured:
     parent: Cost
     options: tuple[Option, ...]
     metric: str
-    """What the options' scores are, kl or lm_loss."""
+    """The kind of the options' scores, kl or lm_loss."""
     costs: Mapping[str, Cost]
     """The options', by their choices, with how far they may be off."""
 
@@ -80,7 +80,7 @@ class Measured:
 
     @property
     def budget(self) -> tuple[Limit, ...]:
-        """What the search's job asks for."""
+        """The budget of the search's job."""
         return tuple(parse_limit(*limit) for limit in self.search.request["budget"].items())
 
     def parent_totals(self) -> dict[str, float]:
@@ -88,7 +88,7 @@ class Measured:
         return self.parent.totals(self.scenario)
 
     def whole(self, metric: str) -> float:
-        """What the parent has of a budget's metric. Raises ValueError where the scenario has none of it."""
+        """The parent's value of a budget's metric. Raises ValueError where the scenario has none of it."""
         value = self.parent_totals().get(METRICS[metric])
         if not value:
             raise ValueError(
@@ -104,7 +104,7 @@ class Measured:
         return Problem(2 * self.layers, self.options, most)
 
     def ceilings(self, budget: Sequence[Limit]) -> dict[str, float]:
-        """The most that a whole model may cost. Of several limits on one cost, latency and throughput, the tightest."""
+        """The most that a whole model may cost: the tightest limit on each cost, such as latency with throughput."""
         most: dict[str, float] = {}
         for cost, value in map(self.ceiling, budget):
             most[cost] = min(value, most.get(cost, float("inf")))
@@ -115,7 +115,7 @@ class Measured:
         return limit(METRICS[asked.metric], asked.absolute(self.whole(asked.metric)), self.scenario)
 
     def totals(self, solution: Solution) -> dict[str, float]:
-        """What the solver's answer costs as a whole model: every metric."""
+        """The cost of the solver's answer as a whole model: every metric."""
         fixed = self.fixed.metrics(self.scenario)
         linear = {name: value + fixed[name] for name, value in solution.costs.items()}
         generated = self.scenario.batch * self.scenario.generated_tokens
@@ -140,7 +140,7 @@ class Measured:
 
 
 def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
-    """What the store knows of a search. `metric`, one of `SCORES`, is the request's own unless given.
+    """Everything that the store knows about a search. `metric`, one of `SCORES`, is the request's own unless given.
 
     Raises Unfinished where something is missing, ValueError for another metric.
     """
@@ -156,8 +156,8 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
     if not known or missing or "fixed" not in search.parent_costs:
         example = f" (for one, {missing[0]})" if missing else ""
         raise Unfinished(
-            f"search {search.name} ({search.id}) is not measured to the end{example}; "
-            "run `nas search` on its job again, it goes on where it stopped"
+            f"search {search.name} ({search.id}) is not completely measured{example}; "
+            "run `nas search` on its job again, and it resumes"
         )
     scenario = Scenario(**search.scenario)
     costs = {one.option.choice: cost_of(one.cost) for one in known if one.cost is not None}
@@ -183,7 +183,7 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
 
 
 def cost_of(row: models.Cost) -> Cost:
-    """What a row keeps."""
+    """The cost that a row keeps."""
     return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})
 
 
@@ -226,16 +226,18 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
         if known.metric != first.metric or one.parent_digest != other.parent_digest:
             raise ValueError(f"the scores of {one.name} and {other.name} do not compare: another parent, or metric")
         if one.score_text != other.score_text:
-            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: they are of different text")
+            raise ValueError(
+                f"the scores of {one.name} and {other.name} cannot be compared: they come from different text"
+            )
         if one.score_text is None:
             raise ValueError(
-                f"of which text the scores of {one.name} and {other.name} are was not noted; run `nas search` on their "
-                "jobs again: it only notes that"
+                f"the text of the scores of {one.name} and {other.name} is unknown; run `nas search` on their jobs "
+                "again, which only records it"
             )
 
 
 def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort, error: Infeasible) -> str:
-    """Of one search what `error` says; of several a line each, every one asked again."""
+    """The message of `error` for one search; a line each for several, each asked again."""
     if len(searches) == 1:
         return not_met(searches[0], budget, error)
     lines = []

@@ -32,7 +32,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is best in a table. Where `maximise`, the solution's scores are the objective's with their signs turned."""
+    """The best choice in a table. With `maximise`, the solution's scores are the objective's, negated."""
 
     table: Imported
     objective: str

@@ -36,7 +36,7 @@ Ids = NDArray[np.int32]
 
 
 class Shared:
-    """What every task reads, put where workers can see it when the first task needs it."""
+    """The values that every task reads, put where workers can see it when the first task needs it."""
 
     def __init__(self, job: Job, cluster: Cluster):
         self._job = job
@@ -153,7 +153,7 @@ def score_choices(job: Job, store: Store, cluster: Cluster, shared: Shared, cons
     per_slot = (parameters(job.parent.architecture, shape) - shape.fixed_parameters) / slots
     resources, text = job.request.ray, job.tokens.score.size
     with bar(console, "score options", "tokens", text, STARTING) as shown:
-        # What a token passes between where a choice starts and the logits, in parameters.
+        # The parameters that a token passes from the start of a choice to the logits.
         groups = _shares(job, cluster, missing, lambda choice: head + per_slot * (slots - choice.first_slot))
         tasks = [
             (shared["parent"], shared["score"], str(job.library.root),

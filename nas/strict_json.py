@@ -45,7 +45,7 @@ def read(path: Path) -> str:
 
 
 def document(text: str, where: str) -> Any:
-    """What `text` holds; messages call it `where`. Raises TableError."""
+    """The value of `text`; messages call it `where`. Raises TableError."""
     try:
         return json.loads(text, object_pairs_hook=_objects(where))
     except json.JSONDecodeError as error:
@@ -115,7 +115,7 @@ def taken(value: object, wanted: type, place: str, right: str) -> Any:
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     if value is _TWICE:
         return "given twice"
     if isinstance(value, dict | list):

@@ -2,7 +2,7 @@
 
 A job runs `nas search` on the head against the cluster it is in: the same code as on one machine, under the Python that
 the head itself runs under. The request travels as a job file with every path absolute, since a job runs in a folder of
-its own; files and `home` must be seen from all nodes. What it finds is in the database, not in Ray: a head forgets its
+its own; files and `home` must be seen from all nodes. Its results are in the database, not in Ray: a head forgets its
 jobs when it ends. `on_head.py` looks on the head whether all is there, and `submit` waits for its word.
 """
 
@@ -44,7 +44,7 @@ class HeadError(ValueError):
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)
         self.status = status
-        """What it answered, as HTTP counts; 0 where it did not come to that."""
+        """The HTTP status of its answer; 0 if there was no answer."""
 
 
 def submit(request: Request, head: Address, db: str | None, say: Callable[[str], Any]) -> str:
@@ -105,7 +105,7 @@ def stop(job: str, head: Address) -> str:
 
 
 def _asked(request: Request, db: str | None, beacon: str | None) -> dict[str, Any]:
-    """What the head is asked for. The database travels here, not in the command or its variables, which the dashboard
+    """The questions for the head. The database travels here, not in the command or its variables, which the dashboard
     shows to everyone: its URL may hold a password."""
     files: list[Path | str] = [] if request.parent == EMBEDDED else [f"{request.parent}/config.json"]
     for source in (request.data.train, request.data.evaluation):
@@ -123,7 +123,7 @@ def _asked(request: Request, db: str | None, beacon: str | None) -> dict[str, An
 
 
 def _database(db: str | None) -> str | None:
-    """What names it here, the flag before the variables; None: the head's own default."""
+    """The database as named here, the flag before the variables; None: the head's own default."""
     home = os.environ.get("NAS_HOME")
     place = db or os.environ.get("NAS_DB") or (f"{home}/nas.db" if home else None)
     return place if place is None or "://" in place else str(Path(place).expanduser().resolve())

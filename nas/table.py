@@ -20,7 +20,7 @@ class Row:
 
 
 def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
-    """What is known of a trial beside its parent: every metric as predicted, and what was measured of the child. What
+    """A trial beside its parent: every metric as predicted, and everything that was measured of the child. A value that
     nobody measured of it has no row."""
     scenario = Scenario(**search.scenario)
     parent_cost = Cost(**search.parent_costs["whole"])

@@ -42,7 +42,7 @@ class Rows:
 
 
 def parts_of(source: HubDataset) -> list[TextFile | Rows]:
-    """What one split of a dataset consists of. Raises TextError."""
+    """The parts of one split of a dataset. Raises TextError."""
     path = Path(source.dataset)
     if path.is_file():
         if source.split != "train" or source.config is not None:
@@ -65,7 +65,7 @@ def parts_of(source: HubDataset) -> list[TextFile | Rows]:
 
 
 def _saved(datasets: Any, source: HubDataset) -> Any:
-    """What `save_to_disk` wrote: a dataset, or one for each split."""
+    """The result of `save_to_disk`: a dataset, or one for each split."""
     try:
         saved = datasets.load_from_disk(source.dataset)
     except (OSError, ValueError, KeyError) as error:

@@ -182,7 +182,7 @@ class TextFile:
 
 
 def missing_column(place: str, column: str, columns: Iterable[str]) -> TextError:
-    """What to say where a table, or a row of one, lacks the column its text should be in."""
+    """The message for a table, or a row of one, that lacks its text column."""
     names = [str(name) if len(str(name)) <= 40 else f"{str(name)[:40]}..." for name in columns]
     has = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"
     return TextError(
@@ -202,7 +202,7 @@ def checked(text: object, column: str, place: str) -> str:
 
 @contextmanager
 def _named_faults(path: Path) -> Iterator[None]:
-    """What the system and the libraries that unpack say, with the file's name."""
+    """Errors of the system and of the libraries that unpack, with the file's name."""
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError) as error:
@@ -214,7 +214,7 @@ def _named_faults(path: Path) -> Iterator[None]:
     except TextError:
         raise
     except ValueError as error:
-        # Of pyarrow, whose errors are ValueErrors of many lines.
+        # pyarrow's errors are ValueErrors of many lines.
         raise TextError(f"{path} cannot be read: {str(error).splitlines()[0]}; fetch or write it again") from error
 
 
@@ -248,7 +248,7 @@ def _lines(blocks: Iterator[str]) -> Iterator[str]:
 
 
 def _stretches(blocks: Iterator[str], separator: str | None) -> Iterator[str]:
-    """What stands between separators, the long in stretches that end with a line where they can."""
+    """The text between separators; long text comes in stretches that end with a line if they can."""
     rest = ""
     longest = STRETCH_CHARACTERS + len(separator or "")
     for block in blocks:

@@ -62,7 +62,7 @@ class TextError(ValueError):
 
 @dataclass(frozen=True)
 class Format:
-    """What a file is. `encoding` is a codec's name; tables have none of their own."""
+    """The format of a file. `encoding` is a codec's name; tables have none of their own."""
 
     kind: Kind
     compression: Compression | None
@@ -150,7 +150,7 @@ def _name_without_compression(path: Path) -> str:
 
 
 def _kind_of(path: Path, name: str, head: str) -> Kind:
-    """Of text that begins with `head`."""
+    """The format of a text file with this name that begins with `head`."""
     if name in (".csv", ".tsv"):
         return "csv"
     start = head.lstrip()

@@ -61,7 +61,7 @@ def read_documents(
         for _, parts in sources:
             texts.append([])
             for one in parts:
-                # What one document takes more than its part's share, the next parts give.
+                # A document that takes more than its part's share leaves less to the next parts.
                 owed += share * one.size
                 if share == 1 or owed > 0:
                     read, found = _head(one, separator, 1.0 if share == 1 else owed / max(one.size, 1))
@@ -115,7 +115,7 @@ def _sources(source: Source, part: Literal["train", "heldout"]) -> list[tuple[st
 
 
 def _names(paths: tuple[Path, ...]) -> list[str]:
-    """Of each file its name, and its folders below those of all where another is called the same."""
+    """The name of each file, with its folders below the common ones if two have the same name."""
     counts = Counter(path.name for path in paths)
     root = os.path.commonpath([path.parent for path in paths])
     return [path.name if counts[path.name] == 1 else os.path.relpath(path, root) for path in paths]

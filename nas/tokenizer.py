@@ -58,7 +58,7 @@ def load_tokenizer(folder: Path, allow_remote_code: bool = False) -> "PreTrained
     except Exception as error:
         raise _fault(folder, error) from error
     if not allow_remote_code:
-        # What is exported must not point at code that nobody has looked at.
+        # An export must not point at code that nobody has looked at.
         tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
 

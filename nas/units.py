@@ -17,7 +17,7 @@ _ASSIGNMENT = re.compile(r"\s*([^=\s]+)\s*=\s*(.+?)\s*")
 
 @dataclass(frozen=True)
 class _Dimension:
-    """What a quantity measures. The units it prints in ascend, `units` has every unit it reads, in base units."""
+    """The dimension of a quantity. The units it prints in ascend, `units` has every unit it reads, in base units."""
 
     base: str
     shown: tuple[str, ...]
@@ -40,7 +40,7 @@ _BYTES = _Dimension(
 )
 _COUNT = _Dimension("", ("", "k", "M", "B", "T"), {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "350 M, 2.1 B")
 
-# What a budget can limit. Times and throughput are of one scenario; `latency` is the whole batch, first to last token.
+# The metrics of a budget. Times and throughput are of one scenario; `latency` is the whole batch, first to last token.
 METRICS: Mapping[str, _Dimension] = {
     "latency": _TIME,
     "ttft": _TIME,
@@ -58,7 +58,7 @@ COLUMNS: Mapping[str, str] = {
     "memory": "memory_bytes",
     "parameters": "parameters",
 }
-"""What they are called among the costs, and in the columns of a trial."""
+"""Their names among the costs, and in the columns of a trial."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Limit:
 
     @property
     def text(self) -> str:
-        """What stands in a job file; reads back as the same limit."""
+        """The text of a job file; it reads back as the same limit."""
         if self.relative:
             return f"{100 * self.value:.15g}%"
         return f"{self.value!r} {_dimension(self.metric).base}".rstrip()
@@ -192,7 +192,7 @@ def parse_percent(text: str) -> float:
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """What to say about an unknown word: the nearest known one where there is one, then all of them."""
+    """The message for an unknown word: the nearest known one where there is one, then all of them."""
     nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return (f"did you mean {nearest[0]!r}? " if nearest else "") + f"known: {', '.join(known)}"
 

@@ -1,7 +1,7 @@
 """How single values of a job file are written, and what they become: sizes, shares, limits, durations, paths.
 
 Paths come out absolute, relative ones being relative to the job file's folder, and globs come out as the files they
-match. What the parent looks like is not known here: `kv50%` stays a share of heads nobody has counted yet.
+match. The parent's shape is not known here: `kv50%` stays a share of heads nobody has counted yet.
 """
 
 import re

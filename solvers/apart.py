@@ -84,7 +84,7 @@ def _asked(process: "subprocess.Popen[bytes]", asked: object, tell: Tell | None,
 
 
 def serve() -> None:
-    """What the process does: one question on standard input, what is known now and then and the answer on standard
+    """The process: one question on standard input; progress now and then, and the answer, on standard
     output."""
     for sent in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sent, signal.SIG_IGN)  # A shell sends them to all; whoever asked ends this one.

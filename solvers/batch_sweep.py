@@ -31,7 +31,7 @@ def sweep(
 ) -> tuple[Batch, Solution]:
     """The batch size with the best solution, and that solution, its bound one on all of them.
 
-    Of equals the first. Time limit and memory are for each run of the solver; one that ends with no solution counts
+    The first of equals wins. Time limit and memory are for each run of the solver; a run without a solution counts
     with its bound. Where no batch size has a solution, raises TimeoutError if some might, which it names, else
     Infeasible with the limits at fault for the last that was tried.
     """

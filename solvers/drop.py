@@ -1,6 +1,6 @@
 """A parent with whole layers dropped: which options leave a layer out, and an order followed until the limits hold.
 
-What ShortGPT and SLEB share. This file does not know where the order comes from, nor how a layer that stays could be
+ShortGPT and SLEB share this. This file does not know where the order comes from, nor how a layer that stays could be
 made cheaper: it stays as the parent has it.
 """
 
@@ -21,7 +21,7 @@ Options = tuple[Option, ...]
 
 @dataclass(frozen=True)
 class Layers:
-    """Of each layer the parent's own options, and those that leave it out: none where it cannot be left out."""
+    """The parent's own options of each layer, and those that leave it out: none if it cannot be left out."""
 
     own: tuple[Options, ...]
     skips: tuple[Options, ...]

@@ -1,4 +1,4 @@
-"""What a unit of each limit is worth, and what that proves: the Lagrangian dual of the tiling program.
+"""The price of a unit of each limit, and the bound that it proves: the Lagrangian dual of the tiling program.
 
 Take the limits away and charge a price for what each sum uses instead: the best tiling is then a shortest path, and
 its weight less the price of all that may be used is a bound on every tiling within the limits, whatever the prices. The
@@ -29,7 +29,7 @@ _ROUNDING = 4e-16
 _FINEST = 1e-10
 """The finest that HiGHS offers."""
 _SEEN_SHARE = 0.05
-"""Of the memory, for tilings met on the way."""
+"""The share of the memory for tilings met on the way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,8 @@ class Dual:
 def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes: float = MEMORY_BYTES) -> Dual:
     """The best bound there is of this kind, to rounding. `start_R` are prices that may be near the best.
 
-    Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight. Of the tilings met on the
-    way the last are kept, as many as there is room for.
+    Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight. The last
+    tilings met on the way are kept, as many as there is room for.
     """
     search = _Search(program, memory_bytes)
     search.ask(np.zeros(len(program.rows)) if start_R is None else search.scaled(start_R))

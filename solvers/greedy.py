@@ -63,7 +63,7 @@ def _score(variant: Variant) -> float:
 
 
 def _used(variant: Variant, limits: Sequence[Limit]) -> list[float]:
-    """What it takes of each limit. A minimum is a maximum with its signs turned: it is used by less than nothing."""
+    """Its use of each limit. A minimum is a maximum with its sign turned, so its use is negative."""
     return [limit.sign * math.fsum(option.costs[limit.cost] for option in variant) for limit in limits]
 
 

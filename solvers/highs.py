@@ -24,7 +24,7 @@ SMALLEST = 1e-12
 _LOOK_S = 0.05
 """Between two looks at what is held."""
 _SHARE = 0.8
-"""Of the memory: what is grown to before it stops. It looks only now and then."""
+"""The share of the memory at which it stops. It looks only now and then."""
 
 Tell = Callable[[float, float], None]
 """Hears of the best value known and the proven bound, where either is new."""
@@ -45,7 +45,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What HiGHS came to. `values`, one a column, are None where it knows of no answer. "optimal" to the gap asked for;
+    """The result of HiGHS. `values`, one per column, are None if it knows no answer. "optimal" to the gap asked for;
     `bound` is proven in any case."""
 
     status: Literal["optimal", "infeasible", "timed out", "out of memory"]

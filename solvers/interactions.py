@@ -1,8 +1,8 @@
-"""What options do to each other, learnt from whole architectures: an architecture's worth as a sum over its options and
+"""Interactions of options, learnt from whole architectures: an architecture's worth as a sum over its options and
 over pairs of them.
 
-The sum of scores is where it begins. What that missed of the architectures that were evaluated is spread over options
-and pairs of options by kernel ridge regression. Two options of the same slots are the more alike the nearer their
+The prediction starts from the sum of scores. Kernel ridge regression spreads the error of that sum, on the evaluated
+architectures, over options and pairs of options. Two options of the same slots are the more alike the nearer their
 scores are in ratio, as 2ab / (a^2 + b^2), which is 1 for an option and itself; two architectures overlap by how alike
 they are, slot by slot, and the kernel is overlap + PAIRS overlap^2. So its answer is a term an option and a term a pair
 of options, told from few evaluations since what is learnt of an option holds, less, of those like it; and the
@@ -21,7 +21,7 @@ from solvers.program import scale_of
 PAIRS = 3.0
 """How much more of what a sum misses is laid to pairs than to single options."""
 NOISE = 1e-3
-"""Of the kernel's largest value: what is evaluated is all but believed."""
+"""The noise, as a share of the kernel's largest value: evaluations are almost believed."""
 _LEAST = 1e-6
 """Scores below this share of the largest are alike."""
 

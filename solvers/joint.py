@@ -1,4 +1,4 @@
-"""What was scored together is not the sum of its parts.
+"""A joint score is not the sum of its parts' scores.
 
 A problem may hold an option "kv1+ffn8" over both slots of a layer beside "kv1" and "ffn8" for one each. Minimising, a
 solver would take the pair where it scores better than its parts and the parts where the pair scores worse: it would use
@@ -69,7 +69,7 @@ def joined(options: Sequence[Option], problem: Problem) -> tuple[Option, ...]:
 
 
 def filled(options: Sequence[Option]) -> dict[int, str]:
-    """What each slot is filled with: a part of the option's name where it names one a slot, else all of it."""
+    """The name at each slot: a part of the option's name where it names one a slot, else all of it."""
     found: dict[int, str] = {}
     for option in options:
         parts = option.name.split("+")

@@ -1,9 +1,9 @@
 """Partial tilings from the first slot on, all that may become a tiling near the bound: labels.
 
-Dynamic programming with bounds (Marsten and Morin, 1978). What a label is charged and a shortest path through the slots
-that are left bound what it can become, for any prices of the limits. The best prices are known for each step before it
-is taken; where labels are many, other prices near them and far bound them from other sides, so that one that has used
-too much of one limit and too little of another is soon seen to be lost. Of labels with the same sums the lightest does.
+Dynamic programming with bounds (Marsten and Morin, 1978). For any prices of the limits, a label's charged weight plus a
+shortest path through the remaining slots bounds what the label can become. The best prices are known for each step
+before it is taken. Where labels are many, other prices, near and far, bound them from other sides, so that a label that
+uses too much of one limit and too little of another is soon dropped. Only the lightest of labels with equal sums stays.
 
 Legend of shape suffixes: L labels, O options, R rows, P price vectors, S slots and the end.
 """
@@ -28,7 +28,7 @@ MERGED = 1e-12
 _MANY = 2_000
 """From so many at a slot on it pays to look at them from several sides."""
 _NEW = 4
-"""What a new label takes is so much more."""
+"""A new label takes so many times the memory while it is made."""
 _BLOCK = 65_536
 _CHUNK = 1_000_000
 """Labels that one call of numpy sees at most: a signal is heard between two of them."""
@@ -41,7 +41,7 @@ _PRICES = 32
 _SAMPLE = 500
 _TELLING = 8
 _SIDES_SHARE = 0.05
-"""Of the memory for labels: what sums by many prices may take for a moment."""
+"""The share of the memory for labels that sums by many prices may take for a moment."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Labels:
 
     @staticmethod
     def bytes_of(count: int, rows: int) -> int:
-        """What so many take."""
+        """The bytes of so many labels."""
         return count * (16 + 8 * rows)
 
     @property
@@ -70,7 +70,7 @@ class Labels:
 
     @property
     def traces(self) -> "Labels":
-        """What leads back from later labels."""
+        """The part that leads back from later labels."""
         return replace(self, over_L=self.over_L[:0].copy(), sums_LR=self.sums_LR[:0].copy())
 
     def with_one(self, option: int, over_O: Weights, values_OR: Weights) -> "Labels":
@@ -97,8 +97,8 @@ class _Taking:
 class Labelling:
     """The labels at every slot up to `slot`, and past it those that an option from before it leads to.
 
-    Of labels that lie farther back than the longest option reaches only what leads to others is kept. `held` is what
-    all labels of a search take.
+    Labels farther back than the longest option reaches keep only what leads to other labels. `held` counts the memory
+    of all labels of a search.
     """
 
     def __init__(self, scaled: Scaled, line: Line, prices_R: Weights, distance: float, merging: bool, held: Held):
@@ -161,8 +161,8 @@ class Labelling:
         self._count += len(labels.option_L) - (len(before.option_L) if before else 0)
 
     def _taking(self) -> list[_Taking]:
-        """What the labels at its slot take. Only counted: of many ends and many labels, all of it is too much to
-        hold."""
+        """The options that the labels at its slot take. They are only counted: with many ends and many labels, all of
+        them are too many to hold."""
         here = self._at.get(self.slot)
         if here is None or self.slot == self.line.slots:
             return []
@@ -235,8 +235,8 @@ class Labelling:
         return _Sides(self._scaled, self.line, self._prices_R, _SIDES_SHARE * self._held.most_bytes)
 
     def _merge(self, here: Labels) -> Iterator[None]:
-        """Of labels at its slot whose sums are the same only the lightest. Left as they are where there is no room for
-        a copy."""
+        """Keep only the lightest of the labels with equal sums at its slot. Leave them as they are if there is no room
+        for a copy."""
         count = len(here.over_L)
         try:
             self._held.check(Labels.bytes_of(count, self._rows) + 40 * count)
@@ -279,7 +279,7 @@ class _Sides:
         prices_PR = prices_R * np.exp(spreads * seeded.standard_normal((len(spreads), len(prices_R))))
         self._more_RP = (prices_PR - prices_R).T
         best_S = line.onward(scaled.charged(prices_R))
-        # What all prices charge all options is held twice: some prices at a time.
+        # The charges of all options by all prices are held twice, so prices go a few at a time.
         some = max(1, int(most_bytes / (16 * len(scaled.weights_O))))
         parts = [prices_PR[start : start + some] for start in range(0, len(prices_PR), some)]
         charged = (scaled.weights_O[:, None] + scaled.values_OR @ part_PR.T for part_PR in parts)

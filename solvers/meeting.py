@@ -25,7 +25,7 @@ _PAIRS = 200_000
 _GRID = 2_000_000
 """Labels of the other end that are put in order at a time: a signal is heard before the next."""
 _LABELS_SHARE, _GRID_SHARE, _BLOCK_SHARE = 0.6, 0.25, 0.05
-"""Of the memory: for labels, and for what a join makes of those of the other end, and of this one's."""
+"""Shares of the memory: for labels, and for the join's data on those of the other end, and of this one's."""
 
 
 class MergedError(Exception):
@@ -107,7 +107,7 @@ class _Join:
                     is_open, self._further = lighter < self._further, min(self._further, lighter)
                     yield tiling
                 if is_open:
-                    # What is left of the block is held against less.
+                    # The rest of the block is compared with less.
                     break
 
     def _first(self, found: Iterator[tuple[int, int]], slot: int) -> Indices | None:

@@ -1,16 +1,16 @@
 """How much memory an exact search may take: counted before anything is allocated, never found out afterwards.
 
-What counts is what a search holds beside the problem it was given. This file does not know what is held.
+It counts the memory that a search holds beside the problem it was given. This file does not know what is held.
 """
 
 MEMORY_BYTES = 2e9
-"""What a search may take unless it is told otherwise."""
+"""The memory that a search may take by default."""
 LEAST_BYTES = 1e8
 """With less, a MIP solver hardly starts."""
 
 
 def enough(memory_bytes: float) -> float:
-    """What is given, checked. Raises ValueError where it is less than `LEAST_BYTES`."""
+    """The given memory, checked. Raises ValueError where it is less than `LEAST_BYTES`."""
     if not memory_bytes >= LEAST_BYTES:
         given, least = f"{memory_bytes / 1e6:g} MB", f"{LEAST_BYTES / 1e6:g} MB"
         raise ValueError(f"{given} of memory is too little for the exact solver; give at least {least}")

@@ -30,7 +30,7 @@ from solvers.swaps import improved
 _FIRST, _MORE, _LAST = 16e3, 4.0, 1e14
 """Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
 _FIRST_SHARE = 0.05
-"""Of the memory, for those looked for at first."""
+"""The share of the memory for those looked for at first."""
 _NEARLY_CROWDED = 0.8
 _FURTHER = 2.0
 """Tilings are looked for as far as this beyond where all are seen: the best known rules out the more."""
@@ -42,12 +42,12 @@ _ROUNDING = 1e-13
 _BLURRED = 1e3
 """Weights so much larger than those of any use blur them: they are left out first."""
 _NEARLY = 0.999
-"""Of the gap asked for, so that what is proven is within it whatever the rounding."""
+"""The share of the gap asked for that is aimed at, so that the proof is within it whatever the rounding."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What is known from a program that differs in its limits: prices of its rows, and tilings, right or not."""
+    """A warm start from a program that differs in its limits: prices of its rows, and tilings, feasible or not."""
 
     prices: Sequence[float] | None = None
     tilings: Sequence[Sequence[int]] = ()
@@ -138,7 +138,7 @@ class _Search:
         self._effort = effort
         self._best: Indices | None = None
         self.weight = math.inf
-        """Of the best tiling; infinite where there is none yet."""
+        """The weight of the best tiling; infinite if there is none yet."""
         self._is_infeasible = False
         self._is_out_of_memory = False
         self.bound = found.bound
@@ -181,8 +181,8 @@ class _Search:
         self._tell()
 
     def _nearest(self, count: int) -> Indices:
-        """The options that raise the bound least. Of equals some of every step: where what is minimised is what is
-        limited, all are."""
+        """The options that raise the bound least. Ties are broken in favour of every step: if the objective is also the
+        limited cost, all options tie."""
         steps, slack_O = self._program.line.steps, self._dual.slack_O
         rank_O = np.empty_like(steps.order)
         rank_O[steps.order] = np.arange(len(rank_O)) - steps.starts[steps.of_option[steps.order]]
@@ -286,7 +286,7 @@ class _Search:
             self._effort.progress(self.weight, self.bound)
 
     def _hear(self, weight: float, bound: float) -> None:
-        """What a MIP solver says of the options it was given. It knows of no tiling but its own."""
+        """Pass on the progress of a MIP solver on the options it was given. It knows no tiling but its own."""
         if self._effort.progress is not None:
             known = max(self.bound, min(bound, self._wanted))
             self._effort.progress(max(min(weight, self.weight), known), known)

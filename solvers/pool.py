@@ -1,7 +1,7 @@
 """Several solutions of one problem: the best, then each the best of those unlike all before it.
 
-Puzzle (arXiv 2411.19146), its search, has this as a diversity constraint. What counts are slots that are filled
-otherwise: the parts of what was scored together are compared one by one. Each question starts from what the last one
+Puzzle (arXiv 2411.19146), its search, has this as a diversity constraint. It counts the slots that are filled
+otherwise; the parts of a joint option are compared one by one. Each question starts from what the last one
 showed. This file does not know what solutions are wanted for.
 """
 

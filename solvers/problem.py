@@ -1,4 +1,4 @@
-"""What a solver is asked and what it answers: options that tile slots, limits on their summed costs, a solution.
+"""The solver's question and answer: options that tile slots, limits on their summed costs, a solution.
 
 Numbers and names only. This file knows what makes a problem well-posed and a solution right; it does not know how to
 find one, nor what a slot, a name, a score or a cost stands for. Scores and costs are in the caller's units throughout.
@@ -38,7 +38,7 @@ class Option:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """What it is, without its numbers: unique in a problem."""
+        """The option without its numbers: unique in a problem."""
         return self.first, self.span, self.name
 
 

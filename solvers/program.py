@@ -1,7 +1,7 @@
 """The integer program as numbers: tile the slots at the least total weight, with some sums under their limits.
 
-What a problem becomes once it is known what to minimise. This file does not know how a program is solved, nor what the
-sums stand for.
+A problem becomes a program once it is known what to minimise. This file does not know how a program is solved, nor
+what the sums stand for.
 """
 
 import math

@@ -29,7 +29,7 @@ Engine = Literal["highs", "cbc"]
 _RETRIES = 100
 _WIDEST = 1e8
 _OPTION_BYTES, _NUMBER_BYTES = 700, 160
-"""What PuLP takes for an option, and for each number in a row."""
+"""The bytes that PuLP takes for an option, and for each number in a row."""
 _LOOK_S = 0.05
 """Between two looks at what CBC holds."""
 
@@ -50,9 +50,9 @@ def run(
 
     `progress` hears what HiGHS says of its own; CBC says nothing. Ctrl-C ends either within a moment.
 
-    Rows hold on the numbers as given, and the bound allows for what the solver rounds. What the solver finds right and
-    we find wrong, it is told not to choose again: exact, and unlike a tighter limit it leaves every right answer, and
-    the bound, as they are. Raises IndistinctError where that has no end. Where the numbers of a row are of sizes too
+    Rows hold on the numbers as given, and the bound allows for what the solver rounds. An answer that the solver finds
+    right and we find wrong is excluded: that is exact, and unlike a tighter limit it leaves every right answer, and the
+    bound, as they are. Raises IndistinctError where that has no end. Where the numbers of a row are of sizes too
     different for the solver, its word that nothing is within is not taken: "timed out".
     """
     wrong: list[tuple[int, ...]] = []
@@ -164,7 +164,7 @@ def _ends_within(running: "subprocess.Popen[bytes]", memory_bytes: float) -> boo
 
 
 def _model_bytes(program: Program, wrong: Sequence[tuple[int, ...]]) -> int:
-    """What PuLP's objects of a program take, and their copy as rows."""
+    """The bytes of PuLP's objects of a program, and of their copy as rows."""
     covered = int((program.line.ends - program.line.firsts).sum())
     numbers = covered + len(program.weights) * (1 + len(program.rows)) + sum(map(len, wrong))
     return _OPTION_BYTES * len(program.weights) + _NUMBER_BYTES * numbers
@@ -205,7 +205,7 @@ def _chosen(program: Program, values: Weights) -> tuple[int, ...]:
 
 
 def _read_cbc(model: Any, values: Weights, program: Program, gap: float) -> Answer:
-    """What CBC found. Stopped by the time it proves nothing; `sol_status`, not `status`, tells the two apart."""
+    """CBC's answer, no proof if the time limit stops it; `sol_status`, not `status`, tells the two apart."""
     if model.status == pulp.LpStatusInfeasible:
         return Answer("infeasible")
     if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):

@@ -17,7 +17,7 @@ from solvers.program import Answer, Program
 from solvers.pulp_model import Engine
 
 _GAP = 1e-3
-"""What is this near to the best of a random objective is as random as the best."""
+"""An answer this near to the best of a random objective is as random as the best."""
 
 
 def random_architecture(

@@ -15,7 +15,7 @@ _ZOOMS = 20
 
 
 def reach_bytes(line: Line) -> int:
-    """What `reach` takes, whatever the number of options."""
+    """The bytes that `reach` takes, whatever the number of options."""
     return 4 * 8 * _BINS * (line.slots + 1)
 
 

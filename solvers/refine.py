@@ -38,10 +38,10 @@ _CENTRES = 5
 _MOST_PAIRED = 600
 """Exchanges looked at two by two, at most: those of least weight once the limits are priced."""
 _STEP_GAP = 1e-3
-"""Of a step's optimum: its scores are estimates."""
+"""The gap of a step: its scores are estimates."""
 
 Evaluate = Callable[[Sequence[Solution]], Sequence[float]]
-"""What each is worth, less being better, in their order."""
+"""The worth of each, in their order; less is better."""
 _Tiling = tuple[int, ...]
 _Least = Callable[[Program], Answer]
 """Solves a program as far as a step asks for."""

@@ -1,6 +1,6 @@
 """A program in a scale where rounding is the same everywhere: the largest weight, and the largest of each row, are 1.
 
-What searches work on. Their answers are checked on the numbers as given (`Program.holds`).
+Searches work on such programs. Their answers are checked on the numbers as given (`Program.holds`).
 
 Legend of shape suffixes: O options, R rows.
 """
@@ -34,7 +34,7 @@ class Scaled:
         scale_R = np.array([max(scale_of(row.values), abs(row.most)) for row in program.rows])
         columns = [row.values / scale for row, scale in zip(program.rows, scale_R.tolist(), strict=True)]
         values_OR = np.stack(columns, axis=1) if columns else np.zeros((len(program.weights), 0))
-        # What passes a limit by its tolerance is within it.
+        # A sum that passes a limit by its tolerance is within it.
         most_R = np.array([row.most + row.tolerance for row in program.rows]) / scale_R
         return Scaled(program.line, program.weights / scale, values_OR, most_R, scale, scale_R)
 
@@ -53,5 +53,5 @@ class Scaled:
         return ROUNDING * self.line.slots * float(1 + np.abs(prices_R).sum())
 
     def bound(self, prices_R: Weights) -> float:
-        """What the prices prove of every tiling's weight."""
+        """The bound that the prices prove on every tiling's weight."""
         return float(self.line.up_to(self.charged(prices_R))[-1] - prices_R @ self.most_R)

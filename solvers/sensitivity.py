@@ -50,7 +50,7 @@ def sensitivity(
     time_limit_s: float = 1.0,
     memory_bytes: float = MEMORY_BYTES,
 ) -> Sensitivity:
-    """What `solution`, the best of `problem` to its gap, hangs on.
+    """The sensitivity of `solution`, the best of `problem` to its gap.
 
     `close_calls` are looked for with each of twice as many options, those that raise the bound least; what is not found
     and proven to 1e-4 in the time, all of them together, and the memory, is left out.

@@ -29,7 +29,7 @@ def uniform(problem: Problem, *, slots_per_layer: int = 2) -> Solution:
         if not found:
             raise Infeasible(f"uniform: no single-slot option stands at slot {place} of every layer")
     pairs = paired(problem)
-    # What was scored together counts with its joint score.
+    # Options that were scored together count with their joint score.
     choices = [parted(joined(_in_order(picked), pairs), problem) for picked in product(*by_place)]
     within = [choice for choice in choices if _passed(problem, choice) == 0]
     if not within:

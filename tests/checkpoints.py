@@ -88,7 +88,7 @@ def header(file: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def refused(folder: Path) -> str:
-    """What is said of a checkpoint that is looked at and not loaded."""
+    """The message about a checkpoint that is looked at and not loaded."""
     with pytest.raises((CheckpointError, UnsupportedModel, FileNotFoundError)) as error:
         readable(inspect(folder))
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""A parent that was really trained, and text it can read. What a trained model does, random weights do not show."""
+"""A parent that was really trained, and text it can read. Random weights show less than trained ones."""
 
 from pathlib import Path
 

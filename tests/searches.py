@@ -66,7 +66,7 @@ def job(folder: Path, **changed: Any) -> Path:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """What `nas` runs under: a home of its own, no cluster and no hub, and lines that are not broken for a terminal."""
+    """The environment of `nas`: a home of its own, no cluster and no hub, and lines that are not broken."""
     others = {name: value for name, value in os.environ.items() if name not in ("NAS_DB", "RAY_ADDRESS")}
     return others | {"NAS_HOME": str(home), "HF_HUB_OFFLINE": "1", "COLUMNS": "400"}
 
@@ -208,7 +208,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def mistake(here: Here, tmp_path: Path) -> Callable[[Sequence[str | Path]], str]:
-    """What `nas` says of a mistake: see `the_error`."""
+    """The message of `nas` about a mistake: see `the_error`."""
 
     def run(arguments: Sequence[str | Path]) -> str:
         done = here(tmp_path / "home", *arguments)

@@ -27,7 +27,7 @@ def choices() -> list[Choice]:
 
 
 def seconds(choice: Choice) -> float:
-    """Of one prefill. A run takes what its FFNs take one after the other."""
+    """The seconds of one prefill. A run takes as long as its FFNs one after the other."""
     subblocks = [part for _, subblock in choice.subblocks for part in subblock.parts or (subblock,)]
     return sum({"kv": 1e-4, "ffn": 1e-5, "linear": 5e-5, "skip": 0}[s.kind] * float(s.size or 1) for s in subblocks)
 

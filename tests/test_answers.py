@@ -1,4 +1,4 @@
-"""What a search's answer is said to be: how good, proven for which limits, and why there is none."""
+"""The description of a search's answer: how good, proven for which limits, and why there is none."""
 
 import json
 import math
@@ -166,7 +166,7 @@ def test_what_was_measured_whole_before_a_failure_is_kept(store: Store, known: M
 
 
 def subblocks(trial: models.Trial) -> list[str]:
-    """What each attention and FFN of it is; a run over several is each of them."""
+    """The name of each attention and FFN of it; a run over several is each of them."""
     found = []
     for choice in map(Choice.parse, trial.details["choices"]):
         parts = str(choice.what).split("+")
@@ -240,7 +240,7 @@ def test_a_proof_for_other_limits_than_the_budget_says_so(store: Store, known: M
 
 def test_no_more_answers_are_looked_for_than_anybody_reads(store: Store, known: Measured) -> None:
     for count in (MOST + 1, 1_000_000, 10**26):
-        with pytest.raises(ValueError, match=rf"--count is {count}; at most {MOST} are looked for: each is a question"):
+        with pytest.raises(ValueError, match=rf"--count is {count}; the most is {MOST}: each answer"):
             cli_solve.pool(known.search.name, count=count, db=store.url)
         with pytest.raises(ValueError, match="at most"):
             alternatives(store, known, (), count, 1)

@@ -1,4 +1,4 @@
-"""What is asked for is in the answer: every metric, of every command that takes one, for people and as JSON."""
+"""Answers hold every metric that is asked for, from every command that takes one, for people and as JSON."""
 
 import json
 import re

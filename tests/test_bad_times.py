@@ -46,7 +46,7 @@ class Clock:
 
     @staticmethod
     def _width(model: Any) -> int:
-        """Of the FFN of its first layer; 0 without one."""
+        """The width of the FFN of its first layer; 0 without one."""
         shapes = [
             tuple(v.shape) for name, v in model.named_parameters() if name.endswith("layers.0.mlp.up_proj.weight")
         ]
@@ -70,7 +70,7 @@ ROUGH = (0.2, 0.6, 1.0, 1.4, 1.8)
 
 
 def ffn_s(config: PuzzleNasConfig, width: int) -> float:
-    """What the clock says of an FFN: three matrices and a norm."""
+    """The time of an FFN by the clock: three matrices and a norm."""
     return 1e-6 * config.hidden_size * (3 * width + 1)
 
 
@@ -183,7 +183,7 @@ def test_kinds_are_not_held_against_each_other() -> None:
     assert [*suspicions({nothing.geometry: nothing}, has_decode=True)] == [nothing.geometry]
 
 
-# What is off adds up
+# Errors add up
 
 
 def test_the_error_of_a_stack_is_shared_by_its_layers_and_put_back_by_a_model_full_of_it(

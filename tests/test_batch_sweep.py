@@ -105,5 +105,5 @@ def test_what_does_not_compare_is_refused(other: Measured, message: str) -> None
 
 def test_searches_of_who_knows_which_text_are_refused() -> None:
     one, other = (measured(batch, 1e-3, score_text=None) for batch in (1, 8))
-    with pytest.raises(ValueError, match="of which text the scores of batch1 and batch8 are was not noted; run"):
+    with pytest.raises(ValueError, match="the text of the scores of batch1 and batch8 is unknown; run"):
         solve_across([one, other], parse_budget("decode=1 ms"))

@@ -27,7 +27,7 @@ def test_how_far_a_limit_is_passed_whichever_way_it_points() -> None:
     assert overshoot(measured(1.1, 8.0), latency) == pytest.approx(1.1)
     assert overshoot(measured(0.9, 8.0), latency) == pytest.approx(0.9)
     assert overshoot(measured(1.0, 8.0), throughput) == pytest.approx(2.0)
-    # What arithmetic decides, the solver has kept.
+    # The solver keeps limits that arithmetic decides.
     assert overshoot(measured(1.0, 8.0), memory) == 1.0
     assert worst_overshoot(measured(1.1, 8.0), (latency, throughput)) == pytest.approx(2.0)
 

@@ -1,4 +1,4 @@
-"""What is cached, by every policy, and what a token chooses when it knows what is cached."""
+"""The contents of the cache under every policy, and the choice of a token that knows them."""
 
 import itertools
 
@@ -150,7 +150,7 @@ def test_which_of_too_many_units_stay_depends_on_the_seed_alone() -> None:
 
 
 def most_hits(masks: Masks, capacity: int, may_bypass: bool) -> int:
-    """Of all ways to keep units, by trying each: after a token, any of the old and the used that fit."""
+    """The best of all ways to keep units, by trying each: after a token, any of the old and the used that fit."""
     best = {frozenset[int](): 0}
     for row in masks:
         used, following = set(np.flatnonzero(row).tolist()), dict[frozenset[int], int]()
@@ -223,7 +223,7 @@ def activations(tokens: int, units: int, spread: float = 0.7, seed: int = 0) -> 
 
 
 def pruned_ffn(percent: int) -> PrunedFFN:
-    """Of a child with 192 channels and 256 hidden ones."""
+    """An FFN of a child with 192 channels and 256 hidden ones."""
     parent = random_parent(hidden_size=192, intermediate_size=256, num_hidden_layers=1)
     module = child_of(parent, f"kv4+dip{percent}").get_submodule("model.layers.0.mlp")
     assert isinstance(module, PrunedFFN)
@@ -273,7 +273,7 @@ def test_what_is_chosen_has_the_largest_weighed_magnitudes(sizes: list[int], gam
     assert mask.sum() == kept
     least_fixed = sorted(sizes, reverse=True)[fixed - 1] if fixed else np.inf
     assert all(mask[unit] for unit, size in enumerate(sizes) if size > least_fixed), "a fixed one is not chosen"
-    # Of equals of the least fixed size some are weighed and some are not: they are no evidence either way.
+    # Some equals of the least fixed size are weighed and some are not: they are no evidence either way.
     weighed = {unit: size * (1 if cached[unit] else gamma) for unit, size in enumerate(sizes) if size < least_fixed}
     inside = [score for unit, score in weighed.items() if mask[unit]]
     outside = [score for unit, score in weighed.items() if not mask[unit]]

@@ -44,7 +44,7 @@ REFUSED = {
     "tokenizer_too_new": ("tokenizer.json",),
     "truncated_weights": ("model.safetensors",),
 }
-"""What the one line of the error names, before any work is done."""
+"""The words in the one line of the error, before any work is done."""
 FINISHED = (
     "dataset_save_to_disk",
     "decilm_llama3_rope",

@@ -1,5 +1,5 @@
 """A parent's tensors are those of the model that its configuration describes, tied or not as its files are, and numbers
-that the dtype it is served in can hold. What looks odd and is right is loaded as it is."""
+that the dtype it is served in can hold. Unusual but correct files are loaded as they are."""
 
 from pathlib import Path
 from typing import Any

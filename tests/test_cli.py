@@ -249,7 +249,7 @@ def test_a_budget_out_of_reach_is_told_with_what_is_in_reach(mistake: Mistake, f
         r"memory 1\.00 KiB: the least reachable is ([\d.]+) (KiB|MiB) \(([\d.]+)% of the parent's\)", error
     )
     assert reach, error
-    # What it calls reachable is: a hundredth more, for the rounding of what is printed.
+    # The limit it calls reachable is: a hundredth more, for the rounding of what is printed.
     share = float(reach[3]) * 1.01
     found = nas(finished / "home", "solve", "tiny", "--budget", f"memory={share}%", "--db", _apart(db))
     assert found.returncode == 0, found.stderr

@@ -241,7 +241,7 @@ def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
 
 
 def test_a_search_is_solved_past_its_sum_of_scores(here: Here, compared: Path) -> None:
-    """What is measured is kept: a longer run goes on, and one that was made only tells its answer."""
+    """Measurements are kept: a longer run resumes, and a finished one only prints its answer."""
     solved = ("solve", "tiny", "--budget", "parameters=75%", "--json")
     done = here(compared, *solved, "--refine", "8")
     assert done.returncode == 0, done.stderr

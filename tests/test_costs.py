@@ -201,7 +201,7 @@ def test_attribution_recovers_planted_parts(planted: list[float], order: Sequenc
         {"base": 1, "layer": 9, "attention": 9, "ffn": 9},
     ]
     wholes = [Whole(rows[i], sum(n * truth[part] for part, n in rows[i].items()), spread=0.01) for i in order]
-    # What one part adds to a whole far above it is lost in that whole's rounding.
+    # The contribution of one part to a much larger whole is lost in its rounding.
     assert attribute(wholes) == pytest.approx(truth, rel=1e-6, abs=1e-9 * sum(planted))
 
 

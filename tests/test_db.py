@@ -1,4 +1,4 @@
-"""What the store promises of its rows, on every database it runs on."""
+"""The store's promises about its rows, on every database it runs on."""
 
 import math
 from collections.abc import Iterator
@@ -272,7 +272,7 @@ def test_stages_and_failures_are_kept_in_order(store: Store) -> None:
     assert failures[0].id != failures[1].id
 
 
-# What may not be written
+# Refused writes
 
 ROWS = [search(), score(), cost(), distillation(), trial(), stage()]
 FLOATS = [

@@ -62,7 +62,7 @@ _TIMES = {
 
 
 def make_old(url: str, revision: str) -> None:
-    """Of a database of today, what it was before later revisions added columns."""
+    """Turn a database of today into what it was before later revisions added columns."""
     engine = create_engine(url)
     with engine.begin() as connection:
         for table, columns in _TIMES.items():

@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 
 @torch.no_grad()
 def contributions(model: PreTrainedModel, layers: nn.ModuleList, ids_BT: Tensor) -> list[Array]:
-    """What each layer adds to its input, seen from outside: [B, T, D] each."""
+    """The contribution of each layer to its input, seen from outside: [B, T, D] each."""
     seen: list[Array] = []
 
     def keep(_: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
@@ -133,7 +133,7 @@ def test_memory_bounds_change_nothing(monkeypatch: pytest.MonkeyPatch, numbers: 
 def disconnected(reads_too: tuple[int, int] | None = None) -> Parent:
     """Four blocks, each of which reads and writes eight coordinates of its own, its attention adding nothing.
 
-    What another block writes reaches it through the RMS norm's denominator alone, which scales what it reads; with a
+    The output of another block reaches it only through the RMS norm's denominator, which scales its input; with a
     ReLU gate that scales what it adds, and no cosine changes. `reads_too` (i, j): block j reads block i's as well.
     """
     sizes = {"num_hidden_layers": 4, "hidden_act": "relu", "attention_bias": False, "mlp_bias": False}

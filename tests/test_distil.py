@@ -48,7 +48,7 @@ def test_nothing_of_the_parent_moves() -> None:
     assert [name for name, parameter in parent.model.named_parameters() if parameter.grad is not None] == []
     for name, tensor in parent.model.state_dict().items():
         assert torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8)), name
-    # What was trained did move, in a memory of its own.
+    # The trained weights did move, in a memory of their own.
     own = {tensor.data_ptr() for tensor in parent.model.state_dict().values()}
     for distilled in found.values():
         assert all(tensor.data_ptr() not in own for tensor in distilled.weights.values())

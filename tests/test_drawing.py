@@ -1,4 +1,4 @@
-"""What trains, what scores and what evaluates is of one kind, shares no text, and the summary tells its sources."""
+"""Text that trains, scores and evaluates is drawn alike and disjoint, and the summary tells its sources."""
 
 import json
 import unicodedata
@@ -102,7 +102,7 @@ def test_a_paragraph_that_all_documents_share_is_in_one_set(tmp_path: Path, toke
 
 
 def test_much_more_text_than_is_wanted_is_read_in_part(tmp_path: Path) -> None:
-    """Of every source the same share, so that the last has its own."""
+    """The same share of every source, so that the last has its own."""
     paths = [tmp_path / f"{name}.jsonl" for name in ("large", "middle", "small")]
     for path, count in zip(paths, (9000, 6000, 3000), strict=True):
         path.write_text("\n".join(json.dumps({"text": text}) for text in stories(count, seed=count)))

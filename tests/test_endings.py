@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARED
 from searches import assert_files_are_whole, command, environment, job, nas, rows, started, the_error, wait_for
 
-_LAST_WORD = "interrupted; nothing finished is lost, the same command goes on from here"
+_LAST_WORD = "interrupted; finished work is kept, and the same command resumes"
 _STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 _SLOW_TO_END = """
 import signal, time
@@ -53,7 +53,7 @@ def _ends_like_ctrl_c(running: "subprocess.Popen[str]", said: str, home: Path) -
 @pytest.mark.parametrize(("sent", "status"), _STOPS)
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_signals_in_a_row_are_one(sent: signal.Signals, status: int, times: int) -> None:
-    """What has begun to end is not disturbed."""
+    """A process that has begun to end is not disturbed."""
     line: list[Any] = [sys.executable, "-c", _SLOW_TO_END]
     running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(running, "begun")
@@ -106,7 +106,7 @@ with clear_errors(), Store.open(sys.argv[1]) as store:
 
 
 def test_a_signal_waits_for_a_write(copy: Path) -> None:
-    """Of a transaction that is left open the database would stay locked."""
+    """A transaction left open would keep the database locked."""
     line: list[Any] = [sys.executable, "-c", _WRITES, str(copy / "home/nas.db")]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (143, f"{_LAST_WORD}\n")

@@ -167,7 +167,7 @@ class TestEveryKind:
         choice = of_kind(name, 1)
         (found,) = distilled(parent, [choice], tokens=8192).values()
         assert found.loss_trained is not None
-        # What is as close as that from the start is only kept there.
+        # Weights that are as close from the start only stay there.
         assert found.loss_trained < max(found.loss_first_weights, found.loss_least_squares or 0.0, 2e-3)
         assert all(torch.isfinite(tensor).all() for tensor in found.weights.values())
 

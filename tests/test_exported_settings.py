@@ -1,4 +1,4 @@
-"""What an export says of itself: its parent's settings, each exception on purpose, and nothing that was left by work
+"""The settings of an export: its parent's settings, each exception on purpose, and nothing that was left by work
 on the child."""
 
 import json
@@ -42,7 +42,7 @@ HEALED = "kv2+ffn16 skip+ffn48 kv4+ffn48 kv4+skip kv4+ffn48 kv1+ffn48"
 
 
 def tokens_of_each_forward(model: Any, ids_BT: Tensor, **how: Any) -> list[int]:
-    """What each forward of `generate` reads of a sequence."""
+    """The tokens of a sequence that each forward of `generate` reads."""
     seen: list[int] = []
     hook = model.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
     model.generate(ids_BT, max_new_tokens=5, pad_token_id=0, eos_token_id=None, **how)
@@ -74,7 +74,7 @@ def saved(folder: Path, settings: object, **in_config: Any) -> Path:
     return folder
 
 
-# What work leaves
+# Traces of work
 
 
 def test_healing_timing_and_evaluating_change_no_setting(tmp_path: Path) -> None:
@@ -283,8 +283,6 @@ def test_a_second_name_is_told_the_first(finished: Path, tmp_path: Path) -> None
     shutil.copytree(finished / "home", tmp_path / "home")
     again = nas(tmp_path / "home", "search", job(tmp_path, name="other"))
     assert again.returncode == 0, again.stdout + again.stderr
-    assert (
-        "other: this parent, text, space and scenario are the search tiny already; it keeps that name" in again.stdout
-    )
+    assert "other: this parent, text, space and scenario belong to the search tiny; it keeps that name" in again.stdout
     assert "\nsearch tiny (" in again.stdout
     assert [search["name"] for search in rows(tmp_path / "home", "search")] == ["tiny"]

@@ -39,7 +39,7 @@ def traffic(hook: Hook, hits: list[int], misses: list[int]) -> Traffic:
 def played(
     machine: MemoryHierarchy, hooks: list[Hook], capacities: tuple[int, ...], tokens: int, seed: int
 ) -> list[Traffic]:
-    """Of one FFN and one sequence: random activations, of which half are kept."""
+    """The traffic of one FFN and one sequence: random activations, of which half are kept."""
     generator = torch.Generator().manual_seed(seed)
     traffics = []
     for hook, capacity in zip(hooks, capacities, strict=True):
@@ -143,7 +143,7 @@ def test_the_rate_is_the_mean_of_the_sequences_rates() -> None:
 @pytest.mark.parametrize("concurrent", [False, True])
 @pytest.mark.parametrize("gamma", [1, 0.3])
 def test_blocks_add_up_to_the_whole_model(concurrent: bool, gamma: float) -> None:
-    """Of sparse FFNs alone, the whole simulation: the same slots, the same traffic, the same seconds."""
+    """The whole simulation, of sparse FFNs alone: the same slots, the same traffic, the same seconds."""
     machine = dataclasses.replace(MACHINE, dram_bytes=4500, concurrent=concurrent, gamma=gamma)
     static, layers = Static(1000, 300, 200), 3
     block = [Hook(32, 24, 2), Hook(48, 16)]

@@ -21,7 +21,7 @@ from nas.forget import Numbers
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a search with four trials, the first of them built, and of another with one."""
+    """A store with a search of four trials, the first of them built, and another search with one."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("NAS_HOME", str(home))

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("parent"), None)
 
 
-# What the parent says, and what of it is left out.
+# The parent's settings, and those that are left out.
 ODD: dict[str, tuple[dict[str, Any], set[str]]] = {
     "sampling that is off": ({"temperature": 0.9, "top_p": 0.6, "min_p": 0.1}, {"temperature", "top_p", "min_p"}),
     "sampling": ({"do_sample": True, "temperature": 0.9, "top_k": 5, "num_return_sequences": 3}, set()),

@@ -37,7 +37,7 @@ def small() -> tuple[Parent, PuzzleNasForCausalLM, Tensor]:
 
 
 def losses(checkpoints: Path) -> list[float]:
-    """What the trainer logged by its last checkpoint."""
+    """The trainer's log by its last checkpoint."""
     last = get_last_checkpoint(str(checkpoints))
     assert last is not None
     history = json.loads(Path(last, "trainer_state.json").read_text())["log_history"]

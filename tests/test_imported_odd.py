@@ -27,7 +27,7 @@ def replacement(layers: list[Any], kl: float, memory: float) -> dict[str, Any]:
 
 
 def replacements() -> dict[str, Any]:
-    """Of layers 4 to 6; by hand, within 700: "full" at 4 and "fused" at 5..6, 0.25 and 660."""
+    """A table of layers 4 to 6; by hand, within 700: "full" at 4 and "fused" at 5..6, 0.25 and 660."""
     found = {}
     for layer in (4, 5, 6):
         for name, kl, memory in (("full", 0.0, 400), ("half", 0.1 * (layer - 3), 250), ("none", 0.9, 10)):

@@ -1,4 +1,4 @@
-"""What makes the exact solver fast, part by part, against exhaustive search: prices, exchanges, labels, MIP solvers."""
+"""The parts that make the exact solver fast, against exhaustive search: prices, exchanges, labels, MIP solvers."""
 
 import math
 import random
@@ -283,7 +283,7 @@ def test_a_time_out_without_a_solution_says_so() -> None:
 
 
 def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
-    """Of three; of two that can be met alone, both are at fault."""
+    """There are three limits; two of them can be met alone, and both are at fault."""
     problem = out_of_reach()
     with pytest.raises(Infeasible) as caught:
         settled(problem, Answer("infeasible"), time_limit_s=1e-9)
@@ -296,7 +296,7 @@ def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
 
 
 def test_without_time_for_it_no_least_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another limit leaves is the least only where that is proven."""
+    """The value that another limit leaves is the least only if that is proven."""
     options = tuple(
         Option(slot, 1, name, 0.0, {"a": a, "b": 3.0 - a}) for slot in range(2) for name, a in (("x", 1.0), ("y", 2.0))
     )
@@ -360,7 +360,7 @@ def test_what_can_never_be_chosen_blurs_no_mip_solver(outlier: float, monkeypatc
 
 
 def filling(layers: int, names: int, share: float) -> Program:
-    """What is minimised is what is limited: a tiling is as near to the bound as it is full, and billions nearly are."""
+    """The objective is the limited cost: a tiling is as near to the bound as it is full, and billions nearly are."""
     costs = np.random.default_rng(0).uniform(0, 1, (layers, names))
     costs[:, 0], costs[:, -1] = 1, 0
     firsts, values = np.repeat(np.arange(layers), names), costs.ravel()

@@ -1,4 +1,4 @@
-"""What the report says for and against each option."""
+"""The report's arguments for and against each option."""
 
 import rows
 

@@ -1,4 +1,4 @@
-"""What a submitted job looks for on a head, under Pythons that have all of it, and none."""
+"""The checks of a submitted job on a head, under Pythons that have all of it, and none."""
 
 import json
 import shutil

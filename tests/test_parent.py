@@ -190,7 +190,7 @@ def test_a_parent_packs_to_the_bit(family: str, dtype: torch.dtype) -> None:
 
 
 def test_a_trained_parent_reads_its_text(trained_parent: Parent, text_ids: torch.Tensor) -> None:
-    """What the other tests call trained is: far better than chance."""
+    """The parent that other tests call trained is far better than chance."""
     found = logits(trained_parent.model, text_ids[:16])[:, :-1].flatten(0, 1)
     loss = torch.nn.functional.cross_entropy(found, text_ids[:16, 1:].flatten())
     assert loss < 0.7 * torch.tensor(float(trained_parent.shape.vocabulary)).log()

@@ -1,4 +1,4 @@
-"""What a job cannot have is said before its parent is loaded, Ray is started or anything is written."""
+"""Impossible jobs are refused before the parent is loaded, Ray is started or anything is written."""
 
 import json
 import os

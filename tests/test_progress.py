@@ -100,7 +100,7 @@ def test_two_tasks_do_not_take_turns_at_saying_what_they_do() -> None:
 
 
 def test_time_left_is_at_the_speed_since_something_was_done() -> None:
-    """What comes before, starting and loading, says nothing of it; nor does the first report by itself."""
+    """Starting and loading, which come before, say nothing of it; nor does the first report by itself."""
     clock = Clock()
     shown = Bar(piped(), "distil blocks", "tokens", 65536, "starting workers", clock=clock)
     heard = shown.expect([65536])

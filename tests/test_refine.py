@@ -143,7 +143,7 @@ def test_options_that_span_slots_are_taken_and_left() -> None:
 
 
 def test_the_context_of_an_architecture_tells_what_exchanges_are_worth() -> None:
-    """Of one option exactly; of two with what the pair adds."""
+    """The prediction is exact for one option, and for two it includes what the pair adds."""
     problem = problem_of(3)
     truth, line = truth_of(problem, 3), line_of(problem)
     rng = random.Random(0)

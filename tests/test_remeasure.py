@@ -143,7 +143,7 @@ def test_remeasuring_replaces_all_times_and_what_was_summed_of_them(copy: Path, 
     assert trial.predicted_latency_s == pytest.approx(known.predicted(trial.details["choices"])["predicted_latency_s"])
     parent_s = sum(after[str(part)]["prefill_s"] for part in ["fixed", *known_own(known)])
     assert known.parent.prefill_s == pytest.approx(parent_s)
-    assert trial.contention is not None, "the child's times were of unknown contention, and are taken again"
+    assert trial.contention is not None, "the child's times had an unknown contention, and are measured again"
     assert trial.status == "optimal"
 
 
@@ -174,7 +174,7 @@ def test_a_search_on_a_busy_machine_stops_for_that_and_goes_on_when_it_may(copy:
         done = here(home, "search", strict, "--remeasure")
     assert done.returncode == 1
     error = the_error(done.stderr)
-    assert "too bad to hold the budget against" in error
+    assert "too noisy for this budget" in error
     assert "a CPU contention of " in error
     assert "at most 1% is allowed" in error
     assert "measure.worst_contention" in error

@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Store:
 
 @dataclass
 class Seen(HTMLParser):
-    """What a browser would see: text by section, tooltips, and everything that could load something."""
+    """The page as a browser would see it: text by section, tooltips, and everything that could load something."""
 
     sections: dict[str, str] = field(default_factory=dict)
     titles: list[str] = field(default_factory=list)

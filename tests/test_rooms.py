@@ -45,7 +45,7 @@ def who_imports(*packages: str) -> set[str]:
 
 
 def attributes_of(module: str, path: Path) -> set[str]:
-    """What of a module a file uses, as `module.name`."""
+    """The attributes of a module that a file uses, as `module.name`."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)]
     return {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == module}
 

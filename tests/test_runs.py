@@ -1,4 +1,4 @@
-"""What a dependency matrix offers to join: runs of FFNs and windows of blocks, on matrices made by hand."""
+"""The blocks that a dependency matrix offers to join: runs of FFNs and windows of blocks, on matrices made by hand."""
 
 from collections.abc import Sequence
 from itertools import combinations

@@ -80,7 +80,7 @@ def test_stopped_by_the_user_then_killed_it_ends_the_same(finished: Path, timed:
     wait_for(running, "distil blocks: ")
     said = stop_group(running, signal.SIGINT)
     assert running.returncode == 130
-    assert said.splitlines()[-1] == "interrupted; nothing finished is lost, the same command goes on from here"
+    assert said.splitlines()[-1] == "interrupted; finished work is kept, and the same command resumes"
     assert "Traceback" not in said
     assert [search["status"] for search in rows(home, "search")] == ["interrupted"]
     assert_files_are_whole(home)

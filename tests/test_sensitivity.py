@@ -1,4 +1,4 @@
-"""What a limit is worth and which options were almost chosen, against exhaustive search."""
+"""The price of a limit, and the options that were almost chosen, against exhaustive search."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a command says while it works, piped: what it does at once, and how far it is from then on.
+"""The output of a command while it works, piped: its task at once, and its progress from then on.
 
 Each runs as a user runs it, and every line is heard with the second it came at.
 """
@@ -30,7 +30,7 @@ def assert_spoken(done: Listened) -> None:
 
 
 def told(done: Listened, stage: str) -> list[str]:
-    """What was said of a stage."""
+    """The lines about a stage."""
     return [line.line.removeprefix(f"{stage}: ") for line in done.lines if line.line.startswith(f"{stage}: ")]
 
 

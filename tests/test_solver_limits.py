@@ -1,4 +1,4 @@
-"""What an exact search may hold and how it ends, in processes of their own: memory as counted, signals at any stage."""
+"""The memory of an exact search and how it ends, in processes of their own: memory as counted, signals at any stage."""
 
 import json
 import math
@@ -31,7 +31,7 @@ HEARD_S = 8.0
 
 
 def runs(layers: int = 100, names: int = 4, longest: int = 50, seed: int = 0) -> Problem:
-    """What is minimised is what is limited, and there are runs of every length: partial tilings without number, at many
+    """The objective is the limited cost, and there are runs of every length: countless partial tilings, at many
     slots at once."""
     rng = random.Random(seed)
     options = []
@@ -98,7 +98,7 @@ def solving(problem: str, asked: str) -> "subprocess.Popen[str]":
 
 
 def ended(running: "subprocess.Popen[str]", sent: signal.Signals) -> int:
-    """What it ends with when the process, not its group, is sent a signal. Nothing of it is left."""
+    """The exit status after a signal to the process, not to its group. Nothing of it is left."""
     family = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(sent)
     try:

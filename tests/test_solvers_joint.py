@@ -32,7 +32,7 @@ def problems(draw: st.DrawFn) -> Problem:
 
 
 def true_score(chosen: dict[int, str], problem: Problem) -> float:
-    """Of one name per slot: what was scored together by its joint score."""
+    """The score of one name per slot: pairs that were scored together count with their joint score."""
     known = {option.key: option.score for option in problem.options}
     total = 0.0
     for layer in range(LAYERS):

@@ -77,7 +77,7 @@ def test_a_prediction_says_how_far_it_may_be_off_and_what_its_times_were_taken_u
     found = {row.what: (row.parent, row.child) for row in comparison(search, trial)}
     assert found["latency, predicted"] == ("4.00 s ± 50.0 ms", "1.00 s ± 30.0 ms (25.0%)")
     assert found["  CPU contention"] == ("4%", "33%")
-    # Of 11 tokens in 4 s, and of 10 a second: as large a share as the latency's.
+    # 11 tokens in 4 s, and 10 a second: the error is as large a share as the latency's.
     assert found["throughput, predicted"] == ("2.75 tok/s ± 0.0344 tok/s", "10.0 tok/s ± 0.300 tok/s (363.6%)")
     assert found["decode, predicted"] == ("200 ms ± 3.00 ms", "10.0 ms ± ? (5.0%)")
 

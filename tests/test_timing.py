@@ -1,4 +1,4 @@
-"""What times are made of, without a word on how fast anything is."""
+"""The parts of a time, without a word on how fast anything is."""
 
 import math
 import subprocess
@@ -207,7 +207,7 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
 
 
 def test_what_other_programs_take_of_the_cores_needed_is_told() -> None:
-    """Of a machine's cores all are needed, or one: then the others may be taken."""
+    """A timing needs all cores of a machine, or one: then the others may be taken."""
     cores = usable_cores()
     every, one = (Watch(replace(SCENARIO, threads=threads)) for threads in (cores, 1))
     endless = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]

@@ -104,7 +104,7 @@ def test_code_is_passed_by_where_transformers_has_a_class(
     loaded = load_tokenizer(folder)
     assert loaded(TEXT)["input_ids"] == tokenizer()(TEXT)["input_ids"]
     assert not ran.exists()
-    # What is written points at no code either.
+    # The written tokenizer points at no code either.
     loaded.save_pretrained(tmp_path / "out")
     assert "auto_map" not in (tmp_path / "out/tokenizer_config.json").read_text()
 

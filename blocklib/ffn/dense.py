@@ -78,7 +78,7 @@ def norm_weights(layer: ParentLayer) -> dict[str, Tensor]:
 
 
 def hidden_values(weights: Weights, input_ND: Tensor, shape: Shape) -> Tensor:
-    """What the down projection of a dense FFN reads, [N, F], for inputs behind the norm, [N, D]."""
+    """The input of a dense FFN's down projection, [N, F], for inputs behind the norm, [N, D]."""
 
     def projected(name: str) -> Tensor:
         return functional.linear(input_ND, weights[f"mlp.{name}.weight"], weights.get(f"mlp.{name}.bias"))
@@ -91,7 +91,7 @@ def hidden_values(weights: Weights, input_ND: Tensor, shape: Shape) -> Tensor:
 
 
 def dense_output(layer: ParentLayer, shape: Shape) -> Tensor:
-    """What a layer's dense FFN gives for the calibration tokens, [N, D], in float32."""
+    """The output of a layer's dense FFN for the calibration tokens, [N, D], in float32."""
     own = {name: tensor.float() for name, tensor in layer.weights.items() if name.startswith("mlp.")}
     outputs = [
         functional.linear(

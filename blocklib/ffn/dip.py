@@ -1,7 +1,7 @@
 """`dipN`: the parent's FFN, of which each token reads N % (Dynamic Input Pruning, arXiv 2412.01380, section 4).
 
-Of the input, the channels of largest magnitude are kept, the same for gate and up; of the hidden values computed from
-them, the largest are kept for down. Nothing is rescaled. `dip_thresholdN` keeps what exceeds two thresholds, calibrated
+The input channels of largest magnitude are kept, the same for gate and up; the largest of the hidden values computed
+from them are kept for down. Nothing is rescaled. `dip_thresholdN` keeps what exceeds two thresholds, calibrated
 to keep as much, which spares the search for the largest. The weights are the parent's, stored a row per input channel
 and a row per neuron, so that a single token reads the rows it needs and no others; many tokens together need nearly
 all, and are multiplied densely, masked. A few are taken one by one, as long as that reads no more than a dense pass.
@@ -71,7 +71,7 @@ class PrunedFFN(nn.Module):
         return hidden
 
     def mask(self, values: torch.Tensor, kept: int, threshold: str) -> torch.Tensor:
-        """What of the last dimension is kept."""
+        """The mask of the kept part of the last dimension."""
         sizes = values.detach().abs()
         if self.by_threshold:
             return ~(sizes <= self.get_parameter(threshold))  # NaN is kept, as the largest there is.
@@ -85,7 +85,7 @@ class PrunedFFN(nn.Module):
 
 
 def kept_indices(scores: torch.Tensor, kept: int) -> torch.Tensor:
-    """Of the last dimension, the indices of the `kept` largest, in no order."""
+    """The indices of the `kept` largest in the last dimension, in no order."""
     return scores.topk(kept, dim=-1, sorted=False).indices
 
 

@@ -103,7 +103,7 @@ class FastFeedforward(nn.Module):
         return row_product(hidden, self.down_weight[leaf]) + self.down_bias[leaf]
 
     def hidden(self, tokens: torch.Tensor, leaves: slice) -> torch.Tensor:
-        """What the down projections of some leaves read, side by side, [N, M]."""
+        """The inputs of the down projections of some leaves, side by side, [N, M]."""
 
         def projected(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             flat_bias = None if bias is None else bias[leaves].flatten()
@@ -138,7 +138,7 @@ class FastFeedforward(nn.Module):
 
 
 def decision_entropy(logit: torch.Tensor) -> torch.Tensor:
-    """Of each decision, in nats, 0 to ln 2: the same for either side, so region leak does not change it."""
+    """The entropy of each decision, in nats, 0 to ln 2: the same for either side, so region leak does not change it."""
     certainty = logit.abs()
     return functional.softplus(-certainty) + certainty * torch.sigmoid(-certainty)
 

@@ -23,7 +23,7 @@ from blocklib.shape import Shape
 
 _RIDGE = 1e-2
 _LARGEST = 128
-"""Of the side: first weights solve for the values of all slots at once."""
+"""The most slots along a side: initial weights solve for the values of all slots at once."""
 
 
 class ProductKeyMemory(nn.Module):

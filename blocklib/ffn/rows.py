@@ -20,7 +20,7 @@ class RowLinear(nn.Module):
         return output if self.bias is None else output + self.bias
 
     def picked(self, index_K: torch.Tensor, values_K: torch.Tensor) -> torch.Tensor:
-        """What `forward` gives, [out], for one input vector that is `values_K` at `index_K` and 0 elsewhere."""
+        """The output of `forward`, [out], for one input vector that is `values_K` at `index_K` and 0 elsewhere."""
         output = weighted_rows(self.weight, index_K, values_K)
         return output if self.bias is None else output + self.bias
 

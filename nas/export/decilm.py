@@ -5,7 +5,7 @@ attention or none, a gated FFN or none, in every layer. The child's subblocks ar
 take; a fused run is one wide FFN. Whatever an engine of the three would refuse, or load and compute wrongly, is refused
 here.
 
-What was checked against what: each export is reloaded by `nas/export/read_decilm.py`, a reader written from the
+How it was checked: each export is reloaded by `nas/export/read_decilm.py`, a reader written from the
 engines' sources, and its logits are compared with the child's. The engines themselves are not run.
 """
 
@@ -116,7 +116,7 @@ def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
 
 
 def _attention_fault(subblock: Subblock, shape: Shape) -> str:
-    """What about it the format cannot say; empty where nothing is."""
+    """The part of it that the format cannot express; empty if there is none."""
     if subblock == SKIP:
         return ""
     if subblock.kind != "kv":

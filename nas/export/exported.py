@@ -1,4 +1,4 @@
-"""What an export leaves behind: a folder that is whole or absent, its model card, and the result.
+"""The result of an export: a folder that is whole or absent, its model card, and the result.
 
 Knows no format. Every exporter writes into `whole_folder`, reloads what it wrote there, and only then lets it appear
 under its own name.

@@ -1,4 +1,4 @@
-"""What a search was asked, spelled out for someone who never saw its job file, and whether a trial meets it.
+"""The request of a search, spelled out for someone who never saw its job file, and whether a trial meets it.
 
 Knows how a scenario and a budget read as text. Does not know how a budget is solved for.
 """
@@ -96,8 +96,8 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Ver
 
 
 def measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:
-    """What was `found` of a trial's cost, as a share of the parent's: as measured beside it, else of what the parent's
-    parts sum to."""
+    """A trial's cost `found`, as a share of the parent's: as measured beside it, else of the sum that the parent's
+    parts make."""
     if cost == "latency_s" and trial.latency_ratio is not None:
         return trial.latency_ratio
     return found / (trial.details.get("parent", {}).get(cost) or predicted_parent)

@@ -1,4 +1,4 @@
-"""What was offered, and why it was chosen or not: each option's score and cost over its layers, sparse ones beside
+"""The options offered, and why each was chosen or not: each option's score and cost over its layers, sparse ones beside
 their control.
 
 The control of a sparse FFN is the dense one of the same active width (`blocklib.kinds.control`), found here as the
@@ -101,7 +101,7 @@ def _error(group: Sequence[_Known], cost: str, scenario: Scenario, own: float) -
 
 
 def _own_cost(choice: Choice, own: dict[tuple[Role, int], float]) -> float:
-    """What the parent itself costs at the slots of `choice`, a run's swallowed attentions included."""
+    """The cost of the parent itself at the slots of `choice`, a run's swallowed attentions included."""
     slots = range(choice.first_slot, choice.first_slot + choice.span)
     return sum(own.get(("ffn" if slot % 2 else "attention", slot // 2), 0.0) for slot in slots)
 

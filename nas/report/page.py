@@ -68,7 +68,7 @@ def _is_measured(trial: models.Trial) -> bool:
 def _sections(
     store: Store, search: models.Search, trials: Sequence[models.Trial], chosen: models.Trial | None
 ) -> dict[str, Any]:
-    """What the template shows, by the names it uses."""
+    """The values that the template shows, by the names it uses."""
     options, budget = store.options(search.id), budget_of(search, chosen)
     child = Architecture.parse(chosen.architecture) if chosen else None
     metric = search.request["score"]["metric"]
@@ -144,7 +144,7 @@ _STAGES = {
     "heal": ("heal and evaluate the child", "child", "children"),
     "export": ("export the child and load it again", "", ""),
 }
-"""What each stage does, and what it counts: one, and several of them."""
+"""A description of each stage, and its unit: one, and several of them."""
 
 
 def _stage_lines(stages: Sequence[models.Stage]) -> tuple[StageLine, ...]:
@@ -172,7 +172,7 @@ def _work(stage: str, count: int) -> str:
 
 
 def environment() -> Environment:
-    """What renders our templates, with the filters they use."""
+    """The environment that renders our templates, with the filters they use."""
     made = Environment(
         loader=PackageLoader("nas", "templates"),
         autoescape=True,

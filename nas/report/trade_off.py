@@ -34,7 +34,7 @@ class TradeOff:
 
     @property
     def no_dearer(self) -> str:
-        """What those of no more cost are, in words."""
+        """A name for those of no more cost, in words."""
         return f"{self.cost} or {'more' if self.cost == 'throughput' else 'less'}"
 
     @property

@@ -8,5 +8,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Of searches that are there it is not known, until they are run again."""
+    """It is unknown for existing searches until they run again."""
     op.add_column("search", sa.Column("score_text", sa.Text(), nullable=True))

@@ -14,7 +14,7 @@ _TRIAL = (
 
 
 def upgrade() -> None:
-    """Of what is there already it is not known."""
+    """It is unknown for existing rows."""
     for table, columns in {"cost": _COST, "trial": _TRIAL}.items():
         for name in columns:
             op.add_column(table, sa.Column(name, sa.Double(), nullable=True))

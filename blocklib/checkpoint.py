@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blocklib.family import FAMILIES, UnsupportedModel, scaled_positions
+from blocklib.errors import CheckpointError, UnsupportedModelError
+from blocklib.family import FAMILIES, scaled_positions
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _AGAIN = "copy or download the checkpoint again (hf download ID --local-dir FOLDER)"
@@ -43,17 +44,6 @@ _QUANTISED = re.compile(
 _OLD_BUFFERS = re.compile(
     r"(rotary_emb\.inv_freq|(^|\.)h\.\d+\.attn\.(attention\.)?(bias|masked_bias)|(^|\.)position_ids)$"
 )
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used as it is: which file, what is wrong with it, and what to do."""
-
-    def __init__(self, file: Path | str, cause: str, remedy: str):
-        super().__init__(file, cause, remedy)
-        self.file, self.cause, self.remedy = file, cause, remedy
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.cause}; {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -94,8 +84,8 @@ class Checkpoint:
 def inspect(folder: Path) -> Checkpoint:
     """Read what the files of a checkpoint say.
 
-    Raises FileNotFoundError for what is not there, UnsupportedModel for another family, and CheckpointError for files
-    that are cut, damaged, or pointers of git-lfs, and for what no parent can be: quantised, or of unequal layers.
+    Raises FileNotFoundError for what is not there, UnsupportedModelError for another family, and CheckpointError for
+    files that are cut, damaged, or pointers of git-lfs, and for what no parent can be: quantised, or of unequal layers.
     """
     config = read_configuration(folder)
     generation = folder / "generation_config.json"
@@ -229,7 +219,7 @@ def _check_family(file: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(file, "has no model_type", f"add the model's; supported: {supported}")
     if not isinstance(kind, str) or kind not in FAMILIES:
         code = "; its own code (auto_map) is not run" if config.get("auto_map") else ""
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{file}: model_type {kind!r} is not of a supported family{code}; supported: {supported}"
         )
 

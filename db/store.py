@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from db import queries
 from db.connect import Access, can_write, connect, explained, locate
+from db.errors import QueryError
 from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
@@ -42,7 +43,6 @@ from db.models import (
 )
 from db.patience import USUAL, Patience
 from db.proofs import take_better_proof
-from db.queries import QueryError
 from db.replaced import replace_costs
 from db.rows import checked, table_of, values
 from db.twins import lock, merged, share, with_twins
@@ -82,8 +82,8 @@ class Store:
         not be written will do.
 
         `url` is an SQLAlchemy URL or the path of an SQLite file; by default NAS_DB, else `nas.db` in NAS_HOME, else in
-        `~/.puzzle-nas`. `patience` is with other processes that lock it. Raises DatabaseTooNew, Foreign, or
-        DatabaseError where it cannot be opened.
+        `~/.puzzle-nas`. `patience` is with other processes that lock it. Raises DatabaseTooNewError,
+        ForeignDatabaseError, or DatabaseError where it cannot be opened.
         """
         place = locate(url)
         engine = connect(place, access, patience)
@@ -131,7 +131,7 @@ class Store:
                 raise ValueError(f"no search has the id {search_id!r}")
 
     def set_removal(self, search_id: str, removal: dict[str, Any]) -> None:
-        """Keep what was measured of the parent without whole layers. Raises BadRow."""
+        """Keep what was measured of the parent without whole layers. Raises RowError."""
         written = checked(Search, {"removal": removal}, f"search {search_id}")
         with self._writing() as session:
             session.execute(update(Search).where(Search.id == search_id).values(written))
@@ -167,7 +167,7 @@ class Store:
         return self._measured(Score, keys)
 
     def add_scores(self, rows: Sequence[Score]) -> None:
-        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(Score, rows)
 
     def costs(self, keys: Collection[str]) -> dict[str, Cost]:
@@ -175,12 +175,12 @@ class Store:
         return self._measured(Cost, keys)
 
     def add_costs(self, rows: Sequence[Cost]) -> None:
-        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(Cost, rows)
 
     def replace_costs(self, rows: Sequence[Cost]) -> None:
         """Write each, in place of what its key had; a search of such a cost is no longer measured to the end, until it
-        is run again. Raises BadRow and then keeps none."""
+        is run again. Raises RowError and then keeps none."""
         with self._writing() as session:
             replace_costs(session, self._insert(table_of(Cost)), rows)
 
@@ -189,7 +189,7 @@ class Store:
         return self._measured(Distillation, keys)
 
     def add_distillations(self, rows: Sequence[Distillation]) -> None:
-        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(Distillation, rows)
 
     # What a search chose from
@@ -272,7 +272,7 @@ class Store:
 
     def update_trial(self, trial_id: int, **columns: Any) -> Trial:
         """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
-        are put into the parent's. Raises BadRow for a column the table has not, ValueError where there is no such
+        are put into the parent's. Raises RowError for a column the table has not, ValueError where there is no such
         trial."""
         fixed = sorted({"id", "key", "search_id", "created_at"} & columns.keys())
         if fixed:

@@ -14,11 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nas.strict_json import TableError, check_keys, document, is_number, kind, leaves, number, read, taken, whole
+from nas.errors import TableError
+from nas.strict_json import check_keys, document, is_number, kind, leaves, number, read, taken, whole
 from nas.units import did_you_mean
 from solvers.problem import Limit, Option, Problem
 
-__all__ = ["Entry", "Imported", "TableError", "load", "parse", "parse_limits"]
+__all__ = ["Entry", "Imported", "load", "parse", "parse_limits"]
 
 _LAYER = re.compile(r"(?:.*[^0-9])?([0-9]+)")
 _LIMIT = re.compile(r"\s*([^<>=]+?)\s*(<=|>=|=)\s*(.+?)\s*")

@@ -22,6 +22,7 @@ from nas.cluster import Cluster
 from nas.costs import measure_costs, parent_costs, write_options
 from nas.deliver import deliver
 from nas.effort import Effort, shown
+from nas.errors import BudgetNotMetError
 from nas.explain import explain
 from nas.job import Job, prepare
 from nas.predicted import predict_again
@@ -31,7 +32,7 @@ from nas.refined import solve_refined
 from nas.report import write_report
 from nas.request import Request
 from nas.sample import sample
-from nas.solve import BudgetNotMet, Measured, measured, solve, trial_row
+from nas.solve import Measured, measured, solve, trial_row
 from nas.stages import (
     Shared,
     build_library,
@@ -141,7 +142,7 @@ def _within_budget(
         while len(tried) < ATTEMPTS:
             try:
                 solution, distance = _solution(store, known, solve_for, console)
-            except (BudgetNotMet, TimeoutError) as error:
+            except (BudgetNotMetError, TimeoutError) as error:
                 if not tried:
                     raise
                 # The budget itself can be met on paper; the limits that timing has moved cannot, or not in the time.

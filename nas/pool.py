@@ -8,12 +8,14 @@ from typing import Literal
 from db import models
 from db.store import Store
 from nas.effort import USUAL, Effort
+from nas.errors import BudgetNotMetError
 from nas.explain import explain
-from nas.solve import BudgetNotMet, Measured, not_met, proposed
+from nas.solve import Measured, not_met, proposed
 from nas.units import Limit
+from solvers.errors import Infeasible
 from solvers.joint import filled, paired, parted
 from solvers.pool import pool
-from solvers.problem import Infeasible, Solution
+from solvers.problem import Solution
 
 MOST = 1000
 """Answers that may be asked for."""
@@ -72,8 +74,8 @@ def alternatives(
     """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial,
     and is told of, as it is found; stopped by Ctrl-C or after `total_s` seconds, those found stay.
 
-    Raises BudgetNotMet, ValueError for more subblocks than there are or a `count` above MOST, and, with none found,
-    TimeoutError and KeyboardInterrupt.
+    Raises BudgetNotMetError, ValueError for more subblocks than there are or a `count` above MOST, and, with none
+    found, TimeoutError and KeyboardInterrupt.
     """
     check_count(count)
     subblocks = 2 * known.layers
@@ -91,7 +93,7 @@ def alternatives(
             found.append(Alternative(trial, solution, sum(name != first[slot] for slot, name in other.items())))
             tell(found[-1])
     except Infeasible as error:
-        raise BudgetNotMet(not_met(known, budget, error)) from error
+        raise BudgetNotMetError(not_met(known, budget, error)) from error
     except (TimeoutError, KeyboardInterrupt) as error:
         if not found:
             raise

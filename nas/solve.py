@@ -14,11 +14,13 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.effort import USUAL, Effort
+from nas.errors import BudgetNotMetError, UnfinishedSearchError
 from nas.units import COLUMNS, Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
 from solvers.batch_sweep import sweep
+from solvers.errors import Infeasible
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
-from solvers.problem import Infeasible, Option, Problem, Solution
+from solvers.problem import Option, Problem, Solution
 
 METRICS = COLUMNS
 """What a budget's metrics are called among the costs."""
@@ -28,14 +30,6 @@ SCORES = ("kl", "lm_loss")
 BY_EVALUATION = ("refine", "evolution")
 """Solvers that choose by what whole architectures really are: how near their sum of scores is to the least says nothing
 of how good they are."""
-
-
-class Unfinished(ValueError):
-    """A search some options of which were never scored or measured."""
-
-
-class BudgetNotMet(ValueError):
-    """No architecture of the space meets the budget; says which limits, and how far each can be met."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ class Measured:
 def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
     """What the store knows of a search. `metric`, one of `SCORES`, is the request's own unless given.
 
-    Raises Unfinished where something is missing, ValueError for another metric.
+    Raises UnfinishedSearchError where something is missing, ValueError for another metric.
     """
     metric = metric or search.request["score"]["metric"]
     if metric not in SCORES:
@@ -155,7 +149,7 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
     ]
     if not known or missing or "fixed" not in search.parent_costs:
         example = f" (for one, {missing[0]})" if missing else ""
-        raise Unfinished(
+        raise UnfinishedSearchError(
             f"search {search.name} ({search.id}) is not measured to the end{example}; "
             "run `nas search` on its job again, it goes on where it stopped"
         )
@@ -188,12 +182,12 @@ def cost_of(row: models.Cost) -> Cost:
 
 
 def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> Solution:
-    """The best architecture within the budget. Raises BudgetNotMet."""
+    """The best architecture within the budget. Raises BudgetNotMetError."""
     problem = known.problem(budget)
     try:
         found = solve_exactly(paired(problem), **effort.over(known.effort))
     except Infeasible as error:
-        raise BudgetNotMet(not_met(known, budget, error)) from error
+        raise BudgetNotMetError(not_met(known, budget, error)) from error
     return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
 
 
@@ -202,7 +196,7 @@ def solve_across(
 ) -> tuple[Measured, Solution]:
     """The best architecture over searches that differ in their scenario, in the batch size for one, and whose it is.
 
-    A relative limit is of the parent's value in each scenario. Raises BudgetNotMet where none has an answer, and
+    A relative limit is of the parent's value in each scenario. Raises BudgetNotMetError where none has an answer, and
     ValueError where their scores are of different parents or texts, and do not compare.
     """
     _check_comparable(searches)
@@ -212,7 +206,7 @@ def solve_across(
     try:
         name, found = sweep(asked, **effort.over(searches[0].effort))
     except Infeasible as error:
-        raise BudgetNotMet(_none_of(searches, budget, effort, error)) from error
+        raise BudgetNotMetError(_none_of(searches, budget, effort, error)) from error
     options = parted(found.options, problems[name])
     return by_name[name], Solution.of(problems[name], options, found.bound, found.seconds, found.solver)
 
@@ -242,7 +236,7 @@ def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effo
     for known in searches:
         try:
             solve(known, budget, effort)
-        except (BudgetNotMet, TimeoutError) as why:
+        except (BudgetNotMetError, TimeoutError) as why:
             lines.append(f"{known.search.name}: {why}")
     return "\n".join(lines)
 

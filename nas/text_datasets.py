@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nas.errors import TextError
 from nas.sections import HubDataset
 from nas.text_files import TextFile, checked, missing_column
-from nas.text_format import TextError
 
 _ROWS_AT_ONCE = 1000
 _OUR_FORMATS = {"json", "csv", "parquet", "arrow", "text"}

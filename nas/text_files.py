@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from nas.text_format import Format, TextError, format_of, pyarrow, unpacked
+from nas.errors import TextError
+from nas.text_format import Format, format_of, pyarrow, unpacked
 
 STRETCH_CHARACTERS = 1 << 18
 """A longer document is read in stretches of at most so many characters, each a document of its own."""

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blocklib.checkpoint import CheckpointError, check_present, read_json, refuse_pointer
+from blocklib.checkpoint import check_present, read_json, refuse_pointer
+from blocklib.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,6 +3,8 @@
 What counts is what a search holds beside the problem it was given. This file does not know what is held.
 """
 
+from solvers.errors import MemoryLimitError
+
 MEMORY_BYTES = 2e9
 """What a search may take unless it is told otherwise."""
 LEAST_BYTES = 1e8
@@ -10,10 +12,10 @@ LEAST_BYTES = 1e8
 
 
 def enough(memory_bytes: float) -> float:
-    """What is given, checked. Raises ValueError where it is less than `LEAST_BYTES`."""
+    """What is given, checked. Raises MemoryLimitError where it is less than `LEAST_BYTES`."""
     if not memory_bytes >= LEAST_BYTES:
         given, least = f"{memory_bytes / 1e6:g} MB", f"{LEAST_BYTES / 1e6:g} MB"
-        raise ValueError(f"{given} of memory is too little for the exact solver; give at least {least}")
+        raise MemoryLimitError(f"{given} of memory is too little for the exact solver; give at least {least}")
     return memory_bytes
 
 

@@ -83,8 +83,8 @@ def refine(
 
     `gap` is for the first answer, by the scores as they are; time limit and memory for each run of the solver. The same
     worths bring the same proposals, so whoever evaluates and remembers can stop and begin again. Raises Infeasible
-    where the limits cannot be met together, TimeoutError where nothing was found in the time, and ValueError where
-    there is less than one evaluation, or a worth that is not finite.
+    where the limits cannot be met together, SolverTimeoutError where nothing was found in the time, and ValueError
+    where there is less than one evaluation, or a worth that is not finite.
     """
     started = time.monotonic()
     if evaluations < 1 or batch < 1:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas.cluster import Cluster, Report, Unplaceable
+from nas.cluster import Cluster, Report
+from nas.errors import ResourceError
 
 
 class Refused(ValueError):
@@ -101,7 +102,7 @@ def test_out_of_memory_says_what_takes_less(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("asked", [{"cpus": 1000.0}, {"gpus": 64.0}])
 def test_what_no_node_can_hold_is_refused_at_once(cluster: Cluster, asked: dict[str, float]) -> None:
-    with pytest.raises(Unplaceable, match=r"no node has them \(nodes: .* CPUs"):
+    with pytest.raises(ResourceError, match=r"no node has them \(nodes: .* CPUs"):
         list(cluster.run(_square, [(1,)], **asked))
 
 

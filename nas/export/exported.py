@@ -18,10 +18,6 @@ from huggingface_hub import ModelCard
 from nas.permissions import open_as_usual
 
 
-class CannotExport(ValueError):
-    """The format has no place for something the child has."""
-
-
 @dataclass(frozen=True)
 class Exported:
     """A folder that was reloaded and gave the child's logits.

@@ -21,7 +21,8 @@ FORMATS: dict[
 
 
 def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
-    """Raise CannotExport where a child made of such choices could not be written: before any work, not after it."""
+    """Raise UnsupportedExportError where a child made of such choices could not be written: before any work, not after
+    it."""
     if format == "decilm":
         check_decilm(choices, config)
 

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 
 from db import models
 from db.store import Store
+from nas.errors import BudgetNotMetError, UnfinishedSearchError
 from nas.front import Point, front_of
 from nas.report.asked import bounded, measured_share
 from nas.report.plots import Mark, file_bytes, file_format, front_figure, inlined
 from nas.report.whole import write_whole
-from nas.solve import METRICS, BudgetNotMet, Measured, Unfinished, measured
+from nas.solve import METRICS, Measured, measured
 from nas.units import Limit
 
 _POINTS = 20
@@ -58,7 +59,7 @@ def trade_off(
         known = measured(store, search)
         others = tuple(limit for limit in budget if known.ceiling(limit)[0] != summed)
         found = front_of(known, cost, others, _POINTS)
-    except (Unfinished, BudgetNotMet, TimeoutError) as error:
+    except (UnfinishedSearchError, BudgetNotMetError, TimeoutError) as error:
         return TradeOff(cost, why_not=str(error))
     figure, shown = _figure(known, cost, budget, found, trials, chosen)
     description = f"the best predicted score for each {cost}, {len(found)} points, with {shown} trials"

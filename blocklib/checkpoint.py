@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blocklib.errors import CheckpointError, UnsupportedModelError
+from blocklib.errors import CheckpointError, MissingCheckpointError, UnsupportedModelError
 from blocklib.family import FAMILIES, scaled_positions
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -116,7 +116,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     check_present(folder)
     if not file.is_file():
         adapter = "; it holds an adapter: merge that into its base model first" if _has_adapter(folder) else ""
-        raise FileNotFoundError(
+        raise MissingCheckpointError(
             f"{folder} holds no config.json: give a folder saved by save_pretrained, or a hub id{adapter}"
         )
     config = read_json(file)
@@ -141,7 +141,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
 def check_present(folder: Path) -> None:
     """Raise FileNotFoundError where a folder is not there: moved, renamed, or another machine's."""
     if not folder.exists():
-        raise FileNotFoundError(f"{folder} is gone, or is not on this machine: put the checkpoint there again")
+        raise MissingCheckpointError(f"{folder} is gone, or is not on this machine: put the checkpoint there again")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def _weight_files(folder: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
             return {}, (folder / name,)
     others = sorted({path.name for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern)})
     other = f"; {enumerated(others)}: of another layout, to be converted to safetensors" if others else ""
-    raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)}{other}")
+    raise MissingCheckpointError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)}{other}")
 
 
 def weight_map(index: Path) -> dict[str, str]:

@@ -48,5 +48,5 @@ class MissingSubblockError(BlocklibError, FileNotFoundError):
     """A subblock is not in the library: it was never built, or was deleted since."""
 
 
-class FileWriteError(BlocklibError, OSError):
-    """A file of weights cannot be written."""
+class WeightsFileError(BlocklibError, OSError):
+    """A file of weights that this package keeps cannot be written, or is damaged."""

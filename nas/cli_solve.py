@@ -11,6 +11,7 @@ from rich.console import Console
 from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.endings import INTERRUPTED
+from nas.errors import UsageError
 from nas.printed import (
     NOT_KEPT,
     answered,
@@ -109,7 +110,7 @@ def solve(
         print_answer(answer, as_json)
         return
     if not budget:
-        raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
+        raise UsageError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     limits = _limits(budget)
     with open_store(db, "write" if refine else "read") as store:
         found = [store.find_search(name) for name in search or ()]
@@ -304,7 +305,7 @@ def _refined(
 ) -> "models.Trial":
     """The trial that is best of those measured whole, past the sum of scores."""
     if len(searches) > 1:
-        raise ValueError(f"--refine is of one search, not of {len(searches)}; name the one a sweep without it chooses")
+        raise UsageError(f"--refine is of one search, not of {len(searches)}; name the one a sweep without it chooses")
     with loading(talk, f"refine {searches[0].name}"):
         from nas import quiet  # noqa: F401
         from nas.refined import solve_refined
@@ -331,7 +332,7 @@ def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any],
     """What is solved is a search or a table; each has options that mean nothing to the other."""
     if has_search == (table is not None):
         given = "not both" if table else "neither is given"
-        raise ValueError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
+        raise UsageError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
     for option, value in (of_search if table else of_table).items():
         if value:
-            raise ValueError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")
+            raise UsageError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")

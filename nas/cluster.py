@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from nas import addresses
-from nas.errors import RayStartError, ResourceError
+from nas.errors import RayStartError, ResourceError, WorkerError
 from nas.ray_folder import ray_folder
 
 # Ray reads these when it is imported, which other libraries do as well: `uv run` does not make every worker build its
@@ -109,8 +109,11 @@ class Cluster:
         self._check(cpus, gpus)
         board: Any = ray.remote(num_cpus=0)(_Board)
         board = board.remote()
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
-        running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
+        try:
+            remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
+            running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
+        except ValueError as error:  # Ray takes a part of a GPU, and not one and a half
+            raise ResourceError(f"ray.cpus_per_task {cpus:g}, ray.gpus_per_task {gpus:g}: {error}") from error
         seen: dict[int, _State] = {}
         try:
             while running:
@@ -139,10 +142,10 @@ class Cluster:
             # The worker's own exception, without Ray's wrapping; the remote traceback stays as its cause.
             cause = error.cause
             if _is_out_of_memory(cause):
-                raise OSError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
+                raise WorkerError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
             raise cause from error
         except ray.exceptions.RayError as error:
-            raise OSError(
+            raise WorkerError(
                 f"a worker did not come back, nor did it when it was started again: {error}\n{_LESS_MEMORY}"
             ) from error
 

@@ -17,7 +17,7 @@ from db import models
 from db.models import now
 from db.store import Store
 from nas.effort import USUAL, Effort
-from nas.errors import ScoreMetricError
+from nas.errors import ScoreMetricError, UsageError
 from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
@@ -209,7 +209,7 @@ class Asked:
 def compare(store: Store, search: models.Search, asked: Asked, console: Console) -> list[Line]:
     """Every strategy's answer, the nearest to the parent first, then those without one.
 
-    Raises BudgetNotMetError where nothing meets the budget, and ValueError where what is asked for cannot be had.
+    Raises BudgetNotMetError where nothing meets the budget, and UsageError where what is asked for cannot be had.
     """
     started, clock = now(), monotonic()
     _check(asked, search)
@@ -242,9 +242,9 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
 
 def _check(asked: Asked, search: models.Search) -> None:
     if asked.heal and search.request["heal"] is None:
-        raise ValueError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
+        raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
     if asked.time and search.request["scenario"]["flash"] is not None:
-        raise ValueError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
+        raise UsageError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
 
 
 def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:

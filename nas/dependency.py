@@ -64,7 +64,7 @@ def dependency_of(
     """Load a parent and measure it on text. `parent` is `embedded`, a folder or a hub id, as in a job file.
 
     `texts` are files and globs, relative to the current folder; none: Python's own sources. `console` is told how it
-    goes. Raises ValueError or OSError, naming what is wrong.
+    goes. Raises a NasError that names what is wrong.
     """
     console = console or Terminal(quiet=True)
     here = Path.cwd()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nas.effort import USUAL, Effort
-from nas.errors import BudgetNotMetError
+from nas.errors import BudgetError, BudgetNotMetError
 from nas.solve import METRICS, Measured, architecture_of, not_met
 from nas.table import summary
 from nas.units import Limit, did_you_mean
@@ -32,10 +32,10 @@ class Point:
 def front_of(
     known: Measured, cost: str, budget: Sequence[Limit], points: int, effort: Effort = USUAL
 ) -> tuple[Point, ...]:
-    """From the cheapest architecture, or the one of most throughput, to the best. Raises ValueError for a metric there
+    """From the cheapest architecture, or the one of most throughput, to the best. Raises BudgetError for a metric there
     is not, BudgetNotMetError."""
     if cost not in METRICS:
-        raise ValueError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
+        raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
     whole = known.whole(cost)
     summed = METRICS["latency" if cost == "throughput" else cost]
     try:

@@ -8,7 +8,7 @@ from typing import Literal
 from db import models
 from db.store import Store
 from nas.effort import USUAL, Effort
-from nas.errors import BudgetNotMetError
+from nas.errors import BudgetNotMetError, UsageError
 from nas.explain import explain
 from nas.solve import Measured, not_met, proposed
 from nas.units import Limit
@@ -53,9 +53,9 @@ class Alternatives:
 
 
 def check_count(count: int) -> None:
-    """Raises ValueError for more than anybody reads."""
+    """Raises UsageError for more than anybody reads."""
     if count > MOST:
-        raise ValueError(
+        raise UsageError(
             f"--count is {count}; at most {MOST} are looked for: each is a question of its own, harder than the last, "
             "and becomes a trial. Ask for a larger --apart to see others that differ, or use `nas pareto` for a front"
         )
@@ -74,13 +74,13 @@ def alternatives(
     """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial,
     and is told of, as it is found; stopped by Ctrl-C or after `total_s` seconds, those found stay.
 
-    Raises BudgetNotMetError, ValueError for more subblocks than there are or a `count` above MOST, and, with none
+    Raises BudgetNotMetError, UsageError for more subblocks than there are or a `count` above MOST, and, with none
     found, TimeoutError and KeyboardInterrupt.
     """
     check_count(count)
     subblocks = 2 * known.layers
     if not 1 <= apart <= subblocks:
-        raise ValueError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
+        raise UsageError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
     answers = pool(paired(known.problem(budget)), apart=apart, total_s=total_s, **effort.over(known.effort))
     found: list[Alternative] = []
     ended: Ending = "exhausted"

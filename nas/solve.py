@@ -14,7 +14,14 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.effort import USUAL, Effort
-from nas.errors import BudgetNotMetError, UnfinishedSearchError
+from nas.errors import (
+    BudgetError,
+    BudgetNotMetError,
+    IncomparableSearchesError,
+    ScoreMetricError,
+    UnfinishedSearchError,
+    UsageError,
+)
 from nas.units import COLUMNS, Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.errors import Infeasible
@@ -82,10 +89,10 @@ class Measured:
         return self.parent.totals(self.scenario)
 
     def whole(self, metric: str) -> float:
-        """What the parent has of a budget's metric. Raises ValueError where the scenario has none of it."""
+        """What the parent has of a budget's metric. Raises BudgetError where the scenario has none of it."""
         value = self.parent_totals().get(METRICS[metric])
         if not value:
-            raise ValueError(
+            raise BudgetError(
                 f"{metric}: the scenario generates {self.scenario.generated_tokens} token, so there is no {metric}; "
                 "set scenario.generated_tokens to 2 or more"
             )
@@ -136,11 +143,11 @@ class Measured:
 def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
     """What the store knows of a search. `metric`, one of `SCORES`, is the request's own unless given.
 
-    Raises UnfinishedSearchError where something is missing, ValueError for another metric.
+    Raises UnfinishedSearchError where something is missing, ScoreMetricError for another metric.
     """
     metric = metric or search.request["score"]["metric"]
     if metric not in SCORES:
-        raise ValueError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
+        raise ScoreMetricError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
     known = store.options(search.id)
     missing = [
         option.option.choice
@@ -197,7 +204,7 @@ def solve_across(
     """The best architecture over searches that differ in their scenario, in the batch size for one, and whose it is.
 
     A relative limit is of the parent's value in each scenario. Raises BudgetNotMetError where none has an answer, and
-    ValueError where their scores are of different parents or texts, and do not compare.
+    IncomparableSearchesError where their scores are of different parents or texts, and do not compare.
     """
     _check_comparable(searches)
     by_name = {f"{known.search.name} ({known.search.id})": known for known in searches}
@@ -216,13 +223,17 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
     for known in searches[1:]:
         one, other = first.search, known.search
         if one.id == other.id:
-            raise ValueError(f"search {one.name} ({one.id}) is named twice")
+            raise UsageError(f"search {one.name} ({one.id}) is named twice")
         if known.metric != first.metric or one.parent_digest != other.parent_digest:
-            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: another parent, or metric")
+            raise IncomparableSearchesError(
+                f"the scores of {one.name} and {other.name} do not compare: another parent, or metric"
+            )
         if one.score_text != other.score_text:
-            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: they are of different text")
+            raise IncomparableSearchesError(
+                f"the scores of {one.name} and {other.name} do not compare: they are of different text"
+            )
         if one.score_text is None:
-            raise ValueError(
+            raise IncomparableSearchesError(
                 f"of which text the scores of {one.name} and {other.name} are was not noted; run `nas search` on their "
                 "jobs again: it only notes that"
             )

@@ -171,7 +171,9 @@ def _known(client: Any, job: str) -> Any:
     except HeadError as error:
         if error.status != 404:
             raise
-        raise ValueError(f"the cluster knows no job {job}; a head forgets its jobs when it is started anew") from error
+        raise HeadError(
+            f"the cluster knows no job {job}; a head forgets its jobs when it is started anew", error.status
+        ) from error
 
 
 def _client(head: Address) -> Any:

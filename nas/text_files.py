@@ -40,7 +40,7 @@ class TextFile:
     @property
     def size(self) -> int:
         """In bytes. Raises TextError where there is none."""
-        with _named_faults(self.path):
+        with named_faults(self.path):
             return self.path.stat().st_size
 
     def texts(self, separator: str | None) -> Iterator[tuple[str, float]]:
@@ -48,7 +48,7 @@ class TextFile:
 
         Plain text is split at `separator`; rows are given whole. Raises TextError, naming the file.
         """
-        with _named_faults(self.path):
+        with named_faults(self.path):
             found = format_of(self.path)
             yield from self._table(found) if found.kind in ("parquet", "arrow") else self._text(found, separator)
 
@@ -202,7 +202,7 @@ def checked(text: object, column: str, place: str) -> str:
 
 
 @contextmanager
-def _named_faults(path: Path) -> Iterator[None]:
+def named_faults(path: Path | str) -> Iterator[None]:
     """What the system and the libraries that unpack say, with the file's name."""
     try:
         yield

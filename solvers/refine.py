@@ -21,6 +21,7 @@ from functools import partial
 import numpy as np
 
 from solvers import mip
+from solvers.errors import ProblemError
 from solvers.interactions import Interactions
 from solvers.line import Indices, Weights, scores_of
 from solvers.memory import MEMORY_BYTES
@@ -103,7 +104,9 @@ def refine(
         ]
         for (tiling, predicted), solution, real in zip(new.items(), solutions, evaluate(solutions), strict=True):
             if not math.isfinite(real):
-                raise ValueError(f"{' '.join(map(str, solution.options))} is worth {real}; it must be a finite number")
+                raise ProblemError(
+                    f"{' '.join(map(str, solution.options))} is worth {real}; it must be a finite number"
+                )
             tried[tiling] = Tried(solution, predicted, real)
         room = min(batch - len(tried) % batch, evaluations - len(tried))
         worths = {tiling: each.real for tiling, each in tried.items()}

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
+from blocklib.loading import reading
 from nas.errors import ExportMismatchError
 from nas.export.generation import Carried, generation_of
 
@@ -115,8 +116,10 @@ class ParentSettings:
 
 
 def settings_of(checkpoint: str) -> ParentSettings:
-    """Read a checkpoint, a folder or a hub id; runs no code of it. Raises OSError or ValueError where it cannot."""
-    return ParentSettings(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), generation_of(checkpoint))
+    """Read a checkpoint, a folder or a hub id; runs no code of it. Raises CheckpointError where it cannot."""
+    with reading(Path(checkpoint, "config.json"), "correct it"):
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    return ParentSettings(config, generation_of(checkpoint))
 
 
 def check_settings(

@@ -77,7 +77,7 @@ def write_front(
     """The plot of `nas pareto`: `points` of `front_of`, to a .svg or .png file, whole or not at all.
 
     `budget` are the limits that hold along the front, `trials` the search's, of which those that were built are drawn,
-    the latest as the chosen one. Raises ValueError for another ending, OSError where the file cannot be written.
+    the latest as the chosen one. Raises UsageError for another ending, OSError where the file cannot be written.
     """
     format = file_format(path)
     built = [trial for trial in trials if trial.kl is not None]

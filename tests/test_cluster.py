@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blocklib.errors import CheckpointError, NotFiniteError
 from nas.cluster import Cluster, Report
-from nas.errors import ResourceError
-
-
-class Refused(ValueError):
-    """An exception of our own."""
+from nas.errors import ResourceError, WorkerError
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +30,8 @@ def _square(number: int, report: Report) -> int:
     return number * number
 
 
-def _refuse(report: Report) -> None:
-    raise Refused("L3.ffn=ffn256: refused at 7")
+def _refuse(error: Exception, report: Report) -> None:
+    raise error
 
 
 def _fill_memory(report: Report) -> None:
@@ -85,11 +82,23 @@ def test_progress_is_heard_to_the_end(cluster: Cluster) -> None:
     assert all(states == sorted(states) for states in heard.values())
 
 
-def test_an_error_is_the_one_the_task_raised(cluster: Cluster) -> None:
-    with pytest.raises(Refused, match=r"^L3\.ffn=ffn256: refused at 7$") as caught:
-        list(cluster.run(_refuse, [()]))
-    assert type(caught.value) is Refused
-    assert "_refuse" in str(caught.value.__cause__), "where it was raised is to be found in its cause"
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFiniteError("L3.ffn=ffn256: the loss is nan"),
+        CheckpointError("model.safetensors", "is cut", "copy it again"),
+        WorkerError("no room"),
+        ValueError("a bug"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_is_the_one_the_task_raised(cluster: Cluster, error: Exception) -> None:
+    """So that a bug in a worker ends in a traceback, and a mistake in a line."""
+    with pytest.raises(type(error)) as caught:
+        list(cluster.run(_refuse, [(error,)]))
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+    assert "_refuse" in str(caught.value.__cause__), "the remote traceback"
 
 
 def test_out_of_memory_says_what_takes_less(cluster: Cluster) -> None:

@@ -22,8 +22,9 @@ from exhaustive_space import COSTS, Space
 from nas.evolution import POPULATION, evolve
 from nas.report.agreement import spearman
 from solvers import mip
+from solvers.errors import Infeasible
 from solvers.greedy import greedy
-from solvers.problem import Infeasible, Problem, Solution
+from solvers.problem import Problem, Solution
 from solvers.random import random_architecture
 from solvers.refine import refine
 from solvers.sleb import drop_one_by_one

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from blocklib.errors import SettingError
+
 
 class _Adapter(nn.Module):
     """weight + B A. A is random and B zero, so that it starts as nothing."""
@@ -26,7 +28,7 @@ class _Adapter(nn.Module):
 def add_adapters(model: nn.Module, rank: int) -> None:
     """Give every matrix of `model`, or of a stack of them, an adapter of rank `rank`, and let nothing else be trained.
 
-    Raises ValueError where no matrix is wider and higher than the rank.
+    Raises SettingError where no matrix is wider and higher than the rank.
     """
     model.requires_grad_(False)
     seeded = torch.Generator().manual_seed(0)
@@ -37,7 +39,7 @@ def add_adapters(model: nn.Module, rank: int) -> None:
         if tensor.ndim >= 2 and min(tensor.shape[-2:]) > rank
     ]
     if not matrices:
-        raise ValueError(f"no matrix is wider and higher than lora_rank {rank}; give a smaller rank")
+        raise SettingError(f"no matrix is wider and higher than lora_rank {rank}; give a smaller rank")
     for module, name in matrices:
         adapter = _Adapter(getattr(module, name), rank, seeded)
         parametrize.register_parametrization(module, name, adapter, unsafe=True)

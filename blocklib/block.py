@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from blocklib.errors import SpellingError
+
 Role = Literal["attention", "ffn", "block"]
 
 _SUBBLOCK = re.compile(r"([a-z]+(?:_[a-z]+)*?)((?:0|[1-9]\d*)(?:[a-z](?:0|[1-9]\d*))*)?")
@@ -51,32 +53,32 @@ class Subblock:
     def number(self) -> int:
         """The size where it is one plain number: the width of `ffn512`, the KV heads of `kv8`."""
         if not self.size.isdigit():
-            raise ValueError(f"{self} has no single number")
+            raise SpellingError(f"{self} has no single number")
         return int(self.size)
 
     @property
     def numbers(self) -> dict[str, int]:
         """The size's numbers by the letter before each, "" before the first: 16x512k4 is {"": 16, "x": 512, "k": 4}.
 
-        Raises ValueError where a letter comes twice.
+        Raises SpellingError where a letter comes twice.
         """
         found = re.findall(r"([a-z]?)(\d+)", self.size)
         if len({letter for letter, _ in found}) < len(found):
-            raise ValueError(f"{self}: each letter of a size stands before one number")
+            raise SpellingError(f"{self}: each letter of a size stands before one number")
         return {letter: int(digits) for letter, digits in found}
 
     @staticmethod
     def parse(text: str) -> "Subblock":
-        """Raises ValueError where `text` is not a spelling."""
+        """Raises SpellingError where `text` is not a spelling."""
         opened = text.find("(")
         if opened >= 0:
             kind, inner = text[:opened], text[opened + 1 : -1]
             if not re.fullmatch(r"[a-z]+(_[a-z]+)*", kind) or not text.endswith(")") or not inner:
-                raise ValueError(f"{text!r} is not a subblock; a run is spelled like fuse(ffn512,ffn512)")
+                raise SpellingError(f"{text!r} is not a subblock; a run is spelled like fuse(ffn512,ffn512)")
             return Subblock(kind, parts=tuple(Subblock.parse(part) for part in inner.split(",")))
         match = _SUBBLOCK.fullmatch(text)
         if match is None:
-            raise ValueError(
+            raise SpellingError(
                 f"{text!r} is not a subblock; spell it like kv8, ffn512, linear, skip or fuse(ffn512,ffn512)"
             )
         return Subblock(match[1], match[2] or "")
@@ -104,7 +106,7 @@ class Block:
     def parse(text: str) -> "Block":
         attention, plus, ffn = text.partition("+")
         if not plus:
-            raise ValueError(f"{text!r} is not a block; spell it attention+ffn, like kv8+ffn512")
+            raise SpellingError(f"{text!r} is not a block; spell it attention+ffn, like kv8+ffn512")
         return Block(Subblock.parse(attention), Subblock.parse(ffn))
 
 
@@ -186,7 +188,7 @@ class Choice:
     def parse(text: str) -> "Choice":
         match = _CHOICE.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not a choice; spell it like L3.ffn=ffn256 or L3.block=skip+skip")
+            raise SpellingError(f"{text!r} is not a choice; spell it like L3.ffn=ffn256 or L3.block=skip+skip")
         layer, role, what = int(match[1]), match[2], match[3]
         if role == "block":
             return Choice(layer, "block", Parallel.parse(what))
@@ -272,5 +274,5 @@ class Architecture:
     @staticmethod
     def parse(text: str) -> "Architecture":
         if not text.split():
-            raise ValueError("an architecture has at least one block, like kv8+ffn512")
+            raise SpellingError("an architecture has at least one block, like kv8+ffn512")
         return Architecture(tuple(Parallel.parse(part) for part in text.split()))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blocklib.family import FAMILIES, UnsupportedModel, scaled_positions
+from blocklib.errors import CheckpointError, MissingCheckpointError, UnsupportedModelError
+from blocklib.family import FAMILIES, scaled_positions
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _AGAIN = "copy or download the checkpoint again (hf download ID --local-dir FOLDER)"
@@ -43,17 +44,6 @@ _QUANTISED = re.compile(
 _OLD_BUFFERS = re.compile(
     r"(rotary_emb\.inv_freq|(^|\.)h\.\d+\.attn\.(attention\.)?(bias|masked_bias)|(^|\.)position_ids)$"
 )
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used as it is: which file, what is wrong with it, and what to do."""
-
-    def __init__(self, file: Path | str, cause: str, remedy: str):
-        super().__init__(file, cause, remedy)
-        self.file, self.cause, self.remedy = file, cause, remedy
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.cause}; {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -94,8 +84,8 @@ class Checkpoint:
 def inspect(folder: Path) -> Checkpoint:
     """Read what the files of a checkpoint say.
 
-    Raises FileNotFoundError for what is not there, UnsupportedModel for another family, and CheckpointError for files
-    that are cut, damaged, or pointers of git-lfs, and for what no parent can be: quantised, or of unequal layers.
+    Raises FileNotFoundError for what is not there, UnsupportedModelError for another family, and CheckpointError for
+    files that are cut, damaged, or pointers of git-lfs, and for what no parent can be: quantised, or of unequal layers.
     """
     config = read_configuration(folder)
     generation = folder / "generation_config.json"
@@ -126,7 +116,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     check_present(folder)
     if not file.is_file():
         adapter = "; it holds an adapter: merge that into its base model first" if _has_adapter(folder) else ""
-        raise FileNotFoundError(
+        raise MissingCheckpointError(
             f"{folder} holds no config.json: give a folder saved by save_pretrained, or a hub id{adapter}"
         )
     config = read_json(file)
@@ -151,7 +141,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
 def check_present(folder: Path) -> None:
     """Raise FileNotFoundError where a folder is not there: moved, renamed, or another machine's."""
     if not folder.exists():
-        raise FileNotFoundError(f"{folder} is gone, or is not on this machine: put the checkpoint there again")
+        raise MissingCheckpointError(f"{folder} is gone, or is not on this machine: put the checkpoint there again")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -229,7 +219,7 @@ def _check_family(file: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(file, "has no model_type", f"add the model's; supported: {supported}")
     if not isinstance(kind, str) or kind not in FAMILIES:
         code = "; its own code (auto_map) is not run" if config.get("auto_map") else ""
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{file}: model_type {kind!r} is not of a supported family{code}; supported: {supported}"
         )
 
@@ -282,7 +272,7 @@ def _weight_files(folder: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
             return {}, (folder / name,)
     others = sorted({path.name for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern)})
     other = f"; {enumerated(others)}: of another layout, to be converted to safetensors" if others else ""
-    raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)}{other}")
+    raise MissingCheckpointError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)}{other}")
 
 
 def weight_map(index: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from blocklib.adapters import add_adapters, merge_adapters
 from blocklib.block import Choice
+from blocklib.errors import NotFiniteError
 from blocklib.fit import build
 from blocklib.kinds import is_trainable
 from blocklib.model import PuzzleNasForCausalLM
@@ -23,10 +24,6 @@ from blocklib.parent import Parent
 from blocklib.stream import Rotary, Variant, delta, rotary, slots, variant
 
 _CURVE_POINTS = 25
-
-
-class NotFinite(ValueError):
-    """A loss or a weight became NaN or infinite; the message says which and where."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def distil(
     Token ids are [sequences, tokens]; `batch` sequences run at a time. The distillation text is passed over as often as
     a training's tokens ask. `heard` is told within a batch, too, how many tokens are done, of how many, and `doing` in
     words what is done before and after: each takes minutes where a parent is large. Deterministic for the same
-    arguments. Raises NotFinite where a loss is NaN or infinite.
+    arguments. Raises NotFiniteError where a loss is NaN or infinite.
     """
     started = time.monotonic()
     model = parent.model
@@ -184,7 +181,7 @@ class _Run:
         if self.done_tokens >= due or not self.is_training:
             mean = float(torch.stack(self._recent).mean())
             if not math.isfinite(mean):
-                raise NotFinite(
+                raise NotFiniteError(
                     f"{self.choice}: the distillation loss is {mean} after {self.done_tokens} tokens; "
                     "lower distill.learning_rate, or look for NaN in the parent's activations"
                 )
@@ -280,7 +277,7 @@ def _targets(
 def _heldout_losses(
     model: PuzzleNasForCausalLM, layers: Sequence[tuple[Choice, Variant]], heldout_BT: Tensor, batch: int
 ) -> dict[Choice, float]:
-    """Held-out normalised squared error of each layer: the mean over batches. Raises NotFinite."""
+    """Held-out normalised squared error of each layer: the mean over batches. Raises NotFiniteError."""
     by_choice = dict(layers)
     sums = dict.fromkeys(by_choice, 0.0)
     chunks = heldout_BT.split(batch)
@@ -289,7 +286,7 @@ def _heldout_losses(
             sums[choice] += float(normalised_error(delta(by_choice[choice], entering, tables), target))
     for choice, total in sums.items():
         if not math.isfinite(total):
-            raise NotFinite(
+            raise NotFiniteError(
                 f"{choice}: its held-out distillation loss is {total}; the parent's activations may hold NaN"
             )
     return {choice: total / len(chunks) for choice, total in sums.items()}

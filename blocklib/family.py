@@ -10,14 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from blocklib.errors import UnsupportedModelError
 from blocklib.shape import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class UnsupportedModel(ValueError):
-    """A model whose layout this package cannot take apart."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,12 @@ FAMILIES = {
 def shape_of(config: Any) -> Shape:
     """The shape of the model a transformers configuration describes.
 
-    Raises UnsupportedModel, naming the class and the families there are, for any other layout, and for attention no
-    parent of ours can have: sliding windows, or a scale that differs by layer.
+    Raises UnsupportedModelError, naming the class and the families there are, for any other layout, and for attention
+    no parent of ours can have: sliding windows, or a scale that differs by layer.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{type(config).__name__} (model_type {config.model_type!r}) is not of a supported family; "
             f"supported: {', '.join(sorted(FAMILIES))}"
         )
@@ -138,10 +135,12 @@ def _check_attention(config: Any) -> None:
     elif set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         windowed = True
     if windowed:
-        raise UnsupportedModel(f"{name}: a parent with sliding-window attention is not supported; full attention is")
+        raise UnsupportedModelError(
+            f"{name}: a parent with sliding-window attention is not supported; full attention is"
+        )
     for unusual in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if getattr(config, unusual, False):
-            raise UnsupportedModel(f"{name}: {unusual} is not supported")
+            raise UnsupportedModelError(f"{name}: {unusual} is not supported")
 
 
 def own_names(model_type: str, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

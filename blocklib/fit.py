@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blocklib.block import Choice
+from blocklib.errors import SettingError
 from blocklib.importance import ContributionMeter
 from blocklib.kind import ParentLayer
 from blocklib.kinds import first_weights, kind_of
@@ -34,11 +35,11 @@ def build(parent: Parent, choices: Sequence[Choice], calibration_BT: Tensor, bat
     """Each choice once the parent's pass has come to its end. Choices are attention or ffn ones, none the parent's own.
 
     `calibration_BT` holds token ids, [sequences, tokens]; at most `batch` sequences run at a time. Memory holds the
-    residual at the slots some unfinished choice still needs, no more. Raises ValueError where there is too little text
-    to fit on one part and check on another.
+    residual at the slots some unfinished choice still needs, no more. Raises SettingError where there is too little
+    text to fit on one part and check on another.
     """
     if fit and len(calibration_BT) < 2:
-        raise ValueError(
+        raise SettingError(
             "the least-squares fit needs at least two calibration sequences, one of them to check it on; "
             "raise data.calibration_tokens"
         )

@@ -7,7 +7,8 @@ gigabytes of weights are on their way, then one set of weights.
 from functools import cache
 from pathlib import Path
 
-from blocklib.checkpoint import WEIGHTS, CheckpointError, read_configuration, weight_map
+from blocklib.checkpoint import WEIGHTS, read_configuration, weight_map
+from blocklib.errors import CheckpointError
 
 _SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 _CODE = "*.py"

@@ -50,7 +50,7 @@ class Kind(ABC):
 
     @abstractmethod
     def check(self, subblock: Subblock, shape: Shape) -> None:
-        """Raise ValueError, saying what would be right, where a parent of this shape cannot hold `subblock`."""
+        """Raise SubblockError, saying what would be right, where a parent of this shape cannot hold `subblock`."""
 
     @abstractmethod
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:

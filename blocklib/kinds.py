@@ -9,6 +9,7 @@ from blocklib.attention import linear as linear_attention
 from blocklib.attention.gqa import GroupedQuery
 from blocklib.attention.window import Window
 from blocklib.block import Architecture, Block, Choice, Role, Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn import linear as linear_ffn
 from blocklib.ffn.dense import Dense
 from blocklib.ffn.dip import DynamicInputPruning
@@ -51,17 +52,17 @@ FFN_MODULES = {name: kind.module for name, kind in FFN.items() if kind.module is
 
 
 def kind_of(role: Role, subblock: Subblock) -> Kind:
-    """The kind of a subblock. Raises ValueError naming the kinds its slot can hold."""
+    """The kind of a subblock. Raises SubblockError naming the kinds its slot can hold."""
     kinds = ATTENTION if role == "attention" else FFN
     if subblock.kind not in kinds:
-        raise ValueError(f"{subblock}: no {role} is of kind {subblock.kind!r}; kinds: {', '.join(kinds)}")
+        raise SubblockError(f"{subblock}: no {role} is of kind {subblock.kind!r}; kinds: {', '.join(kinds)}")
     return kinds[subblock.kind]
 
 
 def check(choice: Choice, shape: Shape) -> None:
-    """Raise ValueError where a parent of this shape cannot hold `choice`."""
+    """Raise SubblockError where a parent of this shape cannot hold `choice`."""
     if choice.end_layer > shape.layers:
-        raise ValueError(f"{choice} reaches past the parent's last layer, {shape.layers - 1}")
+        raise SubblockError(f"{choice} reaches past the parent's last layer, {shape.layers - 1}")
     for role, subblock in choice.subblocks:
         kind_of(role, subblock).check(subblock, shape)
 

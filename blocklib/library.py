@@ -5,7 +5,8 @@ settings are other files. Knows nothing of how weights are made.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blocklib.block import Choice
+from blocklib.errors import MissingSubblockError, WeightsFileError
 from blocklib.kind import Weights
 
 
@@ -32,15 +34,16 @@ class Library:
         """Raises FileNotFoundError, saying what to do, where it was never built or was deleted since."""
         path = self.path(choice, key)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not in the library; run the search again to build it")
-        return load_file(path)
+            raise MissingSubblockError(f"{path} is not in the library; run the search again to build it")
+        with undamaged(path):
+            return load_file(path)
 
     def metadata(self, choice: Choice, key: str) -> dict[str, str]:
         """The record beside the weights. Raises FileNotFoundError as `load` does."""
         path = self.path(choice, key)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not in the library; run the search again to build it")
-        with safe_open(path, framework="pt") as file:
+            raise MissingSubblockError(f"{path} is not in the library; run the search again to build it")
+        with undamaged(path), safe_open(path, framework="pt") as file:
             return file.metadata() or {}
 
     def save(self, choice: Choice, key: str, weights: Weights, metadata: Mapping[str, str]) -> Path:
@@ -50,10 +53,21 @@ class Library:
         return path
 
 
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Raise WeightsFileError where safetensors cannot read the file."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise WeightsFileError(
+            f"{path} is damaged ({error}); remove it and run `nas search` on its job again"
+        ) from error
+
+
 def write_whole(path: Path, weights: Weights, metadata: Mapping[str, str]) -> None:
     """Write beside, sync, rename: the file appears whole or not at all, whatever kills us meanwhile.
 
-    Raises OSError where it cannot be written.
+    Raises WeightsFileError where the disk is full, OSError for other reasons it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -68,6 +82,6 @@ def write_whole(path: Path, weights: Weights, metadata: Mapping[str, str]) -> No
             os.fsync(written.fileno())
         beside.rename(path)
     except SafetensorError as error:  # what safetensors makes of a full disk
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise WeightsFileError(f"{path} cannot be written: {error}") from error
     finally:
         beside.unlink(missing_ok=True)

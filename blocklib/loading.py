@@ -15,8 +15,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from blocklib.checkpoint import Checkpoint, CheckpointError, Tensor, check_layers, enumerated, is_old_buffer, is_same
-from blocklib.family import UnsupportedModel, shape_of
+from blocklib.checkpoint import Checkpoint, Tensor, check_layers, enumerated, is_old_buffer, is_same
+from blocklib.errors import CheckpointError, UnsupportedModelError
+from blocklib.family import shape_of
 from blocklib.shape import Shape
 
 _HEAD = "lm_head.weight"
@@ -39,7 +40,7 @@ class Readable:
 def readable(checkpoint: Checkpoint) -> Readable:
     """Compare the tensors' names and shapes with those of the model that config.json describes.
 
-    Raises UnsupportedModel for attention no parent can have, CheckpointError for tensors missing, left over or of
+    Raises UnsupportedModelError for attention no parent can have, CheckpointError for tensors missing, left over or of
     another shape, and for a configuration transformers cannot read.
     """
     file = checkpoint.config_file
@@ -49,8 +50,8 @@ def readable(checkpoint: Checkpoint) -> Readable:
         config._attn_implementation = None
         try:
             shape = shape_of(config)
-        except UnsupportedModel as error:
-            raise UnsupportedModel(f"{file}: {error}") from error
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{file}: {error}") from error
     is_pickled = checkpoint.weights[0].suffix != ".safetensors"
     stored = _pickled(checkpoint.weights) if is_pickled else dict(checkpoint.tensors)
     check_layers(file, stored, shape.layers)
@@ -107,7 +108,7 @@ def reading(file: Path, remedy: str) -> Iterator[None]:
     """Turn whatever a library raises at a checkpoint's file into one that names the file."""
     try:
         yield
-    except (CheckpointError, UnsupportedModel, FileNotFoundError, MemoryError):
+    except (CheckpointError, UnsupportedModelError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blocklib.block import Architecture, Choice
-from blocklib.checkpoint import CheckpointError, inspect
+from blocklib.checkpoint import inspect
+from blocklib.errors import CheckpointError
 from blocklib.family import attention_scale, own_names
 from blocklib.hub import folder_of
 from blocklib.kind import Weights
@@ -59,8 +60,8 @@ class Parent:
 def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
     """Load a local folder or a hub id onto the CPU.
 
-    Raises UnsupportedModel for a family this package does not know, FileNotFoundError for a folder without a model,
-    CheckpointError where a file is damaged, a tensor missing, left over or not finite, naming it.
+    Raises UnsupportedModelError for a family this package does not know, FileNotFoundError for a folder without a
+    model, CheckpointError where a file is damaged, a tensor missing, left over or not finite, naming it.
     """
     found = readable(inspect(folder_of(source)))
     loaded = load(found, dtype)

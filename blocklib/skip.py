@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
@@ -16,7 +17,7 @@ class Skip(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.size:
-            raise ValueError(f"{subblock}: skip takes no number")
+            raise SubblockError(f"{subblock}: skip takes no number")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         return {"skip": [self._part]}

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.cache import POLICIES
+from cost_models.errors import ScenarioError
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class MemoryHierarchy:
     """A machine with `dram_bytes` for the model, and a Flash that holds all of it.
 
     `concurrent`: both can be read at the same time. `gamma` and `policy` say how units are chosen and kept, as in
-    `masking.py` and `cache.py`; a gamma of 1 is plain DIP. Raises ValueError where a value makes no sense.
+    `masking.py` and `cache.py`; a gamma of 1 is plain DIP. Raises ScenarioError where a value makes no sense.
     """
 
     dram_bytes: float
@@ -40,13 +41,13 @@ class MemoryHierarchy:
     def __post_init__(self) -> None:
         for name in ("dram_bytes", "dram_bytes_per_second", "flash_bytes_per_second"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive and finite")
+                raise ScenarioError(f"{name} is {getattr(self, name)}; it must be positive and finite")
         if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}; it must be above 0 and at most 1")
+            raise ScenarioError(f"gamma is {self.gamma}; it must be above 0 and at most 1")
         if self.policy not in POLICIES:
-            raise ValueError(f"no policy is called {self.policy!r}; policies: {', '.join(POLICIES)}")
+            raise ScenarioError(f"no policy is called {self.policy!r}; policies: {', '.join(POLICIES)}")
         if self.policy == "belady" and self.gamma != 1:
-            raise ValueError(f"policy belady must know the masks to come, which a gamma of {self.gamma} changes")
+            raise ScenarioError(f"policy belady must know the masks to come, which a gamma of {self.gamma} changes")
 
     def seconds(self, dram_bytes: float, flash_bytes: float) -> float:
         """To read as much of each: one after the other, or, if concurrent, what takes longer."""
@@ -93,13 +94,14 @@ class Traffic:
 
 
 def streamed_bytes(hierarchy: MemoryHierarchy, static: Static) -> float:
-    """Static weights for which DRAM has no room. Raises ValueError where it has none even for what cannot be streamed.
+    """Static weights for which DRAM has no room. Raises ScenarioError where it has none even for what cannot be
+    streamed.
 
     That is the KV cache, which is written too, and the weights called idle.
     """
     room = hierarchy.dram_bytes - static.cache_bytes - static.idle_bytes
     if room < 0:
-        raise ValueError(
+        raise ScenarioError(
             f"a KV cache of {static.cache_bytes:.3g} bytes and idle weights of {static.idle_bytes:.3g} do not fit "
             f"{hierarchy.dram_bytes:.3g} bytes of DRAM; shorten the context, or give it more"
         )
@@ -107,7 +109,7 @@ def streamed_bytes(hierarchy: MemoryHierarchy, static: Static) -> float:
 
 
 def dynamic_bytes(hierarchy: MemoryHierarchy, static: Static) -> float:
-    """DRAM the static parts leave; 0 where they overflow. Raises ValueError as `streamed_bytes` does."""
+    """DRAM the static parts leave; 0 where they overflow. Raises ScenarioError as `streamed_bytes` does."""
     if streamed_bytes(hierarchy, static) > 0:
         return 0.0
     return hierarchy.dram_bytes - static.weight_bytes - static.idle_bytes - static.cache_bytes
@@ -117,7 +119,7 @@ def static_seconds(hierarchy: MemoryHierarchy, static: Static, read_cache_bytes:
     """The seconds per token that reading the static parts takes.
 
     `read_cache_bytes` are those of the KV cache a token reads: of the decode steps' mean, at half way between prompt
-    and full length. Raises ValueError as `streamed_bytes` does.
+    and full length. Raises ScenarioError as `streamed_bytes` does.
     """
     streamed = streamed_bytes(hierarchy, static)
     return hierarchy.seconds(static.weight_bytes - streamed + read_cache_bytes, streamed)
@@ -127,7 +129,7 @@ def prompt_seconds(hierarchy: MemoryHierarchy, static: Static, prompt_cache_byte
     """Seconds to read the weights once, for all tokens of the prompt: those of sparse FFNs all come from Flash.
 
     `sparse_bytes` are all of those FFNs' weights: nothing of them is cached at first, and many tokens need nearly all.
-    Raises ValueError as `streamed_bytes` does.
+    Raises ScenarioError as `streamed_bytes` does.
     """
     streamed = streamed_bytes(hierarchy, static)
     return hierarchy.seconds(static.weight_bytes - streamed + prompt_cache_bytes, streamed + sparse_bytes)
@@ -184,7 +186,7 @@ def hit_rate(sequences: Sequence[Sequence[Traffic]]) -> float:
 def ffn_share_bytes(hierarchy: MemoryHierarchy, parent: Static, ffns: int) -> float:
     """DRAM that each of the parent's FFNs has for itself; one that stands for several has as many shares.
 
-    `parent` holds everything but its FFNs. Raises ValueError as `streamed_bytes` does.
+    `parent` holds everything but its FFNs. Raises ScenarioError as `streamed_bytes` does.
     """
     return dynamic_bytes(hierarchy, parent) / ffns
 

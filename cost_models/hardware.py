@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
+from cost_models.errors import ScenarioError
 from cost_models.scenario import Scenario
 
 
 def describe(device: str, threads: int | None) -> str:
     """One line naming what a time depends on besides the model: the same line, the same times.
 
-    `threads` as in a scenario: None means all cores this process may use. Raises ValueError for a device torch does
+    `threads` as in a scenario: None means all cores this process may use. Raises ScenarioError for a device torch does
     not find here.
     """
     if device == "cpu":
@@ -25,7 +26,7 @@ def describe(device: str, threads: int | None) -> str:
     kind = torch.device(device).type
     module = torch.get_device_module(kind)
     if not module.is_available():
-        raise ValueError(f"device {device!r}: torch {torch.__version__} finds no {kind} here; use cpu")
+        raise ScenarioError(f"device {device!r}: torch {torch.__version__} finds no {kind} here; use cpu")
     if kind == "mps":
         return f"{processor()} GPU, torch {torch.__version__}"
     return f"{module.device_count()} x {module.get_device_name(device)}, torch {torch.__version__}"

@@ -122,7 +122,7 @@ def measure(
     None: where the scenario generates more than one token. `memory_bytes` is what may be used; None: what is free.
 
     A time worse than `quality` allows, or suspicious (`suspicions`), is measured again as long as there is
-    patience, and yielded as it is then. Raises ValueError where a stack of one layer does not fit, TimingError as
+    patience, and yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, TimingError as
     `timer` does.
     """
     shape = own_shape(config)

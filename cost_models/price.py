@@ -9,6 +9,7 @@ from blocklib.block import Architecture, Choice
 from blocklib.shape import Shape
 from cost_models import analytic
 from cost_models.cost import Cost
+from cost_models.errors import NotMeasuredError
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.measured import MeasuredGeometry
 from cost_models.scenario import Scenario
@@ -16,29 +17,25 @@ from cost_models.scenario import Scenario
 Measured = Mapping[Geometry, MeasuredGeometry]
 
 
-class NotMeasured(LookupError):
-    """A time was asked for that nobody measured."""
-
-
 def choice_cost(choice: Choice, shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
-    """The cost that `choice` adds to a child. Raises NotMeasured naming the geometry that is missing."""
+    """The cost that `choice` adds to a child. Raises NotMeasuredError naming the geometry that is missing."""
     seconds = (_seconds(geometry, measured) for geometry in geometries(choice))
     return sum(seconds, analytic.choice_cost(choice, shape, scenario))
 
 
 def fixed_cost(shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
-    """The cost of every child before its subblocks. Raises NotMeasured."""
+    """The cost of every child before its subblocks. Raises NotMeasuredError."""
     return analytic.fixed_cost(shape, scenario) + _seconds(FIXED, measured)
 
 
 def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
-    """The cost of a whole child. Raises NotMeasured."""
+    """The cost of a whole child. Raises NotMeasuredError."""
     choices = (choice_cost(choice, shape, scenario, measured) for choice in architecture.choices())
     return sum(choices, fixed_cost(shape, scenario, measured))
 
 
 def _seconds(geometry: Geometry, measured: Measured) -> Cost:
     if geometry not in measured:
-        raise NotMeasured(f"{geometry} was not measured; measured: {', '.join(map(str, measured)) or 'nothing'}")
+        raise NotMeasuredError(f"{geometry} was not measured; measured: {', '.join(map(str, measured)) or 'nothing'}")
     found = measured[geometry]
     return Cost(prefill_s=found.prefill_s, decode_s=found.decode_s)

@@ -6,6 +6,8 @@ Knows nothing of the machine itself: `hardware.py` does.
 import re
 from dataclasses import dataclass
 
+from cost_models.errors import ScenarioError
+
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -15,7 +17,7 @@ class Scenario:
     """A batch of requests that come in together: each has `prompt_tokens`, and is answered with `generated_tokens`.
 
     The first generated token comes out of the prefill; each other one takes a decode step. `threads` are torch's on
-    the CPU; None means all cores this process may use. Raises ValueError where a value makes no sense.
+    the CPU; None means all cores this process may use. Raises ScenarioError where a value makes no sense.
     """
 
     device: str
@@ -27,13 +29,13 @@ class Scenario:
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
-            raise ValueError(f"device {self.device!r} is none torch has; use cpu, cuda, cuda:1, xpu or mps")
+            raise ScenarioError(f"device {self.device!r} is none torch has; use cpu, cuda, cuda:1, xpu or mps")
         bytes_per_value(self.dtype)
         for name in ("batch", "prompt_tokens", "generated_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise ScenarioError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; it must be at least 1, or None for all cores")
+            raise ScenarioError(f"threads is {self.threads}; it must be at least 1, or None for all cores")
 
     def __str__(self) -> str:
         return self.key()
@@ -57,7 +59,7 @@ class Scenario:
 
 
 def bytes_per_value(dtype: str) -> int:
-    """Bytes of one number. Raises ValueError naming the dtypes there are."""
+    """Bytes of one number. Raises ScenarioError naming the dtypes there are."""
     if dtype not in _BYTES_PER_VALUE:
-        raise ValueError(f"dtype {dtype!r} is not supported; use {', '.join(_BYTES_PER_VALUE)}")
+        raise ScenarioError(f"dtype {dtype!r} is not supported; use {', '.join(_BYTES_PER_VALUE)}")
     return _BYTES_PER_VALUE[dtype]

@@ -16,6 +16,7 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import child_config, model_with, own_shape
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost, choice_cost, fixed_cost
+from cost_models.errors import ScenarioError
 from cost_models.geometry import geometry
 from cost_models.scenario import Scenario
 
@@ -62,7 +63,7 @@ def stack_of(block: Block, shape: Shape, scenario: Scenario, room: Room) -> Stac
 
     More, up to four times as many, where the stack would stay in the last-level cache though the parent does not: in a
     child the other layers push it out between two passes. Where the parent itself stays in the cache, so may a stack.
-    Raises ValueError where not even one layer fits into memory.
+    Raises ScenarioError where not even one layer fits into memory.
     """
     whole = architecture_cost(parent_architecture(shape), shape, scenario)
     parent_bytes = whole.metrics(scenario)["memory_bytes"]
@@ -75,7 +76,7 @@ def stack_of(block: Block, shape: Shape, scenario: Scenario, room: Room) -> Stac
         layers = min(max(layers, overflowing), _MOST_LAYERS * layers)
     layers = min(layers, int((room.memory_bytes - fixed_bytes) // layer_bytes))
     if layers < 1:
-        raise ValueError(
+        raise ScenarioError(
             f"one layer {block} takes {fixed_bytes + layer_bytes:.0f} bytes with embedding, head and the cache of "
             f"{scenario}, and a stack may take {room.memory_bytes}; lower the batch or the tokens, or leave it out"
         )

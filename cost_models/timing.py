@@ -18,16 +18,13 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from cost_models.contention import Watch
+from cost_models.errors import TimingError
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.kept import kept_memory
 from cost_models.scenario import Scenario
 
 _SAMPLE_S = 0.02
 """A pass shorter than this is repeated within a round, until the round's sample is about this long."""
-
-
-class TimingError(ValueError):
-    """A model computed no finite logits, or the clock gave no time."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 
+from db.errors import DatabaseError
 from db.patience import ATTEMPT_S, USUAL, WAIT_S, Patience
 
 Access = Literal["create", "write", "read"]
@@ -43,10 +44,6 @@ _POSTGRES_ADVICE = {
     "42P01": _OTHER_TABLES,
     "42703": _OTHER_TABLES,
 }
-
-
-class DatabaseError(ValueError):
-    """A database that cannot be used as it is. Says which one, why, and what to do."""
 
 
 def locate(text: str | Path | None) -> URL:

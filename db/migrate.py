@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspect, select, text
 
-from db.connect import Access, DatabaseError, can_write, shown
+from db.connect import Access, can_write, shown
+from db.errors import DatabaseError, DatabaseTooNewError, ForeignDatabaseError
 from db.models import Base
 from db.patience import USUAL, Patience
 
@@ -24,22 +25,14 @@ VERSION_TABLE = "puzzle_nas_version"
 _LOCK = 0x6E61732D6462  # "nas-db"
 
 
-class DatabaseTooNew(DatabaseError):
-    """The database was written by a later version of this package."""
-
-
-class Foreign(DatabaseError):
-    """The database is not one of ours."""
-
-
 def migrate(engine: Engine, access: Access = "create", patience: Patience = USUAL) -> None:
     """Create or upgrade our tables, in one transaction; `patience` is with other processes at SQLite's file.
 
     Nothing is created unless `access` is "create", and a database that is open for reading is left as it is where it
     cannot be written.
 
-    Raises DatabaseTooNew where the database is at a revision this code has no file for, Foreign where it has tables of
-    our names and is not ours, or none of ours to read.
+    Raises DatabaseTooNewError where the database is at a revision this code has no file for, ForeignDatabaseError where
+    it has tables of our names and is not ours, or none of ours to read.
     """
     with engine.connect() as connection:
         revision = _revision(connection)
@@ -48,7 +41,7 @@ def migrate(engine: Engine, access: Access = "create", patience: Patience = USUA
         if revision is None and engine.dialect.name == "sqlite":
             _check_ours(connection)  # before anything of the file is changed
     if revision is None and access != "create":
-        raise Foreign(
+        raise ForeignDatabaseError(
             f"{shown(engine.url)} holds none of our tables, so no search was run into it; name another with --db or "
             "NAS_DB"
         )
@@ -71,11 +64,11 @@ def migrate(engine: Engine, access: Access = "create", patience: Patience = USUA
 
 
 def _check_ours(connection: Connection) -> None:
-    """Raises Foreign where somebody else's tables have our names."""
+    """Raises ForeignDatabaseError where somebody else's tables have our names."""
     taken = sorted({*inspect(connection).get_table_names()} & {*Base.metadata.tables})
     if taken:
         tables = f"a table {taken[0]}" if len(taken) == 1 else f"tables {', '.join(taken)}"
-        raise Foreign(
+        raise ForeignDatabaseError(
             f"{shown(connection.engine.url)} has {tables} of another program, and no {VERSION_TABLE} of ours; it is "
             "left as it is: name another database with --db or NAS_DB"
         )
@@ -98,13 +91,13 @@ def _upgrade(connection: Connection, revision: str | None) -> None:
 
 
 def _check_known(engine: Engine, revision: str | None) -> None:
-    """Raises DatabaseTooNew."""
+    """Raises DatabaseTooNewError."""
     from alembic.script import ScriptDirectory
 
     known = [script.revision for script in ScriptDirectory.from_config(_alembic(None)).walk_revisions()]
     assert known[0] == HEAD, f"migrations/versions/ ends at {known[0]}, HEAD says {HEAD}"
     if revision is not None and revision not in known:
-        raise DatabaseTooNew(
+        raise DatabaseTooNewError(
             f"{shown(engine.url)} is at revision {revision}, written by a newer puzzle-nas; this one knows "
             f"{HEAD}: upgrade the package (pip install -U puzzle-nas), or name another database with NAS_DB"
         )

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from sqlalchemy import JSON, ColumnElement, Double, Text, and_, cast, false, func, literal, not_, or_
 from sqlalchemy import Column as TableColumn
 
+from db.errors import QueryError
 from db.models import Trial, Utc
 from db.rows import table_of
 
@@ -51,10 +52,6 @@ _ORDER: dict[type[ast.cmpop], Callable[[Any, Any], ColumnElement[bool]]] = {
     ast.GtE: operator.ge,
 }
 _LANGUAGE = "use columns, numbers, strings, + - * /, comparisons, in (...), is None, and, or, not"
-
-
-class QueryError(ValueError):
-    """A condition, or a column to sort by, that cannot be read. Points at the offending part."""
 
 
 def where(expression: str) -> ColumnElement[bool]:

@@ -15,7 +15,7 @@ from db.rows import values
 
 def replace_costs(session: Session, insert: sqlite.Insert | postgresql.Insert, rows: Sequence[Cost]) -> None:
     """Write each, in place of what its key had. A search that has an option of such a cost loses the sum that says it
-    is measured to the end: its run sums again. Raises BadRow.
+    is measured to the end: its run sums again. Raises RowError.
     """
     # In one order for all writers, or two on PostgreSQL could wait for each other.
     written = sorted((values(row) for row in rows), key=lambda row: str(row["key"]))

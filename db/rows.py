@@ -11,11 +11,8 @@ from typing import Any
 from sqlalchemy import JSON, Column, Table
 from sqlalchemy import inspect as mapped
 
+from db.errors import RowError
 from db.models import Base, Utc
-
-
-class BadRow(ValueError):
-    """A value that may not be written. Says the table, the row and the column."""
 
 
 def table_of(model: type[Base]) -> Table:
@@ -27,7 +24,7 @@ def table_of(model: type[Base]) -> Table:
 def values(row: Base) -> dict[str, Any]:
     """Every column of `row`, but for an id the database has yet to count.
 
-    Raises BadRow where a value is NaN, infinite or of another type than its column.
+    Raises RowError where a value is NaN, infinite or of another type than its column.
     """
     names = mapped(type(row)).column_attrs.keys()
     written = {name: getattr(row, name) for name in names}
@@ -40,19 +37,19 @@ def values(row: Base) -> dict[str, Any]:
 def checked(model: type[Base], written: Mapping[str, Any], row: str) -> dict[str, Any]:
     """`written`, some columns of one row of `model`, as the values to hand to the driver. `row` names it in errors.
 
-    Raises BadRow as `values` does, and for a column the table has not.
+    Raises RowError as `values` does, and for a column the table has not.
     """
     table = table_of(model)
     unknown = sorted(written.keys() - table.columns.keys())
     if unknown:
-        raise BadRow(f"{row}: there is no column {', '.join(unknown)}; there are {', '.join(table.columns.keys())}")
+        raise RowError(f"{row}: there is no column {', '.join(unknown)}; there are {', '.join(table.columns.keys())}")
     return {name: _value(table.columns[name], value, f"{row}, column {name}") for name, value in written.items()}
 
 
 def _value(column: Column[Any], value: Any, place: str) -> Any:
     if value is None:
         if not column.nullable:
-            raise BadRow(f"{place}: it is empty; every row needs it")
+            raise RowError(f"{place}: it is empty; every row needs it")
         return None
     if isinstance(column.type, JSON):
         _check_json(value, place)
@@ -63,15 +60,15 @@ def _value(column: Column[Any], value: Any, place: str) -> Any:
         return float(value)
     # Strictly, since SQLite takes anything: it would keep a numpy integer as a blob.
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise BadRow(f"{place}: {value!r} is a {type(value).__name__}, not a {kind.__name__}")
+        raise RowError(f"{place}: {value!r} is a {type(value).__name__}, not a {kind.__name__}")
     if isinstance(value, datetime) and value.tzinfo is None:
-        raise BadRow(f"{place}: {value} says no time zone; use datetime.now(UTC)")
+        raise RowError(f"{place}: {value} says no time zone; use datetime.now(UTC)")
     return value
 
 
 def _check_finite(value: float, place: str) -> None:
     if not math.isfinite(value):
-        raise BadRow(f"{place}: {value} is not a finite number")
+        raise RowError(f"{place}: {value} is not a finite number")
 
 
 def _check_json(value: Any, place: str) -> None:
@@ -80,7 +77,7 @@ def _check_json(value: Any, place: str) -> None:
         case dict():
             for key, inner in value.items():
                 if not isinstance(key, str):
-                    raise BadRow(f"{place}: the key {key!r} is a {type(key).__name__}, not a str")
+                    raise RowError(f"{place}: the key {key!r} is a {type(key).__name__}, not a str")
                 _check_json(inner, f"{place}.{key}")
         case list() | tuple():
             for index, inner in enumerate(value):
@@ -90,4 +87,4 @@ def _check_json(value: Any, place: str) -> None:
         case None | bool() | int() | str():
             pass
         case _:
-            raise BadRow(f"{place}: {value!r} is a {type(value).__name__}, which JSON does not have")
+            raise RowError(f"{place}: {value!r} is a {type(value).__name__}, which JSON does not have")

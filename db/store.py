@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from db import queries
 from db.connect import Access, can_write, connect, explained, locate
+from db.errors import NotFoundError, QueryError
 from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
@@ -42,7 +43,6 @@ from db.models import (
 )
 from db.patience import USUAL, Patience
 from db.proofs import take_better_proof
-from db.queries import QueryError
 from db.replaced import replace_costs
 from db.rows import checked, table_of, values
 from db.twins import lock, merged, share, with_twins
@@ -82,8 +82,8 @@ class Store:
         not be written will do.
 
         `url` is an SQLAlchemy URL or the path of an SQLite file; by default NAS_DB, else `nas.db` in NAS_HOME, else in
-        `~/.puzzle-nas`. `patience` is with other processes that lock it. Raises DatabaseTooNew, Foreign, or
-        DatabaseError where it cannot be opened.
+        `~/.puzzle-nas`. `patience` is with other processes that lock it. Raises DatabaseTooNewError,
+        ForeignDatabaseError, or DatabaseError where it cannot be opened.
         """
         place = locate(url)
         engine = connect(place, access, patience)
@@ -124,14 +124,14 @@ class Store:
             return session.get_one(Search, search.id)
 
     def set_search_status(self, search_id: str, status: SearchStatus) -> None:
-        """Raises ValueError where there is no such search."""
+        """Raises NotFoundError where there is no such search."""
         with self._writing() as session:
             session.execute(update(Search).where(Search.id == search_id).values(status=status, updated_at=now()))
             if session.get(Search, search_id) is None:
-                raise ValueError(f"no search has the id {search_id!r}")
+                raise NotFoundError(f"no search has the id {search_id!r}")
 
     def set_removal(self, search_id: str, removal: dict[str, Any]) -> None:
-        """Keep what was measured of the parent without whole layers. Raises BadRow."""
+        """Keep what was measured of the parent without whole layers. Raises RowError."""
         written = checked(Search, {"removal": removal}, f"search {search_id}")
         with self._writing() as session:
             session.execute(update(Search).where(Search.id == search_id).values(written))
@@ -139,7 +139,7 @@ class Store:
     def find_search(self, text: str) -> Search:
         """The search with the id `text`; else the latest with that name; else the only one whose id starts so.
 
-        Raises ValueError, with the nearest names, where there is none, and with the ids where there are several.
+        Raises NotFoundError, with the nearest names, where there is none, and with the ids where there are several.
         """
         found = self.searches()
         exact = [search for search in found if search.id == text] or [search for search in found if search.name == text]
@@ -149,11 +149,11 @@ class Store:
         if len(begun) == 1:
             return begun[0]
         if begun:
-            raise ValueError(f"{text!r} begins several ids: {', '.join(search.id for search in begun)}")
+            raise NotFoundError(f"{text!r} begins several ids: {', '.join(search.id for search in begun)}")
         names = list(dict.fromkeys(search.name for search in found))
         nearest = get_close_matches(text, names, cutoff=0.0)
         there = f"there is {', '.join(nearest)}" if names else f"there is none yet in {self.place}"
-        raise ValueError(f"no search {text!r}; {there}")
+        raise NotFoundError(f"no search {text!r}; {there}")
 
     def searches(self) -> list[Search]:
         """Latest first."""
@@ -167,7 +167,7 @@ class Store:
         return self._measured(Score, keys)
 
     def add_scores(self, rows: Sequence[Score]) -> None:
-        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(Score, rows)
 
     def costs(self, keys: Collection[str]) -> dict[str, Cost]:
@@ -175,12 +175,12 @@ class Store:
         return self._measured(Cost, keys)
 
     def add_costs(self, rows: Sequence[Cost]) -> None:
-        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(Cost, rows)
 
     def replace_costs(self, rows: Sequence[Cost]) -> None:
         """Write each, in place of what its key had; a search of such a cost is no longer measured to the end, until it
-        is run again. Raises BadRow and then keeps none."""
+        is run again. Raises RowError and then keeps none."""
         with self._writing() as session:
             replace_costs(session, self._insert(table_of(Cost)), rows)
 
@@ -189,7 +189,7 @@ class Store:
         return self._measured(Distillation, keys)
 
     def add_distillations(self, rows: Sequence[Distillation]) -> None:
-        """Keep each whose key is not known yet. Raises BadRow and then keeps none."""
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(Distillation, rows)
 
     # Options of a search
@@ -258,7 +258,7 @@ class Store:
         """Forget these trials; what was measured of them stays with other trials of the same child, and scores, costs
         and distillations stay in any case. Returns the keys of the children that no trial is any more.
 
-        Raises ValueError, and forgets none, where there is no such trial.
+        Raises NotFoundError, and forgets none, where there is no such trial.
         """
         with self._writing() as session:
             rows = [_the_trial(session, trial_id, to_write=True) for trial_id in sorted(set(trial_ids))]
@@ -272,7 +272,7 @@ class Store:
 
     def update_trial(self, trial_id: int, **columns: Any) -> Trial:
         """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
-        are put into the parent's. Raises BadRow for a column the table has not, ValueError where there is no such
+        are put into the parent's. Raises RowError for a column the table has not, NotFoundError where there is no such
         trial."""
         fixed = sorted({"id", "key", "search_id", "created_at"} & columns.keys())
         if fixed:
@@ -392,7 +392,7 @@ def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> Trial
     is_number = abs(trial_id) <= _LARGEST  # beyond it the driver fails
     trial = session.get(Trial, trial_id) if is_number else None
     if trial is None:
-        raise ValueError(f"no trial has the id {trial_id}")
+        raise NotFoundError(f"no trial has the id {trial_id}")
     if to_write:
         lock(session, trial)
     return trial

@@ -19,19 +19,13 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nas.errors import AddressError, NoClusterError
+
 _ANSWER_S = 5.0
 """How long a cluster may take to answer at all."""
 _DASHBOARD_PORT = 8265
 _THE_DASHBOARD = "the address of the head's dashboard, like http://HEAD:8265"
 _THE_CLUSTER = "auto, local, or the head's HOST:PORT, like HEAD:6379"
-
-
-class AddressError(ValueError):
-    """An address that cannot be one of a Ray cluster as it is written. Says who named it, and how it is written."""
-
-
-class NobodyAnswers(ConnectionError):
-    """There is no Ray cluster at an address. Says who named the address, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ def dashboard(flag: str | None) -> Address:
 def ray_version_at(head: Address) -> str | None:
     """The version of Ray that a dashboard says it is; None where it says so only to those who show a token.
 
-    Raises NobodyAnswers where nothing answers, or something that is no Ray head.
+    Raises NoClusterError where nothing answers, or something that is no Ray head.
     """
     try:
         with urllib.request.urlopen(f"{head.text}/api/version", timeout=_ANSWER_S) as answer:
@@ -120,8 +114,8 @@ def ray_version_at(head: Address) -> str | None:
         found = f"it does not speak HTTP; {urlsplit(head.text).port} may be the port where nodes join"
     except OSError as error:  # nothing listens, no such host, no answer in time, a certificate that is not trusted
         reason = getattr(error, "reason", error)
-        raise NobodyAnswers(f"no Ray head answers at {head}: {reason}; give {_THE_DASHBOARD}, or start it") from error
-    raise NobodyAnswers(f"no Ray head is at {head}: {found}; give {_THE_DASHBOARD}")
+        raise NoClusterError(f"no Ray head answers at {head}: {reason}; give {_THE_DASHBOARD}, or start it") from error
+    raise NoClusterError(f"no Ray head is at {head}: {found}; give {_THE_DASHBOARD}")
 
 
 def cluster(key: str | None) -> Address:
@@ -142,7 +136,7 @@ def cluster(key: str | None) -> Address:
 
 
 def ask_for_cluster(address: Address) -> None:
-    """Whether a cluster answers at HOST:PORT or ray://HOST:PORT. Raises NobodyAnswers where none does."""
+    """Whether a cluster answers at HOST:PORT or ray://HOST:PORT. Raises NoClusterError where none does."""
     place = _host_and_port(address.text.rpartition("://")[2])
     if place is None:  # auto, local: Ray looks for it here
         return
@@ -153,9 +147,9 @@ def ask_for_cluster(address: Address) -> None:
         with socket.create_connection(place, timeout=_ANSWER_S) as connection:
             speaks = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_grpc(connection)
     except OSError as error:
-        raise NobodyAnswers(f"nobody answers at {address}: {error.strerror or error}; {remedy}") from error
+        raise NoClusterError(f"nobody answers at {address}: {error.strerror or error}; {remedy}") from error
     if not speaks:
-        raise NobodyAnswers(f"something answers at {address}, but not as a Ray cluster does; {remedy}")
+        raise NoClusterError(f"something answers at {address}, but not as a Ray cluster does; {remedy}")
 
 
 def _host_and_port(text: str) -> tuple[str, int] | None:

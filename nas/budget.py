@@ -15,6 +15,7 @@ from typing import Any, Literal
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
+from nas.errors import BudgetError, QuantityError
 from nas.sections import Measure
 from nas.solve import METRICS
 from nas.units import Limit, parse_limit
@@ -139,7 +140,7 @@ def limits_of(trial: models.Trial) -> tuple[Limit, ...]:
     for metric, text in trial.budget.items():
         try:
             found.append(parse_limit(metric, text))
-        except ValueError:
+        except (BudgetError, QuantityError):
             continue
     return tuple(found)
 

@@ -10,6 +10,7 @@ from blocklib.block import SKIP, Architecture
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
+from nas.errors import BudgetError, QuantityError
 from nas.units import COLUMNS, Limit, exact_quantity, format_quantity, parse_limit
 
 _MIX_TOKENS = ("kv", "window")
@@ -58,6 +59,6 @@ def _limits(budget: Mapping[str, object]) -> list[Limit]:
     for metric, text in budget.items():
         try:
             found.append(parse_limit(metric, text))
-        except ValueError:
+        except (BudgetError, QuantityError):
             continue
     return found

@@ -8,9 +8,10 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from blocklib.library import write_whole
+from blocklib.library import undamaged, write_whole
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import model_with
+from nas.errors import MissingFileError
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -31,7 +32,8 @@ def save_child(path: Path, child: PuzzleNasForCausalLM, found: Mapping[str, Any]
 def load_child(path: Path) -> PuzzleNasForCausalLM:
     """Raises FileNotFoundError, saying what to do, where the trial was never built."""
     config = PuzzleNasConfig.from_dict(json.loads(_metadata(path)["config"]))
-    weights = load_file(path)
+    with undamaged(path):
+        weights = load_file(path)
     if config.tie_word_embeddings:
         weights[_HEAD] = weights[_EMBEDDING]
     return model_with(config, weights)
@@ -45,9 +47,9 @@ def found_with(path: Path) -> dict[str, Any]:
 
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no child at {path}: the trial was never built in this home; put its budget in the job and run "
             "`nas search`"
         )
-    with safe_open(path, framework="pt") as file:
+    with undamaged(path), safe_open(path, framework="pt") as file:
         return file.metadata() or {}

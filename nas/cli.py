@@ -15,6 +15,7 @@ from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.cli_cluster import logs, status, stop, submit
 from nas.cli_solve import compare, pareto, pool, solve
 from nas.endings import Commands, end_on_signals
+from nas.errors import UsageError
 from nas.printed import (
     answered,
     console,
@@ -58,6 +59,7 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from: its traceback.")] = False,
 ) -> None:
     """The options of `nas` itself, before any command."""
 
@@ -141,9 +143,9 @@ def trials(
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """
     if delete and search is None and where is None and ids is None:
-        raise ValueError("--delete: say which trials: name a search, or give --where or --ids")
+        raise UsageError("--delete: say which trials: name a search, or give --where or --ids")
     if yes and not delete:
-        raise ValueError("--yes goes with --delete")
+        raise UsageError("--yes goes with --delete")
     with open_store(db, "write" if delete else "read") as store:
         search_id = store.find_search(search).id if search else None
         found = store.trials(search_id, where, sort, descending, None if ids else limit)
@@ -170,7 +172,7 @@ def trials(
 
 
 def _may_delete(found: "Sequence[models.Trial]", searches: "Mapping[str, models.Search]", yes: bool) -> bool:
-    """Whether the user confirms. Raises ValueError if there is no terminal to ask on."""
+    """Whether the user confirms. Raises UsageError if there is no terminal to ask on."""
     for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
         if search.status == "running":
             typer.echo(
@@ -180,7 +182,7 @@ def _may_delete(found: "Sequence[models.Trial]", searches: "Mapping[str, models.
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise ValueError("--delete: there is no terminal to ask on; give --yes to delete them")
+        raise UsageError("--delete: there is no terminal to ask on; give --yes to delete them")
     if typer.confirm(f"delete {'these' if len(found) > 1 else 'this'}?", err=True):
         return True
     typer.echo("nothing was deleted", err=True)

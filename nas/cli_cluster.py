@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas.arguments import Db
+from nas.errors import JobFailedError
 from nas.printed import console, talk_beside
 from nas.progress import bar
 
@@ -97,4 +98,4 @@ def _followed(job: str, head: "Address") -> str:
 
 def _end_with(state: str, job: str) -> None:
     if state != "SUCCEEDED":
-        raise ValueError(f"job {job} ended as {state}")
+        raise JobFailedError(f"job {job} ended as {state}")

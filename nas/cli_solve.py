@@ -11,6 +11,7 @@ from rich.console import Console
 from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.endings import INTERRUPTED
+from nas.errors import UsageError
 from nas.printed import (
     NOT_KEPT,
     answered,
@@ -110,7 +111,7 @@ def solve(
         print_answer(answer, as_json)
         return
     if not budget:
-        raise ValueError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
+        raise UsageError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     limits = _limits(budget)
     with open_store(db, "write" if refine else "read") as store:
         found = [store.find_search(name) for name in search or ()]
@@ -308,7 +309,7 @@ def _refined(
 ) -> "models.Trial":
     """The trial that is best of those measured whole, past the sum of scores."""
     if len(searches) > 1:
-        raise ValueError(
+        raise UsageError(
             f"--refine takes one search, not {len(searches)}; name the one that a sweep without --refine chooses"
         )
     with loading(talk, f"refine {searches[0].name}"):
@@ -337,7 +338,7 @@ def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any],
     """Check that one source is named, a search or a table, and no option of the other."""
     if has_search == (table is not None):
         given = "not both" if table else "neither is given"
-        raise ValueError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
+        raise UsageError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
     for option, value in (of_search if table else of_table).items():
         if value:
-            raise ValueError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")
+            raise UsageError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")

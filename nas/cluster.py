@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from nas import addresses
+from nas.errors import RayStartError, ResourceError, WorkerError
 from nas.ray_folder import ray_folder
 
 # Ray reads these when it is imported, which other libraries do as well: `uv run` does not make every worker build its
@@ -39,14 +40,6 @@ _LESS_MEMORY = (
     "if memory runs out, lower distill.batch or ray.layers_per_task (while options train), heal.batch (while the child "
     "heals), scenario.batch or its tokens (during timings); the same command resumes"
 )
-
-
-class Unplaceable(ValueError):
-    """Work that asks for more than any node of the cluster has."""
-
-
-class NotStarted(OSError):
-    """A Ray that did not start, or does not take us in. Says which, who named it, and why."""
 
 
 class Cluster:
@@ -106,7 +99,8 @@ class Cluster:
         """Run `work(*task, report)` for each task; (index, value) as they finish, in any order.
 
         `progress(index, done, total, doing)` hears what tasks report. `whole_node`: with all CPUs of a node, so that
-        nothing else of ours runs beside it. Raises what a task raised, and Unplaceable where no node has the resources.
+        nothing else of ours runs beside it. Raises what a task raised, and ResourceError where no node has the
+        resources.
         """
         import ray
 
@@ -115,8 +109,11 @@ class Cluster:
         self._check(cpus, gpus)
         board: Any = ray.remote(num_cpus=0)(_Board)
         board = board.remote()
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
-        running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
+        try:
+            remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
+            running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
+        except ValueError as error:  # Ray takes a part of a GPU, and not one and a half
+            raise ResourceError(f"ray.cpus_per_task {cpus:g}, ray.gpus_per_task {gpus:g}: {error}") from error
         seen: dict[int, _State] = {}
         try:
             while running:
@@ -145,10 +142,10 @@ class Cluster:
             # The worker's own exception, without Ray's wrapping; the remote traceback stays as its cause.
             cause = error.cause
             if _is_out_of_memory(cause):
-                raise OSError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
+                raise WorkerError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
             raise cause from error
         except ray.exceptions.RayError as error:
-            raise OSError(f"a worker was lost, and lost again after a restart: {error}\n{_LESS_MEMORY}") from error
+            raise WorkerError(f"a worker was lost, and lost again after a restart: {error}\n{_LESS_MEMORY}") from error
 
     def _start(self) -> None:
         if self._started:
@@ -176,7 +173,7 @@ class Cluster:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
-            raise Unplaceable(
+            raise ResourceError(
                 f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has them (nodes: {have}); "
                 "lower ray.cpus_per_task or ray.gpus_per_task"
             )
@@ -189,8 +186,8 @@ def _explained(address: addresses.Address) -> Iterator[None]:
         yield
     except Exception as error:
         if address.text == "local":
-            raise NotStarted(f"Ray did not start on this machine: {error}") from error
-        raise NotStarted(f"the Ray at {address} does not take this process in: {error}") from error
+            raise RayStartError(f"Ray did not start on this machine: {error}") from error
+        raise RayStartError(f"the Ray at {address} does not take this process in: {error}") from error
 
 
 @contextmanager

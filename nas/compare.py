@@ -17,26 +17,24 @@ from db import models
 from db.models import now
 from db.store import Store
 from nas.effort import USUAL, Effort
+from nas.errors import ScoreMetricError, UsageError
 from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
 from nas.solve import METRICS, Measured, measured, reached, solve, trial_row
 from nas.units import Limit
 from solvers.drop import Layers
+from solvers.errors import Infeasible
 from solvers.greedy import greedy
 from solvers.joint import paired, parted
 from solvers.max_parameters import max_parameters
 from solvers.no_op_only import no_op_only
-from solvers.problem import Infeasible, Option, Problem, Solution
+from solvers.problem import Option, Problem, Solution
 from solvers.random import random_architecture
 from solvers.refine import refine
 from solvers.shortgpt import drop_layers
 from solvers.sleb import drop_one_by_one, rounds_needed
 from solvers.uniform import uniform
-
-
-class ScoresAreNoKl(ValueError):
-    """Whole architectures are held to the parent by their KL; the scores are of another kind."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +146,10 @@ def _evolution(contest: Contest) -> Chosen:
 def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
     """The best of the whole architectures that may be run: past the sum of scores.
 
-    Raises ScoresAreNoKl where it would learn from the KL what another score misses.
+    Raises ScoreMetricError where it would learn from the KL what another score misses.
     """
     if contest.known.metric != "kl":
-        raise ScoresAreNoKl(f"refining learns what sums of KL miss, and the scores here are {contest.known.metric}")
+        raise ScoreMetricError(f"refining learns what sums of KL miss, and the scores here are {contest.known.metric}")
     asked = effort.over(contest.known.effort)
     found = refine(paired(contest.problem), contest.real, contest.evaluations, **asked)
     return Chosen(found.solution, found.evaluations)
@@ -211,7 +209,7 @@ class Asked:
 def compare(store: Store, search: models.Search, asked: Asked, console: Console) -> list[Line]:
     """Every strategy's answer, the nearest to the parent first, then those without one.
 
-    Raises BudgetNotMet where nothing meets the budget, and ValueError where what is asked for cannot be had.
+    Raises BudgetNotMetError where nothing meets the budget, and UsageError where what is asked for cannot be had.
     """
     started, clock = now(), monotonic()
     _check(asked, search)
@@ -244,9 +242,9 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
 
 def _check(asked: Asked, search: models.Search) -> None:
     if asked.heal and search.request["heal"] is None:
-        raise ValueError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
+        raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
     if asked.time and search.request["scenario"]["flash"] is not None:
-        raise ValueError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
+        raise UsageError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
 
 
 def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
@@ -255,7 +253,7 @@ def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
     try:
         with contest.reality.counting(name, models):
             return choose(contest)
-    except (TimeoutError, ScoresAreNoKl) as error:
+    except (TimeoutError, ScoreMetricError) as error:
         return str(error)
     except Infeasible as error:
         words = ("what it comes to", "with the other limits met, what it comes to")

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from nas.errors import JobError
 from nas.request import Request
 
 _DEEPEST, _MOST_VALUES = 50, 100_000
@@ -21,11 +22,7 @@ _DEEPEST, _MOST_VALUES = 50, 100_000
 _SHOWN = 200
 """Characters of a value that a message shows."""
 
-__all__ = ["JobError", "Request", "load", "parse", "template"]
-
-
-class JobError(ValueError):
-    """A job file is wrong. Each line is one mistake: the file, the key's full path, what was given, what would fit."""
+__all__ = ["Request", "load", "parse", "template"]
 
 
 def load(path: str | Path) -> Request:

@@ -30,6 +30,7 @@ from nas.budget import TIMED
 from nas.clock import clock
 from nas.cluster import STARTING, Cluster, Report
 from nas.digest import digest
+from nas.errors import NoisyTimesError
 from nas.flash import simulate
 from nas.job import Job
 from nas.progress import bar
@@ -43,17 +44,13 @@ _SHOWN = 3
 """Bad times that a message names."""
 
 
-class BadTimes(ValueError):
-    """Times that are still too noisy for the budget, after `measure.patience` was used up to measure them again."""
-
-
 def measure_costs(
     job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console, remeasure: bool = False
 ) -> int:
     """Seconds of every geometry not yet measured under this scenario on this hardware, or not well enough, or simulated
     where the scenario is of a machine that streams from Flash. Returns how many were.
 
-    `remeasure`: of all. Raises BadTimes, with what is good kept, where some are bad and the budget limits times.
+    `remeasure`: of all. Raises NoisyTimesError, with what is good kept, where some are bad and the budget limits times.
     """
     keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
     known = store.costs(list(keys.values()))
@@ -169,13 +166,13 @@ def _known(value: float | None) -> float:
 
 
 def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
-    """Raises BadTimes where there are any."""
+    """Raises NoisyTimesError where there are any."""
     if not faults:
         return
     named = [f"{part} has {why}" for part, why in list(faults.items())[:_SHOWN]]
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     asked = job.request.measure
-    raise BadTimes(
+    raise NoisyTimesError(
         f"{len(faults)} of {len(job.to_measure)} times are too noisy for this budget, measured again for up to "
         f"{asked.patience:g} s: {'; '.join(named)}{more}. Good times are kept: when the machine is idle, run the same "
         "command again, and only the noisy ones are measured again; or raise measure.worst_spread or "

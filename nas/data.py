@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.errors import TextError
 from nas.pieces import Piece, key_of, paragraph_keys, pieces_of, without_copies
 from nas.sections import Data
-from nas.text_format import TextError
 from nas.text_sources import Documents, read_documents
 
 if TYPE_CHECKING:

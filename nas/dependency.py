@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from blocklib.checkpoint import inspect
-from blocklib.distil import NotFinite
+from blocklib.errors import NotFiniteError
 from blocklib.hub import folder_of
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import load_parent
@@ -64,7 +64,7 @@ def dependency_of(
     """Load a parent and measure it on text. `parent` is `embedded`, a folder or a hub id, as in a job file.
 
     `texts` are files and globs, relative to the current folder; none: Python's own sources. `console` is told how it
-    goes. Raises ValueError or OSError, naming what is wrong.
+    goes. Raises a NasError that names what is wrong.
     """
     console = console or Terminal(quiet=True)
     here = Path.cwd()
@@ -98,7 +98,7 @@ def block_dependency(
 
     `ids_BT` is token ids, [sequences, tokens]; `heard` is told how many of them are done, of how many. Where block j
     adds nothing for a token, with block i and without, the distance is 0; where it adds nothing in one of the two only,
-    it is 1. Raises NotFinite, naming the blocks.
+    it is 1. Raises NotFiniteError, naming the blocks.
     """
     blocks = _blocks(model)
     one = ids_BT.shape[1] * model.config.hidden_size
@@ -117,7 +117,7 @@ def block_dependency(
         heard(done, ids_BT.numel())
     mean_LL = sums_LL / ids_BT.numel()
     for i, j in (~torch.isfinite(mean_LL)).nonzero().tolist():
-        raise NotFinite(f"block {j}: how far what it adds turns without block {i} is not finite")
+        raise NotFiniteError(f"block {j}: how far what it adds turns without block {i} is not finite")
     matrix: list[list[float]] = mean_LL.tolist()
     return matrix
 

@@ -1,4 +1,5 @@
-"""How a command ends: mistakes of the user's and failures of the machine's as one line, a signal with 128 + its number.
+"""How a command ends: mistakes of the user's and failures of the machine's as one line, a bug with its traceback, a
+signal with 128 + its number.
 
 Ctrl-C (SIGINT) ends with 130, SIGTERM (`kill`, `timeout`, Slurm, `nas stop`) with 143, and both in the same way. Knows
 no command.
@@ -6,6 +7,7 @@ no command.
 
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
@@ -16,10 +18,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from nas.errors import NasError, UsageError
 from nas.printable import printable
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+"""Exit statuses: after an error, after options that make no sense, and after Ctrl-C, as shells have it."""
+_A_BUG = (
+    "this is a bug in puzzle-nas: please report it in the project's issue tracker, with the lines above and the command"
+)
 _ONE_REQUEST_S = 5.0
 """`timeout` and batch systems signal a process and then its group, people press Ctrl-C twice: within so many seconds of
 the first signal all others are the same request, and do not disturb the end."""
@@ -82,8 +88,9 @@ end_on_signals = _SIGNALS.watch
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """The user's mistakes and the machine's failures as one line; bugs keep their traceback."""
+def clear_errors(debug: bool = False) -> Iterator[None]:
+    """The user's mistakes and the machine's failures as one line. Anything else is a bug: it comes through, and its
+    traceback ends with where to report it. `debug`: a line comes after its traceback, too."""
     try:
         yield
     except KeyboardInterrupt:
@@ -91,14 +98,19 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(_SIGNALS.end()) from None
     except BrokenPipeError:
         raise  # `nas trials | head`: Typer ends quietly
-    except (ValueError, OSError, TimeoutError) as error:
+    except (NasError, OSError) as error:  # a TimeoutError is an OSError
+        if debug:
+            typer.echo(printable("".join(traceback.format_exception(error))), err=True, nl=False)
         typer.echo(printable(f"error: {error}"), err=True)
-        raise SystemExit(1) from None
+        raise SystemExit(MISUSED if isinstance(error, UsageError) else FAILED) from None
+    except Exception as error:
+        error.add_note(_A_BUG)  # Typer shows none on exceptions of its own
+        raise
 
 
 class Commands(TyperGroup):
     """Commands that end clearly: inside of Typer, which answers Ctrl-C with a bare status of its own."""
 
     def invoke(self, ctx: Any) -> Any:
-        with clear_errors():
+        with clear_errors(ctx.params["debug"]):
             return super().invoke(ctx)

@@ -19,7 +19,7 @@ def evaluate(
     heard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fidelity:
     """Fidelity of the child, its `lm_loss` absolute. `ids_BT` is [sequences, tokens]; `heard` is told after each batch
-    how many of the tokens are done, of how many. Raises NotFinite.
+    how many of the tokens are done, of how many. Raises NotFiniteError.
 
     Evaluating the parent against itself gives its own loss, and a KL of 0.
     """

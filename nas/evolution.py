@@ -17,6 +17,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
+from solvers.errors import ProblemError
 from solvers.line import check_tiling, score_bound
 from solvers.problem import Option, Problem, Solution, total_costs
 
@@ -73,8 +74,8 @@ def evolve(
     """The best of at most so many tilings within the limits; the first generation begins with `starts`.
 
     `starts` are solutions of the problem, one at least, or there might be nothing to breed from. `show` is given what
-    was evaluated, a generation at a time. Raises ValueError where there is no start, less than one evaluation, or a
-    value that is not finite.
+    was evaluated, a generation at a time. Raises ValueError where there is no start, or less than one evaluation,
+    ProblemError for a value that is not finite.
     """
     started = time.monotonic()
     check_tiling(problem)
@@ -170,7 +171,7 @@ def _evaluated(evaluate: Evaluate, solutions: Mapping[_Key, Solution]) -> dict[_
     values = dict(zip(solutions, evaluate(list(solutions.values())), strict=True))
     for key, value in values.items():
         if not math.isfinite(value):
-            raise ValueError(f"{' '.join(name for _, _, name in key)} is worth {value}; it must be a finite number")
+            raise ProblemError(f"{' '.join(name for _, _, name in key)} is worth {value}; it must be a finite number")
     return values
 
 

@@ -15,8 +15,10 @@ from blocklib.loading import check_range, readable
 from blocklib.parent import child_config
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost
+from cost_models.errors import ScenarioError
 from cost_models.hardware import describe, total_bytes, usable_cores
 from cost_models.scenario import Scenario
+from nas.errors import JobError
 from nas.export.formats import check_format
 from nas.positions import check_positions
 from nas.request import Request
@@ -31,7 +33,8 @@ _TRAINED = 4
 
 
 def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> None:
-    """Raise ValueError where the checkpoint is no parent of such a search, or this machine cannot do it.
+    """Raise JobError or CheckpointError where the checkpoint is no parent of such a search, or this machine cannot do
+    it.
 
     `is_here`: the work is done on this machine. Reads weights only for a scenario in a narrower type than theirs.
     """
@@ -45,7 +48,8 @@ def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> Non
 
 
 def check_sizes(request: Request, shape: Shape, config: Any) -> None:
-    """Raise ValueError where the parent cannot hold an option, has too few positions, or a format cannot carry one.
+    """Raise JobError, SubblockError or UnsupportedExportError where the parent cannot hold an option, has too few
+    positions, or a format cannot carry one.
 
     `config` is the parent's, as transformers has it or as ours.
     """
@@ -65,13 +69,13 @@ def _check_device(request: Request) -> None:
     asked = request.scenario
     try:
         describe(asked.device, asked.threads)
-    except ValueError as error:
-        raise ValueError(f"scenario.device: {error}") from error
+    except ScenarioError as error:
+        raise JobError(f"scenario.device: {error}") from error
     if request.gpus_per_task and not torch.cuda.is_available():
         asks = f"{request.gpus_per_task:g} a task, and torch {torch.__version__} finds no cuda here"
-        raise ValueError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster that has some")
+        raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster that has some")
     if asked.device == "cpu" and asked.threads is not None and asked.threads > usable_cores():
-        raise ValueError(
+        raise JobError(
             f"scenario.threads: {asked.threads:,} threads, and this process may use {usable_cores()} cores; give at "
             "most as many"
         )
@@ -93,7 +97,7 @@ def _check_memory(request: Request, shape: Shape, is_here: bool) -> None:
         if need.held_bytes > there_bytes:
             where = f"this machine's {need.device}" if is_here else "no node"
             taken = f"takes at least {_said(need.held_bytes)} ({need.what})"
-            raise ValueError(f"{need.key}: {taken}, and {where} has {_said(there_bytes)}; ask for less")
+            raise JobError(f"{need.key}: {taken}, and {where} has {_said(there_bytes)}; ask for less")
 
 
 def _needs(request: Request, shape: Shape) -> Iterator[_Need]:

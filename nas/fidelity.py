@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blocklib.distil import NotFinite
+from blocklib.errors import NotFiniteError
 
 
 def numbers_at_once(device: torch.device) -> int:
@@ -85,10 +85,12 @@ class FidelityMeter:
             self._sums_N4[place] += torch.stack([kl, loss, agreed.float(), cosine]).double().cpu()
 
     def result(self) -> dict[str, Fidelity]:
-        """Raises NotFinite, naming the model, where a sum is NaN or infinite."""
+        """Raises NotFiniteError, naming the model, where a sum is NaN or infinite."""
         found = {}
         for name, row in zip(self._names, self._sums_N4 / self._tokens_N[:, None], strict=True):
             if not torch.isfinite(row).all():
-                raise NotFinite(f"{name}: its distance to the parent is not finite (KL {row[0]:g}, loss {row[1]:g})")
+                raise NotFiniteError(
+                    f"{name}: its distance to the parent is not finite (KL {row[0]:g}, loss {row[1]:g})"
+                )
             found[name] = Fidelity(*(float(value) for value in row))
         return found

@@ -43,7 +43,7 @@ def simulate(
 ) -> Iterator[MeasuredGeometry]:
     """The fixed part and every geometry asked for, as `measure` gives them, without spread.
 
-    `ids_BT` is calibration text, [sequences, tokens]. Raises ValueError where the KV cache alone does not fit.
+    `ids_BT` is calibration text, [sequences, tokens]. Raises ScenarioError where the KV cache alone does not fit.
     """
     machine = _Machine(parent, scenario, hierarchy)
     yield MeasuredGeometry(FIXED, 0.0, 0, parent.shape.layers, *machine.fixed())

@@ -10,7 +10,9 @@ from pathlib import Path
 from shutil import rmtree
 
 from db import models
+from db.errors import NotFoundError
 from db.store import Store
+from nas.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,16 @@ class Numbers:
         for part in text.split(","):
             first, dash, last = (each.strip() for each in part.partition("-"))
             if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > _DIGITS:
-                raise ValueError(f"--ids {part.strip()[:_DIGITS]!r}: write numbers of trials, like 3,5,8-12")
+                raise UsageError(f"--ids {part.strip()[:_DIGITS]!r}: write numbers of trials, like 3,5,8-12")
             ranges.append((int(first), int(last or first)))
         return Numbers(tuple(ranges))
 
     def pick(self, trials: Sequence[models.Trial]) -> list[models.Trial]:
-        """Those of them. Raises ValueError where one that is named by itself is not there; a range may have gaps."""
+        """Those of them. Raises NotFoundError where one that is named by itself is not there; a range may have gaps."""
         there = {trial.id for trial in trials}
         for first, last in self.ranges:
             if first == last and first not in there:
-                raise ValueError(f"--ids {first}: there is no such trial among those asked for")
+                raise NotFoundError(f"--ids {first}: there is no such trial among those asked for")
         return [trial for trial in trials if any(first <= trial.id <= last for first, last in self.ranges)]
 
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nas.effort import USUAL, Effort
-from nas.solve import METRICS, BudgetNotMet, Measured, architecture_of, not_met
+from nas.errors import BudgetError, BudgetNotMetError
+from nas.solve import METRICS, Measured, architecture_of, not_met
 from nas.table import summary
 from nas.units import Limit, did_you_mean
+from solvers.errors import Infeasible
 from solvers.joint import paired
 from solvers.pareto import front
-from solvers.problem import Infeasible
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,16 @@ class Point:
 def front_of(
     known: Measured, cost: str, budget: Sequence[Limit], points: int, effort: Effort = USUAL
 ) -> tuple[Point, ...]:
-    """From the cheapest architecture, or the one of most throughput, to the best. Raises ValueError for a metric there
-    is not, BudgetNotMet."""
+    """From the cheapest architecture, or the one of most throughput, to the best. Raises BudgetError for a metric there
+    is not, BudgetNotMetError."""
     if cost not in METRICS:
-        raise ValueError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
+        raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
     whole = known.whole(cost)
     summed = METRICS["latency" if cost == "throughput" else cost]
     try:
         solutions = front(paired(known.problem(budget)), summed, points, **effort.over(known.effort))
     except Infeasible as error:
-        raise BudgetNotMet(not_met(known, budget, error)) from error
+        raise BudgetNotMetError(not_met(known, budget, error)) from error
     found = []
     for solution in solutions:
         total = known.totals(solution)[METRICS[cost]]

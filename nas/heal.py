@@ -24,7 +24,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from blocklib.block import Architecture
-from blocklib.distil import NotFinite, Progress, regulariser
+from blocklib.distil import Progress, regulariser
+from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from nas.healing import Healing
 from nas.logit_kl import logit_kl
@@ -40,8 +41,8 @@ def heal(
 ) -> Iterator[Progress]:
     """Train `child` in place; progress as it goes. A killed run resumes from its last checkpoint.
 
-    `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be
-    its own, not shared with the parent; nothing else of it is changed when this ends. Raises NotFinite where the loss
+    `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be its
+    own, not shared with the parent; nothing else of it is changed when this ends. Raises NotFiniteError where the loss
     is.
     """
     with _settings_kept(child):
@@ -213,7 +214,7 @@ class _Distillation(Trainer):
         if model.training:
             loss = loss + regulariser(model)
         if not torch.isfinite(loss):
-            raise NotFinite(
+            raise NotFiniteError(
                 f"healing: the loss is {loss.item()} at step {self.state.global_step}; lower heal.learning_rate"
             )
         return (loss, output) if return_outputs else loss

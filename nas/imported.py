@@ -14,11 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nas.strict_json import TableError, check_keys, document, is_number, kind, leaves, number, read, taken, whole
+from nas.errors import TableError
+from nas.strict_json import check_keys, document, is_number, kind, leaves, number, read, taken, whole
 from nas.units import did_you_mean
+from solvers.errors import ProblemError
 from solvers.problem import Limit, Option, Problem
 
-__all__ = ["Entry", "Imported", "TableError", "load", "parse", "parse_limits"]
+__all__ = ["Entry", "Imported", "load", "parse", "parse_limits"]
 
 _LAYER = re.compile(r"(?:.*[^0-9])?([0-9]+)")
 _LIMIT = re.compile(r"\s*([^<>=]+?)\s*(<=|>=|=)\s*(.+?)\s*")
@@ -87,7 +89,7 @@ class Imported:
         minimums = {limit.cost: limit.value for limit in budget if limit.minimum}
         try:
             return Problem(self.slots, options, maximums, minimums)
-        except ValueError as error:
+        except ProblemError as error:
             raise TableError(f"{self.source}: {error}") from error
 
     @property

@@ -146,7 +146,7 @@ class Job:
 def prepare(request: Request, hardware: str | None = None) -> Job:
     """Load what a request names. `hardware`: where times are taken, as `describe` names it; None: this machine.
 
-    Raises ValueError, from whichever part is wrong, naming it.
+    Raises a NasError that names the part that is wrong.
     """
     folder = folder_of(request.checkpoint, code=request.allow_remote_code)
     tokenizer = load_tokenizer(folder, request.allow_remote_code)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from nas.errors import PathError
+
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
@@ -16,44 +18,44 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 def absolute(text: object, folder: Path) -> Path:
     """The absolute path `text` means in a file that lies in `folder`.
 
-    Raises ValueError where it is no path, or names a variable that is not set: a folder called `$SCRATCH` helps nobody.
+    Raises PathError where it is no path, or names a variable that is not set: a folder called `$SCRATCH` helps nobody.
     """
     if not isinstance(text, str | Path) or not str(text):
-        raise ValueError(f"{text!r} is not a path")
+        raise PathError(f"{text!r} is not a path")
     expanded = os.path.expandvars(os.path.expanduser(text))
     if undefined := _VARIABLE.search(str(expanded)):
-        raise ValueError(f"the environment variable {undefined[0]} in {str(text)!r} is not set")
+        raise PathError(f"the environment variable {undefined[0]} in {str(text)!r} is not set")
     return Path(os.path.abspath(folder / expanded))
 
 
 def local_or_hub(text: object, folder: Path) -> str:
     """An absolute path where something lies there; else the text itself where it has the form of a hub id.
 
-    Raises ValueError where it is neither.
+    Raises PathError where it is neither.
     """
     path = absolute(text, folder)
     if path.exists():
         return str(path)
     if isinstance(text, str) and _HUB_ID.fullmatch(text):
         return text
-    raise ValueError(f"there is no {path}")
+    raise PathError(f"there is no {path}")
 
 
 def matching_files(patterns: Iterable[object], folder: Path, hint: str = "") -> tuple[Path, ...]:
     """The files that paths and globs (`**` included) name: each once, in the order given, a glob's own matches sorted.
 
-    Raises ValueError for a path or a glob that names no file, and for a path that is a folder; `hint` at the end.
+    Raises PathError for a path or a glob that names no file, and for a path that is a folder; `hint` at the end.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = absolute(pattern, folder)
         if path.is_dir():
-            raise ValueError(f"{path} is a folder; name its files, like {path.name}/*.txt{hint}")
+            raise PathError(f"{path} is a folder; name its files, like {path.name}/*.txt{hint}")
         # A file called a[1].txt is meant before the glob of that spelling.
         matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         files = [match for match in matches if match.is_file()]
         if not files:
             fault = "matches no file" if glob.has_magic(str(path)) else "does not exist"
-            raise ValueError(f"{path} {fault}{hint}")
+            raise PathError(f"{path} {fault}{hint}")
         found |= dict.fromkeys(files)
     return tuple(found)

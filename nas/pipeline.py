@@ -22,6 +22,7 @@ from nas.cluster import Cluster
 from nas.costs import measure_costs, parent_costs, write_options
 from nas.deliver import deliver
 from nas.effort import Effort, shown
+from nas.errors import BudgetNotMetError, OutputExistsError
 from nas.explain import explain
 from nas.job import Job, prepare
 from nas.predicted import predict_again
@@ -31,7 +32,7 @@ from nas.refined import solve_refined
 from nas.report import write_report
 from nas.request import Request
 from nas.sample import sample
-from nas.solve import BudgetNotMet, Measured, measured, solve, trial_row
+from nas.solve import Measured, measured, solve, trial_row
 from nas.stages import (
     Shared,
     build_library,
@@ -54,7 +55,7 @@ class Outcome:
 
 
 def search(request: Request, store: Store, console: Console, remeasure: bool = False) -> Outcome:
-    """Run a request to its end. Raises ValueError or OSError, saying what is wrong, with nothing finished lost.
+    """Run a request to its end. Raises a NasError that says what is wrong; nothing finished is lost.
 
     `remeasure`: times that were taken before are taken again, of children those that are known to be bad.
     """
@@ -141,7 +142,7 @@ def _within_budget(
         while len(tried) < ATTEMPTS:
             try:
                 solution, distance = _solution(store, known, solve_for, console)
-            except (BudgetNotMet, TimeoutError) as error:
+            except (BudgetNotMetError, TimeoutError) as error:
                 if not tried:
                     raise
                 # The budget itself can be met on paper; the limits that timing has moved cannot, or not in the time.
@@ -260,7 +261,7 @@ def _refuse_taken(job: Job, trial: models.Trial) -> None:
     out = _out(job, trial)
     ours = trial.child_path == str(out) and trial.details.get("export_format") == job.request.export.format
     if job.request.export.out is not None and _is_filled(out) and not ours:
-        raise FileExistsError(
+        raise OutputExistsError(
             f"export.out: {out} holds another child, or this one in another format; remove it, or name another folder"
         )
 
@@ -271,7 +272,7 @@ def _refuse_taken_folder(request: Request, store: Store) -> None:
     if out is None or any(trial.child_path == str(out) for trial in store.trials()):
         return
     if _is_filled(out):
-        raise FileExistsError(f"export.out: {out} exists and is not empty; remove it, or name another folder")
+        raise OutputExistsError(f"export.out: {out} exists and is not empty; remove it, or name another folder")
 
 
 def _is_filled(folder: Path) -> bool:

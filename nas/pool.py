@@ -8,12 +8,14 @@ from typing import Literal
 from db import models
 from db.store import Store
 from nas.effort import USUAL, Effort
+from nas.errors import BudgetNotMetError, UsageError
 from nas.explain import explain
-from nas.solve import BudgetNotMet, Measured, not_met, proposed
+from nas.solve import Measured, not_met, proposed
 from nas.units import Limit
+from solvers.errors import Infeasible
 from solvers.joint import filled, paired, parted
 from solvers.pool import pool
-from solvers.problem import Infeasible, Solution
+from solvers.problem import Solution
 
 MOST = 1000
 """Answers that may be asked for."""
@@ -51,9 +53,9 @@ class Alternatives:
 
 
 def check_count(count: int) -> None:
-    """Raises ValueError for more than anybody reads."""
+    """Raises UsageError for more than anybody reads."""
     if count > MOST:
-        raise ValueError(
+        raise UsageError(
             f"--count is {count}; the most is {MOST}: each answer is harder to find than the last and becomes a trial. "
             "Ask for a larger --apart to see answers that differ more, or use `nas pareto` for a front"
         )
@@ -72,13 +74,13 @@ def alternatives(
     """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial,
     and is reported, as it is found; those found stay after Ctrl-C or `total_s` seconds.
 
-    Raises BudgetNotMet, ValueError for more subblocks than there are or a `count` above MOST, and, with none found,
-    TimeoutError and KeyboardInterrupt.
+    Raises BudgetNotMetError, UsageError for more subblocks than there are or a `count` above MOST, and, with none
+    found, TimeoutError and KeyboardInterrupt.
     """
     check_count(count)
     subblocks = 2 * known.layers
     if not 1 <= apart <= subblocks:
-        raise ValueError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
+        raise UsageError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
     answers = pool(paired(known.problem(budget)), apart=apart, total_s=total_s, **effort.over(known.effort))
     found: list[Alternative] = []
     ended: Ending = "exhausted"
@@ -91,7 +93,7 @@ def alternatives(
             found.append(Alternative(trial, solution, sum(name != first[slot] for slot, name in other.items())))
             tell(found[-1])
     except Infeasible as error:
-        raise BudgetNotMet(not_met(known, budget, error)) from error
+        raise BudgetNotMetError(not_met(known, budget, error)) from error
     except (TimeoutError, KeyboardInterrupt) as error:
         if not found:
             raise

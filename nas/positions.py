@@ -1,10 +1,11 @@
 """Whether the sequences that a request asks for fit into the positions its parent has. Imports no torch."""
 
+from nas.errors import JobError
 from nas.request import Request
 
 
 def check_positions(request: Request, positions: int) -> None:
-    """Raise ValueError, naming the key, where more tokens are asked for than there are positions."""
+    """Raise JobError, naming the key, where more tokens are asked for than there are positions."""
     asked = request.scenario
     # The last token that is generated is not read any more.
     longest = {
@@ -13,4 +14,4 @@ def check_positions(request: Request, positions: int) -> None:
     }
     for place, tokens in longest.items():
         if tokens > positions:
-            raise ValueError(f"{place}: {tokens} tokens are more than the {positions} the parent has positions for")
+            raise JobError(f"{place}: {tokens} tokens are more than the {positions} the parent has positions for")

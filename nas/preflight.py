@@ -9,13 +9,14 @@ from pathlib import Path
 from blocklib.checkpoint import inspect
 from blocklib.hub import folder_of
 from nas.cluster import Cluster
+from nas.errors import JobError
 from nas.positions import check_positions
 from nas.request import Request
 from nas.tokenizer import check_tokenizer
 
 
 def check(request: Request) -> None:
-    """Raise ValueError or OSError, naming the file or the key, where a search of this request cannot end well.
+    """Raise a NasError that names the file or the key where a search of this request cannot end well.
 
     Checks that depend on this machine are left out if the work is done on a cluster.
     """
@@ -25,7 +26,7 @@ def check(request: Request) -> None:
 def check_submitted(request: Request) -> None:
     """The same of a request that runs elsewhere, as far as its files are seen here; and no code of a checkpoint's."""
     if request.allow_remote_code:
-        raise ValueError(
+        raise JobError(
             "allow_remote_code: a submitted job runs no code of a checkpoint's; leave it out, or run `nas search` on a "
             "machine of your own"
         )

@@ -23,6 +23,7 @@ from db.store import Store
 from nas import realise
 from nas.cluster import STARTING, Cluster, Report
 from nas.config import restored
+from nas.errors import StaleSearchError
 from nas.influence import block_influence
 from nas.job import Job, prepare
 from nas.progress import Bar, Heard, bar
@@ -31,10 +32,6 @@ from nas.request import Request
 from nas.stages import Ids, Shared, choice_weights, device_of, tensor
 from nas.whole import score_whole
 from solvers.sleb import removal_rounds
-
-
-class Changed(ValueError):
-    """A search whose parent, text, libraries or machine are no longer what it was measured with."""
 
 
 class Reality:
@@ -84,11 +81,11 @@ class Reality:
 
     @cached_property
     def job(self) -> Job:
-        """As the search was run. Raises Changed where that cannot be had any more."""
+        """As the search was run. Raises StaleSearchError where that cannot be had any more."""
         search = self._search
         job = replace(prepare(self._request, search.hardware), dependency=search.dependency)
         if job.id != search.id:
-            raise Changed(
+            raise StaleSearchError(
                 f"search {search.name} ({search.id}): its parent, its text or the libraries changed since; "
                 "run `nas search` on its job"
             )
@@ -185,10 +182,10 @@ class Reality:
         return realise.timed(self.job, self._store, self._cluster, self._shared, trial, self._console)
 
     def check_machine(self) -> None:
-        """Raises Changed where times would be taken on another machine than the search's."""
+        """Raises StaleSearchError where times would be taken on another machine than the search's."""
         search, here = self._search, realise.hardware_of(self._request, self._cluster)
         if here != search.hardware:
-            raise Changed(
+            raise StaleSearchError(
                 f"search {search.name} ({search.id}) was timed on another machine, or with another torch, "
                 f"{search.hardware}: here it is {here}; run `nas search` on its job here"
             )

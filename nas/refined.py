@@ -14,10 +14,12 @@ from db.models import now
 from db.store import Store
 from nas.compare import Contest, refined
 from nas.effort import USUAL, Effort
+from nas.errors import BudgetNotMetError
 from nas.reality import Reality
-from nas.solve import BudgetNotMet, Measured, not_met
+from nas.solve import Measured, not_met
 from nas.units import Limit
-from solvers.problem import Infeasible, Solution
+from solvers.errors import Infeasible
+from solvers.problem import Solution
 
 
 def solve_refined(
@@ -28,7 +30,8 @@ def solve_refined(
     console: Console,
     effort: Effort = USUAL,
 ) -> tuple[Solution, models.Trial]:
-    """The solution of least real KL, and the trial that it is, not healed. Raises BudgetNotMet, ScoresAreNoKl."""
+    """The solution of least real KL, and the trial that it is, not healed. Raises BudgetNotMetError,
+    ScoreMetricError."""
     started, clock, search = now(), monotonic(), known.search
     with Reality(store, search, console) as reality:
         contest = Contest(store, known, budget, reality, evaluations)
@@ -36,7 +39,7 @@ def solve_refined(
             with reality.counting("refine", evaluations):
                 found = refined(contest, effort).solution
         except Infeasible as error:
-            raise BudgetNotMet(not_met(known, budget, error)) from error
+            raise BudgetNotMetError(not_met(known, budget, error)) from error
         (trial,) = contest.trials([found])
         store.add_stage(
             models.Stage(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from blocklib.distil import NotFinite
+from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, embed, rotary, slot_delta
@@ -32,8 +32,8 @@ def loss_without(
     The loss is the mean next-token cross-entropy in nats over all of `ids_BT` ([sequences, tokens], token ids), from
     float32 logits whatever the parent runs in. Layers count from 0. `batch` is how many sequences run together; None:
     as many as the device takes well. `heard` is told how many tokens have gone through reduced models, of how many.
-    Raises NotFinite, naming layers and sequences, where a loss is NaN or infinite, and ValueError where there is no
-    next token, or a layer is not the parent's, stands twice or is removed already.
+    Raises NotFiniteError, naming layers and sequences, where a loss is NaN or infinite, and ValueError where there is
+    no next token, or a layer is not the parent's, stands twice or is removed already.
     """
     _check(parent, ids_BT, removed, candidates)
     one = ids_BT.shape[1] * parent.shape.hidden
@@ -46,7 +46,7 @@ def loss_without(
             if not math.isfinite(loss):
                 others = f" and, before it, {', '.join(map(str, removed))}" if removed else ""
                 where = f"sequences {first}..{first + len(ids) - 1}"
-                raise NotFinite(f"without layer {layer}{others} the loss is {loss} ({where})")
+                raise NotFiniteError(f"without layer {layer}{others} the loss is {loss} ({where})")
             sums[layer] += loss
             done += ids.numel()
             heard(done, total)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
+from nas.errors import JobError
 from nas.paths import local_or_hub
 from nas.sections import (
     Data,
@@ -36,7 +37,7 @@ def _parent(value: object, info: ValidationInfo) -> str:
         return EMBEDDED
     parent = local_or_hub(value, folder_of(info))
     if os.path.isabs(parent) and not Path(parent, "config.json").is_file():
-        raise ValueError(f"{parent} holds no config.json; give the folder of a checkpoint, a hub id, or {EMBEDDED}")
+        raise JobError(f"{parent} holds no config.json; give the folder of a checkpoint, a hub id, or {EMBEDDED}")
     return parent
 
 

@@ -33,7 +33,7 @@ def score(
     """Progress as it goes, then every choice's fidelity, its `lm_loss` being the rise over the parent's own.
 
     `weights` holds each choice's tensors; `ids_BT` the tokens, [sequences, tokens]. `heard` is told far more often than
-    a batch ends how much of the work is done, of how much. Raises NotFinite.
+    a batch ends how much of the work is done, of how much. Raises NotFiniteError.
     """
     if not weights:
         yield {}

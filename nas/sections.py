@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from nas.errors import JobError
 from nas.paths import local_or_hub
 from nas.units import did_you_mean
 from nas.values import (
@@ -47,7 +48,7 @@ def _source(value: object) -> object:
         return (value,)
     if value and isinstance(value, str | list | tuple | dict | HubDataset):
         return value
-    raise ValueError(f"{value!r} names no text; write stdlib, a list of files or globs, or {{dataset: NAME_OR_FOLDER}}")
+    raise JobError(f"{value!r} names no text; write stdlib, a list of files or globs, or {{dataset: NAME_OR_FOLDER}}")
 
 
 def _source_form(value: object) -> str:
@@ -65,7 +66,7 @@ class Section(BaseModel):
         if isinstance(value, cls):
             return value
         if not isinstance(value, dict):
-            raise ValueError(f"should be keys and values, not {value!r}; known: {', '.join(cls.model_fields)}")
+            raise JobError(f"should be keys and values, not {value!r}; known: {', '.join(cls.model_fields)}")
         for key in value:
             if key not in cls.model_fields:
                 raise wrong(str(key), f"unknown key; {did_you_mean(str(key), cls.model_fields)}")
@@ -156,7 +157,7 @@ class Space(Section):
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if not (self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel):
-            raise ValueError("leaves nothing to choose; name at least one option under attention or ffn")
+            raise JobError("leaves nothing to choose; name at least one option under attention or ffn")
         return self
 
 

@@ -14,11 +14,20 @@ from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.effort import USUAL, Effort
+from nas.errors import (
+    BudgetError,
+    BudgetNotMetError,
+    IncomparableSearchesError,
+    ScoreMetricError,
+    UnfinishedSearchError,
+    UsageError,
+)
 from nas.units import COLUMNS, Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
 from solvers.batch_sweep import sweep
+from solvers.errors import Infeasible
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
-from solvers.problem import Infeasible, Option, Problem, Solution
+from solvers.problem import Option, Problem, Solution
 
 METRICS = COLUMNS
 """The names of a budget's metrics among the costs."""
@@ -28,14 +37,6 @@ SCORES = ("kl", "lm_loss")
 BY_EVALUATION = ("refine", "evolution")
 """Solvers that choose by what whole architectures really are: how near their sum of scores is to the least says nothing
 of how good they are."""
-
-
-class Unfinished(ValueError):
-    """A search some options of which were never scored or measured."""
-
-
-class BudgetNotMet(ValueError):
-    """No architecture of the space meets the budget; says which limits, and how far each can be met."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ class Measured:
         return self.parent.totals(self.scenario)
 
     def whole(self, metric: str) -> float:
-        """The parent's value of a budget's metric. Raises ValueError where the scenario has none of it."""
+        """The parent's value of a budget's metric. Raises BudgetError where the scenario has none of it."""
         value = self.parent_totals().get(METRICS[metric])
         if not value:
-            raise ValueError(
+            raise BudgetError(
                 f"{metric}: the scenario generates {self.scenario.generated_tokens} token, so there is no {metric}; "
                 "set scenario.generated_tokens to 2 or more"
             )
@@ -142,11 +143,11 @@ class Measured:
 def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
     """Everything that the store knows about a search. `metric`, one of `SCORES`, is the request's own unless given.
 
-    Raises Unfinished where something is missing, ValueError for another metric.
+    Raises UnfinishedSearchError where something is missing, ScoreMetricError for another metric.
     """
     metric = metric or search.request["score"]["metric"]
     if metric not in SCORES:
-        raise ValueError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
+        raise ScoreMetricError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
     known = store.options(search.id)
     missing = [
         option.option.choice
@@ -155,7 +156,7 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
     ]
     if not known or missing or "fixed" not in search.parent_costs:
         example = f" (for one, {missing[0]})" if missing else ""
-        raise Unfinished(
+        raise UnfinishedSearchError(
             f"search {search.name} ({search.id}) is not completely measured{example}; "
             "run `nas search` on its job again, and it resumes"
         )
@@ -188,12 +189,12 @@ def cost_of(row: models.Cost) -> Cost:
 
 
 def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> Solution:
-    """The best architecture within the budget. Raises BudgetNotMet."""
+    """The best architecture within the budget. Raises BudgetNotMetError."""
     problem = known.problem(budget)
     try:
         found = solve_exactly(paired(problem), **effort.over(known.effort))
     except Infeasible as error:
-        raise BudgetNotMet(not_met(known, budget, error)) from error
+        raise BudgetNotMetError(not_met(known, budget, error)) from error
     return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
 
 
@@ -202,8 +203,8 @@ def solve_across(
 ) -> tuple[Measured, Solution]:
     """The best architecture over searches that differ in their scenario, in the batch size for one, and whose it is.
 
-    A relative limit is of the parent's value in each scenario. Raises BudgetNotMet where none has an answer, and
-    ValueError where their scores are of different parents or texts, and do not compare.
+    A relative limit is of the parent's value in each scenario. Raises BudgetNotMetError where none has an answer, and
+    IncomparableSearchesError where their scores are of different parents or texts, and do not compare.
     """
     _check_comparable(searches)
     by_name = {f"{known.search.name} ({known.search.id})": known for known in searches}
@@ -212,7 +213,7 @@ def solve_across(
     try:
         name, found = sweep(asked, **effort.over(searches[0].effort))
     except Infeasible as error:
-        raise BudgetNotMet(_none_of(searches, budget, effort, error)) from error
+        raise BudgetNotMetError(_none_of(searches, budget, effort, error)) from error
     options = parted(found.options, problems[name])
     return by_name[name], Solution.of(problems[name], options, found.bound, found.seconds, found.solver)
 
@@ -222,15 +223,17 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
     for known in searches[1:]:
         one, other = first.search, known.search
         if one.id == other.id:
-            raise ValueError(f"search {one.name} ({one.id}) is named twice")
+            raise UsageError(f"search {one.name} ({one.id}) is named twice")
         if known.metric != first.metric or one.parent_digest != other.parent_digest:
-            raise ValueError(f"the scores of {one.name} and {other.name} do not compare: another parent, or metric")
+            raise IncomparableSearchesError(
+                f"the scores of {one.name} and {other.name} do not compare: another parent, or metric"
+            )
         if one.score_text != other.score_text:
-            raise ValueError(
+            raise IncomparableSearchesError(
                 f"the scores of {one.name} and {other.name} cannot be compared: they come from different text"
             )
         if one.score_text is None:
-            raise ValueError(
+            raise IncomparableSearchesError(
                 f"the text of the scores of {one.name} and {other.name} is unknown; run `nas search` on their jobs "
                 "again, which only records it"
             )
@@ -244,7 +247,7 @@ def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effo
     for known in searches:
         try:
             solve(known, budget, effort)
-        except (BudgetNotMet, TimeoutError) as why:
+        except (BudgetNotMetError, TimeoutError) as why:
             lines.append(f"{known.search.name}: {why}")
     return "\n".join(lines)
 

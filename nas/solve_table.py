@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.effort import USUAL, Effort
-from nas.imported import Imported, TableError, load, parse_limits
+from nas.errors import TableError
+from nas.imported import Imported, load, parse_limits
 from solvers.memory import MEMORY_BYTES
 from solvers.mip import solve
 from solvers.problem import OPTIMAL_GAP, Limit, Option, Solution

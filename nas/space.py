@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from blocklib.block import SKIP, Block, Choice, Parallel, Role, Subblock
 from blocklib.kinds import ATTENTION, FFN, check, control, kind_of, parent_block
 from blocklib.shape import Shape
+from nas.errors import JobError
 from nas.runs import Matrix, ffn_runs, windows
 from nas.sections import Fuse, Space
 from nas.values import Option, Share
@@ -14,7 +15,7 @@ def choices(space: Space, shape: Shape, dependency: Matrix | None = None) -> tup
     """Every option of every slot, the parent's own first in each, then runs, dropped blocks, pairs and windows.
 
     `dependency` is the parent's matrix (`nas/dependency.py`); without it every run and every window is an option.
-    Raises ValueError, naming the option, where the parent cannot hold it.
+    Raises JobError or SubblockError, naming the option, where the parent cannot hold it.
     """
     attentions = _distinct(
         [Subblock("kv", str(shape.kv_heads)), *(_sized("attention", o, shape) for o in space.attention)]
@@ -73,11 +74,11 @@ def _windows(size: int | None, shape: Shape, dependency: Matrix | None) -> dict[
 
 
 def check_kinds(named: Iterable[str]) -> None:
-    """Raise ValueError where distill.kinds names a kind there is not."""
+    """Raise JobError where distill.kinds names a kind there is not."""
     known = sorted((ATTENTION | FFN).keys() - {"skip"})
     for kind in named:
         if kind not in known:
-            raise ValueError(f"distill.kinds.{kind}: there is no such kind; kinds: {', '.join(known)}")
+            raise JobError(f"distill.kinds.{kind}: there is no such kind; kinds: {', '.join(known)}")
 
 
 def _sized(role: Role, option: Option, shape: Shape) -> Subblock:
@@ -92,7 +93,7 @@ def _sized(role: Role, option: Option, shape: Shape) -> Subblock:
 def _heads(option: Share, shape: Shape) -> int:
     heads = option.share * shape.kv_heads
     if heads != int(heads) or heads < 1:
-        raise ValueError(
+        raise JobError(
             f"space.attention: {option} of the parent's {shape.kv_heads} KV heads is {heads:g}; "
             "give a share that leaves a whole number, or drop it"
         )

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from nas.errors import MissingFileError
+
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
 _HELD_OUT_OF_TEN = 1
 
@@ -25,7 +27,7 @@ def stdlib_files(split: Literal["train", "heldout"]) -> list[Path]:
     files = sorted(path for path in _sources(root) if path.stat().st_size > 0)
     chosen = [path for path in files if _is_held_out(path.relative_to(root)) == (split == "heldout")]
     if not chosen:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no standard library sources under {root}: this Python was installed without them; "
             "name text files of your own under data.train and data.evaluation"
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from nas.errors import TableError
 from nas.units import did_you_mean
 
 MOST_BYTES = 100_000_000
@@ -22,10 +23,6 @@ _SHOWN = 60
 """Characters of a wrong value that are told."""
 _TWICE = object()
 """Stands for what a key has where one object has it twice: which of the two is meant, nobody knows."""
-
-
-class TableError(ValueError):
-    """A table, or what is asked of it, is wrong: the file, the layer and the option, the path, what would be right."""
 
 
 def read(path: Path) -> str:

@@ -23,7 +23,8 @@ from uuid import uuid4
 import yaml
 
 from nas import on_head
-from nas.addresses import Address, NobodyAnswers, ray_version_at, set_aside, show_token
+from nas.addresses import Address, ray_version_at, set_aside, show_token
+from nas.errors import HeadError, NoClusterError
 from nas.request import EMBEDDED, Request
 from nas.sections import HubDataset
 
@@ -38,19 +39,10 @@ _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _VERSIONS = ("puzzle-nas", "ray")
 
 
-class HeadError(ValueError):
-    """A head that does not do what it is asked. Says which, why, and what to do."""
-
-    def __init__(self, message: str, status: int = 0):
-        super().__init__(message)
-        self.status = status
-        """The HTTP status of its answer; 0 if there was no answer."""
-
-
 def submit(request: Request, head: Address, db: str | None, say: Callable[[str], Any]) -> str:
     """Submit a search; returns the job's number once the head has found all there that it needs.
 
-    Raises NobodyAnswers where no head answers, and HeadError where it takes no jobs, is of another version, or lacks
+    Raises NoClusterError where no head answers, and HeadError where it takes no jobs, is of another version, or lacks
     something of the job's; in the last case the cluster lists the job as failed.
     """
     there, here = ray_version_at(head), metadata.version("ray")
@@ -179,7 +171,9 @@ def _known(client: Any, job: str) -> Any:
     except HeadError as error:
         if error.status != 404:
             raise
-        raise ValueError(f"the cluster knows no job {job}; a head forgets its jobs when it is started anew") from error
+        raise HeadError(
+            f"the cluster knows no job {job}; a head forgets its jobs when it is started anew", error.status
+        ) from error
 
 
 def _client(head: Address) -> Any:
@@ -198,7 +192,7 @@ def _client(head: Address) -> Any:
                 return super()._do_request(*request, **{"timeout": _ANSWER_S} | options)
             except requests.exceptions.RequestException as error:
                 why = "no answer in time" if isinstance(error, requests.exceptions.Timeout) else "the connection failed"
-                raise NobodyAnswers(f"the head at {head} does not answer: {why}; see whether it still runs") from error
+                raise NoClusterError(f"the head at {head} does not answer: {why}; see whether it still runs") from error
             except AuthenticationError as error:
                 raise HeadError(
                     f"the head at {head} asks for its token; put it in ~/.ray/auth_token, or give it as RAY_AUTH_TOKEN "

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nas.errors import TextError
 from nas.sections import HubDataset
-from nas.text_files import TextFile, checked, missing_column
-from nas.text_format import TextError
+from nas.text_files import TextFile, checked, missing_column, named_faults
 
 _ROWS_AT_ONCE = 1000
 _OUR_FORMATS = {"json", "csv", "parquet", "arrow", "text"}
@@ -35,10 +35,11 @@ class Rows:
     def texts(self, separator: str | None) -> Iterator[tuple[str, float]]:
         """Each row's text, and the share of the rows that has been read by then. Raises TextError."""
         seen = 0
-        for batch in self.rows.select_columns([self.column]).iter(batch_size=_ROWS_AT_ONCE):
-            for text in batch[self.column]:
-                yield checked(text, self.column, f"{self.name}, row {seen}"), (seen + 1) / len(self.rows)
-                seen += 1
+        with named_faults(self.name):
+            for batch in self.rows.select_columns([self.column]).iter(batch_size=_ROWS_AT_ONCE):
+                for text in batch[self.column]:
+                    yield checked(text, self.column, f"{self.name}, row {seen}"), (seen + 1) / len(self.rows)
+                    seen += 1
 
 
 def parts_of(source: HubDataset) -> list[TextFile | Rows]:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from nas.text_format import Format, TextError, format_of, pyarrow, unpacked
+from nas.errors import TextError
+from nas.text_format import Format, format_of, pyarrow, unpacked
 
 STRETCH_CHARACTERS = 1 << 18
 """A longer document is read in stretches of at most so many characters, each a document of its own."""
@@ -39,7 +40,7 @@ class TextFile:
     @property
     def size(self) -> int:
         """In bytes. Raises TextError where there is none."""
-        with _named_faults(self.path):
+        with named_faults(self.path):
             return self.path.stat().st_size
 
     def texts(self, separator: str | None) -> Iterator[tuple[str, float]]:
@@ -47,7 +48,7 @@ class TextFile:
 
         Plain text is split at `separator`; rows are given whole. Raises TextError, naming the file.
         """
-        with _named_faults(self.path):
+        with named_faults(self.path):
             found = format_of(self.path)
             yield from self._table(found) if found.kind in ("parquet", "arrow") else self._text(found, separator)
 
@@ -201,7 +202,7 @@ def checked(text: object, column: str, place: str) -> str:
 
 
 @contextmanager
-def _named_faults(path: Path) -> Iterator[None]:
+def named_faults(path: Path | str) -> Iterator[None]:
     """Errors of the system and of the libraries that unpack, with the file's name."""
     try:
         yield

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
+from nas.errors import TextError
+
 Kind = Literal["plain", "json", "json lines", "csv", "parquet", "arrow"]
 Compression = Literal["gzip", "bzip2", "xz", "zstd"]
 
@@ -54,10 +56,6 @@ _OBJECTS = re.compile(r"\[\s*\{")
 _PACKED_NAMES = {".gz", ".gzip", ".bz2", ".xz", ".zst", ".zstd"}
 _LINES_NAMES = {".jsonl", ".ndjson", ".jsonlines"}
 _TABLE_NAMES: dict[str, Kind] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
-
-
-class TextError(ValueError):
-    """The text cannot be read, or is too short for what is asked of it."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from nas.errors import TextError
 from nas.sections import HubDataset, Source
 from nas.stdlib_text import stdlib_files
 from nas.text_datasets import parts_of
 from nas.text_files import STRETCH_CHARACTERS, TextFile
-from nas.text_format import TextError
 
 _BYTE_ORDER_MARK = "\ufeff"
 

@@ -10,7 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blocklib.checkpoint import CheckpointError, check_present, read_json, refuse_pointer
+from blocklib.checkpoint import check_present, read_json, refuse_pointer
+from blocklib.errors import CheckpointError
+from nas.errors import MissingFileError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +44,7 @@ def check_tokenizer(folder: Path, allow_remote_code: bool = False) -> None:
         return
     if not _is_enough(folder):
         wanted = ", or ".join(" with ".join(names) for names in _ENOUGH)
-        raise FileNotFoundError(f"{folder} holds no tokenizer: give it {wanted}")
+        raise MissingFileError(f"{folder} holds no tokenizer: give it {wanted}")
     if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
         _check_library(folder / "tokenizer.model")
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from nas.errors import BudgetError, QuantityError
+
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\D.*)?")
 _ASSIGNMENT = re.compile(r"\s*([^=\s]+)\s*=\s*(.+?)\s*")
 
@@ -75,9 +77,9 @@ class Limit:
     def __post_init__(self) -> None:
         _dimension(self.metric)
         if not (math.isfinite(self.value) and self.value > 0):
-            raise ValueError(f"a limit on {self.metric} is positive and finite, not {self.value}")
+            raise BudgetError(f"a limit on {self.metric} is positive and finite, not {self.value}")
         if self.relative and not self.at_least and self.value > 1:
-            raise ValueError(
+            raise BudgetError(
                 f"{self.text} of the parent's {self.metric} limits nothing, the parent itself fits; "
                 "write a percentage in (0, 100]"
             )
@@ -106,7 +108,7 @@ class Limit:
 def parse_quantity(metric: str, text: object) -> float:
     """The value of `text` in the base unit of `metric`: `parse_quantity("latency", "12 ms") == 0.012`.
 
-    Raises ValueError for an unknown metric, a missing unit, or one that does not fit the metric.
+    Raises BudgetError for an unknown metric, QuantityError for a missing unit, or one that does not fit the metric.
     """
     return _parse(_dimension(metric), metric, text)
 
@@ -142,7 +144,7 @@ def said_limit(metric: str, text: object) -> str:
     """A limit as it is kept, in base units, as people read it: "10485760.0 B" is "10 MiB", "60%" is "60%"."""
     try:
         limit = parse_limit(metric, text)
-    except ValueError:
+    except (BudgetError, QuantityError):
         return str(text)  # of an older version's
     return limit.text if limit.relative else exact_quantity(metric, limit.value)
 
@@ -155,8 +157,8 @@ def said_budget(budget: Mapping[str, object], between: str = " ") -> str:
 def parse_limit(metric: str, text: object) -> Limit:
     """The limit that `text`, a quantity or a percentage of the parent's value, puts on `metric`.
 
-    Raises ValueError for an unknown metric, units that do not fit it, or a percentage outside (0, 100] where less is
-    better.
+    Raises BudgetError for an unknown metric, or a percentage above 100 where less is better, QuantityError for units
+    that do not fit it.
     """
     _dimension(metric)
     if isinstance(text, str) and text.rstrip().endswith("%"):
@@ -167,27 +169,29 @@ def parse_limit(metric: str, text: object) -> Limit:
 def parse_budget(text: str) -> tuple[Limit, ...]:
     """A budget as given on a command line: "latency=50%" or "latency=50%,memory=1.5GiB".
 
-    Raises ValueError as `parse_limit` does, and where a metric is limited twice.
+    Raises as `parse_limit` does, and BudgetError where a metric is limited twice.
     """
     limits: dict[str, Limit] = {}
     for part in text.split(","):
         match = _ASSIGNMENT.fullmatch(part)
         if match is None:
-            raise ValueError(f"budget {part.strip()!r} is not METRIC=VALUE; write it like latency=60% or memory=1.5GiB")
+            raise BudgetError(
+                f"budget {part.strip()!r} is not METRIC=VALUE; write it like latency=60% or memory=1.5GiB"
+            )
         if match[1] in limits:
-            raise ValueError(f"budget {text!r} limits {match[1]} twice")
+            raise BudgetError(f"budget {text!r} limits {match[1]} twice")
         limits[match[1]] = parse_limit(match[1], match[2])
     return tuple(limits.values())
 
 
 def parse_percent(text: str) -> float:
-    """The share that "60%" is: 0.6. Raises ValueError unless it is positive."""
+    """The share that "60%" is: 0.6. Raises QuantityError unless it is positive."""
     match = _NUMBER.fullmatch(text.strip())
     if match is None or match[2] != "%":
-        raise ValueError(f"{text!r} is not a percentage; write it like 60%")
+        raise QuantityError(f"{text!r} is not a percentage; write it like 60%")
     share = float(match[1]) / 100
     if not (math.isfinite(share) and share > 0):
-        raise ValueError(f"{text!r} is not a positive percentage; write it like 60%")
+        raise QuantityError(f"{text!r} is not a positive percentage; write it like 60%")
     return share
 
 
@@ -199,7 +203,7 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
 
 def _dimension(metric: str) -> _Dimension:
     if metric not in METRICS:
-        raise ValueError(f"{metric!r} is not a metric; {did_you_mean(metric, METRICS)}")
+        raise BudgetError(f"{metric!r} is not a metric; {did_you_mean(metric, METRICS)}")
     return METRICS[metric]
 
 
@@ -217,10 +221,10 @@ def _fitting(metric: str, value: float) -> tuple[float, str]:
 def _parse(dimension: _Dimension, name: str, text: object) -> float:
     match = None if isinstance(text, bool) else _NUMBER.fullmatch(str(text).strip())
     if match is None:
-        raise ValueError(f"{text!r} is no value for {name}; write it like {dimension.examples}")
+        raise QuantityError(f"{text!r} is no value for {name}; write it like {dimension.examples}")
     unit = (match[2] or "").strip()
     if unit not in dimension.units:
         problem = f"{unit!r} in {text!r} is no unit of {name}" if unit else f"{text!r} has no unit"
         units = ", ".join(unit for unit in dimension.units if unit)
-        raise ValueError(f"{problem}; {name} is given in {units}, like {dimension.examples}")
+        raise QuantityError(f"{problem}; {name} is given in {units}, like {dimension.examples}")
     return float(match[1]) * dimension.units[unit]

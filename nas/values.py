@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, Va
 from pydantic_core import PydanticCustomError
 
 from blocklib.block import Subblock
+from blocklib.errors import SpellingError
+from nas.errors import BudgetError, JobError, QuantityError
 from nas.paths import absolute, matching_files
 from nas.units import Limit, parse_limit, parse_percent, parse_quantity, parse_seconds
 
@@ -50,34 +52,34 @@ def _option(value: object, own: str) -> Option:
     if percent := re.fullmatch(r"([a-z_]*)([\d.]+%)", text):
         share = parse_percent(percent[2])
         if own == "kv" and percent[1] not in ("", own):
-            raise ValueError(f"{value!r} is no option here; {right}")
+            raise JobError(f"{value!r} is no option here; {right}")
         if share > 1:
-            raise ValueError(f"{text} is more than the parent has; {right}")
+            raise JobError(f"{text} is more than the parent has; {right}")
         return Share(percent[1] or own, share)
     try:
         option = Subblock.parse(text)
-    except ValueError:
+    except SpellingError:
         option = None
     if option is None or option.parts:
-        raise ValueError(f"{value!r} is no option here; {right}")
+        raise JobError(f"{value!r} is no option here; {right}")
     return option
 
 
 def distinct(options: tuple[Option, ...]) -> tuple[Option, ...]:
     for index, option in enumerate(options):
         if option in options[:index]:
-            raise ValueError(f"{option} is given twice")
+            raise JobError(f"{option} is given twice")
     return options
 
 
 def _limits(value: object) -> tuple[Limit, ...]:
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{value!r} limits nothing; name at least one limit, like latency: 60%")
+        raise JobError(f"{value!r} limits nothing; name at least one limit, like latency: 60%")
     limits = []
     for metric, text in value.items():
         try:
             limits.append(parse_limit(str(metric), text))
-        except ValueError as error:
+        except (BudgetError, QuantityError) as error:
             raise wrong(str(metric), str(error)) from error
     return tuple(limits)
 

@@ -30,7 +30,7 @@ def score_whole(
 
     `weights_of` gives the tensors of a choice, the parent's own ones included, as `blocklib.stream.variant` wants them;
     it is asked once for each. `ids_BT` are token ids, [sequences, tokens]; `batch` sequences run at a time, None: as
-    many as go through the parent well. Raises NotFinite, naming the architecture.
+    many as go through the parent well. Raises NotFiniteError, naming the architecture.
     """
     if not architectures:
         yield {}

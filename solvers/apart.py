@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import psutil  # type: ignore[import-untyped]
 
+from solvers.errors import SolverCrashError
 from solvers.highs import Found, Rows, Tell, solve_rows
 
 _MOMENT_S = 0.4
@@ -29,7 +30,7 @@ def solve_apart(rows: Rows, gap: float, deadline: float, memory_bytes: float, te
     """The least of an integer program to a relative gap, or what is found by the deadline (`time.monotonic`) and within
     the memory; Ctrl-C ends it within a moment.
 
-    Raises RuntimeError where the process cannot be started.
+    Raises SolverCrashError where a signal ends the process before it has begun, RuntimeError where it fails by itself.
     """
     left_s = deadline - time.monotonic()
     if len(rows.values) <= _SMALL:
@@ -76,11 +77,13 @@ def _asked(process: "subprocess.Popen[bytes]", asked: object, tell: Tell | None,
     except (EOFError, BrokenPipeError, pickle.UnpicklingError):
         process.wait()
         errors.seek(0)
-        last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-        if has_begun and (process.returncode < 0 or "MemoryError" in "".join(last)):
+        written = errors.read().decode(errors="replace").strip()
+        if has_begun and (process.returncode < 0 or "MemoryError" in "".join(written.splitlines()[-1:])):
             # It was refused what it asked for, or the machine's own keeper of memory ended it.
             return Found("out of memory")
-        raise RuntimeError(f"HiGHS's process ended with {process.returncode}: {''.join(last)}") from None
+        if process.returncode < 0:
+            raise SolverCrashError(f"HiGHS's process was ended by signal {-process.returncode}; try again") from None
+        raise RuntimeError(f"HiGHS's process ended with {process.returncode}:\n{written}") from None
 
 
 def serve() -> None:

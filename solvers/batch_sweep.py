@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from solvers import mip
 from solvers.dual import dual
+from solvers.errors import Infeasible, SolverTimeoutError
 from solvers.line import check_tiling, scores_of
 from solvers.memory import MEMORY_BYTES
-from solvers.problem import OPTIMAL_GAP, Infeasible, Problem, Solution
+from solvers.problem import OPTIMAL_GAP, Problem, Solution
 from solvers.program import Program, Progress
 from solvers.pulp_model import Engine
 
@@ -32,7 +33,7 @@ def sweep(
     """The batch size with the best solution, and that solution, its bound one on all of them.
 
     The first of equals wins. Time limit and memory are for each run of the solver; a run without a solution counts
-    with its bound. Where no batch size has a solution, raises TimeoutError if some might, which it names, else
+    with its bound. Where no batch size has a solution, raises SolverTimeoutError if some might, which it names, else
     Infeasible with the limits at fault for the last that was tried.
     """
     if not problems:
@@ -61,7 +62,7 @@ def sweep(
             infeasible = error
             bounds[batch] = float("inf")
             continue
-        except TimeoutError as error:
+        except SolverTimeoutError as error:
             unknown[batch] = str(error)
             continue
         bounds[batch] = max(bounds[batch], found.bound)
@@ -69,7 +70,7 @@ def sweep(
             best = batch, found
     if best is None and unknown:
         named = "" if len(problems) == 1 else f"{', '.join(map(str, unknown))}: "
-        raise TimeoutError(named + list(unknown.values())[-1])
+        raise SolverTimeoutError(named + list(unknown.values())[-1])
     if best is None:
         assert infeasible is not None
         raise infeasible

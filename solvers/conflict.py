@@ -11,18 +11,19 @@ from itertools import combinations
 
 import numpy as np
 
+from solvers.errors import Infeasible, SolverTimeoutError
 from solvers.line import costs_of, line_of
 from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
-from solvers.problem import OPTIMAL_GAP, Infeasible, Limit, Option, Problem, relative_gap
+from solvers.problem import OPTIMAL_GAP, Limit, Option, Problem, relative_gap
 from solvers.program import Answer, Program
 
 
 def settled(
     problem: Problem, answer: Answer, time_limit_s: float | None, memory_bytes: float = MEMORY_BYTES
 ) -> tuple[Option, ...]:
-    """The options an answer chose. Raises Infeasible where there are none to choose, TimeoutError where none was found,
-    whether time or memory was too little.
+    """The options an answer chose. Raises Infeasible where there are none to choose, SolverTimeoutError where none was
+    found, whether time or memory was too little.
 
     To find which limits are at fault takes up to the time limit again.
     """
@@ -30,7 +31,7 @@ def settled(
         raise _conflict(problem, time_limit_s, memory_bytes)
     if answer.outcome != "solved":
         scarce = f"in {time_limit_s} s" if answer.outcome == "timed out" else f"with {_memory(memory_bytes)}"
-        raise TimeoutError(f"{scarce} no solution was found, nor was it proven that there is none")
+        raise SolverTimeoutError(f"{scarce} no solution was found, nor was it proven that there is none")
     return tuple(problem.options[i] for i in answer.chosen)
 
 

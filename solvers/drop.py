@@ -11,7 +11,7 @@ from itertools import accumulate
 from operator import sub
 
 from solvers.line import score_bound
-from solvers.problem import Infeasible, Option, Problem, Solution, total_costs
+from solvers.problem import Option, Problem, Solution, infeasible_choice, total_costs
 
 _SKIPPED_LAYER = "skip+skip"
 _SKIPPED_SLOT = "skip"
@@ -66,7 +66,7 @@ def fewest_dropped(problem: Problem, layers: Layers, candidates: Collection[int]
         left = list(accumulate(sorted(saved, reverse=True), sub, initial=whole[limit.cost]))
         enough = next((dropped for dropped, total in enumerate(left) if limit.holds(total)), None)
         if enough is None and min(saved, default=0.0) >= 0 and not limit.holds(total_costs(most)[limit.cost]):
-            raise Infeasible.of_choice(problem, most, _all_dropped(len(candidates)))
+            raise infeasible_choice(problem, most, _all_dropped(len(candidates)))
         least = max(least, len(candidates) if enough is None else enough)
     return least
 
@@ -87,7 +87,7 @@ def drop_until_within(problem: Problem, layers: Layers, order: Iterable[int], st
             return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, solver)
         layer = next(left, None)
         if layer is None:
-            raise Infeasible.of_choice(problem, chosen, _all_dropped(len(dropped)))
+            raise infeasible_choice(problem, chosen, _all_dropped(len(dropped)))
         dropped.append(layer)
 
 

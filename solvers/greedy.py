@@ -9,8 +9,9 @@ import math
 import time
 from collections.abc import Sequence
 
+from solvers.errors import Infeasible
 from solvers.line import check_tiling, score_bound
-from solvers.problem import LIMIT_TOLERANCE, Infeasible, Limit, Option, Problem, Solution, total_costs
+from solvers.problem import LIMIT_TOLERANCE, Limit, Option, Problem, Solution, infeasible_choice, total_costs
 
 Variant = tuple[Option, ...]
 
@@ -34,7 +35,7 @@ def greedy(problem: Problem, *, slots_per_layer: int = 2) -> Solution:
         left = [rest - used for rest, used in zip(left, _used(variant, limits), strict=True)]
         chosen.extend(variant)
     if not all(limit.holds(total_costs(chosen)[limit.cost]) for limit in limits):
-        raise Infeasible.of_choice(problem, chosen, "greedy, taking the layers one by one, ends outside the limits")
+        raise infeasible_choice(problem, chosen, "greedy, taking the layers one by one, ends outside the limits")
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "greedy")
 
 

@@ -12,7 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.problem import Infeasible, Option, Problem
+from solvers.errors import Infeasible
+from solvers.problem import Option, Problem
 
 Weights = NDArray[np.float64]
 Indices = NDArray[np.intp]

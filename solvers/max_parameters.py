@@ -26,8 +26,8 @@ def max_parameters(
 ) -> Solution:
     """The solution with the largest total of `cost`, to a relative gap.
 
-    Raises Infeasible where the limits cannot be met together, TimeoutError where nothing was found in the time, and
-    ValueError where the options have no such cost.
+    Raises Infeasible where the limits cannot be met together, SolverTimeoutError where nothing was found in the time,
+    and ValueError where the options have no such cost.
     """
     started = time.monotonic()
     check_tiling(problem)

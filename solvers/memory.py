@@ -3,6 +3,8 @@
 It counts the memory that a search holds beside the problem it was given. This file does not know what is held.
 """
 
+from solvers.errors import MemoryLimitError
+
 MEMORY_BYTES = 2e9
 """The memory that a search may take by default."""
 LEAST_BYTES = 1e8
@@ -10,10 +12,10 @@ LEAST_BYTES = 1e8
 
 
 def enough(memory_bytes: float) -> float:
-    """The given memory, checked. Raises ValueError where it is less than `LEAST_BYTES`."""
+    """The given memory, checked. Raises MemoryLimitError where it is less than `LEAST_BYTES`."""
     if not memory_bytes >= LEAST_BYTES:
         given, least = f"{memory_bytes / 1e6:g} MB", f"{LEAST_BYTES / 1e6:g} MB"
-        raise ValueError(f"{given} of memory is too little for the exact solver; give at least {least}")
+        raise MemoryLimitError(f"{given} of memory is too little for the exact solver; give at least {least}")
     return memory_bytes
 
 

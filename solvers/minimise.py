@@ -16,13 +16,14 @@ from typing import Literal
 import numpy as np
 
 from solvers.dual import Dual, dual
+from solvers.errors import RoundingError
 from solvers.labels import Labels
 from solvers.line import Indices, Weights
 from solvers.meeting import MergedError, meet
 from solvers.memory import MEMORY_BYTES, CrowdedError
 from solvers.problem import relative_gap
 from solvers.program import Answer, Program, Progress, scale_of
-from solvers.pulp_model import Engine, IndistinctError, run
+from solvers.pulp_model import Engine, run
 from solvers.reach import reach, reach_bytes
 from solvers.scaled import Scaled
 from solvers.swaps import improved
@@ -239,7 +240,7 @@ class _Search:
             asked = self._effort
             some = self._program.only(kept)
             found = run(some, asked.gap, asked.deadline, asked.engine, self._hear, asked.memory_bytes)
-        except IndistinctError:
+        except RoundingError:
             if self._best is None:
                 raise
             return

@@ -32,7 +32,7 @@ def solve(
     would hold more for is left to a MIP solver, and that is stopped where it comes to hold as much.
 
     Raises Infeasible where the limits cannot be met together (to say which takes up to the time limit again), and
-    TimeoutError where the time, or the memory, ran out with no solution.
+    SolverTimeoutError where the time, or the memory, ran out with no solution.
     """
     started = time.monotonic()
     check_tiling(problem)

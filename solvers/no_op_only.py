@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from solvers import mip
+from solvers.errors import Infeasible
 from solvers.line import check_tiling, score_bound
 from solvers.memory import MEMORY_BYTES
-from solvers.problem import OPTIMAL_GAP, Infeasible, Option, Problem, Solution
+from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
 from solvers.pulp_model import Engine
 
 _SKIPPED = "skip"
@@ -30,7 +31,7 @@ def no_op_only(
 
     `parent` are the options that stand for the parent as it is, in any order. An option over several slots counts where
     each of its parts does, one a slot. Raises Infeasible where such options do not meet the limits or do not tile the
-    slots, and TimeoutError where nothing was found in the time.
+    slots, and SolverTimeoutError where nothing was found in the time.
     """
     started = time.monotonic()
     check_tiling(problem)

@@ -40,7 +40,8 @@ def front(
     by what costs no more than the next.
 
     Time limit and memory are for each run of the solver; a point they cut short is "feasible", as in `mip.solve`, and
-    one for which nothing is found raises TimeoutError. Raises Infeasible where the problem has no solution at all.
+    one for which nothing is found raises SolverTimeoutError. Raises Infeasible where the problem has no solution at
+    all.
     """
     if points < 2:
         raise ValueError(f"a front has at least its two ends, not {points} points")

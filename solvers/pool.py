@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.conflict import settled
+from solvers.errors import SolverTimeoutError
 from solvers.joint import filled
 from solvers.line import check_tiling, scores_of
 from solvers.memory import MEMORY_BYTES
@@ -38,8 +39,8 @@ def pool(
     it is asked for; with 1 they are the best there are. The bound of each is one on all that are so unlike.
 
     Ends where there are no more. Time limit and memory are for each of them, `total_s` for all together. Raises
-    Infeasible where there is none at all, TimeoutError where the time ran out before the next was found, and ValueError
-    where they are not between 1 slot and all slots apart.
+    Infeasible where there is none at all, SolverTimeoutError where the time ran out before the next was found, and
+    ValueError where they are not between 1 slot and all slots apart.
     """
     if not 1 <= apart <= problem.slots:
         raise ValueError(f"solutions of a pool are between 1 and {problem.slots} slots apart, not {apart}")
@@ -53,7 +54,7 @@ def pool(
         if total_s is not None:
             left_s = total_s - (started - begun)
             if left_s <= 0:
-                raise TimeoutError(f"the {total_s:g} s for all of them are over")
+                raise SolverTimeoutError(f"the {total_s:g} s for all of them are over")
             limit_s = min(left_s, math.inf if time_limit_s is None else time_limit_s)
         answer = minimise(asked, gap, limit_s, engine=engine, start=start, progress=progress, memory_bytes=memory_bytes)
         if answer.outcome == "infeasible" and asked is not program:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Literal
 
+from solvers.errors import Infeasible, ProblemError
+
 LIMIT_TOLERANCE = 1e-9
 """A limit may be passed by this share of itself: enough for the rounding of sums, nothing anyone could measure."""
 
@@ -78,7 +80,7 @@ class Problem:
     """Choose options that cover each of `slots` slots once, within the limits, at the least total score.
 
     `maximums` and `minimums` limit the sums of the chosen options' costs, by cost name. Every option has every cost.
-    Raises ValueError, naming slot and option, where a number is missing or not finite, an option stands twice or
+    Raises ProblemError, naming slot and option, where a number is missing or not finite, an option stands twice or
     outside the slots, or a limit is on a cost that no option has.
     """
 
@@ -89,19 +91,21 @@ class Problem:
 
     def __post_init__(self) -> None:
         if self.slots < 1:
-            raise ValueError(f"a problem has at least one slot, not {self.slots}")
+            raise ProblemError(f"a problem has at least one slot, not {self.slots}")
         names = sorted({name for option in self.options for name in option.costs})
         seen: set[tuple[int, int, str]] = set()
         for option in self.options:
             _check_option(option, self.slots, names)
             if option.key in seen:
-                raise ValueError(f"{option} stands twice; an option is known by its first slot, its span and its name")
+                raise ProblemError(
+                    f"{option} stands twice; an option is known by its first slot, its span and its name"
+                )
             seen.add(option.key)
         for limit in self.limits:
             if self.options and limit.cost not in names:
-                raise ValueError(f"limit on {limit.name}, a cost no option has; the options have {', '.join(names)}")
+                raise ProblemError(f"limit on {limit.name}, a cost no option has; the options have {', '.join(names)}")
             if not _is_finite(limit.value):
-                raise ValueError(f"limit on {limit.name} is {limit.value}; give a finite number or leave it out")
+                raise ProblemError(f"limit on {limit.name} is {limit.value}; give a finite number or leave it out")
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -114,14 +118,14 @@ class Problem:
 
 def _check_option(option: Option, slots: int, cost_names: Sequence[str]) -> None:
     if option.span < 1 or option.first < 0 or option.end > slots:
-        raise ValueError(f"{option} is not within slots 0..{slots - 1}")
+        raise ProblemError(f"{option} is not within slots 0..{slots - 1}")
     if not _is_finite(option.score):
-        raise ValueError(f"{option} has score {option.score}; it must be a finite number")
+        raise ProblemError(f"{option} has score {option.score}; it must be a finite number")
     for name in cost_names:
         if name not in option.costs:
-            raise ValueError(f"{option} has no cost {name!r}, which other options have")
+            raise ProblemError(f"{option} has no cost {name!r}, which other options have")
         if not _is_finite(option.costs[name]):
-            raise ValueError(f"{option} has cost {name} = {option.costs[name]}; it must be a finite number")
+            raise ProblemError(f"{option} has cost {name} = {option.costs[name]}; it must be a finite number")
 
 
 def _is_finite(value: object) -> bool:
@@ -170,41 +174,14 @@ def relative_gap(score: float, bound: float) -> float:
     return 0.0 if bound >= score else (score - bound) / max(abs(score), abs(bound))
 
 
-class Infeasible(ValueError):
-    """No choice meets the limits: of all tilings where the exact solver says so, of those it may make for a baseline.
-
-    `budgets` names the limits at fault: the smallest set that cannot be met together (`Limit.name`); it is empty where
-    the options do not tile the slots. `least` maps each of them to the least its cost can reach with no other limit,
-    `together` to the least while the others of the set hold. For a minimum both are the most it can reach. Where
-    `is_smallest` is false, time ran out, and the set is all limits rather than the smallest.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        budgets: tuple[str, ...] = (),
-        least: Mapping[str, float] | None = None,
-        together: Mapping[str, float] | None = None,
-        is_smallest: bool = True,
-    ) -> None:
-        super().__init__(message)
-        self.budgets = budgets
-        self.least = dict(least or {})
-        self.together = dict(together or {})
-        self.is_smallest = is_smallest
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Infeasible, (str(self), self.budgets, self.least, self.together, self.is_smallest)
-
-    @staticmethod
-    def of_choice(problem: Problem, options: Sequence[Option], rule: str) -> "Infeasible":
-        """A baseline's: `rule` says what was tried, `options` are the best it came to, which break a limit."""
-        totals = total_costs(options)
-        broken = [limit for limit in problem.limits if not limit.holds(totals[limit.cost])]
-        assert broken, "this choice is a solution"
-        reached = {limit.name: totals[limit.cost] for limit in broken}
-        message = f"{rule}: {'; '.join(limit.broken(totals[limit.cost]) for limit in broken)}"
-        return Infeasible(message, tuple(reached), reached)
+def infeasible_choice(problem: Problem, options: Sequence[Option], rule: str) -> Infeasible:
+    """A baseline's: `rule` says what was tried, `options` are the best it came to, which break a limit."""
+    totals = total_costs(options)
+    broken = [limit for limit in problem.limits if not limit.holds(totals[limit.cost])]
+    assert broken, "this choice is a solution"
+    reached = {limit.name: totals[limit.cost] for limit in broken}
+    message = f"{rule}: {'; '.join(limit.broken(totals[limit.cost]) for limit in broken)}"
+    return Infeasible(message, tuple(reached), reached)
 
 
 def verify(problem: Problem, solution: Solution) -> None:

@@ -19,6 +19,7 @@ import psutil  # type: ignore[import-untyped]
 import pulp  # type: ignore[import-untyped]
 
 from solvers.apart import solve_apart
+from solvers.errors import RoundingError, SolverCrashError
 from solvers.highs import SMALLEST, TOLERANCE, Rows, let_it_greet
 from solvers.line import Indices, Weights
 from solvers.memory import MEMORY_BYTES
@@ -32,10 +33,6 @@ _OPTION_BYTES, _NUMBER_BYTES = 700, 160
 """The bytes that PuLP takes for an option, and for each number in a row."""
 _LOOK_S = 0.05
 """Between two looks at what CBC holds."""
-
-
-class IndistinctError(ValueError):
-    """Sums that a solver cannot tell from their limit."""
 
 
 def run(
@@ -52,7 +49,7 @@ def run(
 
     Rows hold on the numbers as given, and the bound allows for what the solver rounds. An answer that the solver finds
     right and we find wrong is excluded: that is exact, and unlike a tighter limit it leaves every right answer, and the
-    bound, as they are. Raises IndistinctError where that has no end. Where the numbers of a row are of sizes too
+    bound, as they are. Raises RoundingError where that has no end. Where the numbers of a row are of sizes too
     different for the solver, its word that nothing is within is not taken: "timed out".
     """
     wrong: list[tuple[int, ...]] = []
@@ -63,7 +60,7 @@ def run(
         if answer.outcome != "solved" or program.holds(answer.chosen):
             return answer
         wrong.append(answer.chosen)
-    raise IndistinctError(
+    raise RoundingError(
         f"{_RETRIES} choices meet all limits for {engine}, yet pass one by rounding; use rounder limits"
     )
 
@@ -143,7 +140,7 @@ def _run_cbc(
         if is_full:
             return Answer("out of memory")
         if cbc.returncode or not os.path.exists(told):
-            raise RuntimeError(f"{solver.path} ended with {cbc.returncode} and no answer")
+            raise SolverCrashError(f"{solver.path} ended with {cbc.returncode} and no answer")
         status, values, *_, sol_status = solver.readsol_MPS(told, model, variables, names, rows)
     model.assignVarsVals(values)
     model.assignStatus(status, sol_status)

@@ -37,7 +37,7 @@ def random_architecture(
     one that no weights make the best, inside the convex hull of the others, never comes.
 
     The time limit is for each run of the solver. Raises Infeasible where the limits cannot be met together,
-    TimeoutError where nothing was found in the time.
+    SolverTimeoutError where nothing was found in the time.
     """
     if not 0 <= use_at_least <= 1:
         raise ValueError(f"use_at_least is {use_at_least}; it is a share of the first maximum, between 0 and 1")

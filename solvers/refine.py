@@ -21,6 +21,7 @@ from functools import partial
 import numpy as np
 
 from solvers import mip
+from solvers.errors import ProblemError
 from solvers.interactions import Interactions
 from solvers.line import Indices, Weights, scores_of
 from solvers.memory import MEMORY_BYTES
@@ -83,8 +84,8 @@ def refine(
 
     `gap` is for the first answer, by the scores as they are; time limit and memory for each run of the solver. The same
     worths bring the same proposals, so whoever evaluates and remembers can stop and begin again. Raises Infeasible
-    where the limits cannot be met together, TimeoutError where nothing was found in the time, and ValueError where
-    there is less than one evaluation, or a worth that is not finite.
+    where the limits cannot be met together, SolverTimeoutError where nothing was found in the time, and ValueError
+    where there is less than one evaluation, or a worth that is not finite.
     """
     started = time.monotonic()
     if evaluations < 1 or batch < 1:
@@ -103,7 +104,9 @@ def refine(
         ]
         for (tiling, predicted), solution, real in zip(new.items(), solutions, evaluate(solutions), strict=True):
             if not math.isfinite(real):
-                raise ValueError(f"{' '.join(map(str, solution.options))} is worth {real}; it must be a finite number")
+                raise ProblemError(
+                    f"{' '.join(map(str, solution.options))} is worth {real}; it must be a finite number"
+                )
             tried[tiling] = Tried(solution, predicted, real)
         room = min(batch - len(tried) % batch, evaluations - len(tried))
         worths = {tiling: each.real for tiling, each in tried.items()}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from solvers.drop import Layers, drop_until_within, layers_of
+from solvers.errors import ProblemError
 from solvers.line import check_tiling
 from solvers.problem import Option, Problem, Solution
 
@@ -35,5 +36,5 @@ def _checked(block_influence: Sequence[float], layers: int) -> Sequence[float]:
         raise ValueError(f"{len(block_influence)} block influences for {layers} layers")
     for layer, influence in enumerate(block_influence):
         if not math.isfinite(influence):
-            raise ValueError(f"the block influence of layer {layer} is {influence}; it must be a finite number")
+            raise ProblemError(f"the block influence of layer {layer} is {influence}; it must be a finite number")
     return block_influence

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from solvers.drop import Layers, drop_until_within, fewest_dropped
+from solvers.errors import ProblemError
 from solvers.line import check_tiling
 from solvers.problem import Option, Problem, Solution
 
@@ -113,7 +114,7 @@ def removal_rounds(candidates: Sequence[int], loss_without: LossWithout) -> Iter
             raise ValueError(f"round {len(removed) + 1}: {len(losses)} losses for {len(left)} candidates")
         for layer, loss in zip(left, losses, strict=True):
             if not math.isfinite(loss):
-                raise ValueError(f"the loss without layer {layer} is {loss} in round {len(removed) + 1}")
+                raise ProblemError(f"the loss without layer {layer} is {loss} in round {len(removed) + 1}")
         by_layer = dict(zip(left, losses, strict=True))
         least = min(left, key=by_layer.__getitem__)
         yield Round(least, by_layer)
@@ -128,7 +129,7 @@ def one_shot_order(harms: Mapping[int, float]) -> tuple[int, ...]:
     """
     for layer, harm in harms.items():
         if not math.isfinite(harm):
-            raise ValueError(f"the harm of layer {layer} is {harm}; it must be a finite number")
+            raise ProblemError(f"the harm of layer {layer} is {harm}; it must be a finite number")
     return tuple(sorted(harms, key=lambda layer: (harms[layer], layer)))
 
 

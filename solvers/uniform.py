@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from itertools import product
 
+from solvers.errors import Infeasible
 from solvers.joint import joined, paired, parted
 from solvers.line import check_tiling, score_bound
-from solvers.problem import Infeasible, Option, Problem, Solution, total_costs
+from solvers.problem import Option, Problem, Solution, infeasible_choice, total_costs
 
 
 def uniform(problem: Problem, *, slots_per_layer: int = 2) -> Solution:
@@ -34,7 +35,7 @@ def uniform(problem: Problem, *, slots_per_layer: int = 2) -> Solution:
     within = [choice for choice in choices if _passed(problem, choice) == 0]
     if not within:
         nearest = min(choices, key=lambda choice: _passed(problem, choice))
-        raise Infeasible.of_choice(problem, nearest, "no uniform choice meets the limits; in the nearest one")
+        raise infeasible_choice(problem, nearest, "no uniform choice meets the limits; in the nearest one")
     best = min(within, key=lambda choice: math.fsum(option.score for option in choice))
     return Solution.of(problem, best, score_bound(problem), time.monotonic() - started, "uniform")
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from blocklib.checkpoint import CheckpointError, inspect
-from blocklib.family import UnsupportedModel
+from blocklib.checkpoint import inspect
+from blocklib.errors import CheckpointError, UnsupportedModelError
 from blocklib.loading import readable
 from blocklib.parent import load_parent
 
@@ -89,7 +89,7 @@ def header(file: Path) -> tuple[dict[str, Any], bytes]:
 
 def refused(folder: Path) -> str:
     """The message about a checkpoint that is looked at and not loaded."""
-    with pytest.raises((CheckpointError, UnsupportedModel, FileNotFoundError)) as error:
+    with pytest.raises((CheckpointError, UnsupportedModelError, FileNotFoundError)) as error:
         readable(inspect(folder))
     assert "\n" not in str(error.value)
     # Loading it must not get past that.

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from nas import addresses
-from nas.addresses import Address, AddressError, NobodyAnswers
+from nas.addresses import Address
 from nas.cluster import Cluster
-from nas.ray_folder import FolderTooLong, ray_folder
+from nas.errors import AddressError, NoClusterError, SocketPathError
+from nas.ray_folder import ray_folder
 
 _VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_TMPDIR", "TMPDIR")
 
@@ -133,7 +134,7 @@ def test_nobody_at_the_dashboard(listening: Callable[[bytes], int], website: int
         (f"127.0.0.1:{listening(bytes(9))}", "does not speak HTTP"),
         ("no-such-host.invalid", "no Ray head answers"),
     ):
-        with pytest.raises(NobodyAnswers, match=rf"(?s)(?=.*{place})(?=.*({why})).*\(--address\)"):
+        with pytest.raises(NoClusterError, match=rf"(?s)(?=.*{place})(?=.*({why})).*\(--address\)"):
             addresses.ray_version_at(addresses.dashboard(place))
 
 
@@ -142,11 +143,11 @@ def test_nobody_in_the_cluster(
 ) -> None:
     """Each within seconds; a search then has written nothing yet."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(NobodyAnswers, match=r"^nobody answers at 127\.0\.0\.1:1 \(from \$RAY_ADDRESS\): .*unset"):
+    with pytest.raises(NoClusterError, match=r"^nobody answers at 127\.0\.0\.1:1 \(from \$RAY_ADDRESS\): .*unset"):
         Cluster().places(1, 0)
     for port in (website, listening(b"")):
         key = f"127.0.0.1:{port}"
-        with pytest.raises(NobodyAnswers, match=rf"^something answers at {key} \(ray\.address of the job\), but not"):
+        with pytest.raises(NoClusterError, match=rf"^something answers at {key} \(ray\.address of the job\), but not"):
             Cluster(key).places(1, 0)
 
 
@@ -161,7 +162,7 @@ def test_a_long_tmpdir_gives_way_to_a_short_one(monkeypatch: pytest.MonkeyPatch)
     assert ray_folder() == "/tmp/ray"
     monkeypatch.setenv("RAY_TMPDIR", "/" + 102 * "x")
     with pytest.raises(
-        FolderTooLong, match=r"^\$RAY_TMPDIR is 103 bytes long, .* set RAY_TMPDIR to .* at most 39 bytes$"
+        SocketPathError, match=r"^\$RAY_TMPDIR is 103 bytes long, .* set RAY_TMPDIR to .* at most 39 bytes$"
     ):
         ray_folder()
     monkeypatch.setenv("RAY_TMPDIR", "/scratch")

@@ -21,12 +21,13 @@ from db.store import Store
 from nas import cli, cli_solve
 from nas.compare import Contest, Line
 from nas.effort import said
+from nas.errors import BudgetNotMetError
 from nas.explain import Explained, explained
 from nas.front import front_of
 from nas.pool import MOST, Alternative, alternatives
 from nas.printed import print_alternatives, print_trial, print_trials
 from nas.reality import Reality
-from nas.solve import BY_EVALUATION, BudgetNotMet, Measured, measured, solve, trial_row
+from nas.solve import BY_EVALUATION, Measured, measured, solve, trial_row
 from nas.units import parse_budget
 from solvers.problem import Solution
 
@@ -61,7 +62,7 @@ def test_a_front_over_what_the_scenario_has_none_of_is_refused(known: Measured) 
 
 def test_a_front_under_limits_out_of_reach_is_told_in_the_users_units(known: Measured) -> None:
     with pytest.raises(
-        BudgetNotMet, match=r"memory 1\.00 B: the least reachable is [\d.]+ KiB \([\d.]+% of the parent"
+        BudgetNotMetError, match=r"memory 1\.00 B: the least reachable is [\d.]+ KiB \([\d.]+% of the parent"
     ):
         front_of(known, "latency", parse_budget("memory=1B"), 5)
 
@@ -80,7 +81,7 @@ def test_of_two_limits_on_one_cost_the_looser_is_worth_nothing(known: Measured) 
 
 
 def test_of_two_limits_on_one_cost_only_the_tighter_is_at_fault(known: Measured) -> None:
-    with pytest.raises(BudgetNotMet) as told:
+    with pytest.raises(BudgetNotMetError) as told:
         solve(known, parse_budget("throughput=100%,latency=1%"))
     assert "latency" in str(told.value)
     assert "throughput" not in str(told.value)
@@ -202,7 +203,7 @@ def test_answers_so_far_apart_as_there_are_none(
 ) -> None:
     with pytest.raises(ValueError, match="--apart is 9; the model has 8 subblocks, so it is between 1 and 8"):
         alternatives(store, known, (), 2, 9)
-    with pytest.raises(BudgetNotMet, match="the least reachable is"):
+    with pytest.raises(BudgetNotMetError, match="the least reachable is"):
         alternatives(store, known, parse_budget("latency=1%"), 2, 1)
     cli_solve.pool(known.search.name, ["latency=60%"], 9, 8, db=store.url)
     lines = capsys.readouterr().out.splitlines()

@@ -12,11 +12,13 @@ from test_solvers import few, least_score, library, problems
 
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
-from nas.solve import BudgetNotMet, Measured, solve_across
+from nas.errors import BudgetNotMetError
+from nas.solve import Measured, solve_across
 from nas.units import parse_budget
 from solvers import mip
 from solvers.batch_sweep import sweep
-from solvers.problem import OPTIMAL_GAP, Infeasible, Option, Problem
+from solvers.errors import Infeasible
+from solvers.problem import OPTIMAL_GAP, Option, Problem
 
 
 @few
@@ -86,7 +88,7 @@ def test_the_batch_size_that_meets_a_throughput_at_the_least_harm_is_taken() -> 
 
 
 def test_a_budget_no_batch_size_meets_is_told_for_each() -> None:
-    with pytest.raises(BudgetNotMet, match=r"batch1: .*most reachable is 489 tok/s.*\nbatch8: .*is 3911 tok/s"):
+    with pytest.raises(BudgetNotMetError, match=r"batch1: .*most reachable is 489 tok/s.*\nbatch8: .*is 3911 tok/s"):
         solve_across([measured(1, 3e-3), measured(8, 3e-3)], parse_budget("throughput=4000 tok/s"))
 
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 from checkpoints import LFS_POINTER, configure, header, pickled, refused, rewrite, saved, sharded
 
-from blocklib.checkpoint import CheckpointError
-from blocklib.family import UnsupportedModel
+from blocklib.errors import CheckpointError, UnsupportedModelError
 from blocklib.hub import folder_of
 from blocklib.parent import load_parent
 
@@ -231,7 +230,7 @@ def test_an_adapter_is_no_model(folder: Path) -> None:
 )
 def test_values_that_no_model_has(asked: dict[str, Any], folder: Path) -> None:
     configure(folder, **asked)
-    with pytest.raises((CheckpointError, UnsupportedModel), match=re.escape(str(folder))):
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=re.escape(str(folder))):
         load_parent(str(folder))
 
 

@@ -11,7 +11,8 @@ from parents import GPT, logits, random_ids
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from blocklib.checkpoint import CheckpointError, inspect
+from blocklib.checkpoint import inspect
+from blocklib.errors import CheckpointError
 from blocklib.family import positions_of, scaled_positions
 from blocklib.loading import check_range, readable
 from blocklib.parent import load_parent

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas.cluster import Cluster, Report, Unplaceable
-
-
-class Refused(ValueError):
-    """An exception of our own."""
+from blocklib.errors import CheckpointError, NotFiniteError
+from nas.cluster import Cluster, Report
+from nas.errors import ResourceError, WorkerError
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +30,8 @@ def _square(number: int, report: Report) -> int:
     return number * number
 
 
-def _refuse(report: Report) -> None:
-    raise Refused("L3.ffn=ffn256: refused at 7")
+def _refuse(error: Exception, report: Report) -> None:
+    raise error
 
 
 def _fill_memory(report: Report) -> None:
@@ -84,11 +82,23 @@ def test_progress_is_heard_to_the_end(cluster: Cluster) -> None:
     assert all(states == sorted(states) for states in heard.values())
 
 
-def test_an_error_is_the_one_the_task_raised(cluster: Cluster) -> None:
-    with pytest.raises(Refused, match=r"^L3\.ffn=ffn256: refused at 7$") as caught:
-        list(cluster.run(_refuse, [()]))
-    assert type(caught.value) is Refused
-    assert "_refuse" in str(caught.value.__cause__), "where it was raised is to be found in its cause"
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFiniteError("L3.ffn=ffn256: the loss is nan"),
+        CheckpointError("model.safetensors", "is cut", "copy it again"),
+        WorkerError("no room"),
+        ValueError("a bug"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_is_the_one_the_task_raised(cluster: Cluster, error: Exception) -> None:
+    """So that a bug in a worker ends in a traceback, and a mistake in a line."""
+    with pytest.raises(type(error)) as caught:
+        list(cluster.run(_refuse, [(error,)]))
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+    assert "_refuse" in str(caught.value.__cause__), "the remote traceback"
 
 
 def test_out_of_memory_says_what_takes_less(cluster: Cluster) -> None:
@@ -101,7 +111,7 @@ def test_out_of_memory_says_what_takes_less(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("asked", [{"cpus": 1000.0}, {"gpus": 64.0}])
 def test_what_no_node_can_hold_is_refused_at_once(cluster: Cluster, asked: dict[str, float]) -> None:
-    with pytest.raises(Unplaceable, match=r"no node has them \(nodes: .* CPUs"):
+    with pytest.raises(ResourceError, match=r"no node has them \(nodes: .* CPUs"):
         list(cluster.run(_square, [(1,)], **asked))
 
 

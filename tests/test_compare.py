@@ -19,14 +19,15 @@ from blocklib.block import Architecture
 from db.store import Store
 from nas import realise
 from nas.compare import Asked, Chosen, Contest, Line, compare
+from nas.errors import BudgetNotMetError, StaleSearchError
 from nas.evaluate import evaluate
 from nas.influence import block_influence
-from nas.reality import Changed, Reality
+from nas.reality import Reality
 from nas.removal import loss_without
-from nas.solve import BudgetNotMet, solve
+from nas.solve import solve
 from nas.stages import choice_weights, tensor
 from nas.units import parse_budget
-from solvers.problem import Infeasible
+from solvers.errors import Infeasible
 
 ASKED = ("tiny", "--evaluations", "6", "--seeds", "1")
 NAMES = {
@@ -220,13 +221,13 @@ def test_healed_and_timed_alike(copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_times_of_another_machine_are_not_put_beside_the_searchs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, mip=lambda c: Chosen(solve(c.known, c.budget)))
     monkeypatch.setattr(realise, "describe", lambda device, threads: "M2")
-    with pytest.raises(Changed, match=r"timed on another machine.*: here it is M2"):
+    with pytest.raises(StaleSearchError, match=r"timed on another machine.*: here it is M2"):
         run(at_home(copy), seeds=0, time=True, budget=parse_budget("parameters=80%"))
 
 
 def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
     home = at_home(copy)
-    with pytest.raises(BudgetNotMet, match=r"memory 1\.00 KiB: the least reachable is"):
+    with pytest.raises(BudgetNotMetError, match=r"memory 1\.00 KiB: the least reachable is"):
         run(home, budget=parse_budget("memory=1 KiB"))
     error = the_error(here(home, "compare", "tiny", "--plot", "strategies.pdf").stderr)
     assert error == "error: cannot draw to strategies.pdf; give a file that ends in .svg or .png"
@@ -236,7 +237,7 @@ def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
     (row,) = rows(home, "search")
     data = json.loads(row["request"])["data"]
     at_home(copy, data=data | {"score_tokens": 512})
-    with pytest.raises(Changed, match="its text or the libraries changed since; run `nas search` on its job"):
+    with pytest.raises(StaleSearchError, match="its text or the libraries changed since; run `nas search` on its job"):
         run(home, seeds=0, evaluations=1)
 
 

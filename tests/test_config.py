@@ -16,7 +16,8 @@ from blocklib.block import LINEAR, SKIP, Subblock
 from blocklib.family import shape_of
 from blocklib.kinds import parent_architecture
 from blocklib.parent import child_config
-from nas.config import JobError, Request, load, parse, template
+from nas.config import Request, load, parse, template
+from nas.errors import JobError
 from nas.export.formats import check_format
 from nas.sections import Fuse, HubDataset
 from nas.space import choices

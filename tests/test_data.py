@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from nas.data import SPLITS, Dropped, Tokens, load_tokens
+from nas.errors import TextError
 from nas.sections import Data
 from nas.stdlib_text import stdlib_files
-from nas.text_format import TextError
 
 VOCABULARY, BOS = 300, "<|bos|>"
 SHARED = Path(__file__).parents[2] / "shared"

@@ -10,8 +10,8 @@ import pytest
 from rows import cost, distillation, score, search, stage, trial
 from sqlalchemy import Double, exc
 
+from db.errors import RowError
 from db.models import Base, Cost, Distillation, Failure, Option, Score, Search, Stage, Trial, now
-from db.rows import BadRow
 from db.store import Store
 
 pytest_plugins = ["databases"]
@@ -74,7 +74,7 @@ def test_what_removal_measured_stays_when_a_search_is_added_again(store: Store) 
     store.set_removal("5ea5c4", {"influence": [0.5, 0.25], "rounds": [{"1": 2.0}]})
     again = store.add_search(search(name="renamed"))
     assert (again.name, again.removal) == ("renamed", {"influence": [0.5, 0.25], "rounds": [{"1": 2.0}]})
-    with pytest.raises(BadRow, match=r"search 5ea5c4, column removal.influence\[0\]: nan"):
+    with pytest.raises(RowError, match=r"search 5ea5c4, column removal.influence\[0\]: nan"):
         store.set_removal("5ea5c4", {"influence": [math.nan]})
 
 
@@ -229,7 +229,7 @@ def test_a_folder_holds_one_trials_child(store: Store) -> None:
 def test_a_trial_that_cannot_be_updated_says_why(store: Store) -> None:
     store.add_search(search())
     known = store.add_trial(trial()).id
-    with pytest.raises(BadRow, match=rf"trial {known}: there is no column latncy_s; there are id, key,.* latency_s"):
+    with pytest.raises(RowError, match=rf"trial {known}: there is no column latncy_s; there are id, key,.* latency_s"):
         store.update_trial(known, latncy_s=1.0)
     with pytest.raises(ValueError, match=rf"trial {known}: key never changes"):
         store.update_trial(known, key="other")
@@ -316,7 +316,7 @@ def test_no_float_is_written_that_is_not_finite(sqlite_store: Store, row: Base, 
     )
     setattr(bad, column, value)
     place = rf"{type(row).__tablename__} {getattr(row, 'key', 'new')}, column {column}: {value} is not a finite number"
-    with pytest.raises(BadRow, match=place):
+    with pytest.raises(RowError, match=place):
         write(sqlite_store, bad)
 
 
@@ -337,7 +337,7 @@ def test_no_float_is_written_that_is_not_finite(sqlite_store: Store, row: Base, 
 def test_no_value_is_written_that_would_come_back_as_another(
     sqlite_store: Store, columns: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(BadRow, match=f"trial t1, {message}"):
+    with pytest.raises(RowError, match=f"trial t1, {message}"):
         sqlite_store.add_trial(trial(**columns))
     assert sqlite_store.trials() == []
 
@@ -350,7 +350,7 @@ def test_numpy_floats_are_floats(sqlite_store: Store) -> None:
 
 
 def test_one_bad_row_keeps_the_whole_batch_out(store: Store) -> None:
-    with pytest.raises(BadRow, match="score s2, column kl"):
+    with pytest.raises(RowError, match="score s2, column kl"):
         store.add_scores([score("s1"), score("s2", kl=math.nan)])
     assert store.scores(["s1", "s2"]) == {}
 
@@ -371,6 +371,6 @@ def test_replaced_costs_stand_in_place_of_the_old_and_unsettle_whoever_used_them
         assert found["c1"].contention == 0.25
         left = {one.id: sorted(one.parent_costs) for one in store.searches()}
         assert left == {"a": ["whole"], "b": ["fixed", "whole"]}, "b has nothing to do with c1"
-        with pytest.raises(BadRow):
+        with pytest.raises(RowError):
             store.replace_costs([cost("c2", prefill_s=5.0), cost("c4", prefill_s=float("nan"))])
         assert store.costs(["c2"])["c2"].prefill_s == 2.0

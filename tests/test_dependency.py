@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import nas.dependency
 from blocklib.block import Architecture
-from blocklib.distil import NotFinite
+from blocklib.errors import NotFiniteError
 from blocklib.parent import Parent, load_parent
 from db.store import Store
 from nas import config
@@ -197,7 +197,7 @@ def test_what_is_not_finite_is_told_with_its_place() -> None:
     model = random_model(FAMILIES["llama"]())
     model.model.layers[3].mlp.down_proj.weight.data[2, 5] = float("inf")
     parent = parent_from(model)
-    with pytest.raises(NotFinite, match=r"block 3: .* without block 0 is not finite"):
+    with pytest.raises(NotFiniteError, match=r"block 3: .* without block 0 is not finite"):
         block_dependency(parent.model, random_ids(parent))
 
 

@@ -10,7 +10,8 @@ from parents import random_ids, random_parent
 from torch import Tensor
 
 from blocklib.block import Choice
-from blocklib.distil import Distilled, NotFinite, Progress, Training, distil, normalised_error
+from blocklib.distil import Distilled, Progress, Training, distil, normalised_error
+from blocklib.errors import NotFiniteError
 from blocklib.parent import Parent
 from blocklib.stream import delta, embed, rotary, slots, variant
 
@@ -160,7 +161,7 @@ def test_progress_runs_to_the_end() -> None:
 def test_nan_in_the_parents_activations_is_an_error_with_a_place(least_squares: bool) -> None:
     parent = random_parent()
     parent.model.model.layers[2].mlp.up_proj.weight.data[3, 5] = torch.nan
-    with pytest.raises(NotFinite, match=r"L2\.ffn=linear: its held-out distillation loss is nan"):
+    with pytest.raises(NotFiniteError, match=r"L2\.ffn=linear: its held-out distillation loss is nan"):
         trained(parent, {choice: Training(64, 1e-3) for choice in CHOICES[:4]}, least_squares=least_squares)
     # The layers before it are not to blame, and can be built.
     assert len(trained(parent, {choice: Training(64, 1e-3) for choice in CHOICES[:3]})) == 3
@@ -168,7 +169,7 @@ def test_nan_in_the_parents_activations_is_an_error_with_a_place(least_squares: 
 
 def test_a_learning_rate_that_diverges_is_an_error_with_a_place() -> None:
     message = r"L1\.ffn=ffn12: the distillation loss is (nan|inf) after \d+ tokens; lower distill\.learning_rate"
-    with pytest.raises(NotFinite, match=message):
+    with pytest.raises(NotFiniteError, match=message):
         trained(random_parent(), {CHOICES[1]: Training(2048, 1e30)})
 
 

@@ -30,9 +30,10 @@ from blocklib.block import Architecture, Choice, Subblock
 from blocklib.fit import build
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent
-from nas.export.compare import TOLERANCE, ReloadMismatch
+from nas.errors import ExportMismatchError, UnsupportedExportError
+from nas.export.compare import TOLERANCE
 from nas.export.decilm import export_decilm, ffn_size
-from nas.export.exported import CannotExport, Exported, whole_folder
+from nas.export.exported import Exported, whole_folder
 from nas.export.hf import export_hf, write_code
 from nas.export.read_decilm import width_of
 from nas.export.subblocks import Placed, repack, subblocks_of
@@ -292,7 +293,7 @@ def test_decilm_refuses_what_it_cannot_say(
     parent_name: str, spelling: str, what: str,
 ) -> None:  # fmt: skip
     child = child_of(request.getfixturevalue(parent_name), spelling)
-    with pytest.raises(CannotExport, match=what):
+    with pytest.raises(UnsupportedExportError, match=what):
         export_decilm(child, tokenizer, tmp_path / "child", CARD)
     assert list(tmp_path.iterdir()) == []
 
@@ -302,7 +303,7 @@ def test_decilm_refuses_rotary_scaling_its_engines_differ_on(
 ) -> None:
     rotary = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
     parent = random_parent(LlamaConfig(**SIZES, num_hidden_layers=1, rope_parameters=rotary), tmp_path / "parent")
-    with pytest.raises(CannotExport, match=r"'yarn'.*export as hf"):
+    with pytest.raises(UnsupportedExportError, match=r"'yarn'.*export as hf"):
         export_decilm(child_of(parent, "kv2+ffn512"), tokenizer, tmp_path / "child", CARD)
 
 
@@ -311,7 +312,7 @@ def test_a_damaged_child_leaves_nothing_behind(
 ) -> None:
     child = child_of(qwen2, "skip+ffn256 skip+ffn512").to(torch.float64).float()
     child.model.norm.weight.data[3] = torch.nan
-    with pytest.raises(ReloadMismatch, match="nan"):
+    with pytest.raises(ExportMismatchError, match="nan"):
         export_decilm(child, tokenizer, tmp_path / "child", CARD)
     assert list(tmp_path.iterdir()) == []
 

@@ -27,8 +27,8 @@ from cost_models.scenario import Scenario
 from cost_models.timing import Rounds, time_models
 from nas.children import load_child, save_child
 from nas.deliver import as_assembled
+from nas.errors import ExportMismatchError
 from nas.evaluate import evaluate
-from nas.export.compare import ReloadMismatch
 from nas.export.decilm import export_decilm
 from nas.export.exported import whole_folder
 from nas.export.hf import check_work, export_hf
@@ -140,7 +140,9 @@ def test_the_parents_work_is_the_measure() -> None:
     check_work(16, used | {"seen": [16, 1, 1, 1]})
     check_work(16, used | {"seen": [8, 8, 1, 1, 1]})  # A prompt in chunks
     check_work(16, used | {"seen": [16, 4, 4], "mode": "assisted_generation"})
-    with pytest.raises(ReloadMismatch, match=r"after a prompt of 16, 3\.7 times as many .*: the cache is not used"):
+    with pytest.raises(
+        ExportMismatchError, match=r"after a prompt of 16, 3\.7 times as many .*: the cache is not used"
+    ):
         check_work(16, used | {"seen": [16, 17, 18, 19]})
 
 
@@ -174,7 +176,7 @@ print(ids.shape[1], seen)
 def test_an_export_whose_cache_is_off_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     child = child_of(random_parent(vocab_size=272), HEALED)
     child.generation_config.use_cache = False
-    with pytest.raises(ReloadMismatch, match="the cache is not used"):
+    with pytest.raises(ExportMismatchError, match="the cache is not used"):
         export_hf(child, tokenizer, tmp_path / "out", CARD)
     assert list(tmp_path.iterdir()) == []
 
@@ -203,14 +205,16 @@ def test_what_a_child_says_otherwise_is_written_down(family: str) -> None:
 def test_a_field_that_differs_for_no_reason_is_refused(field: str, value: Any) -> None:
     child = child_of(random_parent(), EVERY_KIND)
     setattr(child.config, field, value)
-    with pytest.raises(ReloadMismatch, match=f"config.json: {field} is .*, the parent's h.*nothing asked for that"):
+    with pytest.raises(
+        ExportMismatchError, match=f"config.json: {field} is .*, the parent's h.*nothing asked for that"
+    ):
         check_config(child.config, FAMILIES["llama"](), {})
 
 
 def test_a_cache_that_is_off_is_refused_in_config_too() -> None:
     child = child_of(random_parent(), EVERY_KIND)
     child.config.use_cache = False
-    with pytest.raises(ReloadMismatch, match="use_cache is off"):
+    with pytest.raises(ExportMismatchError, match="use_cache is off"):
         check_config(child.config, FAMILIES["llama"](), {})
 
 
@@ -240,7 +244,7 @@ def test_decilm_is_held_against_its_parent_too(tokenizer: PreTrainedTokenizerFas
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == [1, 5]
     child = child_of(parent, "kv2+ffn256 skip+ffn512")
     child.config.max_position_embeddings = 63
-    with pytest.raises(ReloadMismatch, match=r"config\.json: max_position_embeddings is 63, the parent's has 64"):
+    with pytest.raises(ExportMismatchError, match=r"config\.json: max_position_embeddings is 63, the parent's has 64"):
         export_decilm(child, tokenizer, tmp_path / "other", CARD, asked)
 
 

@@ -17,7 +17,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
-from blocklib.distil import NotFinite, Progress
+from blocklib.distil import Progress
+from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from nas.children import child_file, found_with, load_child, save_child
@@ -144,7 +145,7 @@ def test_hidden_states_are_compared_at_the_same_places(tmp_path: Path) -> None:
 def test_nan_is_an_error_with_a_place(tmp_path: Path) -> None:
     parent, child, ids = small()
     child.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(NotFinite, match=r"healing: the loss is nan at step 0; lower heal\.learning_rate"):
+    with pytest.raises(NotFiniteError, match=r"healing: the loss is nan at step 0; lower heal\.learning_rate"):
         list(heal(parent.model, child, ids, SHORT, tmp_path))
 
 

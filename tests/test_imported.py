@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from searches import Here, command, environment, nas
 
-from nas.imported import TableError, parse, parse_limits
+from nas.errors import TableError
+from nas.imported import parse, parse_limits
 from solvers.problem import Limit
 
 DOCS = Path(__file__).parents[1] / "docs/tables.md"

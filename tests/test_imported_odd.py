@@ -11,7 +11,8 @@ import pytest
 from searches import Here
 from test_imported import Mistake, written
 
-from nas.imported import TableError, parse
+from nas.errors import TableError
+from nas.imported import parse
 
 CASE = Path(__file__).parents[1] / "../shared/cases/table_replacement_list/table.json"
 

@@ -17,11 +17,12 @@ from benchmarks.solver import instance
 from solvers import conflict, meeting, minimise, mip
 from solvers.conflict import settled
 from solvers.dual import dual
+from solvers.errors import Infeasible
 from solvers.labels import CrowdedError
 from solvers.line import Line, scores_of
 from solvers.meeting import MergedError, meet
 from solvers.minimise import Start
-from solvers.problem import Infeasible, Option, Problem
+from solvers.problem import Option, Problem
 from solvers.program import Answer, Program, Row
 from solvers.pulp_model import Engine, run
 from solvers.reach import over_best, reach

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from blocklib.block import Architecture
-from blocklib.family import UnsupportedModel, shape_of
+from blocklib.errors import UnsupportedModelError
+from blocklib.family import shape_of
 from blocklib.kinds import parameters
 from blocklib.packed import pack, unpack
 from blocklib.parent import Parent, load_parent
@@ -100,9 +101,9 @@ def test_the_parents_architecture() -> None:
 
 def test_a_model_of_another_layout_is_refused() -> None:
     message = "BloomConfig .*'bloom'.* supported: gpt2, gpt_neo, llama, mistral, qwen2, qwen3"
-    with pytest.raises(UnsupportedModel, match=message):
+    with pytest.raises(UnsupportedModelError, match=message):
         shape_of(BloomConfig())
-    with pytest.raises(UnsupportedModel, match="GPT2Config: scale_attn_by_inverse_layer_idx is not supported"):
+    with pytest.raises(UnsupportedModelError, match="GPT2Config: scale_attn_by_inverse_layer_idx is not supported"):
         shape_of(GPT2Config(scale_attn_by_inverse_layer_idx=True))
 
 
@@ -115,7 +116,7 @@ def test_a_model_of_another_layout_is_refused() -> None:
     ],
 )
 def test_sliding_windows_are_refused(config: PretrainedConfig) -> None:
-    with pytest.raises(UnsupportedModel, match=f"{type(config).__name__}: a parent with sliding-window attention"):
+    with pytest.raises(UnsupportedModelError, match=f"{type(config).__name__}: a parent with sliding-window attention"):
         shape_of(config)
 
 
@@ -150,7 +151,7 @@ def test_a_folder_without_weights(folder: Path) -> None:
 def test_a_configuration_of_another_family(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bloom"}))
-    with pytest.raises(UnsupportedModel, match="supported: gpt2"):
+    with pytest.raises(UnsupportedModelError, match="supported: gpt2"):
         load_parent(str(folder))
 
 

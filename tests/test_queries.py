@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from db.errors import QueryError
 from db.models import Search, Trial
-from db.queries import LONGEST, QueryError, column, where
+from db.queries import LONGEST, column, where
 from db.store import Store
 
 pytest_plugins = ["databases"]

@@ -16,8 +16,8 @@ from rows import search, trial
 from searches import Here, environment, the_error
 from stored import add_measured, add_search, add_trial
 
-from db.connect import DatabaseError
-from db.migrate import VERSION_TABLE, DatabaseTooNew, Foreign
+from db.errors import DatabaseError, DatabaseTooNewError, ForeignDatabaseError
+from db.migrate import VERSION_TABLE
 from db.store import Store
 
 READING: dict[str, Sequence[str]] = {
@@ -86,7 +86,9 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
     connection.close()
     before = path.read_bytes()
     for access in ("create", "write", "read"):
-        with pytest.raises(Foreign, match=r"theirs\.db has a table trial of another program.*name another database"):
+        with pytest.raises(
+            ForeignDatabaseError, match=r"theirs\.db has a table trial of another program.*name another database"
+        ):
             Store.open(path, access)  # type: ignore[arg-type]
     assert path.read_bytes() == before
     assert files(tmp_path) == {"theirs.db"}
@@ -97,7 +99,7 @@ def test_a_database_of_another_program_is_shared_where_no_name_is_taken(tmp_path
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE patient (id INTEGER PRIMARY KEY)")
     connection.close()
-    with pytest.raises(Foreign, match="holds none of our tables"):
+    with pytest.raises(ForeignDatabaseError, match="holds none of our tables"):
         Store.open(path, "read")
     with Store.open(path) as store:
         assert store.trials() == []
@@ -194,7 +196,7 @@ def test_an_older_database_that_may_not_be_written_says_what_to_do(folder: Path)
     Store.open(folder / "nas.db").close()
     for revision, kind, said in (
         ("0001", DatabaseError, "at revision 0001, older than .* cannot be upgraded.*copy it"),
-        ("9999", DatabaseTooNew, "at revision 9999, written by a newer puzzle-nas.*upgrade the package"),
+        ("9999", DatabaseTooNewError, "at revision 9999, written by a newer puzzle-nas.*upgrade the package"),
     ):
         folder.chmod(0o755)
         (folder / "nas.db").chmod(0o644)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from solvers import mip
+from solvers.errors import Infeasible
 from solvers.interactions import Interactions
 from solvers.line import line_of, scores_of
-from solvers.problem import Infeasible, Option, Problem, Solution, verify
+from solvers.problem import Option, Problem, Solution, verify
 from solvers.refine import refine
 
 Key = tuple[int, int, str]

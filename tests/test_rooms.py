@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "cost_models": {"cost_models", "blocklib"},
     "nas": set(ROOMS),
 }
+ROOT_ERROR = "nas.errors.NasError"
 FILES = [path for room in ROOMS for path in sorted((HOUSE / room).rglob("*.py"))]
 BESIDE = [path for folder in ("tests", "benchmarks", "examples") for path in sorted((HOUSE / folder).rglob("*.py"))]
 
@@ -62,9 +63,17 @@ def test_all_rooms_are_there() -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_point_one_way(room: str) -> None:
+    """But for the root of all errors, which the errors of every room import and nothing else there does."""
     for path in (HOUSE / room).rglob("*.py"):
-        rooms = {module.split(".")[0] for module in imported(path)} & set(ROOMS)
+        modules = imported(path) - ({ROOT_ERROR} if path == HOUSE / room / "errors.py" else set())
+        rooms = {module.split(".")[0] for module in modules} & set(ROOMS)
         assert rooms <= MAY_IMPORT[room], name(path)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_errors_need_nothing_but_their_root(room: str) -> None:
+    modules = imported(HOUSE / room / "errors.py") - {ROOT_ERROR}
+    assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names
 
 
 def test_ray_is_known_to_two_files() -> None:
@@ -78,10 +87,10 @@ def test_requests_are_read_in_one_place() -> None:
     assert all(attributes_of("yaml", HOUSE / file) == {"safe_dump"} for file in writers)
 
 
-def test_the_vocabulary_needs_the_standard_library_alone() -> None:
+def test_the_vocabulary_needs_the_standard_library_and_the_errors_alone() -> None:
     for file in ("blocklib/block.py", "nas/units.py", "nas/stdlib_text.py", "nas/paths.py"):
-        tops = {module.split(".")[0] for module in imported(HOUSE / file)}
-        assert tops <= sys.stdlib_module_names, file
+        modules = {module for module in imported(HOUSE / file) if module.split(".")[1:2] != ["errors"]}
+        assert {module.split(".")[0] for module in modules} <= sys.stdlib_module_names, file
 
 
 @pytest.mark.parametrize("path", [*FILES, *BESIDE], ids=name)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from solvers.drop import Layers
-from solvers.problem import Infeasible, Option, Problem
+from solvers.errors import Infeasible
+from solvers.problem import Option, Problem
 from solvers.sleb import drop_one_by_one, rounds_needed
 
 

@@ -12,7 +12,8 @@ import nas.fidelity
 import nas.score
 from blocklib.assemble import assemble, parent_part
 from blocklib.block import SKIP, Choice, Role
-from blocklib.distil import NotFinite, Progress
+from blocklib.distil import Progress
+from blocklib.errors import NotFiniteError
 from blocklib.fit import build
 from blocklib.kind import Weights
 from blocklib.parent import Parent
@@ -144,7 +145,7 @@ def test_nan_is_an_error_with_a_name() -> None:
     damaged = {name: tensor.clone() for name, tensor in weights[CHOICES[5]].items()}
     damaged["mlp.gate_proj.weight"][0, 0] = torch.nan
     with pytest.raises(
-        NotFinite, match=r"^L1\.ffn=ffn16: its distance to the parent is not finite \(KL nan, loss nan\)"
+        NotFiniteError, match=r"^L1\.ffn=ffn16: its distance to the parent is not finite \(KL nan, loss nan\)"
     ):
         scores(parent, weights | {CHOICES[5]: damaged}, ids)
 
@@ -152,5 +153,5 @@ def test_nan_is_an_error_with_a_name() -> None:
 def test_nan_in_the_parent_names_the_parent() -> None:
     parent = random_parent()
     parent.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(NotFinite, match=r"^parent: "):
+    with pytest.raises(NotFiniteError, match=r"^parent: "):
         scores(parent, {Choice.parse("L5.ffn=skip"): {}}, random_ids(parent))

@@ -17,14 +17,15 @@ from transformers import AutoModelForCausalLM
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
-from blocklib.distil import NotFinite
+from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from nas.influence import block_influence
 from nas.removal import loss_without
 from nas.solve import architecture_of
 from solvers import mip
-from solvers.problem import Infeasible, Option, Problem, verify
+from solvers.errors import Infeasible
+from solvers.problem import Option, Problem, verify
 from solvers.shortgpt import drop_layers
 from solvers.sleb import LossWithout, Removal, drop_at_once, drop_one_by_one, one_shot_order, removal_rounds
 
@@ -173,9 +174,11 @@ def test_a_loss_that_is_not_finite_is_no_loss() -> None:
     assert parent.model.model.layers[3].mlp is not None
     parent.model.model.layers[3].mlp.down_proj.weight[0, 0] = math.nan
     assert math.isfinite(loss_without(parent, ids, (1,), (3,))[0])
-    with pytest.raises(NotFinite, match=r"without layer 4 and, before it, 2, 1 the loss is nan \(sequences 0..1\)"):
+    with pytest.raises(
+        NotFiniteError, match=r"without layer 4 and, before it, 2, 1 the loss is nan \(sequences 0..1\)"
+    ):
         loss_without(parent, ids, (2, 1), (3, 4), batch=2)
-    with pytest.raises(NotFinite, match=r"without layer 1 the loss is nan \(sequences 0..3\)"):
+    with pytest.raises(NotFiniteError, match=r"without layer 1 the loss is nan \(sequences 0..3\)"):
         loss_without(parent, ids, (), (1,))
 
 

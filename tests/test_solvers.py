@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import mip
-from solvers.problem import Infeasible, Limit, Option, Problem, Solution, total_costs, verify
+from solvers.errors import Infeasible
+from solvers.problem import Limit, Option, Problem, Solution, total_costs, verify
 
 few = settings(max_examples=100, deadline=None)
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import mip
+from solvers.errors import Infeasible
 from solvers.greedy import greedy
 from solvers.joint import paired
 from solvers.max_parameters import max_parameters
 from solvers.no_op_only import no_op_only
-from solvers.problem import Infeasible, Option, Problem, Solution, total_costs, verify
+from solvers.problem import Option, Problem, Solution, total_costs, verify
 from solvers.random import random_architecture
 from solvers.shortgpt import drop_layers
 from solvers.uniform import uniform

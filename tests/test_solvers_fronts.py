@@ -10,8 +10,9 @@ from test_solvers import few, least_score, library, meets, problems, score, tili
 
 from solvers import minimise, mip, pareto
 from solvers import pool as pools
+from solvers.errors import Infeasible
 from solvers.pool import pool
-from solvers.problem import Infeasible, Option, Problem, total_costs
+from solvers.problem import Option, Problem, total_costs
 from solvers.program import Answer
 from solvers.pulp_model import Engine
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solvers import mip
+from solvers.errors import Infeasible
 from solvers.joint import paired, parted
-from solvers.problem import Infeasible, Option, Problem, Solution
+from solvers.problem import Option, Problem, Solution
 from solvers.uniform import uniform
 
 LAYERS = 3

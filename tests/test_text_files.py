@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from nas.config import load
 from nas.data import SPLITS, Tokens, load_tokens
+from nas.errors import TextError
 from nas.text_files import STRETCH_CHARACTERS, TextFile
-from nas.text_format import TextError
 
 STORIES = [f"{text}\n\nThe caf\u00e9 of {text[:4]}, \u201cnaturally\u201d." for text in stories(100)]
 PLAIN = "<|endoftext|>".join(STORIES)

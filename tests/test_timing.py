@@ -18,11 +18,12 @@ from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from cost_models import analytic, price
 from cost_models.contention import Watch
+from cost_models.errors import NotMeasuredError, TimingError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.hardware import cpu_threads, describe, usable_cores
 from cost_models.measured import Additivity, MeasuredGeometry, Progress, measure
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
-from cost_models.timing import Comparison, Paired, Rounds, Subject, TimingError, new_cache, time_models
+from cost_models.timing import Comparison, Paired, Rounds, Subject, new_cache, time_models
 
 TWO = Rounds(least=2, most=2)
 
@@ -173,7 +174,7 @@ def test_measuring_yields_the_fixed_part_the_own_and_what_was_asked_for(config: 
     parts = [FIXED, ASKED[0], ASKED[3], ASKED[1], ASKED[2]]
     assert cost.decode_s == pytest.approx(sum(measured[part].decode_s for part in parts))
     assert replace(cost, prefill_s=0.0, decode_s=0.0) == analytic.architecture_cost(child, shape, SCENARIO)
-    with pytest.raises(price.NotMeasured, match=r"ffn\.ffn7 was not measured"):
+    with pytest.raises(NotMeasuredError, match=r"ffn\.ffn7 was not measured"):
         price.choice_cost(Choice.parse("L0.ffn=ffn7"), shape, SCENARIO, measured)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from checkpoints import LFS_POINTER, configure, tokenizer
 
-from blocklib.checkpoint import CheckpointError
+from blocklib.errors import CheckpointError
 from nas.tokenizer import check_tokenizer, load_tokenizer
 
 TEXT = "the quick fox"

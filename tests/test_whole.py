@@ -11,7 +11,8 @@ from torch import Tensor
 import nas.whole
 from blocklib.assemble import assemble, parent_part
 from blocklib.block import SKIP, Architecture, Choice, Parallel
-from blocklib.distil import NotFinite, Progress
+from blocklib.distil import Progress
+from blocklib.errors import NotFiniteError
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from nas.evaluate import evaluate
@@ -154,7 +155,7 @@ def test_nan_is_an_error_with_a_name() -> None:
             tensors["self_attn.linear_attn.weight"][0, 0] = math.nan
         return tensors
 
-    with pytest.raises(NotFinite) as caught:
+    with pytest.raises(NotFiniteError) as caught:
         list(score_whole(parent, ARCHITECTURES, damaged, ids))
     assert str(caught.value).startswith(f"{SPELLINGS[3]}: its distance to the parent is not finite (KL nan")
 
@@ -162,5 +163,5 @@ def test_nan_is_an_error_with_a_name() -> None:
 def test_nan_in_the_parent_names_the_parent() -> None:
     parent = random_parent()
     parent.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(NotFinite, match=r"^parent: "):
+    with pytest.raises(NotFiniteError, match=r"^parent: "):
         list(score_whole(parent, ARCHITECTURES[8:9], weights_of(parent, []), random_ids(parent)))

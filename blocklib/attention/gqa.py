@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
@@ -101,7 +102,7 @@ class GroupedQuery(Kind):
         count = subblock.number
         if count < 1 or shape.kv_heads % count:
             divisors = [f"kv{n}" for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0]
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: {count} KV heads do not divide the parent's {shape.kv_heads}; use {', '.join(divisors)}"
             )
 

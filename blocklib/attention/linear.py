@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
@@ -34,7 +35,7 @@ class Linear(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.size:
-            raise ValueError(f"{subblock}: linear attention takes no number")
+            raise SubblockError(f"{subblock}: linear attention takes no number")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         return {"attention_kind": "linear"}

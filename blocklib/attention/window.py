@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blocklib.attention.gqa import GroupedQuery, GroupedQueryAttention
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
@@ -27,7 +28,7 @@ class Window(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.number < 2:
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: a window holds at least two tokens, itself and the one before, as in window512"
             )
 

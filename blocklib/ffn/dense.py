@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.kind import Kind, ParentLayer, Weights
 from blocklib.shape import Shape
 
@@ -46,7 +47,7 @@ class Dense(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if not 1 <= subblock.number <= shape.ffn_width:
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: the parent's FFN is {shape.ffn_width} wide; use ffn1 to ffn{shape.ffn_width}"
             )
 

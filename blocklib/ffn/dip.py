@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn.dense import hidden_values, norm_weights
 from blocklib.ffn.rows import RowLinear
 from blocklib.kind import Kind, ParentLayer
@@ -127,9 +128,9 @@ class DynamicInputPruning(Kind):
     def check(self, subblock: Subblock, shape: Shape) -> None:
         most = 100
         if not 1 <= subblock.number <= most:
-            raise ValueError(f"{subblock}: keeps a percentage of the FFN's weights; use {subblock.kind}1 to 100")
+            raise SubblockError(f"{subblock}: keeps a percentage of the FFN's weights; use {subblock.kind}1 to 100")
         if min(self._kept(subblock, shape)) < 1:
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: of {shape.hidden} input and {shape.ffn_width} hidden channels nothing is kept; keep more"
             )
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn.dense import hidden_values, norm_weights
 from blocklib.ffn.rows import row_product
 from blocklib.ffn.tree import median_trees, ridge
@@ -162,12 +163,12 @@ class Fast(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.numbers.keys() != {"", "x"}:
-            raise ValueError(f"{subblock}: spell it like fff3x1024, for depth 3 and leaves 1024 wide, or fff3")
+            raise SubblockError(f"{subblock}: spell it like fff3x1024, for depth 3 and leaves 1024 wide, or fff3")
         depth, width = _sizes(subblock)
         if not 1 <= depth <= _DEEPEST:
-            raise ValueError(f"{subblock}: a tree of depth {depth}; use 1 to {_DEEPEST}")
+            raise SubblockError(f"{subblock}: a tree of depth {depth}; use 1 to {_DEEPEST}")
         if not 1 <= width <= shape.ffn_width:
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: a leaf takes at most the parent's {shape.ffn_width} channels; "
                 f"use fff{depth}x1 to fff{depth}x{shape.ffn_width}"
             )
@@ -188,7 +189,7 @@ class Fast(Kind):
         return shape.norm_parameters + nodes + expected_union(2**depth, tokens) * _leaf_parameters(subblock, shape)
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
-        """Raises ValueError where the calibration tokens are none or not finite."""
+        """Raises as `median_trees` does."""
         (layer,) = layers
         depth, width = _sizes(subblock)
         (tree,) = median_trees(layer.ffn_input_ND, 1, depth, _SPREAD)

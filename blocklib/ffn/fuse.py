@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn.dense import Dense, DenseFFN
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
@@ -31,13 +32,13 @@ class Fuse(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if len(subblock.parts) < 2:
-            raise ValueError(f"{subblock}: a fused run has at least two members, as in fuse(ffn512,ffn512)")
+            raise SubblockError(f"{subblock}: a fused run has at least two members, as in fuse(ffn512,ffn512)")
         for part in subblock.parts:
             if part.kind != "ffn":
-                raise ValueError(f"{subblock}: only dense FFNs can be fused, and {part} is none")
+                raise SubblockError(f"{subblock}: only dense FFNs can be fused, and {part} is none")
             self._member.check(part, shape)
         if shape.layer_norm and not shape.mlp_bias:
-            raise ValueError(f"{subblock}: the parent's layer norms have biases and its FFNs none to fold them into")
+            raise SubblockError(f"{subblock}: the parent's layer norms have biases and its FFNs none to fold them into")
 
     def runs_as(self, subblock: Subblock) -> Subblock:
         return Subblock("ffn", str(sum(part.number for part in subblock.parts)))

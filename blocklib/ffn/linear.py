@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn.dense import norm_weights
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
@@ -31,7 +32,7 @@ class Linear(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.size:
-            raise ValueError(f"{subblock}: a linear FFN takes no number")
+            raise SubblockError(f"{subblock}: a linear FFN takes no number")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         return {"ffn_kind": "linear"}

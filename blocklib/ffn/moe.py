@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn.clusters import balanced_clusters
 from blocklib.ffn.dense import hidden_values, norm_weights
 from blocklib.kind import Kind, ParentLayer
@@ -152,17 +153,17 @@ class Experts(Kind):
     def check(self, subblock: Subblock, shape: Shape) -> None:
         numbers, spelling = subblock.numbers, f"{subblock.kind}16x{-(-shape.ffn_width // 16)}k4"
         if list(numbers) not in (["", "x", "k"], ["", "x", "k", "s"]):
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: spell experts, width and how many are used, as in {spelling} or {spelling}s2"
             )
         experts, width, active, shared = _sizes(subblock)
         if width < 1 or experts * width < shape.ffn_width:
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: {experts} experts of width {width} do not hold the parent's {shape.ffn_width} neurons; "
                 f"give each {-(-shape.ffn_width // max(1, experts))}"
             )
         if active < 1 or active + shared > experts:
-            raise ValueError(f"{subblock}: {active} + {shared} of {experts} experts cannot be used; one to all can")
+            raise SubblockError(f"{subblock}: {active} + {shared} of {experts} experts cannot be used; one to all can")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         experts, width, active, shared = _sizes(subblock)

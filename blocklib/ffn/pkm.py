@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn.dense import dense_output, norm_weights
 from blocklib.ffn.tree import ridge
 from blocklib.kind import Kind, ParentLayer
@@ -86,13 +87,13 @@ class ProductKeys(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if list(subblock.numbers) != ["", "x", "k"]:
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: spell the side of the memory, the heads and how many slots each reads, "
                 f"as in {subblock.kind}22x2k16"
             )
         side, heads, kept = subblock.numbers.values()
         if not 2 <= side <= _LARGEST or heads < 1 or not 1 <= kept <= side:
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: a side of 2 to {_LARGEST}, one head or more, and 1 to {side} slots; "
                 f"not {side}, {heads}, {kept}"
             )

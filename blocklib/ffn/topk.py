@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn.dense import norm_weights
 from blocklib.ffn.dip import kept_indices
 from blocklib.ffn.rows import RowLinear
@@ -53,7 +54,7 @@ class TopK(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if not 1 <= subblock.number <= shape.ffn_width:
-            raise ValueError(
+            raise SubblockError(
                 f"{subblock}: the parent's FFN has {shape.ffn_width} hidden values; use topk1 to topk{shape.ffn_width}"
             )
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blocklib.errors import NotFiniteError, SettingError
+
 _POWER_STEPS = 16
 _ALIKE = 1e-4
 
@@ -31,12 +33,12 @@ def median_trees(input_ND: Tensor, trees: int, depth: int, spread: float) -> lis
     So every leaf of a tree gets equally many. Each tree leaves out the directions of the roots before it. `spread` is
     how far logits are from 0, root mean square, over the tokens that come to a node. Tokens that are alike cannot be
     parted: wherever their node sends them, both its children are made as if they got them. Computed in
-    float32. Raises ValueError where there are no tokens, or they are not finite.
+    float32. Raises SettingError where there are no tokens, NotFiniteError where they are not finite.
     """
     if not len(input_ND):
-        raise ValueError("a tree is grown on calibration tokens, and there are none; raise data.calibration_tokens")
+        raise SettingError("a tree is grown on calibration tokens, and there are none; raise data.calibration_tokens")
     if not torch.isfinite(input_ND).all():
-        raise ValueError("what the parent's FFN reads on the calibration tokens is NaN or infinite at places")
+        raise NotFiniteError("what the parent's FFN reads on the calibration tokens is NaN or infinite at places")
     rest_ND = input_ND.float()
     alike = _ALIKE * float(rest_ND.norm(dim=1).mean())
     grown: list[Tree] = []

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blocklib.block import Subblock
+from blocklib.errors import SubblockError
 from blocklib.ffn.dense import dense_output, norm_weights
 from blocklib.ffn.fff import expected_union, uniform_parameter
 from blocklib.ffn.rows import row_product
@@ -105,15 +106,15 @@ class Ultra(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.numbers.keys() != {"", "x"}:
-            raise ValueError(f"{subblock}: spell it like ultra4x7, for 4 trees of depth 7")
+            raise SubblockError(f"{subblock}: spell it like ultra4x7, for 4 trees of depth 7")
         trees, depth = _sizes(subblock)
         if not 1 <= trees <= shape.hidden:
-            raise ValueError(f"{subblock}: {trees} trees; use 1 to {shape.hidden}, the parent's hidden size")
+            raise SubblockError(f"{subblock}: {trees} trees; use 1 to {shape.hidden}, the parent's hidden size")
         if not 1 <= depth <= _DEEPEST:
-            raise ValueError(f"{subblock}: trees of depth {depth}; use 1 to {_DEEPEST}")
+            raise SubblockError(f"{subblock}: trees of depth {depth}; use 1 to {_DEEPEST}")
         neurons = trees * (2 ** (depth + 1) - 1)
         if neurons > _MOST_NEURONS:
-            raise ValueError(f"{subblock}: {neurons} neurons; use fewer or lower trees, of {_MOST_NEURONS} at most")
+            raise SubblockError(f"{subblock}: {neurons} neurons; use fewer or lower trees, of {_MOST_NEURONS} at most")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         trees, depth = _sizes(subblock)
@@ -130,7 +131,7 @@ class Ultra(Kind):
         return shape.norm_parameters + trees * neurons * (2 * shape.hidden + 1)
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
-        """Raises ValueError where the calibration tokens are none or not finite."""
+        """Raises as `median_trees` does."""
         (layer,) = layers
         trees, depth = _sizes(subblock)
         input_ND = layer.ffn_input_ND.float()

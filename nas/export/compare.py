@@ -10,15 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import model_with
+from nas.errors import ExportMismatchError
 
 TOLERANCE = 1e-4
 """Largest absolute difference of two logits that counts as rounding."""
 
 SAMPLE_TEXT = "Once upon a time, there were 1,234 naïve puzzles:\n    def f(x): return x"
-
-
-class ReloadMismatch(ValueError):
-    """The export was written, reloaded, and is not the child. Nothing of it is kept."""
 
 
 def probe_ids(vocabulary: int) -> Tensor:
@@ -35,15 +32,19 @@ def logits_of(child: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
 
 
 def logit_difference(child_BTV: Tensor, reloaded_BTV: Tensor, target: str) -> float:
-    """The largest absolute difference. Raises ReloadMismatch where it is above the tolerance, or not a number."""
+    """The largest absolute difference. Raises ExportMismatchError where it is above the tolerance, or not a number."""
     difference = (child_BTV - reloaded_BTV).abs().max().item()
     if not difference <= TOLERANCE:
-        raise ReloadMismatch(f"{target} gives logits up to {difference:.3g} off the child's; {TOLERANCE} is rounding")
+        raise ExportMismatchError(
+            f"{target} gives logits up to {difference:.3g} off the child's; {TOLERANCE} is rounding"
+        )
     return difference
 
 
 def same_tokens(tokenizer: PreTrainedTokenizerBase, reloaded: list[int], target: str) -> None:
-    """Raise ReloadMismatch where `reloaded`, the tokens of SAMPLE_TEXT, are not the tokenizer's own."""
+    """Raise ExportMismatchError where `reloaded`, the tokens of SAMPLE_TEXT, are not the tokenizer's own."""
     own = tokenizer(SAMPLE_TEXT)["input_ids"]
     if own != reloaded:
-        raise ReloadMismatch(f"{target} splits text into other tokens than the child's: {reloaded[:8]}, not {own[:8]}")
+        raise ExportMismatchError(
+            f"{target} splits text into other tokens than the child's: {reloaded[:8]}, not {own[:8]}"
+        )

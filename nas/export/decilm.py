@@ -26,10 +26,11 @@ from blocklib.block import SKIP, Choice, Parallel, Subblock
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
+from nas.errors import UnsupportedExportError
 from nas.export import configuration_decilm
 from nas.export.compare import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
 from nas.export.configuration_decilm import DeciLMConfig
-from nas.export.exported import CannotExport, Exported, files_in, whole_folder, write_card
+from nas.export.exported import Exported, files_in, whole_folder, write_card
 from nas.export.read_decilm import WIDTH_MULTIPLE, read_decilm, width_of
 from nas.export.settings import ParentSettings, check_settings
 from nas.export.subblocks import Layer, repack, subblocks_of
@@ -64,8 +65,8 @@ def export_decilm(
 
     `card` is Markdown, with YAML front matter or without. `notes` of the result say which engines cannot take it.
 
-    Raises CannotExport naming the subblock the format cannot carry, FileExistsError where `out` is not empty,
-    ReloadMismatch where the reloaded model is not the child. Then nothing is left behind.
+    Raises UnsupportedExportError naming the subblock the format cannot carry, FileExistsError where `out` is not empty,
+    ExportMismatchError where the reloaded model is not the child. Then nothing is left behind.
     """
     stream = subblocks_of(child)
     rotary: dict[str, Any] = dict(child.config.rope_parameters or {})
@@ -98,18 +99,23 @@ def export_decilm(
 
 
 def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
-    """Raise CannotExport at the first choice that the format cannot carry in a child of this configuration."""
+    """Raise UnsupportedExportError at the first choice that the format cannot carry in a child of this
+    configuration."""
     shape, rotary = own_shape(config), dict(config.rope_parameters or {})["rope_type"]
     for choice in choices:
         if isinstance(choice.what, Parallel):
-            raise CannotExport(f"{choice}: DeciLM engines have no blocks in parallel; export as hf, which carries it")
+            raise UnsupportedExportError(
+                f"{choice}: DeciLM engines have no blocks in parallel; export as hf, which carries it"
+            )
         for role, subblock in choice.subblocks:
             attention = role == "attention"
             missing = _attention_fault(subblock, shape) if attention else _ffn_fault(subblock, shape, config.hidden_act)
             if missing:
-                raise CannotExport(f"{choice}: DeciLM engines have no {missing}; export as hf, which carries it")
+                raise UnsupportedExportError(
+                    f"{choice}: DeciLM engines have no {missing}; export as hf, which carries it"
+                )
     if rotary not in _CARRIED_ROTARY:
-        raise CannotExport(
+        raise UnsupportedExportError(
             f"rotary embedding of type {rotary!r}: the DeciLM export carries {', '.join(_CARRIED_ROTARY)}; "
             "export as hf, which carries it"
         )

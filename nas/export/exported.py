@@ -15,11 +15,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from nas.errors import OutputExistsError
 from nas.permissions import open_as_usual
-
-
-class CannotExport(ValueError):
-    """The format has no place for something the child has."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,9 @@ class Exported:
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into, renamed to `out` at the end of the block; removed where the block raises.
 
-    Raises FileExistsError where `out` is there already and not an empty folder, or is at the end.
+    Raises OutputExistsError where `out` is there already and not an empty folder, or is at the end.
     """
-    taken = FileExistsError(f"{out} exists and is not empty: remove it, or export to another folder")
+    taken = OutputExistsError(f"{out} exists and is not empty: remove it, or export to another folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise taken
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from blocklib.block import Choice
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from nas.errors import UnsupportedExportError
 from nas.export.decilm import check_decilm, export_decilm
 from nas.export.exported import Exported
 from nas.export.hf import export_hf
@@ -21,7 +22,8 @@ FORMATS: dict[
 
 
 def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
-    """Raise CannotExport where a child made of such choices could not be written: before any work, not after it."""
+    """Raise UnsupportedExportError where a child made of such choices could not be written: before any work, not after
+    it."""
     if format == "decilm":
         check_decilm(choices, config)
 
@@ -36,7 +38,7 @@ def export(
 ) -> Exported:
     """`parent`: what its own files say, which the child says too and is held against; None: nothing is.
 
-    Raises ValueError for a format there is not, and whatever the format's exporter raises."""
+    Raises UnsupportedExportError for a format there is not, and whatever the format's exporter raises."""
     if format not in FORMATS:
-        raise ValueError(f"no export format {format!r}; formats: {', '.join(FORMATS)}")
+        raise UnsupportedExportError(f"no export format {format!r}; formats: {', '.join(FORMATS)}")
     return FORMATS[format](child, tokenizer, out, card, parent)

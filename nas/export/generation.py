@@ -4,7 +4,6 @@ transformers loads what it would not save, and refuses some that others have wri
 and that is said. Knows no model.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
+
+from blocklib.checkpoint import read_json
+from blocklib.errors import CheckpointError
 
 _DECIDE = ("do_sample", "num_beams", "return_dict_in_generate", "cache_implementation")
 """Others are refused or not by these, which are looked at first."""
@@ -34,8 +36,8 @@ def generation_of(checkpoint: str) -> Carried:
     notes: tuple[str, ...] = ()
     try:
         said = _object(checkpoint, GENERATION_CONFIG_NAME)
-    except ValueError as error:
-        said, notes = None, (f"{GENERATION_CONFIG_NAME} of the parent is left out: {_line(error)}.",)
+    except CheckpointError as error:
+        said, notes = None, (f"{GENERATION_CONFIG_NAME} of the parent is left out: it {error.cause}.",)
     if said is None:
         configuration = _object(checkpoint, CONFIG_NAME) or {}
         said = {name: value for name, value in configuration.items() if hasattr(GenerationConfig(), name)}
@@ -44,16 +46,13 @@ def generation_of(checkpoint: str) -> Carried:
 
 
 def _object(checkpoint: str, name: str) -> dict[str, Any] | None:
-    """Read a file of the checkpoint; None where there is none. Raises ValueError where it is no JSON object."""
+    """Read a file of the checkpoint; None where there is none. Raises CheckpointError where it is no JSON object."""
     try:
         found = cached_file(checkpoint, name)
     except OSError:
         return None
     assert found is not None
-    said = json.loads(Path(found).read_text(encoding="utf-8"))
-    if not isinstance(said, dict):
-        raise ValueError(f"it holds a {type(said).__name__}, not an object")
-    return said
+    return read_json(Path(found))
 
 
 def _mended(said: dict[str, Any]) -> Carried:

@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM, PuzzleNasModel
-from nas.export.compare import SAMPLE_TEXT, ReloadMismatch, logit_difference, logits_of, probe_ids, same_tokens
+from nas.errors import ExportMismatchError
+from nas.export.compare import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
 from nas.export.exported import Exported, files_in, whole_folder, write_card
 from nas.export.settings import ParentSettings, check_settings
 from nas.export.source import self_contained
@@ -62,7 +63,7 @@ def export_hf(
     Generates as `parent` does, and is held against it: every field of the configurations that differs does so on
     purpose. `notes` of the result say what of the parent's settings it could not keep.
 
-    Raises FileExistsError where `out` is not empty, ReloadMismatch where the reloaded model is not the child. Then
+    Raises FileExistsError where `out` is not empty, ExportMismatchError where the reloaded model is not the child. Then
     nothing is left behind.
     """
     notes: tuple[str, ...] = ()
@@ -123,20 +124,24 @@ def _compare_in_fresh_process(
     answer = _ask_fresh_process(folder, {"ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads()})
     for fault in ("missing_keys", "unexpected_keys"):
         if answer[fault]:
-            raise ReloadMismatch(f"the exported checkpoint has {fault.replace('_', ' ')}: {', '.join(answer[fault])}")
+            raise ExportMismatchError(
+                f"the exported checkpoint has {fault.replace('_', ' ')}: {', '.join(answer[fault])}"
+            )
     made, expected = answer["base_classes"]
     if made != expected:
-        raise ReloadMismatch(f"AutoModel makes a {made} of the exported folder, not a {expected}")
+        raise ExportMismatchError(f"AutoModel makes a {made} of the exported folder, not a {expected}")
     difference = logit_difference(logits_of(child, ids_BT), answer["logits"], "the exported model, reloaded,")
     same_tokens(tokenizer, answer["tokens"], "the exported tokenizer, reloaded,")
     new = answer["continuations"]
     for way in ("cached", "static cache"):
         if new[way] != new["uncached"]:
-            raise ReloadMismatch(f"greedy tokens {way} are {new[way]}, but {new['uncached']} without a cache")
+            raise ExportMismatchError(f"greedy tokens {way} are {new[way]}, but {new['uncached']} without a cache")
     if new["uncached"][-1:] != new["alone"]:
-        raise ReloadMismatch(f"greedy tokens after left padding are {new['uncached'][-1:]}, but {new['alone']} without")
+        raise ExportMismatchError(
+            f"greedy tokens after left padding are {new['uncached'][-1:]}, but {new['alone']} without"
+        )
     if answer["plainly"]["refused"] is not None:
-        raise ReloadMismatch(f"generate fails: {answer['plainly']['refused']}")
+        raise ExportMismatchError(f"generate fails: {answer['plainly']['refused']}")
     for used in (answer["as_called"], answer["plainly"]):
         check_work(ids_BT.shape[1], used)
     refused = answer["as_called"]["refused"]
@@ -146,7 +151,7 @@ def _compare_in_fresh_process(
 
 
 def check_work(prompt: int, used: Mapping[str, Any]) -> None:
-    """Raise ReloadMismatch where a `generate` after `prompt` tokens read more than one token in a step.
+    """Raise ExportMismatchError where a `generate` after `prompt` tokens read more than one token in a step.
 
     `used` is what `fresh.py` counted: `seen`, the tokens a sequence that each forward read. A parent with its cache
     reads the prompt, in one piece or several, then a token a step.
@@ -158,7 +163,7 @@ def check_work(prompt: int, used: Mapping[str, Any]) -> None:
         read += seen.pop(0)
     if read != prompt or any(tokens != 1 for tokens in seen):
         ratio = sum(used["seen"]) / (prompt + len(seen))
-        raise ReloadMismatch(
+        raise ExportMismatchError(
             f"generate reads {used['seen']} tokens in its forwards after a prompt of {prompt}, {ratio:.2g} times as "
             "many as a parent with a KV cache: the cache is not used"
         )
@@ -181,6 +186,6 @@ def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]
             encoding="utf-8",
         )
         if process.returncode != 0:
-            raise ReloadMismatch(f"the exported model does not load and run in a fresh process:\n{process.stderr}")
+            raise ExportMismatchError(f"the exported model does not load and run in a fresh process:\n{process.stderr}")
         loaded: dict[str, Any] = torch.load(answered)
         return loaded

@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
-from nas.export.compare import ReloadMismatch
+from blocklib.loading import reading
+from nas.errors import ExportMismatchError
 from nas.export.generation import Carried, generation_of
 
 CHANGED = {
@@ -115,8 +116,10 @@ class ParentSettings:
 
 
 def settings_of(checkpoint: str) -> ParentSettings:
-    """Read a checkpoint, a folder or a hub id; runs no code of it. Raises OSError or ValueError where it cannot."""
-    return ParentSettings(AutoConfig.from_pretrained(checkpoint, trust_remote_code=False), generation_of(checkpoint))
+    """Read a checkpoint, a folder or a hub id; runs no code of it. Raises CheckpointError where it cannot."""
+    with reading(Path(checkpoint, "config.json"), "correct it"):
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    return ParentSettings(config, generation_of(checkpoint))
 
 
 def check_settings(
@@ -125,7 +128,7 @@ def check_settings(
     """Hold what an exported folder says of itself against its parent; `written` is its configuration, read back.
 
     `changed`: what the format alone says otherwise, with why. Returns notes on what is not carried over. Raises
-    ReloadMismatch naming the field that differs though nothing here says that it may.
+    ExportMismatchError naming the field that differs though nothing here says that it may.
     """
     check_generation(folder, parent.generation.settings)
     return parent.generation.notes + check_config(written, parent.config, changed)
@@ -138,26 +141,28 @@ def check_config(written: PretrainedConfig, parent: PretrainedConfig, changed: M
     """
     mine, theirs = _fields(written), _fields(parent)
     if mine.get("use_cache") is not True:
-        raise ReloadMismatch("config.json: use_cache is off, so that every step would read the whole text again")
+        raise ExportMismatchError("config.json: use_cache is off, so that every step would read the whole text again")
     for name, value in mine.items():
         own = theirs.get(name, _ABSENT)
         on_purpose = name in CHANGED or name in changed or (own in (None, _ABSENT) and name in TRANSLATED)
         if value != own and not on_purpose:
             told = "has none" if own is _ABSENT else f"has {own!r}"
-            raise ReloadMismatch(f"config.json: {name} is {value!r}, the parent's {told}, and nothing asked for that")
+            raise ExportMismatchError(
+                f"config.json: {name} is {value!r}, the parent's {told}, and nothing asked for that"
+            )
     expected = CHANGED | TRANSLATED | LEFT_BEHIND | dict(changed)
     lost = sorted(name for name in theirs.keys() - mine.keys() - expected.keys() if theirs[name] is not None)
     return (f"config.json of the parent also says {', '.join(lost)}, which is not carried over.",) if lost else ()
 
 
 def check_generation(folder: Path, settings: GenerationConfig) -> None:
-    """Raise ReloadMismatch where the folder's generation settings, as they are read back, are not `settings`."""
+    """Raise ExportMismatchError where the folder's generation settings, as they are read back, are not `settings`."""
     written, asked = (_fields(each) for each in (GenerationConfig.from_pretrained(folder), settings))
     if written.get("use_cache") is False:
-        raise ReloadMismatch("generation_config.json: use_cache is off, so that every step would read all again")
+        raise ExportMismatchError("generation_config.json: use_cache is off, so that every step would read all again")
     for name in sorted(written.keys() | asked.keys()):
         if written.get(name) != asked.get(name) and name not in GENERATION_CHANGED:
-            raise ReloadMismatch(
+            raise ExportMismatchError(
                 f"generation_config.json: {name} is {written.get(name)!r}, the parent's {asked.get(name)!r}"
             )
 

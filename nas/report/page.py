@@ -19,6 +19,7 @@ from db import models
 from db.models import now
 from db.store import Store
 from nas.budget import uncertainty
+from nas.errors import UsageError
 from nas.explain import Explained
 from nas.report import distilled
 from nas.report.additivity import Additivity, additivity
@@ -40,11 +41,11 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
     """Write the report of `search` to `path`, whole or not at all, and return it. Makes the folder.
 
     `chosen` is the trial shown beside the parent; None: the latest one measured, else the latest. A search with no
-    trial yet is reported as far as it came. Raises ValueError where `chosen` is another search's, OSError where the
+    trial yet is reported as far as it came. Raises UsageError where `chosen` is another search's, OSError where the
     file cannot be written.
     """
     if chosen is not None and chosen.search_id != search.id:
-        raise ValueError(
+        raise UsageError(
             f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}"
         )
     every = store.trials(search.id)

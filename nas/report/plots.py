@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from nas.errors import UsageError
 from nas.report.agreement import Pair
 from nas.report.distilled import Panel
 from nas.units import format_quantity
@@ -231,10 +232,10 @@ def curves_figure(panels: Sequence[Panel]) -> Figure:
 
 
 def file_format(path: Path) -> str:
-    """The ending of a file to draw to. Raises ValueError for one that is not drawn."""
+    """The ending of a file to draw to. Raises UsageError for one that is not drawn."""
     format = path.suffix.lower().removeprefix(".")
     if format not in ("svg", "png"):
-        raise ValueError(f"cannot draw to {path}; give a file that ends in .svg or .png")
+        raise UsageError(f"cannot draw to {path}; give a file that ends in .svg or .png")
     return format
 
 

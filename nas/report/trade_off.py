@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 
 from db import models
 from db.store import Store
+from nas.errors import BudgetNotMetError, UnfinishedSearchError
 from nas.front import Point, front_of
 from nas.report.asked import bounded, measured_share
 from nas.report.plots import Mark, file_bytes, file_format, front_figure, inlined
 from nas.report.whole import write_whole
-from nas.solve import METRICS, BudgetNotMet, Measured, Unfinished, measured
+from nas.solve import METRICS, Measured, measured
 from nas.units import Limit
 
 _POINTS = 20
@@ -58,7 +59,7 @@ def trade_off(
         known = measured(store, search)
         others = tuple(limit for limit in budget if known.ceiling(limit)[0] != summed)
         found = front_of(known, cost, others, _POINTS)
-    except (Unfinished, BudgetNotMet, TimeoutError) as error:
+    except (UnfinishedSearchError, BudgetNotMetError, TimeoutError) as error:
         return TradeOff(cost, why_not=str(error))
     return TradeOff(cost, others, front_svg(known, cost, found, budget, trials, chosen), found)
 
@@ -87,7 +88,7 @@ def write_front(
     """The plot of `nas pareto`: `points` of `front_of`, to a .svg or .png file, whole or not at all.
 
     `budget` are the limits that hold along the front, `trials` the search's, of which those that were built are drawn,
-    the latest as the chosen one. Raises ValueError for another ending, OSError where the file cannot be written.
+    the latest as the chosen one. Raises UsageError for another ending, OSError where the file cannot be written.
     """
     format = file_format(path)
     built = [trial for trial in trials if trial.kl is not None]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def write_comparison(lines: Sequence["Line"], path: Path) -> Path:
     """To a .svg or .png file, whole or not at all; strategies without an answer are left out.
 
-    Raises ValueError for another ending, OSError where the file cannot be written.
+    Raises UsageError for another ending, OSError where the file cannot be written.
     """
     format = file_format(path)
     rows = [

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from solvers.line import check_tiling, score_bound
-from solvers.problem import LIMIT_TOLERANCE, Infeasible, Limit, Option, Problem, Solution, total_costs
+from solvers.problem import LIMIT_TOLERANCE, Constraint, Infeasible, Option, Problem, Solution, total_costs
 
 Variant = tuple[Option, ...]
 
@@ -62,12 +62,12 @@ def _score(variant: Variant) -> float:
     return math.fsum(option.score for option in variant)
 
 
-def _used(variant: Variant, limits: Sequence[Limit]) -> list[float]:
+def _used(variant: Variant, limits: Sequence[Constraint]) -> list[float]:
     """What it takes of each limit. A minimum is a maximum with its signs turned: it is used by less than nothing."""
     return [limit.sign * math.fsum(option.costs[limit.cost] for option in variant) for limit in limits]
 
 
-def _overdraft(variant: Variant, limits: Sequence[Limit], left: Sequence[float]) -> float:
+def _overdraft(variant: Variant, limits: Sequence[Constraint], left: Sequence[float]) -> float:
     """By how much it passes what is left, each limit in shares of itself; 0 where it fits."""
     over = zip(_used(variant, limits), left, limits, strict=True)
     return math.fsum(

@@ -43,7 +43,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Limit:
+class Constraint:
     """A cost's sum may not pass `value`: from below where it is a maximum, from above where it is a minimum."""
 
     cost: str
@@ -104,11 +104,11 @@ class Problem:
                 raise ValueError(f"limit on {limit.name} is {limit.value}; give a finite number or leave it out")
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def limits(self) -> tuple[Constraint, ...]:
         """Its maximums, then its minimums."""
         return (
-            *(Limit(cost, value) for cost, value in self.maximums.items()),
-            *(Limit(cost, value, minimum=True) for cost, value in self.minimums.items()),
+            *(Constraint(cost, value) for cost, value in self.maximums.items()),
+            *(Constraint(cost, value, minimum=True) for cost, value in self.minimums.items()),
         )
 
 
@@ -173,9 +173,9 @@ def relative_gap(score: float, bound: float) -> float:
 class Infeasible(ValueError):
     """No choice meets the limits: of all tilings where the exact solver says so, of those it may make for a baseline.
 
-    `budgets` names the limits at fault: the smallest set that cannot be met together (`Limit.name`); it is empty where
-    the options do not tile the slots. `least` maps each of them to the least its cost can reach with no other limit,
-    `together` to the least while the others of the set hold. For a minimum both are the most it can reach. Where
+    `budgets` names the limits at fault: the smallest set that cannot be met together (`Constraint.name`); it is empty
+    where the options do not tile the slots. `least` maps each of them to the least its cost can reach with no other
+    limit, `together` to the least while the others of the set hold. For a minimum both are the most it can reach. Where
     `is_smallest` is false, time ran out, and the set is all limits rather than the smallest.
     """
 

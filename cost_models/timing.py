@@ -20,6 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 from cost_models.contention import Watch
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.kept import kept_memory
+from cost_models.metrics import LATENCY, Metric
 from cost_models.scenario import Scenario
 
 _SAMPLE_S = 0.02
@@ -52,15 +53,15 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Paired:
-    """One thing timed in both models, in seconds, one sample of each per round."""
+    """One thing measured in both models, one sample of each per round, in the unit of what is measured."""
 
-    control_samples_s: tuple[float, ...]
-    other_samples_s: tuple[float, ...]
+    control_samples: tuple[float, ...]
+    other_samples: tuple[float, ...]
 
     @property
     def ratios(self) -> tuple[float, ...]:
         """Other over control, round by round."""
-        return tuple(o / c for o, c in zip(self.other_samples_s, self.control_samples_s, strict=True))
+        return tuple(o / c for o, c in zip(self.other_samples, self.control_samples, strict=True))
 
     @property
     def ratio(self) -> float:
@@ -79,16 +80,16 @@ class Paired:
 
     def and_then(self, later: "Paired") -> "Paired":
         """The rounds of both."""
-        return Paired(self.control_samples_s + later.control_samples_s, self.other_samples_s + later.other_samples_s)
+        return Paired(self.control_samples + later.control_samples, self.other_samples + later.other_samples)
 
     @property
-    def control_s(self) -> float:
-        return median(self.control_samples_s)
+    def control(self) -> float:
+        return median(self.control_samples)
 
     @property
-    def other_s(self) -> float:
+    def other(self) -> float:
         """The control's median times the median ratio, so that drift between the rounds cancels."""
-        return self.control_s * self.ratio
+        return self.control * self.ratio
 
 
 @dataclass(frozen=True)
@@ -104,39 +105,39 @@ class Comparison:
     contention: float = field(default=0.0, kw_only=True)
 
     @property
-    def phases(self) -> tuple[Paired, ...]:
-        """Prefill, and decode where it was timed."""
-        return (self.prefill,) if self.decode is None else (self.prefill, self.decode)
+    def parts(self) -> dict[str, Paired]:
+        """What was measured, by the field of a cost that it is."""
+        parts = {"prefill_s": self.prefill, "decode_s": self.decode}
+        return {name: paired for name, paired in parts.items() if paired is not None}
 
-    @property
-    def latency(self) -> Paired:
-        """Until the last token of the whole batch is out, put together round by round.
+    def of(self, metric: Metric) -> Paired | None:
+        """A linear metric, its parts put together round by round; None where one of them was not measured."""
+        counts = {part: count for part, count in metric.parts(self.scenario).items() if count}
+        if not counts.keys() <= self.parts.keys():
+            return None
 
-        Raises ValueError where the scenario has decode steps and none was timed.
-        """
-        steps = self.scenario.generated_tokens - 1
-        if steps == 0:
-            return self.prefill
-        if self.decode is None:
-            raise ValueError(f"the latency of {self.scenario} needs decode steps, and none was timed")
+        def whole(*samples: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(
+                sum(count * one for count, one in zip(counts.values(), each, strict=True))
+                for each in zip(*samples, strict=True)
+            )
 
-        def whole(prefill_s: tuple[float, ...], decode_s: tuple[float, ...]) -> tuple[float, ...]:
-            return tuple(first + steps * step for first, step in zip(prefill_s, decode_s, strict=True))
-
+        measured = [self.parts[part] for part in counts]
         return Paired(
-            whole(self.prefill.control_samples_s, self.decode.control_samples_s),
-            whole(self.prefill.other_samples_s, self.decode.other_samples_s),
+            whole(*(paired.control_samples for paired in measured)),
+            whole(*(paired.other_samples for paired in measured)),
         )
 
     @property
-    def control_throughput(self) -> float:
-        """Generated tokens per second."""
-        return self.scenario.batch * self.scenario.generated_tokens / self.latency.control_s
+    def latency(self) -> Paired:
+        """Until the last token of the whole batch is out.
 
-    @property
-    def other_throughput(self) -> float:
-        """Generated tokens per second."""
-        return self.scenario.batch * self.scenario.generated_tokens / self.latency.other_s
+        Raises ValueError where the scenario has decode steps and none was timed.
+        """
+        latency = self.of(LATENCY)
+        if latency is None:
+            raise ValueError(f"the latency of {self.scenario} needs decode steps, and none was timed")
+        return latency
 
     def and_then(self, later: "Comparison") -> "Comparison":
         """The rounds of both timings of the same two models; contention is their mean, by rounds."""
@@ -151,8 +152,8 @@ class Comparison:
 
     @property
     def spread(self) -> float:
-        """The largest relative standard error of what was timed."""
-        return max(phase.spread for phase in self.phases)
+        """The largest relative standard error of what was measured."""
+        return max(paired.spread for paired in self.parts.values())
 
 
 class Subject:

@@ -8,20 +8,18 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from blocklib.block import Architecture, Choice
-from cost_models.cost import Cost, limit
+from cost_models.cost import Cost
+from cost_models.metrics import METRICS
 from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
 from nas.digest import digest
 from nas.effort import USUAL, Effort
-from nas.units import COLUMNS, Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
+from nas.units import Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
 from solvers.problem import Infeasible, Option, Problem, Solution
-
-METRICS = COLUMNS
-"""What a budget's metrics are called among the costs."""
 
 SCORES = ("kl", "lm_loss")
 """What may be minimised, less being better."""
@@ -84,12 +82,12 @@ class Measured:
         return tuple(parse_limit(*limit) for limit in self.search.request["budget"].items())
 
     def parent_totals(self) -> dict[str, float]:
-        """The whole parent, predicted: seconds, bytes, parameters, and tokens per second of throughput."""
+        """The whole parent, predicted: every metric that is known of it, by column."""
         return self.parent.totals(self.scenario)
 
     def whole(self, metric: str) -> float:
         """What the parent has of a budget's metric. Raises ValueError where the scenario has none of it."""
-        value = self.parent_totals().get(METRICS[metric])
+        value = METRICS[metric].of(self.parent, self.scenario)
         if not value:
             raise ValueError(
                 f"{metric}: the scenario generates {self.scenario.generated_tokens} token, so there is no {metric}; "
@@ -112,31 +110,29 @@ class Measured:
 
     def ceiling(self, asked: Limit) -> tuple[str, float]:
         """A limit of the budget as (cost, most it may be) for a whole model."""
-        return limit(METRICS[asked.metric], asked.absolute(self.whole(asked.metric)), self.scenario)
+        metric = asked.row
+        return metric.summed.column, metric.converted(asked.absolute(self.whole(asked.metric)), self.scenario)
 
     def totals(self, solution: Solution) -> dict[str, float]:
         """What the solver's answer costs as a whole model: every metric."""
         fixed = self.fixed.metrics(self.scenario)
         linear = {name: value + fixed[name] for name, value in solution.costs.items()}
-        generated = self.scenario.batch * self.scenario.generated_tokens
-        return linear | {"throughput": generated / linear["latency_s"]}
+        return {
+            metric.column: metric.converted(linear[metric.summed.column], self.scenario)
+            for metric in METRICS.values()
+            if metric.summed.column in linear
+        }
 
     def predicted(self, choices: Iterable[str]) -> dict[str, Any]:
         """The columns of a trial that say what an architecture of these choices costs, and how far that may be off."""
         whole = sum((self.costs[choice] for choice in choices), self.fixed)
-        totals, errors = whole.totals(self.scenario), whole.errors(self.scenario)
-        return {
-            "predicted_latency_s": totals["latency_s"],
-            "predicted_ttft_s": totals["ttft_s"],
-            "predicted_decode_s": totals["decode_s"],
-            "predicted_throughput": totals["throughput"],
-            "predicted_memory_bytes": int(totals["memory_bytes"]),
-            "predicted_parameters": int(totals["parameters"]),
-            "predicted_latency_error_s": errors["latency_s"],
-            "predicted_ttft_error_s": errors["ttft_s"],
-            "predicted_decode_error_s": errors["decode_s"],
-            "predicted_contention": whole.contention,
-        }
+        columns: dict[str, Any] = {"predicted_contention": whole.contention}
+        for metric in METRICS.values():
+            value = metric.of(whole, self.scenario)
+            columns[metric.predicted] = int(value) if value is not None and metric.unit.is_counted else value
+            if metric.is_measured:
+                columns[metric.predicted_error] = metric.summed.error(whole, self.scenario)
+        return columns
 
 
 def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
@@ -324,20 +320,18 @@ def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
 def reached(known: Measured, budget: Sequence[Limit], error: Infeasible, words: tuple[str, str]) -> list[str]:
     """How far each limit at fault can be met, in its metric's units, the fixed part counted in; `words` say what the
     values are that `error` has alone, and with the other limits met."""
-    fixed = known.fixed.metrics(known.scenario)
-    generated = known.scenario.batch * known.scenario.generated_tokens
+    fixed, scenario = known.fixed.metrics(known.scenario), known.scenario
     most = known.ceilings(budget)
     lines = []
     for asked in budget:
-        cost, ceiling = known.ceiling(asked)
+        metric, (cost, ceiling) = asked.row, known.ceiling(asked)
         if cost not in error.budgets or ceiling > most[cost]:
             continue
+        wanted, whole = metric.converted(ceiling, scenario), known.whole(asked.metric)
         for found, said in zip((error.least, error.together), words, strict=True):
             if cost in found:
-                least, wanted = found[cost] + fixed[cost], ceiling
-                whole = known.whole(asked.metric)
-                if asked.metric == "throughput":
-                    least, wanted, said = generated / least, generated / wanted, said.replace("least", "most")
+                least = metric.converted(found[cost] + fixed[cost], scenario)
+                said = said.replace("least", "most") if metric.at_least else said
                 lines.append(
                     f"{asked.metric} {format_quantity(asked.metric, wanted)}: {said} is "
                     f"{format_quantity(asked.metric, least)} ({least / whole:.1%} of the parent's)"

@@ -87,7 +87,7 @@ class Metric:
         return error if self.reciprocal_of is None else value / summed * error
 
     def _sum(self, cost: "Cost", scenario: Scenario, field: Callable[[str], str]) -> float | None:
-        counted = [(getattr(cost, field(part)), count) for part, count in self.parts(scenario).items()]
+        counted = [(getattr(cost, field(part)), count) for part, count in self.parts(scenario).items() if count]
         return None if None in [value for value, _ in counted] else sum(count * value for value, count in counted)
 
     # What a trial's columns are called. Errors, ratio and spread are of `summed`: a reciprocal has none of its own.

@@ -28,7 +28,7 @@ from cost_models.scenario import Scenario
 from cost_models.timing import Comparison, Rounds, time_models
 from db import models
 from db.store import Store
-from nas.budget import Times, limits_of, times_of, verdict
+from nas.budget import Times, limits_of, reached, times_of, verdict
 from nas.child_times import timed_until_decided, times_in
 from nas.children import child_file, found_with, save_child
 from nas.cluster import STARTING, Cluster, Report
@@ -102,7 +102,7 @@ def timed(
     `remeasure`: again where what was timed decides nothing about its budget, or its CPU contention is unknown or more
     than is allowed.
     """
-    if trial.latency_ratio is not None and not (remeasure and _is_bad(job, trial)):
+    if is_timed(trial) and not (remeasure and _is_bad(job, trial)):
         return trial
     return _timed(job, store, cluster, shared, trial, console)
 
@@ -217,6 +217,12 @@ def _timed(
         parameters=int(totals["parameters"]),
         details={"parent": found["parent"]},
     )
+
+
+def is_timed(trial: models.Trial) -> bool:
+    """Whether it was timed, and every metric was measured that its budget limits."""
+    times = times_of(trial)
+    return trial.latency_ratio is not None and all(reached(times, asked) for asked in limits_of(trial))
 
 
 def _is_bad(job: Job, trial: models.Trial) -> bool:

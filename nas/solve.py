@@ -86,8 +86,15 @@ class Measured:
         return self.parent.totals(self.scenario)
 
     def whole(self, metric: str) -> float:
-        """What the parent has of a budget's metric. Raises ValueError where the scenario has none of it."""
-        value = METRICS[metric].of(self.parent, self.scenario)
+        """What the parent has of a budget's metric. Raises ValueError where the scenario has none of it, Unfinished
+        where it was not measured of the parent and of every option."""
+        row = METRICS[metric]
+        value = row.of(self.parent, self.scenario)
+        if row.summed.column not in self.options[0].costs:
+            raise Unfinished(
+                f"{metric} was not measured in search {self.search.name} ({self.search.id}); put a limit on it into "
+                "the budget of its job, and run `nas search` on that"
+            )
         if not value:
             raise ValueError(
                 f"{metric}: the scenario generates {self.scenario.generated_tokens} token, so there is no {metric}; "
@@ -157,10 +164,12 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
         )
     scenario = Scenario(**search.scenario)
     costs = {one.option.choice: cost_of(one.cost) for one in known if one.cost is not None}
+    fixed = Cost(**search.parent_costs["fixed"])
+    linear = _known_of_all(costs, fixed, scenario)
     return Measured(
         search=search,
         scenario=scenario,
-        fixed=Cost(**search.parent_costs["fixed"]),
+        fixed=fixed,
         parent=Cost(**search.parent_costs["whole"]),
         options=tuple(
             Option(
@@ -169,13 +178,20 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
                 known_option.option.name,
                 # The parent's own options have no score row: they move nothing.
                 getattr(known_option.score, metric) if known_option.score else 0.0,
-                costs[known_option.option.choice].metrics(scenario),
+                linear[known_option.option.choice],
             )
             for known_option in known
         ),
         metric=metric,
         costs=costs,
     )
+
+
+def _known_of_all(costs: Mapping[str, Cost], fixed: Cost, scenario: Scenario) -> dict[str, dict[str, float]]:
+    """The linear metrics of each choice, of those that are known of every choice and of the fixed part."""
+    linear = {choice: cost.metrics(scenario) for choice, cost in costs.items()}
+    shared = set(fixed.metrics(scenario)).intersection(*linear.values())
+    return {choice: {name: value for name, value in one.items() if name in shared} for choice, one in linear.items()}
 
 
 def cost_of(row: models.Cost) -> Cost:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MOST_POINTS, MOST_MODELS, MOST_SEEDS = 1000, 100_000, 1000
 """More than these is a slip of the finger, which would run for days or fill the memory."""
 
-_COSTS = ", ".join(f"{metric.name}{' (more is better)' if metric.at_least else ''}" for metric in METRICS.values())
+_COSTS = [f"{metric.name}{' (more is better)' if metric.at_least else ''}" for metric in METRICS.values()]
 
 Searches = Annotated[
     list[str] | None,
@@ -129,7 +129,7 @@ def solve(
 def pareto(
     search: SearchName,
     cost: Annotated[
-        str, typer.Option(help=_COSTS)
+        str, typer.Option(help=f"{', '.join(_COSTS[:-1])} or {_COSTS[-1]}.")
     ] = "latency",
     budget: Annotated[
         list[str] | None, typer.Option(help="Other limits to hold, like memory=2GiB. May be repeated.")

@@ -130,7 +130,7 @@ def main() -> None:
     print(f"search {search.name} ({search.id}), trial {trial.id}, {scenario}\n")
     print("| | in the search | exported | ratio | standard error |\n|---|---|---|---|---|")
     for name, paired in (("decode step", step), ("generate", whole)):
-        times = f"{1e3 * paired.control_s:.3f} ms | {1e3 * median(paired.other_samples_s):.3f} ms"
+        times = f"{1e3 * paired.control:.3f} ms | {1e3 * median(paired.other_samples):.3f} ms"
         print(f"| {name} | {times} | {paired.ratio:.3f} | {paired.ratio * paired.spread:.3f} |")
     print(f"\ngenerate reads {reads[0]} tokens, then {sorted(set(reads[1:]))} in each of {len(reads) - 1} steps")
     if asked.out:

@@ -15,7 +15,7 @@ Knows what to time and what follows from it; `timing.py` holds the clock, `stack
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain, permutations
 from statistics import median
 from time import perf_counter
@@ -27,8 +27,10 @@ from blocklib.kinds import parent_block
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from cost_models.attribute import Whole, attribute
+from cost_models.cost import Cost
 from cost_models.geometry import FIXED, Geometry
 from cost_models.hardware import available_bytes, last_level_cache_bytes
+from cost_models.metrics import error_of
 from cost_models.quality import ANY, Quality
 from cost_models.scenario import Scenario
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
@@ -68,10 +70,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class MeasuredGeometry:
-    """Seconds that one `geometry` adds to a prefill, and to a decode step, of the whole batch.
+    """Seconds and joules that one `geometry` adds to a prefill, and to a decode step, of the whole batch.
 
     0 where it takes too little to be told from nothing. `spread` is the standard error that it puts into a model full
-    of it, as a share of the parent's time, and `*_error_s` what it puts in once: those of the stack it came from,
+    of it, as a share of the parent's, and `*_error_*` what it puts in once: those of the stack it came from,
     `layers` long. `decode_s` is 0 where decode steps were not timed. `contention` is the share of the cores needed that
     other programs kept busy meanwhile. None where nobody knows.
     """
@@ -85,6 +87,24 @@ class MeasuredGeometry:
     prefill_error_s: float | None = field(default=0.0, kw_only=True)
     decode_error_s: float | None = field(default=0.0, kw_only=True)
     contention: float | None = field(default=0.0, kw_only=True)
+    prefill_j: float | None = field(default=None, kw_only=True)
+    decode_j: float | None = field(default=None, kw_only=True)
+    prefill_error_j: float | None = field(default=None, kw_only=True)
+    decode_error_j: float | None = field(default=None, kw_only=True)
+
+    @property
+    def cost(self) -> Cost:
+        """What was measured of it, and nothing that arithmetic gives."""
+        return Cost(**{name: getattr(self, name) for name in _KEPT})
+
+    @staticmethod
+    def of(geometry: Geometry, spread: float, cost: Cost) -> "MeasuredGeometry":
+        """What a cost keeps of a measurement; over how many rounds and layers is not known any more."""
+        return MeasuredGeometry(geometry, spread, 0, 0, **{name: getattr(cost, name) for name in _KEPT})
+
+
+_KEPT = tuple({each.name for each in fields(Cost)} & {each.name for each in fields(MeasuredGeometry)})
+"""Fields that a cost keeps of a measurement."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +168,14 @@ def measure(
         yield bench.progress(len(first), total, stack, why)
     own_times = bench.own_times(first, own_parts)
     yield from own_times.values()
-    phases = bench.phases(first)
-    yield Additivity(*(phase.residual() for phase in phases))
+    parts = bench.parts(first)
+    yield Additivity(*(parts[name].residual() for name in ("prefill_s", "decode_s") if name in parts))
     for done, stack in enumerate(further.values(), len(first) + 1):
         bench.time(stack)
         yield bench.progress(done, total, stack)
 
     def times() -> dict[Geometry, MeasuredGeometry]:
-        return own_times | {wanted: bench.time_of(wanted, stack, phases) for wanted, stack in further.items()}
+        return own_times | {wanted: bench.time_of(wanted, stack, parts) for wanted, stack in further.items()}
 
     for stack, why in bench.again(lambda: bench.doubts(list(further.values()), further, times())):
         yield bench.progress(total, total, stack, why)
@@ -256,79 +276,88 @@ class _Bench:
 
     def own_times(self, first: Sequence[Stack], own: Mapping[Geometry, Stack]) -> dict[Geometry, MeasuredGeometry]:
         """The fixed part's and the parent's own subblocks', from the first stacks."""
-        phases = self.phases(first)
+        parts = self.parts(first)
         return {
-            known: self._measured(known, stack, phases, [phase.seconds_of(known, self._layers) for phase in phases])
+            known: self._measured(
+                known, stack, parts, {name: part.amount_of(known, self._layers) for name, part in parts.items()}
+            )
             for known, stack in own.items()
         }
 
-    def time_of(self, wanted: Geometry, stack: Stack, phases: Sequence["_Phase"]) -> MeasuredGeometry:
+    def time_of(self, wanted: Geometry, stack: Stack, parts: Mapping[str, "_Part"]) -> MeasuredGeometry:
         """The time of a further geometry, from its stack and the first stacks."""
-        pairs = zip(phases, self._comparisons[stack].phases, strict=True)
-        seconds = [phase.with_(stack, paired).seconds_of(wanted, self._layers) for phase, paired in pairs]
-        return self._measured(wanted, stack, phases, seconds)
+        paired = self._comparisons[stack].parts
+        amounts = {
+            name: part.with_(stack, paired[name]).amount_of(wanted, self._layers) for name, part in parts.items()
+        }
+        return self._measured(wanted, stack, parts, amounts)
 
-    def phases(self, first: Sequence[Stack]) -> list["_Phase"]:
-        return _phases(self._control, {stack: self._comparisons[stack] for stack in first})
+    def parts(self, first: Sequence[Stack]) -> dict[str, "_Part"]:
+        return _parts(self._control, {stack: self._comparisons[stack] for stack in first})
 
     @property
     def _has_decode(self) -> bool:
         return next(iter(self._comparisons.values())).decode is not None
 
     def _measured(
-        self, geometry: Geometry, stack: Stack, phases: Sequence["_Phase"], seconds: Sequence[float]
+        self, geometry: Geometry, stack: Stack, parts: Mapping[str, "_Part"], amounts: Mapping[str, float]
     ) -> MeasuredGeometry:
         comparison = self._comparisons[stack]
-        pairs = zip(phases, comparison.phases, strict=True)
         # The layers of a stack share the error of its time; the fixed part is the whole of its own stack.
         shares = 1 if geometry == FIXED else stack.layers
-        errors = [phase.control_s * paired.ratio * _least(paired.spread) / shares for phase, paired in pairs]
+        errors = {
+            error_of(name): parts[name].control * paired.ratio * _least(paired.spread) / shares
+            for name, paired in comparison.parts.items()
+        }
         return MeasuredGeometry(
-            geometry, self._spread(stack), comparison.rounds, stack.layers, *seconds, contention=comparison.contention,
-            **dict(zip(("prefill_error_s", "decode_error_s"), errors, strict=False)),
+            geometry, self._spread(stack), comparison.rounds, stack.layers, contention=comparison.contention, **amounts,
+            **errors,
         )  # fmt: skip
 
     def _spread(self, stack: Stack) -> float:
         """The stack's error in a model with as many layers as the control, as a share of the control's time."""
         scale = self._control.layers / (stack.layers or self._control.layers)
-        return max(paired.spread * paired.ratio * scale for paired in self._comparisons[stack].phases)
+        return max(paired.spread * paired.ratio * scale for paired in self._comparisons[stack].parts.values())
 
 
 @dataclass(frozen=True)
-class _Phase:
-    """Prefill or decode: the stacks timed in it, of which the first is the control, and how long that took."""
+class _Part:
+    """One measured field of a cost: the stacks it was measured of, the first being the control, and how much of it the
+    control took."""
 
-    control_s: float
+    control: float
     wholes: tuple[Whole, ...]
 
-    def with_(self, stack: Stack, paired: Paired) -> "_Phase":
-        """This with one stack more. Times are of the moment the control was taken at, so a drift since then cancels."""
-        timed = Whole(stack.counts, paired.ratio * self.control_s, _least(paired.spread))
-        return _Phase(self.control_s, (*self.wholes, timed))
+    def with_(self, stack: Stack, paired: Paired) -> "_Part":
+        """This with one stack more. Its amount is of the moment the control was taken at, so a drift since then
+        cancels."""
+        measured = Whole(stack.counts, paired.ratio * self.control, _least(paired.spread))
+        return _Part(self.control, (*self.wholes, measured))
 
-    def seconds_of(self, geometry: Geometry, layers: int) -> float:
+    def amount_of(self, geometry: Geometry, layers: int) -> float:
         """`layers` of the parent, all of whose empty layers count as the fixed part."""
         parts = attribute(self.wholes)
         return parts["base"] + layers * parts["layer"] if geometry == FIXED else parts[str(geometry)]
 
     def residual(self) -> Residual:
         parts = attribute(self.wholes)
-        residuals = [(whole.predicted(parts) - whole.seconds) / self.control_s for whole in self.wholes]
+        residuals = [(whole.predicted(parts) - whole.amount) / self.control for whole in self.wholes]
         return Residual(residuals[0], max(residuals, key=abs))
 
 
-def _phases(control: Stack, comparisons: Mapping[Stack, Comparison]) -> list[_Phase]:
-    """The result of the first stacks, for each phase that was timed."""
-    phases = []
-    for pairs in zip(*(comparison.phases for comparison in comparisons.values()), strict=True):
-        control_s = median(chain.from_iterable(paired.control_samples_s for paired in pairs))
+def _parts(control: Stack, comparisons: Mapping[Stack, Comparison]) -> dict[str, _Part]:
+    """The result of the first stacks, for each field that was measured."""
+    parts = {}
+    for name in next(iter(comparisons.values())).parts:
+        pairs = [comparison.parts[name] for comparison in comparisons.values()]
+        amount = median(chain.from_iterable(paired.control_samples for paired in pairs))
         # All ratios are relative to the control, so it has no spread of its own. The parts meet its time all but
         # exactly: what the parent is predicted to take is what it took.
-        phase = _Phase(control_s, (Whole(control.counts, control_s, spread=0.0),))
+        part = _Part(amount, (Whole(control.counts, amount, spread=0.0),))
         for stack, paired in zip(comparisons, pairs, strict=True):
-            phase = phase.with_(stack, paired)
-        phases.append(phase)
-    return phases
+            part = part.with_(stack, paired)
+        parts[name] = part
+    return parts
 
 
 def _least(spread: float) -> float:

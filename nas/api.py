@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast, overload
 
+from cost_models.metrics import METRICS
 from db import models
 from db.connect import Access
 from db.patience import Patience
@@ -23,7 +24,7 @@ from nas.front import Point, front_of
 from nas.printed import Terminal, answered, plain
 from nas.solve import Measured, measured, proposed, solve
 from nas.table import comparison, summary
-from nas.units import COLUMNS, Limit
+from nas.units import Limit
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -44,7 +45,7 @@ def run(
     """Run a job file to its end; an interrupted search resumes, and one that is finished does no work.
 
     `db`: a file or an SQLAlchemy URL; None: $NAS_DB, else `nas.db` in $NAS_HOME or ~/.puzzle-nas. `remeasure`: all
-    times are taken again. Raises `nas.config.JobError` for a job that is wrong, ValueError or OSError for what else is,
+    times are taken again. Raises `nas.errors.JobError` for a job that is wrong, ValueError or OSError for what else is,
     with nothing finished lost.
     """
     from nas import config
@@ -81,7 +82,7 @@ def trials(
         search_id = None if search is None else store.find_search(search).id
         rows = [plain(trial) for trial in store.trials(search_id, where, sort)]
     try:
-        import pandas  # type: ignore[import-untyped]
+        import pandas  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         return rows
     return pandas.DataFrame(rows, columns=[column.name for column in models.Trial.__table__.columns])
@@ -129,7 +130,7 @@ class Trial:
 
     @property
     def predicted(self) -> dict[str, float]:
-        """Each metric of a budget in base units: seconds, tokens per second, bytes, parameters."""
+        """Each metric of a budget in base units: seconds, tokens per second, joules, bytes, parameters."""
         return self._of_each("predicted_")
 
     @property
@@ -138,7 +139,7 @@ class Trial:
         return self._of_each("")
 
     def _of_each(self, prefix: str) -> dict[str, float]:
-        found = {metric: getattr(self.row, prefix + column) for metric, column in COLUMNS.items()}
+        found = {name: getattr(self.row, prefix + metric.column) for name, metric in METRICS.items()}
         return {metric: value for metric, value in found.items() if value is not None}
 
     @property
@@ -241,7 +242,7 @@ class Search:
 
         `metric`: the score to minimise, "kl" or "lm_loss"; None: the search's own. `refine`: assemble so many
         candidates, measure the real KL of each, and take the best; that loads PyTorch and takes longer. Raises
-        `nas.solve.BudgetNotMet` where no architecture meets the budget, saying how near each limit can be met.
+        `nas.errors.BudgetNotMetError` where no architecture meets the budget, saying how near each limit can be met.
         """
         limits = limits_of(budget)
         if refine is not None:
@@ -263,7 +264,7 @@ class Search:
         """The best score at every cost, from the cheapest architecture to the parent.
 
         `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
-        `nas.solve.BudgetNotMet`.
+        `nas.errors.BudgetNotMetError`.
         """
         from nas.progress import bar
 
@@ -278,7 +279,8 @@ class Search:
     ) -> tuple[Trial, ...]:
         """The best architectures for a budget, any two of which differ in at least `apart` subblocks, best first.
 
-        `budget` empty: the search's own. `total_s`: seconds for all of them together. Raises `nas.solve.BudgetNotMet`.
+        `budget` empty: the search's own. `total_s`: seconds for all of them together. Raises
+        `nas.errors.BudgetNotMetError`.
         """
         from nas.counting import counted
         from nas.pool import alternatives
@@ -310,7 +312,8 @@ class Search:
         """The trial's child assembled, healed as the search's job says, evaluated and, unless `time` is False, timed
         beside its parent. Does only what is not done yet; a trial that is built is returned as it is.
 
-        Raises `nas.reality.Changed` where the parent, the text or, for times, the machine is no longer the search's.
+        Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine is no longer the
+        search's.
         """
         from nas import quiet  # noqa: F401
         from nas.built import built

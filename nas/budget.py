@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cost_models.cost import Cost
+from cost_models.errors import QuantityError
+from cost_models.metrics import METRICS, Metric
 from cost_models.scenario import Scenario
 from db import models
-from nas.errors import BudgetError, QuantityError
+from nas.errors import BudgetError
 from nas.sections import Measure
-from nas.solve import METRICS
 from nas.units import Limit, parse_limit
 
 TOLERANCE = 0.02
@@ -28,15 +29,9 @@ SURE = 2.0
 
 ATTEMPTS = 4
 
-TIMED = ("latency", "ttft", "decode", "throughput")
-"""Metrics that take a clock; the others are arithmetic."""
-
 Verdict = Literal["met", "missed", "undecided", "not measured"]
 
-SPREADS = {"latency": "latency_spread", "throughput": "latency_spread", "ttft": "ttft_spread",
-           "decode": "decode_spread"}  # fmt: skip
-"""Columns of a trial that hold the standard error of what was measured of a metric, relative to it."""
-_COLUMNS = ("latency_ratio", "contention", *SPREADS.values(), *(METRICS[metric] for metric in TIMED))
+_COLUMNS = {"contention", *(name for metric in METRICS.values() if metric.is_measured for name in metric.measured)}
 
 
 @dataclass(frozen=True)
@@ -73,21 +68,21 @@ def times_of(trial: models.Trial) -> Times:
 def reached(times: Times, asked: Limit) -> Reached | None:
     """None where nothing was measured of it. Relative limits are held against the parent as timed beside the child;
     what arithmetic decides is never missed: the solver has kept it."""
-    if asked.metric not in TIMED:
+    if not asked.row.is_measured:
         return Reached(1.0, 0.0)
-    found = _share(times, asked.metric) if asked.relative else times[METRICS[asked.metric]]
+    found = _share(times, asked.row) if asked.relative else times[asked.row.column]
     if found is None:
         return None
     ratio = float(found / asked.value)
-    return Reached(1 / ratio if asked.at_least else ratio, times[SPREADS[asked.metric]])
+    return Reached(1 / ratio if asked.at_least else ratio, times[asked.row.spread])
 
 
-def _share(times: Times, metric: str) -> float | None:
+def _share(times: Times, metric: Metric) -> float | None:
     """The child's share of the parent's value."""
-    ratio = times["latency_ratio"]
-    if metric in ("latency", "throughput") and ratio is not None:
-        return float(ratio if metric == "latency" else 1 / ratio)
-    found, parent = times[METRICS[metric]], times["parent"].get(METRICS[metric])
+    ratio = times[metric.ratio] if metric.ratio else None
+    if ratio is not None:
+        return float(1 / ratio if metric.at_least else ratio)
+    found, parent = times[metric.column], times["parent"].get(metric.column)
     return None if found is None or not parent else float(found / parent)
 
 
@@ -98,7 +93,7 @@ def verdict(times: Times, asked: Limit, contention_allowed: float) -> Verdict:
     if found is None:
         return "not measured"
     contention = times["contention"]
-    if asked.metric in TIMED and contention is not None and contention > contention_allowed:
+    if asked.row.is_measured and contention is not None and contention > contention_allowed:
         return "undecided"
     return found.verdict
 
@@ -115,17 +110,17 @@ def verdicts(search: models.Search, trial: models.Trial) -> dict[str, Verdict]:
     allowed = measure_of(search).contention_allowed
     return {
         asked.metric: verdict(times_of(trial), asked, allowed)
-        if asked.metric in TIMED
+        if asked.row.is_measured
         else _by_arithmetic(search, trial, asked)
         for asked in limits_of(trial)
     }
 
 
 def _by_arithmetic(search: models.Search, trial: models.Trial, asked: Limit) -> Verdict:
-    column = METRICS[asked.metric]
+    column = asked.row.column
     whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))[column]
     counted = getattr(trial, column)
-    counted = getattr(trial, f"predicted_{column}") if counted is None else counted
+    counted = getattr(trial, asked.row.predicted) if counted is None else counted
     return "met" if counted <= asked.absolute(whole) else "missed"
 
 
@@ -148,14 +143,13 @@ def limits_of(trial: models.Trial) -> tuple[Limit, ...]:
 def uncertainty(trial: models.Trial) -> str:
     """How well the times behind a proof are known, in words, since the proof depends on its limits. Empty
     where none is of a time, or they are exact."""
-    timed = [asked.metric for asked in limits_of(trial) if asked.metric in TIMED]
-    if not timed:
+    measured = [asked.row.summed for asked in limits_of(trial) if asked.row.is_measured]
+    if not measured:
         return ""
-    column = "latency_s" if timed[0] == "throughput" else METRICS[timed[0]]
-    error_s = getattr(trial, f"predicted_{column.removesuffix('_s')}_error_s")
-    if error_s is None:
+    error = getattr(trial, measured[0].predicted_error)
+    if error is None:
         return "for times of unknown error"
-    share = error_s / (getattr(trial, f"predicted_{column}") or 1.0)
+    share = error / (getattr(trial, measured[0].predicted) or 1.0)
     return f"for times known to ± {share:.1%}" if share else ""
 
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from blocklib.block import SKIP, Architecture
 from cost_models.cost import Cost
+from cost_models.errors import QuantityError
 from cost_models.scenario import Scenario
 from db import models
-from nas.errors import BudgetError, QuantityError
-from nas.units import COLUMNS, Limit, exact_quantity, format_quantity, parse_limit
+from nas.errors import BudgetError
+from nas.units import Limit, exact_quantity, format_quantity, parse_limit
 
 _MIX_TOKENS = ("kv", "window")
 """Kinds of attention that read other tokens."""
@@ -25,7 +26,7 @@ def cautions(search: models.Search, trial: models.Trial) -> tuple[str, ...]:
 def of_budget(search: models.Search, budget: Sequence[Limit]) -> tuple[str, ...]:
     """The limits that the parent itself meets, as what it takes is known."""
     whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
-    return tuple(said for limit in budget if (said := _limits_nothing(limit, whole.get(COLUMNS[limit.metric]))))
+    return tuple(said for limit in budget if (said := _limits_nothing(limit, whole.get(limit.row.column))))
 
 
 def of_architecture(text: str) -> tuple[str, ...]:

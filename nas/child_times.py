@@ -5,7 +5,9 @@ Pure but for the clock that patience is of: who times is handed in.
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import Any
 
+from cost_models.metrics import METRICS
 from cost_models.quality import Quality
 from cost_models.timing import Comparison
 from nas.budget import Times, of_all, verdict
@@ -14,24 +16,18 @@ from nas.units import Limit
 
 def times_in(timed: Comparison) -> Times:
     """The result of a comparison, as columns of a trial; the parent's under "parent"."""
-    decode = timed.decode
-    return {
-        "latency_s": timed.latency.other_s,
-        "latency_ratio": timed.latency.ratio,
-        "latency_spread": timed.latency.spread,
-        "ttft_s": timed.prefill.other_s,
-        "ttft_spread": timed.prefill.spread,
-        "decode_s": decode.other_s if decode else None,
-        "decode_spread": decode.spread if decode else None,
-        "throughput": timed.other_throughput,
-        "contention": timed.contention,
-        "parent": {
-            "latency_s": timed.latency.control_s,
-            "ttft_s": timed.prefill.control_s,
-            "decode_s": decode.control_s if decode else None,
-            "throughput": timed.control_throughput,
-        },
-    }
+    child: dict[str, Any] = {"contention": timed.contention}
+    parent: dict[str, float | None] = {}
+    for metric in METRICS.values():
+        if not metric.is_measured:
+            continue
+        paired = timed.of(metric.summed)
+        child[metric.column] = None if paired is None else metric.converted(paired.other, timed.scenario)
+        parent[metric.column] = None if paired is None else metric.converted(paired.control, timed.scenario)
+        child[metric.spread] = None if paired is None else paired.spread
+        if metric.ratio is not None:
+            child[metric.ratio] = None if paired is None else paired.ratio
+    return child | {"parent": parent}
 
 
 def timed_until_decided(once: Callable[[str], Comparison], budget: Sequence[Limit], quality: Quality) -> Comparison:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from cost_models.metrics import METRICS
 from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.endings import INTERRUPTED
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 MOST_POINTS, MOST_MODELS, MOST_SEEDS = 1000, 100_000, 1000
 """More than these is a slip of the finger, which would run for days or fill the memory."""
+
+_COSTS = [f"{metric.name}{' (more is better)' if metric.at_least else ''}" for metric in METRICS.values()]
 
 Searches = Annotated[
     list[str] | None,
@@ -128,7 +131,7 @@ def solve(
 def pareto(
     search: SearchName,
     cost: Annotated[
-        str, typer.Option(help="latency, ttft, decode, throughput (more is better), memory or parameters.")
+        str, typer.Option(help=f"{', '.join(_COSTS[:-1])} or {_COSTS[-1]}.")
     ] = "latency",
     budget: Annotated[
         list[str] | None, typer.Option(help="Other limits to hold, like memory=2GiB. May be repeated.")

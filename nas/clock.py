@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from cost_models.cost import MEASURED
 from cost_models.geometry import Geometry
 from cost_models.measured import MeasuredGeometry
 from db import models
@@ -11,17 +12,23 @@ def clock(
     known: Mapping[Geometry, models.Cost | None],
     measured: Mapping[Geometry, MeasuredGeometry],
     own: Sequence[Geometry],
-) -> tuple[float, float]:
-    """The factors for new seconds of prefill and decode that make them comparable with the known ones.
+) -> dict[str, float]:
+    """The factor for each measured field of a new cost that makes it comparable with the known ones.
 
     A machine is faster on one day than on another. The parent's `own` parts are timed every time: what is known of the
     whole parent, over what it took now. 1 where not all of it is known.
     """
     rows = [row for row in map(known.get, own) if row is not None]
     if len(rows) < len(own):
-        return 1.0, 1.0
-    factors = []
-    for phase in ("prefill_s", "decode_s"):
-        now = sum(getattr(measured[geometry], phase) for geometry in own)
-        factors.append(sum(getattr(row, phase) for row in rows) / now if now else 1.0)
-    return factors[0], factors[1]
+        return dict.fromkeys(MEASURED, 1.0)
+    return {field: _factor(*_sums(field, rows, [measured[geometry] for geometry in own])) for field in MEASURED}
+
+
+def _sums(field: str, *sources: Sequence[object]) -> list[float | None]:
+    """None for a source that does not have all of it."""
+    columns = [[getattr(one, field) for one in source] for source in sources]
+    return [None if None in column else sum(column) for column in columns]
+
+
+def _factor(then: float | None, now: float | None) -> float:
+    return then / now if then is not None and now else 1.0

@@ -21,7 +21,7 @@ from nas.errors import ScoreMetricError, UsageError
 from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
-from nas.solve import METRICS, Measured, measured, reached, solve, trial_row
+from nas.solve import Measured, measured, reached, solve, trial_row
 from nas.units import Limit
 from solvers.drop import Layers
 from solvers.errors import Infeasible
@@ -271,7 +271,7 @@ def _line(contest: Contest, name: str, answer: Chosen, trial: models.Trial) -> L
         evaluations=answer.evaluations,
         trial=trial,
         of_budget=max((totals[cost] + fixed[cost]) / most for cost, most in ceilings),
-        of_parent=trial.predicted_latency_s / known.parent_totals()[METRICS["latency"]],
+        of_parent=trial.predicted_latency_s / known.whole("latency"),
     )
 
 

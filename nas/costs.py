@@ -7,6 +7,7 @@ and `_simulate` run on workers: they get plain values and return plain values.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -21,12 +22,13 @@ from cost_models.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.measured import MeasuredGeometry, measure, suspicions
 from cost_models.measured import Progress as Stacks
+from cost_models.meter import meter_of
+from cost_models.metrics import error_of
 from cost_models.quality import ANY, Quality
 from cost_models.scenario import Scenario
-from cost_models.timing import Rounds
+from cost_models.timing import Rounds, time_models
 from db import models
 from db.store import Store
-from nas.budget import TIMED
 from nas.clock import clock
 from nas.cluster import STARTING, Cluster, Report
 from nas.digest import digest
@@ -36,6 +38,7 @@ from nas.job import Job
 from nas.progress import bar
 from nas.solve import cost_of
 from nas.stages import Ids, Shared, gpus_to_time, tensor
+from nas.units import needs_meter
 
 _SKIPPED = "skip"
 _BUSY = 0.1
@@ -59,10 +62,10 @@ def measure_costs(
         found = _found(job, cluster, shared, console, missing)
         # Read again: another search may have measured some in the meantime.
         kept = {part: row for part, row in _rows(job, store).items() if part not in missing or keys[part] not in known}
-        prefill, decode = (1.0, 1.0) if job.hierarchy is not None else clock(kept, found, _own(job))
+        factors = {} if job.hierarchy is not None else clock(kept, found, _own(job))
         if any(part in kept for part in _own(job)):
             _refuse(job, {part: why for part in _own(job) if (why := _fault(job, found[part]))})
-        rows = {part: _cost_row(job, _on_clock(found[part], prefill, decode), keys[part]) for part in missing}
+        rows = {part: _cost_row(job, _on_clock(found[part], factors), keys[part]) for part in missing}
         store.add_costs([row for row in rows.values() if row.key not in known])
         store.replace_costs([row for row in rows.values() if row.key in known])
     times = {part: _timed(part, row) for part, row in _rows(job, store).items()}
@@ -73,10 +76,14 @@ def measure_costs(
 
 def quality_of(job: Job) -> Quality:
     """How good a time must be. Any will do where the budget limits none, or nothing is timed."""
-    if job.hierarchy is not None or not any(limit.metric in TIMED for limit in job.request.budget):
+    if job.hierarchy is not None or not any(limit.row.is_measured for limit in job.request.budget):
         return ANY
     asked = job.request.measure
     return Quality(asked.spread_allowed, asked.contention_allowed, asked.patience)
+
+
+def _is_metered(job: Job) -> bool:
+    return needs_meter(job.request.budget)
 
 
 def _missing(job: Job, known: Mapping[Geometry, models.Cost], remeasure: bool) -> list[Geometry]:
@@ -110,19 +117,20 @@ def _found(
             work, task = _simulate, (shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
         else:
             rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
-            work, task = _measure, (job.parent.model.config.to_dict(), wanted, job.scenario, rounds, quality_of(job))
+            work = _measure
+            config = job.parent.model.config.to_dict()
+            task = (config, wanted, job.scenario, rounds, quality_of(job), _is_metered(job))
         ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     return {timed.geometry: timed for timed in found}
 
 
-def _on_clock(timed: MeasuredGeometry, prefill: float, decode: float) -> MeasuredGeometry:
-    return replace(
-        timed,
-        prefill_s=prefill * timed.prefill_s,
-        decode_s=decode * timed.decode_s,
-        prefill_error_s=prefill * (timed.prefill_error_s or 0.0),
-        decode_error_s=decode * (timed.decode_error_s or 0.0),
-    )
+def _on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> MeasuredGeometry:
+    """Every measured amount, and its error, times its factor; what nobody measured stays unknown."""
+    scaled: dict[str, Any] = {}
+    for name, factor in factors.items():
+        amount, error = getattr(timed, name), getattr(timed, error_of(name))
+        scaled |= {name: None if amount is None else factor * amount, error_of(name): factor * (error or 0.0)}
+    return replace(timed, **scaled)
 
 
 def _fault(job: Job, timed: MeasuredGeometry) -> str:
@@ -131,6 +139,8 @@ def _fault(job: Job, timed: MeasuredGeometry) -> str:
     quality = quality_of(job)
     fault = quality.fault(timed.spread, timed.contention)
     seconds = [timed.prefill_s] + ([timed.decode_s] if job.scenario.generated_tokens > 1 else [])
+    if not fault and _is_metered(job) and timed.prefill_j is None:
+        return "no joules, as no meter was read"
     if not fault and quality != ANY and timed.prefill_error_s is None and min(seconds) <= 0:
         return "no time at all, though it holds weights"
     return fault
@@ -186,12 +196,16 @@ def _measure(
     scenario: Scenario,
     rounds: Rounds,
     quality: Quality,
+    is_metered: bool,
     report: Report,
 ) -> list[MeasuredGeometry]:
     found = []
+    timer = partial(time_models, meter=meter_of(scenario.device) if is_metered else None)
     with alone_on(scenario.device, lambda words: report(doing=words)):
         report(doing="the parent and its parts")
-        for event in measure(PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds, quality=quality):
+        for event in measure(
+            PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds, quality=quality, timer=timer
+        ):
             if isinstance(event, MeasuredGeometry):
                 found.append(event)
             elif isinstance(event, Stacks):
@@ -222,9 +236,7 @@ def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
         held = fixed_cost(shape, job.scenario)
     else:
         held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, job.scenario)
-    names = ("prefill_s", "decode_s", "prefill_error_s", "decode_error_s", "contention")
-    seconds = Cost(**{name: getattr(timed, name) for name in names})
-    return _row(key, str(geometry), held + seconds, timed.spread)
+    return _row(key, str(geometry), held + timed.cost, timed.spread)
 
 
 def _row(key: str, name: str, cost: Cost, spread: float) -> models.Cost:
@@ -233,10 +245,7 @@ def _row(key: str, name: str, cost: Cost, spread: float) -> models.Cost:
 
 def _timed(geometry: Geometry, row: models.Cost) -> MeasuredGeometry:
     """The measurement, read back from its row."""
-    return MeasuredGeometry(
-        geometry, row.spread, 0, 0, row.prefill_s, row.decode_s, prefill_error_s=row.prefill_error_s,
-        decode_error_s=row.decode_error_s, contention=row.contention,
-    )  # fmt: skip
+    return MeasuredGeometry.of(geometry, row.spread, cost_of(row))
 
 
 def write_options(job: Job, store: Store) -> None:

@@ -32,10 +32,6 @@ class PathError(NasError, ValueError):
     """A path or a glob names no file, or names a variable that is not set."""
 
 
-class QuantityError(NasError, ValueError):
-    """A text is no quantity of its metric: it has no number, no unit, or another metric's unit."""
-
-
 class BudgetError(NasError, ValueError):
     """A budget is written wrongly: an unknown metric, a metric twice, or a limit that limits nothing."""
 

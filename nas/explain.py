@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cost_models.metrics import METRICS
 from db import models
 from db.store import Store
 from nas.solve import Measured, choice_of
@@ -35,7 +36,7 @@ class Price:
         """In a line; `score` is the score's name, like "predicted KL"."""
         if not self.buys:
             return f"{self.metric} does not bind: another limit on it would not lower the {score}"
-        looser = "less" if self.metric == "throughput" else "more"
+        looser = "less" if METRICS[self.metric].at_least else "more"
         step = format_quantity(self.metric, self.step)
         return f"{step} {looser} {self.metric} (1 % of its limit) would lower the {score} by {self.buys:.2g}"
 

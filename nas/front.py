@@ -4,9 +4,10 @@ either."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cost_models.metrics import METRICS
 from nas.effort import USUAL, Effort
 from nas.errors import BudgetError, BudgetNotMetError
-from nas.solve import METRICS, Measured, architecture_of, not_met
+from nas.solve import Measured, architecture_of, not_met
 from nas.table import summary
 from nas.units import Limit, did_you_mean
 from solvers.errors import Infeasible
@@ -36,15 +37,14 @@ def front_of(
     is not, BudgetNotMetError."""
     if cost not in METRICS:
         raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
-    whole = known.whole(cost)
-    summed = METRICS["latency" if cost == "throughput" else cost]
+    metric, whole = METRICS[cost], known.whole(cost)
     try:
-        solutions = front(paired(known.problem(budget)), summed, points, **effort.over(known.effort))
+        solutions = front(paired(known.problem(budget)), metric.summed.column, points, **effort.over(known.effort))
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
     found = []
     for solution in solutions:
-        total = known.totals(solution)[METRICS[cost]]
+        total = known.totals(solution)[metric.column]
         architecture = str(architecture_of(solution, known.layers))
         found.append(
             Point(

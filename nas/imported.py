@@ -18,7 +18,7 @@ from nas.errors import TableError
 from nas.strict_json import check_keys, document, is_number, kind, leaves, number, read, taken, whole
 from nas.units import did_you_mean
 from solvers.errors import ProblemError
-from solvers.problem import Limit, Option, Problem
+from solvers.problem import Constraint, Option, Problem
 
 __all__ = ["Entry", "Imported", "load", "parse", "parse_limits"]
 
@@ -64,9 +64,9 @@ class Imported:
     layers: tuple[str, ...] = ()
     summed: str = ""
     objective: str | None = None
-    budget: tuple[Limit, ...] = ()
+    budget: tuple[Constraint, ...] = ()
 
-    def problem(self, objective: str, budget: Sequence[Limit], maximise: bool = False) -> Problem:
+    def problem(self, objective: str, budget: Sequence[Constraint], maximise: bool = False) -> Problem:
         """The least, or the most, of `objective` within the budget. Every cost there is a sum of is among its costs.
 
         Raises TableError where something asked for is unknown, or no number in every option.
@@ -149,9 +149,9 @@ def parse(text: str, where: str) -> Imported:
         raise TableError(f"{where}: it is nested too deep to be a table") from error
 
 
-def parse_limits(texts: Collection[str]) -> tuple[Limit, ...]:
+def parse_limits(texts: Collection[str]) -> tuple[Constraint, ...]:
     """Limits as on a command line: "stats.memory_mib=80000" or "memory<=8,parameters>=2". Raises TableError."""
-    limits: dict[str, Limit] = {}
+    limits: dict[str, Constraint] = {}
     for part in (part for text in texts for part in text.split(",")):
         match = _LIMIT.fullmatch(part)
         if match is None:
@@ -168,7 +168,7 @@ def parse_limits(texts: Collection[str]) -> tuple[Limit, ...]:
             raise TableError(
                 f"budget {name}: {text!r} is no number; a table's budget is a number in the table's own unit"
             )
-        limit = Limit(name, value, minimum=sign == ">=")
+        limit = Constraint(name, value, minimum=sign == ">=")
         if limit.name in limits:
             raise TableError(f"the budget limits {limit.name} twice")
         limits[limit.name] = limit
@@ -264,7 +264,7 @@ def _entry(found: object, index: int, where: str) -> Entry:
     return Entry(place, first, span, name, score | costs)
 
 
-def _own_budget(budget: object, where: str) -> tuple[Limit, ...]:
+def _own_budget(budget: object, where: str) -> tuple[Constraint, ...]:
     """A number is a maximum; `{"min": .., "max": ..}` says which it is."""
     limits = []
     place = f"{where}: budget"
@@ -276,7 +276,7 @@ def _own_budget(budget: object, where: str) -> tuple[Limit, ...]:
         for path, value in leaves({cost: asked}, place).items():
             number(value, place, path)
         for side, value in sides.items():
-            limits.append(Limit(cost, number(value, place, f"{cost}.{side}"), minimum=side == "min"))
+            limits.append(Constraint(cost, number(value, place, f"{cost}.{side}"), minimum=side == "min"))
     return tuple(limits)
 
 

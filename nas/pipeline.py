@@ -27,7 +27,7 @@ from nas.explain import explain
 from nas.job import Job, prepare
 from nas.predicted import predict_again
 from nas.progress import bar
-from nas.realise import hardware_of, healing_key, made, timed
+from nas.realise import hardware_of, healing_key, is_timed, made, timed
 from nas.refined import solve_refined
 from nas.report import write_report
 from nas.request import Request
@@ -153,7 +153,7 @@ def _within_budget(
                 # Proven for the budget itself before, it hangs on that rather than on limits near it.
                 limits = solve_for if "solved_for" in trial.details else request.budget
                 trial = explain(store, known, limits, solution, trial)
-            done.append(int(trial.latency_ratio is None))
+            done.append(int(not is_timed(trial)))
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.
             is_known = trial.id in distances

@@ -11,8 +11,9 @@ from rich.style import Style
 from rich.table import Column, Table
 from rich.text import Text
 
+from cost_models.metrics import METRICS
 from nas.printable import printable
-from nas.units import COLUMNS, format_quantity, said_budget
+from nas.units import format_quantity, said_budget
 from solvers.problem import OPTIMAL_GAP
 
 if TYPE_CHECKING:
@@ -266,27 +267,30 @@ def _trial_columns(trials: "Sequence[models.Trial]") -> dict[str, list[str]]:
 
 def _asked_values(trial: "models.Trial") -> str:
     """Its values of the budget's metrics, in their order; latency has a column of its own."""
-    asked = [metric for metric in trial.budget if metric in COLUMNS and metric != "latency"]
+    asked = [metric for metric in trial.budget if metric in METRICS and metric != "latency"]
     return ", ".join(f"{metric} {_predicted(trial, metric)}{_as_measured(trial, metric)}" for metric in asked)
 
 
 def _as_measured(trial: "models.Trial", metric: str) -> str:
-    is_timed = metric in ("ttft", "decode", "throughput") and getattr(trial, COLUMNS[metric]) is not None
-    return f" ({_measured(trial, metric)} measured)" if is_timed else ""
+    is_known = METRICS[metric].is_measured and getattr(trial, METRICS[metric].column) is not None
+    return f" ({_measured(trial, metric)} measured)" if is_known else ""
 
 
 def _asked(trials: "Sequence[models.Trial]", shown: Sequence[str]) -> list[str]:
     """The metrics that their budgets name, but for those that are shown in any case."""
     named = {metric for trial in trials for metric in trial.budget}
-    return [metric for metric in COLUMNS if metric in named and metric not in shown]
+    return [metric for metric in METRICS if metric in named and metric not in shown]
 
 
 def _predicted(trial: "models.Trial", metric: str) -> str:
-    return format_quantity(metric, getattr(trial, f"predicted_{COLUMNS[metric]}"))
+    return _quantity(metric, getattr(trial, METRICS[metric].predicted))
 
 
 def _measured(trial: "models.Trial", metric: str) -> str:
-    value = getattr(trial, COLUMNS[metric])
+    return _quantity(metric, getattr(trial, METRICS[metric].column))
+
+
+def _quantity(metric: str, value: float | None) -> str:
     return "-" if value is None else format_quantity(metric, value)
 
 

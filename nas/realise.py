@@ -23,12 +23,14 @@ from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import architecture_cost
 from cost_models.device_lock import alone_on
 from cost_models.hardware import describe
+from cost_models.meter import meter_of
+from cost_models.metrics import METRICS
 from cost_models.quality import Quality
 from cost_models.scenario import Scenario
 from cost_models.timing import Comparison, Rounds, time_models
 from db import models
 from db.store import Store
-from nas.budget import Times, limits_of, times_of, verdict
+from nas.budget import Times, limits_of, reached, times_of, verdict
 from nas.child_times import timed_until_decided, times_in
 from nas.children import child_file, found_with, save_child
 from nas.cluster import STARTING, Cluster, Report
@@ -39,7 +41,7 @@ from nas.job import Job
 from nas.progress import bar, rarely
 from nas.request import Request
 from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tensor
-from nas.units import Limit
+from nas.units import Limit, needs_meter
 
 Built = Sequence[tuple[str, str]]
 """The parts that a child takes from the library: choices and their keys."""
@@ -55,11 +57,14 @@ def hardware_of(request: Request, cluster: Cluster) -> str:
     asked = (request.scenario.device, request.scenario.threads)
     if cluster.is_here:
         return describe(*asked)
-    ((_, found),) = cluster.run(_described, [asked], gpus=int(request.scenario.device == "cuda"), whole_node=True)
+    task = (*asked, needs_meter(request.budget))
+    ((_, found),) = cluster.run(_described, [task], gpus=int(request.scenario.device == "cuda"), whole_node=True)
     return str(found)
 
 
-def _described(device: str, threads: int | None, report: Report) -> str:
+def _described(device: str, threads: int | None, is_metered: bool, report: Report) -> str:
+    if is_metered:
+        meter_of(device)  # before hours of work rather than after
     return describe(device, threads)
 
 
@@ -102,7 +107,7 @@ def timed(
     `remeasure`: again where what was timed decides nothing about its budget, or its CPU contention is unknown or more
     than is allowed.
     """
-    if trial.latency_ratio is not None and not (remeasure and _is_bad(job, trial)):
+    if is_timed(trial) and not (remeasure and _is_bad(job, trial)):
         return trial
     return _timed(job, store, cluster, shared, trial, console)
 
@@ -208,15 +213,21 @@ def _timed(
                 limits_of(trial), quality_of(job))  # fmt: skip
         ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario)
-    totals = held.metrics(job.scenario)
+    totals = held.totals(job.scenario)
+    counted = {metric.column: totals[metric.column] for metric in METRICS.values() if not metric.is_measured}
     columns = {name: value for name, value in found.items() if name != "parent"}
     return store.update_trial(
         trial.id,
         **columns,
-        memory_bytes=int(totals["memory_bytes"]),
-        parameters=int(totals["parameters"]),
+        **counted,
         details={"parent": found["parent"]},
     )
+
+
+def is_timed(trial: models.Trial) -> bool:
+    """Whether it was timed, and every metric was measured that its budget limits."""
+    times = times_of(trial)
+    return trial.latency_ratio is not None and all(reached(times, asked) for asked in limits_of(trial))
 
 
 def _is_bad(job: Job, trial: models.Trial) -> bool:
@@ -240,6 +251,7 @@ def _time(
 ) -> Times:
     """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device; and
     again, as long as there is patience, where that does not decide whether it is within the budget."""
+    meter = meter_of(scenario.device) if needs_meter(budget) else None
     parent, library, keys = unpack(packed), Library(Path(root)), dict(built)
     child = assemble(
         parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
@@ -250,7 +262,7 @@ def _time(
     def once(why: str) -> Comparison:
         # A message takes a moment of the machine that is timed.
         heard = rarely(lambda done, s: report(min(s, rounds.seconds), rounds.seconds, f"{why}{done} rounds"))
-        return time_models(*pair, scenario, rounds, heard=heard)
+        return time_models(*pair, scenario, rounds, heard=heard, meter=meter)
 
     with alone_on(scenario.device, lambda words: report(doing=words)):
         report(doing="first passes")

@@ -176,7 +176,7 @@ class Reality:
     def timed(self, trial: models.Trial) -> models.Trial:
         """The trial timed beside its parent, on the search's machine: see `check_machine`."""
         trial = self._store.trial_with_twins(trial.id)
-        if trial.latency_ratio is not None:
+        if realise.is_timed(trial):
             return trial
         self.measured += 1
         return realise.timed(self.job, self._store, self._cluster, self._shared, trial, self._console)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from blocklib.block import Architecture, Choice
-from cost_models.cost import Cost, limit
+from cost_models.cost import Cost
+from cost_models.metrics import METRICS
 from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
@@ -22,15 +23,12 @@ from nas.errors import (
     UnfinishedSearchError,
     UsageError,
 )
-from nas.units import COLUMNS, Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
+from nas.units import Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
 from solvers.batch_sweep import sweep
 from solvers.errors import Infeasible
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
 from solvers.problem import Option, Problem, Solution
-
-METRICS = COLUMNS
-"""The names of a budget's metrics among the costs."""
 
 SCORES = ("kl", "lm_loss")
 """The scores that may be minimised; less is better."""
@@ -85,12 +83,19 @@ class Measured:
         return tuple(parse_limit(*limit) for limit in self.search.request["budget"].items())
 
     def parent_totals(self) -> dict[str, float]:
-        """The whole parent, predicted: seconds, bytes, parameters, and tokens per second of throughput."""
+        """The whole parent, predicted: every metric that is known of it, by column."""
         return self.parent.totals(self.scenario)
 
     def whole(self, metric: str) -> float:
-        """The parent's value of a budget's metric. Raises BudgetError where the scenario has none of it."""
-        value = self.parent_totals().get(METRICS[metric])
+        """The parent's value of a budget's metric. Raises BudgetError where the scenario has none of it,
+        UnfinishedSearchError where the parent or an option was never measured for it."""
+        row = METRICS[metric]
+        value = row.of(self.parent, self.scenario)
+        if row.summed.column not in self.options[0].costs:
+            raise UnfinishedSearchError(
+                f"{metric} was not measured in search {self.search.name} ({self.search.id}); put a limit on it into "
+                "the budget of its job, and run `nas search` on that"
+            )
         if not value:
             raise BudgetError(
                 f"{metric}: the scenario generates {self.scenario.generated_tokens} token, so there is no {metric}; "
@@ -113,31 +118,29 @@ class Measured:
 
     def ceiling(self, asked: Limit) -> tuple[str, float]:
         """A limit of the budget as (cost, most it may be) for a whole model."""
-        return limit(METRICS[asked.metric], asked.absolute(self.whole(asked.metric)), self.scenario)
+        metric = asked.row
+        return metric.summed.column, metric.converted(asked.absolute(self.whole(asked.metric)), self.scenario)
 
     def totals(self, solution: Solution) -> dict[str, float]:
         """The cost of the solver's answer as a whole model: every metric."""
         fixed = self.fixed.metrics(self.scenario)
         linear = {name: value + fixed[name] for name, value in solution.costs.items()}
-        generated = self.scenario.batch * self.scenario.generated_tokens
-        return linear | {"throughput": generated / linear["latency_s"]}
+        return {
+            metric.column: metric.converted(linear[metric.summed.column], self.scenario)
+            for metric in METRICS.values()
+            if metric.summed.column in linear
+        }
 
     def predicted(self, choices: Iterable[str]) -> dict[str, Any]:
         """The columns of a trial that say what an architecture of these choices costs, and how far that may be off."""
         whole = sum((self.costs[choice] for choice in choices), self.fixed)
-        totals, errors = whole.totals(self.scenario), whole.errors(self.scenario)
-        return {
-            "predicted_latency_s": totals["latency_s"],
-            "predicted_ttft_s": totals["ttft_s"],
-            "predicted_decode_s": totals["decode_s"],
-            "predicted_throughput": totals["throughput"],
-            "predicted_memory_bytes": int(totals["memory_bytes"]),
-            "predicted_parameters": int(totals["parameters"]),
-            "predicted_latency_error_s": errors["latency_s"],
-            "predicted_ttft_error_s": errors["ttft_s"],
-            "predicted_decode_error_s": errors["decode_s"],
-            "predicted_contention": whole.contention,
-        }
+        columns: dict[str, Any] = {"predicted_contention": whole.contention}
+        for metric in METRICS.values():
+            value = metric.of(whole, self.scenario)
+            columns[metric.predicted] = int(value) if value is not None and metric.unit.is_counted else value
+            if metric.is_measured:
+                columns[metric.predicted_error] = metric.summed.error(whole, self.scenario)
+        return columns
 
 
 def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
@@ -162,10 +165,12 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
         )
     scenario = Scenario(**search.scenario)
     costs = {one.option.choice: cost_of(one.cost) for one in known if one.cost is not None}
+    fixed = Cost(**search.parent_costs["fixed"])
+    linear = _known_of_all(costs, fixed, scenario)
     return Measured(
         search=search,
         scenario=scenario,
-        fixed=Cost(**search.parent_costs["fixed"]),
+        fixed=fixed,
         parent=Cost(**search.parent_costs["whole"]),
         options=tuple(
             Option(
@@ -174,13 +179,20 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
                 known_option.option.name,
                 # The parent's own options have no score row: they move nothing.
                 getattr(known_option.score, metric) if known_option.score else 0.0,
-                costs[known_option.option.choice].metrics(scenario),
+                linear[known_option.option.choice],
             )
             for known_option in known
         ),
         metric=metric,
         costs=costs,
     )
+
+
+def _known_of_all(costs: Mapping[str, Cost], fixed: Cost, scenario: Scenario) -> dict[str, dict[str, float]]:
+    """The linear metrics of each choice, of those that are known of every choice and of the fixed part."""
+    linear = {choice: cost.metrics(scenario) for choice, cost in costs.items()}
+    shared = set(fixed.metrics(scenario)).intersection(*linear.values())
+    return {choice: {name: value for name, value in one.items() if name in shared} for choice, one in linear.items()}
 
 
 def cost_of(row: models.Cost) -> Cost:
@@ -346,20 +358,18 @@ def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
 def reached(known: Measured, budget: Sequence[Limit], error: Infeasible, words: tuple[str, str]) -> list[str]:
     """How far each limit at fault can be met, in its metric's units, the fixed part counted in; `words` say what the
     values are that `error` has alone, and with the other limits met."""
-    fixed = known.fixed.metrics(known.scenario)
-    generated = known.scenario.batch * known.scenario.generated_tokens
+    fixed, scenario = known.fixed.metrics(known.scenario), known.scenario
     most = known.ceilings(budget)
     lines = []
     for asked in budget:
-        cost, ceiling = known.ceiling(asked)
+        metric, (cost, ceiling) = asked.row, known.ceiling(asked)
         if cost not in error.budgets or ceiling > most[cost]:
             continue
+        wanted, whole = metric.converted(ceiling, scenario), known.whole(asked.metric)
         for found, said in zip((error.least, error.together), words, strict=True):
             if cost in found:
-                least, wanted = found[cost] + fixed[cost], ceiling
-                whole = known.whole(asked.metric)
-                if asked.metric == "throughput":
-                    least, wanted, said = generated / least, generated / wanted, said.replace("least", "most")
+                least = metric.converted(found[cost] + fixed[cost], scenario)
+                said = said.replace("least", "most") if metric.at_least else said
                 lines.append(
                     f"{asked.metric} {format_quantity(asked.metric, wanted)}: {said} is "
                     f"{format_quantity(asked.metric, least)} ({least / whole:.1%} of the parent's)"

@@ -15,7 +15,7 @@ from nas.errors import TableError
 from nas.imported import Imported, load, parse_limits
 from solvers.memory import MEMORY_BYTES
 from solvers.mip import solve
-from solvers.problem import OPTIMAL_GAP, Limit, Option, Solution
+from solvers.problem import OPTIMAL_GAP, Constraint, Option, Solution
 from solvers.sensitivity import Sensitivity, sensitivity
 
 _OWN = Effort(OPTIMAL_GAP, time_limit_s=60.0, engine="highs", memory_bytes=MEMORY_BYTES)
@@ -38,7 +38,7 @@ class Answer:
     table: Imported
     objective: str
     maximise: bool
-    limits: tuple[Limit, ...]
+    limits: tuple[Constraint, ...]
     solution: Solution
     hangs_on: Sensitivity
 
@@ -143,7 +143,7 @@ def solve_table(
     objective = objective or table.objective
     if objective is None:
         raise TableError(f"{path}: this table needs --objective, the path of what to minimise, like metrics.kl_div")
-    limits: Sequence[Limit] = parse_limits(budget) if budget else table.budget
+    limits: Sequence[Constraint] = parse_limits(budget) if budget else table.budget
     problem = table.problem(objective, limits, maximise)
     asked = effort.over(_OWN)
     solution = solve(problem, **asked)

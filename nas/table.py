@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from blocklib.block import Architecture
 from cost_models.cost import Cost
+from cost_models.metrics import LATENCY, METRICS, Metric
 from cost_models.scenario import Scenario
 from db import models
 from nas.budget import verdicts
-from nas.units import COLUMNS, format_quantity, said_limit
+from nas.units import format_quantity, said_limit
 
 
 @dataclass(frozen=True)
@@ -24,23 +25,16 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
     nobody measured of it has no row."""
     scenario = Scenario(**search.scenario)
     parent_cost = Cost(**search.parent_costs["whole"])
-    whole = parent_cost.totals(scenario)
     parent = trial.details.get("parent", {})
     loss = parent.get("lm_loss")
+    counted = [metric for metric in METRICS.values() if not metric.is_measured]
     found = [
         Row("architecture", summary(search.parent_architecture), summary(trial.architecture)),
-        Row("parameters", _shown("parameters", whole["parameters"]), _shown("parameters", trial.predicted_parameters)),
-        Row("memory", _shown("memory", whole["memory_bytes"]), _shown("memory", trial.predicted_memory_bytes)),
+        *(_counted(metric, parent_cost, scenario, trial) for metric in reversed(counted)),
     ]
-    for metric in _timed(scenario, trial):
-        column = COLUMNS[metric]
-        found += _predicted(metric, parent_cost, scenario, trial)
-        if metric == "latency":
-            found += _contention(parent_cost.contention, trial.predicted_contention)
-        if getattr(trial, column) is not None:
-            shown = _measured_latency(trial) if metric == "latency" else _shown(metric, getattr(trial, column))
-            found.append(Row(f"{metric}, measured", _shown(metric, parent.get(column)), shown))
-            found += _contention(*2 * [trial.contention]) if metric == "latency" else []
+    for metric in METRICS.values():
+        if metric.is_measured and (scenario.generated_tokens > 1 or not metric.is_phase or metric.name in trial.budget):
+            found += _measured_metric(metric, parent_cost, scenario, trial)
     losses = [
         *_measured("held-out loss", _number(loss), trial.lm_loss),
         *_foreseen(trial, "lm_loss"),
@@ -66,10 +60,24 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def _timed(scenario: Scenario, trial: models.Trial) -> list[str]:
-    """The metrics that take a clock. The first token's time is all of the latency where no other token follows."""
-    more = ["ttft", "decode"] if scenario.generated_tokens > 1 else [*{"ttft"} & trial.budget.keys()]
-    return ["latency", *more, "throughput"]
+def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> Row:
+    """What arithmetic gives."""
+    return Row(
+        metric.name,
+        _shown(metric.name, metric.of(parent, scenario)),
+        _shown(metric.name, getattr(trial, metric.predicted)),
+    )
+
+
+def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[Row]:
+    """As predicted and as measured, and below the latency the CPU contention it was taken under."""
+    rows, is_latency = _predicted(metric, parent, scenario, trial), metric is LATENCY
+    rows += _contention(parent.contention, trial.predicted_contention) if is_latency else []
+    value, of_parent = getattr(trial, metric.column), trial.details.get("parent", {}).get(metric.column)
+    if value is not None:
+        rows.append(Row(f"{metric.name}, measured", _shown(metric.name, of_parent), _with_share(metric, trial)))
+        rows += _contention(trial.contention, trial.contention) if is_latency else []
+    return rows
 
 
 def _under(heading: str, rows: list[Row]) -> list[Row]:
@@ -102,28 +110,17 @@ def markdown(rows: tuple[Row, ...]) -> str:
     return "\n".join(lines + [f"| {row.what.strip()} | {row.parent} | {row.child} |" for row in rows])
 
 
-def _predicted(metric: str, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[Row]:
-    """No row where the parent's cost holds no seconds, as that of arithmetic alone does."""
-    column = COLUMNS[metric]
-    whole, child = parent.totals(scenario).get(column), getattr(trial, f"predicted_{column}")
-    if not whole:
+def _predicted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[Row]:
+    """No row where nobody knows it, and where the parent's cost holds no seconds, as that of arithmetic alone does."""
+    whole, child = metric.of(parent, scenario), getattr(trial, metric.predicted)
+    if not whole or child is None:
         return []
-    errors = parent.errors(scenario)
-    if metric == "throughput":
-        # As large a share of it as latency's.
-        latency_s = parent.totals(scenario)["latency_s"]
-        of_parent = _scaled(errors["latency_s"], whole / latency_s)
-        of_child = _scaled(trial.predicted_latency_error_s, child / trial.predicted_latency_s)
-    else:
-        of_parent, of_child = errors[column], getattr(trial, f"predicted_{metric}_error_s")
-    share = f" ({child / whole:.1%})"
-    return [
-        Row(f"{metric}, predicted", uncertain(metric, whole, of_parent), uncertain(metric, child, of_child) + share)
-    ]
-
-
-def _scaled(error: float | None, factor: float) -> float | None:
-    return None if error is None else factor * error
+    error = getattr(trial, metric.predicted_error)
+    if error is not None:
+        error = metric.error_from(error, child, getattr(trial, metric.summed.predicted))
+    name, share = metric.name, f" ({child / whole:.1%})"
+    of_parent = uncertain(name, whole, metric.error(parent, scenario))
+    return [Row(f"{name}, predicted", of_parent, uncertain(name, child, error) + share)]
 
 
 def uncertain(metric: str, value: float, error: float | None) -> str:
@@ -144,11 +141,13 @@ def share_taken(contention: float | None) -> str:
     return "not noted" if contention is None else f"{contention:.0%}"
 
 
-def _measured_latency(trial: models.Trial) -> str:
-    if trial.latency_s is None or trial.latency_ratio is None or trial.latency_spread is None:
-        return "-"
-    points = trial.latency_ratio * trial.latency_spread
-    return f"{_shown('latency', trial.latency_s)} ({trial.latency_ratio:.1%} ± {points:.1%})"
+def _with_share(metric: Metric, trial: models.Trial) -> str:
+    """What was measured, and the share of the parent's where a trial keeps that."""
+    shown = _shown(metric.name, getattr(trial, metric.column))
+    if not metric.has_ratio or metric.ratio is None:
+        return shown
+    ratio, spread = getattr(trial, metric.ratio), getattr(trial, metric.spread)
+    return "-" if ratio is None or spread is None else f"{shown} ({ratio:.1%} ± {ratio * spread:.1%})"
 
 
 def _shown(metric: str, value: float | None) -> str:

@@ -1,8 +1,8 @@
-"""Quantities with units, and limits on them: "12 ms", "1.5 GiB", "900 tok/s", "2.1 B", "60%".
+"""A budget's limits, and quantities of its metrics: "latency=60%", "memory: 1.5 GiB".
 
-Knows which units a budget's metric is given in, and how a number in base units prints. A value is a float in the
-metric's base unit everywhere else in the program: seconds, tokens per second, bytes, parameters. Does not know how
-anything is measured, or what the parent's values are. Standard library only.
+Knows what a limit on a metric means and how it is written; which metrics there are is `cost_models/metrics.py`'s. A
+value is a float in the metric's base unit everywhere else in the program. Does not know how anything is measured, or
+what the parent's values are.
 """
 
 import difflib
@@ -11,61 +11,17 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from nas.errors import BudgetError, QuantityError
+from cost_models.errors import QuantityError
+from cost_models.metrics import METRICS, Metric
+from cost_models.quantities import NUMBER, SECONDS
+from nas.errors import BudgetError
 
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\D.*)?")
 _ASSIGNMENT = re.compile(r"\s*([^=\s]+)\s*=\s*(.+?)\s*")
 
 
 @dataclass(frozen=True)
-class _Dimension:
-    """The dimension of a quantity. The units it prints in ascend, `units` has every unit it reads, in base units."""
-
-    base: str
-    shown: tuple[str, ...]
-    units: Mapping[str, float]
-    examples: str
-
-
-_TIME = _Dimension(
-    "s",
-    ("ns", "us", "ms", "s"),
-    {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600},
-    "12 ms, 1.5 s",
-)
-_RATE = _Dimension("tok/s", ("tok/s",), {"tok/s": 1, "tokens/s": 1}, "900 tok/s")
-_BYTES = _Dimension(
-    "B",
-    ("B", "KiB", "MiB", "GiB", "TiB"),
-    {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12},
-    "800 MiB, 1.5 GiB",
-)
-_COUNT = _Dimension("", ("", "k", "M", "B", "T"), {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "350 M, 2.1 B")
-
-# The metrics of a budget. Times and throughput are of one scenario; `latency` is the whole batch, first to last token.
-METRICS: Mapping[str, _Dimension] = {
-    "latency": _TIME,
-    "ttft": _TIME,
-    "decode": _TIME,
-    "throughput": _RATE,
-    "memory": _BYTES,
-    "parameters": _COUNT,
-}
-
-COLUMNS: Mapping[str, str] = {
-    "latency": "latency_s",
-    "ttft": "ttft_s",
-    "decode": "decode_s",
-    "throughput": "throughput",
-    "memory": "memory_bytes",
-    "parameters": "parameters",
-}
-"""Their names among the costs, and in the columns of a trial."""
-
-
-@dataclass(frozen=True)
 class Limit:
-    """A bound on one metric of the child: at least `value` for throughput, at most `value` for the rest.
+    """A bound on one metric of the child: at least `value` where more is better, at most `value` for the rest.
 
     `value` is in the metric's base unit, or a share of the parent's own value where `relative` (0.6 for "60%").
     """
@@ -75,7 +31,7 @@ class Limit:
     relative: bool
 
     def __post_init__(self) -> None:
-        _dimension(self.metric)
+        _row(self.metric)
         if not (math.isfinite(self.value) and self.value > 0):
             raise BudgetError(f"a limit on {self.metric} is positive and finite, not {self.value}")
         if self.relative and not self.at_least and self.value > 1:
@@ -85,16 +41,21 @@ class Limit:
             )
 
     @property
+    def row(self) -> Metric:
+        """What the table of metrics says of its metric."""
+        return METRICS[self.metric]
+
+    @property
     def at_least(self) -> bool:
         """Whether more is better."""
-        return self.metric == "throughput"
+        return self.row.at_least
 
     @property
     def text(self) -> str:
         """The text of a job file; it reads back as the same limit."""
         if self.relative:
             return f"{100 * self.value:.15g}%"
-        return f"{self.value!r} {_dimension(self.metric).base}".rstrip()
+        return f"{self.value!r} {self.row.unit.base}".rstrip()
 
     def absolute(self, parent_value: float) -> float:
         """The bound in base units, for a parent whose own value is `parent_value`."""
@@ -110,12 +71,12 @@ def parse_quantity(metric: str, text: object) -> float:
 
     Raises BudgetError for an unknown metric, QuantityError for a missing unit, or one that does not fit the metric.
     """
-    return _parse(_dimension(metric), metric, text)
+    return _row(metric).unit.parse(metric, text)
 
 
 def parse_seconds(name: str, text: object) -> float:
     """A duration that is no metric, such as a solver's time limit; `name` says which in the error."""
-    return _parse(_TIME, name, text)
+    return SECONDS.parse(name, text)
 
 
 def format_quantity(metric: str, value: float) -> str:
@@ -123,11 +84,7 @@ def format_quantity(metric: str, value: float) -> str:
 
     "12.3 ms", "1.50 GiB", "1234 tok/s", "2.10 B". Raises ValueError for NaN and infinity.
     """
-    number, unit = _fitting(metric, value)
-    decimals = 0 if number == 0 else max(0, 2 - math.floor(math.log10(abs(number) * 1.0005)))
-    if unit == "" and number == round(number):
-        decimals = 0
-    return f"{number:.{decimals}f} {unit}".rstrip()
+    return _row(metric).unit.format(metric, value)
 
 
 def exact_quantity(metric: str, value: float) -> str:
@@ -135,9 +92,7 @@ def exact_quantity(metric: str, value: float) -> str:
 
     Six significant digits, less trailing zeros. Raises ValueError for NaN and infinity.
     """
-    number, unit = _fitting(metric, value)
-    digits = f"{number:.6g}"
-    return f"{digits if 'e' not in digits else f'{number:.0f}'} {unit}".rstrip()
+    return _row(metric).unit.exact(metric, value)
 
 
 def said_limit(metric: str, text: object) -> str:
@@ -160,7 +115,7 @@ def parse_limit(metric: str, text: object) -> Limit:
     Raises BudgetError for an unknown metric, or a percentage above 100 where less is better, QuantityError for units
     that do not fit it.
     """
-    _dimension(metric)
+    _row(metric)
     if isinstance(text, str) and text.rstrip().endswith("%"):
         return Limit(metric, parse_percent(text), relative=True)
     return Limit(metric, parse_quantity(metric, text), relative=False)
@@ -184,9 +139,14 @@ def parse_budget(text: str) -> tuple[Limit, ...]:
     return tuple(limits.values())
 
 
+def needs_meter(budget: Collection[Limit]) -> bool:
+    """Whether a limit is on something that an energy meter takes."""
+    return any(limit.row.measured_by == "meter" for limit in budget)
+
+
 def parse_percent(text: str) -> float:
     """The share that "60%" is: 0.6. Raises QuantityError unless it is positive."""
-    match = _NUMBER.fullmatch(text.strip())
+    match = NUMBER.fullmatch(text.strip())
     if match is None or match[2] != "%":
         raise QuantityError(f"{text!r} is not a percentage; write it like 60%")
     share = float(match[1]) / 100
@@ -201,30 +161,7 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     return (f"did you mean {nearest[0]!r}? " if nearest else "") + f"known: {', '.join(known)}"
 
 
-def _dimension(metric: str) -> _Dimension:
+def _row(metric: str) -> Metric:
     if metric not in METRICS:
         raise BudgetError(f"{metric!r} is not a metric; {did_you_mean(metric, METRICS)}")
     return METRICS[metric]
-
-
-def _fitting(metric: str, value: float) -> tuple[float, str]:
-    """A value in the unit it prints in. Raises ValueError for NaN and infinity."""
-    if not math.isfinite(value):
-        raise ValueError(f"{metric} is {value}, which is no quantity")
-    dimension = _dimension(metric)
-    # 0.9995: what would round up to 1000 or 1024 of one unit is shown as one of the next.
-    fitting = [unit for unit in dimension.shown if abs(value) >= 0.9995 * dimension.units[unit]]
-    unit = (fitting or [dimension.base if value == 0 else dimension.shown[0]])[-1]
-    return value / dimension.units[unit], unit
-
-
-def _parse(dimension: _Dimension, name: str, text: object) -> float:
-    match = None if isinstance(text, bool) else _NUMBER.fullmatch(str(text).strip())
-    if match is None:
-        raise QuantityError(f"{text!r} is no value for {name}; write it like {dimension.examples}")
-    unit = (match[2] or "").strip()
-    if unit not in dimension.units:
-        problem = f"{unit!r} in {text!r} is no unit of {name}" if unit else f"{text!r} has no unit"
-        units = ", ".join(unit for unit in dimension.units if unit)
-        raise QuantityError(f"{problem}; {name} is given in {units}, like {dimension.examples}")
-    return float(match[1]) * dimension.units[unit]

@@ -15,7 +15,8 @@ from pydantic_core import PydanticCustomError
 
 from blocklib.block import Subblock
 from blocklib.errors import SpellingError
-from nas.errors import BudgetError, JobError, QuantityError
+from cost_models.errors import QuantityError
+from nas.errors import BudgetError, JobError
 from nas.paths import absolute, matching_files
 from nas.units import Limit, parse_limit, parse_percent, parse_quantity, parse_seconds
 

@@ -15,7 +15,7 @@ from solvers.errors import Infeasible, SolverTimeoutError
 from solvers.line import costs_of, line_of
 from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
-from solvers.problem import OPTIMAL_GAP, Limit, Option, Problem, relative_gap
+from solvers.problem import OPTIMAL_GAP, Constraint, Option, Problem, relative_gap
 from solvers.program import Answer, Program
 
 
@@ -57,7 +57,7 @@ def _memory(memory_bytes: float) -> str:
     return f"{memory_bytes / 1e9:g} GB of memory"
 
 
-def _can_be_met(problem: Problem, limits: Sequence[Limit], deadline: float, memory_bytes: float) -> bool | None:
+def _can_be_met(problem: Problem, limits: Sequence[Constraint], deadline: float, memory_bytes: float) -> bool | None:
     """None where time or memory ran out first."""
     if len(limits) == 1:
         return limits[0].holds(_alone(problem, limits[0]))
@@ -67,14 +67,14 @@ def _can_be_met(problem: Problem, limits: Sequence[Limit], deadline: float, memo
     return outcome == "solved" if outcome in ("solved", "infeasible") else None
 
 
-def _alone(problem: Problem, limit: Limit) -> float:
+def _alone(problem: Problem, limit: Constraint) -> float:
     """The least its cost can be with no limit at all (the most, for a minimum)."""
     values = limit.sign * costs_of(problem, limit.cost)
     chosen = line_of(problem).least(values)
     return limit.sign * math.fsum(values[list(chosen)])
 
 
-def _together(problem: Problem, limits: Sequence[Limit], deadline: float, memory_bytes: float) -> dict[str, float]:
+def _together(problem: Problem, limits: Sequence[Constraint], deadline: float, memory_bytes: float) -> dict[str, float]:
     """The least each cost can be while the other limits hold, by limit; left out where time or memory ran out."""
     reached = {}
     for limit in limits:
@@ -95,7 +95,9 @@ def _left(deadline: float) -> float | None:
     return None if math.isinf(deadline) else deadline - time.monotonic()
 
 
-def _explained(problem: Problem, limits: Sequence[Limit], together: dict[str, float], note: str = "") -> Infeasible:
+def _explained(
+    problem: Problem, limits: Sequence[Constraint], together: dict[str, float], note: str = ""
+) -> Infeasible:
     least = {limit.name: _alone(problem, limit) for limit in limits}
     told = []
     for limit in limits:

@@ -20,9 +20,9 @@ class ProblemError(SolverError, ValueError):
 class Infeasible(SolverError, ValueError):
     """No choice meets the limits: of all tilings where the exact solver says so, of those it may make for a baseline.
 
-    `budgets` names the limits at fault: the smallest set that cannot be met together (`Limit.name`); it is empty where
-    the options do not tile the slots. `least` maps each of them to the least its cost can reach with no other limit,
-    `together` to the least while the others of the set hold. For a minimum both are the most it can reach. Where
+    `budgets` names the limits at fault: the smallest set that cannot be met together (`Constraint.name`); it is empty
+    where the options do not tile the slots. `least` maps each of them to the least its cost can reach with no other
+    limit, `together` to the least while the others of the set hold. For a minimum both are the most it can reach. Where
     `is_smallest` is false, time ran out, and the set is all limits rather than the smallest.
     """
 

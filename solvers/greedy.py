@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from solvers.errors import Infeasible
 from solvers.line import check_tiling, score_bound
-from solvers.problem import LIMIT_TOLERANCE, Limit, Option, Problem, Solution, infeasible_choice, total_costs
+from solvers.problem import LIMIT_TOLERANCE, Constraint, Option, Problem, Solution, infeasible_choice, total_costs
 
 Variant = tuple[Option, ...]
 
@@ -63,12 +63,12 @@ def _score(variant: Variant) -> float:
     return math.fsum(option.score for option in variant)
 
 
-def _used(variant: Variant, limits: Sequence[Limit]) -> list[float]:
+def _used(variant: Variant, limits: Sequence[Constraint]) -> list[float]:
     """Its use of each limit. A minimum is a maximum with its sign turned, so its use is negative."""
     return [limit.sign * math.fsum(option.costs[limit.cost] for option in variant) for limit in limits]
 
 
-def _overdraft(variant: Variant, limits: Sequence[Limit], left: Sequence[float]) -> float:
+def _overdraft(variant: Variant, limits: Sequence[Constraint], left: Sequence[float]) -> float:
     """By how much it passes what is left, each limit in shares of itself; 0 where it fits."""
     over = zip(_used(variant, limits), left, limits, strict=True)
     return math.fsum(

@@ -45,7 +45,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Limit:
+class Constraint:
     """A cost's sum may not pass `value`: from below where it is a maximum, from above where it is a minimum."""
 
     cost: str
@@ -108,11 +108,11 @@ class Problem:
                 raise ProblemError(f"limit on {limit.name} is {limit.value}; give a finite number or leave it out")
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
+    def limits(self) -> tuple[Constraint, ...]:
         """Its maximums, then its minimums."""
         return (
-            *(Limit(cost, value) for cost, value in self.maximums.items()),
-            *(Limit(cost, value, minimum=True) for cost, value in self.minimums.items()),
+            *(Constraint(cost, value) for cost, value in self.maximums.items()),
+            *(Constraint(cost, value, minimum=True) for cost, value in self.minimums.items()),
         )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from solvers.line import Indices, Line, Weights, costs_of, line_of
-from solvers.problem import LIMIT_TOLERANCE, Limit, Problem
+from solvers.problem import LIMIT_TOLERANCE, Constraint, Problem
 
 Progress = Callable[[float, float], None]
 """Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
@@ -43,7 +43,7 @@ class Program:
     rows: tuple[Row, ...]
 
     @staticmethod
-    def of(problem: Problem, weights: Weights, limits: Sequence[Limit]) -> "Program":
+    def of(problem: Problem, weights: Weights, limits: Sequence[Constraint]) -> "Program":
         """A problem's slots and options under some of its limits, to minimise any one number per option."""
         rows = tuple(Row(limit.sign * costs_of(problem, limit.cost), limit.sign * limit.value) for limit in limits)
         return Program(line_of(problem), weights, rows)

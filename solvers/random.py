@@ -12,7 +12,7 @@ from solvers.conflict import settled
 from solvers.line import Weights, check_tiling, costs_of, score_bound
 from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
-from solvers.problem import Limit, Problem, Solution, total_costs
+from solvers.problem import Constraint, Problem, Solution, total_costs
 from solvers.program import Answer, Program
 from solvers.pulp_model import Engine
 
@@ -46,7 +46,7 @@ def random_architecture(
     spans = np.array([option.span for option in problem.options])
     weights = np.random.default_rng(seed).normal(scale=np.sqrt(spans))
 
-    def best(objective: Weights, *more: Limit) -> Answer:
+    def best(objective: Weights, *more: Constraint) -> Answer:
         program = Program.of(problem, objective, (*problem.limits, *more))
         return minimise(program, _GAP, time_limit_s, engine=engine, memory_bytes=memory_bytes)
 
@@ -54,10 +54,10 @@ def random_architecture(
         answer = best(weights)
     else:
         maximum = problem.limits[0]
-        answer = best(weights, Limit(maximum.cost, use_at_least * maximum.value, minimum=True))
+        answer = best(weights, Constraint(maximum.cost, use_at_least * maximum.value, minimum=True))
         if answer.outcome != "solved":
             # The most of it that a tiling within the limits was found to have.
             most = settled(problem, best(-costs_of(problem, maximum.cost)), time_limit_s, memory_bytes)
-            answer = best(weights, Limit(maximum.cost, total_costs(most)[maximum.cost], minimum=True))
+            answer = best(weights, Constraint(maximum.cost, total_costs(most)[maximum.cost], minimum=True))
     chosen = settled(problem, answer, time_limit_s, memory_bytes)
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "random")

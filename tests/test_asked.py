@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from stored import add_measured, add_search
 
+from cost_models.metrics import METRICS
 from db import models
 from db.store import Store
 from nas import cli, cli_solve
@@ -16,11 +17,11 @@ from nas.caution import cautions
 from nas.compare import Line
 from nas.printed import print_comparison
 from nas.report import write_report
-from nas.solve import METRICS, Measured, measured
+from nas.solve import Measured, measured
 from nas.table import comparison, markdown
 from nas.units import exact_quantity, format_quantity, said_budget
 
-ASKED = {name: "110%" if name == "throughput" else "85%" for name in METRICS}
+ASKED = {name: "110%" if metric.at_least else "85%" for name, metric in METRICS.items()}
 
 Said = Callable[[], str]
 
@@ -33,7 +34,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def known(store: Store, tmp_path: Path) -> Measured:
     search = add_search(store, tmp_path, name="s", generated_tokens=4)
-    add_measured(store, search)
+    add_measured(store, search, is_metered=True)
     return measured(store, search)
 
 
@@ -43,7 +44,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 
 def predicted(trial: dict[str, Any] | models.Trial, metric: str) -> str:
-    name = f"predicted_{METRICS[metric]}"
+    name = f"predicted_{METRICS[metric].column}"
     return format_quantity(metric, trial[name] if isinstance(trial, dict) else getattr(trial, name))
 
 
@@ -57,7 +58,7 @@ def solved(store: Store, metric: str, said: Said, budget: str | None = None) -> 
 def test_solve_and_show(store: Store, known: Measured, said: Said, metric: str) -> None:
     trial = solved(store, metric, said)
     assert trial["budget"] == {metric: ASKED[metric]}
-    value, whole = trial[f"predicted_{METRICS[metric]}"], known.parent_totals()[METRICS[metric]]
+    value, whole = trial[f"predicted_{METRICS[metric].column}"], known.parent_totals()[METRICS[metric].column]
     assert value >= 1.1 * whole if metric == "throughput" else value <= 0.85 * whole
     cli_solve.solve(["s"], budget=[f"{metric}={ASKED[metric]}"], db=store.url)
     (row,) = [line for line in said().splitlines() if re.match(rf" {metric}(, predicted)? ", line)]
@@ -66,7 +67,7 @@ def test_solve_and_show(store: Store, known: Measured, said: Said, metric: str) 
     cli.show(trial["id"], db=store.url)
     assert row.split() in [line.split() for line in said().splitlines()]
     cli.show(trial["id"], db=store.url, as_json=True)
-    assert json.loads(said())[f"predicted_{METRICS[metric]}"] == value
+    assert json.loads(said())[f"predicted_{METRICS[metric].column}"] == value
 
 
 def test_a_layers_memory_is_shown(store: Store, known: Measured, said: Said) -> None:
@@ -107,7 +108,7 @@ def test_pareto(store: Store, known: Measured, said: Said, metric: str, tmp_path
     points = json.loads(said())
     cli_solve.pareto("s", **asked)
     printed = said()
-    whole = known.parent_totals()[METRICS[metric]]
+    whole = known.parent_totals()[METRICS[metric].column]
     costs, scores = [point["cost"] for point in points], [point["score"] for point in points]
     assert costs == sorted(costs, reverse=metric == "throughput")
     assert scores == sorted(scores, reverse=True)
@@ -151,7 +152,7 @@ def test_strategies_side_by_side(store: Store, known: Measured, said: Said, metr
     printed = said()
     assert f"{lines[0].of_parent:.1%}" in printed if metric == "latency" else predicted(trial, metric) in printed
     print_comparison(known.search, lines, as_json=True)
-    assert json.loads(said())[0]["trial"][f"predicted_{METRICS[metric]}"]
+    assert json.loads(said())[0]["trial"][f"predicted_{METRICS[metric].column}"]
 
 
 # --- units ----------------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def test_a_limit_is_told_in_the_unit_it_fits(metric: str, kept: object, shown: s
 @pytest.mark.parametrize("metric", METRICS)
 def test_no_answer_is_in_base_units(store: Store, known: Measured, said: Said, metric: str, tmp_path: Path) -> None:
     share = 1.1 if metric == "throughput" else 0.85
-    asked = exact_quantity(metric, share * known.parent_totals()[METRICS[metric]])
+    asked = exact_quantity(metric, share * known.parent_totals()[METRICS[metric].column])
     trial = solved(store, metric, said, asked)
     cli_solve.solve(["s"], budget=[f"{metric}={asked}"], db=store.url)
     cli.trials(db=store.url)
@@ -243,7 +244,7 @@ def test_a_predicted_answer_is_not_padded_with_dashes(store: Store, known: Measu
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_budget_that_the_parent_meets_is_told_of(store: Store, known: Measured, said: Said, metric: str) -> None:
     factor = 0.5 if metric == "throughput" else 80
-    value = exact_quantity(metric, factor * known.parent_totals()[METRICS[metric]])
+    value = exact_quantity(metric, factor * known.parent_totals()[METRICS[metric].column])
     trial = solved(store, metric, said, value)
     (caution,) = trial["cautions"]
     assert caution.startswith(f"{metric} {value} is {'less' if metric == 'throughput' else 'more'} than the parent")

@@ -13,6 +13,7 @@ from blocklib.model import PuzzleNasConfig
 from cost_models.cost import ZERO, Cost
 from cost_models.geometry import FIXED, Geometry, geometry
 from cost_models.measured import MeasuredGeometry, Progress, measure, suspicions
+from cost_models.metrics import METRICS
 from cost_models.quality import ANY, Quality
 from cost_models.timing import Comparison, Paired
 
@@ -208,10 +209,11 @@ def test_errors_of_a_sum_add_up_and_contention_is_the_worst_of_its_parts() -> No
     assert whole.prefill_error_s == pytest.approx(0.07)
     assert whole.contention == 0.4
     # Three steps after the first of four tokens.
-    assert whole.errors(SCENARIO) == pytest.approx({"ttft_s": 0.07, "decode_s": 0.006, "latency_s": 0.07 + 3 * 0.006})
+    errors = {name: METRICS[name].error(whole, SCENARIO) for name in ("ttft", "decode", "latency")}
+    assert errors == pytest.approx({"ttft": 0.07, "decode": 0.006, "latency": 0.07 + 3 * 0.006})
     unknown = whole + Cost(1.0, contention=None, decode_error_s=None)
     assert (unknown.contention, unknown.decode_error_s) == (None, None)
-    assert unknown.errors(SCENARIO)["latency_s"] is None
+    assert METRICS["latency"].error(unknown, SCENARIO) is None
     assert unknown.prefill_s == pytest.approx(5.0)
 
 

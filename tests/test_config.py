@@ -16,12 +16,13 @@ from blocklib.block import LINEAR, SKIP, Subblock
 from blocklib.family import shape_of
 from blocklib.kinds import parent_architecture
 from blocklib.parent import child_config
+from cost_models.metrics import METRICS
 from nas.config import Request, load, parse, template
 from nas.errors import JobError
 from nas.export.formats import check_format
 from nas.sections import Fuse, HubDataset
 from nas.space import choices
-from nas.units import METRICS, Limit, format_quantity, parse_budget, parse_limit, parse_quantity
+from nas.units import Limit, format_quantity, parse_budget, parse_limit, parse_quantity
 from nas.values import Share
 
 SMALLEST = "parent: embedded\ndata: {train: stdlib}\nbudget: {latency: 60%}\n"

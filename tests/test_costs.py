@@ -20,8 +20,9 @@ from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from cost_models import analytic
 from cost_models.attribute import Whole, attribute
-from cost_models.cost import LINEAR_METRICS, METRICS, ZERO, Cost, limit
+from cost_models.cost import MEASURED, ZERO, Cost
 from cost_models.geometry import FIXED, Geometry, geometries, geometry
+from cost_models.metrics import METRICS, error_of
 from cost_models.scenario import Scenario
 from cost_models.stack import random_model
 from cost_models.timing import Subject
@@ -71,7 +72,7 @@ def test_a_wrong_scenario_says_what_would_be_right(wrong: dict[str, Any], said: 
 @given(st.lists(costs, max_size=6), scenarios)
 def test_linear_metrics_of_a_sum_are_the_sums(parts: list[Cost], scenario: Scenario) -> None:
     total = sum(parts, ZERO).metrics(scenario)
-    assert tuple(total) == LINEAR_METRICS
+    assert set(total) == {metric.summed.column for metric in METRICS.values()}
     for metric, value in total.items():
         assert value == pytest.approx(math.fsum(part.metrics(scenario)[metric] for part in parts), rel=1e-9)
 
@@ -79,10 +80,34 @@ def test_linear_metrics_of_a_sum_are_the_sums(parts: list[Cost], scenario: Scena
 @given(costs, scenarios, st.floats(1e-3, 1e6))
 def test_a_throughput_floor_is_a_latency_ceiling(cost: Cost, scenario: Scenario, floor: float) -> None:
     totals = cost.totals(scenario)
-    assert set(totals) == set(METRICS)
-    metric, ceiling = limit("throughput", floor, scenario)
+    throughput = METRICS["throughput"]
+    assert set(totals) == {metric.column for metric in METRICS.values()}
+    assert throughput.summed is METRICS["latency"]
+    ceiling = throughput.converted(floor, scenario)
+    assert throughput.converted(ceiling, scenario) == pytest.approx(floor)
     assume(totals["throughput"] != pytest.approx(floor))
-    assert (totals["throughput"] > floor) == (totals[metric] < ceiling)
+    assert (totals["throughput"] > floor) == (totals["latency_s"] < ceiling)
+
+
+def test_every_measured_part_of_a_metric_has_an_error() -> None:
+    names = vars(ZERO)
+    for metric in METRICS.values():
+        parts = set(metric.parts(SCENARIO))
+        assert parts <= names.keys()
+        assert parts <= {*MEASURED} if metric.is_measured else parts.isdisjoint(MEASURED)
+        assert metric.at_least == (metric.summed is not metric)
+    assert {error_of(part) for part in MEASURED} <= names.keys()
+
+
+def test_a_throughput_is_as_uncertain_as_its_latency() -> None:
+    cost = Cost(prefill_s=0.5, decode_s=0.1, prefill_error_s=0.05, decode_error_s=0.01)
+    latency, throughput = METRICS["latency"], METRICS["throughput"]
+    assert latency.error(cost, SCENARIO) == pytest.approx(0.08)
+    assert throughput.error(cost, SCENARIO) == pytest.approx(0.1 * (throughput.of(cost, SCENARIO) or 0))
+    assert METRICS["memory"].error(cost, SCENARIO) == 0
+    unknown = replace(cost, decode_error_s=None)
+    assert latency.error(unknown, SCENARIO) is throughput.error(unknown, SCENARIO) is None
+    assert METRICS["ttft"].error(unknown, SCENARIO) == 0.05
 
 
 def test_totals_of_a_scenario_by_hand() -> None:
@@ -92,19 +117,11 @@ def test_totals_of_a_scenario_by_hand() -> None:
         "decode_s": 0.1,
         "latency_s": pytest.approx(0.8),
         "throughput": pytest.approx(10),
+        "energy_j": 0,
         "memory_bytes": 28 + 54,
         "parameters": 7,
     }
     assert "throughput" not in replace(cost, prefill_s=0.0, decode_s=0.0).totals(SCENARIO)
-
-
-def test_a_limit_is_of_a_metric_and_positive() -> None:
-    assert limit("memory_bytes", 1e9, SCENARIO) == ("memory_bytes", 1e9)
-    with pytest.raises(ValueError, match="metrics: ttft_s"):
-        limit("speed", 1, SCENARIO)
-    for value in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="must be positive"):
-            limit("throughput", value, SCENARIO)
 
 
 def test_scenario_and_cost_do_not_import_torch() -> None:

@@ -30,7 +30,7 @@ from blocklib.errors import (
     WeightsFileError,
 )
 from blocklib.library import Library
-from cost_models.errors import NotMeasuredError, ScenarioError
+from cost_models.errors import NoMeterError, NotMeasuredError, QuantityError, ScenarioError
 from cost_models.flash import MemoryHierarchy
 from cost_models.scenario import Scenario
 from db.errors import DatabaseError, DatabaseTooNewError, ForeignDatabaseError, NotFoundError, QueryError
@@ -45,7 +45,6 @@ from nas.errors import (
     NoClusterError,
     OutputExistsError,
     PathError,
-    QuantityError,
     SocketPathError,
     TableError,
     TextError,
@@ -206,6 +205,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
+_FLASH = {"dram": "2 GB", "dram_speed": "60 GB/s", "flash_speed": "1 GB/s"}
 _JOBS: dict[str, dict[str, Any]] = {
     "MISSPELT": {"budgte": {"latency": "60%"}},
     "TOO_WIDE": {"space": {"ffn": ["ffn100000"]}},
@@ -213,6 +213,7 @@ _JOBS: dict[str, dict[str, Any]] = {
     "BROKEN_SHARE": {"space": {"attention": ["kv30%"]}},
     "NO_PLACE": {"space": {"ffn": ["linear"], "attention": ["linear"]}, "export": {"format": "decilm"}},
     "TAKEN": {},
+    "NO_METER": {"budget": {"energy": "70%"}, "scenario": {"flash": _FLASH}},
 }
 _ASKED = ["--objective", "metrics.kl_div"]
 MISTAKES: list[tuple[list[str], type[NasError]]] = [
@@ -240,6 +241,7 @@ MISTAKES: list[tuple[list[str], type[NasError]]] = [
     (["solve", "stories", "--budget", "latency"], BudgetError),
     (["solve", "stories", "--budget", "latency=50"], QuantityError),
     (["solve", "stories", "--budget", "memory=5 ms"], QuantityError),
+    (["solve", "stories", "--budget", "energy=5 kW"], QuantityError),
     (["solve", "--table", "nowhere.json", *_ASKED], TableError),
     (["solve", "--table", "BROKEN", *_ASKED], TableError),
     (["solve", "--table", "TABLE", "--objective", "metrics.kl"], TableError),
@@ -256,6 +258,7 @@ MISTAKES: list[tuple[list[str], type[NasError]]] = [
     (["search", "BROKEN_SHARE"], JobError),
     (["search", "NO_PLACE"], UnsupportedExportError),
     (["search", "TAKEN"], OutputExistsError),
+    (["search", "NO_METER"], NoMeterError),
     (["dependency", "./nowhere"], PathError),
     (["dependency", "embedded", "--data", "nowhere.txt"], PathError),
     (["dependency", "embedded", "--data", "EMPTY"], TextError),

@@ -17,7 +17,7 @@ from searches import Here, command, environment, nas
 
 from nas.errors import TableError
 from nas.imported import parse, parse_limits
-from solvers.problem import Limit
+from solvers.problem import Constraint
 
 DOCS = Path(__file__).parents[1] / "docs/tables.md"
 NUMBERS = {"stats": {"memory_mib": 4, "time": {"prefill_ms": 1.5}}, "metrics": {"kl_div": 0.25}}
@@ -381,9 +381,9 @@ def test_the_command_as_installed_says_it_in_one_line_too(tmp_path: Path) -> Non
 
 def test_limits_are_read_as_they_are_written() -> None:
     assert parse_limits(["stats.a b=1e3", " c <= 2, c>=-1.5 "]) == (
-        Limit("stats.a b", 1000),
-        Limit("c", 2),
-        Limit("c", -1.5, minimum=True),
+        Constraint("stats.a b", 1000),
+        Constraint("c", 2),
+        Constraint("c", -1.5, minimum=True),
     )
 
 

@@ -3,6 +3,7 @@
 import rows
 
 from blocklib.block import Architecture
+from cost_models.metrics import LATENCY
 from cost_models.scenario import Scenario
 from db import models
 from db.store import KnownOption
@@ -30,7 +31,7 @@ def option(layer: int, what: str, score: float | None, seconds: float, active: i
 def offered(*given: tuple[str, float | None, float, int], child: str = "") -> dict[str, Offer]:
     options = [option(layer, *one) for layer in range(LAYERS) for one in given]
     architecture = Architecture.parse(child) if child else None
-    return {one.name: one for one in offers(options, "kl", "latency_s", SCENARIO, architecture)}
+    return {one.name: one for one in offers(options, "kl", LATENCY, SCENARIO, architecture)}
 
 
 OWN = ("ffn64", None, 4.0, 640)
@@ -62,5 +63,5 @@ def test_what_is_not_measured_is_left_out() -> None:
     unscored = KnownOption(options[1].option, None, options[1].cost, None)
     unmeasured = KnownOption(options[1].option, options[1].score, None, None)
     for missing in (unscored, unmeasured):
-        found = offers([options[0], missing], "kl", "latency_s", SCENARIO, None)
+        found = offers([options[0], missing], "kl", LATENCY, SCENARIO, None)
         assert [one.name for one in found] == ["ffn64"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from solvers import mip
 from solvers.errors import Infeasible
-from solvers.problem import Limit, Option, Problem, Solution, total_costs, verify
+from solvers.problem import Constraint, Option, Problem, Solution, total_costs, verify
 
 few = settings(max_examples=100, deadline=None)
 
@@ -26,7 +26,7 @@ def tilings(problem: Problem, slot: int = 0) -> Iterator[tuple[Option, ...]]:
             yield from ((option, *rest) for rest in tilings(problem, option.end))
 
 
-def meets(options: tuple[Option, ...], limits: tuple[Limit, ...]) -> bool:
+def meets(options: tuple[Option, ...], limits: tuple[Constraint, ...]) -> bool:
     totals = total_costs(options)
     return all(limit.holds(totals[limit.cost]) for limit in limits)
 

@@ -22,6 +22,7 @@ from cost_models.errors import NotMeasuredError, TimingError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.hardware import cpu_threads, describe, usable_cores
 from cost_models.measured import Additivity, MeasuredGeometry, Progress, measure
+from cost_models.metrics import METRICS
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
 from cost_models.timing import Comparison, Paired, Rounds, Subject, new_cache, time_models
 
@@ -92,12 +93,14 @@ def test_a_comparison_puts_latency_together_round_by_round() -> None:
     prefill = Paired((1.0, 2.0, 1.0), (0.5, 1.0, 0.5))
     decode = Paired((0.1, 0.2, 0.1), (0.1, 0.2, 0.1))
     comparison = Comparison(SCENARIO, prefill, decode)
-    assert comparison.latency.control_samples_s == pytest.approx((1.3, 2.6, 1.3))
+    assert comparison.latency.control_samples == pytest.approx((1.3, 2.6, 1.3))
     # The second round was slow for both: the ratio does not see it.
     assert comparison.latency.ratios == pytest.approx((0.8 / 1.3,) * 3)
-    assert comparison.latency.other_s == pytest.approx(0.8)
-    assert comparison.control_throughput == pytest.approx(2 * 4 / 1.3)
-    assert comparison.other_throughput == pytest.approx(2 * 4 / 0.8)
+    assert comparison.latency.other == pytest.approx(0.8)
+    ttft = comparison.of(METRICS["ttft"])
+    assert ttft is not None
+    assert ttft.other == pytest.approx(0.5)
+    assert replace(comparison, decode=None).of(METRICS["decode"]) is None
     assert comparison.spread == pytest.approx(0, abs=1e-12)
     assert Paired((1.0,), (1.0,)).spread == math.inf
 

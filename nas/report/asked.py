@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from blocklib.block import Architecture
 from cost_models.cost import Cost
+from cost_models.metrics import Metric
 from cost_models.scenario import Scenario
 from db import models
-from nas.budget import SPREADS, TIMED, Verdict, verdicts
-from nas.solve import METRICS
+from nas.budget import Verdict, verdicts
 from nas.table import summary
 from nas.units import Limit, format_quantity, parse_limit
 
@@ -70,7 +70,7 @@ def bounded(limit: Limit, search: models.Search) -> str:
     if not limit.relative:
         return f"{limit.metric} {side} {format_quantity(limit.metric, limit.value)}"
     words = f"{limit.metric} {side} {limit.text} of the parent's"
-    whole = _parent_totals(search).get(METRICS[limit.metric])
+    whole = _parent_totals(search).get(limit.row.column)
     return words if whole is None else f"{words} ({format_quantity(limit.metric, limit.absolute(whole))})"
 
 
@@ -81,26 +81,26 @@ def budget_lines(search: models.Search, trial: models.Trial) -> tuple[BudgetLine
 
 
 def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Verdict) -> BudgetLine:
-    cost = METRICS[limit.metric]
-    parent, value = _parent_totals(search)[cost], getattr(trial, f"predicted_{cost}")
+    metric = limit.row
+    parent, value = _parent_totals(search)[metric.column], getattr(trial, metric.predicted)
     predicted = f"{format_quantity(limit.metric, value)} ({value / parent:.1%})"
-    found = getattr(trial, cost)
+    found = getattr(trial, metric.column)
     if found is None:
         return BudgetLine(bounded(limit, search), predicted, "-", verdict)
-    share = measured_share(trial, cost, found, parent)
-    spread = getattr(trial, SPREADS[limit.metric]) if limit.metric in TIMED else None
+    share = measured_share(trial, metric, found, parent)
+    spread = getattr(trial, metric.spread) if metric.is_measured else None
     shown = f"{format_quantity(limit.metric, found)} ({share:.1%}{f' ± {share * spread:.1%}' if spread else ''})"
-    if cost in ("memory_bytes", "parameters"):
+    if not metric.is_measured:
         shown += ", by arithmetic"
     return BudgetLine(bounded(limit, search), predicted, shown, verdict)
 
 
-def measured_share(trial: models.Trial, cost: str, found: float, predicted_parent: float) -> float:
-    """A trial's cost `found`, as a share of the parent's: as measured beside it, else of the sum that the parent's
-    parts make."""
-    if cost == "latency_s" and trial.latency_ratio is not None:
-        return trial.latency_ratio
-    return found / (trial.details.get("parent", {}).get(cost) or predicted_parent)
+def measured_share(trial: models.Trial, metric: Metric, found: float, predicted_parent: float) -> float:
+    """The value `found` of a trial's metric, as a share of the parent's: as measured beside it, else of the sum that
+    the parent's parts make."""
+    if metric.ratio and not metric.at_least and (ratio := getattr(trial, metric.ratio)) is not None:
+        return float(ratio)
+    return found / (trial.details.get("parent", {}).get(metric.column) or predicted_parent)
 
 
 def _parent_totals(search: models.Search) -> dict[str, float]:

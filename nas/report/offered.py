@@ -11,6 +11,7 @@ from statistics import fmean
 
 from blocklib.block import Architecture, Choice, Role
 from cost_models.cost import ZERO, Cost
+from cost_models.metrics import Metric
 from cost_models.scenario import Scenario
 from db.store import KnownOption
 from nas.solve import cost_of
@@ -51,11 +52,11 @@ class _Known:
 
 
 def offers(
-    options: Sequence[KnownOption], metric: str, cost: str, scenario: Scenario, child: Architecture | None
+    options: Sequence[KnownOption], metric: str, cost: Metric, scenario: Scenario, child: Architecture | None
 ) -> tuple[Offer, ...]:
     """A line per option, by role and then from the least to the greatest score; empty until all is measured.
 
-    `metric` is kl or lm_loss, `cost` one of the linear metrics of a cost.
+    `metric` is kl or lm_loss, `cost` a linear metric.
     """
     known = [one for option in options if (one := _known(option, metric, cost, scenario)) is not None]
     own = {(one.choice.role, one.choice.layer): one.cost for one in known if one.is_own}
@@ -85,18 +86,21 @@ def offers(
     return tuple(sorted(judged, key=lambda offer: (offer.role, offer.score, offer.name)))
 
 
-def _known(option: KnownOption, metric: str, cost: str, scenario: Scenario) -> _Known | None:
+def _known(option: KnownOption, metric: str, cost: Metric, scenario: Scenario) -> _Known | None:
     is_own = option.option.score_key is None
     if option.cost is None or (option.score is None and not is_own):
         return None
     row = cost_of(option.cost)
+    value = cost.of(row, scenario)
+    if value is None:
+        return None
     score = 0.0 if option.score is None else float(getattr(option.score, metric))
-    return _Known(Choice.parse(option.option.choice), is_own, score, row.metrics(scenario)[cost], row)
+    return _Known(Choice.parse(option.option.choice), is_own, score, value, row)
 
 
-def _error(group: Sequence[_Known], cost: str, scenario: Scenario, own: float) -> float | None:
+def _error(group: Sequence[_Known], cost: Metric, scenario: Scenario, own: float) -> float | None:
     """0 where it is arithmetic. An error is that of one geometry, and so the same in every layer."""
-    error = sum((one.row for one in group), ZERO).errors(scenario).get(cost, 0.0)
+    error = cost.error(sum((one.row for one in group), ZERO), scenario)
     return None if error is None else error / (own or 1.0)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from blocklib.block import Architecture
+from cost_models.metrics import LATENCY, Metric
 from cost_models.scenario import Scenario
 from db import models
 from db.models import now
@@ -32,7 +33,7 @@ from nas.report.offered import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
 from nas.report.whole import write_whole
-from nas.solve import BY_EVALUATION, METRICS
+from nas.solve import BY_EVALUATION
 from nas.table import comparison, summary
 from nas.units import Limit, format_quantity, said_budget
 
@@ -92,8 +93,8 @@ def _sections(
         "heatmap": heatmap(options, metric, child),
         "metric": metric,
         "dependency": dependency_map(search.dependency, child),
-        "offers": offers(options, metric, METRICS[_cost_asked(budget)], Scenario(**search.scenario), child),
-        "cost_asked": _cost_asked(budget),
+        "offers": offers(options, metric, _cost_asked(budget), Scenario(**search.scenario), child),
+        "cost_asked": _cost_asked(budget).name,
         "distilled": distilled.lines(distillations),
         "curves": inlined(curves_figure(panels), "training loss against tokens, by kind") if panels else None,
         "stages": _stage_lines(store.stages(search.id)),
@@ -103,9 +104,9 @@ def _sections(
     }
 
 
-def _cost_asked(budget: Sequence[Limit]) -> str:
-    """The metric of the first limit; a floor on throughput is a ceiling on latency."""
-    return "latency" if not budget or budget[0].metric == "throughput" else budget[0].metric
+def _cost_asked(budget: Sequence[Limit]) -> Metric:
+    """What the first limit asks a solver to sum."""
+    return budget[0].row.summed if budget else LATENCY
 
 
 def _additive(found: Additivity | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from cost_models.metrics import METRICS
 from nas.errors import UsageError
 from nas.report.agreement import Pair
 from nas.report.distilled import Panel
@@ -87,7 +88,7 @@ def front_figure(
     axes.set_xlim(left, right)
     if title:
         axes.set_title(title, loc="left", fontsize=9)
-    is_floor = cost == "throughput"
+    is_floor = METRICS[cost].at_least
     axes.set_xlabel(f"{cost} of the whole model{', more is better' if is_floor else ''}")
     axes.set_ylabel("score: predicted distance from the parent")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(cost, value)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from cost_models.metrics import METRICS, Metric
 from db import models
 from db.store import Store
 from nas.errors import BudgetNotMetError, UnfinishedSearchError
@@ -17,7 +18,7 @@ from nas.front import Point, front_of
 from nas.report.asked import bounded, measured_share
 from nas.report.plots import Mark, file_bytes, file_format, front_figure, inlined
 from nas.report.whole import write_whole
-from nas.solve import METRICS, Measured, measured
+from nas.solve import Measured, measured
 from nas.units import Limit
 
 _POINTS = 20
@@ -36,7 +37,7 @@ class TradeOff:
     @property
     def no_dearer(self) -> str:
         """A name for those of no more cost, in words."""
-        return f"{self.cost} or {'more' if self.cost == 'throughput' else 'less'}"
+        return f"{self.cost} or {'more' if METRICS[self.cost].at_least else 'less'}"
 
     @property
     def unproven(self) -> int:
@@ -53,8 +54,8 @@ def trade_off(
 ) -> TradeOff:
     """The front for the first limit of `budget`, the others holding. Solves; seconds on a large search."""
     cost = budget[0].metric if budget else "latency"
-    # A floor on throughput is a ceiling on latency: the front is free of both.
-    summed = METRICS["latency" if cost == "throughput" else cost]
+    # The front is free of every limit on what it sums.
+    summed = METRICS[cost].summed.column
     try:
         known = measured(store, search)
         others = tuple(limit for limit in budget if known.ceiling(limit)[0] != summed)
@@ -107,17 +108,14 @@ def _figure(
     """The front under its title, and how many of the trials are on it: those by the metric of its scores."""
     metric = METRICS[cost]
     shown = [trial for trial in trials if trial.details["metric"] == known.metric]
-    # A floor on throughput is a ceiling on latency.
-    summed = METRICS["latency" if cost == "throughput" else cost]
-    ceiling = min((value for name, value in map(known.ceiling, budget) if name == summed), default=None)
-    if ceiling is not None and cost == "throughput":
-        ceiling = known.scenario.batch * known.scenario.generated_tokens / ceiling
+    ceilings = [value for name, value in map(known.ceiling, budget) if name == metric.summed.column]
+    whole = known.whole(cost)
     figure = front_figure(
         cost,
         [(point.cost, point.score) for point in points],
-        known.parent_totals()[metric],
-        ceiling,
-        [_mark(trial, metric, known.parent_totals()[metric], chosen) for trial in shown],
+        whole,
+        metric.converted(min(ceilings), known.scenario) if ceilings else None,
+        [_mark(trial, metric, whole, chosen) for trial in shown],
         _title(known, cost, budget),
     )
     return figure, len(shown)
@@ -128,8 +126,8 @@ def _title(known: Measured, cost: str, budget: Sequence[Limit]) -> str:
     return f"{known.search.name}: score against {cost}" + (f"\n{limits}" if limits else "")
 
 
-def _mark(trial: models.Trial, metric: str, parent_cost: float, chosen: models.Trial | None) -> Mark:
-    found = getattr(trial, metric)
+def _mark(trial: models.Trial, metric: Metric, parent_cost: float, chosen: models.Trial | None) -> Mark:
+    found = getattr(trial, metric.column)
     measured_cost = None if found is None else parent_cost * measured_share(trial, metric, found, parent_cost)
     is_chosen = chosen is not None and trial.id == chosen.id
-    return Mark(trial.id, getattr(trial, f"predicted_{metric}"), trial.score, measured_cost, is_chosen)
+    return Mark(trial.id, getattr(trial, metric.predicted), trial.score, measured_cost, is_chosen)

@@ -94,12 +94,12 @@ class MeasuredGeometry:
 
     @property
     def cost(self) -> Cost:
-        """What was measured of it, and nothing that arithmetic gives."""
+        """Its measured fields; those that arithmetic gives are 0."""
         return Cost(**{name: getattr(self, name) for name in _KEPT})
 
     @staticmethod
     def of(geometry: Geometry, spread: float, cost: Cost) -> "MeasuredGeometry":
-        """What a cost keeps of a measurement; over how many rounds and layers is not known any more."""
+        """The measurement, read back from a cost, which does not keep the numbers of rounds and layers."""
         return MeasuredGeometry(geometry, spread, 0, 0, **{name: getattr(cost, name) for name in _KEPT})
 
 

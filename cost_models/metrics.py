@@ -90,7 +90,7 @@ class Metric:
         counted = [(getattr(cost, field(part)), count) for part, count in self.parts(scenario).items() if count]
         return None if None in [value for value, _ in counted] else sum(count * value for value, count in counted)
 
-    # What a trial's columns are called. Errors, ratio and spread are of `summed`: a reciprocal has none of its own.
+    # The names of a trial's columns. Errors, ratio and spread are of `summed`: a reciprocal has none of its own.
 
     @property
     def predicted(self) -> str:

@@ -36,7 +36,7 @@ class Nvml:
 
 
 def uuid_of(device: str) -> str:
-    """What NVML calls one of torch's GPUs: each may number them in its own order."""
+    """NVML's name for one of torch's GPUs: each may number them in its own order."""
     if not torch.cuda.is_available():
         raise NoMeterError(f"torch {torch.__version__} finds no {device} here; use cpu")
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

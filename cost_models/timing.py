@@ -108,7 +108,7 @@ class Comparison:
 
     @property
     def parts(self) -> dict[str, Paired]:
-        """What was measured, by the field of a cost that it is."""
+        """Every part that was measured, by its field of a cost."""
         parts = {"prefill_s": self.prefill, "decode_s": self.decode, **self.energy}
         return {name: paired for name, paired in parts.items() if paired is not None}
 

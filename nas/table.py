@@ -61,7 +61,7 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
 
 
 def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> Row:
-    """What arithmetic gives."""
+    """A metric that arithmetic gives; nobody measures it."""
     return Row(
         metric.name,
         _shown(metric.name, metric.of(parent, scenario)),
@@ -142,7 +142,7 @@ def share_taken(contention: float | None) -> str:
 
 
 def _with_share(metric: Metric, trial: models.Trial) -> str:
-    """What was measured, and the share of the parent's where a trial keeps that."""
+    """The measured value, and the share of the parent's where a trial keeps that."""
     shown = _shown(metric.name, getattr(trial, metric.column))
     if not metric.has_ratio or metric.ratio is None:
         return shown

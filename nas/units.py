@@ -42,7 +42,7 @@ class Limit:
 
     @property
     def row(self) -> Metric:
-        """What the table of metrics says of its metric."""
+        """The row of its metric in the table of metrics."""
         return METRICS[self.metric]
 
     @property

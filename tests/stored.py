@@ -38,7 +38,7 @@ def kl(choice: Choice) -> float:
 
 
 def joules(prefill_s: float, decode_s: float) -> dict[str, float]:
-    """What a device takes of 10 W in a prefill and of 20 W in a decode step, exactly."""
+    """The joules of a device that takes 10 W in a prefill and 20 W in a decode step, exactly."""
     return dict(prefill_j=10 * prefill_s, decode_j=20 * decode_s, prefill_error_j=0.0, decode_error_j=0.0)
 
 

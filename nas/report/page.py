@@ -105,7 +105,7 @@ def _sections(
 
 
 def _cost_asked(budget: Sequence[Limit]) -> Metric:
-    """What the first limit asks a solver to sum."""
+    """The metric that a solver sums for the first limit; latency where there is no limit."""
     return budget[0].row.summed if budget else LATENCY
 
 

@@ -107,13 +107,14 @@ class Cluster:
         self._start()
         cpus = self._all_cpus(gpus) if whole_node else cpus
         self._check(cpus, gpus)
-        board: Any = ray.remote(num_cpus=0)(_Board)
-        board = board.remote()
         try:
             remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
-            running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
-        except ValueError as error:  # Ray takes a part of a GPU, and not one and a half
-            raise ResourceError(f"ray.cpus_per_task {cpus:g}, ray.gpus_per_task {gpus:g}: {error}") from error
+        except ValueError as error:  # a share smaller than Ray counts
+            asked = f"ray.cpus_per_task {cpus!r} or ray.gpus_per_task {gpus!r}"
+            raise ResourceError(f"Ray refuses {asked}: {error}") from error
+        board: Any = ray.remote(num_cpus=0)(_Board)
+        board = board.remote()
+        running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
         seen: dict[int, _State] = {}
         try:
             while running:
@@ -170,6 +171,11 @@ class Cluster:
     def _check(self, cpus: float, gpus: float) -> None:
         import ray
 
+        if gpus > 1 and gpus != int(gpus):
+            raise ResourceError(
+                f"a task asks for {gpus:g} GPUs, and Ray gives one task a part of one or whole ones; set "
+                "ray.gpus_per_task to a whole number, or to less than 1"
+            )
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)

@@ -115,6 +115,12 @@ def test_what_no_node_can_hold_is_refused_at_once(cluster: Cluster, asked: dict[
         list(cluster.run(_square, [(1,)], **asked))
 
 
+@pytest.mark.parametrize("asked", [{"gpus": 1.5}, {"cpus": 1e-5}])
+def test_what_ray_cannot_count_is_refused_at_once(cluster: Cluster, asked: dict[str, float]) -> None:
+    with pytest.raises(ResourceError, match=r"ray\.gpus_per_task"):
+        list(cluster.run(_square, [(1,)], **asked))
+
+
 def test_a_killed_worker_costs_its_task_only(cluster: Cluster, tmp_path: Path) -> None:
     marker = tmp_path / "was here"
     ((index, pid),) = cluster.run(_die_once, [(str(marker),)])

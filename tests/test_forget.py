@@ -168,7 +168,7 @@ def test_a_terminal_is_asked(home: Path, typed: str, there: list[int], status: i
     os.close(other_end)
     assert running.returncode == status, output
     assert "latency=90%" in output, "what goes is shown"
-    assert "search s (5ea5c4) runs, or was killed" in output
+    assert "search s (5ea5c4) is running, or was killed" in output
     assert "delete these?" in output
     assert ("nothing was deleted" in output) == bool(status)
     assert left(home) == there

@@ -226,7 +226,7 @@ def test_a_search_without_rows_says_so_in_every_section(store: Store, tmp_path: 
         "asked": "latency at most 60% of the parent's",
         "comparison": "No trial yet",
         "architecture": "No trial yet",
-        "front": "not measured to the end",
+        "front": "not completely measured",
         "agreement": "No trial was built",
         "scores": "No option is scored yet",
         "distillation": "Nothing is distilled yet",

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast, overload
 from cost_models.metrics import METRICS
 from db import models
 from db.connect import Access
+from db.errors import NotFoundError
 from db.patience import Patience
 from db.store import Store
 from nas import units
@@ -64,7 +65,7 @@ def run(
 def load(search: str, *, db: str | Path | None = None, progress: Progress = True) -> "Search":
     """A search that was run before: by its name, its id, or the start of its id. Reads the database alone.
 
-    Raises ValueError where there is none.
+    Raises `db.errors.NotFoundError` where there is none.
     """
     with _opened(db, "read", progress) as store:
         return Search(store.find_search(search), store.url, progress)
@@ -76,7 +77,7 @@ def trials(
     """The trials of one search, or of all, that match a condition on their columns, such as "latency_ratio < 0.6".
 
     A pandas frame with a row a trial where pandas is installed, else a list of mappings. `sort`: a column. Raises
-    ValueError for a condition that cannot be read.
+    `db.errors.QueryError` for a condition that cannot be read.
     """
     with _opened(db, "read") as store:
         search_id = None if search is None else store.find_search(search).id
@@ -188,7 +189,7 @@ class Front(Sequence[Point]):
         return len(self.points)
 
     def plot(self, path: str | Path) -> Path:
-        """Draw it to a .svg or .png file. Raises ValueError for another ending."""
+        """Draw it to a .svg or .png file. Raises `nas.errors.UsageError` for another ending."""
         from nas.report import write_front
 
         return write_front(self._known, self.cost, self.points, Path(path), self._budget, self._trials)
@@ -228,11 +229,11 @@ class Search:
         return trials(self.id, where=where, sort=sort, db=self.db)
 
     def __getitem__(self, trial: int) -> Trial:
-        """The trial of that number. Raises ValueError where there is none, or it is another search's."""
+        """The trial of that number. Raises `db.errors.NotFoundError` where there is none, or it is another search's."""
         with _opened(self.db, "read", self.progress) as store:
             row = store.trial(trial)
         if row.search_id != self.id:
-            raise ValueError(f"trial {trial} is one of search {row.search_id}, not of {self.name} ({self.id})")
+            raise NotFoundError(f"trial {trial} is one of search {row.search_id}, not of {self.name} ({self.id})")
         return self._trial(row)
 
     def solve(
@@ -334,9 +335,7 @@ class Search:
 
         number = trial if isinstance(trial, int) else trial.id
         if number is None:
-            raise ValueError(
-                "the trial is not kept, as the database cannot be written here: there is nothing to export"
-            )
+            raise NotFoundError("the trial is not kept, as its database can only be read: solve in a copy of it")
         with _opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
             return export_trial(store, number, format, Path(out))
 
@@ -361,7 +360,7 @@ class Search:
 
 
 def limits_of(budget: Budget) -> tuple[Limit, ...]:
-    """A budget's limits. Raises ValueError for one that cannot be read."""
+    """A budget's limits. Raises as `nas.units.parse_budget` does."""
     if isinstance(budget, str):
         return units.parse_budget(budget) if budget else ()
     return tuple(units.parse_limit(metric, text) for metric, text in budget.items())

@@ -23,6 +23,7 @@ from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import architecture_cost
 from cost_models.device_lock import alone_on
 from cost_models.hardware import describe
+from cost_models.metrics import METRICS
 from cost_models.quality import Quality
 from cost_models.scenario import Scenario
 from cost_models.timing import Comparison, Rounds, time_models
@@ -208,13 +209,13 @@ def _timed(
                 limits_of(trial), quality_of(job))  # fmt: skip
         ((_, found),) = cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario)
-    totals = held.metrics(job.scenario)
+    totals = held.totals(job.scenario)
+    counted = {metric.column: totals[metric.column] for metric in METRICS.values() if not metric.is_measured}
     columns = {name: value for name, value in found.items() if name != "parent"}
     return store.update_trial(
         trial.id,
         **columns,
-        memory_bytes=int(totals["memory_bytes"]),
-        parameters=int(totals["parameters"]),
+        **counted,
         details={"parent": found["parent"]},
     )
 

@@ -10,19 +10,19 @@ from typing import Any
 from cost_models.metrics import METRICS
 from cost_models.scenario import Scenario
 
-MEASURED = ("prefill_s", "decode_s")
+MEASURED = ("prefill_s", "decode_s", "prefill_j", "decode_j")
 """Fields that are measured, each with a standard error of its own in the field that `metrics.error_of` names."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds are for the whole batch: `prefill_s` of one prefill, `decode_s` of one decode step.
+    """Seconds and joules are for the whole batch: `prefill_s` of one prefill, `decode_s` of one decode step.
 
     `active_parameters` are those one token uses. `prefill_bytes` and `decode_bytes` are the weights one such pass
     reads: of sparse subblocks the expected union over its tokens. `cache_bytes` is the cache of the whole batch when
     all sequences are at their longest.
 
-    `prefill_error_s` and `decode_error_s` are standard errors. Those of a sum are the sums of its parts': whatever the
+    `*_error_s` and `*_error_j` are standard errors. Those of a sum are the sums of its parts': whatever the
     parts' errors share, and they share much, that of the sum is no larger. `contention` is the share of the cores
     needed that other programs kept busy while the seconds were measured; that of a sum is its worst part's. None where
     nobody knows: then nobody knows of the sum either.
@@ -39,6 +39,10 @@ class Cost:
     prefill_error_s: float | None = 0.0
     decode_error_s: float | None = 0.0
     contention: float | None = 0.0
+    prefill_j: float | None = 0.0
+    decode_j: float | None = 0.0
+    prefill_error_j: float | None = 0.0
+    decode_error_j: float | None = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         def of_both(name: str) -> Any:

@@ -70,10 +70,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class MeasuredGeometry:
-    """Seconds that one `geometry` adds to a prefill, and to a decode step, of the whole batch.
+    """Seconds and joules that one `geometry` adds to a prefill, and to a decode step, of the whole batch.
 
     0 where it takes too little to be told from nothing. `spread` is the standard error that it puts into a model full
-    of it, as a share of the parent's time, and `*_error_s` what it puts in once: those of the stack it came from,
+    of it, as a share of the parent's, and `*_error_*` what it puts in once: those of the stack it came from,
     `layers` long. `decode_s` is 0 where decode steps were not timed. `contention` is the share of the cores needed that
     other programs kept busy meanwhile. None where nobody knows.
     """
@@ -87,6 +87,10 @@ class MeasuredGeometry:
     prefill_error_s: float | None = field(default=0.0, kw_only=True)
     decode_error_s: float | None = field(default=0.0, kw_only=True)
     contention: float | None = field(default=0.0, kw_only=True)
+    prefill_j: float | None = field(default=None, kw_only=True)
+    decode_j: float | None = field(default=None, kw_only=True)
+    prefill_error_j: float | None = field(default=None, kw_only=True)
+    decode_error_j: float | None = field(default=None, kw_only=True)
 
     @property
     def cost(self) -> Cost:

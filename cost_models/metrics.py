@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cost_models.quantities import BYTES, COUNT, RATE, SECONDS, Unit
+from cost_models.quantities import BYTES, COUNT, JOULES, RATE, SECONDS, Unit
 from cost_models.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Metric:
     """`name` is what a budget calls it, `column` what it is called among the costs and in a trial's columns, `meaning`
     one line for help texts. `parts` are what it sums.
 
-    `measured_by` says what takes it: a clock, whose times have an error, or arithmetic, which has none.
+    `measured_by` says what takes it: a clock or an energy meter, whose readings have an error, or arithmetic.
     `reciprocal_of`: it is the generated tokens over that metric, and more of it is better. `has_ratio`: a trial keeps
     the child's share of the parent's beside the value. `is_phase`: it is one phase of an answer, which says nothing of
     its own where an answer is one token.
@@ -40,7 +40,7 @@ class Metric:
     unit: Unit
     meaning: str
     parts: Parts
-    measured_by: Literal["arithmetic", "clock"] = "clock"
+    measured_by: Literal["arithmetic", "clock", "meter"] = "clock"
     reciprocal_of: "Metric | None" = None
     has_ratio: bool = False
     is_phase: bool = False
@@ -153,6 +153,7 @@ _ROWS = (
         LATENCY.parts,
         reciprocal_of=LATENCY,
     ),
+    Metric("energy", "energy_j", JOULES, "joules of one answer", _answer("j"), "meter", has_ratio=True),
     Metric(
         "memory",
         "memory_bytes",

@@ -1,6 +1,7 @@
 """Quantities with units: "12 ms", "1.5 GiB", "900 tok/s", "2.1 B". Standard library only.
 
-A value is a float in its unit's base everywhere else in the program: seconds, tokens per second, bytes, parameters.
+A value is a float in its unit's base everywhere else in the program: seconds, tokens per second, joules, bytes,
+parameters.
 """
 
 import math
@@ -74,6 +75,9 @@ SECONDS = Unit(
     "12 ms, 1.5 s",
 )
 RATE = Unit("tok/s", ("tok/s",), {"tok/s": 1, "tokens/s": 1}, "900 tok/s")
+JOULES = Unit(
+    "J", ("uJ", "mJ", "J", "kJ"), {"uJ": 1e-6, "µJ": 1e-6, "mJ": 1e-3, "J": 1, "kJ": 1e3, "Wh": 3600}, "12 J, 800 mJ"
+)
 BYTES = Unit(
     "B",
     ("B", "KiB", "MiB", "GiB", "TiB"),

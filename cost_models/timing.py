@@ -6,7 +6,7 @@ is only as good as the machine was quiet. Knows nothing of architectures: it tim
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from statistics import median
@@ -20,15 +20,18 @@ from transformers.cache_utils import CacheLayerMixin
 from cost_models.contention import Watch
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.kept import kept_memory
+from cost_models.meter import Meter
 from cost_models.metrics import LATENCY, Metric
 from cost_models.scenario import Scenario
 
 _SAMPLE_S = 0.02
 """A pass shorter than this is repeated within a round, until the round's sample is about this long."""
+_MOST_PASSES_PER_S = 2500
+"""Passes in a round's sample, for each second that it should take."""
 
 
 class TimingError(ValueError):
-    """A model computed no finite logits, or the clock gave no time."""
+    """A model computed no finite logits, the clock gave no time, or the meter no joules."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Paired:
 class Comparison:
     """A model timed against a control under a scenario. `decode` is of one step; None where none was timed.
 
+    `energy`: joules of the same passes, by field of a cost; empty where no meter was read.
     `contention`: the share of the cores needed that other programs kept busy meanwhile (`contention.py`).
     """
 
@@ -103,11 +107,12 @@ class Comparison:
     prefill: Paired
     decode: Paired | None = None
     contention: float = field(default=0.0, kw_only=True)
+    energy: Mapping[str, Paired] = field(default_factory=dict, kw_only=True)
 
     @property
     def parts(self) -> dict[str, Paired]:
         """What was measured, by the field of a cost that it is."""
-        parts = {"prefill_s": self.prefill, "decode_s": self.decode}
+        parts = {"prefill_s": self.prefill, "decode_s": self.decode, **self.energy}
         return {name: paired for name, paired in parts.items() if paired is not None}
 
     def of(self, metric: Metric) -> Paired | None:
@@ -144,7 +149,10 @@ class Comparison:
         decode = None if self.decode is None or later.decode is None else self.decode.and_then(later.decode)
         rounds = self.rounds + later.rounds
         contention = (self.contention * self.rounds + later.contention * later.rounds) / rounds
-        return Comparison(self.scenario, self.prefill.and_then(later.prefill), decode, contention=contention)
+        energy = {name: later.energy[name] for name in self.energy.keys() & later.energy.keys()}
+        energy = {name: self.energy[name].and_then(paired) for name, paired in energy.items()}
+        prefill = self.prefill.and_then(later.prefill)
+        return Comparison(self.scenario, prefill, decode, contention=contention, energy=energy)
 
     @property
     def rounds(self) -> int:
@@ -218,25 +226,28 @@ def time_models(
     rounds: Rounds | None = None,
     decode: bool | None = None,
     heard: Callable[[int, float], None] = lambda rounds, seconds: None,
+    meter: Meter | None = None,
 ) -> Comparison:
     """Time `other` against `control`, both already of the scenario's device and dtype.
 
     `decode` says whether to time decode steps; None: where the scenario generates more than one token. They are timed
     on a cache of the prompt and half the generated tokens, the mean over an answer. `heard` is told after each round
-    how many there were, and the seconds they took. Raises ValueError where a model is not on the device or not of the
-    dtype, TimingError where logits are not finite or the clock gives no time.
+    how many there were, and the seconds they took. `meter` is read around each sample, where one is given. Raises
+    ValueError where a model is not on the device or not of the dtype, TimingError where logits are not finite, the
+    clock gives no time or the meter no joules.
     """
     rounds = rounds or Rounds()
     with cpu_threads(scenario), kept_memory(), torch.inference_mode():
         pair = Subject(control, scenario), Subject(other, scenario)
-        phases = [_Phase([subject.prefill for subject in pair])]
+        phases = {"prefill": _Phase([subject.prefill for subject in pair], meter)}
         if decode or (decode is None and scenario.generated_tokens > 1):
-            phases.append(_Phase([subject.decode for subject in pair]))
+            phases["decode"] = _Phase([subject.decode for subject in pair], meter)
         started, watch = perf_counter(), Watch(scenario)
         for done in count(1):
-            for phase in phases:
+            for phase in phases.values():
                 phase.take(reverse=done % 2 == 0)
-            comparison = Comparison(scenario, *(phase.paired() for phase in phases))
+            energy = {f"{name}_j": phase.energy() for name, phase in phases.items()} if meter else {}
+            comparison = Comparison(scenario, *(phase.paired() for phase in phases.values()), energy=energy)
             spent_s = perf_counter() - started
             heard(done, spent_s)
             if rounds.enough(done, comparison.spread, spent_s):
@@ -247,18 +258,33 @@ def time_models(
 class _Phase:
     """The same pass of both models, and its samples so far."""
 
-    def __init__(self, passes: Sequence[Callable[[], float]]):
-        self._passes = passes
+    def __init__(self, passes: Sequence[Callable[[], float]], meter: Meter | None):
+        self._passes, self._meter = passes, meter
         # The first pass of its kind allocates and compiles; the second tells how long one takes.
         seconds = [min(run(), run()) for run in passes]
-        self._repeats = [min(50, math.ceil(_SAMPLE_S / one_s)) for one_s in seconds]
+        sample_s = _SAMPLE_S if meter is None else meter.sample_s
+        self._repeats = [math.ceil(min(_MOST_PASSES_PER_S * sample_s, sample_s / one_s)) for one_s in seconds]
         self._samples_s: list[tuple[float, ...]] = [() for _ in passes]
+        self._samples_j: list[tuple[float, ...]] = [() for _ in passes]
 
     def take(self, reverse: bool) -> None:
         """One sample of each model: the median of its repeats. `reverse`: the second model first."""
         for index in sorted(range(len(self._passes)), reverse=reverse):
             run, repeats = self._passes[index], self._repeats[index]
+            before_j = 0.0 if self._meter is None else self._meter.joules()
             self._samples_s[index] += (median(run() for _ in range(repeats)),)
+            if self._meter is not None:
+                self._samples_j[index] += (self._positive(self._meter.joules() - before_j) / repeats,)
 
     def paired(self) -> Paired:
         return Paired(*self._samples_s)
+
+    def energy(self) -> Paired:
+        """The same passes in joules; a sample is the mean of its repeats."""
+        return Paired(*self._samples_j)
+
+    @staticmethod
+    def _positive(joules: float) -> float:
+        if joules <= 0:
+            raise TimingError(f"the energy meter counted {joules} J while a model ran")
+        return joules

@@ -11,7 +11,8 @@ content key is made, or where the database is.
     score, cost, distillation: measured things, shared by all searches, each under a content key that says what was
     measured under what. Whoever writes a key first wins.
 
-Columns ending in `_s` are seconds, in `_bytes` bytes; losses and KL divergences are nats per token; moments are UTC.
+Columns ending in `_s` are seconds, in `_j` joules, in `_bytes` bytes; losses and KL divergences are nats per token;
+moments are UTC.
 """
 
 from datetime import UTC, datetime
@@ -141,6 +142,11 @@ class Cost(Base, kw_only=True):
     decode_error_s: Mapped[float | None] = mapped_column(default=None)
     contention: Mapped[float | None] = mapped_column(default=None)
     """Share of the cores needed that other programs kept busy meanwhile; empty where it was not noted yet."""
+    prefill_j: Mapped[float | None] = mapped_column(default=None)
+    """Joules, and their standard errors; empty where no meter was read."""
+    decode_j: Mapped[float | None] = mapped_column(default=None)
+    prefill_error_j: Mapped[float | None] = mapped_column(default=None)
+    decode_error_j: Mapped[float | None] = mapped_column(default=None)
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 
@@ -217,6 +223,8 @@ class Trial(Base, kw_only=True):
     """The sum of its parts' standard errors, which the prediction's is no larger than; empty where one is unknown."""
     predicted_ttft_error_s: Mapped[float | None] = mapped_column(default=None)
     predicted_decode_error_s: Mapped[float | None] = mapped_column(default=None)
+    predicted_energy_j: Mapped[float | None] = mapped_column(default=None)
+    predicted_energy_error_j: Mapped[float | None] = mapped_column(default=None)
     predicted_contention: Mapped[float | None] = mapped_column(default=None)
     """The worst under which a part was timed."""
 
@@ -233,6 +241,9 @@ class Trial(Base, kw_only=True):
     decode_s: Mapped[float | None] = mapped_column(default=None)
     throughput: Mapped[float | None] = mapped_column(default=None)
     """Tokens per second."""
+    energy_j: Mapped[float | None] = mapped_column(default=None)
+    energy_ratio: Mapped[float | None] = mapped_column(default=None)
+    energy_spread: Mapped[float | None] = mapped_column(default=None)
     memory_bytes: Mapped[int | None] = mapped_column(default=None)
     parameters: Mapped[int | None] = mapped_column(default=None)
 
@@ -253,7 +264,7 @@ class Trial(Base, kw_only=True):
 
 OF_THE_CHILD = (
     "latency_s", "latency_ratio", "latency_spread", "ttft_s", "ttft_spread", "decode_s", "decode_spread", "throughput",
-    "contention", "memory_bytes", "parameters",
+    "energy_j", "energy_ratio", "energy_spread", "contention", "memory_bytes", "parameters",
     "kl_whole", "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement",
     "hidden_cosine", "heal_tokens",
 )  # fmt: skip

@@ -118,7 +118,7 @@ def trials(
         str | None,
         typer.Option(
             help='A condition on columns, like "decode_s < 0.004 and kl < 0.3"; --json shows all of them. In seconds '
-            "(_s), bytes, nats a token (kl, lm_loss), shares (latency_ratio 0.6)."
+            "(_s), joules (_j), bytes, nats a token (kl, lm_loss), shares (latency_ratio 0.6)."
         ),
     ] = None,
     sort: Annotated[str | None, typer.Option(help="Column to sort by, trials that have none last.")] = None,

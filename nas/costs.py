@@ -7,6 +7,7 @@ on workers: they are given plain values and return plain values.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -21,10 +22,11 @@ from cost_models.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.measured import MeasuredGeometry, measure, suspicions
 from cost_models.measured import Progress as Stacks
+from cost_models.meter import meter_of
 from cost_models.metrics import error_of
 from cost_models.quality import ANY, Quality
 from cost_models.scenario import Scenario
-from cost_models.timing import Rounds
+from cost_models.timing import Rounds, time_models
 from db import models
 from db.store import Store
 from nas.clock import clock
@@ -35,6 +37,7 @@ from nas.job import Job
 from nas.progress import bar
 from nas.solve import cost_of
 from nas.stages import Ids, Shared, gpus_to_time, tensor
+from nas.units import needs_meter
 
 _SKIPPED = "skip"
 _BUSY = 0.1
@@ -82,6 +85,10 @@ def quality_of(job: Job) -> Quality:
     return Quality(asked.spread_allowed, asked.contention_allowed, asked.patience)
 
 
+def _is_metered(job: Job) -> bool:
+    return needs_meter(job.request.budget)
+
+
 def _missing(job: Job, known: Mapping[Geometry, models.Cost], remeasure: bool) -> list[Geometry]:
     """What is to be measured: all where the parent's own parts are, since all else is measured against them."""
     bad = {part for part, row in known.items() if _fault(job, _timed(part, row))}
@@ -113,7 +120,9 @@ def _found(
             work, task = _simulate, (shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
         else:
             rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
-            work, task = _measure, (job.parent.model.config.to_dict(), wanted, job.scenario, rounds, quality_of(job))
+            work = _measure
+            config = job.parent.model.config.to_dict()
+            task = (config, wanted, job.scenario, rounds, quality_of(job), _is_metered(job))
         ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     return {timed.geometry: timed for timed in found}
 
@@ -133,6 +142,8 @@ def _fault(job: Job, timed: MeasuredGeometry) -> str:
     quality = quality_of(job)
     fault = quality.fault(timed.spread, timed.contention)
     seconds = [timed.prefill_s] + ([timed.decode_s] if job.scenario.generated_tokens > 1 else [])
+    if not fault and _is_metered(job) and timed.prefill_j is None:
+        return "no joules, as no meter was read"
     if not fault and quality != ANY and timed.prefill_error_s is None and min(seconds) <= 0:
         return "no time at all, though it holds weights"
     return fault
@@ -188,12 +199,16 @@ def _measure(
     scenario: Scenario,
     rounds: Rounds,
     quality: Quality,
+    is_metered: bool,
     report: Report,
 ) -> list[MeasuredGeometry]:
     found = []
+    timer = partial(time_models, meter=meter_of(scenario.device) if is_metered else None)
     with alone_on(scenario.device, lambda words: report(doing=words)):
         report(doing="the parent and its parts")
-        for event in measure(PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds, quality=quality):
+        for event in measure(
+            PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds, quality=quality, timer=timer
+        ):
             if isinstance(event, MeasuredGeometry):
                 found.append(event)
             elif isinstance(event, Stacks):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from blocklib.checkpoint import inspect
 from blocklib.hub import folder_of
+from cost_models.meter import POWERCAP, NoMeter, meter_of
 from nas.cluster import Cluster
 from nas.positions import check_positions
 from nas.request import Request
 from nas.tokenizer import check_tokenizer
+from nas.units import needs_meter
 
 
 def check(request: Request) -> None:
@@ -33,7 +35,24 @@ def check_submitted(request: Request) -> None:
         _check(request, is_here=False)
 
 
+def check_meter(request: Request, powercap: Path = POWERCAP) -> None:
+    """Raise ValueError where the budget limits energy, and this machine has no meter for it: `powercap` is where the
+    kernel shows a CPU's."""
+    if not needs_meter(request.budget):
+        return
+    if request.scenario.flash is not None:
+        raise NoMeter("budget.energy: a machine that is simulated (scenario.flash) has no meter; leave one of them out")
+    from nas import quiet  # noqa: F401  (silences libraries before they load)
+
+    try:
+        meter_of(request.scenario.device, powercap)
+    except NoMeter as error:
+        raise NoMeter(f"budget.energy: {error}") from error
+
+
 def _check(request: Request, is_here: bool) -> None:
+    if is_here or request.scenario.flash is not None:
+        check_meter(request)
     folder = folder_of(request.checkpoint, code=request.allow_remote_code)
     checkpoint = inspect(folder)
     check_tokenizer(folder, request.allow_remote_code)

@@ -23,6 +23,7 @@ from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import architecture_cost
 from cost_models.device_lock import alone_on
 from cost_models.hardware import describe
+from cost_models.meter import meter_of
 from cost_models.metrics import METRICS
 from cost_models.quality import Quality
 from cost_models.scenario import Scenario
@@ -40,7 +41,7 @@ from nas.job import Job
 from nas.progress import bar, rarely
 from nas.request import Request
 from nas.stages import Ids, Shared, choice_weights, device_of, gpus_to_time, tensor
-from nas.units import Limit
+from nas.units import Limit, needs_meter
 
 Built = Sequence[tuple[str, str]]
 """What a child takes from the library: choices and their keys."""
@@ -56,11 +57,14 @@ def hardware_of(request: Request, cluster: Cluster) -> str:
     asked = (request.scenario.device, request.scenario.threads)
     if cluster.is_here:
         return describe(*asked)
-    ((_, found),) = cluster.run(_described, [asked], gpus=int(request.scenario.device == "cuda"), whole_node=True)
+    task = (*asked, needs_meter(request.budget))
+    ((_, found),) = cluster.run(_described, [task], gpus=int(request.scenario.device == "cuda"), whole_node=True)
     return str(found)
 
 
-def _described(device: str, threads: int | None, report: Report) -> str:
+def _described(device: str, threads: int | None, is_metered: bool, report: Report) -> str:
+    if is_metered:
+        meter_of(device)  # before hours of work rather than after
     return describe(device, threads)
 
 
@@ -247,6 +251,7 @@ def _time(
 ) -> Times:
     """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device; and
     again, as long as there is patience, where that does not decide whether it is within the budget."""
+    meter = meter_of(scenario.device) if needs_meter(budget) else None
     parent, library, keys = unpack(packed), Library(Path(root)), dict(built)
     child = assemble(
         parent, Architecture.parse(architecture), lambda choice: choice_weights(parent, library, choice, keys)
@@ -257,7 +262,7 @@ def _time(
     def once(why: str) -> Comparison:
         # A message takes a moment of the machine that is timed.
         heard = rarely(lambda done, s: report(min(s, rounds.seconds), rounds.seconds, f"{why}{done} rounds"))
-        return time_models(*pair, scenario, rounds, heard=heard)
+        return time_models(*pair, scenario, rounds, heard=heard, meter=meter)
 
     with alone_on(scenario.device, lambda words: report(doing=words)):
         report(doing="first passes")

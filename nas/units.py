@@ -135,6 +135,11 @@ def parse_budget(text: str) -> tuple[Limit, ...]:
     return tuple(limits.values())
 
 
+def needs_meter(budget: Collection[Limit]) -> bool:
+    """Whether a limit is on something that an energy meter takes."""
+    return any(limit.row.measured_by == "meter" for limit in budget)
+
+
 def parse_percent(text: str) -> float:
     """The share that "60%" is: 0.6. Raises ValueError unless it is positive."""
     match = NUMBER.fullmatch(text.strip())

@@ -43,7 +43,7 @@ _JOB: dict[str, Any] = {
 }
 # The columns of a trial that a clock has a part in, and those of any row that say which run wrote it, when and where.
 _TIMED = {"latency_s", "latency_ratio", "latency_spread", "ttft_s", "ttft_spread", "decode_s", "decode_spread",
-          "throughput", "contention"}  # fmt: skip
+          "throughput", "energy_j", "energy_ratio", "energy_spread", "contention"}  # fmt: skip
 _OF_THE_RUN = {"id", "created_at", "seconds", "child_path", "details"}
 
 Here = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -37,18 +37,24 @@ def kl(choice: Choice) -> float:
     return harm[str(choice.what)] * (1 + choice.layer)
 
 
-def cost(key: str, name: str, prefill_s: float, decode_s: float) -> models.Cost:
-    return rows.cost(key, name=name, prefill_s=prefill_s, decode_s=decode_s, parameters=100, weight_bytes=400)
+def joules(prefill_s: float, decode_s: float) -> dict[str, float]:
+    """What a device takes of 10 W in a prefill and of 20 W in a decode step, exactly."""
+    return dict(prefill_j=10 * prefill_s, decode_j=20 * decode_s, prefill_error_j=0.0, decode_error_j=0.0)
 
 
-def add_measured(store: Store, search: models.Search) -> None:
+def cost(key: str, name: str, prefill_s: float, decode_s: float, **more: float) -> models.Cost:
+    return rows.cost(key, name=name, prefill_s=prefill_s, decode_s=decode_s, parameters=100, weight_bytes=400, **more)
+
+
+def add_measured(store: Store, search: models.Search, is_metered: bool = False) -> None:
     """Options with their scores, costs and distillations, and the parent's cost. A decode step, where there is one,
-    takes a tenth of a prefill."""
+    takes a tenth of a prefill. Joules are there where they are asked for."""
     per_prefill = 0.1 if search.scenario["generated_tokens"] > 1 else 0.0
     options = []
     for choice in choices():
         text, is_own = str(choice), str(choice.what) in ("kv4", "ffn64")
-        store.add_costs([cost(f"cost {text}", text, seconds(choice), per_prefill * seconds(choice))])
+        times = seconds(choice), per_prefill * seconds(choice)
+        store.add_costs([cost(f"cost {text}", text, *times, **(joules(*times) if is_metered else {}))])
         if not is_own:
             store.add_scores([rows.score(f"score {text}", choice=text, kl=kl(choice), lm_loss=2 * kl(choice))])
         if not is_own and "skip" not in text:
@@ -72,6 +78,8 @@ def add_measured(store: Store, search: models.Search) -> None:
     whole = fixed | dict(
         prefill_s=1e-3 + own, decode_s=per_prefill * (1e-3 + own), parameters=50 + 800, weight_bytes=200 + 3200
     )
+    if is_metered:
+        fixed, whole = (part | joules(part["prefill_s"], part["decode_s"]) for part in (fixed, whole))
     search.parent_costs = {"fixed": fixed, "whole": whole}
     store.add_search(search)
 

@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def known(store: Store, tmp_path: Path) -> Measured:
     search = add_search(store, tmp_path, name="s", generated_tokens=4)
-    add_measured(store, search)
+    add_measured(store, search, is_metered=True)
     return measured(store, search)
 
 

@@ -117,6 +117,7 @@ def test_totals_of_a_scenario_by_hand() -> None:
         "decode_s": 0.1,
         "latency_s": pytest.approx(0.8),
         "throughput": pytest.approx(10),
+        "energy_j": 0,
         "memory_bytes": 28 + 54,
         "parameters": 7,
     }

@@ -52,20 +52,28 @@ def test_what_was_kept_is_there_after_reopening(url: str) -> None:
         assert store.scores(["s1"]).keys() == {"s1"}
 
 
-_TIMES = {
-    "cost": ("prefill_error_s", "decode_error_s", "contention"),
-    "trial": (
-        "predicted_latency_error_s", "predicted_ttft_error_s", "predicted_decode_error_s", "predicted_contention",
-        "ttft_spread", "decode_spread", "contention",
-    ),
+_LATER = {
+    "0003": {
+        "cost": ("prefill_error_s", "decode_error_s", "contention"),
+        "trial": (
+            "predicted_latency_error_s", "predicted_ttft_error_s", "predicted_decode_error_s", "predicted_contention",
+            "ttft_spread", "decode_spread", "contention",
+        ),
+    },
+    "0004": {
+        "cost": ("prefill_j", "decode_j", "prefill_error_j", "decode_error_j"),
+        "trial": ("predicted_energy_j", "predicted_energy_error_j", "energy_j", "energy_ratio", "energy_spread"),
+    },
 }  # fmt: skip
+"""Columns by the revision that added them."""
 
 
 def make_old(url: str, revision: str) -> None:
     """Of a database of today, what it was before later revisions added columns."""
     engine = create_engine(url)
     with engine.begin() as connection:
-        for table, columns in _TIMES.items():
+        added = [tables for later, tables in _LATER.items() if later > revision]
+        for table, columns in (pair for tables in added for pair in tables.items()):
             for column in columns:
                 connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         if revision < "0002":
@@ -85,8 +93,23 @@ def test_of_times_taken_before_it_was_noted_nobody_knows_how_good_they_are(url: 
         (old,), (tried,), (asked,) = store.costs(["c1"]).values(), store.trials(), store.searches()
         assert (old.spread, old.prefill_error_s, old.contention) == (0.02, None, None)
         assert (tried.latency_spread, tried.contention, tried.predicted_latency_error_s) == (0.1, None, None)
-        unknown = {"prefill_error_s": None, "decode_error_s": None, "contention": None}
+        unknown = dict.fromkeys(name for tables in _LATER.values() for name in tables["cost"])
         assert asked.parent_costs == {part: kept | unknown for part, kept in parts.items()}
+
+
+def test_joules_of_a_search_of_before_are_unknown_but_for_what_runs_nothing(url: str) -> None:
+    with Store.open(url) as store:
+        store.add_search(search(parent_costs={"whole": {"prefill_s": 2.0, "contention": 0.0}}))
+        store.add_costs([cost(prefill_j=1.0), cost("c2", name="skip", prefill_s=0.0)])
+        store.add_trial(trial(latency_s=1.0, energy_j=3.0))
+    make_old(url, "0003")
+    with Store.open(url) as store:
+        rows, (tried,), (asked,) = store.costs(["c1", "c2"]), store.trials(), store.searches()
+        assert (rows["c1"].prefill_s, rows["c1"].prefill_j, rows["c1"].decode_error_j) == (1e-3, None, None)
+        assert (rows["c2"].prefill_j, rows["c2"].decode_j, rows["c2"].prefill_error_j) == (0, 0, 0)
+        assert (tried.latency_s, tried.energy_j, tried.predicted_energy_j) == (1.0, None, None)
+        unknown = dict.fromkeys(_LATER["0004"]["cost"])
+        assert asked.parent_costs == {"whole": {"prefill_s": 2.0, "contention": 0.0} | unknown}
 
 
 def test_a_database_of_the_first_revision_keeps_what_it_has(url: str) -> None:

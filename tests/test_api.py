@@ -8,6 +8,7 @@ import pytest
 from searches import environment, rows
 
 import nas
+from cost_models.metrics import METRICS
 
 HEAVY = {"torch", "transformers", "ray", "sqlalchemy", "pandas", "matplotlib", "pydantic", "rich"}
 
@@ -90,6 +91,7 @@ def test_a_notebook_shows_what_there_is(copy: Path) -> None:
     search = nas.load("tiny", db=copy / "home/nas.db", progress=False)
     trial = search.trial
     assert trial is not None
+    assert set(METRICS) - {"energy"} == trial.predicted.keys() == trial.measured.keys(), "no meter was read"
     page = trial._repr_html_()
     assert f"trial {trial.id}" in page
     assert page.count("<tr>") > 10

@@ -213,7 +213,7 @@ _JOBS: dict[str, dict[str, Any]] = {
     "BROKEN_SHARE": {"space": {"attention": ["kv30%"]}},
     "NO_PLACE": {"space": {"ffn": ["linear"], "attention": ["linear"]}, "export": {"format": "decilm"}},
     "TAKEN": {},
-    "NO_METER": {"budget": {"energy": "70%"}, "scenario": {"flash": _FLASH}},
+    "NO_METER": {"budget": {"energy": "70%"}, "scenario": {"batch": 1, "flash": _FLASH}},
 }
 _ASKED = ["--objective", "metrics.kl_div"]
 MISTAKES: list[tuple[list[str], type[NasError]]] = [

@@ -1,4 +1,4 @@
-"""What can be wrong with a spelling, a subblock, a checkpoint or a subblock library. Standard library only."""
+"""Errors about a spelling, a subblock, a checkpoint or a subblock library. Standard library only."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a quantity, a scenario, or a measurement under it. Standard library only."""
+"""Mistakes in a quantity, a scenario, or a measurement under it. Standard library only."""
 
 from nas.errors import NasError
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a database, with a question to it, or with a row. Standard library only."""
+"""Errors about a database, a question to it, or a row. Standard library only."""
 
 from nas.errors import NasError
 

@@ -154,7 +154,7 @@ class Trial:
         return cautions(self.search_row, self.row)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints of it."""
+        """The trial as `--json` prints it."""
         return answered(self.search_row, self.row)
 
     def __str__(self) -> str:
@@ -262,10 +262,12 @@ class Search:
             return self._trial(explain(store, known, limits, solution, trial))
 
     def front(self, cost: str = "latency", budget: Budget = "", points: int = 20, effort: Effort = USUAL) -> Front:
-        """The best score at every cost, from the cheapest architecture to the parent.
+        """Find the best score at every cost.
 
-        `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
-        `nas.errors.BudgetNotMetError`.
+        The front goes from the cheapest architecture to the parent.
+
+            `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
+            `nas.errors.BudgetNotMetError`.
         """
         from nas.progress import bar
 

@@ -18,7 +18,7 @@ class UsageError(NasError, ValueError):
     """A command's options do not go together, or have values that no command takes."""
 
 
-# What is asked for
+# Requests
 
 
 class JobError(NasError, ValueError):
@@ -107,7 +107,7 @@ class HeadError(NasError, ValueError):
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)
         self.status = status
-        """What it answered, as HTTP counts; 0 where it did not come to that."""
+        """The HTTP status of its answer; 0 if there was no answer."""
 
 
 class JobFailedError(NasError, ValueError):

@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "ray", "sqlalchemy", "pandas", "matplotlib", "
 
 
 def python(home: Path, script: str) -> str:
-    """What a script prints, run in a process of its own with `home` as its home."""
+    """The output of a script, run in a process of its own with `home` as its home."""
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment(home), cwd=home.parent, capture_output=True, text=True,
         timeout=600,

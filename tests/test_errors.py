@@ -175,7 +175,7 @@ def _table(folder: Path) -> Path:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """What the mistakes below are about, by the names that stand for them there."""
+    """The subjects of the mistakes below, by the names that stand for them there."""
     home = folder / "home"
     home.mkdir()
     Store.open(home / "nas.db").close()

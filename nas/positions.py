@@ -13,4 +13,6 @@ def check_positions(request: Request, positions: int) -> None:
     }
     for place, tokens in longest.items():
         if tokens > positions:
+            if positions < 1:
+                raise ValueError(f"the parent's config.json says that it has {positions} positions; correct it")
             raise ValueError(f"{place}: {tokens} tokens are more than the {positions} the parent has positions for")

@@ -28,6 +28,15 @@ with clear_errors():
         print("tidied", flush=True)
 """
 
+_SLOW_TO_EXIT = """
+import atexit, time
+from nas.endings import clear_errors, end_on_signals
+atexit.register(time.sleep, 60)
+end_on_signals()
+with clear_errors():
+    raise ValueError("wrong")
+"""
+
 
 def _asked(running: "subprocess.Popen[str]", *signals: signal.Signals, group: bool = False) -> str:
     """Send signals, one right after the other; the rest of its output once nothing of it runs any more."""
@@ -48,6 +57,16 @@ def _ends_like_ctrl_c(running: "subprocess.Popen[str]", said: str, home: Path) -
     assert [search["status"] for search in rows(home, "search")] == ["interrupted"]
     assert rows(home, "failure") == []
     assert_files_are_whole(home)
+
+
+@pytest.mark.parametrize(("sent", "status"), _STOPS)
+def test_a_signal_after_the_last_word_ends_it_silently(sent: signal.Signals, status: int) -> None:
+    """Libraries that are unloaded at exit would print a traceback of it."""
+    line: list[Any] = [sys.executable, "-c", _SLOW_TO_EXIT]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(running, "error: wrong")
+    assert _asked(running, sent) == ""
+    assert running.returncode == status
 
 
 @pytest.mark.parametrize(("sent", "status"), _STOPS)

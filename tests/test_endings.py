@@ -141,7 +141,7 @@ def test_sigterm_while_subblocks_are_distilled(timed: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True], ids=["itself", "all of it"])
-@pytest.mark.parametrize("words", ["search tiny", "score options: ", "heal child: "])
+@pytest.mark.parametrize("words", ["search tiny (", "score options: ", "heal child: "])
 def test_sigterm_at_other_stages(timed: Path, words: str, group: bool) -> None:
     """The first is when Ray starts. `timeout` and batch systems signal Ray's own processes too."""
     home = timed / "home"
@@ -155,7 +155,7 @@ def test_sigterm_at_other_stages(timed: Path, words: str, group: bool) -> None:
 @pytest.mark.parametrize("after_s", [1.0, 2.0, 4.0, 6.0])
 def test_sigterm_while_ray_starts(timed: Path, after_s: float) -> None:
     running = started(timed / "home", "search", timed / "job.yaml")
-    wait_for(running, "search tiny")
+    wait_for(running, "search tiny (")
     time.sleep(after_s)
     _ends_like_ctrl_c(running, _asked(running, signal.SIGTERM), timed / "home")
 

@@ -57,20 +57,21 @@ class _Signals:
         if now - self._asked_at < _ONE_REQUEST_S:
             return
         self._asked_at, self._number = now, number
-        if self._has_ended:  # and yet the process is still there
-            os._exit(128 + number)
         self._interrupt(number, frame)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Now, or as soon as what is not to be left half-way is through."""
+        if self._has_ended:  # and yet the process is still there
+            os._exit(128 + self._number)
         if _is_in_one_piece(frame):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
             return
         raise KeyboardInterrupt
 
     def end(self) -> int:
-        """The last word is said; returns the status to exit with. Ray passes a KeyboardInterrupt on as a new one, so
-        it is not the exception that knows which signal it was."""
+        """The last word is said: from now on a signal ends the process at once, and without a word. Returns the status
+        to exit with after a signal. Ray passes a KeyboardInterrupt on as a new one, so it is not the exception that
+        knows which signal it was."""
         self._has_ended = True
         return 128 + self._number
 
@@ -106,6 +107,9 @@ def clear_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         error.add_note(_A_BUG)  # Typer shows none on exceptions of its own
         raise
+    finally:
+        # Libraries that are unloaded print the traceback of what interrupts them.
+        _SIGNALS.end()
 
 
 class Commands(TyperGroup):

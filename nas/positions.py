@@ -14,4 +14,6 @@ def check_positions(request: Request, positions: int) -> None:
     }
     for place, tokens in longest.items():
         if tokens > positions:
+            if positions < 1:
+                raise JobError(f"the parent's config.json says that it has {positions} positions; correct it")
             raise JobError(f"{place}: {tokens} tokens are more than the {positions} the parent has positions for")

@@ -183,7 +183,7 @@ class Scenario(Section):
     `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not hold the model.
     """
 
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda|mps|xpu)$")] = "cpu"
+    device: Literal["cpu", "cuda", "mps", "xpu"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: Count = 16
     prompt_tokens: Count = 256

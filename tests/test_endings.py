@@ -28,6 +28,15 @@ with clear_errors():
         print("tidied", flush=True)
 """
 
+_SLOW_TO_EXIT = """
+import atexit, time
+from nas.endings import clear_errors, end_on_signals
+atexit.register(time.sleep, 60)
+end_on_signals()
+with clear_errors():
+    raise OSError("wrong")
+"""
+
 
 def _asked(running: "subprocess.Popen[str]", *signals: signal.Signals, group: bool = False) -> str:
     """Send signals, one right after the other; the rest of its output once nothing of it runs any more."""
@@ -48,6 +57,16 @@ def _ends_like_ctrl_c(running: "subprocess.Popen[str]", said: str, home: Path) -
     assert [search["status"] for search in rows(home, "search")] == ["interrupted"]
     assert rows(home, "failure") == []
     assert_files_are_whole(home)
+
+
+@pytest.mark.parametrize(("sent", "status"), _STOPS)
+def test_a_signal_after_the_last_word_ends_it_silently(sent: signal.Signals, status: int) -> None:
+    """Libraries that are unloaded at exit would print a traceback of it."""
+    line: list[Any] = [sys.executable, "-c", _SLOW_TO_EXIT]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(running, "error: wrong")
+    assert _asked(running, sent) == ""
+    assert running.returncode == status
 
 
 @pytest.mark.parametrize(("sent", "status"), _STOPS)
@@ -122,7 +141,7 @@ def test_sigterm_while_subblocks_are_distilled(timed: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True], ids=["itself", "all of it"])
-@pytest.mark.parametrize("words", ["search tiny", "score options: ", "heal child: "])
+@pytest.mark.parametrize("words", ["search tiny (", "score options: ", "heal child: "])
 def test_sigterm_at_other_stages(timed: Path, words: str, group: bool) -> None:
     """The first is when Ray starts. `timeout` and batch systems signal Ray's own processes too."""
     home = timed / "home"
@@ -136,7 +155,7 @@ def test_sigterm_at_other_stages(timed: Path, words: str, group: bool) -> None:
 @pytest.mark.parametrize("after_s", [1.0, 2.0, 4.0, 6.0])
 def test_sigterm_while_ray_starts(timed: Path, after_s: float) -> None:
     running = started(timed / "home", "search", timed / "job.yaml")
-    wait_for(running, "search tiny")
+    wait_for(running, "search tiny (")
     time.sleep(after_s)
     _ends_like_ctrl_c(running, _asked(running, signal.SIGTERM), timed / "home")
 

@@ -54,6 +54,12 @@ def test_positions_of_a_llama_layout_are_counted(parent: Path, tmp_path: Path) -
     assert said == "scenario: 65 tokens are more than the 64 the parent has positions for"
 
 
+def test_no_positions_at_all_are_a_mistake_of_the_configuration(parent: Path, tmp_path: Path) -> None:
+    configure(parent, max_position_embeddings=-1)
+    said = refused(asked(tmp_path, parent))
+    assert said == "the parent's config.json says that it has -1 positions; correct it"
+
+
 def test_scaled_positions_count(parent: Path, tmp_path: Path) -> None:
     configure(parent, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0})
     check(asked(tmp_path, parent, data={"sequence_length": 128}))

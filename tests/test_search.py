@@ -106,7 +106,7 @@ def test_killed_at_any_moment_it_ends_the_same(finished: Path, timed: Path, seed
     moments = random.Random(seed)
     for _ in range(3):
         running = started(home, "search", file)
-        wait_for(running, "search tiny")
+        wait_for(running, "search tiny (")
         try:
             running.wait(moments.uniform(0, whole_s))
         except subprocess.TimeoutExpired:

@@ -12,10 +12,10 @@ demo: $(READY)  ## a whole search on the embedded parent
 	NAS_HOME=$(CURDIR)/runs $(BIN)/nas search runs/demo.yaml
 
 test: $(READY)  ## the suite, without what takes minutes
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)  ## everything
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

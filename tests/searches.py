@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 from conftest import EMBEDDED, STORIES
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from nas.cli import main
@@ -158,7 +159,15 @@ def _finished(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with job.yaml, its `home` after a whole search, and its `output`. To be read, not written."""
-    return _finished(tmp_path_factory.mktemp("finished"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # All workers share one search: the first that needs it makes it.
+    folder /= "finished"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "output").is_file():
+            folder.mkdir(exist_ok=True)
+            _finished(folder)
+    return folder
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ Names are loaded when they are first used: `import nas` loads no library.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas.api import Front, Search, Trial, load, run, trials
+    from nas.api import Front, Search, Trial, load, of_trial, run, solve_across, trials
     from nas.effort import Effort
 
-__all__ = ["Effort", "Front", "Search", "Trial", "load", "run", "trials"]
+__all__ = ["Effort", "Front", "Search", "Trial", "load", "of_trial", "run", "solve_across", "trials"]
 
 _OF_ANOTHER_FILE = {"Effort": "nas.effort"}
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast, overload
 
+from rich.console import Console
+
 from cost_models.metrics import METRICS
 from db import models
 from db.connect import Access
@@ -19,24 +21,25 @@ from db.patience import Patience
 from db.store import Store
 from nas import units
 from nas.budget import of_all, verdicts
-from nas.caution import cautions
+from nas.caution import cautions, of_budget
 from nas.effort import USUAL, Effort, shown
 from nas.front import Point, front_of
 from nas.printed import Terminal, answered, plain
-from nas.solve import Measured, measured, proposed, solve
+from nas.progress import bar, loading
+from nas.solve import Measured, measured, proposed
+from nas.solve import solve_across as solved_across
 from nas.table import comparison, summary
 from nas.units import Limit
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
-    from rich.console import Console
 
     from nas.compare import Line
     from nas.export.exported import Exported
     from nas.request import Request
 
 Budget = str | Mapping[str, str]
-Progress = bool | Callable[[str], None]
+Progress = bool | Callable[[str], None] | Console
 """True: a bar on a terminal, else lines, on standard error. False: nothing. A function gets each line."""
 
 
@@ -71,6 +74,12 @@ def load(search: str, *, db: str | Path | None = None, progress: Progress = True
         return Search(store.find_search(search), store.url, progress)
 
 
+def of_trial(trial: int, *, db: str | Path | None = None, progress: Progress = True) -> "Search":
+    """The search that a trial is of. Raises `db.errors.NotFoundError` where there is no such trial."""
+    with _opened(db, "read", progress) as store:
+        return Search(store.find_search(store.trial(trial).search_id), store.url, progress)
+
+
 def trials(
     search: str | None = None, *, where: str | None = None, sort: str | None = None, db: str | Path | None = None
 ) -> "pandas.DataFrame | list[dict[str, Any]]":
@@ -87,6 +96,25 @@ def trials(
     except ImportError:
         return rows
     return pandas.DataFrame(rows, columns=[column.name for column in models.Trial.__table__.columns])
+
+
+def solve_across(
+    searches: "Sequence[Search]", budget: Budget, *, metric: str | None = None, effort: Effort = USUAL
+) -> "Trial":
+    """The best architecture over searches that differ in their scenario, for instance one for each batch size.
+
+    All are in the database of the first. A relative limit is of the parent's value in each scenario. `metric` and what
+    is raised are as of `Search.solve`; raises `nas.errors.IncomparableSearchesError` where their scores are of
+    different parents or texts.
+    """
+    from nas.explain import explain
+
+    first, limits = searches[0], limits_of(budget)
+    with _opened(first.db, "read", first.progress) as store, shown(_console(first.progress)) as heard:
+        known = [measured(store, search.row, metric) for search in searches]
+        best, solution = solved_across(known, limits, effort.told(heard))
+        trial = proposed(store, best, solution, limits)
+        return Trial(explain(store, best, limits, solution, trial), best.search)
 
 
 @dataclass(frozen=True)
@@ -188,6 +216,11 @@ class Front(Sequence[Point]):
     def __len__(self) -> int:
         return len(self.points)
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about limits that limit nothing."""
+        return of_budget(self._known.search, self._budget)
+
     def plot(self, path: str | Path) -> Path:
         """Draw it to a .svg or .png file. Raises `nas.errors.UsageError` for another ending."""
         from nas.report import write_front
@@ -245,32 +278,22 @@ class Search:
         candidates, measure the real KL of each, and take the best; that loads PyTorch and takes longer. Raises
         `nas.errors.BudgetNotMetError` where no architecture meets the budget, saying how near each limit can be met.
         """
-        limits = limits_of(budget)
-        if refine is not None:
+        if refine is None:
+            return solve_across([self], budget, metric=metric, effort=effort)
+        with loading(self._console, f"refine {self.name}"):
             from nas import quiet  # noqa: F401
             from nas.refined import solve_refined
-
-            with _opened(self.db, "write", self.progress) as store:
-                known = measured(store, self.row, metric)
-                return self._trial(solve_refined(store, known, limits, refine, self._console, effort)[1])
-        from nas.explain import explain
-
-        with _opened(self.db, "read", self.progress) as store, shown(self._console) as heard:
+        limits = limits_of(budget)
+        with _opened(self.db, "write", self.progress) as store:
             known = measured(store, self.row, metric)
-            solution = solve(known, limits, effort.told(heard))
-            trial = proposed(store, known, solution, limits)
-            return self._trial(explain(store, known, limits, solution, trial))
+            return self._trial(solve_refined(store, known, limits, refine, self._console, effort)[1])
 
     def front(self, cost: str = "latency", budget: Budget = "", points: int = 20, effort: Effort = USUAL) -> Front:
-        """Find the best score at every cost.
+        """Find the best score at every cost, from the cheapest architecture to the parent.
 
-        The front goes from the cheapest architecture to the parent.
-
-            `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
-            `nas.errors.BudgetNotMetError`.
+        `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
+        `nas.errors.BudgetNotMetError`.
         """
-        from nas.progress import bar
-
         limits = limits_of(budget)
         with _opened(self.db, "read", self.progress) as store, bar(self._console, f"front of {points} points"):
             known = measured(store, self.row)
@@ -305,9 +328,9 @@ class Search:
         `evaluations`: whole models that refining and evolution may run each; `seeds`: random architectures; `heal` and
         `time`: heal, or time, every answer.
         """
-        from nas import quiet  # noqa: F401
-        from nas.compare import Asked, compare
-
+        with loading(self._console, f"compare {self.name}"):
+            from nas import quiet  # noqa: F401
+            from nas.compare import Asked, compare
         with _opened(self.db, "write", self.progress) as store:
             return compare(store, self.row, Asked(limits_of(budget), evaluations, seeds, heal, time), self._console)
 
@@ -318,10 +341,10 @@ class Search:
         Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine is no longer the
         search's.
         """
-        from nas import quiet  # noqa: F401
-        from nas.built import built
-
         found = self[trial] if isinstance(trial, int) else trial
+        with loading(self._console, f"build {found.id}"):
+            from nas import quiet  # noqa: F401
+            from nas.built import built
         with _opened(self.db, "write", self.progress) as store:
             return self._trial(built(store, self.row, found.row, self._console, time))
 
@@ -331,19 +354,17 @@ class Search:
 
         Raises FileNotFoundError where the trial is not built, FileExistsError where `out` is taken.
         """
-        from nas import quiet  # noqa: F401
-        from nas.deliver import export_trial
-        from nas.progress import bar
-
         number = trial if isinstance(trial, int) else trial.id
         if number is None:
             raise NotFoundError("the trial is not kept, as its database can only be read: solve in a copy of it")
+        with loading(self._console, f"export {number}"):
+            from nas import quiet  # noqa: F401
+            from nas.deliver import export_trial
         with _opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
             return export_trial(store, number, format, Path(out))
 
     def report(self, out: str | Path = "report.html", trial: Trial | int | None = None) -> Path:
         """Write one HTML page that opens offline. `trial`: the one to show beside the parent; None: the last built."""
-        from nas.progress import bar
         from nas.report import write_report
 
         with _opened(self.db, "read", self.progress) as store, bar(self._console, "write the report"):
@@ -354,7 +375,7 @@ class Search:
         return f"search {self.name} ({self.id}) of {self.row.parent}: {summary(self.row.parent_architecture)}"
 
     @property
-    def _console(self) -> "Console":
+    def _console(self) -> Console:
         return _console(self.progress)
 
     def _trial(self, row: models.Trial) -> Trial:
@@ -370,12 +391,15 @@ def limits_of(budget: Budget) -> tuple[Limit, ...]:
 
 @contextmanager
 def _opened(db: str | Path | None, access: Access, progress: Progress = False) -> Iterator[Store]:
-    told = _console(progress).print
+    # A console may be where results go.
+    told = (Terminal(stderr=True) if isinstance(progress, Console) else _console(progress)).print
     with Store.open(db, access, Patience(told=lambda words: told(words, soft_wrap=True))) as store:
         yield store
 
 
-def _console(progress: Progress) -> Terminal:
+def _console(progress: Progress) -> Console:
+    if isinstance(progress, Console):
+        return progress
     if callable(progress):
         return Terminal(file=cast(IO[str], _Lines(progress)))
     return Terminal(stderr=True, quiet=not progress)

@@ -47,9 +47,6 @@ def found_with(path: Path) -> dict[str, Any]:
 
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise MissingFileError(
-            f"no child at {path}: the trial was never built in this home; put its budget in the job and run "
-            "`nas search`"
-        )
+        raise MissingFileError(f"no child at {path}: the trial was never built in this home; build it with `nas build`")
     with undamaged(path), safe_open(path, framework="pt") as file:
         return file.metadata() or {}

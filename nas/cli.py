@@ -29,7 +29,7 @@ from nas.printed import (
     print_trials,
     talk_beside,
 )
-from nas.progress import bar, loading
+from nas.progress import loading
 from nas.runs import LONGEST, LOW_SHARE, WINDOW
 
 if TYPE_CHECKING:
@@ -213,6 +213,29 @@ def show(
 
 
 @app.command()
+def build(
+    trial: Annotated[int, typer.Argument(help="A trial's number, as `nas trials` prints it.")],
+    time: Annotated[bool, typer.Option(help="Time the child beside the parent.")] = True,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build a trial's child: assemble, heal, evaluate and time it, as the search's job says.
+
+    A trial that is built already is printed again, and no work is done.
+
+    Example: nas build 3
+    """
+    from nas.api import of_trial
+
+    built = of_trial(trial, db=db, progress=talk_beside(as_json)).build(trial, time=time)
+    if as_json:
+        print_json(built.to_dict())
+        return
+    print_trial(built.search_row, built.row)
+    console.print(f"\nTo export it: nas export {built.id} --out DIR", soft_wrap=True)
+
+
+@app.command()
 def export(
     trial: Annotated[int, typer.Argument(help="A trial that was built, by its number.")],
     format: Annotated[str, typer.Option("--format", help="hf or decilm.")] = "hf",
@@ -226,13 +249,9 @@ def export(
 
     Example: nas export 3 --format hf --out ./child
     """
-    talk = talk_beside(as_json)
-    with loading(talk, f"export {trial}"):
-        from nas import quiet  # noqa: F401
-        from nas.deliver import export_trial
+    from nas.api import of_trial
 
-    with open_store(db, "read") as store, bar(talk, "export and reload"):
-        done = export_trial(store, trial, format, out)
+    done = of_trial(trial, db=db, progress=talk_beside(as_json)).export(trial, out, format=format)
     if as_json:
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
                      "max_logit_difference": done.max_logit_difference})  # fmt: skip
@@ -259,10 +278,9 @@ def report(
     Example: nas report stories --out report.html
     """
     with loading(console, f"report {search}"):
-        from nas.report import write_report
+        from nas.api import load
 
-    with open_store(db, "read") as store, bar(console, "write the report"):
-        written = write_report(store, store.find_search(search), out, store.trial(trial) if trial is not None else None)
+    written = load(search, db=db, progress=console).report(out, trial)
     console.print(f"report: {written}", soft_wrap=True)
 
 

@@ -1,6 +1,6 @@
 """The commands that choose architectures on what is measured already. `nas/cli.py` puts them beside the others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,6 @@ from nas.endings import INTERRUPTED
 from nas.errors import UsageError
 from nas.printed import (
     NOT_KEPT,
-    answered,
     console,
     is_kept,
     print_alternatives,
@@ -27,11 +26,10 @@ from nas.printed import (
     print_trial,
     talk_beside,
 )
-from nas.progress import bar, loading
+from nas.progress import bar
 
 if TYPE_CHECKING:
-    from db import models
-    from db.store import Store
+    from nas.api import Trial
     from nas.effort import Effort
 
 MOST_POINTS, MOST_MODELS, MOST_SEEDS = 1000, 100_000, 1000
@@ -115,17 +113,19 @@ def solve(
         return
     if not budget:
         raise UsageError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
-    limits = _limits(budget)
-    with open_store(db, "write" if refine else "read") as store:
-        found = [store.find_search(name) for name in search or ()]
-        if refine is None:
-            with _effort(gap, time_limit, engine, talk, memory=memory) as effort:
-                trial = _solved(store, found, limits, metric, effort)
-        else:
-            trial = _refined(
-                store, found, limits, refine, metric, Effort(gap, time_limit, engine, memory_bytes=_bytes(memory)), talk
-            )
-        _print_solved(store.find_search(trial.search_id), trial, metric, refine, as_json)
+    from nas.api import load, solve_across
+
+    found = [load(name, db=db, progress=talk) for name in search or ()]
+    effort, limits = Effort(gap, time_limit, engine, memory_bytes=_bytes(memory)), ",".join(budget)
+    if refine is None:
+        trial = solve_across(found, limits, metric=metric, effort=effort)
+    elif len(found) == 1:
+        trial = found[0].solve(limits, metric=metric, refine=refine, effort=effort)
+    else:
+        raise UsageError(
+            f"--refine takes one search, not {len(found)}; name the one that a sweep without --refine chooses"
+        )
+    _print_solved(trial, as_json)
 
 
 def pareto(
@@ -150,31 +150,24 @@ def pareto(
     """
     talk = talk_beside(as_json)
     with bar(talk, f"front of {search}", doing="loading libraries"):
-        from nas.caution import of_budget
+        from nas.api import load
         from nas.effort import Effort
-        from nas.front import front_of
-        from nas.solve import measured
 
         if plot is not None:
-            from nas.report import write_front
             from nas.report.plots import file_format
 
             file_format(plot)  # before the work rather than after
-    with open_store(db, "read") as store:
-        known = measured(store, store.find_search(search))
-        limits = _limits(budget)
-        with bar(talk, f"front of {points} points"):
-            found = front_of(known, cost, limits, points, Effort(memory_bytes=_bytes(memory)))
-        trials = store.trials(known.search.id) if plot is not None else ()
-    print_cautions(of_budget(known.search, limits), talk)
+    effort = Effort(memory_bytes=_bytes(memory))
+    front = load(search, db=db, progress=talk).front(cost, ",".join(budget or ()), points, effort)
+    print_cautions(front.cautions, talk)
     if plot is not None:
         with bar(talk, "draw the plot"):
-            write_front(known, cost, found, plot, limits, trials)
+            front.plot(plot)
         talk.print(f"plot: {plot}", soft_wrap=True)
     if as_json:
-        print_json([vars(point) for point in found])
+        print_json([vars(point) for point in front])
         return
-    print_front(found, cost)
+    print_front(front, cost)
 
 
 def pool(
@@ -240,22 +233,19 @@ def compare(
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
     talk = talk_beside(as_json)
-    with loading(talk, f"compare {search}"):
-        from nas import quiet  # noqa: F401
-        from nas.compare import Asked
-        from nas.compare import compare as run
+    with bar(talk, f"compare {search}", doing="loading libraries"):
+        from nas.api import load
         from nas.report.plots import file_format
-        from nas.report.versus import write_comparison
 
     if plot is not None:
         file_format(plot)  # before the work rather than after
-    asked = Asked(_limits(budget), evaluations, seeds, heal, time)
-    with open_store(db, "write") as store:
-        known = store.find_search(search)
-        lines = run(store, known, asked, talk)
+    known = load(search, db=db, progress=talk)
+    lines = known.compare(",".join(budget or ()), evaluations=evaluations, seeds=seeds, heal=heal, time=time)
     if plot is not None:
+        from nas.report.versus import write_comparison
+
         write_comparison(lines, plot)
-    print_comparison(known, lines, as_json)
+    print_comparison(known.row, lines, as_json)
 
 
 def _limits(budget: list[str] | None) -> tuple[units.Limit, ...]:
@@ -285,56 +275,15 @@ def _bytes(memory: str | None) -> float | None:
     return None if memory is None else enough(units.parse_quantity("memory", memory))
 
 
-def _solved(
-    store: "Store",
-    searches: "Sequence[models.Search]",
-    limits: tuple[units.Limit, ...],
-    metric: str | None,
-    effort: "Effort",
-) -> "models.Trial":
-    """The trial that is best by the sum of scores, explained."""
-    from nas.explain import explain
-    from nas.solve import measured, proposed, solve_across
-
-    known, solution = solve_across([measured(store, one, metric) for one in searches], limits, effort)
-    trial = proposed(store, known, solution, limits)
-    return explain(store, known, limits, solution, trial)
-
-
-def _refined(
-    store: "Store",
-    searches: "Sequence[models.Search]",
-    limits: tuple[units.Limit, ...],
-    evaluations: int,
-    metric: str | None,
-    effort: "Effort",
-    talk: Console,
-) -> "models.Trial":
-    """The trial that is best of those measured whole, past the sum of scores."""
-    if len(searches) > 1:
-        raise UsageError(
-            f"--refine takes one search, not {len(searches)}; name the one that a sweep without --refine chooses"
-        )
-    with loading(talk, f"refine {searches[0].name}"):
-        from nas import quiet  # noqa: F401
-        from nas.refined import solve_refined
-        from nas.solve import measured
-
-    _, trial = solve_refined(store, measured(store, searches[0], metric), limits, evaluations, talk, effort)
-    return trial
-
-
-def _print_solved(
-    search: "models.Search", trial: "models.Trial", metric: str | None, refine: int | None, as_json: bool
-) -> None:
+def _print_solved(trial: "Trial", as_json: bool) -> None:
     if as_json:
-        print_json(answered(search, trial))
+        print_json(trial.to_dict())
         return
-    print_trial(search, trial)
-    also = "" if refine is None else f" and solver.refine: {refine}"
-    also += "" if metric is None else f" and score.metric: {metric}"
-    details = f"Details: nas show {trial.id}" if is_kept(trial) else NOT_KEPT
-    console.print(f"\nTo build it, put this budget{also} in the job and run `nas search`. {details}", soft_wrap=True)
+    print_trial(trial.search_row, trial.row)
+    if not is_kept(trial.row):
+        console.print(f"\n{NOT_KEPT}", soft_wrap=True)
+        return
+    console.print(f"\nTo build it: nas build {trial.id}. Details: nas show {trial.id}", soft_wrap=True)
 
 
 def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:

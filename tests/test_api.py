@@ -1,11 +1,12 @@
 """The Python API does what the command line does, and costs nothing before it is used."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from searches import environment, rows
+from searches import Here, environment, rows
 
 import nas
 from cost_models.metrics import METRICS
@@ -85,6 +86,15 @@ print(first.row.child_key == again.row.child_key, first.kl == again.kl)
     before = {path: path.stat().st_mtime_ns for path in (copy / "home/children").iterdir()}
     assert python(copy / "home", script).split() == ["True", "True"]
     assert {path: path.stat().st_mtime_ns for path in (copy / "home/children").iterdir()} == before
+
+
+def test_the_command_builds_the_same(copy: Path, here: Here) -> None:
+    before = rows(copy / "home", "trial")
+    done = here(copy / "home", "build", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kl"] == before[0]["kl"]
+    assert rows(copy / "home", "trial") == before, "what is built already is not built again"
+    assert here(copy / "home", "build", "99").returncode == 1
 
 
 def test_a_notebook_shows_what_there_is(copy: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_child_on_disk_is_the_child(family: str, tmp_path: Path) -> None:
 
 
 def test_a_child_that_was_never_built(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="the trial was never built in this home; put its budget in the job"):
+    with pytest.raises(FileNotFoundError, match="the trial was never built in this home; build it with `nas build`"):
         load_child(child_file(tmp_path, "t1"))
 
 

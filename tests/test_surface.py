@@ -39,6 +39,7 @@ COMMANDS = {
         "[SEARCH]", "--where", "--sort", "--descending", "--limit", "--ids", "--delete", "--yes", "--db", "--json",
     ],
     "show": ["TRIAL", "--db", "--json"],
+    "build": ["TRIAL", "--time/--no-time", "--db", "--json"],
     "export": ["TRIAL", "--format", "--out", "--db", "--json"],
     "report": ["SEARCH", "--out", "--trial", "--db"],
     "dependency": ["PARENT", "--data", "--tokens", "--longest", "--share", "--window", "--html", "--json"],
@@ -55,7 +56,7 @@ EXPORTED = {
     "cost_models": [],
     "solvers": [],
     "db": [],
-    "nas": ["Effort", "Front", "Search", "Trial", "load", "run", "trials"],
+    "nas": ["Effort", "Front", "Search", "Trial", "load", "of_trial", "run", "solve_across", "trials"],
     "nas.export": [],
     "nas.report": ["write_front", "write_report"],
 }

@@ -112,7 +112,9 @@ def reading(file: Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300]
-        if not isinstance(error, ValueError | OSError | RuntimeError):
+        if isinstance(error, KeyError):
+            said = f"{said} is unknown, or missing"
+        elif not isinstance(error, ValueError | OSError | RuntimeError):
             said = f"{type(error).__name__}: {said}"
         raise CheckpointError(file, f"cannot be read: {said}", remedy) from error
 

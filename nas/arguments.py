@@ -21,3 +21,14 @@ def open_store(db: str | None, access: "Access" = "create") -> "AbstractContextM
     from db.store import Store  # It loads SQLAlchemy.
 
     return Store.open(db, access, Patience(told=lambda words: typer.echo(words, err=True)))
+
+
+def _trial_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise typer.BadParameter(f"{text!r} is no trial's number; `nas trials` lists them")
+    return int(text)
+
+
+TrialNumber = Annotated[
+    int, typer.Argument(help="A trial's number, as `nas trials` prints it.", parser=_trial_number, metavar="TRIAL")
+]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.arguments import AsJson, Db, SearchName, open_store
+from nas.arguments import AsJson, Db, SearchName, TrialNumber, open_store
 from nas.cli_cluster import logs, status, stop, submit
 from nas.cli_solve import compare, pareto, pool, solve
 from nas.endings import Commands, end_on_signals
 from nas.errors import UsageError
+from nas.output_files import check_output
 from nas.printed import (
     answered,
     console,
@@ -147,7 +148,7 @@ def trials(
     if yes and not delete:
         raise UsageError("--yes goes with --delete")
     with open_store(db, "write" if delete else "read") as store:
-        search_id = store.find_search(search).id if search else None
+        search_id = None if search is None else store.find_search(search).id
         found = store.trials(search_id, where, sort, descending, None if ids else limit)
         if ids is not None:
             from nas.forget import Numbers
@@ -191,7 +192,7 @@ def _may_delete(found: "Sequence[models.Trial]", searches: "Mapping[str, models.
 
 @app.command()
 def show(
-    trial: Annotated[int, typer.Argument(help="A trial's number, as `nas trials` prints it.")],
+    trial: TrialNumber,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -214,7 +215,7 @@ def show(
 
 @app.command()
 def build(
-    trial: Annotated[int, typer.Argument(help="A trial's number, as `nas trials` prints it.")],
+    trial: TrialNumber,
     time: Annotated[bool, typer.Option(help="Time the child beside the parent.")] = True,
     db: Db = None,
     as_json: AsJson = False,
@@ -237,7 +238,7 @@ def build(
 
 @app.command()
 def export(
-    trial: Annotated[int, typer.Argument(help="A trial that was built, by its number.")],
+    trial: TrialNumber,
     format: Annotated[str, typer.Option("--format", help="hf or decilm.")] = "hf",
     out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist or be empty.")] = ...,  # type: ignore[assignment]
     db: Db = None,
@@ -277,6 +278,7 @@ def report(
 
     Example: nas report stories --out report.html
     """
+    check_output(out)  # before the work rather than after
     with loading(console, f"report {search}"):
         from nas.api import load
 
@@ -307,6 +309,8 @@ def dependency(
     Example: nas dependency embedded --html dependency.html
     """
     talk = talk_beside(as_json)
+    if html is not None:
+        check_output(html)
     with loading(talk, f"block dependency of {parent}"):
         from nas import quiet  # noqa: F401
         from nas.dependency import dependency_of

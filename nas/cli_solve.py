@@ -13,6 +13,7 @@ from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
 from nas.endings import INTERRUPTED
 from nas.errors import UsageError
+from nas.output_files import check_output, image_format
 from nas.printed import (
     NOT_KEPT,
     console,
@@ -149,14 +150,11 @@ def pareto(
     Example: nas pareto stories --cost latency --plot front.svg
     """
     talk = talk_beside(as_json)
+    _check_plot(plot)
     with bar(talk, f"front of {search}", doing="loading libraries"):
         from nas.api import load
         from nas.effort import Effort
 
-        if plot is not None:
-            from nas.report.plots import file_format
-
-            file_format(plot)  # before the work rather than after
     effort = Effort(memory_bytes=_bytes(memory))
     front = load(search, db=db, progress=talk).front(cost, ",".join(budget or ()), points, effort)
     print_cautions(front.cautions, talk)
@@ -233,12 +231,10 @@ def compare(
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
     talk = talk_beside(as_json)
+    _check_plot(plot)
     with bar(talk, f"compare {search}", doing="loading libraries"):
         from nas.api import load
-        from nas.report.plots import file_format
 
-    if plot is not None:
-        file_format(plot)  # before the work rather than after
     known = load(search, db=db, progress=talk)
     lines = known.compare(",".join(budget or ()), evaluations=evaluations, seeds=seeds, heal=heal, time=time)
     if plot is not None:
@@ -246,6 +242,13 @@ def compare(
 
         write_comparison(lines, plot)
     print_comparison(known.row, lines, as_json)
+
+
+def _check_plot(plot: Path | None) -> None:
+    """Before the work rather than after."""
+    if plot is not None:
+        image_format(plot)
+        check_output(plot)
 
 
 def _limits(budget: list[str] | None) -> tuple[units.Limit, ...]:

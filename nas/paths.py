@@ -12,6 +12,7 @@ from pathlib import Path
 from nas.errors import PathError
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)")
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
 
@@ -38,6 +39,11 @@ def local_or_hub(text: object, folder: Path) -> str:
         return str(path)
     if isinstance(text, str) and _HUB_ID.fullmatch(text):
         return text
+    if isinstance(text, str) and "://" in text:
+        on_hub = _HUB_PAGE.match(text)
+        raise PathError(
+            f"{text} is an address; give {f'the hub id alone, {on_hub[1]}' if on_hub else 'a folder or a hub id'}"
+        )
     raise PathError(f"there is no {path}")
 
 

@@ -108,6 +108,8 @@ def _fault(folder: Path, error: Exception) -> CheckpointError:
     if "trust_remote_code" in said:
         file = folder / "tokenizer_config.json"
         return CheckpointError(file, "its tokenizer is code of its own (auto_map), which is not run", _ALLOW)
+    if isinstance(error, KeyError):
+        said = f"its files lack {said}"
     return CheckpointError(folder, f"its tokenizer cannot be made: {said}", _AGAIN)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from blocklib.block import Subblock
@@ -90,6 +90,15 @@ def _without_rate(value: object) -> object:
     return value.removesuffix("/s") if isinstance(value, str) else value
 
 
+def _file_name(value: str) -> str:
+    """A name that files can have."""
+    if not re.fullmatch(r"[^\s./\\][^/\\\n]*", value):
+        raise ValueError(
+            f"{value!r} is no name: it holds no slash and no line break, and begins with no point or space"
+        )
+    return value
+
+
 _A_DATASET = "; a dataset, a folder or of the hub, is written {dataset: FOLDER_OR_NAME, split: train, column: text}"
 Count = Annotated[int, Field(gt=0, strict=True)]
 TokenCount = Annotated[int, Field(ge=0, strict=True)]
@@ -97,7 +106,7 @@ NotNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
-Name = Annotated[str, Field(pattern=r"^[^\s./\\][^/\\\n]*$")]
+Name = Annotated[str, AfterValidator(_file_name)]
 AbsolutePath = Annotated[Path, BeforeValidator(lambda value, info: absolute(value, folder_of(info)))]
 Seconds = Annotated[
     float,

@@ -22,6 +22,7 @@ from db.store import Store
 from nas.budget import uncertainty
 from nas.errors import UsageError
 from nas.explain import Explained
+from nas.output_files import write_whole
 from nas.report import distilled
 from nas.report.additivity import Additivity, additivity
 from nas.report.agreement import Agreement, agreement
@@ -32,7 +33,6 @@ from nas.report.heatmap import heatmap
 from nas.report.offered import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
-from nas.report.whole import write_whole
 from nas.solve import BY_EVALUATION
 from nas.table import comparison, summary
 from nas.units import Limit, format_quantity, said_budget

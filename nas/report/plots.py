@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log10
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -20,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cost_models.metrics import METRICS
-from nas.errors import UsageError
 from nas.report.agreement import Pair
 from nas.report.distilled import Panel
 from nas.units import format_quantity
@@ -230,14 +228,6 @@ def curves_figure(panels: Sequence[Panel]) -> Figure:
     figure.supxlabel("tokens", fontsize=9)
     figure.supylabel("training loss", fontsize=9)
     return figure
-
-
-def file_format(path: Path) -> str:
-    """The ending of a file to draw to. Raises UsageError for one that is not drawn."""
-    format = path.suffix.lower().removeprefix(".")
-    if format not in ("svg", "png"):
-        raise UsageError(f"cannot draw to {path}; give a file that ends in .svg or .png")
-    return format
 
 
 @matplotlib.rc_context(_STYLE)

@@ -15,9 +15,9 @@ from db import models
 from db.store import Store
 from nas.errors import BudgetNotMetError, UnfinishedSearchError
 from nas.front import Point, front_of
+from nas.output_files import image_format, write_whole
 from nas.report.asked import bounded, measured_share
-from nas.report.plots import Mark, file_bytes, file_format, front_figure, inlined
-from nas.report.whole import write_whole
+from nas.report.plots import Mark, file_bytes, front_figure, inlined
 from nas.solve import Measured, measured
 from nas.units import Limit
 
@@ -91,7 +91,7 @@ def write_front(
     `budget` are the limits that hold along the front, `trials` the search's, of which those that were built are drawn,
     the latest as the chosen one. Raises UsageError for another ending, OSError where the file cannot be written.
     """
-    format = file_format(path)
+    format = image_format(path)
     built = [trial for trial in trials if trial.kl is not None]
     figure, _ = _figure(known, cost, budget, points, built, built[-1] if built else None)
     return write_whole(path, file_bytes(figure, format))

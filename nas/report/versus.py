@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.report.plots import file_bytes, file_format, strategies_figure
-from nas.report.whole import write_whole
+from nas.output_files import image_format, write_whole
+from nas.report.plots import file_bytes, strategies_figure
 
 if TYPE_CHECKING:
     from nas.compare import Line
@@ -16,7 +16,7 @@ def write_comparison(lines: Sequence["Line"], path: Path) -> Path:
 
     Raises UsageError for another ending, OSError where the file cannot be written.
     """
-    format = file_format(path)
+    format = image_format(path)
     rows = [
         (
             line.strategy,

@@ -303,7 +303,7 @@ MISTAKES = [
     (dict(solver={"time_limit": 60}), "solver.time_limit: 60 has no unit"),
     (dict(solver={"refine": 20}, score={"metric": "lm_loss"}), "solver.refine: it learns what sums of KL miss"),
     (dict(parent="./none"), "parent: there is no /.*/none"),
-    (dict(name="a/b"), "name: .*not 'a/b'"),
+    (dict(name="a/b"), "name: 'a/b' is no name"),
 ]
 
 

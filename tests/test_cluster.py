@@ -104,7 +104,7 @@ def test_an_error_is_the_one_the_task_raised(cluster: Cluster, error: Exception)
 def test_out_of_memory_says_what_takes_less(cluster: Cluster) -> None:
     """An exbibyte."""
     with pytest.raises(
-        OSError, match=r"(?s)a worker ran out of memory: .*allocate.*\nwhere memory runs out, lower distill\.batch"
+        OSError, match=r"(?s)a worker ran out of memory: .*allocate.*\nif memory runs out, lower distill\.batch"
     ):
         list(cluster.run(_fill_memory, [()]))
 

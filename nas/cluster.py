@@ -7,7 +7,6 @@ Ray starts again.
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import Any, Protocol, Self
 from nas import addresses
 from nas.errors import RayStartError, ResourceError, WorkerError
 from nas.ray_folder import ray_folder
+from nas.signals import SIGNALS
 
 # Ray reads these when it is imported, which other libraries do as well: `uv run` does not make every worker build its
 # environment anew, and a cluster that asks for a token is shown it.
@@ -156,7 +156,7 @@ class Cluster:
 
         if not ray.is_initialized():
             local: Mapping[str, Any] = {"include_dashboard": False, "_temp_dir": ray_folder()} if self.is_here else {}
-            with _explained(self._address), _answering_signals(), addresses.set_aside("RAY_ADDRESS"):
+            with _explained(self._address), SIGNALS.kept(), addresses.set_aside("RAY_ADDRESS"):
                 ray.init(address=self._address.text, log_to_driver=False, logging_level=logging.ERROR, **local)
             self._ours = True
         self._started = True
@@ -194,20 +194,6 @@ def _explained(address: addresses.Address) -> Iterator[None]:
         if address.text == "local":
             raise RayStartError(f"Ray did not start on this machine: {error}") from error
         raise RayStartError(f"the Ray at {address} does not take this process in: {error}") from error
-
-
-@contextmanager
-def _answering_signals() -> Iterator[None]:
-    """SIGTERM does what it did before: Ray puts an answer of its own in its place, for good."""
-    answer = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit:  # Ray's own answer
-        if callable(answer):
-            answer(signal.SIGTERM, None)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, answer)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

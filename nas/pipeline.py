@@ -32,6 +32,7 @@ from nas.refined import solve_refined
 from nas.report import write_report
 from nas.request import Request
 from nas.sample import sample
+from nas.signals import SIGNALS
 from nas.solve import Measured, measured, solve, trial_row
 from nas.stages import (
     Shared,
@@ -85,6 +86,9 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
             store.set_search_status(job.id, "interrupted")
             raise
         except Exception as error:
+            if SIGNALS.is_asked:  # and a library made something else of it
+                store.set_search_status(job.id, "interrupted")
+                raise
             store.set_search_status(job.id, "failed")
             store.add_failure(
                 models.Failure(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error))

@@ -10,6 +10,7 @@ from db.store import Store
 from nas.effort import USUAL, Effort
 from nas.errors import BudgetNotMetError, UsageError
 from nas.explain import explain
+from nas.signals import SIGNALS
 from nas.solve import Measured, not_met, proposed
 from nas.units import Limit
 from solvers.errors import Infeasible
@@ -94,10 +95,15 @@ def alternatives(
             tell(found[-1])
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
-    except (TimeoutError, KeyboardInterrupt) as error:
+    except TimeoutError:
         if not found:
             raise
-        ended = "time" if isinstance(error, TimeoutError) else "interrupted"
+        ended = "time"
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        SIGNALS.answer()
+        ended = "interrupted"
     return Alternatives(tuple(found), "enough" if len(found) == count else ended)
 
 

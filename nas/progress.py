@@ -7,16 +7,20 @@ on no ten seconds pass without a line, whether its workers have anything new to 
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from threading import Event, Lock, Thread, main_thread
 from time import monotonic
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.control import Control
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.progress_bar import ProgressBar
+from rich.segment import ControlType
 from rich.table import Column
 from rich.text import Text
+
+from nas.signals import SIGNALS
 
 _FIRST_S = 1.0
 _EVERY_S = 8.0  # Late by what keeps all threads of the process waiting, it is still not ten.
@@ -147,9 +151,16 @@ def bar(
         yield shown
 
 
-def loading(console: Console, name: str) -> AbstractContextManager[Bar]:
-    """For the imports of a command that needs PyTorch: they take seconds, and hold up all threads."""
-    return bar(console, name, doing="loading PyTorch", at_once=True)
+@contextmanager
+def loading(console: Console, name: str) -> Iterator[Bar]:
+    """For the imports of a command that needs PyTorch: they take seconds, and hold up all threads. Nothing else is done
+    meanwhile, so a signal ends the process at once."""
+    wipe = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), ControlType.SHOW_CURSOR)
+    with (
+        bar(console, name, doing="loading PyTorch", at_once=True) as shown,
+        SIGNALS.nothing_begun(lambda: console.control(wipe)),  # A bar hides the cursor.
+    ):
+        yield shown
 
 
 @contextmanager

@@ -104,6 +104,151 @@ def test_a_signal_waits_for_an_import(tmp_path: Path) -> None:
     assert running.returncode == 143
 
 
+_LOST = """
+import os, signal, sys, threading, time, weakref
+from nas.endings import clear_errors, end_on_signals
+
+def ask(*_):
+    signal.raise_signal(signal.SIGINT)
+
+class Dropped:
+    def __del__(self):
+        ask()
+
+def in_del():
+    Dropped()
+
+def in_a_callback_of_weakref():
+    class Known: pass
+    known = Known()
+    kept = weakref.ref(known, ask)
+    del known
+
+def around_a_fork():
+    os.register_at_fork(before=ask)
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+def in_logging():
+    import logging
+    class Asks(logging.Handler):
+        emit = ask
+    logging.getLogger().addHandler(Asks())
+    logging.error("a line")
+
+def caught():
+    try:
+        ask()
+    except BaseException:
+        pass
+
+end_on_signals()
+with clear_errors():
+    try:
+        globals()[sys.argv[1]]()
+        time.sleep(60)
+        print("went on")
+    finally:
+        time.sleep(0.5)
+        print("tidied", flush=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["in_del", "in_a_callback_of_weakref", "around_a_fork", "in_logging", "caught"])
+def test_a_signal_that_is_swallowed_is_raised_again(where: str) -> None:
+    """And it does not disturb what tidies up."""
+    line = [sys.executable, "-c", _LOST, where]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "tidied\n", f"{_LAST_WORD}\n")
+
+
+_REPLACED = """
+import signal
+from nas.endings import clear_errors, end_on_signals
+end_on_signals()
+with clear_errors():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise RuntimeError("something went wrong") from None
+"""
+
+
+def test_a_signal_that_a_library_makes_an_error_of_is_one() -> None:
+    done = subprocess.run([sys.executable, "-c", _REPLACED], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (143, f"{_LAST_WORD}\n")
+
+
+_ANSWERED = """
+import signal, time
+from nas.endings import clear_errors, end_on_signals
+from nas.signals import SIGNALS
+end_on_signals()
+with clear_errors():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        SIGNALS.answer()
+    time.sleep(1)
+"""
+
+
+def test_a_signal_that_is_answered_is_not_raised_again() -> None:
+    done = subprocess.run([sys.executable, "-c", _ANSWERED], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+_TAKEN_OVER = """
+import signal, sys, time
+from nas.endings import clear_errors, end_on_signals
+from nas.signals import SIGNALS
+end_on_signals()
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+with clear_errors(), SIGNALS.kept():
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    time.sleep(1)
+    Dropped()
+    time.sleep(60)
+"""
+
+
+def test_a_signal_is_kept_where_a_library_answers_it() -> None:
+    """Ray, while it starts: its own answer is swallowed as well."""
+    done = subprocess.run([sys.executable, "-c", _TAKEN_OVER], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (143, f"{_LAST_WORD}\n")
+
+
+_LOADS = """
+from rich.console import Console
+from nas.endings import clear_errors, end_on_signals
+from nas.progress import loading
+end_on_signals()
+with clear_errors():
+    try:
+        with loading(Console(), "search tiny"):
+            import long
+    finally:
+        print("not at once", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("sent", "status"), _STOPS)
+def test_a_signal_while_libraries_load_ends_it_at_once(tmp_path: Path, sent: signal.Signals, status: int) -> None:
+    (tmp_path / "long.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    known = os.environ | {"PYTHONPATH": str(tmp_path)}
+    line: list[Any] = [sys.executable, "-c", _LOADS]
+    running = subprocess.Popen(line, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(running, "begun")
+    said = _asked(running, sent, sent).splitlines()
+    assert [words for words in said if not words.startswith("search tiny: loading PyTorch")] == [_LAST_WORD]
+    assert running.returncode == status
+
+
 _WRITES = """
 import signal, sys
 from sqlalchemy import Engine, event

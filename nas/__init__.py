@@ -12,12 +12,13 @@ Names are loaded when they are first used: `import nas` loads no library.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas.api import Front, Search, Trial, load, of_trial, run, solve_across, trials
+    from nas.answers import Front, Trial
+    from nas.api import Search, load, of_trial, run, solve_across, trials
     from nas.effort import Effort
 
 __all__ = ["Effort", "Front", "Search", "Trial", "load", "of_trial", "run", "solve_across", "trials"]
 
-_OF_ANOTHER_FILE = {"Effort": "nas.effort"}
+_OF_ANOTHER_FILE = {"Effort": "nas.effort", "Front": "nas.answers", "Trial": "nas.answers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ from nas.printed import (
 from nas.progress import bar
 
 if TYPE_CHECKING:
-    from nas.api import Trial
+    from nas.answers import Trial
     from nas.effort import Effort
 
 MOST_POINTS, MOST_MODELS, MOST_SEEDS = 1000, 100_000, 1000

@@ -105,13 +105,14 @@ class Search:
         last_R = np.full_like(self.best_R, np.nan)
         for _ in range(_ROUNDS):
             most, prices_R = planes.highest()
-            if most - self.best <= self._tolerance * max(abs(most), abs(self.best)) or np.array_equal(prices_R, last_R):
+            near = self._tolerance * max(abs(most), abs(self.best))
+            if most - self.best <= near or np.array_equal(prices_R, last_R):
                 return
             between_R = _TOWARDS_BEST * self.best_R + (1 - _TOWARDS_BEST) * prices_R
             self.ask(between_R)
             planes.add(*self.planes[-1])
-            if planes.height(self.planes[-1], prices_R) >= most:
-                # The plane cuts nothing off where the highest point was: ask there.
+            if planes.height(self.planes[-1], prices_R) >= most - near:
+                # The plane cuts next to nothing off where the highest point was: ask there.
                 self.ask(prices_R)
                 planes.add(*self.planes[-1])
             last_R = prices_R

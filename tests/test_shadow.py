@@ -94,14 +94,14 @@ def test_limits_that_bind_together_are_worth_nothing_one_by_one() -> None:
     assert prices(Problem(2, options, {"c": 2.0}, {"d": 2.0})) == pytest.approx({"c": 0.5, "minimum d": 0.0}, rel=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(max_slots=3, whole=True))
 def test_the_price_is_the_slope_on_the_looser_side(problem: Problem) -> None:
     assume(problem.limits and any(meets(some, problem.limits) for some in tilings(problem)))
     check(problem)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(max_slots=3, whole=True), st.data())
 def test_so_it_is_at_a_corner_and_at_the_edge(problem: Problem, data: st.DataObject) -> None:
     """Every limit is exactly what one tiling takes, or the least or most that any takes."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import TableError
-from nas.strict_json import check_keys, document, is_number, kind, leaves, number, read, taken, whole
+from nas.strict_json import check_keys, document, is_number, kind, leaves, number, read, shown, taken, whole
 from nas.units import did_you_mean
 from solvers.errors import ProblemError
 from solvers.problem import Constraint, Option, Problem
@@ -23,6 +23,10 @@ from solvers.problem import Constraint, Option, Problem
 __all__ = ["Entry", "Imported", "load", "parse", "parse_limits"]
 
 _LAYER = re.compile(r"(?:.*[^0-9])?([0-9]+)")
+_PART_OF_A_NUMBER = re.compile(r".*(?:(?<![^\W\d_])[.,-]|[+\u2212]|[0-9][eE][+-]?)[0-9]+")
+"""Digits that do not stand for themselves: 1.5, 1e3, -1. After a letter, as in model.layers.12, a point or a dash only
+sets them apart."""
+_MOST_DIGITS = 18
 _LIMIT = re.compile(r"\s*([^<>=]+?)\s*(<=|>=|=)\s*(.+?)\s*")
 _MOST_SLOTS = 10_000
 """No model has as many layers."""
@@ -99,15 +103,18 @@ class Imported:
 
     def place(self, first: int, end: int) -> str:
         """Slots first .. end - 1 for people: by the numbers of their layers, where they are layers."""
-        begin, last = (_number_of(self.layers[slot]) if self.layers else slot for slot in (first, end - 1))
-        return f"{begin}" if begin == last else f"{begin}..{last}"
+        numbers = [_number_of(self.layers[slot]) if self.layers else slot for slot in range(first, end)]
+        breaks = [place for place in range(1, len(numbers)) if numbers[place] != numbers[place - 1] + 1]
+        runs = [numbers[begin:end] for begin, end in pairwise([0, *breaks, len(numbers)])]
+        *named, last = (_range(run[0], run[-1]) for run in runs)
+        return f"{', '.join(named)} and {last}" if named else last
 
     def notes(self) -> Iterator[str]:
         """Remarks about oddities that are no mistakes."""
         numbers = [_number_of(layer) for layer in self.layers]
         gaps = [(before + 1, after - 1) for before, after in pairwise(numbers) if after - before > 1]
         if gaps:
-            named = ", ".join(f"{first}" if first == last else f"{first}..{last}" for first, last in gaps)
+            named = ", ".join(_range(*gap) for gap in gaps)
             yield f"the table has no layer {named}; the sums are of the {self.slots} layers it has"
         for path in self._worth_summing():
             without = next((entry for entry in self.entries if not entry.has(path)), None)
@@ -178,9 +185,11 @@ def parse_limits(texts: Collection[str]) -> tuple[Constraint, ...]:
 def _by_layer(document: Mapping[str, Any], where: str) -> Imported:
     """A block library: every layer a slot, in the order of their numbers."""
     for key in document:
-        if not _LAYER.fullmatch(key):
+        match = _LAYER.fullmatch(key)
+        if match is None or _PART_OF_A_NUMBER.fullmatch(key) or len(match[1]) > _MOST_DIGITS:
             raise TableError(
-                f"{where}: {key!r} is no layer; its key ends with its number, like 12, layer_12 or block_12"
+                f"{where}: {shown(key, repr)} is no layer; its key ends with its number, a whole one, like 12, "
+                "layer_12 or model.layers.12"
             )
     layers = sorted(document, key=_number_of)
     for before, after in pairwise(layers):
@@ -278,6 +287,10 @@ def _own_budget(budget: object, where: str) -> tuple[Constraint, ...]:
         for side, value in sides.items():
             limits.append(Constraint(cost, number(value, place, f"{cost}.{side}"), minimum=side == "min"))
     return tuple(limits)
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first}..{last}"
 
 
 def _number_of(layer: str) -> int:

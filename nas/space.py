@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from blocklib.block import SKIP, Block, Choice, Parallel, Role, Subblock
+from blocklib.errors import SubblockError
 from blocklib.kinds import ATTENTION, FFN, check, control, kind_of, parent_block
 from blocklib.shape import Shape
 from nas.errors import JobError
@@ -84,9 +85,12 @@ def check_kinds(named: Iterable[str]) -> None:
 def _sized(role: Role, option: Option, shape: Shape) -> Subblock:
     if isinstance(option, Share):
         option = Subblock(option.kind, str(_heads(option, shape) if role == "attention" else _width(option, shape)))
-    kind = kind_of(role, option)
-    sized = kind.sized(option, shape)
-    kind.check(sized, shape)
+    try:
+        kind = kind_of(role, option)
+        sized = kind.sized(option, shape)
+        kind.check(sized, shape)
+    except SubblockError as error:
+        raise SubblockError(f"space.{role}: {error}") from error
     return sized
 
 

@@ -6,6 +6,7 @@ library only.
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ _LARGEST = 1e300
 """Numbers up to here can be summed over any model's layers."""
 _SHOWN = 60
 """Characters of a wrong value that are told."""
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9]+[.eE][0-9.eE+-]*|-?([0-9]+)')
+"""Text, a number with a point or an exponent, or, as its group, the digits of an integer."""
 _TWICE = object()
 """Stands for what a key has where one object has it twice: which of the two is meant, nobody knows."""
 
@@ -49,8 +52,8 @@ def document(text: str, where: str) -> Any:
         raise TableError(f"{where}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
     except TableError:
         raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise TableError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise TableError(f"{where}, line {_line_of_digits(text)}: a number has too many digits") from error
     except RecursionError as error:
         raise TableError(f"{where}: it is nested too deep to be a table") from error
 
@@ -82,7 +85,7 @@ def is_number(value: object) -> bool:
 def number(value: object, place: str, path: str) -> float:
     """The number that stands at a path. Raises TableError where it is none."""
     if not is_number(value):
-        raise TableError(f"{place}: {path} is {_text(value)}, not a number")
+        raise TableError(f"{place}: {path} is {shown(value)}, not a number")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -90,13 +93,13 @@ def check_keys(found: Mapping[str, object], known: Collection[str], place: str) 
     """Raises TableError at a key that means nothing here."""
     for key in found:
         if key not in known:
-            raise TableError(f"{place}: unknown key {_text(key, repr)}; {did_you_mean(key[:_SHOWN], known)}")
+            raise TableError(f"{place}: unknown key {shown(key, repr)}; {did_you_mean(key[:_SHOWN], known)}")
 
 
 def whole(value: object, place: str, least: int, most: int) -> int:
     """A whole number between two. Raises TableError; `place` ends with its key."""
     if isinstance(value, int) and not isinstance(value, bool) and value > most:
-        raise TableError(f"{place} is {_text(value)}, more than the {most} that any model has")
+        raise TableError(f"{place} is {shown(value)}, more than the {most} that any model has")
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise TableError(f"{place} is a whole number from {least} on, not {kind(value)}")
     return value
@@ -118,13 +121,20 @@ def kind(value: object) -> str:
     if isinstance(value, dict | list):
         word = "object" if isinstance(value, dict) else "list"
         return f"an empty {word}" if not value else f"an {word}" if word == "object" else f"a {word}"
-    return "missing or null" if value is None else _text(value)
+    return "missing or null" if value is None else shown(value)
 
 
-def _text(value: object, spelled: Callable[[object], str] = json.dumps) -> str:
-    """As JSON has it, its beginning where it is long."""
+def shown(value: object, spelled: Callable[[object], str] = json.dumps) -> str:
+    """A value as JSON has it, its beginning where it is long."""
     text = spelled(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _line_of_digits(text: str) -> int:
+    """The line of the integer with the most digits, text in quotes left out. Python reads none of thousands."""
+    numbers = (token for token in _TOKEN.finditer(text) if token[1])
+    longest = max(numbers, key=lambda token: len(token[1]))
+    return text.count("\n", 0, longest.start()) + 1
 
 
 def _objects(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:

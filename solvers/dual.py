@@ -52,25 +52,22 @@ def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes:
     Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight. The last
     tilings met on the way are kept, as many as there is room for.
     """
-    search = _Search(program, memory_bytes)
+    search = Search(Scaled.of(program), memory_bytes)
     search.ask(np.zeros(len(program.rows)) if start_R is None else search.scaled(start_R))
-    ceiling = _CEILING
-    while len(program.rows):
-        search.climb(ceiling)
-        if ceiling >= _HIGHEST_CEILING or not np.any(search.best_R >= 0.5 * ceiling):
-            break
-        ceiling *= 1e3
+    search.climb()
     return search.found()
 
 
-class _Search:
-    """Prices tried so far, in a scale where the largest weight and the largest value of each row are 1."""
+class Search:
+    """Prices tried so far for a scaled program, the best of them, and the planes that they gave: a tiling's weight,
+    and by how much it passes each row."""
 
-    def __init__(self, program: Program, memory_bytes: float):
-        self._scaled = Scaled.of(program)
-        self.best, self.best_R = -np.inf, np.zeros(len(program.rows))
-        self._cuts: list[tuple[float, Weights]] = []
-        kept = max(1, int(_SEEN_SHARE * memory_bytes / (8 * program.line.slots)))
+    def __init__(self, scaled: Scaled, memory_bytes: float, tolerance: float = _TOLERANCE):
+        self._scaled = scaled
+        self._tolerance = tolerance
+        self.best, self.best_R = -np.inf, np.zeros(len(scaled.most_R))
+        self.planes: list[tuple[float, Weights]] = []
+        kept = max(1, int(_SEEN_SHARE * memory_bytes / (8 * scaled.line.slots)))
         self._seen: deque[Indices] = deque(maxlen=kept)
 
     def scaled(self, prices_R: Sequence[float]) -> Weights:
@@ -84,30 +81,40 @@ class _Search:
         largest = float(np.abs(charged_O[chosen]).max() + np.abs(prices_R * scaled.most_R).sum())
         rounding = _ROUNDING * scaled.line.slots * largest
         bound = float(charged_O[chosen].sum() - prices_R @ scaled.most_R) - rounding
-        self._cuts.append((float(scaled.weights_O[chosen].sum()), scaled.values_OR[chosen].sum(0) - scaled.most_R))
+        self.planes.append((float(scaled.weights_O[chosen].sum()), scaled.values_OR[chosen].sum(0) - scaled.most_R))
         self._seen.append(chosen)
         if bound > self.best:
             self.best, self.best_R = bound, prices_R
         return bound
 
-    def climb(self, ceiling: float) -> None:
+    def climb(self) -> None:
+        """Ask until the best prices are found, to the tolerance."""
+        ceiling = _CEILING
+        while len(self.best_R):
+            self._climb(ceiling)
+            if ceiling >= _HIGHEST_CEILING or not np.any(self.best_R >= 0.5 * ceiling):
+                return
+            ceiling *= 1e3
+
+    def _climb(self, ceiling: float) -> None:
         """Ask until no prices up to the ceiling can be better by more than the tolerance, or the highest point of the
         planes stays where it is: what they differ by there is below what their linear program tells apart."""
         planes = _Planes(len(self.best_R), ceiling)
-        for cut in self._cuts:
+        for cut in self.planes:
             planes.add(*cut)
         last_R = np.full_like(self.best_R, np.nan)
         for _ in range(_ROUNDS):
             most, prices_R = planes.highest()
-            if most - self.best <= _TOLERANCE * max(abs(most), abs(self.best)) or np.array_equal(prices_R, last_R):
+            near = self._tolerance * max(abs(most), abs(self.best))
+            if most - self.best <= near or np.array_equal(prices_R, last_R):
                 return
             between_R = _TOWARDS_BEST * self.best_R + (1 - _TOWARDS_BEST) * prices_R
             self.ask(between_R)
-            planes.add(*self._cuts[-1])
-            if planes.height(self._cuts[-1], prices_R) >= most:
-                # The plane cuts nothing off where the highest point was: ask there.
+            planes.add(*self.planes[-1])
+            if planes.height(self.planes[-1], prices_R) >= most - near:
+                # The plane cuts next to nothing off where the highest point was: ask there.
                 self.ask(prices_R)
-                planes.add(*self._cuts[-1])
+                planes.add(*self.planes[-1])
             last_R = prices_R
 
     def found(self) -> Dual:

@@ -1,8 +1,8 @@
 """How an answer hangs on what was asked: what a limit is worth, and which options were almost chosen.
 
-The price of a limit is that of the Lagrangian dual (`dual.py`): what the proof of the bound pays for a unit of it, the
-shadow price of the linear relaxation. The same prices say of every option by how much the bound rises where it is
-chosen, so the closest are asked for one by one, exactly. This file does not know units.
+The price of a limit is the shadow price of the linear relaxation (`shadow.py`). Prices also say of every option by how
+much the bound rises where it is chosen, so the closest are asked for one by one, exactly. This file does not know
+units.
 """
 
 import time
@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solvers.dual import dual
 from solvers.line import scores_of
 from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
 from solvers.mip import solution_of
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
 from solvers.program import Program
+from solvers.shadow import shadow
 
 _GAP = 1e-4
 
@@ -35,8 +35,8 @@ class CloseCall:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """`prices`: by a limit's name, by how much the score falls at first for each unit it is made looser by; 0 where it
-    does not bind. `close_calls` are from the closest on."""
+    """`prices`: by a limit's name, by how much the score falls at first for each unit that it alone is made looser by,
+    if options could be mixed; 0 where that buys nothing. `close_calls` are from the closest on."""
 
     prices: Mapping[str, float]
     close_calls: tuple[CloseCall, ...]
@@ -56,11 +56,12 @@ def sensitivity(
     and proven to 1e-4 in the time, all of them together, and the memory, is left out.
     """
     deadline = time.monotonic() + time_limit_s
-    found = dual(Program.of(problem, scores_of(problem), problem.limits))
+    index_of = {option.key: index for index, option in enumerate(problem.options)}
+    chosen = np.array([index_of[option.key] for option in solution.options], dtype=np.intp)
+    found = shadow(Program.of(problem, scores_of(problem), problem.limits), chosen, memory_bytes)
     prices = {limit.name: float(price) + 0.0 for limit, price in zip(problem.limits, found.prices_R, strict=True)}
-    chosen = {option.key for option in solution.options}
-    order = (problem.options[index] for index in np.argsort(found.slack_O, kind="stable"))
-    others = [option for option in order if option.key not in chosen][: 2 * close_calls]
+    order = np.argsort(found.slack_O, kind="stable").tolist()
+    others = [problem.options[index] for index in order if index not in chosen][: 2 * close_calls]
     # The best with one option is often the best with another, too.
     calls = {
         tuple(one.key for one in call.options): call

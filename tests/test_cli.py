@@ -177,7 +177,7 @@ def test_init_prints_a_job_for_the_embedded_parent(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"space": {"ffn": ["ffn100000"]}}, r"ffn100000.*\d+"),
-        ({"space": {"attention": ["kv3"]}}, r"kv3"),
+        ({"space": {"attention": ["kv3"]}}, r"space\.attention: kv3: 3 KV heads do not divide"),
         ({"space": {"attention": ["kv30%"]}}, r"space\.attention: kv30% of the parent's \d+ KV heads is"),
         ({"distil": {"tokens": 64}}, r"distil: unknown key; did you mean 'distill'\?"),
         ({"scenario": {"bacth": 2}}, r"scenario\.bacth: unknown key; did you mean 'batch'\?"),

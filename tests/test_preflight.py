@@ -69,7 +69,10 @@ def test_scaled_positions_count(parent: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"space": {"attention": ["kv3"]}}, "kv3: 3 KV heads do not divide the parent's 4; use kv1, kv2, kv4"),
+        (
+            {"space": {"attention": ["kv3"]}},
+            "space.attention: kv3: 3 KV heads do not divide the parent's 4; use kv1, kv2, kv4",
+        ),
         ({"space": {"attention": ["kv30%"]}}, "kv30% of the parent's 4 KV heads is 1.2"),
         ({"space": {"ffn": ["ffn100"]}}, "ffn100"),
         ({"space": {"ffn": ["no_such4"]}}, "no_such"),
@@ -167,7 +170,7 @@ except SystemExit as end:
 def test_the_command_says_it_in_a_line(mistake: Mistake, parent: Path, tmp_path: Path) -> None:
     written = job(tmp_path, parent=str(parent), space={"attention": ["kv3"]}, scenario=TINY)
     said = mistake(["search", written])
-    assert said.startswith("error: kv3: 3 KV heads do not divide")
+    assert said.startswith("error: space.attention: kv3: 3 KV heads do not divide")
     assert "\n" not in said
     assert not (tmp_path / "home").exists()
 

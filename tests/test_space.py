@@ -4,6 +4,7 @@ import pytest
 from small_costs import config_of
 
 from blocklib.block import SKIP, Block, Subblock
+from blocklib.errors import SubblockError
 from blocklib.kinds import parent_architecture
 from blocklib.parent import own_shape
 from nas.sections import Space
@@ -78,3 +79,15 @@ def test_settings_of_a_kind_there_is_not_are_a_mistake() -> None:
     check_kinds(["kv", "fuse_last", "linear"])
     with pytest.raises(ValueError, match=r"distill\.kinds\.skip: there is no such kind; kinds: dip, .*window"):
         check_kinds(["skip"])
+
+
+@pytest.mark.parametrize(
+    ("role", "option"),
+    [
+        *(("attention", option) for option in ("kv3", "kv0", "window0", "linear4", "nothing")),
+        *(("ffn", option) for option in ("ffn99999999999", "moe16x2k40", "ultra4x60", "ultra4", "skip2", "kv2")),
+    ],
+)
+def test_an_option_the_parent_cannot_hold_is_named_with_its_key(role: str, option: str) -> None:
+    with pytest.raises(SubblockError, match=rf"^space\.{role}: {option}: "):
+        choices(space(**{role: ["skip", option]}), SHAPE)

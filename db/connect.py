@@ -21,6 +21,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_
 from db.errors import DatabaseError
 from db.patience import ATTEMPT_S, USUAL, WAIT_S, Patience
 
+HOME_DATABASE = "nas.db"
+"""The name of a home's own database."""
+
 Access = Literal["create", "write", "read"]
 """The access a command needs: a database, made if there is none; an existing one; an existing one, to read."""
 
@@ -51,7 +54,7 @@ def locate(text: str | Path | None) -> URL:
 
     Raises DatabaseError for a database we do not keep rows in.
     """
-    text = str(text or os.environ.get("NAS_DB") or Path(os.environ.get("NAS_HOME") or "~/.puzzle-nas") / "nas.db")
+    text = str(text or os.environ.get("NAS_DB") or Path(os.environ.get("NAS_HOME") or "~/.puzzle-nas") / HOME_DATABASE)
     if "://" not in text:
         return URL.create("sqlite", database=str(Path(text).expanduser().absolute()))
     try:

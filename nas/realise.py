@@ -136,7 +136,7 @@ def _made(
         top1_agreement=after["top1_agreement"],
         hidden_cosine=after["hidden_cosine"],
         heal_tokens=healing.tokens if healing else 0,
-        details={"parent": {"lm_loss": found["parent"]["lm_loss"]}},
+        details={"parent": {"lm_loss": found["parent"]["lm_loss"], "vocabulary": job.parent.shape.vocabulary}},
     )
 
 

@@ -50,7 +50,8 @@ def of_parent(trial: models.Trial) -> tuple[str, ...]:
         return ()
     return (
         f"the parent predicts no better than chance: perplexity {math.exp(min(loss, 700)):,.0f} of {vocabulary:,} "
-        "tokens; a child that is faithful to it is no better: check the parent's weights, and that the text is in its language",
+        "tokens; a child that is faithful to it is no better: check the parent's weights, and that the "
+        "text is in its language",
     )
 
 

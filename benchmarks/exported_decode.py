@@ -30,10 +30,10 @@ from cost_models.hardware import cpu_threads, synchronize
 from cost_models.kept import kept_memory
 from cost_models.scenario import Scenario
 from cost_models.timing import Paired, Subject
-from db import models
 from db.store import Store
-from nas.children import child_file, load_child
+from nas.children import load_child
 from nas.deliver import export_trial
+from nas.home import child_file, home_of
 
 assert nas.quiet
 
@@ -72,9 +72,9 @@ class Fresh:
 class Here:
     """The child as the search timed it."""
 
-    def __init__(self, search: models.Search, trial: models.Trial, scenario: Scenario):
+    def __init__(self, child: Path, scenario: Scenario):
         where: dict[str, Any] = {"device": scenario.device, "dtype": getattr(torch, scenario.dtype)}
-        self._model: Any = load_child(child_file(Path(search.request["home"]), trial.child_key)).to(**where)
+        self._model: Any = load_child(child).to(**where)
         self._model.generation_config = GenerationConfig(pad_token_id=0)
         self._scenario, self._subject = scenario, Subject(self._model, scenario)
         seeded = torch.Generator().manual_seed(0)
@@ -121,7 +121,8 @@ def main() -> None:
         folder = export_trial(store, trial.id, "hf", Path(scratch, "child")).folder
         scenario = Scenario(**search.scenario)
         with cpu_threads(scenario), kept_memory(), torch.inference_mode():
-            here, fresh = Here(search, trial, scenario), Fresh(folder, scenario)
+            child = child_file(home_of(store, search), trial.child_key)
+            here, fresh = Here(child, scenario), Fresh(folder, scenario)
             reads = fresh.ask("reads")
             repeats = max(3, math.ceil(_SAMPLE_S / here.step(3)))
             step = in_turns(lambda: here.step(repeats), lambda: float(fresh.ask(f"step {repeats}")), asked.rounds)

@@ -6,6 +6,7 @@ of another user.
 This file knows SQLite's and PostgreSQL's ways. It does not know the tables.
 """
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_
 
 from db.errors import DatabaseError
 from db.patience import ATTEMPT_S, USUAL, WAIT_S, Patience
+
+HOME_DATABASE = "nas.db"
+"""The name of a home's own database."""
 
 Access = Literal["create", "write", "read"]
 """The access a command needs: a database, made if there is none; an existing one; an existing one, to read."""
@@ -51,7 +55,7 @@ def locate(text: str | Path | None) -> URL:
 
     Raises DatabaseError for a database we do not keep rows in.
     """
-    text = str(text or os.environ.get("NAS_DB") or Path(os.environ.get("NAS_HOME") or "~/.puzzle-nas") / "nas.db")
+    text = str(text or os.environ.get("NAS_DB") or Path(os.environ.get("NAS_HOME") or "~/.puzzle-nas") / HOME_DATABASE)
     if "://" not in text:
         return URL.create("sqlite", database=str(Path(text).expanduser().absolute()))
     try:
@@ -104,6 +108,7 @@ def _connect_sqlite(url: URL, access: Access, patience: Patience) -> Engine:
     assert url.database is not None
     path = Path(url.database)
     if access == "create":
+        _check_can_be_a_file(path)
         _make_folder(path)
         how = "mode=rwc"
     else:
@@ -132,6 +137,21 @@ def _open_sqlite(path: Path, how: str, timeout_s: float) -> sqlite3.Connection:
     )
 
 
+def _check_can_be_a_file(path: Path) -> None:
+    """Raises DatabaseError where a folder lies there, a file where its folder would, or a link that leads nowhere."""
+    if os.path.isdir(path):
+        raise DatabaseError(f"{path} is a folder, not a database; {_near(path / HOME_DATABASE)}")
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DatabaseError(
+                f"{path}: its symbolic links lead in a circle; name another with --db or NAS_DB"
+            ) from None
+    if os.path.isfile(path.parent):
+        raise DatabaseError(f"there is no database {path}; {_near(path)}")
+
+
 def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +163,7 @@ def _make_folder(path: Path) -> None:
 
 def _check_is_there(path: Path) -> None:
     """Raises DatabaseError, with the databases that lie near, where there is no file, or one that may not be read."""
-    if os.path.isdir(path):
-        raise DatabaseError(f"{path} is a folder, not a database; {_near(path / 'nas.db')}")
+    _check_can_be_a_file(path)
     try:
         path.stat()
     except PermissionError:
@@ -158,6 +177,8 @@ def _check_is_there(path: Path) -> None:
 def _near(path: Path) -> str:
     try:
         names = sorted(each.name for each in path.parent.iterdir() if each.suffix in (".db", ".sqlite", ".sqlite3"))
+    except NotADirectoryError:
+        return f"{path.parent} is a file, not a folder; name another with --db, NAS_DB or NAS_HOME"
     except OSError:
         return f"there is no folder {path.parent}; name another with --db, NAS_DB or NAS_HOME"
     if not names:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from db import models
 from db.store import Store
+from nas.home import child_file, home_of
 from nas.realise import healing_key
 from nas.reality import Reality
 from nas.solve import healed_row
@@ -20,7 +21,8 @@ def built(store: Store, search: models.Search, trial: models.Trial, console: Con
     """
     is_simulated = search.request["scenario"]["flash"] is not None
     times = time and not is_simulated
-    if trial.kl is not None and (trial.latency_ratio is not None or not times):
+    is_built = trial.kl is not None and child_file(home_of(store, search), trial.child_key).is_file()
+    if is_built and (trial.latency_ratio is not None or not times):
         return trial
     with Reality(store, search, console) as reality:
         if times:

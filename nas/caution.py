@@ -4,6 +4,7 @@ Knows rows only. A budget that limits nothing is answered with the parent, one t
 that can do hardly anything: both are kept, with a sentence.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from blocklib.block import SKIP, Architecture
@@ -14,13 +15,15 @@ from db import models
 from nas.errors import BudgetError
 from nas.units import Limit, exact_quantity, format_quantity, parse_limit
 
+_ROUNDING = 1e-4
+"""Nats by which float32 may miss the loss of chance, ln(vocabulary)."""
 _MIX_TOKENS = ("kv", "window")
 """Kinds of attention that read other tokens."""
 
 
 def cautions(search: models.Search, trial: models.Trial) -> tuple[str, ...]:
     """A sentence each, about the trial's budget and about what its architecture lacks."""
-    return (*of_budget(search, _limits(trial.budget)), *of_architecture(trial.architecture))
+    return (*of_budget(search, _limits(trial.budget)), *of_architecture(trial.architecture), *of_parent(trial))
 
 
 def of_budget(search: models.Search, budget: Sequence[Limit]) -> tuple[str, ...]:
@@ -37,6 +40,19 @@ def of_architecture(text: str) -> tuple[str, ...]:
     if not any(subblock.kind in _MIX_TOKENS for subblock in subblocks):
         return ("no attention is left: the child sees each token alone, and none before it; give it a larger budget",)
     return ()
+
+
+def of_parent(trial: models.Trial) -> tuple[str, ...]:
+    """The parent's loss on the evaluation text is known with the first child that is built."""
+    parent = trial.details.get("parent", {})
+    loss, vocabulary = parent.get("lm_loss"), parent.get("vocabulary")
+    if loss is None or vocabulary is None or loss < math.log(vocabulary) - _ROUNDING:
+        return ()
+    return (
+        f"the parent predicts no better than chance: perplexity {math.exp(min(loss, 700)):,.0f} of {vocabulary:,} "
+        "tokens; a child that is faithful to it is no better: check the parent's weights, and that the "
+        "text is in its language",
+    )
 
 
 def _limits_nothing(limit: Limit, parent: float | None) -> str | None:

@@ -16,10 +16,6 @@ from nas.errors import MissingFileError
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def child_file(home: Path, child_key: str) -> Path:
-    return home / "children" / f"{child_key}.safetensors"
-
-
 def save_child(path: Path, child: PuzzleNasForCausalLM, found: Mapping[str, Any]) -> None:
     """The file appears whole or not at all. `found` is what was found out while it was made, as plain JSON."""
     config = json.dumps(child.config.to_dict())

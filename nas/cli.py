@@ -138,8 +138,9 @@ def trials(
 ) -> None:
     """Query the trials, or delete them.
 
-    --delete needs a search, --where or --ids. It shows the trials and asks first. A child in the home is deleted with
-    its last trial. Exported folders and all measurements of blocks stay, so the search can be solved again.
+    --delete needs a search, --where or --ids. It shows the trials and asks first. A child in the database's own home
+    is deleted with its last trial. Exported folders and all measurements of blocks stay, so the search can be solved
+    again.
 
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """

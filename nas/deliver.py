@@ -11,10 +11,11 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import child_config, model_with, own_shape
 from db import models
 from db.store import Store
-from nas.children import child_file, load_child
+from nas.children import load_child
 from nas.export.exported import Exported
 from nas.export.formats import export
 from nas.export.settings import settings_of
+from nas.home import child_file, home_of
 from nas.printable import printable
 from nas.published import published_name
 from nas.request import checkpoint_of
@@ -26,13 +27,14 @@ def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exporte
     """Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what the
     format's exporter raises."""
     trial = store.trial(trial_id)
-    return deliver(store.find_search(trial.search_id), trial, format, out)
+    search = store.find_search(trial.search_id)
+    return deliver(home_of(store, search), search, trial, format, out)
 
 
-def deliver(search: models.Search, trial: models.Trial, format: str, out: Path) -> Exported:
-    """Export the child, in the dtype it is to be served in, with the parent's tokenizer and generation settings, and a
-    card that holds the comparison."""
-    child = as_assembled(load_child(child_file(Path(search.request["home"]), trial.child_key)))
+def deliver(home: Path, search: models.Search, trial: models.Trial, format: str, out: Path) -> Exported:
+    """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
+    settings, and a card that holds the comparison."""
+    child = as_assembled(load_child(child_file(home, trial.child_key)))
     child.to(dtype=getattr(torch, search.scenario["dtype"]))  # type: ignore[call-arg]
     allowed = bool(search.request.get("allow_remote_code"))
     folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)

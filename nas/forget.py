@@ -1,7 +1,8 @@
-"""Trials deleted: their rows, and the children in the home that no trial is any more.
+"""Trials deleted: their rows, and the children in the database's own home that no trial is any more.
 
 All measurements of blocks stay, since other trials and searches rest on it; so do exported folders, which somebody
-may serve from. A child that another process makes right now stays too.
+may serve from. A child that another process makes right now stays too, and so does one in a home that may be another
+database's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from db import models
 from db.errors import NotFoundError
 from db.store import Store
 from nas.errors import UsageError
+from nas.home import child_file, home_of, is_ours
 
 
 @dataclass(frozen=True)
@@ -60,28 +62,26 @@ def exports_of(trials: Sequence[models.Trial]) -> tuple[Path, ...]:
 
 
 def delete_trials(store: Store, trials: Sequence[models.Trial], searches: Mapping[str, models.Search]) -> Deleted:
-    """`searches` by their ids; each says in its request where its home is."""
+    """`searches` by their ids."""
+    found = {name: home_of(store, searches[name]) for name in {trial.search_id for trial in trials}}
     gone = set(store.delete_trials([trial.id for trial in trials]))
     exports = exports_of(trials)
-    homes = {
-        trial.child_key: Path(searches[trial.search_id].request["home"]) for trial in trials if trial.kl is not None
-    }
-    files, notes = _remove_children({key: home for key, home in homes.items() if key in gone})
+    homes = {trial.child_key: found[trial.search_id] for trial in trials if trial.kl is not None}
+    files, notes = _remove_children(store, {key: home for key, home in homes.items() if key in gone})
     return Deleted(tuple(trial.id for trial in trials), files, exports, notes)
 
 
-def _remove_children(homes: Mapping[str, Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+def _remove_children(store: Store, homes: Mapping[str, Path]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """The children of these keys, each from its home. A missing child is no mistake: a home may be elsewhere."""
-    if not homes:
-        return (), ()
     from filelock import FileLock, Timeout
-
-    from nas.children import child_file  # It loads torch, which trials that were never built do not need.
 
     files, notes = [], []
     for key, home in homes.items():
         file, checkpoints = child_file(home, key), home / "checkpoints" / key
         if not file.exists():
+            continue
+        if not is_ours(store, home):
+            notes.append(f"{file} stays: {home} may be another database's; remove it where it is not")
             continue
         checkpoints.parent.mkdir(exist_ok=True)
         try:

@@ -17,13 +17,14 @@ from db import models
 from db.models import now
 from db.store import Store
 from nas.budget import ATTEMPTS, Verdict, of_all, retargeted, times_of, verdict, worst_overshoot
-from nas.children import child_file, load_child
+from nas.children import load_child
 from nas.cluster import Cluster
 from nas.costs import measure_costs, parent_costs, write_options
 from nas.deliver import deliver
 from nas.effort import Effort, shown
 from nas.errors import BudgetNotMetError, OutputExistsError
 from nas.explain import explain
+from nas.home import child_file
 from nas.job import Job, prepare
 from nas.predicted import predict_again
 from nas.progress import bar
@@ -224,7 +225,7 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     if not _is_filled(out):
         with _stage(job, store, "export"), bar(console, "export and reload"):
             try:
-                notes = deliver(found, trial, job.request.export.format, out).notes
+                notes = deliver(job.home, found, trial, job.request.export.format, out).notes
             except FileExistsError:
                 notes = ("another run of this search exported the child in the meantime",)
         for note in notes:

@@ -32,11 +32,12 @@ from db import models
 from db.store import Store
 from nas.budget import Times, limits_of, reached, times_of, verdict
 from nas.child_times import timed_until_decided, times_in
-from nas.children import child_file, found_with, save_child
+from nas.children import found_with, save_child
 from nas.cluster import STARTING, Cluster, Report
 from nas.costs import quality_of
 from nas.evaluate import evaluate, perplexity
 from nas.healing import Healing
+from nas.home import child_file
 from nas.job import Job
 from nas.progress import bar, rarely
 from nas.request import Request
@@ -135,7 +136,7 @@ def _made(
         top1_agreement=after["top1_agreement"],
         hidden_cosine=after["hidden_cosine"],
         heal_tokens=healing.tokens if healing else 0,
-        details={"parent": {"lm_loss": found["parent"]["lm_loss"]}},
+        details={"parent": {"lm_loss": found["parent"]["lm_loss"], "vocabulary": job.parent.shape.vocabulary}},
     )
 
 

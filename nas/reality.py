@@ -24,6 +24,7 @@ from nas import realise
 from nas.cluster import STARTING, Cluster, Report
 from nas.config import restored
 from nas.errors import StaleSearchError
+from nas.home import home_of
 from nas.influence import block_influence
 from nas.job import Job, prepare
 from nas.progress import Bar, Heard, bar
@@ -93,7 +94,8 @@ class Reality:
 
     @property
     def _request(self) -> Request:
-        return restored(self._search.request, f"search {self._search.name} ({self._search.id})")
+        there = {"home": str(home_of(self._store, self._search))}
+        return restored(self._search.request | there, f"search {self._search.name} ({self._search.id})")
 
     @cached_property
     def _shared(self) -> Shared:

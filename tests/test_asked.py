@@ -1,6 +1,7 @@
 """Answers hold every metric that is asked for, from every command that takes one, for people and as JSON."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -291,3 +292,13 @@ def test_what_an_architecture_lacks(
     trial = store.trial(solved(store, "latency", said)["id"])
     trial.architecture = architecture
     assert [sentence.split(":")[0] for sentence in cautions(known.search, trial)] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(("loss", "told"), [(math.log(2048), True), (9.0, True), (7.5, False)])
+def test_a_parent_that_predicts_nothing_is_told_of(
+    store: Store, known: Measured, said: Said, loss: float, told: bool
+) -> None:
+    trial = store.trial(solved(store, "latency", said)["id"])
+    trial = store.update_trial(trial.id, details={"parent": {"lm_loss": loss, "vocabulary": 2048}})
+    expected = f"the parent predicts no better than chance: perplexity {math.exp(loss):,.0f} of 2,048 tokens; "
+    assert [sentence.startswith(expected) for sentence in cautions(known.search, trial)] == [True] * told

@@ -19,8 +19,9 @@ from searches import Here, command, environment, job, nas, parent_folder, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nas import config
-from nas.children import child_file, load_child
+from nas.children import load_child
 from nas.export.read_decilm import read_decilm
+from nas.home import child_file
 from nas.request import EMBEDDED
 
 Mistake = Callable[[Sequence[str | Path]], str]
@@ -283,7 +284,7 @@ def test_a_question_that_makes_no_sense_is_answered_in_a_line(
 def test_a_trial_that_was_never_built_cannot_be_exported(mistake: Mistake, copy: Path, tmp_path: Path) -> None:
     trial = _json(nas(copy / "home", "solve", "tiny", "--budget", "parameters=90%", "--json"))
     error = mistake(["export", str(trial["id"]), "--out", tmp_path / "out", "--db", copy / "home/nas.db"])
-    assert "was never built in this home; put its budget in the job" in error
+    assert "was never built in this home; build it with `nas build`" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -22,7 +22,8 @@ from rows import cost, score, search, trial
 from sqlalchemy import create_engine, inspect, text
 
 import db.migrate
-from db.errors import DatabaseError, DatabaseTooNewError
+from db.connect import Access
+from db.errors import DatabaseError, DatabaseTooNewError, ForeignDatabaseError
 from db.migrate import HEAD, VERSION_TABLE
 from db.models import Base, Failure
 from db.patience import Patience
@@ -197,9 +198,9 @@ def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatabaseError, match="its folder cannot be made"):
+    with pytest.raises(DatabaseError, match=r"file is a file, not a folder; name another"):
         Store.open(tmp_path / "file" / "nas.db")
-    with pytest.raises(DatabaseError, match="it cannot be opened"):
+    with pytest.raises(DatabaseError, match="is a folder, not a database"):
         Store.open(tmp_path)
 
 
@@ -345,3 +346,31 @@ def test_an_up_to_date_database_opens_without_the_heavy_libraries(tmp_path: Path
     assert "sqlalchemy" in loaded, errors
     assert not loaded & {"torch", "transformers", "numpy", "ray", "alembic", "pydantic", "blocklib"}
     assert {name for name in output.split() if name.startswith("nas.")} == {"nas.errors"}
+
+
+# What is not ours
+
+
+def test_another_programs_file_gets_no_tables_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE accounts (id INTEGER)")
+    before = path.read_bytes()
+    with pytest.raises(ForeignDatabaseError, match="is another program's, with a table accounts and none of ours"):
+        Store.open(path)
+    assert path.read_bytes() == before
+    Store.open(tmp_path / "nas.db").close()
+    with sqlite3.connect(tmp_path / "nas.db") as ours:
+        ours.execute("CREATE TABLE studies (id INTEGER)")  # as Optuna does
+    Store.open(tmp_path / "nas.db").close()
+
+
+@pytest.mark.parametrize("access", ["create", "write", "read"])
+def test_what_lies_in_the_way_of_a_database_is_named(tmp_path: Path, access: Access) -> None:
+    (tmp_path / "one.db").symlink_to(tmp_path / "two.db")
+    (tmp_path / "two.db").symlink_to(tmp_path / "one.db")
+    with pytest.raises(DatabaseError, match=r"one\.db: its symbolic links lead in a circle"):
+        Store.open(tmp_path / "one.db", access)
+    (tmp_path / "home").touch()
+    with pytest.raises(DatabaseError, match="home is a file, not a folder"):
+        Store.open(tmp_path / "home/nas.db", access)

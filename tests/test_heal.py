@@ -21,10 +21,11 @@ from blocklib.distil import Progress
 from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
-from nas.children import child_file, found_with, load_child, save_child
+from nas.children import found_with, load_child, save_child
 from nas.evaluate import evaluate
 from nas.heal import heal
 from nas.healing import Healing
+from nas.home import child_file
 from nas.realise import _make
 
 CHILD = "skip+ffn48 kv1+ffn16 linear+ffn48 kv4+fuse(ffn48,ffn48) kv2+ffn48"

@@ -218,8 +218,9 @@ def curves_figure(panels: Sequence[Panel]) -> Figure:
         for name in names:
             axes.plot([], [], color=colors[name], label=name)
         axes.set_title(panel.title, loc="left", fontsize=9)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        if any(loss > 0 for curve in panel.curves for _, loss in curve.points):  # no log scale shows only zeros
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity("parameters", value)))

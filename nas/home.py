@@ -1,0 +1,51 @@
+"""Where a search's files are: the home that belongs to the database in use.
+
+A search's row holds the absolute path of its home, which a copied or a moved home takes along and which then names
+another home. This file alone says which one is meant, and whose it is. Standard library and rows only.
+"""
+
+from pathlib import Path
+
+from db import models
+from db.connect import HOME_DATABASE
+from db.store import Store
+
+
+def child_file(home: Path, child_key: str) -> Path:
+    return home / "children" / f"{child_key}.safetensors"
+
+
+def home_of(store: Store, search: models.Search) -> Path:
+    """The folder of the SQLite file in use, where that holds the search's files, and no fewer than the stored path
+    does; else the stored path, which is that of a job that names a `home` elsewhere, and of a PostgreSQL database.
+
+    Files are named by what they hold, so either of two copies is the same.
+    """
+    stored = Path(search.request["home"])
+    if store.file is None or _is_same(store.file.parent, stored):
+        return stored
+    here = _held(store, search, store.file.parent)
+    return store.file.parent if here and here >= _held(store, search, stored) else stored
+
+
+def is_ours(store: Store, home: Path) -> bool:
+    """Whether a home is known to belong to the database in use, so that what that forgets may go: it lies in it under
+    the usual name, or alone; or it is a server's, and no other lies there. A copy of an SQLite file that lies elsewhere
+    cannot be told from the one that it was copied from."""
+    own = home / HOME_DATABASE
+    if own.exists():
+        return store.file is not None and _is_same(own, store.file)
+    return store.file is None or _is_same(home, store.file.parent)
+
+
+def _held(store: Store, search: models.Search, home: Path) -> int:
+    """How many files of the search lie in this home: children and subblocks, by the keys in their names."""
+    children = {trial.child_key for trial in store.trials(search.id, where="kl is not None")}
+    subblocks = {known.option.distillation_key for known in store.options(search.id)}
+    library = (home / "library" / search.parent_digest).glob("*.safetensors")
+    in_library = {file.stem.rpartition("-")[2] for file in library}
+    return len(subblocks & in_library) + sum(child_file(home, key).is_file() for key in children)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()

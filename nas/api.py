@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nas.export.exported import Exported
     from nas.request import Request
 
-Budget = str | Mapping[str, str]
+Budget = str | Mapping[str, str] | Sequence[Limit]
 Progress = bool | Callable[[str], None] | Console
 """True: a bar on a terminal, else lines, on standard error. False: nothing. A function gets each line."""
 
@@ -267,7 +267,9 @@ def limits_of(budget: Budget) -> tuple[Limit, ...]:
     """A budget's limits. Raises as `nas.units.parse_budget` does."""
     if isinstance(budget, str):
         return units.parse_budget(budget) if budget else ()
-    return tuple(units.parse_limit(metric, text) for metric, text in budget.items())
+    if isinstance(budget, Mapping):
+        return tuple(units.parse_limit(metric, text) for metric, text in budget.items())
+    return tuple(budget)
 
 
 @contextmanager

@@ -116,8 +116,8 @@ def solve(
         raise UsageError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     from nas.api import load, solve_across
 
+    effort, limits = Effort(gap, time_limit, engine, memory_bytes=_bytes(memory)), _limits(budget)
     found = [load(name, db=db, progress=talk) for name in search or ()]
-    effort, limits = Effort(gap, time_limit, engine, memory_bytes=_bytes(memory)), ",".join(budget)
     if refine is None:
         trial = solve_across(found, limits, metric=metric, effort=effort)
     elif len(found) == 1:
@@ -155,8 +155,8 @@ def pareto(
         from nas.api import load
         from nas.effort import Effort
 
-    effort = Effort(memory_bytes=_bytes(memory))
-    front = load(search, db=db, progress=talk).front(cost, ",".join(budget or ()), points, effort)
+    effort, limits = Effort(memory_bytes=_bytes(memory)), _limits(budget)
+    front = load(search, db=db, progress=talk).front(cost, limits, points, effort)
     print_cautions(front.cautions, talk)
     if plot is not None:
         with bar(talk, "draw the plot"):
@@ -235,8 +235,9 @@ def compare(
     with bar(talk, f"compare {search}", doing="loading libraries"):
         from nas.api import load
 
+    limits = _limits(budget)
     known = load(search, db=db, progress=talk)
-    lines = known.compare(",".join(budget or ()), evaluations=evaluations, seeds=seeds, heal=heal, time=time)
+    lines = known.compare(limits, evaluations=evaluations, seeds=seeds, heal=heal, time=time)
     if plot is not None:
         from nas.report.versus import write_comparison
 

@@ -17,7 +17,7 @@ def built(store: Store, search: models.Search, trial: models.Trial, console: Con
     """The trial itself where its child is built, else the trial of the child that healing makes of it; with `time`,
     timed beside its parent. Works only where that is not done.
 
-    Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine is no longer the search's.
+    Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine has changed.
     """
     is_simulated = search.request["scenario"]["flash"] is not None
     times = time and not is_simulated

@@ -50,6 +50,12 @@ _POSTGRES_ADVICE = {
 }
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None for a server's."""
+    there = make_url(url)
+    return Path(str(there.database)).absolute() if there.drivername == "sqlite" else None
+
+
 def locate(text: str | Path | None) -> URL:
     """The URL `text` means: itself, the SQLite file at that path, or by default NAS_DB, else `nas.db` in NAS_HOME.
 

@@ -22,9 +22,6 @@ HEAD = "0004"
 VERSION_TABLE = "puzzle_nas_version"
 """Not Alembic's default name, which Optuna takes when it shares a database with us."""
 
-_ALEMBIC_TABLE = "alembic_version"
-"""Alembic's default name, which holds nothing of a program's own."""
-
 _LOCK = 0x6E61732D6462  # "nas-db"
 
 
@@ -67,20 +64,12 @@ def migrate(engine: Engine, access: Access = "create", patience: Patience = USUA
 
 
 def _check_ours(connection: Connection) -> None:
-    """Raises ForeignDatabaseError where somebody else's tables have our names, or fill an SQLite file: a server's
-    database is for several programs, a file for one."""
-    there = {*inspect(connection).get_table_names()}
-    taken = sorted(there & {*Base.metadata.tables})
+    """Raises ForeignDatabaseError where somebody else's tables have our names."""
+    taken = sorted({*inspect(connection).get_table_names()} & {*Base.metadata.tables})
     if taken:
         tables = f"a table {taken[0]}" if len(taken) == 1 else f"tables {', '.join(taken)}"
         raise ForeignDatabaseError(
             f"{shown(connection.engine.url)} has {tables} of another program, and no {VERSION_TABLE} of ours; it is "
-            "left as it is: name another database with --db or NAS_DB"
-        )
-    others = sorted(there - {VERSION_TABLE, _ALEMBIC_TABLE})
-    if others and connection.dialect.name == "sqlite":
-        raise ForeignDatabaseError(
-            f"{shown(connection.engine.url)} is another program's, with a table {others[0]} and none of ours; it is "
             "left as it is: name another database with --db or NAS_DB"
         )
 

@@ -103,12 +103,6 @@ class Store:
         """Where it is, as it may be shown."""
         return self._engine.url.render_as_string()
 
-    @property
-    def file(self) -> Path | None:
-        """The SQLite file it is; None of a server's database."""
-        url = self._engine.url
-        return Path(str(url.database)).absolute() if url.drivername == "sqlite" else None
-
     def close(self) -> None:
         self._engine.dispose()
 

@@ -7,7 +7,7 @@ another home. This file alone says which one is meant, and whose it is. Standard
 from pathlib import Path
 
 from db import models
-from db.connect import HOME_DATABASE
+from db.connect import HOME_DATABASE, sqlite_file
 from db.store import Store
 
 
@@ -21,21 +21,21 @@ def home_of(store: Store, search: models.Search) -> Path:
 
     Files are named by what they hold, so either of two copies is the same.
     """
-    stored = Path(search.request["home"])
-    if store.file is None or _is_same(store.file.parent, stored):
+    stored, file = Path(search.request["home"]), sqlite_file(store.url)
+    if file is None or _is_same(file.parent, stored):
         return stored
-    here = _held(store, search, store.file.parent)
-    return store.file.parent if here and here >= _held(store, search, stored) else stored
+    here = _held(store, search, file.parent)
+    return file.parent if here and here >= _held(store, search, stored) else stored
 
 
 def is_ours(store: Store, home: Path) -> bool:
     """Whether a home is known to belong to the database in use, so that what that forgets may go: it lies in it under
     the usual name, or alone; or it is a server's, and no other lies there. A copy of an SQLite file that lies elsewhere
     cannot be told from the one that it was copied from."""
-    own = home / HOME_DATABASE
+    own, file = home / HOME_DATABASE, sqlite_file(store.url)
     if own.exists():
-        return store.file is not None and _is_same(own, store.file)
-    return store.file is None or _is_same(home, store.file.parent)
+        return file is not None and _is_same(own, file)
+    return file is None or _is_same(home, file.parent)
 
 
 def _held(store: Store, search: models.Search, home: Path) -> int:

@@ -23,7 +23,7 @@ from sqlalchemy import create_engine, inspect, text
 
 import db.migrate
 from db.connect import Access
-from db.errors import DatabaseError, DatabaseTooNewError, ForeignDatabaseError
+from db.errors import DatabaseError, DatabaseTooNewError
 from db.migrate import HEAD, VERSION_TABLE
 from db.models import Base, Failure
 from db.patience import Patience
@@ -349,20 +349,6 @@ def test_an_up_to_date_database_opens_without_the_heavy_libraries(tmp_path: Path
 
 
 # What is not ours
-
-
-def test_another_programs_file_gets_no_tables_of_ours(tmp_path: Path) -> None:
-    path = tmp_path / "other.sqlite"
-    with sqlite3.connect(path) as other:
-        other.execute("CREATE TABLE accounts (id INTEGER)")
-    before = path.read_bytes()
-    with pytest.raises(ForeignDatabaseError, match="is another program's, with a table accounts and none of ours"):
-        Store.open(path)
-    assert path.read_bytes() == before
-    Store.open(tmp_path / "nas.db").close()
-    with sqlite3.connect(tmp_path / "nas.db") as ours:
-        ours.execute("CREATE TABLE studies (id INTEGER)")  # as Optuna does
-    Store.open(tmp_path / "nas.db").close()
 
 
 @pytest.mark.parametrize("access", ["create", "write", "read"])

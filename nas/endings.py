@@ -32,9 +32,10 @@ the first signal all others are the same request, and do not disturb the end."""
 
 
 _AGAIN_S = 0.05
-_WHOLE = {"_frozen_importlib", "importlib", "db", "sqlalchemy"}
+_WHOLE = {"_frozen_importlib", "importlib", "db", "sqlalchemy", "logging"}
 """Modules that are not left half-way. Libraries written in C abort where an import is interrupted, or swallow what
-interrupts it; a transaction that is left open keeps the database locked."""
+interrupts it; a transaction that is left open keeps the database locked; Python itself swallows what `logging` raises
+around a fork, such as Ray's."""
 
 
 class _Signals:

@@ -262,12 +262,10 @@ class Search:
             return self._trial(explain(store, known, limits, solution, trial))
 
     def front(self, cost: str = "latency", budget: Budget = "", points: int = 20, effort: Effort = USUAL) -> Front:
-        """Find the best score at every cost.
+        """Find the best score at every cost, from the cheapest architecture to the parent.
 
-        The front goes from the cheapest architecture to the parent.
-
-            `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
-            `nas.errors.BudgetNotMetError`.
+        `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
+        `nas.errors.BudgetNotMetError`.
         """
         from nas.progress import bar
 

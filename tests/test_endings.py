@@ -37,6 +37,17 @@ with clear_errors():
     raise OSError("wrong")
 """
 
+_ASKED_IN_A_FORK = """
+import _thread, functools, logging, os, signal, subprocess, time
+from nas.endings import clear_errors, end_on_signals
+end_on_signals()
+os.register_at_fork(before=functools.partial(_thread.interrupt_main, signal.SIGNUM))
+with clear_errors():
+    subprocess.run(["true"], preexec_fn=os.getpid)
+    time.sleep(60)
+    print("it went on")
+"""
+
 
 def _asked(running: "subprocess.Popen[str]", *signals: signal.Signals, group: bool = False) -> str:
     """Send signals, one right after the other; the rest of its output once nothing of it runs any more."""
@@ -67,6 +78,14 @@ def test_a_signal_after_the_last_word_ends_it_silently(sent: signal.Signals, sta
     wait_for(running, "error: wrong")
     assert _asked(running, sent) == ""
     assert running.returncode == status
+
+
+@pytest.mark.parametrize(("sent", "status"), _STOPS)
+def test_a_signal_in_the_middle_of_a_fork_is_heard(sent: signal.Signals, status: int) -> None:
+    script = _ASKED_IN_A_FORK.replace("SIGNUM", sent.name)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("", f"{_LAST_WORD}\n")
+    assert done.returncode == status
 
 
 @pytest.mark.parametrize(("sent", "status"), _STOPS)

@@ -1,4 +1,4 @@
-"""What a looser limit buys, at first: the slope of the linear relaxation's least weight where one limit is loosened.
+"""The worth of a looser limit: the slope of the linear relaxation's least weight where one limit is loosened.
 
 Prices that prove the best bound need not be unique. Where a limit is at a corner of that least weight, all those from
 the slope on its looser side to the slope on its tighter side do; and where nothing fits a tighter limit, any price

@@ -348,7 +348,7 @@ def test_an_up_to_date_database_opens_without_the_heavy_libraries(tmp_path: Path
     assert {name for name in output.split() if name.startswith("nas.")} == {"nas.errors"}
 
 
-# What is not ours
+# Files that are not our databases
 
 
 @pytest.mark.parametrize("access", ["create", "write", "read"])

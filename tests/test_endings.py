@@ -60,6 +60,12 @@ def _asked(running: "subprocess.Popen[str]", *signals: signal.Signals, group: bo
     return rest
 
 
+def _ends(script: str) -> tuple[int, str]:
+    """The exit status of a script, and all it wrote to stderr."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
 def _ends_like_ctrl_c(running: "subprocess.Popen[str]", said: str, home: Path) -> None:
     assert said.splitlines()[-1:] == [_LAST_WORD]
     for dump in ("Traceback", "***", "SIGTERM", "Stack"):
@@ -195,8 +201,7 @@ with clear_errors():
 
 
 def test_a_signal_that_a_library_makes_an_error_of_is_one() -> None:
-    done = subprocess.run([sys.executable, "-c", _REPLACED], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (143, f"{_LAST_WORD}\n")
+    assert _ends(_REPLACED) == (143, f"{_LAST_WORD}\n")
 
 
 _ANSWERED = """
@@ -214,8 +219,7 @@ with clear_errors():
 
 
 def test_a_signal_that_is_answered_is_not_raised_again() -> None:
-    done = subprocess.run([sys.executable, "-c", _ANSWERED], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert _ends(_ANSWERED) == (0, "")
 
 
 _TAKEN_OVER = """
@@ -238,8 +242,7 @@ with clear_errors(), SIGNALS.kept():
 
 def test_a_signal_is_kept_where_a_library_answers_it() -> None:
     """Ray, while it starts: its own answer is swallowed as well."""
-    done = subprocess.run([sys.executable, "-c", _TAKEN_OVER], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (143, f"{_LAST_WORD}\n")
+    assert _ends(_TAKEN_OVER) == (143, f"{_LAST_WORD}\n")
 
 
 _LOADS = """

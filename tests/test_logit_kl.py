@@ -83,7 +83,7 @@ def step(tokens, folder):
 torch.set_num_threads(1)
 parent = random_parent(vocab_size={vocabulary}, max_position_embeddings=1024)
 child = deepcopy(child_of(parent, "kv2+ffn16 skip+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+skip"))
-step(8, "small")  # What loads, loads here.
+step(8, "small")  # Libraries load here.
 before = peak_bytes()
 step({tokens}, "large")
 print(peak_bytes() - before)

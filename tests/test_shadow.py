@@ -76,7 +76,7 @@ AT_THE_EDGE = [
     (Problem(1, slots([(1, 1)]), {"c": 1.0}), 0.0),
     # 0.1 + 0.2 is more than 0.3.
     (Problem(2, slots([(1, 0.1), (0, 1.1)], [(1, 0.2), (0.5, 1.2)]), {"c": 0.3}), 1.0),
-    # What all share, and what is far worse, hide nothing.
+    # Options that all share, and options that are far worse, hide nothing.
     (Problem(2, slots([(1e3, 0)], [(1e-3, 1), (0, 2), (1e4, 1)]), {"c": 1.0}), 1e-3),
 ]
 

@@ -1,21 +1,24 @@
-"""One search from outside: wall time, peak memory of all its processes, the second run, and whether the budget was met.
+"""One search from outside: wall time, peak memory, the longest silence, the second run, and whether the budget was met.
 
     python benchmarks/search.py JOB --home FOLDER [--out results.json]
 
-Runs `nas search JOB` in a process of its own, Ray included, and sums what every process of its tree holds (PSS, so that
-memory they share counts once), once a second. Then runs it again: that must do no work.
+Runs `nas search JOB` in a process of its own, Ray included, passes on what it prints, and sums once a second the memory
+of every process of its tree (PSS, so that shared memory counts once). Then runs it again: that must do no work.
 """
 
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+from silence import listen
+
+from db import models
 from db.store import Store
 
 
@@ -46,21 +49,41 @@ def held_bytes(process: int) -> int:
     return 0
 
 
-def run(job: Path, environment: dict[str, str]) -> dict[str, Any]:
-    started, peak = time.monotonic(), 0
-    command = [sys.executable, "-m", "nas.cli", "search", str(job), "--json"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        while process.poll() is None:
-            peak = max(peak, sum(held_bytes(each) for each in tree(process.pid)))
+def peak_of(process: int) -> Callable[[], int]:
+    """Watches what a process and everything below it hold, until it ends; the answer is the most, in bytes."""
+    held = [0]
+
+    def watch() -> None:
+        while (now := sum(map(held_bytes, tree(process)))) or Path(f"/proc/{process}").exists():
+            held.append(now)
             time.sleep(1)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-    assert process.stdout is not None
-    if process.returncode:
-        raise SystemExit(f"nas search ended with {process.returncode}")
-    return {"seconds": time.monotonic() - started, "peak_gib": peak / 2**30, "trial": json.loads(process.stdout.read())}
+
+    Thread(target=watch, daemon=True).start()
+    return lambda: max(held)
+
+
+def run(job: Path, environment: dict[str, str]) -> dict[str, Any]:
+    peaks: list[Callable[[], int]] = []
+    command = [sys.executable, "-m", "nas.cli", "search", str(job)]
+    done = listen(command, environment, show=True, begun=lambda process: peaks.append(peak_of(process)))
+    if done.status:
+        raise SystemExit(f"nas search ended with {done.status}")
+    longest = done.longest
+    return {
+        "seconds": done.seconds,
+        "peak_gib": peaks[0]() / 2**30,
+        "first_line_s": done.first_s,
+        "longest_silence_s": longest.seconds,
+        "silent_after": longest.after,
+    }
+
+
+def stored(home: Path) -> tuple[models.Trial, list[models.Stage]]:
+    """The trial that was built, and all stages of the one search of a home."""
+    with Store.open(home / "nas.db") as store:
+        (search,) = store.searches()
+        built = [trial for trial in store.trials(search.id) if trial.kl is not None]
+        return built[-1], store.stages(search.id)
 
 
 def main() -> None:
@@ -71,22 +94,23 @@ def main() -> None:
     arguments = parser.parse_args()
     environment = os.environ | {"NAS_HOME": str(arguments.home.resolve())}
     environment.pop("NAS_DB", None)
-    first, second = run(arguments.job, environment), run(arguments.job, environment)
-    trial = first["trial"]
-    with Store.open(str(arguments.home / "nas.db")) as store:
-        stages = store.stages(trial["search_id"])
-    again = stages[len(stages) // 2 :] if len(stages) % 2 == 0 else stages
-    work = {stage.name: stage.work_done for stage in stages[-5:]}
-    print(f"first run:  {first['seconds']:.0f} s, peak memory {first['peak_gib']:.2f} GiB")
+    first = run(arguments.job, environment)
+    _, before = stored(arguments.home)
+    second = run(arguments.job, environment)
+    trial, stages = stored(arguments.home)
     print(
-        f"second run: {second['seconds']:.0f} s, work done {work}, same trial: {second['trial']['id'] == trial['id']}"
+        f"\nfirst run:  {first['seconds']:.0f} s, peak memory {first['peak_gib']:.2f} GiB; first line after "
+        f"{first['first_line_s']:.1f} s, longest silence {first['longest_silence_s']:.1f} s, after: "
+        f"{first['silent_after']}"
     )
+    work = {stage.name: stage.work_done for stage in stages[len(before) :]}
+    print(f"second run: {second['seconds']:.0f} s, work done {work}")
     print(
-        f"latency: predicted {trial['predicted_latency_s'] * 1e3:.1f} ms, measured "
-        f"{trial['latency_ratio']:.1%} ± {trial['latency_spread']:.1%}; "
-        f"loss {trial['lm_loss']:.4f}, KL {trial['kl']:.4f}"
+        f"latency: predicted {trial.predicted_latency_s * 1e3:.1f} ms, measured "
+        f"{trial.latency_ratio:.1%} ± {trial.latency_ratio * trial.latency_spread:.1%}; "
+        f"loss {trial.lm_loss:.4f}, KL {trial.kl:.4f}"
     )
-    for stage in again:
+    for stage in before:
         print(f"  {stage.name}: {stage.seconds:.1f} s, {stage.work_done} done")
     if arguments.out:
         arguments.out.write_text(json.dumps({"first": first, "second": second}, indent=1))

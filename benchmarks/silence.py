@@ -9,6 +9,7 @@ as the command does.
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from queue import Queue
@@ -53,12 +54,19 @@ class Listened:
         return max(silences, key=lambda silence: silence.seconds)
 
 
-def listen(command: list[str], environment: dict[str, str] | None = None, show: bool = False) -> Listened:
-    """Run a command to its end, nothing on its standard input, and hear what it writes as it comes."""
+def listen(
+    command: list[str],
+    environment: dict[str, str] | None = None,
+    show: bool = False,
+    begun: Callable[[int], object] = lambda process: None,
+) -> Listened:
+    """Run a command to its end, nothing on its standard input, and hear what it writes as it comes. `begun` gets the
+    number of its process."""
     started = monotonic()
     running = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    begun(running.pid)
     said: Queue[Heard | None] = Queue()
 
     def read(stream: IO[str]) -> None:

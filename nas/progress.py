@@ -59,7 +59,7 @@ class Bar:
         self._next_line_s = self._opened_s + _FIRST_S
         self._lines = 0
         self._first: tuple[float, float] | None = None
-        """When something was first done, and how much: what came before it says nothing of the speed."""
+        """When something was first done, or begun again, and how much: the time before it says nothing of the speed."""
         self._lock = Lock()
 
     def expect(self, parts: Sequence[float]) -> Heard:
@@ -74,8 +74,9 @@ class Bar:
         with self._lock:
             self._words[task] = doing
             if total > 0:
+                before = self.done
                 self._done[task] = self._parts.setdefault(task, total) * done / total
-                if self._first is None and self.done > 0:
+                if (self._first is None and self.done > 0) or self.done < before:
                     self._first = self._clock(), self.done
 
     def say(self, doing: str) -> None:

@@ -122,6 +122,9 @@ def test_a_task_that_was_started_again_says_no_nonsense_of_the_time_left() -> No
     clock.pass_s(10)
     shown(0, 100, 1000)
     assert shown.said() == "100 of 1,000 tokens, 0:10 elapsed"
+    clock.pass_s(10)
+    shown(0, 200, 1000)
+    assert shown.said() == "200 of 1,000 tokens, 0:20 elapsed, about 1:20 left", "from where it began again"
 
 
 def test_lines_come_after_a_second_and_then_within_ten() -> None:

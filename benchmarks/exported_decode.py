@@ -5,7 +5,7 @@
 TRIAL was built by `nas search`. Its child is exported to a temporary folder and loaded there, in a fresh process, by
 the code in the model card; and here as the search has it. The two take turns, under the search's own scenario. Prints
 the medians of a decode step on the cache of the prompt and half the answer, and of a whole `generate`, their ratios
-round by round, and how many tokens each forward of `generate` reads. Run it on a machine that does nothing else.
+round by round, and how many tokens each forward of a `generate` reads. Run it on a machine that does nothing else.
 """
 
 import argparse

@@ -51,15 +51,16 @@ def held_bytes(process: int) -> int:
 
 def peak_of(process: int) -> Callable[[], int]:
     """Watches what a process and everything below it hold, until it ends; the answer is the most, in bytes."""
-    held = [0]
+    peak = 0
 
     def watch() -> None:
-        while (now := sum(map(held_bytes, tree(process)))) or Path(f"/proc/{process}").exists():
-            held.append(now)
+        nonlocal peak
+        while Path(f"/proc/{process}").exists():
+            peak = max(peak, sum(map(held_bytes, tree(process))))
             time.sleep(1)
 
     Thread(target=watch, daemon=True).start()
-    return lambda: max(held)
+    return lambda: peak
 
 
 def run(job: Path, environment: dict[str, str]) -> dict[str, Any]:
@@ -95,16 +96,16 @@ def main() -> None:
     environment = os.environ | {"NAS_HOME": str(arguments.home.resolve())}
     environment.pop("NAS_DB", None)
     first = run(arguments.job, environment)
-    _, before = stored(arguments.home)
+    trial, before = stored(arguments.home)
     second = run(arguments.job, environment)
-    trial, stages = stored(arguments.home)
+    again, stages = stored(arguments.home)
     print(
         f"\nfirst run:  {first['seconds']:.0f} s, peak memory {first['peak_gib']:.2f} GiB; first line after "
         f"{first['first_line_s']:.1f} s, longest silence {first['longest_silence_s']:.1f} s, after: "
         f"{first['silent_after']}"
     )
     work = {stage.name: stage.work_done for stage in stages[len(before) :]}
-    print(f"second run: {second['seconds']:.0f} s, work done {work}")
+    print(f"second run: {second['seconds']:.0f} s, work done {work}, same trial: {again.id == trial.id}")
     print(
         f"latency: predicted {trial.predicted_latency_s * 1e3:.1f} ms, measured "
         f"{trial.latency_ratio:.1%} ± {trial.latency_ratio * trial.latency_spread:.1%}; "

@@ -79,15 +79,19 @@ def listen(
         Thread(target=read, args=(stream,), daemon=True).start()
     lines: list[Heard] = []
     ended = 0
-    while ended < 2:
-        heard = said.get()
-        if heard is None:
-            ended += 1
-            continue
-        lines.append(heard)
-        if show:
-            print(f"{heard.second:7.1f} s  {heard.line}", flush=True)
-    status = running.wait()
+    try:
+        while ended < 2:
+            heard = said.get()
+            if heard is None:
+                ended += 1
+                continue
+            lines.append(heard)
+            if show:
+                print(f"{heard.second:7.1f} s  {heard.line}", flush=True)
+        status = running.wait()
+    finally:
+        if running.poll() is None:
+            running.terminate()
     return Listened(tuple(lines), monotonic() - started, status)
 
 

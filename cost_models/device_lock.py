@@ -52,8 +52,10 @@ def _shared_folder() -> Path:
 def _name(device: str) -> str:
     """The same device has one name in all processes, though each may number the GPUs it is shown from 0."""
     found = torch.device(device)
+    if found.type in ("cpu", "mps"):
+        return found.type  # There is one.
     if found.type != "cuda":
-        return found.type if found.index is None else f"{found.type}-{found.index}"
+        return f"{found.type}-{found.index or 0}"
     return f"cuda-{torch.cuda.get_device_properties(found).uuid}"
 
 

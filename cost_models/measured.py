@@ -103,7 +103,7 @@ class MeasuredGeometry:
         return MeasuredGeometry(geometry, spread, 0, 0, **{name: getattr(cost, name) for name in _KEPT})
 
 
-_KEPT = tuple({each.name for each in fields(Cost)} & {each.name for each in fields(MeasuredGeometry)})
+_KEPT = tuple(each.name for each in fields(Cost) if each.name in MeasuredGeometry.__dataclass_fields__)
 """Fields that a cost keeps of a measurement."""
 
 

@@ -31,8 +31,8 @@ class Metric:
 
     `measured_by` says what takes it: a clock or an energy meter, whose readings have an error, or arithmetic.
     `reciprocal_of`: it is the generated tokens over that metric, and more of it is better. `has_ratio`: a trial keeps
-    the child's share of the parent's beside the value. `is_phase`: it is one phase of an answer, which says nothing of
-    its own where an answer is one token.
+    the child's share of the parent's beside the value. `is_phase`: it is one phase of an answer. If an answer is one
+    token, it tells nothing that latency does not.
     """
 
     name: str

@@ -19,13 +19,13 @@ Measured = Mapping[Geometry, MeasuredGeometry]
 
 def choice_cost(choice: Choice, shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
     """The cost that `choice` adds to a child. Raises NotMeasuredError naming the geometry that is missing."""
-    seconds = (_seconds(geometry, measured) for geometry in geometries(choice))
-    return sum(seconds, analytic.choice_cost(choice, shape, scenario))
+    parts = (_measured(geometry, measured) for geometry in geometries(choice))
+    return sum(parts, analytic.choice_cost(choice, shape, scenario))
 
 
 def fixed_cost(shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
     """The cost of every child before its subblocks. Raises NotMeasuredError."""
-    return analytic.fixed_cost(shape, scenario) + _seconds(FIXED, measured)
+    return analytic.fixed_cost(shape, scenario) + _measured(FIXED, measured)
 
 
 def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenario, measured: Measured) -> Cost:
@@ -34,8 +34,7 @@ def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenar
     return sum(choices, fixed_cost(shape, scenario, measured))
 
 
-def _seconds(geometry: Geometry, measured: Measured) -> Cost:
+def _measured(geometry: Geometry, measured: Measured) -> Cost:
     if geometry not in measured:
         raise NotMeasuredError(f"{geometry} was not measured; measured: {', '.join(map(str, measured)) or 'nothing'}")
-    found = measured[geometry]
-    return Cost(prefill_s=found.prefill_s, decode_s=found.decode_s)
+    return measured[geometry].cost

@@ -33,6 +33,8 @@ class Rapl:
                 f"{error.filename} may not be read; let everyone read it, until the next boot: sudo chmod a+r "
                 f"{folder}/intel-rapl:*/energy_uj"
             ) from error
+        except OSError as error:
+            raise NoMeterError(f"{error.filename}: {error.strerror}; leave energy out of the budget") from error
 
     def joules(self) -> float:
         now_uj = self._read()

@@ -20,10 +20,11 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 
 from db.errors import DatabaseError
-from db.patience import ATTEMPT_S, USUAL, WAIT_S, Patience
+from db.patience import ATTEMPT_S, USUAL, Patience
 
 HOME_DATABASE = "nas.db"
 """The name of a home's own database."""
+DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 
 Access = Literal["create", "write", "read"]
 """The access a command needs: a database, made if there is none; an existing one; an existing one, to read."""
@@ -38,7 +39,7 @@ _SQLITE_ADVICE = {
     "SQLITE_CANTOPEN": f"it cannot be opened; {_ALLOW}",
     "SQLITE_FULL": "the disk is full; free some space and run again: nothing of this write was kept",
     "SQLITE_IOERR": "the disk failed or is full; check it and run again: nothing of this write was kept",
-    "SQLITE_BUSY": f"another process kept it locked for {WAIT_S} s; run again when that one is done",
+    "SQLITE_BUSY": "another process kept it locked; run again when that one is done",
 }
 _NOT_OUR_TABLES = ("no such table", "no such column")
 _OTHER_TABLES = "its tables are not the ones this program makes; restore a copy, or name another with --db or NAS_DB"
@@ -144,7 +145,7 @@ def _open_sqlite(path: Path, how: str, timeout_s: float) -> sqlite3.Connection:
 
 
 def _check_can_be_a_file(path: Path) -> None:
-    """Raises DatabaseError where a folder lies there, a file where its folder would, or a link that leads nowhere."""
+    """Raises DatabaseError where a folder lies there, a file where its folder would, or links that lead in a circle."""
     if os.path.isdir(path):
         raise DatabaseError(f"{path} is a folder, not a database; {_near(path / HOME_DATABASE)}")
     try:
@@ -182,7 +183,7 @@ def _check_is_there(path: Path) -> None:
 
 def _near(path: Path) -> str:
     try:
-        names = sorted(each.name for each in path.parent.iterdir() if each.suffix in (".db", ".sqlite", ".sqlite3"))
+        names = sorted(each.name for each in path.parent.iterdir() if each.suffix in DATABASE_SUFFIXES)
     except NotADirectoryError:
         return f"{path.parent} is a file, not a folder; name another with --db, NAS_DB or NAS_HOME"
     except OSError:

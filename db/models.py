@@ -9,7 +9,8 @@ content key is made, or where the database is.
       └─────< failure      what went wrong and where
 
     score, cost, distillation: measured things, shared by all searches, each under a content key that says what was
-    measured under what. Whoever writes a key first wins.
+    measured under what. Whoever writes a key first wins; only a cost is replaced, when it is measured
+    again (`replace_costs.py`).
 
 Columns ending in `_s` are seconds, in `_j` joules, in `_bytes` bytes; losses and KL divergences are nats per token;
 moments are UTC.

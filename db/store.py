@@ -43,7 +43,7 @@ from db.models import (
 )
 from db.patience import USUAL, Patience
 from db.proofs import take_better_proof
-from db.replaced import replace_costs
+from db.replace_costs import replace_costs
 from db.rows import checked, table_of, values
 from db.twins import lock, merged, share, with_twins
 

@@ -79,7 +79,7 @@ def dashboard(flag: str | None) -> Address:
     """
     address = named(flag, "--address", ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"), f"http://127.0.0.1:{_DASHBOARD_PORT}")
     if address.named_by == "from $RAY_ADDRESS" and address.text in ("auto", "local"):
-        return dashboard(f"http://127.0.0.1:{_DASHBOARD_PORT}")
+        address = Address(f"http://127.0.0.1:{_DASHBOARD_PORT}", "the default")
     scheme, _, rest = address.text.rpartition("://")
     try:
         url = urlsplit(f"{scheme or 'http'}://{rest}")
@@ -111,7 +111,8 @@ def ray_version_at(head: Address) -> str | None:
     except (KeyError, TypeError, ValueError):  # not JSON, or not this one
         found = "it answers, but not as a head does"
     except HTTPException:
-        found = f"it does not speak HTTP; {urlsplit(head.text).port} may be the port where nodes join"
+        port = urlsplit(head.text).port
+        found = "it does not speak HTTP" + (f"; {port} may be the port where nodes join" if port else "")
     except OSError as error:  # nothing listens, no such host, no answer in time, a certificate that is not trusted
         reason = getattr(error, "reason", error)
         raise NoClusterError(f"no Ray head answers at {head}: {reason}; give {_THE_DASHBOARD}, or start it") from error
@@ -136,7 +137,7 @@ def cluster(key: str | None) -> Address:
 
 
 def ask_for_cluster(address: Address) -> None:
-    """Whether a cluster answers at HOST:PORT or ray://HOST:PORT. Raises NoClusterError where none does."""
+    """Check that a cluster answers at HOST:PORT or ray://HOST:PORT. Raises NoClusterError where none does."""
     place = _host_and_port(address.text.rpartition("://")[2])
     if place is None:  # auto, local: Ray looks for it here
         return

@@ -18,14 +18,14 @@ from db.connect import Access
 from db.errors import NotFoundError
 from db.patience import Patience
 from db.store import Store
-from nas import units
+from nas import solve, units
 from nas.answers import Front, Trial
 from nas.effort import USUAL, Effort, shown
+from nas.errors import UsageError
 from nas.front import front_of
 from nas.printed import Terminal, plain
 from nas.progress import bar, loading
 from nas.solve import measured, proposed
-from nas.solve import solve_across as solved_across
 from nas.table import summary
 from nas.units import Limit
 
@@ -107,10 +107,13 @@ def solve_across(
     """
     from nas.explain import explain
 
-    first, limits = searches[0], limits_of(budget)
+    limits = limits_of(budget)
+    if len({search.db for search in searches}) != 1:
+        raise UsageError("name one search or several of one database")
+    first = searches[0]
     with _opened(first.db, "read", first.progress) as store, shown(_console(first.progress)) as heard:
         known = [measured(store, search.row, metric) for search in searches]
-        best, solution = solved_across(known, limits, effort.told(heard))
+        best, solution = solve.solve_across(known, limits, effort.with_progress(heard))
         trial = proposed(store, best, solution, limits)
         return Trial(explain(store, best, limits, solution, trial), best.search)
 
@@ -146,9 +149,7 @@ class Search:
         """The trial of that number. Raises `db.errors.NotFoundError` where there is none, or it is another search's."""
         with _opened(self.db, "read", self.progress) as store:
             row = store.trial(trial)
-        if row.search_id != self.id:
-            raise NotFoundError(f"trial {trial} is one of search {row.search_id}, not of {self.name} ({self.id})")
-        return self._trial(row)
+        return self._own(self._trial(row))
 
     def solve(
         self, budget: Budget, *, metric: str | None = None, refine: int | None = None, effort: Effort = USUAL
@@ -187,7 +188,7 @@ class Search:
         """The best architectures for a budget, any two of which differ in at least `apart` subblocks, best first.
 
         `budget` empty: the search's own. `total_s`: seconds for all of them together. Raises
-        `nas.errors.BudgetNotMetError`.
+        `nas.errors.BudgetNotMetError`. After Ctrl-C those found stay trials, and KeyboardInterrupt is raised.
         """
         from nas.counting import counted
         from nas.pool import alternatives
@@ -198,7 +199,11 @@ class Search:
         ):
             known = measured(store, self.row)
             limits = limits_of(budget) or known.budget
-            found = alternatives(store, known, limits, count, apart, effort.told(told.solving), total_s, told.found)
+            found = alternatives(
+                store, known, limits, count, apart, effort.with_progress(told.solving), total_s, told.found
+            )
+        if found.ended == "interrupted":
+            raise KeyboardInterrupt
         return tuple(self._trial(one.trial) for one in found.found)
 
     def compare(
@@ -222,12 +227,12 @@ class Search:
         Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine is no longer the
         search's.
         """
-        found = self[trial] if isinstance(trial, int) else trial
+        found = self._own(trial)
         with loading(self._console, f"build {found.id}"):
             from nas import quiet  # noqa: F401
-            from nas.built import built
+            from nas.build import build_trial
         with _opened(self.db, "write", self.progress) as store:
-            return self._trial(built(store, self.row, found.row, self._console, time))
+            return self._trial(build_trial(store, self.row, found.row, self._console, time))
 
     def export(self, trial: Trial | int, out: str | Path, *, format: str = "hf") -> "Exported":
         """Write a built trial's child as a folder that transformers ("hf") or vLLM ("decilm") loads, load it again, and
@@ -235,7 +240,7 @@ class Search:
 
         Raises FileNotFoundError where the trial is not built, FileExistsError where `out` is taken.
         """
-        number = trial if isinstance(trial, int) else trial.id
+        number = self._own(trial).id
         if number is None:
             raise NotFoundError("the trial is not kept, as its database can only be read: solve in a copy of it")
         with loading(self._console, f"export {number}"):
@@ -258,6 +263,15 @@ class Search:
     @property
     def _console(self) -> Console:
         return _console(self.progress)
+
+    def _own(self, trial: Trial | int) -> Trial:
+        """A trial of this search. Raises `db.errors.NotFoundError` where it is another's."""
+        found = self[trial] if isinstance(trial, int) else trial
+        if found.row.search_id != self.id:
+            raise NotFoundError(
+                f"trial {found.id} is one of search {found.row.search_id}, not of {self.name} ({self.id})"
+            )
+        return found
 
     def _trial(self, row: models.Trial) -> Trial:
         return Trial(row, self.row)

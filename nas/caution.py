@@ -5,15 +5,14 @@ that can do hardly anything: both are kept, with a sentence.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from blocklib.block import SKIP, Architecture
 from cost_models.cost import Cost
-from cost_models.errors import QuantityError
 from cost_models.scenario import Scenario
 from db import models
-from nas.errors import BudgetError
-from nas.units import Limit, exact_quantity, format_quantity, parse_limit
+from nas.budget import limits_of
+from nas.units import Limit, exact_quantity, format_quantity
 
 _ROUNDING = 1e-4
 """Nats by which float32 may miss the loss of chance, ln(vocabulary)."""
@@ -23,7 +22,7 @@ _MIX_TOKENS = ("kv", "window")
 
 def cautions(search: models.Search, trial: models.Trial) -> tuple[str, ...]:
     """A sentence each, about the trial's budget and about what its architecture lacks."""
-    return (*of_budget(search, _limits(trial.budget)), *of_architecture(trial.architecture), *of_parent(trial))
+    return (*of_budget(search, limits_of(trial)), *of_architecture(trial.architecture), *of_parent(trial))
 
 
 def of_budget(search: models.Search, budget: Sequence[Limit]) -> tuple[str, ...]:
@@ -68,14 +67,3 @@ def _limits_nothing(limit: Limit, parent: float | None) -> str | None:
         f"{limit.metric} {said} is {side} than the parent {takes}, {format_quantity(limit.metric, parent)}: it limits "
         "nothing, the parent itself fits"
     )
-
-
-def _limits(budget: Mapping[str, object]) -> list[Limit]:
-    """Those that can be read: an older version wrote others."""
-    found = []
-    for metric, text in budget.items():
-        try:
-            found.append(parse_limit(metric, text))
-        except (BudgetError, QuantityError):
-            continue
-    return found

@@ -11,7 +11,6 @@ from rich.console import Console
 from cost_models.metrics import METRICS
 from nas import units
 from nas.arguments import AsJson, Db, SearchName, open_store
-from nas.endings import INTERRUPTED
 from nas.errors import UsageError
 from nas.output_files import check_output, image_format
 from nas.printed import (
@@ -28,6 +27,7 @@ from nas.printed import (
     talk_beside,
 )
 from nas.progress import bar
+from nas.signals import SIGNALS
 
 if TYPE_CHECKING:
     from nas.answers import Trial
@@ -205,7 +205,7 @@ def pool(
         found = alternatives(store, known, limits, count, apart, effort, total_time, told.found)
     print_alternatives(known, found, count, as_json)
     if found.ended == "interrupted":
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(SIGNALS.end())
 
 
 def compare(
@@ -274,9 +274,9 @@ def _effort(
 
 
 def _bytes(memory: str | None) -> float | None:
-    from solvers.memory import enough
+    from solvers.memory import checked_memory
 
-    return None if memory is None else enough(units.parse_quantity("memory", memory))
+    return None if memory is None else checked_memory(units.parse_quantity("memory", memory))
 
 
 def _print_solved(trial: "Trial", as_json: bool) -> None:

@@ -59,11 +59,11 @@ def measure_costs(
     known = store.costs(list(keys.values()))
     missing = _missing(job, {part: known[key] for part, key in keys.items() if key in known}, remeasure)
     if missing:
-        found = _found(job, cluster, shared, console, missing)
+        found = _measured_or_simulated(job, cluster, shared, console, missing)
         # Read again: another search may have measured some in the meantime.
         kept = {part: row for part, row in _rows(job, store).items() if part not in missing or keys[part] not in known}
         factors = {} if job.hierarchy is not None else clock(kept, found, _own(job))
-        if any(part in kept for part in _own(job)):
+        if job.hierarchy is None and any(part in kept for part in _own(job)):
             _refuse(job, {part: why for part in _own(job) if (why := _fault(job, found[part]))})
         rows = {part: _cost_row(job, _on_clock(found[part], factors), keys[part]) for part in missing}
         store.add_costs([row for row in rows.values() if row.key not in known])
@@ -105,7 +105,7 @@ def _rows(job: Job, store: Store) -> dict[Geometry, models.Cost]:
     return {part: known[key] for part, key in keys.items() if key in known}
 
 
-def _found(
+def _measured_or_simulated(
     job: Job, cluster: Cluster, shared: Shared, console: Console, missing: Sequence[Geometry]
 ) -> dict[Geometry, MeasuredGeometry]:
     """Measured or simulated, `missing` and the parent's own."""
@@ -129,7 +129,8 @@ def _on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> Measured
     scaled: dict[str, Any] = {}
     for name, factor in factors.items():
         amount, error = getattr(timed, name), getattr(timed, error_of(name))
-        scaled |= {name: None if amount is None else factor * amount, error_of(name): factor * (error or 0.0)}
+        scaled[name] = None if amount is None else factor * amount
+        scaled[error_of(name)] = None if error is None else factor * error
     return replace(timed, **scaled)
 
 

@@ -24,7 +24,7 @@ class Effort:
     progress: Progress | None = None
     memory_bytes: float | None = None
 
-    def told(self, progress: Progress) -> "Effort":
+    def with_progress(self, progress: Progress) -> "Effort":
         """The same, with somebody who hears how far an answer has come, unless somebody does already."""
         return self if self.progress else replace(self, progress=progress)
 

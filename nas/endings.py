@@ -17,7 +17,7 @@ from nas.errors import NasError, UsageError
 from nas.printable import printable
 from nas.signals import LAST_WORD, SIGNALS
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+FAILED, MISUSED = 1, 2
 """Exit statuses: after an error, after options that make no sense, and after Ctrl-C, as shells have it."""
 _A_BUG = (
     "this is a bug in puzzle-nas: please report it in the project's issue tracker, with the lines above and the command"

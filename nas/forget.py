@@ -40,6 +40,10 @@ class Numbers:
             first, dash, last = (each.strip() for each in part.partition("-"))
             if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > _DIGITS:
                 raise UsageError(f"--ids {part.strip()[:_DIGITS]!r}: write numbers of trials, like 3,5,8-12")
+            if dash and int(last) < int(first):
+                raise UsageError(
+                    f"--ids {part.strip()!r}: a range goes from the smaller number to the larger, like 8-12"
+                )
             ranges.append((int(first), int(last or first)))
         return Numbers(tuple(ranges))
 
@@ -83,8 +87,8 @@ def _remove_children(store: Store, homes: Mapping[str, Path]) -> tuple[tuple[Pat
         if not is_ours(store, home):
             notes.append(f"{file} stays: {home} may be another database's; remove it where it is not")
             continue
-        checkpoints.parent.mkdir(exist_ok=True)
         try:
+            checkpoints.parent.mkdir(exist_ok=True)
             with FileLock(f"{checkpoints}.lock", timeout=0):
                 file.unlink()
                 rmtree(checkpoints, ignore_errors=True)
@@ -92,5 +96,5 @@ def _remove_children(store: Store, homes: Mapping[str, Path]) -> tuple[tuple[Pat
         except Timeout:
             notes.append(f"{file} stays: another process is making that child")
         except OSError as error:
-            notes.append(f"{file} stays: {error.strerror}")
+            notes.append(f"{file} stays: {error.strerror or error}")
     return tuple(files), tuple(notes)

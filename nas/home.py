@@ -7,7 +7,7 @@ another home. This file alone says which one is meant, and whose it is. Standard
 from pathlib import Path
 
 from db import models
-from db.connect import HOME_DATABASE, sqlite_file
+from db.connect import DATABASE_SUFFIXES, HOME_DATABASE, sqlite_file
 from db.store import Store
 
 
@@ -29,13 +29,16 @@ def home_of(store: Store, search: models.Search) -> Path:
 
 
 def is_ours(store: Store, home: Path) -> bool:
-    """Whether a home is known to belong to the database in use, so that what that forgets may go: it lies in it under
-    the usual name, or alone; or it is a server's, and no other lies there. A copy of an SQLite file that lies elsewhere
-    cannot be told from the one that it was copied from."""
+    """Whether a home belongs to the database in use, so that its files may be deleted: the database is the home's
+    `nas.db`, or the only database in it, or on a server while the home holds no `nas.db`. A copy of an SQLite file that
+    lies elsewhere cannot be told from the one that it was copied from."""
     own, file = home / HOME_DATABASE, sqlite_file(store.url)
     if own.exists():
         return file is not None and _is_same(own, file)
-    return file is None or _is_same(home, file.parent)
+    if file is None:
+        return True
+    near = [each for each in home.iterdir() if each.suffix in DATABASE_SUFFIXES]
+    return _is_same(home, file.parent) and all(_is_same(each, file) for each in near)
 
 
 def _held(store: Store, search: models.Search, home: Path) -> int:

@@ -34,8 +34,11 @@ def main() -> None:
         print(f"{FAULT}{fault}", flush=True)
     if found:
         sys.exit(1)
-    if asked["beacon"] and not Path(asked["home"], asked["beacon"]).exists():
-        print(f"home: {asked['home']} on the head is not the folder of that name where the job was submitted")
+    if asked["beacon"]:
+        beacon = Path(asked["home"], asked["beacon"])
+        if not beacon.exists():
+            print(f"home: {asked['home']} on the head is not the folder of that name where the job was submitted")
+        beacon.unlink(missing_ok=True)
     print(READY + ", ".join([*(f"{name} {version}" for name, version in asked["versions"].items()), sys.executable]))
     sys.stdout.flush()
     if asked["db"]:

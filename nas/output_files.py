@@ -11,10 +11,12 @@ def check_output(path: Path) -> Path:
     where its folder cannot be written."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name a file in it")
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.exists() and not path.is_file():
+        return path  # A device or a pipe is written into.
+    folder = next(folder for folder in path.resolve().parents if folder.exists())
     if not folder.is_dir():
         raise NotADirectoryError(f"{path}: {folder} is a file, not a folder")
-    if not os.access(folder, os.W_OK) and not path.exists():
+    if not os.access(folder, os.W_OK):
         raise PermissionError(f"{path}: the folder {folder} cannot be written")
     return path
 

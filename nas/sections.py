@@ -35,7 +35,7 @@ from nas.values import (
     folder_of,
     wrong,
 )
-from solvers.memory import MEMORY_BYTES, enough
+from solvers.memory import MEMORY_BYTES, checked_memory
 
 _SPREAD_PER_TOLERANCE = 5.0
 """A time whose standard error is so many times the tolerance that was asked for is known to be bad."""
@@ -283,7 +283,7 @@ class Solver(Section):
 
     gap: Fraction = 1e-6
     time_limit: Seconds = 60.0
-    memory: Annotated[Bytes, AfterValidator(enough)] = MEMORY_BYTES
+    memory: Annotated[Bytes, AfterValidator(checked_memory)] = MEMORY_BYTES
     engine: Literal["highs", "cbc"] = "highs"
     refine: Count | None = None
 

@@ -33,6 +33,7 @@ class _Signals:
         self._asked_at = -inf
         self._number = int(signal.SIGINT)
         self._is_raised = False
+        self._is_answered = False
         self._has_ended = False
         self._tidy: Callable[[], None] | None = None
         self._waits_for_other = False
@@ -40,11 +41,11 @@ class _Signals:
     @property
     def is_asked(self) -> bool:
         """Whether a request is neither answered nor ended."""
-        return self._asked_at > -inf and not self._has_ended
+        return self._asked_at > -inf and not self._is_answered and not self._has_ended
 
     def watch(self) -> None:
         """From now on, whatever else was said of them: a shell's background jobs start deaf to Ctrl-C."""
-        self._asked_at, self._has_ended = -inf, False
+        self._asked_at, self._is_answered, self._has_ended = -inf, False, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
         signal.signal(signal.SIGALRM, self._look_after)
@@ -53,7 +54,8 @@ class _Signals:
         now = monotonic()
         if now - self._asked_at < _ONE_REQUEST_S:
             return
-        self._asked_at, self._number, self._is_raised = now, number, False
+        self._asked_at, self._number = now, number
+        self._is_raised = self._is_answered = False
         sys.unraisablehook = self._print_unless_ours
         self._interrupt(frame)
 
@@ -81,6 +83,7 @@ class _Signals:
         self._has_ended = True  # A further signal does not wait for us.
         with suppress(Exception):
             tidy()
+        with suppress(OSError):
             os.write(2, f"{LAST_WORD}\n".encode())  # sys.stderr may be in use.
         os._exit(128 + self._number)
 
@@ -113,18 +116,19 @@ class _Signals:
             raise
         finally:
             self._waits_for_other = False
-            signal.signal(signal.SIGTERM, answer)
+            if signal.getsignal(signal.SIGTERM) != answer:  # Off the main thread nobody may set one.
+                signal.signal(signal.SIGTERM, answer)
 
     def answer(self) -> None:
         """Whoever caught the KeyboardInterrupt goes on, on purpose: the request is done with."""
         if self.is_asked:
-            self._asked_at = -inf
+            self._is_answered = True
             signal.setitimer(signal.ITIMER_REAL, 0)
             sys.unraisablehook = sys.__unraisablehook__
 
     def end(self) -> int:
-        """The last word is said: from now on a signal ends the process at once, and without a word. Returns the status
-        to exit with after a signal. Ray passes a KeyboardInterrupt on as a new one, so it is not the exception that
+        """The last word is said: a further request ends the process at once, and without a word. Returns the status to
+        exit with after a signal. Ray passes a KeyboardInterrupt on as a new one, so it is not the exception that
         knows which signal it was."""
         if self.is_asked:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -133,6 +137,8 @@ class _Signals:
 
 
 def _is_in_one_piece(frame: FrameType | None) -> bool:
+    if frame is not None and frame.f_globals.get("__name__") == "db.patience":
+        return False  # It waits for another process, and holds nothing.
     while frame is not None:
         if str(frame.f_globals.get("__name__")).partition(".")[0] in _WHOLE:
             return True

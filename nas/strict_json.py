@@ -1,7 +1,7 @@
 """Someone else's JSON, read with nothing guessed: what is absurd, twice there or no number is refused with its place.
 
-Knows JSON, and how to say what is wrong with a value and where it stands. Does not know what a table is. Standard
-library only.
+Knows JSON, how large a table of options may be, and how to say what is wrong with a value and where it stands. Does not
+know what stands in a table. Standard library only.
 """
 
 import json

@@ -13,8 +13,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from uuid import uuid4
 
 import yaml
 
+from db.connect import locate, sqlite_file
 from nas import on_head
 from nas.addresses import Address, ray_version_at, set_aside, show_token
 from nas.errors import HeadError, NoClusterError
@@ -40,7 +40,8 @@ _VERSIONS = ("puzzle-nas", "ray")
 
 
 def submit(request: Request, head: Address, db: str | None, say: Callable[[str], Any]) -> str:
-    """Submit a search; returns the job's number once the head has found all there that it needs.
+    """Submit a search; returns the job's number once the head has found all there that it needs, or has not begun
+    within `_READY_S`.
 
     Raises NoClusterError where no head answers, and HeadError where it takes no jobs, is of another version, or lacks
     something of the job's; in the last case the cluster lists the job as failed.
@@ -53,29 +54,47 @@ def submit(request: Request, head: Address, db: str | None, say: Callable[[str],
     if job["ray"]["address"] is not None:
         say(f"ray.address: {job['ray']['address']} is left out; a submitted search runs on the cluster it is handed to")
         job["ray"]["address"] = None
-    with tempfile.TemporaryDirectory() as folder, _beacon(request.home) as beacon:
+    beacon = _beacon(request.home)
+    try:
+        number = _handed_over(client, request.name, job, _asked(request, db, beacon))
+    except BaseException:
+        _remove(request.home, beacon)
+        raise
+    say(f"submitted {number}; follow it with: nas logs {number} --address {head.shown}")
+    try:
+        has_begun = _has_begun(client, number, head, say)
+    except HeadError:
+        _remove(request.home, beacon)
+        raise
+    # One that begins later looks for it, and removes it.
+    if has_begun:
+        _remove(request.home, beacon)
+    return number
+
+
+def _handed_over(client: Any, name: str, job: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The number of the job that runs `on_head.py` beside the job's file."""
+    with tempfile.TemporaryDirectory() as folder:
         Path(folder, "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
-        Path(folder, on_head.ASKED).write_text(json.dumps(_asked(request, db, beacon)), encoding="utf-8")
+        Path(folder, on_head.ASKED).write_text(json.dumps(asked), encoding="utf-8")
         shutil.copy(on_head.__file__, Path(folder, "on_head.py"))
         number: str = client.submit_job(
             entrypoint=f"exec {shlex.quote(_python_of(client))} on_head.py",
             runtime_env={"working_dir": folder},
-            metadata={"name": request.name},
+            metadata={"name": name},
         )
-        say(f"submitted {number}; follow it with: nas logs {number} --address {head.shown}")
-        _wait_until_ready(client, number, head, say)
     return number
 
 
 def status(job: str, head: Address) -> str:
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, with Ray's own words where it has any."""
-    info = _known(_client(head), job)
+    info = _known(_reached(head), job)
     return f"{info.status.value}: {info.message}" if info.message else str(info.status.value)
 
 
 def follow(job: str, head: Address, write: Callable[[str], Any]) -> str:
     """Write the job's output as it comes, until it ends; returns how it ended."""
-    client, printed = _client(head), 0
+    client, printed = _reached(head), 0
     while True:
         state = str(_known(client, job).status.value)
         output = client.get_job_logs(job)
@@ -88,7 +107,7 @@ def follow(job: str, head: Address, write: Callable[[str], Any]) -> str:
 
 def stop(job: str, head: Address) -> str:
     """Ask the job to stop and wait until it has; returns how it ended."""
-    client = _client(head)
+    client = _reached(head)
     _known(client, job)
     client.stop_job(job)
     while (state := str(_known(client, job).status.value)) not in _ENDED:
@@ -116,24 +135,26 @@ def _asked(request: Request, db: str | None, beacon: str | None) -> dict[str, An
 
 def _database(db: str | None) -> str | None:
     """The database as named here, the flag before the variables; None: the head's own default."""
-    home = os.environ.get("NAS_HOME")
-    place = db or os.environ.get("NAS_DB") or (f"{home}/nas.db" if home else None)
-    return place if place is None or "://" in place else str(Path(place).expanduser().resolve())
+    if not (db or os.environ.get("NAS_DB") or os.environ.get("NAS_HOME")):
+        return None
+    url = locate(db).render_as_string(hide_password=False)
+    file = sqlite_file(url)
+    return url if file is None else str(file.resolve())
 
 
-@contextmanager
-def _beacon(home: Path) -> Iterator[str | None]:
-    """A file in `home` by which the head knows the folder again; None where there is none here."""
+def _beacon(home: Path) -> str | None:
+    """The name of a new file in `home` by which the head knows the folder again; None where there is no home here."""
     file = home / f".submitted-{uuid4().hex}"
     try:
         file.touch()
     except OSError:
-        yield None
-        return
-    try:
-        yield file.name
-    finally:
-        file.unlink(missing_ok=True)
+        return None
+    return file.name
+
+
+def _remove(home: Path, beacon: str | None) -> None:
+    if beacon is not None:
+        (home / beacon).unlink(missing_ok=True)
 
 
 def _python_of(client: Any) -> str:
@@ -150,19 +171,21 @@ def _python_of(client: Any) -> str:
     return "python3"  # Whichever that is, it says what it lacks.
 
 
-def _wait_until_ready(client: Any, number: str, head: Address, say: Callable[[str], Any]) -> None:
+def _has_begun(client: Any, number: str, head: Address, say: Callable[[str], Any]) -> bool:
+    """Whether the job begins within `_READY_S`. Raises HeadError where it ends at once."""
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         info = _known(client, number)
         output = client.get_job_logs(number)
         if on_head.READY in output:
-            return
+            return True
         if info.status.value in _ENDED:
             faults = [line.partition(on_head.FAULT)[2] for line in output.splitlines() if on_head.FAULT in line]
             said = faults or (output.strip() or info.message or "the job ended at once").splitlines()[-1:]
             raise HeadError("\n".join(f"the head at {head}: {fault}" for fault in said))
         time.sleep(_POLL_S)
     say(f"the head at {head} has not begun with it after {_READY_S:.0f} s")
+    return False
 
 
 def _known(client: Any, job: str) -> Any:
@@ -176,9 +199,14 @@ def _known(client: Any, job: str) -> Any:
         ) from error
 
 
+def _reached(head: Address) -> Any:
+    """A client of a head that answers. Raises NoClusterError where none does."""
+    ray_version_at(head)
+    return _client(head)
+
+
 def _client(head: Address) -> Any:
     """A client of the Jobs API that waits for no answer for ever, and says in a line what is wrong."""
-    ray_version_at(head)
     show_token()
     for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(chatty).addFilter(lambda record: record.levelno >= logging.WARNING)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import highspy
 import numpy as np
 
-from solvers.highs import quiet_highs
+from solvers.highs import exact_highs
 from solvers.line import Indices, Weights
 from solvers.memory import MEMORY_BYTES
 from solvers.program import Program
@@ -26,8 +26,6 @@ _ROUNDS = 400
 _TOWARDS_BEST = 0.6
 _CEILING, _HIGHEST_CEILING = 1e4, 1e10
 _ROUNDING = 4e-16
-_FINEST = 1e-10
-"""The finest that HiGHS offers."""
 _SEEN_SHARE = 0.05
 """The share of the memory for tilings met on the way."""
 
@@ -130,10 +128,7 @@ class _Planes:
 
     def __init__(self, prices: int, ceiling: float):
         self._prices = prices
-        self._highs = quiet_highs()
-        self._highs.setOptionValue("presolve", "off")
-        self._highs.setOptionValue("primal_feasibility_tolerance", _FINEST)
-        self._highs.setOptionValue("dual_feasibility_tolerance", _FINEST)
+        self._highs = exact_highs()
         self._highs.addVar(-highspy.kHighsInf, highspy.kHighsInf)
         self._highs.changeColCost(0, -1.0)
         for _ in range(prices):

@@ -1,6 +1,6 @@
 """HiGHS without a word: it greets on standard output, which is our caller's. An integer program as arrays, solved here.
 
-This file does not know what the program is of, nor in which process it runs (`apart.py`).
+This file does not know what the program is of, nor in which process it runs (`highs_process.py`).
 """
 
 import os
@@ -59,6 +59,16 @@ def quiet_highs() -> highspy.Highs:
     highs = highspy.Highs()  # type: ignore[no-untyped-call]
     highs.setOptionValue("output_flag", False)
     highs.setOptionValue("threads", 1)
+    return highs
+
+
+def exact_highs() -> highspy.Highs:
+    """A HiGHS for a small linear program, whose answer is used to the last digit: no presolve, the finest
+    tolerances."""
+    highs = quiet_highs()
+    highs.setOptionValue("presolve", "off")
+    highs.setOptionValue("primal_feasibility_tolerance", TOLERANCE)
+    highs.setOptionValue("dual_feasibility_tolerance", TOLERANCE)
     return highs
 
 

@@ -11,7 +11,7 @@ LEAST_BYTES = 1e8
 """With less, a MIP solver hardly starts."""
 
 
-def enough(memory_bytes: float) -> float:
+def checked_memory(memory_bytes: float) -> float:
     """The given memory, checked. Raises MemoryLimitError where it is less than `LEAST_BYTES`."""
     if not memory_bytes >= LEAST_BYTES:
         given, least = f"{memory_bytes / 1e6:g} MB", f"{LEAST_BYTES / 1e6:g} MB"
@@ -20,7 +20,7 @@ def enough(memory_bytes: float) -> float:
 
 
 class CrowdedError(Exception):
-    """More than may be held."""
+    """The search would hold more than it may."""
 
 
 class Held:

@@ -60,6 +60,9 @@ def pool(
         if answer.outcome == "infeasible" and asked is not program:
             return
         if answer.outcome != "solved":
+            # To find out which limits are at fault takes time again, and counts.
+            if total_s is not None:
+                limit_s = max(0.0, min(limit_s or math.inf, total_s - (time.monotonic() - begun)))
             settled(problem, answer, limit_s, memory_bytes)
         found = solution_of(problem, program, answer, time.monotonic() - started)
         yield found

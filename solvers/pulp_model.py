@@ -18,9 +18,9 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pulp  # type: ignore[import-untyped]
 
-from solvers.apart import solve_apart
 from solvers.errors import RoundingError, SolverCrashError
 from solvers.highs import SMALLEST, TOLERANCE, Rows, let_it_greet
+from solvers.highs_process import solve_in_process
 from solvers.line import Indices, Weights
 from solvers.memory import MEMORY_BYTES
 from solvers.program import Answer, Program, Progress, Row, scale_of
@@ -88,7 +88,7 @@ def _run(
             progress(best * scale, bound * scale)
 
     rows, column_of = _rows(*_model(program, wrong))
-    found = solve_apart(rows, gap, deadline, left_bytes, tell)
+    found = solve_in_process(rows, gap, deadline, left_bytes, tell)
     if found.status == "infeasible":
         return Answer("infeasible")
     if found.values is None:

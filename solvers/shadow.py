@@ -1,8 +1,8 @@
 """The worth of a looser limit: the slope of the linear relaxation's least weight where one limit is loosened.
 
-Prices that prove the best bound need not be unique. Where a limit is at a corner of that least weight, all those from
-the slope on its looser side to the slope on its tighter side do; and where nothing fits a tighter limit, any price
-above the former. So the slope on the looser side is the lowest price of a row among all the best prices of the rows
+Prices that prove the best bound need not be unique. At a corner of the least weight, every price between the slope on
+the looser side and the slope on the tighter side proves it. If nothing fits a tighter limit, every price above the
+looser slope does. So the slope on the looser side is the lowest price of a row among all the best prices of the rows
 together. It is found by the same planes as the best bound (`dual.py`): a row's price is taken down as far as the planes
 let it, and the tiling that is best under these prices is the next plane, until it lets them be.
 
@@ -16,7 +16,7 @@ import highspy
 import numpy as np
 
 from solvers.dual import Search
-from solvers.highs import quiet_highs
+from solvers.highs import exact_highs
 from solvers.line import Indices, Line, Weights
 from solvers.memory import MEMORY_BYTES
 from solvers.program import Program, scale_of
@@ -26,7 +26,6 @@ _TOLERANCE = 1e-9
 """Prices are among the best where their bound is below the best by no more, as a share of all that the limits cost."""
 _ROUNDING = 1e-14
 """Sums of numbers up to 1 are off by less, for each of their terms; and what it buys is far below the tolerance."""
-_FINEST = 1e-10
 _ROUNDS = 400
 
 
@@ -42,7 +41,8 @@ class Shadow:
 def shadow(program: Program, chosen: Indices, memory_bytes: float = MEMORY_BYTES) -> Shadow:
     """The shadow prices of a program's rows; `chosen` is a tiling within them.
 
-    A limit that the tiling passes by its tolerance is where the tiling is. All are looser by what rounding can be.
+    A limit that the tiling passes by its tolerance is where the tiling is. Every limit is loosened by the largest
+    possible rounding error.
     """
     over_O = _over_best(program.line, program.weights)
     cost = float(over_O[chosen].sum())
@@ -90,10 +90,7 @@ class _Prices:
 
     def __init__(self, count: int, row: int):
         self._columns = np.arange(count, dtype=np.int32)
-        self._highs = quiet_highs()
-        self._highs.setOptionValue("presolve", "off")
-        self._highs.setOptionValue("primal_feasibility_tolerance", _FINEST)
-        self._highs.setOptionValue("dual_feasibility_tolerance", _FINEST)
+        self._highs = exact_highs()
         for _ in range(count):
             self._highs.addVar(0.0, highspy.kHighsInf)
         self._highs.changeColCost(row, 1.0)

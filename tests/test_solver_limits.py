@@ -17,8 +17,8 @@ from searches import nas, started, wait_for
 from test_solvers import hard, library
 
 from solvers import mip
-from solvers.apart import solve_apart
 from solvers.highs import Found, Rows
+from solvers.highs_process import solve_in_process
 from solvers.line import scores_of
 from solvers.minimise import minimise
 from solvers.problem import Option, Problem
@@ -131,7 +131,7 @@ def test_a_search_holds_no_more_than_it_may(engine: Engine, memory: float) -> No
     [
         ("labels.py", "runs()", "time_limit_s=60"),
         ("meeting.py", "instance('additive', 126, 400, 4, 0)", "time_limit_s=60"),
-        ("apart.py", "hard()", "time_limit_s=60, memory_bytes=3e8"),
+        ("highs_process.py", "hard()", "time_limit_s=60, memory_bytes=3e8"),
         ("subprocess.py", "hard()", "time_limit_s=60, memory_bytes=3e8, engine='cbc'"),
     ],
 )  # fmt: skip
@@ -210,7 +210,7 @@ def rows_of_a_puzzle(columns: int = 4_000, seed: int = 0) -> Rows:
 
 
 def test_a_mip_solver_that_grows_too_large_is_stopped_with_what_it_has() -> None:
-    found = solve_apart(rows_of_a_puzzle(), 0.0, time.monotonic() + 60, memory_bytes=8e6)
+    found = solve_in_process(rows_of_a_puzzle(), 0.0, time.monotonic() + 60, memory_bytes=8e6)
     assert found.status == "out of memory"
     assert found.bound <= (np.inf if found.values is None else float(rows_of_a_puzzle().cost @ found.values) + 1e-6)
 
@@ -218,7 +218,7 @@ def test_a_mip_solver_that_grows_too_large_is_stopped_with_what_it_has() -> None
 def test_a_mip_solver_in_a_process_of_its_own_answers_as_it_does_here() -> None:
     rows = rows_of_a_puzzle(columns=2_600)  # More numbers than are tried here first.
     told: list[tuple[float, float]] = []
-    found = solve_apart(rows, 1e-2, time.monotonic() + 120, 1e9, lambda best, bound: told.append((best, bound)))
+    found = solve_in_process(rows, 1e-2, time.monotonic() + 120, 1e9, lambda best, bound: told.append((best, bound)))
     assert isinstance(found, Found)
     assert found.status == "optimal"
     assert found.values is not None

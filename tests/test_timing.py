@@ -176,7 +176,12 @@ def test_measuring_yields_the_fixed_part_the_own_and_what_was_asked_for(config: 
     cost = price.architecture_cost(child, shape, SCENARIO, measured)
     parts = [FIXED, ASKED[0], ASKED[3], ASKED[1], ASKED[2]]
     assert cost.decode_s == pytest.approx(sum(measured[part].decode_s for part in parts))
-    assert replace(cost, prefill_s=0.0, decode_s=0.0) == analytic.architecture_cost(child, shape, SCENARIO)
+    assert cost.prefill_error_s == pytest.approx(sum(measured[part].prefill_error_s or 0.0 for part in parts))
+    assert cost.contention == max(measured[part].contention or 0.0 for part in parts)
+    counted = analytic.architecture_cost(child, shape, SCENARIO)
+    arithmetic = {name for name, value in vars(counted).items() if isinstance(value, int)}
+    assert {"parameters", "weight_bytes", "cache_bytes"} <= arithmetic
+    assert {name: getattr(cost, name) for name in arithmetic} == {name: getattr(counted, name) for name in arithmetic}
     with pytest.raises(NotMeasuredError, match=r"ffn\.ffn7 was not measured"):
         price.choice_cost(Choice.parse("L0.ffn=ffn7"), shape, SCENARIO, measured)
 

@@ -23,10 +23,10 @@ from solvers.highs import Found, Rows, Tell, solve_rows
 _MOMENT_S = 0.4
 _SMALL = 30_000
 """Numbers in the rows of a program that is tried here first: HiGHS looks at the clock often enough."""
-_SERVE = "from solvers.apart import serve; serve()"
+_SERVE = "from solvers.highs_process import serve; serve()"
 
 
-def solve_apart(rows: Rows, gap: float, deadline: float, memory_bytes: float, tell: Tell | None = None) -> Found:
+def solve_in_process(rows: Rows, gap: float, deadline: float, memory_bytes: float, tell: Tell | None = None) -> Found:
     """The least of an integer program to a relative gap, or what is found by the deadline (`time.monotonic`) and within
     the memory; Ctrl-C ends it within a moment.
 

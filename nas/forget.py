@@ -38,12 +38,9 @@ class Numbers:
         ranges = []
         for part in text.split(","):
             first, dash, last = (each.strip() for each in part.partition("-"))
-            if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > _DIGITS:
+            are_numbers = first.isdecimal() and (last.isdecimal() or not dash) and len(part) <= _DIGITS
+            if not are_numbers or (dash and int(last) < int(first)):
                 raise UsageError(f"--ids {part.strip()[:_DIGITS]!r}: write numbers of trials, like 3,5,8-12")
-            if dash and int(last) < int(first):
-                raise UsageError(
-                    f"--ids {part.strip()!r}: a range goes from the smaller number to the larger, like 8-12"
-                )
             ranges.append((int(first), int(last or first)))
         return Numbers(tuple(ranges))
 

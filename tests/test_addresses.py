@@ -88,7 +88,10 @@ def test_what_is_no_dashboard_is_refused_with_what_would_be(written: str) -> Non
 
 
 def test_a_flag_beats_both_variables_and_they_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert addresses.dashboard(None).text == "http://127.0.0.1:8265"
+    default = Address("http://127.0.0.1:8265", "the default")
+    assert addresses.dashboard(None) == default
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert addresses.dashboard(None) == default
     monkeypatch.setenv("RAY_ADDRESS", "http://third:1")
     assert addresses.dashboard(None) == Address("http://third:1", "from $RAY_ADDRESS")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "second:2")

@@ -1,15 +1,20 @@
 """The Python API does what the command line does, and costs nothing before it is used."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from searches import Here, environment, rows
 
 import nas
 from cost_models.metrics import METRICS
+from db.errors import NotFoundError
+from nas.errors import UsageError
 
 HEAVY = {"torch", "transformers", "ray", "sqlalchemy", "pandas", "matplotlib", "pydantic", "rich"}
 
@@ -120,6 +125,27 @@ def test_trials_come_as_a_frame_where_pandas_is(copy: Path) -> None:
     first = found[0] if isinstance(found, list) else found.iloc[0].to_dict()
     assert len(found) == 1
     assert first["kl"] > 0
+
+
+def test_searches_of_one_database_are_solved_together(copy: Path, tmp_path: Path) -> None:
+    search = nas.load("tiny", db=copy / "home/nas.db", progress=False)
+    elsewhere = shutil.copy(copy / "home/nas.db", tmp_path / "other.db")
+    for searches in ([], [search, nas.load("tiny", db=elsewhere, progress=False)]):
+        with pytest.raises(UsageError, match="of one database"):
+            nas.solve_across(searches, "parameters=80%")
+    assert nas.solve_across([search], "parameters=80%").score == search.solve("parameters=80%").score
+
+
+def test_another_searchs_trial_is_not_built_or_exported(copy: Path, tmp_path: Path) -> None:
+    search = nas.load("tiny", db=copy / "home/nas.db", progress=False)
+    trial = search.trial
+    assert trial is not None
+    other = replace(search, row=SimpleNamespace(id="other", name="other"))
+    for work in (other.build, lambda one: other.export(one, tmp_path / "child")):
+        for named in (trial, trial.id):
+            with pytest.raises(NotFoundError, match="not of other"):
+                work(named)
+    assert not (tmp_path / "child").exists()
 
 
 def test_another_searchs_trial_is_refused(copy: Path) -> None:

@@ -87,11 +87,13 @@ def test_of_times_taken_before_it_was_noted_nobody_knows_how_good_they_are(url: 
     parts = {"fixed": {"prefill_s": 1.0}, "whole": {"prefill_s": 2.0}}
     with Store.open(url) as store:
         store.add_search(search(parent_costs=parts))
-        store.add_costs([cost(spread=0.02, contention=0.5)])
+        store.add_costs([cost(spread=0.02, contention=0.5), cost("c2", name="skip", prefill_s=0.0)])
         store.add_trial(trial(latency_s=1.0, latency_spread=0.1, contention=0.5))
     make_old(url, "0002")
     with Store.open(url) as store:
         (old,), (tried,), (asked,) = store.costs(["c1"]).values(), store.trials(), store.searches()
+        nothing = store.costs(["c2"])["c2"]
+        assert [getattr(nothing, name) for tables in _LATER.values() for name in tables["cost"]] == 7 * [0.0]
         assert (old.spread, old.prefill_error_s, old.contention) == (0.02, None, None)
         assert (tried.latency_spread, tried.contention, tried.predicted_latency_error_s) == (0.1, None, None)
         unknown = dict.fromkeys(name for tables in _LATER.values() for name in tables["cost"])

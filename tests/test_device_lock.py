@@ -97,6 +97,13 @@ def test_devices_are_locked_one_by_one(start: Start) -> None:
     assert line(start("mps")) == "in"
 
 
+def test_a_device_has_one_lock_however_it_is_named(start: Start) -> None:
+    first = start("xpu")
+    assert line(first) == "in"
+    assert line(start("xpu:0")).startswith(f"waiting: another search (process {first.pid})")
+    assert line(start("xpu:1")) == "in"
+
+
 def test_another_user_of_the_machine_may_have_it_next(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:

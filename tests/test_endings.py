@@ -214,12 +214,31 @@ with clear_errors():
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         SIGNALS.answer()
+    signal.raise_signal(signal.SIGINT)  # Pressed twice: the same request.
     time.sleep(1)
+    assert SIGNALS.end() == 130
 """
 
 
 def test_a_signal_that_is_answered_is_not_raised_again() -> None:
     assert _ends(_ANSWERED) == (0, "")
+
+
+_OFF_THE_MAIN_THREAD = """
+from concurrent.futures import ThreadPoolExecutor
+from nas.signals import SIGNALS
+
+def work():
+    with SIGNALS.kept():
+        return "worked"
+
+print(ThreadPoolExecutor().submit(work).result())
+"""
+
+
+def test_a_thread_of_somebody_elses_program_may_work() -> None:
+    """No thread but the main one may set what a signal does."""
+    assert _ends(_OFF_THE_MAIN_THREAD) == (0, "")
 
 
 _TAKEN_OVER = """

@@ -93,6 +93,12 @@ def test_a_machine_that_shows_no_counter_says_what_to_do(folder: Path) -> None:
         meter_of("mps")
 
 
+def test_a_counter_without_its_range_says_so(folder: Path) -> None:
+    (add_zone(folder, "intel-rapl:0", "package-0") / "max_energy_range_uj").unlink()
+    with pytest.raises(NoMeterError, match=r"max_energy_range_uj: .*; leave energy out of the budget"):
+        Rapl(folder)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_counter_that_may_not_be_read_says_how_to_let_it(folder: Path) -> None:
     (add_zone(folder, "intel-rapl:0", "package-0") / "energy_uj").chmod(0)

@@ -75,6 +75,17 @@ def test_a_copy_of_the_database_alone_reads_the_home_and_deletes_nothing_there(
     assert file.exists()
 
 
+def test_two_databases_in_a_home_leave_each_others_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither has the name that a home's own has."""
+    file = a_search(tmp_path / "home", tmp_path / "home/a.db", monkeypatch)
+    with sqlite3.connect(tmp_path / "home/a.db") as source, sqlite3.connect(tmp_path / "home/b.db") as copy:
+        source.backup(copy)
+    assert delete_all(tmp_path / "home/b.db").files == ()
+    assert file.exists()
+    (tmp_path / "home/b.db").unlink()
+    assert delete_all(tmp_path / "home/a.db").files == (file,)
+
+
 def test_a_home_apart_from_its_database_stays_the_stored_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the database lies in a home of the same parent's."""
     other = a_search(tmp_path / "other", tmp_path / "other/nas.db", monkeypatch)

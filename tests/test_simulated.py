@@ -1,9 +1,11 @@
 """Costs of a machine that streams from Flash: by hand where a formula says them, and a whole search on it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from parents import random_ids, random_parent
+from searches import job, nas, rows
 
 from blocklib.block import Choice, Subblock
 from cost_models.analytic import choice_cost, fixed_cost
@@ -82,3 +84,19 @@ def test_a_job_names_the_machine() -> None:
     assert (asked.flash.dram, asked.flash.dram_speed, asked.flash.policy) == (2e9, 60e9, "lfu")
     with pytest.raises(ValueError, match=r"scenario\.batch: 16 sequences at once"):
         parse(f"{text}name: x\nscenario: {{generated_tokens: 8, flash: {flash}}}", "job.yaml")
+
+
+@pytest.mark.slow
+def test_a_further_option_is_simulated_beside_those_that_are_known(tmp_path: Path) -> None:
+    flash = {"dram": "2 GB", "dram_speed": "60 GB/s", "flash_speed": "1 GB/s"}
+    sections = {
+        "scenario": {"batch": 1, "prompt_tokens": 16, "generated_tokens": 4, "threads": 1, "flash": flash},
+        "budget": {"decode": "95%"}, "distill": {"tokens": 0}, "heal": None,
+    }  # fmt: skip
+    for ffn in (["50%"], ["50%", "25%"]):
+        space = {"attention": [], "ffn": ffn, "fuse": None, "drop_blocks": False}
+        done = nas(tmp_path / "home", "search", job(tmp_path, space=space, **sections))
+        assert done.returncode == 0, done.stderr
+    times = [row["decode_s"] for row in rows(tmp_path / "home", "cost") if row["name"].startswith("ffn")]
+    assert len(times) == 3
+    assert all(seconds > 0 for seconds in times)

@@ -31,24 +31,32 @@ def clear_errors(debug: bool = False) -> Iterator[None]:
     """The user's mistakes and the machine's failures as one line. Anything else is a bug: it comes through, and its
     traceback ends with where to report it. `debug`: a line comes after its traceback, too."""
     try:
-        yield
+        with _one_line(debug):
+            yield
     except KeyboardInterrupt:
         raise _interrupted() from None
+    finally:
+        # Libraries that are unloaded print the traceback of what interrupts them.
+        SIGNALS.end()
+
+
+@contextmanager
+def _one_line(debug: bool) -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise  # `nas trials | head`: Typer ends quietly
     except Exception as error:
         if SIGNALS.is_asked:  # and a library made something else of it
-            raise _interrupted() from None
+            raise KeyboardInterrupt from None
         if not isinstance(error, NasError | OSError):  # a TimeoutError is an OSError
             error.add_note(_A_BUG)  # Typer shows none on exceptions of its own
             raise
+        SIGNALS.end()  # the line is the last word
         if debug:
             typer.echo(printable("".join(traceback.format_exception(error))), err=True, nl=False)
         typer.echo(printable(f"error: {error}"), err=True)
         raise SystemExit(MISUSED if isinstance(error, UsageError) else FAILED) from None
-    finally:
-        # Libraries that are unloaded print the traceback of what interrupts them.
-        SIGNALS.end()
 
 
 def _interrupted() -> SystemExit:

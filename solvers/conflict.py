@@ -30,7 +30,7 @@ def settled(
     if answer.outcome == "infeasible":
         raise _conflict(problem, time_limit_s, memory_bytes)
     if answer.outcome != "solved":
-        scarce = f"in {time_limit_s:.3g} s" if answer.outcome == "timed out" else f"with {_memory(memory_bytes)}"
+        scarce = f"in {time_limit_s:g} s" if answer.outcome == "timed out" else f"with {_memory(memory_bytes)}"
         raise SolverTimeoutError(f"{scarce} no solution was found, nor was it proven that there is none")
     return tuple(problem.options[i] for i in answer.chosen)
 
@@ -45,7 +45,7 @@ def _conflict(problem: Problem, time_limit_s: float | None, memory_bytes: float)
         for limits in combinations(problem.limits, size):
             can_be_met = _can_be_met(problem, limits, deadline, memory_bytes)
             if can_be_met is None:
-                scarce = f"in {time_limit_s:.3g} s" if time.monotonic() >= deadline else f"with {_memory(memory_bytes)}"
+                scarce = f"in {time_limit_s:g} s" if time.monotonic() >= deadline else f"with {_memory(memory_bytes)}"
                 note = f" (the smallest set of limits at fault was not found {scarce})"
                 return _explained(problem, problem.limits, {}, note)
             if not can_be_met:

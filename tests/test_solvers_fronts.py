@@ -46,7 +46,7 @@ def test_a_pool_that_runs_out_of_time_says_so_after_what_it_found(monkeypatch: p
     monkeypatch.setattr(pools, "minimise", lambda *asked, **how: next(answers)(*asked, **how))
     found = pool(two_slots(), time_limit_s=1.0)
     assert next(found).score == mip.solve(two_slots()).score
-    with pytest.raises(TimeoutError, match=r"in 1\.0 s no solution was found"):
+    with pytest.raises(TimeoutError, match=r"in 1 s no solution was found"):
         next(found)
 
 

@@ -262,6 +262,52 @@ class Trial(Base, kw_only=True):
     child_path: Mapped[str | None] = mapped_column(default=None)
     details: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
 
+    # What `details` holds, each under its own name: no other file reads its keys.
+
+    @property
+    def metric(self) -> str:
+        """The kind of its score, kl or lm_loss."""
+        return str(self.details["metric"])
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The options it is made of, spelled: the architecture alone does not say what was scored as a pair."""
+        return tuple(self.details.get("choices", ()))
+
+    @property
+    def solved_for(self) -> dict[str, str] | None:
+        """The limits that its score, bound and gap are proven within, where they are not those of its budget."""
+        found: dict[str, str] | None = self.details.get("solved_for")
+        return found
+
+    @property
+    def explained(self) -> dict[str, Any] | None:
+        """What its score hangs on, as `nas/explain.py` reads it; None where nobody asked."""
+        found: dict[str, Any] | None = self.details.get("explained")
+        return found
+
+    @property
+    def export_format(self) -> str | None:
+        """The format of what stands at `child_path`."""
+        found: str | None = self.details.get("export_format")
+        return found
+
+    @property
+    def of_parent(self) -> dict[str, float | None]:
+        """What was measured of the parent beside the child, by the child's columns."""
+        return dict(self.details.get("parent", {}))
+
+    @property
+    def parent_lm_loss(self) -> float | None:
+        """The parent's loss on the evaluation text; None until a child was built."""
+        return self.of_parent.get("lm_loss")
+
+    @property
+    def parent_vocabulary(self) -> int | None:
+        """The tokens that the parent knows; None where that was not noted yet."""
+        found = self.of_parent.get("vocabulary")
+        return None if found is None else int(found)
+
 
 OF_THE_CHILD = (
     "latency_s", "latency_ratio", "latency_spread", "ttft_s", "ttft_spread", "decode_s", "decode_spread", "throughput",

@@ -15,4 +15,4 @@ def take_better_proof(row: Trial, other: Trial) -> None:
 
 
 def _unproven(trial: Trial) -> tuple[bool, bool, float]:
-    return trial.gap is None, "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
+    return trial.gap is None, trial.solved_for is not None, math.inf if trial.gap is None else trial.gap

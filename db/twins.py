@@ -38,9 +38,9 @@ def with_twins(session: Session, row: Trial) -> Trial:
         for name in alike:
             if getattr(row, name) is None:
                 setattr(row, name, getattr(twin, name))
-        if "parent" in twin.details:
+        if twin.of_parent:
             # The parent's times beside the child are shared; a budget or a format is each trial's own.
-            row.details = merged({"parent": twin.details["parent"]}, row.details)
+            row.details = merged({"parent": twin.of_parent}, row.details)
     return row
 
 
@@ -52,8 +52,8 @@ def share(session: Session, row: Trial, names: Collection[str], fill: bool = Fal
         for name in alike:
             if name in names and not (fill and getattr(twin, name) is not None):
                 setattr(twin, name, getattr(row, name))
-        if "parent" in row.details:
-            parent = {"parent": row.details["parent"]}
+        if row.of_parent:
+            parent = {"parent": row.of_parent}
             twin.details = merged(parent, twin.details) if fill else merged(twin.details, parent)
 
 

@@ -22,6 +22,7 @@ from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
 from nas.solve import Measured, measured, reached, solve, trial_row
+from nas.stored import request_of
 from nas.units import Limit
 from solvers.drop import Layers
 from solvers.errors import Infeasible
@@ -241,9 +242,10 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
 
 
 def _check(asked: Asked, search: models.Search) -> None:
-    if asked.heal and search.request["heal"] is None:
+    request = request_of(search)
+    if asked.heal and not request.heals:
         raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
-    if asked.time and search.request["scenario"]["flash"] is not None:
+    if asked.time and request.is_simulated:
         raise UsageError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
 
 

@@ -38,6 +38,7 @@ from nas.job import Job
 from nas.progress import bar
 from nas.solve import cost_of
 from nas.stages import Ids, Shared, gpus_to_time, tensor
+from nas.stored import ParentCosts
 from nas.units import needs_meter
 
 _SKIPPED = "skip"
@@ -288,4 +289,4 @@ def parent_costs(job: Job, store: Store) -> dict[str, Any]:
     fixed = cost_of(measured[job.cost_key(FIXED)])
     own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]
     whole = sum((cost_of(measured[job.cost_key(geometry)]) for geometry in own), fixed)
-    return {"fixed": vars(fixed), "whole": vars(whole)}
+    return ParentCosts(fixed, whole).plain()

@@ -19,6 +19,7 @@ from nas.home import child_file, home_of
 from nas.printable import printable
 from nas.published import published_name
 from nas.request import checkpoint_of
+from nas.stored import request_of, scenario_in
 from nas.table import comparison, markdown
 from nas.tokenizer import load_tokenizer
 
@@ -35,8 +36,8 @@ def deliver(home: Path, search: models.Search, trial: models.Trial, format: str,
     """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
     settings, and a card that holds the comparison."""
     child = as_assembled(load_child(child_file(home, trial.child_key)))
-    child.to(dtype=getattr(torch, search.scenario["dtype"]))  # type: ignore[call-arg]
-    allowed = bool(search.request.get("allow_remote_code"))
+    child.to(dtype=getattr(torch, scenario_in(search).dtype))  # type: ignore[call-arg]
+    allowed = request_of(search).allows_remote_code
     folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
     return export(format, child, tokenizer, out, _card(search, trial), settings_of(str(folder)))

@@ -5,7 +5,6 @@ A trial keeps it among its details, where the report and `nas solve` find it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from cost_models.metrics import METRICS
 from db import models
@@ -13,7 +12,6 @@ from db.store import Store
 from nas.solve import Measured, choice_of
 from nas.units import Limit, format_quantity
 from solvers.joint import joined, paired, parted
-from solvers.memory import MEMORY_BYTES
 from solvers.problem import Problem, Solution
 from solvers.sensitivity import CloseCall, sensitivity
 
@@ -65,7 +63,7 @@ class Explained:
     @staticmethod
     def of(trial: models.Trial) -> "Explained | None":
         """The explanation that the trial keeps; None if it was never explained."""
-        kept: dict[str, Any] | None = trial.details.get("explained")
+        kept = trial.explained
         if kept is None:
             return None
         return Explained(
@@ -92,7 +90,7 @@ def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> E
     problem = known.problem(budget)
     pairs = paired(problem)
     whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
-    found = sensitivity(pairs, whole, memory_bytes=known.memory_bytes or MEMORY_BYTES)
+    found = sensitivity(pairs, whole, memory_bytes=known.memory_bytes)
     most = known.ceilings(budget)
     return Explained(
         tuple(_price(known, limit, found.prices, most) for limit in budget),

@@ -1,7 +1,7 @@
 """Where a search's files are: the home that belongs to the database in use.
 
 A search's row holds the absolute path of its home, which a copied or a moved home takes along and which then names
-another home. This file alone says which one is meant, and whose it is. Standard library and rows only.
+another home. This file alone says which one is meant, and whose it is. Rows and files only: no torch.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from db import models
 from db.connect import DATABASE_SUFFIXES, HOME_DATABASE, sqlite_file
 from db.store import Store
+from nas.stored import request_of
 
 
 def child_file(home: Path, child_key: str) -> Path:
@@ -21,7 +22,7 @@ def home_of(store: Store, search: models.Search) -> Path:
 
     Files are named by what they hold, so either of two copies is the same.
     """
-    stored, file = Path(search.request["home"]), sqlite_file(store.url)
+    stored, file = request_of(search).home, sqlite_file(store.url)
     if file is None or _is_same(file.parent, stored):
         return stored
     here = _held(store, search, file.parent)

@@ -156,7 +156,7 @@ def _within_budget(
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job), solve_for))
             if request.solver.refine is None:
                 # Proven for the budget itself before, it hangs on that rather than on limits near it.
-                limits = solve_for if "solved_for" in trial.details else request.budget
+                limits = solve_for if trial.solved_for is not None else request.budget
                 trial = explain(store, known, limits, solution, trial)
             done.append(int(not is_timed(trial)))
             if job.hierarchy is not None:
@@ -203,7 +203,7 @@ def _tell_undecided(trial: models.Trial, console: Console) -> None:
 
 def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> tuple[Solution, float]:
     """The best by the sum of scores, or past it where the job asks for that; and its sum, or its real KL."""
-    evaluations = known.search.request["solver"]["refine"]
+    evaluations = known.request.solver.refine
     if evaluations is None:
         with shown(console) as progress:
             solution = solve(known, budget, Effort(progress=progress))
@@ -264,7 +264,7 @@ def _out(job: Job, trial: models.Trial) -> Path:
 def _refuse_taken(job: Job, trial: models.Trial) -> None:
     """Where something else than this trial's child, in this format, stands in its place."""
     out = _out(job, trial)
-    ours = trial.child_path == str(out) and trial.details.get("export_format") == job.request.export.format
+    ours = trial.child_path == str(out) and trial.export_format == job.request.export.format
     if job.request.export.out is not None and _is_filled(out) and not ours:
         raise OutputExistsError(
             f"export.out: {out} holds another child, or this one in another format; remove it, or name another folder"

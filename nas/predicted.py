@@ -11,7 +11,7 @@ def predict_again(store: Store, known: Measured) -> int:
     """
     changed = 0
     for trial in store.trials(known.search.id):
-        choices = trial.details.get("choices", ())
+        choices = trial.choices
         if not choices or not set(choices) <= known.costs.keys():
             continue  # of a space the search no longer has
         columns = known.predicted(choices)

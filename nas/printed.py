@@ -110,8 +110,8 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
     known = uncertainty(trial)
     proven += f", {known}" if proven and known else ""
-    if "solved_for" in trial.details:
-        proven += f", for {said_budget(trial.details['solved_for'])}, as what was timed moved the limits"
+    if trial.solved_for is not None:
+        proven += f", for {said_budget(trial.solved_for)}, as what was timed moved the limits"
     number = f"trial {trial.id}" if is_kept(trial) else "not kept as a trial"
     console.print(
         f"\nsearch {search.name} ({search.id}), {number}: {said_budget(trial.budget)}, by {trial.solver}{proven}",
@@ -125,7 +125,7 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     explained = Explained.of(trial)
     if explained is None:
         return
-    score = "predicted loss" if trial.details["metric"] == "lm_loss" else "predicted KL"
+    score = "predicted loss" if trial.metric == "lm_loss" else "predicted KL"
     for price in explained.prices:
         console.print(price.said(score), soft_wrap=True, highlight=False)
     for call in explained.close_calls[:_CLOSEST]:
@@ -159,7 +159,7 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
     for column in ("score", "latency", "of parent", "memory", *asked, "unlike\nthe first"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("architecture")
-    whole_s = known.parent_totals()["latency_s"]
+    whole_s = known.parent_totals()[METRICS["latency"].column]
     for one in answer.found:
         trial = one.trial
         table.add_row(
@@ -318,7 +318,7 @@ def print_comparison(search: "models.Search", lines: "Sequence[Line]", as_json: 
         table.add_row(*cells, *healed, *timed)
     _print_whole(table)
     print_cautions(list(dict.fromkeys(said for _, trial in found for said in cautions(search, trial))))
-    by_kl = [trial for _, trial in found if trial.details["metric"] == "kl"]
+    by_kl = [trial for _, trial in found if trial.metric == "kl"]
     rank = spearman([trial.score for trial in by_kl], [trial.kl_whole or 0.0 for trial in by_kl])
     if rank is not None:
         console.print(f"Spearman of predicted and real KL: {rank:.3f}", highlight=False)

@@ -3,7 +3,7 @@
 The parent is loaded, and Ray started, when something is first to be measured. `_whole` and `_removed` run on workers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -31,6 +31,7 @@ from nas.progress import Bar, Heard, bar
 from nas.removal import loss_without
 from nas.request import Request
 from nas.stages import Ids, Shared, choice_weights, device_of, tensor
+from nas.stored import Removal, removal_of, request_of
 from nas.whole import score_whole
 from solvers.sleb import removal_rounds
 
@@ -40,10 +41,10 @@ class Reality:
 
     def __init__(self, store: Store, search: models.Search, console: Console):
         self._store, self._search, self._console = store, search, console
-        self._cluster = Cluster(search.request["ray"]["address"])
+        self._cluster = Cluster(request_of(search).ray_address)
         known = store.trials(search.id, where="kl_whole is not None")
         self._kls = {trial.architecture: trial.kl_whole for trial in known if trial.kl_whole is not None}
-        self._removal: dict[str, Any] = search.removal or {}
+        self._removal = removal_of(search)
         self._counting: Bar | None = None
         self.measured = 0
 
@@ -137,25 +138,27 @@ class Reality:
 
     def influence(self) -> Sequence[float]:
         """The block influence of each of the parent's layers: see `nas/influence.py`."""
-        if "influence" not in self._removal:
+        if self._removal.influence is None:
             with self._bar("block influence") as shown:
-                self._keep_removal("influence", self._alone(_influence, (), shown.expect([1])))
-        influence: Sequence[float] = self._removal["influence"]
-        return influence
+                influence = self._alone(_influence, (), shown.expect([1]))
+            self._keep(replace(self._removal, influence=tuple(influence)))
+        assert self._removal.influence is not None
+        return self._removal.influence
 
     def remove(self, rounds: int) -> None:
         """Have so many of SLEB's rounds measured, those known among them, which are never measured again."""
-        known, layers = self._removal.get("rounds", []), Architecture.parse(self._search.parent_architecture).layers
+        known, layers = self._removal.rounds, Architecture.parse(self._search.parent_architecture).layers
         models = sum(layers - 2 - before for before in range(len(known), rounds))
         if models > 0:
             with self._bar("layers removed") as shown:
-                self._keep_removal("rounds", self._alone(_removed, (known, rounds), shown.expect([models])))
+                found = self._alone(_removed, (known, rounds), shown.expect([models]))
+            self._keep(replace(self._removal, rounds=tuple(found)))
 
     def losses(self, removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
         """As `solvers.sleb.LossWithout` wants them; the first and the last layer stay."""
         self.remove(len(removed) + 1)
-        losses = self._removal["rounds"][len(removed)]
-        return [losses[str(layer)] for layer in candidates]
+        losses = self._removal.rounds[len(removed)]
+        return [losses[layer] for layer in candidates]
 
     def _alone(self, work: Callable[..., Any], more: tuple[Any, ...], heard: Heard) -> Any:
         """The result of `work` on the parent and the calibration text, with a whole node to itself."""
@@ -164,9 +167,9 @@ class Reality:
         ((_, found),) = self._cluster.run(work, [task], gpus=gpus, whole_node=True, progress=heard)
         return found
 
-    def _keep_removal(self, name: str, found: Any) -> None:
-        self._removal = self._removal | {name: found}
-        self._store.set_removal(self._search.id, self._removal)
+    def _keep(self, removal: Removal) -> None:
+        self._removal = removal
+        self._store.set_removal(self._search.id, removal.plain())
         self.measured += 1
 
     def made(self, trial: models.Trial) -> models.Trial:
@@ -219,8 +222,8 @@ def _influence(packed: PackedParent, calibration: Ids, device: str, report: Repo
 
 
 def _removed(
-    packed: PackedParent, calibration: Ids, known: Sequence[dict[str, float]], wanted: int, device: str, report: Report
-) -> list[dict[str, float]]:
+    packed: PackedParent, calibration: Ids, known: Sequence[Mapping[int, float]], wanted: int, device: str, report: Report
+) -> list[Mapping[int, float]]:
     """SLEB's first rounds, so many, beginning with those that are known."""
     parent, ids_BT = unpack(packed, device), tensor(calibration, device)
     inner = range(1, parent.shape.layers - 1)
@@ -230,7 +233,7 @@ def _removed(
     def losses(removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
         nonlocal done
         if len(removed) < len(known):
-            return [known[len(removed)][str(layer)] for layer in candidates]
+            return [known[len(removed)][layer] for layer in candidates]
 
         def heard(tokens: int, total: int) -> None:
             report(done + len(candidates) * tokens / total, models, f"round {len(removed) + 1} of {wanted}")
@@ -240,4 +243,4 @@ def _removed(
         return found
 
     rounds = islice(removal_rounds(inner, losses), wanted)
-    return [{str(layer): loss for layer, loss in each.losses.items()} for each in rounds]
+    return [dict(each.losses) for each in rounds]

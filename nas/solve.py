@@ -5,6 +5,7 @@ Needs neither the parent nor its text, so a new budget costs seconds. Knows what
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from blocklib.block import Architecture, Choice
@@ -23,7 +24,8 @@ from nas.errors import (
     UnfinishedSearchError,
     UsageError,
 )
-from nas.units import Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
+from nas.stored import StoredRequest, parent_costs_of, request_of, scenario_in
+from nas.units import Limit, did_you_mean, format_quantity
 from solvers.batch_sweep import sweep
 from solvers.errors import Infeasible
 from solvers.joint import paired, parted
@@ -55,32 +57,26 @@ class Measured:
     def layers(self) -> int:
         return Architecture.parse(self.search.parent_architecture).layers
 
-    @property
-    def gap(self) -> float:
-        """How far from the best an answer may be, as the search's job says."""
-        return float(self.search.request["solver"]["gap"])
+    @cached_property
+    def request(self) -> StoredRequest:
+        """What the search's job asks."""
+        return request_of(self.search)
 
     @property
-    def time_limit_s(self) -> float:
-        """How long a solver may take, as the search's job says."""
-        return parse_seconds("solver.time_limit", self.search.request["solver"]["time_limit"])
-
-    @property
-    def memory_bytes(self) -> float | None:
-        """How much a solver may hold, as the search's job says; None where it was run before jobs said so."""
-        asked = self.search.request["solver"].get("memory")
-        return None if asked is None else parse_quantity("memory", asked)
+    def memory_bytes(self) -> float:
+        """How much a solver may hold, as the search's job says."""
+        return self.request.solver.memory
 
     @property
     def effort(self) -> Effort:
-        """All that the search's job says of it."""
-        engine = self.search.request["solver"]["engine"]
-        return Effort(self.gap, self.time_limit_s, engine, memory_bytes=self.memory_bytes)
+        """The effort of a solver, as the search's job says."""
+        asked = self.request.solver
+        return Effort(asked.gap, asked.time_limit, asked.engine, memory_bytes=asked.memory)
 
     @property
     def budget(self) -> tuple[Limit, ...]:
         """The budget of the search's job."""
-        return tuple(parse_limit(*limit) for limit in self.search.request["budget"].items())
+        return self.request.budget
 
     def parent_totals(self) -> dict[str, float]:
         """The whole parent, predicted: every metric that is known of it, by column."""
@@ -148,30 +144,29 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
 
     Raises UnfinishedSearchError where something is missing, ScoreMetricError for another metric.
     """
-    metric = metric or search.request["score"]["metric"]
+    metric = metric or request_of(search).metric
     if metric not in SCORES:
         raise ScoreMetricError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
-    known = store.options(search.id)
+    known, parent = store.options(search.id), parent_costs_of(search)
     missing = [
         option.option.choice
         for option in known
         if option.cost is None or (option.score is None and option.option.score_key is not None)
     ]
-    if not known or missing or "fixed" not in search.parent_costs:
+    if not known or missing or parent.fixed is None or parent.whole is None:
         example = f" (for one, {missing[0]})" if missing else ""
         raise UnfinishedSearchError(
             f"search {search.name} ({search.id}) is not completely measured{example}; "
             "run `nas search` on its job again, and it resumes"
         )
-    scenario = Scenario(**search.scenario)
+    scenario = scenario_in(search)
     costs = {one.option.choice: cost_of(one.cost) for one in known if one.cost is not None}
-    fixed = Cost(**search.parent_costs["fixed"])
-    linear = _known_of_all(costs, fixed, scenario)
+    linear = _known_of_all(costs, parent.fixed, scenario)
     return Measured(
         search=search,
         scenario=scenario,
-        fixed=fixed,
-        parent=Cost(**search.parent_costs["whole"]),
+        fixed=parent.fixed,
+        parent=parent.whole,
         options=tuple(
             Option(
                 known_option.option.first_slot,
@@ -329,7 +324,7 @@ def healed_row(trial: models.Trial, heal: dict[str, Any] | None) -> models.Trial
     same = ("search_id", "solver", "architecture", "budget", "score", "bound", "gap", "status", "details", "kl_whole")
     predicted = [column.name for column in models.Trial.__table__.columns if column.name.startswith("predicted_")]
     return models.Trial(
-        key=digest(child_key, trial.budget, trial.details["metric"], trial.solver),
+        key=digest(child_key, trial.budget, trial.metric, trial.solver),
         child_key=child_key,
         **{name: getattr(trial, name) for name in (*same, *predicted)},
     )

@@ -10,6 +10,7 @@ from cost_models.metrics import LATENCY, METRICS, Metric
 from cost_models.scenario import Scenario
 from db import models
 from nas.budget import verdicts
+from nas.stored import parent_costs_of, scenario_in
 from nas.units import format_quantity, said_limit
 
 
@@ -23,10 +24,8 @@ class Row:
 def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
     """A trial beside its parent: every metric as predicted, and everything that was measured of the child. A value that
     nobody measured of it has no row."""
-    scenario = Scenario(**search.scenario)
-    parent_cost = Cost(**search.parent_costs["whole"])
-    parent = trial.details.get("parent", {})
-    loss = parent.get("lm_loss")
+    scenario, parent_cost, loss = scenario_in(search), parent_costs_of(search).whole, trial.parent_lm_loss
+    assert parent_cost is not None, f"search {search.id} has trials, and its parent was never measured"
     counted = [metric for metric in METRICS.values() if not metric.is_measured]
     found = [
         Row("architecture", summary(search.parent_architecture), summary(trial.architecture)),
@@ -73,7 +72,7 @@ def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: mo
     """As predicted and as measured, and below the latency the CPU contention it was taken under."""
     rows, is_latency = _predicted(metric, parent, scenario, trial), metric is LATENCY
     rows += _contention(parent.contention, trial.predicted_contention) if is_latency else []
-    value, of_parent = getattr(trial, metric.column), trial.details.get("parent", {}).get(metric.column)
+    value, of_parent = getattr(trial, metric.column), trial.of_parent.get(metric.column)
     if value is not None:
         rows.append(Row(f"{metric.name}, measured", _shown(metric.name, of_parent), _with_share(metric, trial)))
         rows += _contention(trial.contention, trial.contention) if is_latency else []
@@ -93,7 +92,7 @@ def _measured(what: str, parent: str, value: float | None) -> list[Row]:
 
 def _foreseen(trial: models.Trial, metric: str) -> list[Row]:
     """The sum of scores, where the trial was solved for `metric`: it stands below the row that it foresees."""
-    if trial.details["metric"] != metric:
+    if trial.metric != metric:
         return []
     name = {"kl": "predicted (sum of scores)", "lm_loss": "predicted rise (sum of scores)"}[metric]
     return [Row(f"  {name}", "0", _number(trial.score))]

@@ -26,7 +26,7 @@ def additivity(trials: Sequence[models.Trial]) -> Additivity | None:
     """None where no whole architecture was measured."""
     found: dict[str, Pair] = {}
     for trial in trials:
-        if trial.kl_whole is not None and trial.details["metric"] == "kl":
+        if trial.kl_whole is not None and trial.metric == "kl":
             found.setdefault(trial.architecture, Pair(trial.id, trial.score, trial.kl_whole))
     if not found:
         return None

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cost_models.cost import Cost
-from cost_models.scenario import Scenario
+from cost_models.metrics import LATENCY
 from db import models
+from nas.stored import parent_totals, request_of
 from nas.units import format_quantity
 
 FEWEST = 3
@@ -58,9 +58,9 @@ def agreement(search: models.Search, trials: Sequence[models.Trial]) -> Agreemen
     built = [trial for trial in trials if trial.latency_s is not None or trial.kl_before_heal is not None]
     if not built:
         return None
-    metric = search.request["score"]["metric"]
+    metric = request_of(search).metric
     latency = tuple(pair for trial in built if (pair := _latency(search, trial)))
-    alike = [trial for trial in built if trial.details["metric"] == metric]
+    alike = [trial for trial in built if trial.metric == metric]
     score = tuple(pair for trial in alike if (pair := _score(trial)))
     return Agreement(tuple(_line(search, trial) for trial in built), latency, score, ranked(latency), ranked(score))
 
@@ -92,14 +92,14 @@ def _latency(search: models.Search, trial: models.Trial) -> Pair | None:
 
 
 def _parent_latency_s(search: models.Search) -> float:
-    return Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))["latency_s"]
+    return parent_totals(search)[LATENCY.column]
 
 
 def _score(trial: models.Trial) -> Pair | None:
     """In the metric that the trial was chosen by."""
-    if trial.details["metric"] == "kl":
+    if trial.metric == "kl":
         return None if trial.kl_before_heal is None else Pair(trial.id, trial.score, trial.kl_before_heal)
-    parent = trial.details.get("parent", {}).get("lm_loss")
+    parent = trial.parent_lm_loss
     if trial.lm_loss_before_heal is None or parent is None:
         return None
     return Pair(trial.id, trial.score, trial.lm_loss_before_heal - parent)

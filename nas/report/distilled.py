@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from blocklib.block import Choice, Role
 from db import models
@@ -75,7 +74,7 @@ def lines(rows: Iterable[models.Distillation]) -> tuple[Line, ...]:
             _kept(group),
             max(row.tokens for row in group),
             sum(row.seconds for row in group),
-            _usage([row.usage for row in group if row.usage]),
+            _usage(group),
         )
         for (role, name), group in grouped.items()
     ]
@@ -110,12 +109,24 @@ def _kept_of(row: models.Distillation) -> str:
     return "first weights" if row.loss_least_squares is None else "least squares"
 
 
-def _usage(usages: Sequence[dict[str, Any]]) -> str:
-    """The worst layer's in words."""
+@dataclass(frozen=True)
+class _Routing:
+    """`blocklib.distil.Usage` as a row keeps it. That one's file loads PyTorch."""
+
+    parts: int
+    unused: int
+    least: float
+    most: float
+    entropy: float
+
+
+def _usage(rows: Sequence[models.Distillation]) -> str:
+    """The worst layer's in words; empty where no row has any."""
+    usages = [_Routing(**row.usage) for row in rows if row.usage]
     if not usages:
         return ""
-    unused, parts = max(usage["unused"] for usage in usages), usages[0]["parts"]
-    evenness = min(usage["entropy"] for usage in usages)
+    unused, parts = max(usage.unused for usage in usages), usages[0].parts
+    evenness = min(usage.entropy for usage in usages)
     return f"{parts - unused} of {parts} used, evenness {evenness:.2f}"
 
 

@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from blocklib.block import Architecture
 from cost_models.metrics import LATENCY, Metric
-from cost_models.scenario import Scenario
 from db import models
 from db.models import now
 from db.store import Store
@@ -34,6 +33,7 @@ from nas.report.offered import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
 from nas.solve import BY_EVALUATION
+from nas.stored import request_of, scenario_in
 from nas.table import comparison, summary
 from nas.units import Limit, format_quantity, said_budget
 
@@ -73,7 +73,7 @@ def _sections(
     """The values that the template shows, by the names it uses."""
     options, budget = store.options(search.id), budget_of(search, chosen)
     child = Architecture.parse(chosen.architecture) if chosen else None
-    metric = search.request["score"]["metric"]
+    metric = request_of(search).metric
     distillations = distilled.distillations(options)
     panels = distilled.panels(distillations)
     agreed = agreement(search, trials)
@@ -93,7 +93,7 @@ def _sections(
         "heatmap": heatmap(options, metric, child),
         "metric": metric,
         "dependency": dependency_map(search.dependency, child),
-        "offers": offers(options, metric, _cost_asked(budget), Scenario(**search.scenario), child),
+        "offers": offers(options, metric, _cost_asked(budget), scenario_in(search), child),
         "cost_asked": _cost_asked(budget).name,
         "distilled": distilled.lines(distillations),
         "curves": inlined(curves_figure(panels), "training loss against tokens, by kind") if panels else None,

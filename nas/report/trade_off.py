@@ -107,7 +107,7 @@ def _figure(
 ) -> tuple[Figure, int]:
     """The front under its title, and how many of the trials are on it: those by the metric of its scores."""
     metric = METRICS[cost]
-    shown = [trial for trial in trials if trial.details["metric"] == known.metric]
+    shown = [trial for trial in trials if trial.metric == known.metric]
     ceilings = [value for name, value in map(known.ceiling, budget) if name == metric.summed.column]
     whole = known.whole(cost)
     figure = front_figure(

@@ -21,7 +21,7 @@ def write_comparison(lines: Sequence["Line"], path: Path) -> Path:
         (
             line.strategy,
             line.trial.kl_whole,
-            line.trial.score if line.trial.details["metric"] == "kl" else None,
+            line.trial.score if line.trial.metric == "kl" else None,
             line.healed_kl,
         )
         for line in lines

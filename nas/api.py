@@ -191,7 +191,7 @@ class Search:
         `nas.errors.BudgetNotMetError`. After Ctrl-C those found stay trials, and KeyboardInterrupt is raised.
         """
         from nas.counting import counted
-        from nas.pool import alternatives
+        from nas.pool import Wanted, alternatives
 
         with (
             _opened(self.db, "read", self.progress) as store,
@@ -199,9 +199,8 @@ class Search:
         ):
             known = measured(store, self.row)
             limits = limits_of(budget) or known.budget
-            found = alternatives(
-                store, known, limits, count, apart, effort.with_progress(told.solving), total_s, told.found
-            )
+            wanted = Wanted(count, apart, total_s)
+            found = alternatives(store, known, limits, wanted, effort.with_progress(told.solving), told.found)
         if found.ended == "interrupted":
             raise KeyboardInterrupt
         return tuple(self._trial(one.trial) for one in found.found)

@@ -31,7 +31,7 @@ from nas.printed import (
     talk_beside,
 )
 from nas.progress import loading
-from nas.runs import LONGEST, LOW_SHARE, WINDOW
+from nas.runs import LONGEST, LOW_SHARE, WINDOW, Joining
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -316,7 +316,7 @@ def dependency(
         from nas import quiet  # noqa: F401
         from nas.dependency import dependency_of
 
-    found = dependency_of(parent, data or (), tokens, longest, share, window, talk)
+    found = dependency_of(parent, data or (), tokens, Joining(longest, share, window), talk)
     if html is not None:
         from nas.report.dependency_page import write_dependency
 

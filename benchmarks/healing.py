@@ -61,8 +61,7 @@ def best_trial(job: Job, store: Store) -> models.Trial:
 def child_of(job: Job, parent: Parent, trial: models.Trial) -> PuzzleNasForCausalLM:
     """As the search assembled it, not healed."""
     architecture = Architecture.parse(trial.architecture)
-    parts = [part for choice in architecture.choices() for part in job.library_parts(choice)]
-    keys = {str(part): job.build_key(part) for part in parts}
+    keys = job.built_keys(architecture.choices())
     return assemble(parent, architecture, lambda choice: choice_weights(parent, job.library, choice, keys))
 
 

@@ -4,6 +4,7 @@ A key is a digest of *what* and *under what*: two things with one key are the sa
 computed twice. Does no work beyond loading.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +145,10 @@ class Job:
     def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
         """The parts of a choice whose weights come from the library, not from the parent and not from nowhere."""
         return tuple(part for part in choice.parts if part.what != SKIP and not self.parent.own(part))
+
+    def built_keys(self, choices: Iterable[Choice]) -> dict[str, str]:
+        """The parts that these choices take from the library, spelled, with their keys there."""
+        return {str(part): self.build_key(part) for choice in choices for part in self.library_parts(choice)}
 
 
 def _plain(section: Section) -> dict[str, Any]:

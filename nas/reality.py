@@ -1,11 +1,12 @@
 """The real values of a search's architectures: from the store, or measured on workers if they are not there yet.
 
-The parent is loaded, and Ray started, when something is first to be measured. `_whole` and `_removed` run on workers.
+The parent is loaded, and Ray started, when something is first to be measured. `_whole`, `_influence` and
+`_removed` run on workers: each is given one task and returns one result.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,8 +22,9 @@ from blocklib.packed import PackedParent, unpack
 from db import models
 from db.store import Store
 from nas import realise
-from nas.cluster import STARTING, Cluster, Report
+from nas.cluster import STARTING, Cluster, Report, Result, Task
 from nas.config import restored
+from nas.context import Context
 from nas.errors import StaleSearchError
 from nas.home import home_of
 from nas.influence import block_influence
@@ -30,7 +32,7 @@ from nas.job import Job, prepare
 from nas.progress import Bar, Heard, bar
 from nas.removal import loss_without
 from nas.request import Request
-from nas.stages import Ids, Shared, choice_weights, device_of, tensor
+from nas.stages import Ids, choice_weights, device_of, tensor
 from nas.stored import Removal, removal_of, request_of
 from nas.whole import score_whole
 from solvers.sleb import removal_rounds
@@ -99,8 +101,8 @@ class Reality:
         return restored(self._search.request | there, f"search {self._search.name} ({self._search.id})")
 
     @cached_property
-    def _shared(self) -> Shared:
-        return Shared(self.job, self._cluster)
+    def _context(self) -> Context:
+        return Context.of(self.job, self._store, self._cluster, self._console)
 
     def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
         """The KL of each to the parent on the score text, assembled and not trained. Yields them as soon as a worker's
@@ -120,9 +122,9 @@ class Reality:
             # Sorted, those that begin alike are neighbours, and share what they begin with.
             size = -(-len(architectures) // places)
             groups = [architectures[start : start + size] for start in range(0, len(architectures), size)]
-            parent, text = self._shared["parent"], self._shared["score"]
+            parent, text = self._context.shared["parent"], self._context.shared["score"]
             tasks = [
-                (parent, text, str(job.library.root), group, self._keys(group), device_of(job)) for group in groups
+                _WholeTask(parent, text, job.library.root, group, self._keys(group), device_of(job)) for group in groups
             ]
             heard = shown.expect([len(group) for group in groups])
             for _, some in self._cluster.run(
@@ -132,16 +134,15 @@ class Reality:
 
     def _keys(self, architectures: Sequence[str]) -> dict[str, str]:
         """The parts that they take from the library."""
-        choices = {choice for text in architectures for choice in Architecture.parse(text).choices()}
-        parts = {part for choice in choices for part in self.job.library_parts(choice)}
-        return {str(part): self.job.build_key(part) for part in parts}
+        return self.job.built_keys({choice for text in architectures for choice in Architecture.parse(text).choices()})
 
     def influence(self) -> Sequence[float]:
         """The block influence of each of the parent's layers: see `nas/influence.py`."""
         if self._removal.influence is None:
             with self._bar("block influence") as shown:
-                influence = self._alone(_influence, (), shown.expect([1]))
-            self._keep(replace(self._removal, influence=tuple(influence)))
+                task = _InfluenceTask(*self._inputs(), device_of(self.job))
+                influence = self._alone(_influence, task, shown.expect([1]))
+            self._keep(replace(self._removal, influence=influence))
         assert self._removal.influence is not None
         return self._removal.influence
 
@@ -151,8 +152,9 @@ class Reality:
         models = sum(layers - 2 - before for before in range(len(known), rounds))
         if models > 0:
             with self._bar("layers removed") as shown:
-                found = self._alone(_removed, (known, rounds), shown.expect([models]))
-            self._keep(replace(self._removal, rounds=tuple(found)))
+                task = _RemovalTask(*self._inputs(), known, rounds, device_of(self.job))
+                found = self._alone(_removed, task, shown.expect([models]))
+            self._keep(replace(self._removal, rounds=found))
 
     def losses(self, removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
         """As `solvers.sleb.LossWithout` wants them; the first and the last layer stay."""
@@ -160,9 +162,13 @@ class Reality:
         losses = self._removal.rounds[len(removed)]
         return [losses[layer] for layer in candidates]
 
-    def _alone(self, work: Callable[..., Any], more: tuple[Any, ...], heard: Heard) -> Any:
-        """The result of `work` on the parent and the calibration text, with a whole node to itself."""
-        task = (self._shared["parent"], self._shared["calibration"], *more, device_of(self.job))
+    def _inputs(self) -> tuple[Any, Any]:
+        """Handles to the parent and to the calibration text."""
+        shared = self._context.shared
+        return shared["parent"], shared["calibration"]
+
+    def _alone(self, work: Callable[[Task, Report], Result], task: Task, heard: Heard) -> Result:
+        """The result of `work` with a whole node to itself."""
         gpus = 1 if self.job.request.gpus_per_task else 0
         ((_, found),) = self._cluster.run(work, [task], gpus=gpus, whole_node=True, progress=heard)
         return found
@@ -176,7 +182,7 @@ class Reality:
         """The trial with its child built, healed and evaluated."""
         trial = self._store.trial_with_twins(trial.id)
         self.measured += trial.kl is None
-        return realise.made(self.job, self._store, self._cluster, self._shared, trial, self._console)
+        return realise.made(self._context, trial)
 
     def timed(self, trial: models.Trial) -> models.Trial:
         """The trial timed beside its parent, on the search's machine: see `check_machine`."""
@@ -184,7 +190,7 @@ class Reality:
         if realise.is_timed(trial):
             return trial
         self.measured += 1
-        return realise.timed(self.job, self._store, self._cluster, self._shared, trial, self._console)
+        return realise.timed(self._context, trial)
 
     def check_machine(self) -> None:
         """Raises StaleSearchError where times would be taken on another machine than the search's."""
@@ -196,18 +202,23 @@ class Reality:
             )
 
 
-def _whole(
-    packed: PackedParent,
-    ids: Ids,
-    root: str,
-    architectures: Sequence[str],
-    keys: dict[str, str],
-    device: str,
-    report: Report,
-) -> dict[str, float]:
-    parent, library = unpack(packed, device), Library(Path(root))
-    asked = [Architecture.parse(text) for text in architectures]
-    for event in score_whole(parent, asked, lambda c: choice_weights(parent, library, c, keys), tensor(ids, device)):
+@dataclass(frozen=True)
+class _WholeTask:
+    """`keys` are those of the parts that the architectures take from the library, whose folder is `root`."""
+
+    parent: PackedParent
+    ids: Ids
+    root: Path
+    architectures: Sequence[str]
+    keys: Mapping[str, str]
+    device: str
+
+
+def _whole(task: _WholeTask, report: Report) -> dict[str, float]:
+    """The KL of each architecture."""
+    parent, library = unpack(task.parent, task.device), Library(task.root)
+    asked, ids_BT = [Architecture.parse(text) for text in task.architectures], tensor(task.ids, task.device)
+    for event in score_whole(parent, asked, lambda c: choice_weights(parent, library, c, task.keys), ids_BT):
         if isinstance(event, Progress):
             report(event.done_tokens, event.total_tokens)
         else:
@@ -215,17 +226,34 @@ def _whole(
     raise AssertionError("scoring ended without scores")
 
 
-def _influence(packed: PackedParent, calibration: Ids, device: str, report: Report) -> list[float]:
-    parent = unpack(packed, device)
+@dataclass(frozen=True)
+class _InfluenceTask:
+    parent: PackedParent
+    calibration: Ids
+    device: str
+
+
+def _influence(task: _InfluenceTask, report: Report) -> tuple[float, ...]:
+    parent = unpack(task.parent, task.device)
     report(doing="one pass of the parent")
-    return block_influence(parent, tensor(calibration, device))
+    return tuple(block_influence(parent, tensor(task.calibration, task.device)))
 
 
-def _removed(
-    packed: PackedParent, calibration: Ids, known: Sequence[Mapping[int, float]], wanted: int, device: str, report: Report
-) -> list[Mapping[int, float]]:
-    """SLEB's first rounds, so many, beginning with those that are known."""
-    parent, ids_BT = unpack(packed, device), tensor(calibration, device)
+@dataclass(frozen=True)
+class _RemovalTask:
+    """`wanted` rounds of SLEB, those that are `known` among them."""
+
+    parent: PackedParent
+    calibration: Ids
+    known: Sequence[Mapping[int, float]]
+    wanted: int
+    device: str
+
+
+def _removed(task: _RemovalTask, report: Report) -> tuple[Mapping[int, float], ...]:
+    """The losses of each round by layer."""
+    parent, ids_BT = unpack(task.parent, task.device), tensor(task.calibration, task.device)
+    known, wanted = task.known, task.wanted
     inner = range(1, parent.shape.layers - 1)
     models = sum(len(inner) - before for before in range(len(known), wanted))
     done = 0
@@ -243,4 +271,4 @@ def _removed(
         return found
 
     rounds = islice(removal_rounds(inner, losses), wanted)
-    return [dict(each.losses) for each in rounds]
+    return tuple(dict(each.losses) for each in rounds)

@@ -32,7 +32,7 @@ from nas.units import Limit
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
-    from nas.compare import Line
+    from nas.compare import StrategyResult
     from nas.export.exported import Exported
     from nas.request import Request
 
@@ -207,7 +207,7 @@ class Search:
 
     def compare(
         self, budget: Budget = "", *, evaluations: int = 100, seeds: int = 3, heal: bool = False, time: bool = False
-    ) -> "list[Line]":
+    ) -> "list[StrategyResult]":
         """The solver's answer beside other strategies', the real KL of each measured; the nearest to the parent first.
 
         `evaluations`: whole models that refining and evolution may run each; `seeds`: random architectures; `heal` and

@@ -175,7 +175,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 @dataclass(frozen=True)
-class Line:
+class StrategyResult:
     """A strategy's answer, or why it has none.
 
     `of_budget` is the share it is predicted to use of the limit it comes nearest to, `of_parent` its predicted latency
@@ -207,7 +207,7 @@ class Asked:
     time: bool = False
 
 
-def compare(store: Store, search: models.Search, asked: Asked, console: Console) -> list[Line]:
+def compare(store: Store, search: models.Search, asked: Asked, console: Console) -> list[StrategyResult]:
     """Every strategy's answer, the nearest to the parent first, then those without one.
 
     Raises BudgetNotMetError where nothing meets the budget, and UsageError where what is asked for cannot be had.
@@ -238,7 +238,7 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
     lines = [
         _line(contest, *answer, trial) for answer, trial in sorted(found, key=lambda pair: _known(pair[1].kl_whole))
     ]
-    return lines + [Line(name, why_not=answer) for name, answer in answers.items() if isinstance(answer, str)]
+    return lines + [StrategyResult(name, why_not=answer) for name, answer in answers.items() if isinstance(answer, str)]
 
 
 def _check(asked: Asked, search: models.Search) -> None:
@@ -264,11 +264,11 @@ def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
         return "; ".join([rule, *lines]) if lines else str(error)
 
 
-def _line(contest: Contest, name: str, answer: Chosen, trial: models.Trial) -> Line:
+def _line(contest: Contest, name: str, answer: Chosen, trial: models.Trial) -> StrategyResult:
     known = contest.known
     fixed, totals = known.fixed.metrics(known.scenario), answer.solution.costs
     ceilings = [known.ceiling(limit) for limit in contest.budget]
-    return Line(
+    return StrategyResult(
         strategy=name,
         evaluations=answer.evaluations,
         trial=trial,

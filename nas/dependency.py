@@ -27,7 +27,7 @@ from nas.paths import local_or_hub, matching_files
 from nas.printed import Terminal
 from nas.progress import bar
 from nas.request import EMBEDDED, checkpoint_of
-from nas.runs import Joining, Run, ffn_runs, windows
+from nas.runs import Joining, LayerRun, ffn_runs, windows
 from nas.sections import Data, Source
 from nas.tokenizer import load_tokenizer
 
@@ -44,8 +44,8 @@ class Dependency:
     parent: str
     tokens: int
     matrix: list[list[float]]
-    runs: tuple[Run, ...]
-    windows: tuple[Run, ...]
+    runs: tuple[LayerRun, ...]
+    windows: tuple[LayerRun, ...]
 
     def plain(self) -> dict[str, Any]:
         """As JSON takes it."""

@@ -49,6 +49,7 @@ class FidelityMeter:
     ) -> None:
         """One batch: final normed hidden states of the parent and of each model, and the head of the models; None: the
         parent's.
+
         `places` says which models these are, by their places among the names; None: all, in order. Every model is to
         be given every batch. `read` is told as it goes how many more tokens of the models are done.
         """

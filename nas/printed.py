@@ -18,16 +18,16 @@ from solvers.problem import OPTIMAL_GAP
 
 if TYPE_CHECKING:
     from db import models
-    from nas.compare import Line
+    from nas.compare import StrategyResult
     from nas.dependency import Dependency
     from nas.forget import Deleted
     from nas.front import Point
     from nas.pipeline import Outcome
     from nas.pool import Alternatives
-    from nas.runs import Matrix, Run
+    from nas.runs import Matrix, LayerRun
     from nas.show import LayerLine
     from nas.solve import Measured
-    from nas.solve_table import Answer
+    from nas.solve_table import TableAnswer
 
 
 class Terminal(Console):
@@ -195,7 +195,7 @@ def print_layers(layers: "Sequence[LayerLine]") -> None:
     _print_whole(table)
 
 
-def print_answer(answer: "Answer", as_json: bool) -> None:
+def print_answer(answer: "TableAnswer", as_json: bool) -> None:
     for note in answer.table.notes():
         typer.echo(printable(f"note: {note}"), err=True)
     if as_json:
@@ -294,7 +294,7 @@ def _quantity(metric: str, value: float | None) -> str:
     return "-" if value is None else format_quantity(metric, value)
 
 
-def print_comparison(search: "models.Search", lines: "Sequence[Line]", as_json: bool) -> None:
+def print_comparison(search: "models.Search", lines: "Sequence[StrategyResult]", as_json: bool) -> None:
     """Sorted as they come; those without an answer in a line each, below the table."""
     from nas.caution import cautions
     from nas.report.agreement import spearman  # It loads numpy, which a list of trials does not need.
@@ -365,7 +365,7 @@ def _heat(share: float) -> Style:
     return Style(color="white" if share > 0.62 else "black", bgcolor=f"rgb({red},{green},{blue})", dim=False)
 
 
-def _ranges(runs: "Sequence[Run]") -> str:
+def _ranges(runs: "Sequence[LayerRun]") -> str:
     return ", ".join(f"{run} ({run.most:.2f})" for run in runs) or "none"
 
 

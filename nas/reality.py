@@ -33,7 +33,7 @@ from nas.progress import Bar, Heard, bar
 from nas.removal import loss_without
 from nas.request import Request
 from nas.stages import Ids, choice_weights, device_of, tensor
-from nas.stored import Removal, removal_of, request_of
+from nas.stored import StoredRemoval, removal_of, request_of
 from nas.whole import score_whole
 from solvers.sleb import removal_rounds
 
@@ -173,7 +173,7 @@ class Reality:
         ((_, found),) = self._cluster.run(work, [task], gpus=gpus, whole_node=True, progress=heard)
         return found
 
-    def _keep(self, removal: Removal) -> None:
+    def _keep(self, removal: StoredRemoval) -> None:
         self._removal = removal
         self._store.set_removal(self._search.id, removal.plain())
         self.measured += 1

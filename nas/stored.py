@@ -48,7 +48,7 @@ class StoredRequest:
     @property
     def is_simulated(self) -> bool:
         """Whether the scenario is of a machine that is simulated, so that nothing can be timed on it."""
-        return self._section("scenario", sections.Scenario).flash is not None
+        return self._section("scenario", sections.ScenarioSection).flash is not None
 
     @property
     def heals(self) -> bool:
@@ -88,7 +88,7 @@ class ParentCosts:
 
 
 @dataclass(frozen=True)
-class Removal:
+class StoredRemoval:
     """The parent without whole layers: the influence of each layer, and of each of SLEB's rounds the losses by layer."""
 
     influence: tuple[float, ...] | None = None
@@ -121,8 +121,8 @@ def parent_totals(search: models.Search) -> dict[str, float]:
     return {} if whole is None else whole.totals(scenario_in(search))
 
 
-def removal_of(search: models.Search) -> Removal:
+def removal_of(search: models.Search) -> StoredRemoval:
     stored = search.removal or {}
     influence = stored.get("influence")
     rounds = [{int(layer): loss for layer, loss in losses.items()} for losses in stored.get("rounds", ())]
-    return Removal(None if influence is None else tuple(influence), tuple(rounds))
+    return StoredRemoval(None if influence is None else tuple(influence), tuple(rounds))

@@ -19,7 +19,7 @@ from blocklib.block import Choice
 from db import models
 from db.store import Store
 from nas import cli, cli_solve
-from nas.compare import Contest, Line
+from nas.compare import Contest, StrategyResult
 from nas.effort import said
 from nas.errors import BudgetNotMetError
 from nas.explain import Explained, explained
@@ -143,9 +143,9 @@ def test_how_an_answer_comes_along_is_told_in_its_own_sign() -> None:
 
 def test_a_child_that_was_never_healed_has_no_healed_kl(store: Store, known: Measured) -> None:
     trial = store.update_trial(add_trial(store, known.search, "latency=60%", 1.0).id, kl_whole=0.5, heal_tokens=0)
-    line = Line("MIP", trial=trial)
+    line = StrategyResult("MIP", trial=trial)
     assert (trial.kl is None, line.healed_kl) == (False, None)
-    assert Line("MIP", trial=store.update_trial(trial.id, heal_tokens=2048)).healed_kl == trial.kl
+    assert StrategyResult("MIP", trial=store.update_trial(trial.id, heal_tokens=2048)).healed_kl == trial.kl
 
 
 class FailsAtTheSecond:

@@ -10,7 +10,7 @@ from sqlalchemy import JSON
 
 from cost_models.cost import Cost
 from db.models import Base
-from nas.stored import Removal, parent_costs_of, parent_totals, removal_of, request_of
+from nas.stored import StoredRemoval, parent_costs_of, parent_totals, removal_of, request_of
 from solvers.memory import MEMORY_BYTES
 
 HOUSE = Path(__file__).parents[1]
@@ -77,7 +77,7 @@ def test_the_parents_costs_are_unknown_until_all_is_measured() -> None:
 
 
 def test_what_removal_measured_is_read_as_it_was_written() -> None:
-    for removal in (Removal(), Removal((0.5, 0.25)), Removal(None, ({1: 2.0, 2: 3.0}, {2: 4.0}))):
+    for removal in (StoredRemoval(), StoredRemoval((0.5, 0.25)), StoredRemoval(None, ({1: 2.0, 2: 3.0}, {2: 4.0}))):
         assert removal_of(search(removal=removal.plain() or None)) == removal
 
 

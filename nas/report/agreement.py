@@ -32,7 +32,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Line:
+class AgreementLine:
     """One trial. A dash stands for what was not measured."""
 
     trial: int
@@ -46,7 +46,7 @@ class Agreement:
     """`latency` and `score` are the pairs behind the lines, of scores those in the search's own metric; each rank
     correlation is None under `FEWEST` pairs."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[AgreementLine, ...]
     latency: tuple[Pair, ...]
     score: tuple[Pair, ...]
     latency_spearman: float | None
@@ -105,12 +105,12 @@ def _score(trial: models.Trial) -> Pair | None:
     return Pair(trial.id, trial.score, trial.lm_loss_before_heal - parent)
 
 
-def _line(search: models.Search, trial: models.Trial) -> Line:
+def _line(search: models.Search, trial: models.Trial) -> AgreementLine:
     share = "-"
     if trial.latency_ratio is not None:
         spread = "" if trial.latency_spread is None else f" ± {trial.latency_ratio * trial.latency_spread:.1%}"
         share = f"{trial.latency_ratio:.1%}{spread}"
-    return Line(
+    return AgreementLine(
         trial.id,
         _times(trial, _latency(search, trial)),
         (f"{trial.predicted_latency_s / _parent_latency_s(search):.1%}", share),

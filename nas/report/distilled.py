@@ -15,7 +15,7 @@ from db.store import KnownOption
 
 
 @dataclass(frozen=True)
-class Line:
+class DistilledLine:
     """One option over its layers: mean held-out losses, None where that step was left out. `tokens` are per layer.
 
     `kept` says which weights the library holds: those of the last step, or of the one before where
@@ -57,14 +57,14 @@ def distillations(options: Sequence[KnownOption]) -> tuple[models.Distillation, 
     return tuple(found.values())
 
 
-def lines(rows: Iterable[models.Distillation]) -> tuple[Line, ...]:
+def lines(rows: Iterable[models.Distillation]) -> tuple[DistilledLine, ...]:
     """A line per option, by role and then from the best to the worst first weights."""
     grouped: dict[tuple[Role, str], list[models.Distillation]] = {}
     for row in rows:
         choice = Choice.parse(row.choice)
         grouped.setdefault((choice.role, str(choice.what)), []).append(row)
     found = [
-        Line(
+        DistilledLine(
             role,
             name,
             len(group),

@@ -23,7 +23,7 @@ from nas.errors import UsageError
 from nas.explain import Explained
 from nas.output_files import write_whole
 from nas.report import distilled
-from nas.report.additivity import Additivity, additivity
+from nas.report.additivity import ScoreAdditivity, additivity
 from nas.report.agreement import Agreement, agreement
 from nas.report.asked import budget_lines, budget_of, facts
 from nas.report.dependency import dependency_map
@@ -109,7 +109,7 @@ def _cost_asked(budget: Sequence[Limit]) -> Metric:
     return budget[0].row.summed if budget else LATENCY
 
 
-def _additive(found: Additivity | None) -> dict[str, Any]:
+def _additive(found: ScoreAdditivity | None) -> dict[str, Any]:
     """Sums of scores against what is real, drawn where there are enough to see a trend."""
     figure = None
     if found is not None and found.spearman is not None:

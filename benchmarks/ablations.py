@@ -81,7 +81,7 @@ class Bench:
         return result(arm, known, trial)
 
 
-def result(arm: str, known: Measured, trial: models.Trial) -> Result:
+def result(arm: str, known: Measured, trial: models.TrialRow) -> Result:
     measured_columns = (trial.latency_ratio, trial.latency_spread, trial.kl_before_heal, trial.lm_loss_before_heal)
     ratio, spread, kl_before, loss_before = (float(value or 0) for value in measured_columns)
     return Result(

@@ -93,7 +93,7 @@ def trials(
         import pandas  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         return rows
-    return pandas.DataFrame(rows, columns=[column.name for column in models.Trial.__table__.columns])
+    return pandas.DataFrame(rows, columns=[column.name for column in models.TrialRow.__table__.columns])
 
 
 def solve_across(
@@ -122,7 +122,7 @@ def solve_across(
 class Search:
     """A search in a database. `row` holds every column that the database has of it."""
 
-    row: models.Search
+    row: models.SearchRow
     db: str = field(repr=False)
     progress: Progress = field(default=True, repr=False)
 
@@ -272,7 +272,7 @@ class Search:
             )
         return found
 
-    def _trial(self, row: models.Trial) -> Trial:
+    def _trial(self, row: models.TrialRow) -> Trial:
         return Trial(row, self.row)
 
 

@@ -65,7 +65,7 @@ class Times:
     contention: float | None
 
 
-def times_of(trial: models.Trial) -> Times:
+def times_of(trial: models.TrialRow) -> Times:
     return Times({name: getattr(trial, name) for name in _COLUMNS}, trial.of_parent, trial.contention)
 
 
@@ -108,7 +108,7 @@ def of_all(verdicts: Iterable[Verdict]) -> Verdict:
     return next((one for one in order if one in found), "met")
 
 
-def verdicts(search: models.Search, trial: models.Trial) -> dict[str, Verdict]:
+def verdicts(search: models.SearchRow, trial: models.TrialRow) -> dict[str, Verdict]:
     """The verdict on each limit of the trial's budget, by its metric."""
     allowed = request_of(search).measure.contention_allowed
     return {
@@ -119,7 +119,7 @@ def verdicts(search: models.Search, trial: models.Trial) -> dict[str, Verdict]:
     }
 
 
-def _by_arithmetic(search: models.Search, trial: models.Trial, asked: Limit) -> Verdict:
+def _by_arithmetic(search: models.SearchRow, trial: models.TrialRow, asked: Limit) -> Verdict:
     column = asked.row.column
     whole = parent_totals(search)[column]
     counted = getattr(trial, column)
@@ -127,7 +127,7 @@ def _by_arithmetic(search: models.Search, trial: models.Trial, asked: Limit) -> 
     return "met" if counted <= asked.absolute(whole) else "missed"
 
 
-def limits_of(trial: models.Trial) -> tuple[Limit, ...]:
+def limits_of(trial: models.TrialRow) -> tuple[Limit, ...]:
     """Those of its budget that can be read: an older version wrote others."""
     found = []
     for metric, text in trial.budget.items():
@@ -138,7 +138,7 @@ def limits_of(trial: models.Trial) -> tuple[Limit, ...]:
     return tuple(found)
 
 
-def uncertainty(trial: models.Trial) -> str:
+def uncertainty(trial: models.TrialRow) -> str:
     """How well the times behind a proof are known, in words, since the proof depends on its limits. Empty
     where none is of a time, or they are exact."""
     measured = [asked.row.summed for asked in limits_of(trial) if asked.row.is_measured]
@@ -151,20 +151,20 @@ def uncertainty(trial: models.Trial) -> str:
     return f"for times known to ± {share:.1%}" if share else ""
 
 
-def overshoot(trial: models.Trial, asked: Limit) -> float:
+def overshoot(trial: models.TrialRow, asked: Limit) -> float:
     """Measured over allowed, whichever way the limit points: above 1 where it is missed. The trial was timed."""
     found = reached(times_of(trial), asked)
     assert found is not None, f"trial {trial.id} was not timed"
     return found.over
 
 
-def worst_overshoot(trial: models.Trial, budget: Sequence[Limit]) -> float:
+def worst_overshoot(trial: models.TrialRow, budget: Sequence[Limit]) -> float:
     """The overshoot of the limit that it misses most, or meets by least."""
     return max(overshoot(trial, asked) for asked in budget)
 
 
 def retargeted(
-    budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence[Limit], contention_allowed: float = 1.0
+    budget: Sequence[Limit], trial: models.TrialRow, solved_for: Sequence[Limit], contention_allowed: float = 1.0
 ) -> tuple[Limit, ...]:
     """The limits to solve for next. `solved_for` are those that the trial was solved for: the limits that it certainly
     missed are tightened by the same factor, or, if it certainly met all, those that it did not use up are loosened.

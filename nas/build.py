@@ -14,7 +14,7 @@ from nas.solve import healed_row
 from nas.stored import request_of
 
 
-def build_trial(store: Store, search: models.Search, trial: models.Trial, console: Console, time: bool) -> models.Trial:
+def build_trial(store: Store, search: models.SearchRow, trial: models.TrialRow, console: Console, time: bool) -> models.TrialRow:
     """The trial itself where its child is built, else the trial of the child that healing makes of it; with `time`,
     timed beside its parent. Works only where that is not done.
 

@@ -173,7 +173,7 @@ def trials(
     print_trials(found, names, none)
 
 
-def _may_delete(found: "Sequence[models.Trial]", searches: "Mapping[str, models.Search]", yes: bool) -> bool:
+def _may_delete(found: "Sequence[models.TrialRow]", searches: "Mapping[str, models.SearchRow]", yes: bool) -> bool:
     """Whether the user confirms. Raises UsageError if there is no terminal to ask on."""
     for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
         if search.status == "running":

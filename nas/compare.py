@@ -85,7 +85,7 @@ class Contest:
         """The KL of each, assembled and not trained, to the parent. Each becomes a trial."""
         return [_known(trial.kl_whole) for trial in self.trials(solutions)]
 
-    def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.Trial]:
+    def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.TrialRow]:
         """A trial of each with its real KL; `is_healed`: of the child that healing makes of it."""
         heal = healing_key(self.reality.job) if is_healed else None
         rows = [trial_row(self.known, self.parted(solution), self.budget, heal) for solution in solutions]
@@ -98,7 +98,7 @@ class Contest:
             kept = [self._kept(row, kls[row.architecture]) for row in rows if row.architecture in kls]
         return kept
 
-    def _kept(self, row: models.Trial, kl: float) -> models.Trial:
+    def _kept(self, row: models.TrialRow, kl: float) -> models.TrialRow:
         row.kl_whole = kl
         trial = self.store.add_trial(row)
         return trial if trial.kl_whole is not None else self.store.update_trial(trial.id, kl_whole=kl)
@@ -184,7 +184,7 @@ class StrategyResult:
 
     strategy: str
     evaluations: int = 0
-    trial: models.Trial | None = None
+    trial: models.TrialRow | None = None
     of_budget: float = 0.0
     of_parent: float = 0.0
     why_not: str = ""
@@ -207,7 +207,7 @@ class Asked:
     time: bool = False
 
 
-def compare(store: Store, search: models.Search, asked: Asked, console: Console) -> list[StrategyResult]:
+def compare(store: Store, search: models.SearchRow, asked: Asked, console: Console) -> list[StrategyResult]:
     """Every strategy's answer, the nearest to the parent first, then those without one.
 
     Raises BudgetNotMetError where nothing meets the budget, and UsageError where what is asked for cannot be had.
@@ -229,7 +229,7 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
         if asked.heal:
             trials = [reality.made(trial) for trial in trials]
         store.add_stage(
-            models.Stage(
+            models.StageRow(
                 search_id=search.id, name="compare", started_at=started, seconds=monotonic() - clock,
                 work_done=reality.measured,
             )
@@ -241,7 +241,7 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
     return lines + [StrategyResult(name, why_not=answer) for name, answer in answers.items() if isinstance(answer, str)]
 
 
-def _check(asked: Asked, search: models.Search) -> None:
+def _check(asked: Asked, search: models.SearchRow) -> None:
     request = request_of(search)
     if asked.heal and not request.heals:
         raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
@@ -264,7 +264,7 @@ def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
         return "; ".join([rule, *lines]) if lines else str(error)
 
 
-def _line(contest: Contest, name: str, answer: Chosen, trial: models.Trial) -> StrategyResult:
+def _line(contest: Contest, name: str, answer: Chosen, trial: models.TrialRow) -> StrategyResult:
     known = contest.known
     fixed, totals = known.fixed.metrics(known.scenario), answer.solution.costs
     ceilings = [known.ceiling(limit) for limit in contest.budget]

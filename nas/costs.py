@@ -87,7 +87,7 @@ def _is_metered(job: Job) -> bool:
     return needs_meter(job.request.budget)
 
 
-def _missing(job: Job, known: Mapping[Geometry, models.Cost], remeasure: bool) -> list[Geometry]:
+def _missing(job: Job, known: Mapping[Geometry, models.CostRow], remeasure: bool) -> list[Geometry]:
     """The parts to measure: all if the parent's own are among them, since all else is measured against those."""
     bad = {part for part, row in known.items() if _fault(job, _timed(part, row))}
     missing = [part for part in job.to_measure if part not in known or part in bad]
@@ -100,7 +100,7 @@ def _own(job: Job) -> list[Geometry]:
     return [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
 
 
-def _rows(job: Job, store: Store) -> dict[Geometry, models.Cost]:
+def _rows(job: Job, store: Store) -> dict[Geometry, models.CostRow]:
     keys = {part: job.cost_key(part) for part in job.to_measure}
     known = store.costs(list(keys.values()))
     return {part: known[key] for part, key in keys.items() if key in known}
@@ -235,7 +235,7 @@ def _simulate(task: _SimulateTask, report: Report) -> tuple[MeasuredGeometry, ..
     return tuple(found)
 
 
-def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
+def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.CostRow:
     geometry, shape = timed.geometry, job.parent.shape
     if geometry.role == "fixed":
         held = fixed_cost(shape, job.scenario)
@@ -244,11 +244,11 @@ def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
     return _row(key, str(geometry), held + timed.cost, timed.spread)
 
 
-def _row(key: str, name: str, cost: Cost, spread: float) -> models.Cost:
-    return models.Cost(key=key, name=name, spread=spread, **vars(cost))
+def _row(key: str, name: str, cost: Cost, spread: float) -> models.CostRow:
+    return models.CostRow(key=key, name=name, spread=spread, **vars(cost))
 
 
-def _timed(geometry: Geometry, row: models.Cost) -> MeasuredGeometry:
+def _timed(geometry: Geometry, row: models.CostRow) -> MeasuredGeometry:
     """The measurement, read back from its row."""
     return MeasuredGeometry.of(geometry, row.spread, cost_of(row))
 
@@ -257,7 +257,7 @@ def write_options(job: Job, store: Store) -> None:
     """The search's options with what is known of each, so that it can be solved from the database alone."""
     measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
     by_geometry = {geometry: measured[job.cost_key(geometry)] for geometry in job.to_measure}
-    summed: dict[str, models.Cost] = {}
+    summed: dict[str, models.CostRow] = {}
     found = []
     for choice in job.choices:
         keys = sorted(job.cost_key(geometry) for geometry in geometries(choice))
@@ -268,7 +268,7 @@ def write_options(job: Job, store: Store) -> None:
             summed[cost_key] = _row(cost_key, " + ".join(map(str, geometries(choice))) or _SKIPPED, whole, spread)
         build = job.library_parts(choice)
         found.append(
-            models.Option(
+            models.OptionRow(
                 search_id=job.id,
                 choice=str(choice),
                 first_slot=choice.first_slot,

@@ -32,7 +32,7 @@ def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exporte
     return deliver(home_of(store, search), search, trial, format, out)
 
 
-def deliver(home: Path, search: models.Search, trial: models.Trial, format: str, out: Path) -> Exported:
+def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, format: str, out: Path) -> Exported:
     """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
     settings, and a card that holds the comparison."""
     child = as_assembled(load_child(child_file(home, trial.child_key)))
@@ -52,6 +52,6 @@ def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
     )
 
 
-def _card(search: models.Search, trial: models.Trial) -> str:
+def _card(search: models.SearchRow, trial: models.TrialRow) -> str:
     known = ModelCardData(base_model=published_name(search.parent), library_name="transformers", tags=["puzzle-nas"])
     return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n"

@@ -61,7 +61,7 @@ class Explained:
     close_calls: tuple[Close, ...]
 
     @staticmethod
-    def of(trial: models.Trial) -> "Explained | None":
+    def of(trial: models.TrialRow) -> "Explained | None":
         """The explanation that the trial keeps; None if it was never explained."""
         kept = trial.explained
         if kept is None:
@@ -73,8 +73,8 @@ class Explained:
 
 
 def explain(
-    store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, trial: models.Trial
-) -> models.Trial:
+    store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, trial: models.TrialRow
+) -> models.TrialRow:
     """The trial that `solution` is, with what it hangs on, found where it is not known yet."""
     if Explained.of(trial) is not None:
         return trial

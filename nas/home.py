@@ -16,7 +16,7 @@ def child_file(home: Path, child_key: str) -> Path:
     return home / "children" / f"{child_key}.safetensors"
 
 
-def home_of(store: Store, search: models.Search) -> Path:
+def home_of(store: Store, search: models.SearchRow) -> Path:
     """The folder of the SQLite file in use, where that holds the search's files, and no fewer than the stored path
     does; else the stored path, which is that of a job that names a `home` elsewhere, and of a PostgreSQL database.
 
@@ -42,7 +42,7 @@ def is_ours(store: Store, home: Path) -> bool:
     return _is_same(home, file.parent) and all(_is_same(each, file) for each in near)
 
 
-def _held(store: Store, search: models.Search, home: Path) -> int:
+def _held(store: Store, search: models.SearchRow, home: Path) -> int:
     """How many files of the search lie in this home: children and subblocks, by the keys in their names."""
     children = {trial.child_key for trial in store.trials(search.id, where="kl is not None")}
     subblocks = {known.option.distillation_key for known in store.options(search.id)}

@@ -45,8 +45,8 @@ from solvers.problem import Solution
 class Outcome:
     """The result of a search."""
 
-    search: models.Search
-    trial: models.Trial
+    search: models.SearchRow
+    trial: models.TrialRow
     child: Path
     report: Path
     sentence: str
@@ -88,7 +88,7 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
                 raise
             store.set_search_status(job.id, "failed")
             store.add_failure(
-                models.Failure(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error))
+                models.FailureRow(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error))
             )
             raise
         store.set_search_status(job.id, "finished")
@@ -118,7 +118,7 @@ def fill_store(context: Context, remeasure: bool = False) -> Context:
     return context
 
 
-def _found(context: Context, remeasure: bool) -> models.Trial:
+def _found(context: Context, remeasure: bool) -> models.TrialRow:
     """Solve, and make the answer real."""
     trial = _within_budget(context, remeasure)
     _refuse_taken(context.job, trial)
@@ -127,14 +127,14 @@ def _found(context: Context, remeasure: bool) -> models.Trial:
         return made(context, trial)
 
 
-def _within_budget(context: Context, remeasure: bool) -> models.Trial:
+def _within_budget(context: Context, remeasure: bool) -> models.TrialRow:
     """The best architecture that, timed as a whole, meets the budget; else the best of which that is undecided. Every
     one that was timed stays a trial."""
     job, store, console, request = context.job, context.store, context.console, context.job.request
     known = measured(store, store.find_search(job.id), request.score.metric)
     solve_for = request.budget
     with _stage(context, "solve") as done:
-        tried: list[models.Trial] = []
+        tried: list[models.TrialRow] = []
         distances: dict[int, float] = {}
         while len(tried) < ATTEMPTS:
             try:
@@ -175,12 +175,12 @@ def _within_budget(context: Context, remeasure: bool) -> models.Trial:
     return nearest
 
 
-def _verdict(trial: models.Trial, request: Request) -> Verdict:
+def _verdict(trial: models.TrialRow, request: Request) -> Verdict:
     times, allowed = times_of(trial), request.measure.contention_allowed
     return of_all(verdict(times, asked, allowed) for asked in request.budget)
 
 
-def _tell_undecided(trial: models.Trial, console: Console) -> None:
+def _tell_undecided(trial: models.TrialRow, console: Console) -> None:
     measured_as = ""
     if trial.latency_ratio is not None and trial.latency_spread is not None:
         points = trial.latency_ratio * trial.latency_spread
@@ -205,7 +205,7 @@ def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: C
     return solution, trial.kl_whole
 
 
-def _delivered(context: Context, trial: models.Trial) -> Outcome:
+def _delivered(context: Context, trial: models.TrialRow) -> Outcome:
     """Export the child and write the report, where that is not done yet."""
     job, store, console = context.job, context.store, context.console
     found = store.find_search(job.id)
@@ -231,10 +231,10 @@ def _delivered(context: Context, trial: models.Trial) -> Outcome:
     return Outcome(found, trial, out, report, sentence)
 
 
-def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
+def search_row(job: Job, costs: dict[str, Any]) -> models.SearchRow:
     """The job as the store keeps it; `costs` is the parent's, empty until everything is measured."""
     scenario = job.scenario
-    return models.Search(
+    return models.SearchRow(
         id=job.id,
         name=job.request.name,
         parent=job.request.parent,
@@ -249,12 +249,12 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
     )
 
 
-def _out(job: Job, trial: models.Trial) -> Path:
+def _out(job: Job, trial: models.TrialRow) -> Path:
     """Where the child is exported to."""
     return job.request.export.out or job.home / "exports" / trial.key / job.request.export.format
 
 
-def _refuse_taken(job: Job, trial: models.Trial) -> None:
+def _refuse_taken(job: Job, trial: models.TrialRow) -> None:
     """Where something else than this trial's child, in this format, stands in its place."""
     out = _out(job, trial)
     ours = trial.child_path == str(out) and trial.export_format == job.request.export.format
@@ -285,7 +285,7 @@ def _stage(context: Context, name: str) -> Iterator[list[int]]:
     yield done
     seconds = monotonic() - clock
     context.store.add_stage(
-        models.Stage(
+        models.StageRow(
             search_id=context.job.id, name=name, started_at=started, seconds=seconds, work_done=sum(done)
         )
     )

@@ -27,7 +27,7 @@ class Alternative:
     """An answer as a trial, whose gap is that to the best of all, and as a solution, whose gap is that to the best of
     those unlike the answers before it. `unlike` counts the subblocks that are not the first answer's."""
 
-    trial: models.Trial
+    trial: models.TrialRow
     solution: Solution
     unlike: int
 
@@ -115,7 +115,7 @@ def alternatives(
     return Alternatives(tuple(found), "enough" if len(found) == wanted.count else ended)
 
 
-def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution) -> models.Trial:
+def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution) -> models.TrialRow:
     """The proof about all architectures within the budget is the one of the best."""
     problem, is_best = known.problem(budget), solution is best
     options = parted(solution.options, problem)

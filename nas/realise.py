@@ -57,7 +57,7 @@ class _Parts:
     keys: Mapping[str, str]
 
     @staticmethod
-    def of(job: Job, trial: models.Trial) -> "_Parts":
+    def of(job: Job, trial: models.TrialRow) -> "_Parts":
         choices = Architecture.parse(trial.architecture).choices()
         return _Parts(trial.architecture, job.library.root, job.built_keys(choices))
 
@@ -104,7 +104,7 @@ def healing_key(job: Job) -> dict[str, Any] | None:
     return None if healing is None else vars(healing) | {"text": job.tokens.digest("distillation")}
 
 
-def made(context: Context, trial: models.Trial) -> models.Trial:
+def made(context: Context, trial: models.TrialRow) -> models.TrialRow:
     """The trial with its child built, healed and evaluated. Works only where that is not done."""
     trial = context.store.trial_with_twins(trial.id)
     if trial.kl is not None and child_file(context.job.home, trial.child_key).is_file():
@@ -112,7 +112,7 @@ def made(context: Context, trial: models.Trial) -> models.Trial:
     return _made(context, trial)
 
 
-def timed(context: Context, trial: models.Trial, remeasure: bool = False) -> models.Trial:
+def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> models.TrialRow:
     """The trial timed beside its parent. Healing changes no shape, so this need not wait for it.
 
     `remeasure`: again where what was timed decides nothing about its budget, or its CPU contention is unknown or more
@@ -137,7 +137,7 @@ class _ChildTask:
     device: str
 
 
-def _made(context: Context, trial: models.Trial) -> models.Trial:
+def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
     job, shared = context.job, context.shared
     healing = healing_of(job)
     file, checkpoints = child_file(job.home, trial.child_key), job.home / "checkpoints" / trial.child_key
@@ -222,7 +222,7 @@ class _TimeTask:
     quality: Quality
 
 
-def _timed(context: Context, trial: models.Trial) -> models.Trial:
+def _timed(context: Context, trial: models.TrialRow) -> models.TrialRow:
     job = context.job
     # The last word on a child is worth more time than one of many measurements.
     asked = job.request.measure
@@ -239,13 +239,13 @@ def _timed(context: Context, trial: models.Trial) -> models.Trial:
     )
 
 
-def is_timed(trial: models.Trial) -> bool:
+def is_timed(trial: models.TrialRow) -> bool:
     """Whether it was timed, and every metric was measured that its budget limits."""
     times = times_of(trial)
     return trial.latency_ratio is not None and all(reached(times, asked) for asked in limits_of(trial))
 
 
-def _is_bad(job: Job, trial: models.Trial) -> bool:
+def _is_bad(job: Job, trial: models.TrialRow) -> bool:
     """Whether what was timed of it is better timed again."""
     allowed, times = job.request.measure.contention_allowed, times_of(trial)
     if trial.contention is None or trial.contention > allowed:

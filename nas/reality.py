@@ -41,7 +41,7 @@ from solvers.sleb import removal_rounds
 class Reality:
     """One search's. A context manager; `measured` counts what was really computed."""
 
-    def __init__(self, store: Store, search: models.Search, console: Console):
+    def __init__(self, store: Store, search: models.SearchRow, console: Console):
         self._store, self._search, self._console = store, search, console
         self._cluster = Cluster(request_of(search).ray_address)
         known = store.trials(search.id, where="kl_whole is not None")
@@ -178,13 +178,13 @@ class Reality:
         self._store.set_removal(self._search.id, removal.plain())
         self.measured += 1
 
-    def made(self, trial: models.Trial) -> models.Trial:
+    def made(self, trial: models.TrialRow) -> models.TrialRow:
         """The trial with its child built, healed and evaluated."""
         trial = self._store.trial_with_twins(trial.id)
         self.measured += trial.kl is None
         return realise.made(self._context, trial)
 
-    def timed(self, trial: models.Trial) -> models.Trial:
+    def timed(self, trial: models.TrialRow) -> models.TrialRow:
         """The trial timed beside its parent, on the search's machine: see `check_machine`."""
         trial = self._store.trial_with_twins(trial.id)
         if realise.is_timed(trial):

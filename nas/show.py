@@ -28,7 +28,7 @@ class LayerLine:
     parameters: int
 
 
-def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple[LayerLine, ...]:
+def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) -> tuple[LayerLine, ...]:
     """The options it is made of, in slot order."""
     known = measured(store, search, trial.metric)
     options: dict[Choice, Option] = {choice_of(option): option for option in known.options}

@@ -43,7 +43,7 @@ of how good they are."""
 class Measured:
     """A search with everything measured: what a budget is solved on."""
 
-    search: models.Search
+    search: models.SearchRow
     scenario: Scenario
     fixed: Cost
     parent: Cost
@@ -139,7 +139,7 @@ class Measured:
         return columns
 
 
-def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
+def measured(store: Store, search: models.SearchRow, metric: str | None = None) -> Measured:
     """Everything that the store knows about a search. `metric`, one of `SCORES`, is the request's own unless given.
 
     Raises UnfinishedSearchError where something is missing, ScoreMetricError for another metric.
@@ -190,7 +190,7 @@ def _known_of_all(costs: Mapping[str, Cost], fixed: Cost, scenario: Scenario) ->
     return {choice: {name: value for name, value in one.items() if name in shared} for choice, one in linear.items()}
 
 
-def cost_of(row: models.Cost) -> Cost:
+def cost_of(row: models.CostRow) -> Cost:
     """The cost that a row keeps."""
     return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})
 
@@ -279,7 +279,7 @@ def trial_row(
     heal: dict[str, Any] | None,
     solved_for: Sequence[Limit] | None = None,
     built: str | None = None,
-) -> models.Trial:
+) -> models.TrialRow:
     """A solution as a trial, nothing of it built yet. Proposed again by the same solver for the same budget, it is the
     same trial.
 
@@ -297,7 +297,7 @@ def trial_row(
     architecture = str(architecture_of(solution, known.layers))
     asked_for = {asked.metric: asked.text for asked in budget}
     child_key = built or _child_key(known.search.id, architecture, heal)
-    return models.Trial(
+    return models.TrialRow(
         key=digest(child_key, asked_for, known.metric, solution.solver),
         child_key=child_key,
         search_id=known.search.id,
@@ -317,20 +317,20 @@ def _child_key(search_id: str, architecture: str, heal: dict[str, Any] | None) -
     return digest(search_id, architecture, heal)
 
 
-def healed_row(trial: models.Trial, heal: dict[str, Any] | None) -> models.Trial:
+def healed_row(trial: models.TrialRow, heal: dict[str, Any] | None) -> models.TrialRow:
     """The same proposal for the same budget, as the trial of the child that `heal` makes of it; nothing of it is built
     yet. `heal` is what `trial_row` takes."""
     child_key = _child_key(trial.search_id, trial.architecture, heal)
     same = ("search_id", "solver", "architecture", "budget", "score", "bound", "gap", "status", "details", "kl_whole")
-    predicted = [column.name for column in models.Trial.__table__.columns if column.name.startswith("predicted_")]
-    return models.Trial(
+    predicted = [column.name for column in models.TrialRow.__table__.columns if column.name.startswith("predicted_")]
+    return models.TrialRow(
         key=digest(child_key, trial.budget, trial.metric, trial.solver),
         child_key=child_key,
         **{name: getattr(trial, name) for name in (*same, *predicted)},
     )
 
 
-def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.Trial:
+def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.TrialRow:
     """A solution as a trial of the store: of the child that the search built of this architecture, if it did. A store
     that can only be read keeps none; the trial then has no id."""
     built = store.built_child(known.search.id, str(architecture_of(solution, known.layers)))

@@ -131,7 +131,7 @@ def build_library(context: Context) -> int:
         for _, records in context.cluster.run(
             _build, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
         ):
-            store.add_distillations([models.Distillation(**vars(record)) for record in records])
+            store.add_distillations([models.DistillationRow(**vars(record)) for record in records])
     return len(missing)
 
 
@@ -212,7 +212,7 @@ def score_choices(context: Context) -> int:
             _score, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
         ):
             store.add_scores([
-                models.Score(key=keys[choice], choice=str(choice), **vars(found[choice])) for choice in groups[index]
+                models.ScoreRow(key=keys[choice], choice=str(choice), **vars(found[choice])) for choice in groups[index]
             ])  # fmt: skip
     return len(missing)
 

@@ -101,27 +101,27 @@ class StoredRemoval:
         return influence | ({"rounds": rounds} if rounds else {})
 
 
-def request_of(search: models.Search) -> StoredRequest:
+def request_of(search: models.SearchRow) -> StoredRequest:
     return StoredRequest(search.request)
 
 
-def scenario_in(search: models.Search) -> Scenario:
+def scenario_in(search: models.SearchRow) -> Scenario:
     """The scenario that the search's times were taken under."""
     return Scenario(**search.scenario)
 
 
-def parent_costs_of(search: models.Search) -> ParentCosts:
+def parent_costs_of(search: models.SearchRow) -> ParentCosts:
     fixed, whole = (search.parent_costs.get(part) for part in ("fixed", "whole"))
     return ParentCosts(None if fixed is None else Cost(**fixed), None if whole is None else Cost(**whole))
 
 
-def parent_totals(search: models.Search) -> dict[str, float]:
+def parent_totals(search: models.SearchRow) -> dict[str, float]:
     """Every metric that is known of the whole parent, by column; empty until it is measured."""
     whole = parent_costs_of(search).whole
     return {} if whole is None else whole.totals(scenario_in(search))
 
 
-def removal_of(search: models.Search) -> StoredRemoval:
+def removal_of(search: models.SearchRow) -> StoredRemoval:
     stored = search.removal or {}
     influence = stored.get("influence")
     rounds = [{int(layer): loss for layer, loss in losses.items()} for losses in stored.get("rounds", ())]

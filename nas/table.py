@@ -21,7 +21,7 @@ class ComparisonRow:
     child: str
 
 
-def comparison(search: models.Search, trial: models.Trial) -> tuple[ComparisonRow, ...]:
+def comparison(search: models.SearchRow, trial: models.TrialRow) -> tuple[ComparisonRow, ...]:
     """A trial beside its parent: every metric as predicted, and everything that was measured of the child. A value that
     nobody measured of it has no row."""
     scenario, parent_cost, loss = scenario_in(search), parent_costs_of(search).whole, trial.parent_lm_loss
@@ -59,7 +59,7 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[ComparisonRo
     return tuple(found)
 
 
-def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> ComparisonRow:
+def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> ComparisonRow:
     """A metric that arithmetic gives; nobody measures it."""
     return ComparisonRow(
         metric.name,
@@ -68,7 +68,7 @@ def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Tri
     )
 
 
-def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[ComparisonRow]:
+def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> list[ComparisonRow]:
     """As predicted and as measured, and below the latency the CPU contention it was taken under."""
     rows, is_latency = _predicted(metric, parent, scenario, trial), metric is LATENCY
     rows += _contention(parent.contention, trial.predicted_contention) if is_latency else []
@@ -90,7 +90,7 @@ def _measured(what: str, parent: str, value: float | None) -> list[ComparisonRow
     return [] if value is None else [ComparisonRow(what, parent, _number(value))]
 
 
-def _foreseen(trial: models.Trial, metric: str) -> list[ComparisonRow]:
+def _foreseen(trial: models.TrialRow, metric: str) -> list[ComparisonRow]:
     """The sum of scores, where the trial was solved for `metric`: it stands below the row that it foresees."""
     if trial.metric != metric:
         return []
@@ -109,7 +109,7 @@ def markdown(rows: tuple[ComparisonRow, ...]) -> str:
     return "\n".join(lines + [f"| {row.what.strip()} | {row.parent} | {row.child} |" for row in rows])
 
 
-def _predicted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[ComparisonRow]:
+def _predicted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> list[ComparisonRow]:
     """No row where nobody knows it, and where the parent's cost holds no seconds, as that of arithmetic alone does."""
     whole, child = metric.of(parent, scenario), getattr(trial, metric.predicted)
     if not whole or child is None:
@@ -140,7 +140,7 @@ def share_taken(contention: float | None) -> str:
     return "not noted" if contention is None else f"{contention:.0%}"
 
 
-def _with_share(metric: Metric, trial: models.Trial) -> str:
+def _with_share(metric: Metric, trial: models.TrialRow) -> str:
     """The measured value, and the share of the parent's where a trial keeps that."""
     shown = _shown(metric.name, getattr(trial, metric.column))
     if not metric.has_ratio or metric.ratio is None:

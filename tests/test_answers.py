@@ -92,7 +92,7 @@ def test_a_better_proof_of_the_same_answer_is_kept_and_a_worse_one_is_not(store:
     solution = solve(known, budget)
     rough, exact = (proven_to(known, solution, share) for share in (0.1, 0.0))
 
-    def again(found: Solution) -> models.Trial:
+    def again(found: Solution) -> models.TrialRow:
         return store.add_trial(trial_row(known, found, budget, None))
 
     assert (again(rough).status, again(rough).gap) == ("feasible", pytest.approx(0.1))
@@ -166,7 +166,7 @@ def test_what_was_measured_whole_before_a_failure_is_kept(store: Store, known: M
     assert (trial.kl_whole, trial.score) == (0.125, solutions[1].score)
 
 
-def subblocks(trial: models.Trial) -> list[str]:
+def subblocks(trial: models.TrialRow) -> list[str]:
     """The name of each attention and FFN of it; a run over several is each of them."""
     found = []
     for choice in map(Choice.parse, trial.details["choices"]):

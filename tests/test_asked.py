@@ -44,7 +44,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
     return lambda: capsys.readouterr().out
 
 
-def predicted(trial: dict[str, Any] | models.Trial, metric: str) -> str:
+def predicted(trial: dict[str, Any] | models.TrialRow, metric: str) -> str:
     name = f"predicted_{METRICS[metric].column}"
     return format_quantity(metric, trial[name] if isinstance(trial, dict) else getattr(trial, name))
 

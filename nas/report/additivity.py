@@ -22,7 +22,7 @@ class ScoreAdditivity:
     factor: float | None
 
 
-def additivity(trials: Sequence[models.Trial]) -> ScoreAdditivity | None:
+def additivity(trials: Sequence[models.TrialRow]) -> ScoreAdditivity | None:
     """None where no whole architecture was measured."""
     found: dict[str, Pair] = {}
     for trial in trials:

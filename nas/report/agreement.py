@@ -53,7 +53,7 @@ class Agreement:
     score_spearman: float | None
 
 
-def agreement(search: models.Search, trials: Sequence[models.Trial]) -> Agreement | None:
+def agreement(search: models.SearchRow, trials: Sequence[models.TrialRow]) -> Agreement | None:
     """None where no trial was built. Scores are compared before healing, which they do not foresee."""
     built = [trial for trial in trials if trial.latency_s is not None or trial.kl_before_heal is not None]
     if not built:
@@ -83,7 +83,7 @@ def ranked(pairs: Sequence[Pair]) -> float | None:
     return spearman([pair.predicted for pair in pairs], [pair.measured for pair in pairs])
 
 
-def _latency(search: models.Search, trial: models.Trial) -> Pair | None:
+def _latency(search: models.SearchRow, trial: models.TrialRow) -> Pair | None:
     """Shares of the parent's: what was predicted of its predicted time, what was measured of the time it took beside
     the child. Seconds of two days are not compared."""
     if trial.latency_ratio is None:
@@ -91,11 +91,11 @@ def _latency(search: models.Search, trial: models.Trial) -> Pair | None:
     return Pair(trial.id, trial.predicted_latency_s / _parent_latency_s(search), trial.latency_ratio)
 
 
-def _parent_latency_s(search: models.Search) -> float:
+def _parent_latency_s(search: models.SearchRow) -> float:
     return parent_totals(search)[LATENCY.column]
 
 
-def _score(trial: models.Trial) -> Pair | None:
+def _score(trial: models.TrialRow) -> Pair | None:
     """In the metric that the trial was chosen by."""
     if trial.metric == "kl":
         return None if trial.kl_before_heal is None else Pair(trial.id, trial.score, trial.kl_before_heal)
@@ -105,7 +105,7 @@ def _score(trial: models.Trial) -> Pair | None:
     return Pair(trial.id, trial.score, trial.lm_loss_before_heal - parent)
 
 
-def _line(search: models.Search, trial: models.Trial) -> AgreementLine:
+def _line(search: models.SearchRow, trial: models.TrialRow) -> AgreementLine:
     share = "-"
     if trial.latency_ratio is not None:
         spread = "" if trial.latency_spread is None else f" ± {trial.latency_ratio * trial.latency_spread:.1%}"
@@ -118,7 +118,7 @@ def _line(search: models.Search, trial: models.Trial) -> AgreementLine:
     )
 
 
-def _times(trial: models.Trial, pair: Pair | None) -> tuple[str, str, str]:
+def _times(trial: models.TrialRow, pair: Pair | None) -> tuple[str, str, str]:
     predicted = format_quantity("latency", trial.predicted_latency_s)
     measured = "-" if trial.latency_s is None else format_quantity("latency", trial.latency_s)
     return predicted, measured, "-" if pair is None else pair.ratio

@@ -32,7 +32,7 @@ class BudgetLine:
     verdict: Verdict
 
 
-def facts(search: models.Search, budget: Sequence[Limit]) -> tuple[Fact, ...]:
+def facts(search: models.SearchRow, budget: Sequence[Limit]) -> tuple[Fact, ...]:
     """The question, a fact a line."""
     layers = Architecture.parse(search.parent_architecture).layers
     metric = {
@@ -58,14 +58,14 @@ def served(scenario: Scenario) -> str:
     return f"a batch of {batch}, each {prompt} of prompt and {answer}, in {scenario.dtype} on {where}"
 
 
-def budget_of(search: models.Search, trial: models.Trial | None) -> tuple[Limit, ...]:
+def budget_of(search: models.SearchRow, trial: models.TrialRow | None) -> tuple[Limit, ...]:
     """The trial's budget, or the request's where there is no trial yet."""
     if trial is None:
         return request_of(search).budget
     return tuple(parse_limit(metric, text) for metric, text in trial.budget.items())
 
 
-def bounded(limit: Limit, search: models.Search) -> str:
+def bounded(limit: Limit, search: models.SearchRow) -> str:
     """A limit in words, with its absolute value where the parent's own is known."""
     side = "at least" if limit.at_least else "at most"
     if not limit.relative:
@@ -75,13 +75,13 @@ def bounded(limit: Limit, search: models.Search) -> str:
     return words if whole is None else f"{words} ({format_quantity(limit.metric, limit.absolute(whole))})"
 
 
-def budget_lines(search: models.Search, trial: models.Trial) -> tuple[BudgetLine, ...]:
+def budget_lines(search: models.SearchRow, trial: models.TrialRow) -> tuple[BudgetLine, ...]:
     """Each limit of the trial's budget, predicted and measured."""
     found = verdicts(search, trial)
     return tuple(_line(search, trial, limit, found[limit.metric]) for limit in budget_of(search, trial))
 
 
-def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Verdict) -> BudgetLine:
+def _line(search: models.SearchRow, trial: models.TrialRow, limit: Limit, verdict: Verdict) -> BudgetLine:
     metric = limit.row
     parent, value = parent_totals(search)[metric.column], getattr(trial, metric.predicted)
     predicted = f"{format_quantity(limit.metric, value)} ({value / parent:.1%})"
@@ -96,7 +96,7 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Ver
     return BudgetLine(bounded(limit, search), predicted, shown, verdict)
 
 
-def measured_share(trial: models.Trial, metric: Metric, found: float, predicted_parent: float) -> float:
+def measured_share(trial: models.TrialRow, metric: Metric, found: float, predicted_parent: float) -> float:
     """The value `found` of a trial's metric, as a share of the parent's: as measured beside it, else of the sum that
     the parent's parts make."""
     if metric.ratio and not metric.at_least and (ratio := getattr(trial, metric.ratio)) is not None:

@@ -51,15 +51,15 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
-def distillations(options: Sequence[KnownOption]) -> tuple[models.Distillation, ...]:
+def distillations(options: Sequence[KnownOption]) -> tuple[models.DistillationRow, ...]:
     """Each once, though a pair's option may point at the same as its part's."""
     found = {known.distillation.key: known.distillation for known in options if known.distillation}
     return tuple(found.values())
 
 
-def lines(rows: Iterable[models.Distillation]) -> tuple[DistilledLine, ...]:
+def lines(rows: Iterable[models.DistillationRow]) -> tuple[DistilledLine, ...]:
     """A line per option, by role and then from the best to the worst first weights."""
-    grouped: dict[tuple[Role, str], list[models.Distillation]] = {}
+    grouped: dict[tuple[Role, str], list[models.DistillationRow]] = {}
     for row in rows:
         choice = Choice.parse(row.choice)
         grouped.setdefault((choice.role, str(choice.what)), []).append(row)
@@ -81,7 +81,7 @@ def lines(rows: Iterable[models.Distillation]) -> tuple[DistilledLine, ...]:
     return tuple(sorted(found, key=lambda line: (line.role, line.first_weights, line.name)))
 
 
-def panels(rows: Iterable[models.Distillation]) -> tuple[Panel, ...]:
+def panels(rows: Iterable[models.DistillationRow]) -> tuple[Panel, ...]:
     """A panel per kind that was trained, attention first."""
     found: dict[tuple[Role, str], list[Curve]] = {}
     for row in rows:
@@ -93,7 +93,7 @@ def panels(rows: Iterable[models.Distillation]) -> tuple[Panel, ...]:
     return tuple(Panel(f"{role}: {kind}", tuple(curves)) for (role, kind), curves in sorted(found.items()))
 
 
-def _kept(group: Sequence[models.Distillation]) -> str:
+def _kept(group: Sequence[models.DistillationRow]) -> str:
     """The step whose weights were kept, counted where the layers differ."""
     counted = Counter(map(_kept_of, group))
     if len(counted) == 1:
@@ -101,7 +101,7 @@ def _kept(group: Sequence[models.Distillation]) -> str:
     return ", ".join(f"{step} {count} of {len(group)}" for step, count in counted.most_common())
 
 
-def _kept_of(row: models.Distillation) -> str:
+def _kept_of(row: models.DistillationRow) -> str:
     """As `blocklib.distil.distil` decides: training that ends worse than it began is thrown away."""
     began = row.loss_first_weights if row.loss_least_squares is None else row.loss_least_squares
     if row.loss_trained is not None and row.loss_trained <= began:
@@ -120,7 +120,7 @@ class _Routing:
     entropy: float
 
 
-def _usage(rows: Sequence[models.Distillation]) -> str:
+def _usage(rows: Sequence[models.DistillationRow]) -> str:
     """The worst layer's in words; empty where no row has any."""
     usages = [_Routing(**row.usage) for row in rows if row.usage]
     if not usages:

@@ -38,7 +38,7 @@ from nas.table import comparison, summary
 from nas.units import Limit, format_quantity, said_budget
 
 
-def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
+def write_report(store: Store, search: models.SearchRow, path: Path, chosen: models.TrialRow | None = None) -> Path:
     """Write the report of `search` to `path`, whole or not at all, and return it. Makes the folder.
 
     `chosen` is the trial shown beside the parent; None: the latest one measured, else the latest. A search with no
@@ -57,18 +57,18 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
     return write_whole(path, page.encode())
 
 
-def _latest(trials: Sequence[models.Trial]) -> models.Trial | None:
+def _latest(trials: Sequence[models.TrialRow]) -> models.TrialRow | None:
     """The latest that was built; else of those timed, that another was built in place of; else of all."""
     built = [trial for trial in trials if trial.kl is not None]
     return next(reversed(built or [trial for trial in trials if _is_measured(trial)] or trials), None)
 
 
-def _is_measured(trial: models.Trial) -> bool:
+def _is_measured(trial: models.TrialRow) -> bool:
     return trial.latency_s is not None or trial.kl is not None
 
 
 def _sections(
-    store: Store, search: models.Search, trials: Sequence[models.Trial], chosen: models.Trial | None
+    store: Store, search: models.SearchRow, trials: Sequence[models.TrialRow], chosen: models.TrialRow | None
 ) -> dict[str, Any]:
     """The values that the template shows, by the names it uses."""
     options, budget = store.options(search.id), budget_of(search, chosen)
@@ -149,9 +149,9 @@ _STAGES = {
 """A description of each stage, and its unit: one, and several of them."""
 
 
-def _stage_lines(stages: Sequence[models.Stage]) -> tuple[StageLine, ...]:
+def _stage_lines(stages: Sequence[models.StageRow]) -> tuple[StageLine, ...]:
     """In the order the stages first ran."""
-    named: dict[str, list[models.Stage]] = {}
+    named: dict[str, list[models.StageRow]] = {}
     for stage in stages:
         named.setdefault(stage.name, []).append(stage)
     return tuple(

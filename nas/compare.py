@@ -64,9 +64,8 @@ class Contest:
     @cached_property
     def own(self) -> tuple[Option, ...]:
         """The parent's own option at every slot."""
-        parent = Architecture.parse(self.known.search.parent_architecture)
-        own = {(choice.first_slot, choice.span, str(choice.what)) for choice in parent.choices()}
-        return tuple(option for option in self.problem.options if option.key in own)
+        own = set(Architecture.parse(self.known.search.parent_architecture).choices())
+        return tuple(option for option in self.problem.options if self.known.choice(option) in own)
 
     @property
     def in_time(self) -> dict[str, Any]:

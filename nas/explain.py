@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from cost_models.metrics import METRICS
 from db import models
 from db.store import Store
-from nas.solve import Measured, choice_of
+from nas.solve import Measured
 from nas.units import Limit, format_quantity
 from solvers.joint import joined, paired, parted
 from solvers.problem import Problem, Solution
@@ -94,14 +94,14 @@ def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> E
     most = known.ceilings(budget)
     return Explained(
         tuple(_price(known, limit, found.prices, most) for limit in budget),
-        tuple(_close(problem, call) for call in found.close_calls),
+        tuple(_close(known, problem, call) for call in found.close_calls),
     )
 
 
-def _close(problem: Problem, call: CloseCall) -> Close:
+def _close(known: Measured, problem: Problem, call: CloseCall) -> Close:
     """Without the parts of pairs that stay as they are."""
     ones, others = (
-        [str(choice_of(option)) for option in parted(options, problem)] for options in (call.options, call.instead_of)
+        [str(known.choice(option)) for option in parted(options, problem)] for options in (call.options, call.instead_of)
     )
     return Close(
         tuple(one for one in ones if one not in others), tuple(one for one in others if one not in ones), call.worse

@@ -146,9 +146,9 @@ class Job:
         """The parts of a choice whose weights come from the library, not from the parent and not from nowhere."""
         return tuple(part for part in choice.parts if part.what != SKIP and not self.parent.own(part))
 
-    def built_keys(self, choices: Iterable[Choice]) -> dict[str, str]:
-        """The parts that these choices take from the library, spelled, with their keys there."""
-        return {str(part): self.build_key(part) for choice in choices for part in self.library_parts(choice)}
+    def built_keys(self, choices: Iterable[Choice]) -> dict[Choice, str]:
+        """The parts that these choices take from the library, with their keys there."""
+        return {part: self.build_key(part) for choice in choices for part in self.library_parts(choice)}
 
 
 def _plain(section: Section) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from blocklib.assemble import assemble
-from blocklib.block import Architecture
+from blocklib.block import Architecture, Choice
 from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.packed import PackedParent, unpack
@@ -52,18 +52,18 @@ from nas.units import Limit, needs_meter
 class _Parts:
     """An architecture, and the keys of the parts that it takes from the library, whose folder is `root`."""
 
-    architecture: str
+    architecture: Architecture
     root: Path
-    keys: Mapping[str, str]
+    keys: Mapping[Choice, str]
 
     @staticmethod
     def of(job: Job, trial: models.TrialRow) -> "_Parts":
-        choices = Architecture.parse(trial.architecture).choices()
-        return _Parts(trial.architecture, job.library.root, job.built_keys(choices))
+        architecture = Architecture.parse(trial.architecture)
+        return _Parts(architecture, job.library.root, job.built_keys(architecture.choices()))
 
     def assembled(self, parent: Parent) -> PuzzleNasForCausalLM:
-        library, architecture = Library(self.root), Architecture.parse(self.architecture)
-        return assemble(parent, architecture, lambda choice: choice_weights(parent, library, choice, self.keys))
+        library = Library(self.root)
+        return assemble(parent, self.architecture, lambda choice: choice_weights(parent, library, choice, self.keys))
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _timed(context: Context, trial: models.TrialRow) -> models.TrialRow:
         parent, parts = context.shared["parent"], _Parts.of(job, trial)
         task = _TimeTask(parent, parts, job.scenario, rounds, limits_of(trial), quality_of(job))
         ((_, times),) = context.cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
-    held = architecture_cost(Architecture.parse(trial.architecture), job.parent.shape, job.scenario)
+    held = architecture_cost(parts.architecture, job.parent.shape, job.scenario)
     totals = held.totals(job.scenario)
     counted = {metric.column: totals[metric.column] for metric in METRICS.values() if not metric.is_measured}
     return context.store.update_trial(

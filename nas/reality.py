@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from blocklib.block import Architecture
+from blocklib.block import Architecture, Choice
 from blocklib.distil import Progress
 from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
@@ -121,7 +121,8 @@ class Reality:
             places = self._cluster.places(asked.cpus_per_task, job.request.gpus_per_task)
             # Sorted, those that begin alike are neighbours, and share what they begin with.
             size = -(-len(architectures) // places)
-            groups = [architectures[start : start + size] for start in range(0, len(architectures), size)]
+            parsed = [Architecture.parse(text) for text in architectures]
+            groups = [parsed[start : start + size] for start in range(0, len(parsed), size)]
             parent, text = self._context.shared["parent"], self._context.shared["score"]
             tasks = [
                 _WholeTask(parent, text, job.library.root, group, self._keys(group), device_of(job)) for group in groups
@@ -132,9 +133,9 @@ class Reality:
             ):
                 yield from some.items()
 
-    def _keys(self, architectures: Sequence[str]) -> dict[str, str]:
+    def _keys(self, architectures: Sequence[Architecture]) -> dict[Choice, str]:
         """The parts that they take from the library."""
-        return self.job.built_keys({choice for text in architectures for choice in Architecture.parse(text).choices()})
+        return self.job.built_keys({choice for each in architectures for choice in each.choices()})
 
     def influence(self) -> Sequence[float]:
         """The block influence of each of the parent's layers: see `nas/influence.py`."""
@@ -209,16 +210,18 @@ class _WholeTask:
     parent: PackedParent
     ids: Ids
     root: Path
-    architectures: Sequence[str]
-    keys: Mapping[str, str]
+    architectures: Sequence[Architecture]
+    keys: Mapping[Choice, str]
     device: str
 
 
 def _whole(task: _WholeTask, report: Report) -> dict[str, float]:
     """The KL of each architecture."""
     parent, library = unpack(task.parent, task.device), Library(task.root)
-    asked, ids_BT = [Architecture.parse(text) for text in task.architectures], tensor(task.ids, task.device)
-    for event in score_whole(parent, asked, lambda c: choice_weights(parent, library, c, task.keys), ids_BT):
+    ids_BT = tensor(task.ids, task.device)
+    for event in score_whole(
+        parent, task.architectures, lambda choice: choice_weights(parent, library, choice, task.keys), ids_BT
+    ):
         if isinstance(event, Progress):
             report(event.done_tokens, event.total_tokens)
         else:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from blocklib.block import Architecture, Choice
 from db import models
 from db.store import Store
-from nas.solve import choice_of, measured
-from solvers.problem import Option
+from nas.solve import measured
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class LayerLine:
 def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) -> tuple[LayerLine, ...]:
     """The options it is made of, in slot order."""
     known = measured(store, search, trial.metric)
-    options: dict[Choice, Option] = {choice_of(option): option for option in known.options}
+    options = {known.choice(option): option for option in known.options}
     parent = {choice.first_slot: choice for choice in Architecture.parse(search.parent_architecture).choices()}
     lines = []
     for choice in map(Choice.parse, trial.choices):
-        option, cost = options[choice], known.costs[str(choice)]
+        option, cost = options[choice], known.costs[choice]
         last = choice.end_layer - 1
         layers = f"{choice.layer}" if last == choice.layer else f"{choice.layer}-{last}"
         replaced = [str(parent[slot].what) for slot in range(choice.first_slot, choice.first_slot + choice.span)]

@@ -50,8 +50,8 @@ class Measured:
     options: tuple[Option, ...]
     metric: str
     """The kind of the options' scores, kl or lm_loss."""
-    costs: Mapping[str, Cost]
-    """The options', by their choices, with how far they may be off."""
+    costs: Mapping[Choice, Cost]
+    """Those of the choices that the options stand for, with how far they may be off."""
 
     @property
     def layers(self) -> int:
@@ -77,6 +77,18 @@ class Measured:
     def budget(self) -> tuple[Limit, ...]:
         """The budget of the search's job."""
         return self.request.budget
+
+    @cached_property
+    def _choices(self) -> Mapping[tuple[int, int, str], Choice]:
+        return {(choice.first_slot, choice.span, str(choice.what)): choice for choice in self.costs}
+
+    def choice(self, option: Option) -> Choice:
+        """The choice that one of the options stands for."""
+        return self._choices[option.key]
+
+    def architecture(self, options: Iterable[Option]) -> Architecture:
+        """The architecture that options make which tile the slots, in their order."""
+        return Architecture.of(tuple(map(self.choice, options)), self.layers)
 
     def parent_totals(self) -> dict[str, float]:
         """The whole parent, predicted: every metric that is known of it, by column."""
@@ -127,7 +139,7 @@ class Measured:
             if metric.summed.column in linear
         }
 
-    def predicted(self, choices: Iterable[str]) -> dict[str, Any]:
+    def predicted(self, choices: Iterable[Choice]) -> dict[str, Any]:
         """The columns of a trial that say what an architecture of these choices costs, and how far that may be off."""
         whole = sum((self.costs[choice] for choice in choices), self.fixed)
         columns: dict[str, Any] = {"predicted_contention": whole.contention}
@@ -160,7 +172,8 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
             "run `nas search` on its job again, and it resumes"
         )
     scenario = scenario_in(search)
-    costs = {one.option.choice: cost_of(one.cost) for one in known if one.cost is not None}
+    choices = [Choice.parse(one.option.choice) for one in known]
+    costs = {choice: cost_of(one.cost) for choice, one in zip(choices, known, strict=True) if one.cost is not None}
     linear = _known_of_all(costs, parent.fixed, scenario)
     return Measured(
         search=search,
@@ -174,16 +187,18 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
                 known_option.option.name,
                 # The parent's own options have no score row: they move nothing.
                 getattr(known_option.score, metric) if known_option.score else 0.0,
-                linear[known_option.option.choice],
+                linear[choice],
             )
-            for known_option in known
+            for choice, known_option in zip(choices, known, strict=True)
         ),
         metric=metric,
         costs=costs,
     )
 
 
-def _known_of_all(costs: Mapping[str, Cost], fixed: Cost, scenario: Scenario) -> dict[str, dict[str, float]]:
+def _known_of_all(
+    costs: Mapping[Choice, Cost], fixed: Cost, scenario: Scenario
+) -> dict[Choice, dict[str, float]]:
     """The linear metrics of each choice, of those that are known of every choice and of the fixed part."""
     linear = {choice: cost.metrics(scenario) for choice, cost in costs.items()}
     shared = set(fixed.metrics(scenario)).intersection(*linear.values())
@@ -259,19 +274,6 @@ def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effo
     return "\n".join(lines)
 
 
-def architecture_of(solution: Solution, layers: int) -> Architecture:
-    """The options a solver chose, as an architecture."""
-    return Architecture.of(tuple(choice_of(option) for option in solution.options), layers)
-
-
-def choice_of(option: Option) -> Choice:
-    """The choice a solver's option stands for: what its name spells, at its first slot."""
-    layer, is_ffn = divmod(option.first, 2)
-    if "+" in option.name:
-        return Choice.parse(f"L{layer}.block={option.name}")
-    return Choice.parse(f"L{layer}.{'ffn' if is_ffn else 'attention'}={option.name}")
-
-
 def trial_row(
     known: Measured,
     solution: Solution,
@@ -286,16 +288,10 @@ def trial_row(
     `solved_for`: the limits that its score, bound and gap are proven within, where they are not those of the budget.
     `built`: the key of the child it is, where that was built.
     """
-    details: dict[str, Any] = {
-        # Which options it is made of: the architecture alone does not say what was scored as a pair.
-        "choices": [str(choice_of(option)) for option in solution.options],
-        "metric": known.metric,
-    }
-    if solved_for is not None and tuple(solved_for) != tuple(budget):
-        details["solved_for"] = {limit.metric: limit.text for limit in solved_for}
+    choices = [known.choice(option) for option in solution.options]
+    limits = None if solved_for is None or tuple(solved_for) == tuple(budget) else _plain(solved_for)
     is_of_sums = solution.solver not in BY_EVALUATION
-    architecture = str(architecture_of(solution, known.layers))
-    asked_for = {asked.metric: asked.text for asked in budget}
+    architecture, asked_for = str(known.architecture(solution.options)), _plain(budget)
     child_key = built or _child_key(known.search.id, architecture, heal)
     return models.TrialRow(
         key=digest(child_key, asked_for, known.metric, solution.solver),
@@ -308,9 +304,14 @@ def trial_row(
         bound=solution.bound if is_of_sums else None,
         gap=solution.gap if is_of_sums else None,
         status=solution.status if is_of_sums else "evaluated",
-        **known.predicted(details["choices"]),
-        details=details,
+        **known.predicted(choices),
+        details={"choices": list(map(str, choices)), "metric": known.metric} | ({"solved_for": limits} if limits else {}),
     )
+
+
+def _plain(budget: Sequence[Limit]) -> dict[str, str]:
+    """A budget as a row keeps it."""
+    return {limit.metric: limit.text for limit in budget}
 
 
 def _child_key(search_id: str, architecture: str, heal: dict[str, Any] | None) -> str:
@@ -333,7 +334,7 @@ def healed_row(trial: models.TrialRow, heal: dict[str, Any] | None) -> models.Tr
 def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.TrialRow:
     """A solution as a trial of the store: of the child that the search built of this architecture, if it did. A store
     that can only be read keeps none; the trial then has no id."""
-    built = store.built_child(known.search.id, str(architecture_of(solution, known.layers)))
+    built = store.built_child(known.search.id, str(known.architecture(solution.options)))
     row = trial_row(known, solution, budget, None, built=built)
     return store.as_added(row) if store.is_read_only else store.add_trial(row)
 

@@ -178,7 +178,7 @@ class _ScoreTask:
     parent: PackedParent
     ids: Ids
     root: Path
-    work: Mapping[Choice, Mapping[str, str]]
+    work: Mapping[Choice, Mapping[Choice, str]]
     device: str
 
 
@@ -226,7 +226,7 @@ def _score(task: _ScoreTask, report: Report) -> Mapping[Choice, Fidelity]:
     raise AssertionError("scoring ended without scores")
 
 
-def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mapping[str, str]) -> Weights:
+def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mapping[Choice, str]) -> Weights:
     """The tensors of every part of `choice`: from the library by `keys`, from the parent, or none where skipped.
 
     Named as `blocklib.stream.variant` wants them.
@@ -235,8 +235,8 @@ def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mappi
     for index, part in enumerate(choice.parts):
         block = f"{index // 2}." if isinstance(choice.what, Parallel) else ""
         held: Weights = {}
-        if str(part) in keys:
-            held = library.load(part, keys[str(part)])
+        if part in keys:
+            held = library.load(part, keys[part])
         elif part.what != SKIP:
             held = parent_part(parent, part.layer, part.role)
         weights |= {f"{block}{name}": values.to(parent.model.device) for name, values in held.items()}

@@ -92,8 +92,7 @@ def test_every_answer_is_what_it_is_said_to_be(here: Here, compared: Path, tmp_p
         job = reality.job
         for line in answers:
             architecture = Architecture.parse(line["trial"]["architecture"])
-            parts = [part for choice in architecture.choices() for part in job.library_parts(choice)]
-            keys = {str(part): job.build_key(part) for part in parts}
+            keys = job.built_keys(architecture.choices())
             child = assemble(
                 job.parent, architecture, lambda c, keys=keys: choice_weights(job.parent, job.library, c, keys)
             )

@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Engine, Table, delete, exc, select, update
+from sqlalchemy import Engine, Table, bindparam, delete, exc, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -268,7 +268,8 @@ class Store:
                 session.delete(row)
             session.flush()
             gone = list(dict.fromkeys(row.child_key for row in rows))
-            return [key for key in gone if not session.scalars(select(TrialRow.id).where(TrialRow.child_key == key)).first()]
+            of_child = select(TrialRow.id).where(TrialRow.child_key == bindparam("key")).limit(1)
+            return [key for key in gone if session.scalar(of_child, {"key": key}) is None]
 
     def update_trial(self, trial_id: int, **columns: Any) -> TrialRow:
         """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
@@ -345,8 +346,9 @@ class Store:
 
     def failures(self, search_id: str) -> list[FailureRow]:
         """In the order they were added."""
+        query = select(FailureRow).where(FailureRow.search_id == search_id).order_by(FailureRow.id)
         with self._reading() as session:
-            return list(session.scalars(select(FailureRow).where(FailureRow.search_id == search_id).order_by(FailureRow.id)))
+            return list(session.scalars(query))
 
     # One transaction each
 

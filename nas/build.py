@@ -14,7 +14,9 @@ from nas.solve import healed_row
 from nas.stored import request_of
 
 
-def build_trial(store: Store, search: models.SearchRow, trial: models.TrialRow, console: Console, time: bool) -> models.TrialRow:
+def build_trial(
+    store: Store, search: models.SearchRow, trial: models.TrialRow, console: Console, time: bool
+) -> models.TrialRow:
     """The trial itself where its child is built, else the trial of the child that healing makes of it; with `time`,
     timed beside its parent. Works only where that is not done.
 

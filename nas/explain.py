@@ -101,7 +101,8 @@ def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> E
 def _close(known: Measured, problem: Problem, call: CloseCall) -> Close:
     """Without the parts of pairs that stay as they are."""
     ones, others = (
-        [str(known.choice(option)) for option in parted(options, problem)] for options in (call.options, call.instead_of)
+        [str(known.choice(option)) for option in parted(options, problem)]
+        for options in (call.options, call.instead_of)
     )
     return Close(
         tuple(one for one in ones if one not in others), tuple(one for one in others if one not in ones), call.worse

@@ -285,7 +285,5 @@ def _stage(context: Context, name: str) -> Iterator[list[int]]:
     yield done
     seconds = monotonic() - clock
     context.store.add_stage(
-        models.StageRow(
-            search_id=context.job.id, name=name, started_at=started, seconds=seconds, work_done=sum(done)
-        )
+        models.StageRow(search_id=context.job.id, name=name, started_at=started, seconds=seconds, work_done=sum(done))
     )

@@ -115,7 +115,9 @@ def alternatives(
     return Alternatives(tuple(found), "enough" if len(found) == wanted.count else ended)
 
 
-def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution) -> models.TrialRow:
+def _kept(
+    store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution
+) -> models.TrialRow:
     """The proof about all architectures within the budget is the one of the best."""
     problem, is_best = known.problem(budget), solution is best
     options = parted(solution.options, problem)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nas.front import Point
     from nas.pipeline import Outcome
     from nas.pool import Alternatives
-    from nas.runs import Matrix, LayerRun
+    from nas.runs import LayerRun, Matrix
     from nas.show import LayerLine
     from nas.solve import Measured
     from nas.solve_table import TableAnswer

@@ -17,8 +17,8 @@ LONGEST, LOW_SHARE, WINDOW = 3, 0.5, 4
 
 @dataclass(frozen=True)
 class Joining:
-    """Which neighbours may be joined: runs of at most `longest` FFNs whose dependency is among the lowest `share` of all
-    pairs, and windows of `window` blocks."""
+    """Which neighbours may be joined: runs of at most `longest` FFNs whose dependency is among the lowest `share` of
+    all pairs, and windows of `window` blocks."""
 
     longest: int = LONGEST
     share: float = LOW_SHARE

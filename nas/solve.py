@@ -196,9 +196,7 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
     )
 
 
-def _known_of_all(
-    costs: Mapping[Choice, Cost], fixed: Cost, scenario: Scenario
-) -> dict[Choice, dict[str, float]]:
+def _known_of_all(costs: Mapping[Choice, Cost], fixed: Cost, scenario: Scenario) -> dict[Choice, dict[str, float]]:
     """The linear metrics of each choice, of those that are known of every choice and of the fixed part."""
     linear = {choice: cost.metrics(scenario) for choice, cost in costs.items()}
     shared = set(fixed.metrics(scenario)).intersection(*linear.values())
@@ -305,7 +303,8 @@ def trial_row(
         gap=solution.gap if is_of_sums else None,
         status=solution.status if is_of_sums else "evaluated",
         **known.predicted(choices),
-        details={"choices": list(map(str, choices)), "metric": known.metric} | ({"solved_for": limits} if limits else {}),
+        details={"choices": list(map(str, choices)), "metric": known.metric}
+        | ({"solved_for": limits} if limits else {}),
     )
 
 

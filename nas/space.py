@@ -9,7 +9,7 @@ from blocklib.shape import Shape
 from nas.errors import JobError
 from nas.runs import Matrix, ffn_runs, windows
 from nas.sections import FuseSection, Space
-from nas.values import SpaceOption, Share
+from nas.values import Share, SpaceOption
 
 
 def choices(space: Space, shape: Shape, dependency: Matrix | None = None) -> tuple[Choice, ...]:

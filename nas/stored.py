@@ -89,7 +89,7 @@ class ParentCosts:
 
 @dataclass(frozen=True)
 class StoredRemoval:
-    """The parent without whole layers: the influence of each layer, and of each of SLEB's rounds the losses by layer."""
+    """The parent without whole layers: the influence of each layer, and the losses of SLEB's rounds by layer."""
 
     influence: tuple[float, ...] | None = None
     rounds: tuple[Mapping[int, float], ...] = ()

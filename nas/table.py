@@ -74,7 +74,9 @@ def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: mo
     rows += _contention(parent.contention, trial.predicted_contention) if is_latency else []
     value, of_parent = getattr(trial, metric.column), trial.of_parent.get(metric.column)
     if value is not None:
-        rows.append(ComparisonRow(f"{metric.name}, measured", _shown(metric.name, of_parent), _with_share(metric, trial)))
+        rows.append(
+            ComparisonRow(f"{metric.name}, measured", _shown(metric.name, of_parent), _with_share(metric, trial))
+        )
         rows += _contention(trial.contention, trial.contention) if is_latency else []
     return rows
 

@@ -148,7 +148,9 @@ def test_the_report_and_the_card(store: Store, known: Measured, said: Said, metr
 @pytest.mark.parametrize("metric", METRICS)
 def test_strategies_side_by_side(store: Store, known: Measured, said: Said, metric: str) -> None:
     trial = store.update_trial(solved(store, metric, said)["id"], kl_whole=0.5)
-    lines = [StrategyResult("MIP", trial=trial, of_parent=trial.predicted_latency_s / known.parent_totals()["latency_s"])]
+    lines = [
+        StrategyResult("MIP", trial=trial, of_parent=trial.predicted_latency_s / known.parent_totals()["latency_s"])
+    ]
     print_comparison(known.search, lines, as_json=False)
     printed = said()
     assert f"{lines[0].of_parent:.1%}" in printed if metric == "latency" else predicted(trial, metric) in printed

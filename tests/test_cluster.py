@@ -82,7 +82,9 @@ def test_no_tasks_are_no_work(cluster: Cluster) -> None:
 def test_progress_is_heard_to_the_end(cluster: Cluster) -> None:
     heard: dict[int, list[tuple[float, float]]] = {}
     found = cluster.run(
-        _square, [_Task(2), _Task(3)], progress=lambda index, done, total, _: heard.setdefault(index, []).append((done, total))
+        _square,
+        [_Task(2), _Task(3)],
+        progress=lambda index, done, total, _: heard.setdefault(index, []).append((done, total)),
     )
     assert len(list(found)) == 2
     assert {index: states[-1] for index, states in heard.items()} == {0: (3, 3), 1: (3, 3)}

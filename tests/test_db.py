@@ -11,7 +11,18 @@ from rows import cost, distillation, score, search, stage, trial
 from sqlalchemy import Double, exc
 
 from db.errors import RowError
-from db.models import Base, CostRow, DistillationRow, FailureRow, OptionRow, ScoreRow, SearchRow, StageRow, TrialRow, now
+from db.models import (
+    Base,
+    CostRow,
+    DistillationRow,
+    FailureRow,
+    OptionRow,
+    ScoreRow,
+    SearchRow,
+    StageRow,
+    TrialRow,
+    now,
+)
 from db.store import Store
 
 pytest_plugins = ["databases"]
@@ -123,7 +134,9 @@ def test_options_come_with_what_is_known_of_them_in_slot_order(store: Store) -> 
     store.add_distillations([distillation()])
     whole = OptionRow(search_id="5ea5c4", choice="L3.ffn=ffn256", first_slot=7, span=1, name="ffn ffn256")
     whole.score_key, whole.cost_key, whole.distillation_key = "s1", "c1", "b1"
-    bare = OptionRow(search_id="5ea5c4", choice="L0.ffn=skip", first_slot=1, span=1, name="ffn skip", cost_key="by hand")
+    bare = OptionRow(
+        search_id="5ea5c4", choice="L0.ffn=skip", first_slot=1, span=1, name="ffn skip", cost_key="by hand"
+    )
     store.set_options("5ea5c4", [whole, bare])
     first, second = store.options("5ea5c4")
     assert (first.option, first.score, first.cost, first.distillation) == (bare, None, None, None)

@@ -22,9 +22,8 @@ from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from nas.children import found_with, load_child, save_child
-from nas.evaluate import Evaluations
+from nas.evaluate import Evaluations, evaluate
 from nas.fidelity import Fidelity
-from nas.evaluate import evaluate
 from nas.heal import heal
 from nas.healing import Healing
 from nas.home import child_file

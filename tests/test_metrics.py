@@ -4,8 +4,7 @@ import pytest
 from sqlalchemy import BigInteger, Double
 
 from cost_models.metrics import METRICS, Metric
-from db.models import OF_THE_CHILD, OF_THE_HEALED
-from db.models import TrialRow
+from db.models import OF_THE_CHILD, OF_THE_HEALED, TrialRow
 from db.rows import table_of
 from nas.config import template
 

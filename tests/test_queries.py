@@ -32,7 +32,9 @@ def store(url: str) -> Iterator[Store]:
     request: dict[str, Any] = {"request": {}, "scenario": {}, "hardware": "cpu"}
     with Store.open(url) as store:
         store.add_search(
-            SearchRow(id="s", name="s", parent="p", parent_digest="d", score_text="t", parent_architecture="a", **request)
+            SearchRow(
+                id="s", name="s", parent="p", parent_digest="d", score_text="t", parent_architecture="a", **request
+            )
         )
         for i in range(40):
             given: dict[str, Any] = {"budget": {}, "status": "optimal", "architecture": "a", "search_id": "s"}
@@ -161,7 +163,7 @@ class Number(float):
         return Number(-float(self))
 
 
-def pythons_answer(expression: str, trial: Trial) -> bool:
+def pythons_answer(expression: str, trial: TrialRow) -> bool:
     names: dict[str, Any] = {"MISSING": MISSING, "truth": truth}
     for name in (*FLOATS, *WHOLES, *TEXTS):
         value = getattr(trial, name)

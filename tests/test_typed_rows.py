@@ -28,9 +28,13 @@ def keys_read(tree: ast.AST) -> Iterator[str]:
         match node:
             case ast.Subscript(value=ast.Attribute(attr=name), slice=ast.Constant(value=str(key))):
                 pass
-            case ast.Call(func=ast.Attribute(value=ast.Attribute(attr=name), attr="get"), args=[ast.Constant(value=key), *_]):
+            case ast.Call(
+                func=ast.Attribute(value=ast.Attribute(attr=name), attr="get"), args=[ast.Constant(value=key), *_]
+            ):
                 pass
-            case ast.Compare(left=ast.Constant(value=str(key)), ops=[ast.In() | ast.NotIn()], comparators=[ast.Attribute(attr=name)]):
+            case ast.Compare(
+                left=ast.Constant(value=str(key)), ops=[ast.In() | ast.NotIn()], comparators=[ast.Attribute(attr=name)]
+            ):
                 pass
             case _:
                 continue
@@ -83,7 +87,9 @@ def test_what_removal_measured_is_read_as_it_was_written() -> None:
 
 def test_a_trial_says_what_its_details_hold() -> None:
     parent = {"lm_loss": 2.0, "vocabulary": 512, "latency_s": 1.5}
-    row = trial(details={"metric": "kl", "choices": ["L0.ffn=skip"], "solved_for": {"latency": "57%"}, "parent": parent})
+    row = trial(
+        details={"metric": "kl", "choices": ["L0.ffn=skip"], "solved_for": {"latency": "57%"}, "parent": parent}
+    )
     assert (row.metric, row.choices, row.solved_for) == ("kl", ("L0.ffn=skip",), {"latency": "57%"})
     assert (row.parent_lm_loss, row.parent_vocabulary, row.of_parent["latency_s"]) == (2.0, 512, 1.5)
     bare = trial(details={"metric": "lm_loss"})

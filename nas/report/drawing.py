@@ -45,7 +45,9 @@ def drawing(parent: Architecture, child: Architecture) -> tuple[DrawnLayer, ...]
         {(at.layer, at.role): _bar(what, at.role, largest, own.get(at) == what) for at, what in _placed(architecture)}
         for architecture in (parent, child)
     )
-    return tuple(DrawnLayer(layer, _cells(drawn_parent, layer), _cells(drawn_child, layer)) for layer in range(parent.layers))
+    return tuple(
+        DrawnLayer(layer, _cells(drawn_parent, layer), _cells(drawn_child, layer)) for layer in range(parent.layers)
+    )
 
 
 @dataclass(frozen=True)
@@ -84,5 +86,7 @@ def _size(what: Subblock) -> float:
     return float(what.number) if what.kind in ("kv", "ffn") else 0.0
 
 
-def _cells(drawn: dict[tuple[int, Role], DrawnSubblock], layer: int) -> tuple[DrawnSubblock | None, DrawnSubblock | None]:
+def _cells(
+    drawn: dict[tuple[int, Role], DrawnSubblock], layer: int
+) -> tuple[DrawnSubblock | None, DrawnSubblock | None]:
     return drawn.get((layer, "attention")), drawn.get((layer, "ffn"))

@@ -20,12 +20,12 @@ from db import models
 from db.store import Store
 from nas import config
 from nas.cluster import Cluster
-from nas.job import Job, prepare
+from nas.context import Context
+from nas.job import prepare
 from nas.pipeline import fill_store, search_row
 from nas.realise import healing_key, made, timed
 from nas.request import Request
 from nas.solve import Measured, measured, solve, trial_row
-from nas.stages import Shared
 from solvers.problem import Solution
 
 assert nas.quiet
@@ -67,22 +67,21 @@ class Bench:
     def __init__(self, store: Store, cluster: Cluster, console: Console):
         self._store, self._cluster, self._console = store, cluster, console
 
-    def measured(self, request: Request) -> tuple[Job, Measured, Shared]:
+    def measured(self, request: Request) -> tuple[Context, Measured]:
         job = prepare(request)
         self._store.add_search(search_row(job, {}))
-        shared = Shared(job, self._cluster)
-        job = fill_store(job, self._store, self._cluster, shared, self._console)
-        return job, measured(self._store, self._store.find_search(job.id), request.score.metric), shared
+        context = fill_store(Context.of(job, self._store, self._cluster, self._console))
+        return context, measured(self._store, self._store.find_search(context.job.id), request.score.metric)
 
-    def real(self, arm: str, job: Job, known: Measured, shared: Shared, solution: Solution) -> Result:
+    def real(self, arm: str, context: Context, known: Measured, solution: Solution) -> Result:
         self._console.print(f"{arm} ...")
+        job = context.job
         trial = self._store.add_trial(trial_row(known, solution, job.request.budget, healing_key(job)))
-        trial = timed(job, self._store, self._cluster, shared, trial, self._console)
-        trial = made(job, self._store, self._cluster, shared, trial, self._console)
+        trial = made(context, timed(context, trial))
         return result(arm, known, trial)
 
 
-def result(arm: str, known: Measured, trial: models.Trial) -> Result:
+def result(arm: str, known: Measured, trial: models.TrialRow) -> Result:
     measured_columns = (trial.latency_ratio, trial.latency_spread, trial.kl_before_heal, trial.lm_loss_before_heal)
     ratio, spread, kl_before, loss_before = (float(value or 0) for value in measured_columns)
     return Result(
@@ -127,8 +126,8 @@ def main() -> None:
     with Store.open(str(request.home / "nas.db")) as store, Cluster() as cluster:
         bench = Bench(store, cluster, console)
         for arm, variation in variations.items():
-            job, known, shared = bench.measured(variation)
-            found.append(bench.real(arm, job, known, shared, solve(known, variation.budget)))
+            context, known = bench.measured(variation)
+            found.append(bench.real(arm, context, known, solve(known, variation.budget)))
     print(table(found))
     if arguments.out:
         arguments.out.write_text(json.dumps([asdict(result) for result in found], indent=1))

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from exhaustive_space import COSTS, Space
 
-from nas.evolution import POPULATION, evolve
+from nas.evolution import POPULATION, Breeding, evolve
 from nas.report.agreement import spearman
 from solvers import mip
 from solvers.errors import Infeasible
@@ -74,9 +74,8 @@ def evolved(evaluations: int) -> Way:
 
     def way(space: Space, problem: Problem, seed: int) -> Picked:
         starts = [random_architecture(problem, POPULATION * seed + index) for index in range(POPULATION)]
-        real = evolve(
-            problem, lambda solutions: [kl(space, each) for each in solutions], evaluations, starts, seed=seed
-        )
+        breeding = Breeding(seed=seed)
+        real = evolve(problem, lambda solutions: [kl(space, each) for each in solutions], evaluations, starts, breeding)
         return Picked(kl(space, real.solution), real.evaluations)
 
     return way

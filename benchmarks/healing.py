@@ -49,7 +49,7 @@ class Result:
     loss: float
 
 
-def best_trial(job: Job, store: Store) -> models.Trial:
+def best_trial(job: Job, store: Store) -> models.TrialRow:
     """The closest to the parent of those built for the job's budget. Ends where none was."""
     budget = {asked.metric: asked.text for asked in job.request.budget}
     built = [trial for trial in store.trials(job.id, where="kl is not None", sort="kl") if trial.budget == budget]
@@ -58,11 +58,10 @@ def best_trial(job: Job, store: Store) -> models.Trial:
     return built[0]
 
 
-def child_of(job: Job, parent: Parent, trial: models.Trial) -> PuzzleNasForCausalLM:
+def child_of(job: Job, parent: Parent, trial: models.TrialRow) -> PuzzleNasForCausalLM:
     """As the search assembled it, not healed."""
     architecture = Architecture.parse(trial.architecture)
-    parts = [part for choice in architecture.choices() for part in job.library_parts(choice)]
-    keys = {str(part): job.build_key(part) for part in parts}
+    keys = job.built_keys(architecture.choices())
     return assemble(parent, architecture, lambda choice: choice_weights(parent, job.library, choice, keys))
 
 

@@ -79,7 +79,7 @@ def run(job: Path, environment: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def stored(home: Path) -> tuple[models.Trial, list[models.Stage]]:
+def stored(home: Path) -> tuple[models.TrialRow, list[models.StageRow]]:
     """The trial that was built, and all stages of the one search of a home."""
     with Store.open(home / "nas.db") as store:
         (search,) = store.searches()

@@ -79,7 +79,7 @@ class Base(MappedAsDataclass, DeclarativeBase):
     }
 
 
-class Search(Base, kw_only=True):
+class SearchRow(Base, kw_only=True):
     """One job: a parent, a request, a scenario."""
 
     __tablename__ = "search"
@@ -107,7 +107,7 @@ class Search(Base, kw_only=True):
     """The parent's losses without whole layers, for the baselines that drop them; None if none has run."""
 
 
-class Score(Base, kw_only=True):
+class ScoreRow(Base, kw_only=True):
     """How far the parent's output moves when one choice is put in its place."""
 
     __tablename__ = "score"
@@ -121,7 +121,7 @@ class Score(Base, kw_only=True):
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 
-class Cost(Base, kw_only=True):
+class CostRow(Base, kw_only=True):
     """The cost of one subblock or block under one scenario; the row `fixed` is embedding, final norm and head."""
 
     __tablename__ = "cost"
@@ -151,7 +151,7 @@ class Cost(Base, kw_only=True):
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 
-class Distillation(Base, kw_only=True):
+class DistillationRow(Base, kw_only=True):
     """How one choice was distilled. Losses are normalised MSE: `loss_*` on held-out text, in the order they were
     reached, those of the curve on the text it trained on."""
 
@@ -171,7 +171,7 @@ class Distillation(Base, kw_only=True):
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
 
 
-class Option(Base, kw_only=True):
+class OptionRow(Base, kw_only=True):
     """A choice one search may make.
 
     `cost_key` and `distillation_key` may name what was never measured (a cost by arithmetic, weights kept as they are),
@@ -190,7 +190,7 @@ class Option(Base, kw_only=True):
     distillation_key: Mapped[str | None] = mapped_column(default=None)
 
 
-class Trial(Base, kw_only=True):
+class TrialRow(Base, kw_only=True):
     """One architecture a search proposed: predicted always, measured where it was built."""
 
     __tablename__ = "trial"
@@ -262,6 +262,52 @@ class Trial(Base, kw_only=True):
     child_path: Mapped[str | None] = mapped_column(default=None)
     details: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
 
+    # What `details` holds, each under its own name: no other file reads its keys.
+
+    @property
+    def metric(self) -> str:
+        """The kind of its score, kl or lm_loss."""
+        return str(self.details["metric"])
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The options it is made of, spelled: the architecture alone does not say what was scored as a pair."""
+        return tuple(self.details.get("choices", ()))
+
+    @property
+    def solved_for(self) -> dict[str, str] | None:
+        """The limits that its score, bound and gap are proven within, where they are not those of its budget."""
+        found: dict[str, str] | None = self.details.get("solved_for")
+        return found
+
+    @property
+    def explained(self) -> dict[str, Any] | None:
+        """What its score hangs on, as `nas/explain.py` reads it; None where nobody asked."""
+        found: dict[str, Any] | None = self.details.get("explained")
+        return found
+
+    @property
+    def export_format(self) -> str | None:
+        """The format of what stands at `child_path`."""
+        found: str | None = self.details.get("export_format")
+        return found
+
+    @property
+    def of_parent(self) -> dict[str, float | None]:
+        """What was measured of the parent beside the child, by the child's columns."""
+        return dict(self.details.get("parent", {}))
+
+    @property
+    def parent_lm_loss(self) -> float | None:
+        """The parent's loss on the evaluation text; None until a child was built."""
+        return self.of_parent.get("lm_loss")
+
+    @property
+    def parent_vocabulary(self) -> int | None:
+        """The tokens that the parent knows; None where that was not noted yet."""
+        found = self.of_parent.get("vocabulary")
+        return None if found is None else int(found)
+
 
 OF_THE_CHILD = (
     "latency_s", "latency_ratio", "latency_spread", "ttft_s", "ttft_spread", "decode_s", "decode_spread", "throughput",
@@ -275,7 +321,7 @@ OF_THE_HEALED = ("kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine
 """Those of them that hang on how the child is healed. The others are of its architecture: healing changes no shape."""
 
 
-class Stage(Base, kw_only=True):
+class StageRow(Base, kw_only=True):
     """One stage of one run of a search."""
 
     __tablename__ = "stage"
@@ -290,7 +336,7 @@ class Stage(Base, kw_only=True):
     detail: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
 
 
-class Failure(Base, kw_only=True):
+class FailureRow(Base, kw_only=True):
     """Something that went wrong, with its place: a choice, a file, a worker."""
 
     __tablename__ = "failure"

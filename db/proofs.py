@@ -2,11 +2,11 @@
 
 import math
 
-from db.models import Trial
+from db.models import TrialRow
 from db.twins import merged
 
 
-def take_better_proof(row: Trial, other: Trial) -> None:
+def take_better_proof(row: TrialRow, other: TrialRow) -> None:
     """Write the other's proof into the row where it is the better: some before none, one for the budget itself before
     one for limits near it, then the smaller gap. The explanation of the older proof goes with it."""
     if _unproven(other) < _unproven(row):
@@ -14,5 +14,5 @@ def take_better_proof(row: Trial, other: Trial) -> None:
         row.details = merged(row.details, {"solved_for": None, "explained": None} | other.details)
 
 
-def _unproven(trial: Trial) -> tuple[bool, bool, float]:
-    return trial.gap is None, "solved_for" in trial.details, math.inf if trial.gap is None else trial.gap
+def _unproven(trial: TrialRow) -> tuple[bool, bool, float]:
+    return trial.gap is None, trial.solved_for is not None, math.inf if trial.gap is None else trial.gap

@@ -27,7 +27,7 @@ from sqlalchemy import JSON, ColumnElement, Double, Text, and_, cast, false, fun
 from sqlalchemy import Column as TableColumn
 
 from db.errors import QueryError
-from db.models import Trial, Utc
+from db.models import TrialRow, Utc
 from db.rows import table_of
 
 Kind = Literal["number", "text", "moment"]
@@ -55,7 +55,7 @@ _LANGUAGE = "use columns, numbers, strings, + - * /, comparisons, in (...), is N
 
 
 def where(expression: str) -> ColumnElement[bool]:
-    """The condition `expression` says, over the columns of Trial; true or false for every row.
+    """The condition `expression` says, over the columns of a trial; true or false for every row.
 
     Raises QueryError.
     """
@@ -76,7 +76,7 @@ def where(expression: str) -> ColumnElement[bool]:
 
 
 def column(name: str) -> ColumnElement[Any]:
-    """The column of Trial called `name`. Raises QueryError, with the nearest name, where there is none."""
+    """The column of a trial called `name`. Raises QueryError, with the nearest name, where there is none."""
     if name not in _COLUMNS:
         nearest = get_close_matches(name, _COLUMNS, n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -86,7 +86,7 @@ def column(name: str) -> ColumnElement[Any]:
 
 # JSON columns are for reading, not for asking: the databases spell their insides differently.
 _COLUMNS: dict[str, TableColumn[Any]] = {
-    name: column for name, column in table_of(Trial).columns.items() if not isinstance(column.type, JSON)
+    name: column for name, column in table_of(TrialRow).columns.items() if not isinstance(column.type, JSON)
 }
 
 

@@ -9,11 +9,11 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from db.models import Cost, Option, Search
+from db.models import CostRow, OptionRow, SearchRow
 from db.rows import values
 
 
-def replace_costs(session: Session, insert: sqlite.Insert | postgresql.Insert, rows: Sequence[Cost]) -> None:
+def replace_costs(session: Session, insert: sqlite.Insert | postgresql.Insert, rows: Sequence[CostRow]) -> None:
     """Write each, in place of what its key had. A search that has an option of such a cost loses the sum that says it
     is measured to the end: its run sums again. Raises RowError.
     """
@@ -24,6 +24,6 @@ def replace_costs(session: Session, insert: sqlite.Insert | postgresql.Insert, r
     changed = {name: insert.excluded[name] for name in written[0] if name != "key"}
     session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=changed), written)
     keys = {row["key"] for row in written}
-    for search in session.scalars(select(Search).order_by(Search.id).with_for_update()):
-        if keys & set(session.scalars(select(Option.cost_key).where(Option.search_id == search.id))):
+    for search in session.scalars(select(SearchRow).order_by(SearchRow.id).with_for_update()):
+        if keys & set(session.scalars(select(OptionRow.cost_key).where(OptionRow.search_id == search.id))):
             search.parent_costs = {part: cost for part, cost in search.parent_costs.items() if part != "fixed"}

@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Engine, Table, delete, exc, select, update
+from sqlalchemy import Engine, Table, bindparam, delete, exc, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -30,15 +30,15 @@ from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
     Base,
-    Cost,
-    Distillation,
-    Failure,
-    Option,
-    Score,
-    Search,
+    CostRow,
+    DistillationRow,
+    FailureRow,
+    OptionRow,
+    ScoreRow,
+    SearchRow,
     SearchStatus,
-    Stage,
-    Trial,
+    StageRow,
+    TrialRow,
     now,
 )
 from db.patience import USUAL, Patience
@@ -53,18 +53,18 @@ _CHUNK = 500
 _LARGEST = 2**63 - 1
 """The largest whole number that a database takes."""
 
-Measured = TypeVar("Measured", Score, Cost, Distillation)
-Row = TypeVar("Row", Stage, Failure)
+Measured = TypeVar("Measured", ScoreRow, CostRow, DistillationRow)
+Row = TypeVar("Row", StageRow, FailureRow)
 
 
 @dataclass(frozen=True)
 class KnownOption:
     """An option with what has been measured of it so far."""
 
-    option: Option
-    score: Score | None
-    cost: Cost | None
-    distillation: Distillation | None
+    option: OptionRow
+    score: ScoreRow | None
+    cost: CostRow | None
+    distillation: DistillationRow | None
 
 
 class Store:
@@ -114,29 +114,29 @@ class Store:
 
     # Searches
 
-    def add_search(self, search: Search) -> Search:
+    def add_search(self, search: SearchRow) -> SearchRow:
         """Write it; where its id is known already, replace all but its first moment and what `set_removal` wrote."""
         row = values(search)
         with self._writing() as session:
-            insert = self._insert(Search).values(row)
+            insert = self._insert(SearchRow).values(row)
             changed = {name: insert.excluded[name] for name in row if name not in ("id", "created_at", "removal")}
             session.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changed))
-            return session.get_one(Search, search.id)
+            return session.get_one(SearchRow, search.id)
 
     def set_search_status(self, search_id: str, status: SearchStatus) -> None:
         """Raises NotFoundError where there is no such search."""
         with self._writing() as session:
-            session.execute(update(Search).where(Search.id == search_id).values(status=status, updated_at=now()))
-            if session.get(Search, search_id) is None:
+            session.execute(update(SearchRow).where(SearchRow.id == search_id).values(status=status, updated_at=now()))
+            if session.get(SearchRow, search_id) is None:
                 raise NotFoundError(f"no search has the id {search_id!r}")
 
     def set_removal(self, search_id: str, removal: dict[str, Any]) -> None:
         """Keep what was measured of the parent without whole layers. Raises RowError."""
-        written = checked(Search, {"removal": removal}, f"search {search_id}")
+        written = checked(SearchRow, {"removal": removal}, f"search {search_id}")
         with self._writing() as session:
-            session.execute(update(Search).where(Search.id == search_id).values(written))
+            session.execute(update(SearchRow).where(SearchRow.id == search_id).values(written))
 
-    def find_search(self, text: str) -> Search:
+    def find_search(self, text: str) -> SearchRow:
         """The search with the id `text`; else the latest with that name; else the only one whose id starts so.
 
         Raises NotFoundError, with the nearest names, where there is none, and with the ids where there are several.
@@ -155,92 +155,92 @@ class Store:
         there = f"there is {', '.join(nearest)}" if names else f"there is none yet in {self.place}"
         raise NotFoundError(f"no search {text!r}; {there}")
 
-    def searches(self) -> list[Search]:
+    def searches(self) -> list[SearchRow]:
         """Latest first."""
         with self._reading() as session:
-            return list(session.scalars(select(Search).order_by(Search.updated_at.desc(), Search.id)))
+            return list(session.scalars(select(SearchRow).order_by(SearchRow.updated_at.desc(), SearchRow.id)))
 
     # Measured things
 
-    def scores(self, keys: Collection[str]) -> dict[str, Score]:
+    def scores(self, keys: Collection[str]) -> dict[str, ScoreRow]:
         """Those of `keys` that are known."""
-        return self._measured(Score, keys)
+        return self._measured(ScoreRow, keys)
 
-    def add_scores(self, rows: Sequence[Score]) -> None:
+    def add_scores(self, rows: Sequence[ScoreRow]) -> None:
         """Keep each whose key is not known yet. Raises RowError and then keeps none."""
-        self._add_measured(Score, rows)
+        self._add_measured(ScoreRow, rows)
 
-    def costs(self, keys: Collection[str]) -> dict[str, Cost]:
+    def costs(self, keys: Collection[str]) -> dict[str, CostRow]:
         """Those of `keys` that are known."""
-        return self._measured(Cost, keys)
+        return self._measured(CostRow, keys)
 
-    def add_costs(self, rows: Sequence[Cost]) -> None:
+    def add_costs(self, rows: Sequence[CostRow]) -> None:
         """Keep each whose key is not known yet. Raises RowError and then keeps none."""
-        self._add_measured(Cost, rows)
+        self._add_measured(CostRow, rows)
 
-    def replace_costs(self, rows: Sequence[Cost]) -> None:
+    def replace_costs(self, rows: Sequence[CostRow]) -> None:
         """Write each, in place of what its key had; a search of such a cost is no longer measured to the end, until it
         is run again. Raises RowError and then keeps none."""
         with self._writing() as session:
-            replace_costs(session, self._insert(table_of(Cost)), rows)
+            replace_costs(session, self._insert(table_of(CostRow)), rows)
 
-    def distillations(self, keys: Collection[str]) -> dict[str, Distillation]:
+    def distillations(self, keys: Collection[str]) -> dict[str, DistillationRow]:
         """Those of `keys` that are known."""
-        return self._measured(Distillation, keys)
+        return self._measured(DistillationRow, keys)
 
-    def add_distillations(self, rows: Sequence[Distillation]) -> None:
+    def add_distillations(self, rows: Sequence[DistillationRow]) -> None:
         """Keep each whose key is not known yet. Raises RowError and then keeps none."""
-        self._add_measured(Distillation, rows)
+        self._add_measured(DistillationRow, rows)
 
     # Options of a search
 
-    def set_options(self, search_id: str, rows: Sequence[Option]) -> None:
+    def set_options(self, search_id: str, rows: Sequence[OptionRow]) -> None:
         """Make `rows` the search's options, in place of any it had."""
         assert all(row.search_id == search_id for row in rows), f"an option of another search than {search_id}"
         written = [values(row) for row in rows]
         with self._writing() as session:
-            session.execute(delete(Option).where(Option.search_id == search_id))
+            session.execute(delete(OptionRow).where(OptionRow.search_id == search_id))
             if written:
-                session.execute(self._insert(table_of(Option)), written)
+                session.execute(self._insert(table_of(OptionRow)), written)
 
     def options(self, search_id: str) -> list[KnownOption]:
         """In slot order, each with its score, cost and distillation where they are known."""
         query = (
-            select(Option, Score, Cost, Distillation)
-            .outerjoin(Score, Option.score_key == Score.key)
-            .outerjoin(Cost, Option.cost_key == Cost.key)
-            .outerjoin(Distillation, Option.distillation_key == Distillation.key)
-            .where(Option.search_id == search_id)
-            .order_by(Option.first_slot, Option.span, Option.choice)
+            select(OptionRow, ScoreRow, CostRow, DistillationRow)
+            .outerjoin(ScoreRow, OptionRow.score_key == ScoreRow.key)
+            .outerjoin(CostRow, OptionRow.cost_key == CostRow.key)
+            .outerjoin(DistillationRow, OptionRow.distillation_key == DistillationRow.key)
+            .where(OptionRow.search_id == search_id)
+            .order_by(OptionRow.first_slot, OptionRow.span, OptionRow.choice)
         )
         with self._reading() as session:
             return [KnownOption(*row) for row in session.execute(query)]
 
     # Trials
 
-    def add_trial(self, trial: Trial) -> Trial:
+    def add_trial(self, trial: TrialRow) -> TrialRow:
         """Write it, unless its key is known: then the row already there is returned, with the better proof of the two:
         one for the budget itself before one for limits near it, then the smaller gap.
 
         Measurements of the same child under another trial are this one's, too, and the other way round.
         """
         with self._writing() as session:
-            session.execute(self._insert(Trial).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
-            row = session.scalars(select(Trial).where(Trial.key == trial.key)).one()
+            session.execute(self._insert(TrialRow).values(values(trial)).on_conflict_do_nothing(index_elements=["key"]))
+            row = session.scalars(select(TrialRow).where(TrialRow.key == trial.key)).one()
             lock(session, row)
             take_better_proof(row, trial)
             row = with_twins(session, row)
             share(session, row, [name for name in OF_THE_CHILD if getattr(trial, name) is not None])
             return row
 
-    def as_added(self, trial: Trial) -> Trial:
+    def as_added(self, trial: TrialRow) -> TrialRow:
         """The trial that `add_trial` would find: the row that has its key, else the trial with the measurements of its
         child. Nothing is written, and a trial that is not there has no id."""
         with self._reading() as session:
-            row = session.scalars(select(Trial).where(Trial.key == trial.key)).first()
+            row = session.scalars(select(TrialRow).where(TrialRow.key == trial.key)).first()
             return row or with_twins(session, trial)
 
-    def trial_with_twins(self, trial_id: int) -> Trial:
+    def trial_with_twins(self, trial_id: int) -> TrialRow:
         """The trial as it is now, with what was measured of the same child under other trials written into it. Raises
         ValueError where there is none."""
         with self._writing() as session:
@@ -248,11 +248,11 @@ class Store:
 
     def built_child(self, search_id: str, architecture: str) -> str | None:
         """The key of the child of this architecture that the search built last; None where it built none."""
-        query = select(Trial.child_key).where(
-            Trial.search_id == search_id, Trial.architecture == architecture, Trial.kl.is_not(None)
+        query = select(TrialRow.child_key).where(
+            TrialRow.search_id == search_id, TrialRow.architecture == architecture, TrialRow.kl.is_not(None)
         )
         with self._reading() as session:
-            return session.scalars(query.order_by(Trial.id.desc()).limit(1)).first()
+            return session.scalars(query.order_by(TrialRow.id.desc()).limit(1)).first()
 
     def delete_trials(self, trial_ids: Collection[int]) -> list[str]:
         """Forget these trials; what was measured of them stays with other trials of the same child, and scores, costs
@@ -268,16 +268,17 @@ class Store:
                 session.delete(row)
             session.flush()
             gone = list(dict.fromkeys(row.child_key for row in rows))
-            return [key for key in gone if not session.scalars(select(Trial.id).where(Trial.child_key == key)).first()]
+            of_child = select(TrialRow.id).where(TrialRow.child_key == bindparam("key")).limit(1)
+            return [key for key in gone if session.scalar(of_child, {"key": key}) is None]
 
-    def update_trial(self, trial_id: int, **columns: Any) -> Trial:
+    def update_trial(self, trial_id: int, **columns: Any) -> TrialRow:
         """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
         are put into the parent's. Raises RowError for a column the table has not, NotFoundError where there is no such
         trial."""
         fixed = sorted({"id", "key", "search_id", "created_at"} & columns.keys())
         if fixed:
             raise ValueError(f"trial {trial_id}: {', '.join(fixed)} never changes; add another trial")
-        written = checked(Trial, columns, f"trial {trial_id}")
+        written = checked(TrialRow, columns, f"trial {trial_id}")
         more = written.pop("details", None)
         with self._writing() as session:
             trial = _the_trial(session, trial_id, to_write=True)
@@ -288,16 +289,16 @@ class Store:
             share(session, trial, [name for name in OF_THE_CHILD if name in written])
             return trial
 
-    def own_child_path(self, trial_id: int, path: str, export_format: str) -> Trial:
+    def own_child_path(self, trial_id: int, path: str, export_format: str) -> TrialRow:
         """Note that the trial's child is what stands at `path`, and no other trial's is."""
         with self._writing() as session:
-            session.execute(update(Trial).where(Trial.child_path == path).values(child_path=None))
+            session.execute(update(TrialRow).where(TrialRow.child_path == path).values(child_path=None))
             trial = _the_trial(session, trial_id, to_write=True)
             trial.child_path = path
             trial.details = trial.details | {"export_format": export_format}
             return trial
 
-    def trial(self, trial_id: int) -> Trial:
+    def trial(self, trial_id: int) -> TrialRow:
         """Raises ValueError where there is none."""
         with self._reading() as session:
             return _the_trial(session, trial_id)
@@ -309,20 +310,20 @@ class Store:
         sort: str | None = None,
         descending: bool = False,
         limit: int | None = None,
-    ) -> list[Trial]:
+    ) -> list[TrialRow]:
         """Those that match, in the order they were added, or by the column `sort` with its empty ones last.
 
         `where` is a condition of `db/queries.py`; raises its QueryError.
         """
-        query = select(Trial)
+        query = select(TrialRow)
         if search_id is not None:
-            query = query.where(Trial.search_id == search_id)
+            query = query.where(TrialRow.search_id == search_id)
         if where is not None:
             query = query.where(queries.where(where))
         if sort is not None:
             by = queries.column(sort)
             query = query.order_by((by.desc() if descending else by.asc()).nulls_last())
-        query = query.order_by(Trial.id.desc() if descending else Trial.id)
+        query = query.order_by(TrialRow.id.desc() if descending else TrialRow.id)
         query = query.limit(None if limit is None else min(limit, _LARGEST))
         try:
             with self._reading() as session:
@@ -332,21 +333,22 @@ class Store:
 
     # Stages and failures
 
-    def add_stage(self, stage: Stage) -> Stage:
-        return self._add(Stage, stage)
+    def add_stage(self, stage: StageRow) -> StageRow:
+        return self._add(StageRow, stage)
 
-    def stages(self, search_id: str) -> list[Stage]:
+    def stages(self, search_id: str) -> list[StageRow]:
         """In the order they were added."""
         with self._reading() as session:
-            return list(session.scalars(select(Stage).where(Stage.search_id == search_id).order_by(Stage.id)))
+            return list(session.scalars(select(StageRow).where(StageRow.search_id == search_id).order_by(StageRow.id)))
 
-    def add_failure(self, failure: Failure) -> Failure:
-        return self._add(Failure, failure)
+    def add_failure(self, failure: FailureRow) -> FailureRow:
+        return self._add(FailureRow, failure)
 
-    def failures(self, search_id: str) -> list[Failure]:
+    def failures(self, search_id: str) -> list[FailureRow]:
         """In the order they were added."""
+        query = select(FailureRow).where(FailureRow.search_id == search_id).order_by(FailureRow.id)
         with self._reading() as session:
-            return list(session.scalars(select(Failure).where(Failure.search_id == search_id).order_by(Failure.id)))
+            return list(session.scalars(query))
 
     # One transaction each
 
@@ -387,10 +389,10 @@ class Store:
             session.execute(insert, written)
 
 
-def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> Trial:
+def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> TrialRow:
     """`to_write`: nobody else writes it until the transaction ends."""
     is_number = abs(trial_id) <= _LARGEST  # beyond it the driver fails
-    trial = session.get(Trial, trial_id) if is_number else None
+    trial = session.get(TrialRow, trial_id) if is_number else None
     if trial is None:
         raise NotFoundError(f"no trial has the id {trial_id}")
     if to_write:

@@ -11,40 +11,40 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db.models import OF_THE_CHILD, OF_THE_HEALED, Trial
+from db.models import OF_THE_CHILD, OF_THE_HEALED, TrialRow
 
 
-def lock(session: Session, trial: Trial) -> None:
+def lock(session: Session, trial: TrialRow) -> None:
     """It and its twins, which are written together: in one order, or two writers on PostgreSQL could wait for each
     other. Rows that are loaded already are loaded again."""
-    query = select(Trial).where(Trial.search_id == trial.search_id, Trial.architecture == trial.architecture)
-    session.scalars(query.order_by(Trial.id).with_for_update().execution_options(populate_existing=True)).all()
+    query = select(TrialRow).where(TrialRow.search_id == trial.search_id, TrialRow.architecture == trial.architecture)
+    session.scalars(query.order_by(TrialRow.id).with_for_update().execution_options(populate_existing=True)).all()
 
 
-def _twins(session: Session, row: Trial) -> list[tuple[Trial, tuple[str, ...]]]:
+def _twins(session: Session, row: TrialRow) -> list[tuple[TrialRow, tuple[str, ...]]]:
     """The other trials of its architecture, the same child first, each with the columns that are so of both."""
-    query = select(Trial).where(
-        Trial.search_id == row.search_id, Trial.architecture == row.architecture, Trial.id != row.id
+    query = select(TrialRow).where(
+        TrialRow.search_id == row.search_id, TrialRow.architecture == row.architecture, TrialRow.id != row.id
     )
-    found = sorted(session.scalars(query.order_by(Trial.id)), key=lambda twin: twin.child_key != row.child_key)
+    found = sorted(session.scalars(query.order_by(TrialRow.id)), key=lambda twin: twin.child_key != row.child_key)
     shape = tuple(name for name in OF_THE_CHILD if name not in OF_THE_HEALED)
     return [(twin, OF_THE_CHILD if twin.child_key == row.child_key else shape) for twin in found]
 
 
-def with_twins(session: Session, row: Trial) -> Trial:
+def with_twins(session: Session, row: TrialRow) -> TrialRow:
     """Fill the unknown values of a trial's child from other trials with the same child, or the same but for
     healing."""
     for twin, alike in _twins(session, row):
         for name in alike:
             if getattr(row, name) is None:
                 setattr(row, name, getattr(twin, name))
-        if "parent" in twin.details:
+        if twin.of_parent:
             # The parent's times beside the child are shared; a budget or a format is each trial's own.
-            row.details = merged({"parent": twin.details["parent"]}, row.details)
+            row.details = merged({"parent": twin.of_parent}, row.details)
     return row
 
 
-def share(session: Session, row: Trial, names: Collection[str], fill: bool = False) -> None:
+def share(session: Session, row: TrialRow, names: Collection[str], fill: bool = False) -> None:
     """Write these columns of a trial into its twins: into all of them, or to `fill` what they lack."""
     if not names:
         return
@@ -52,8 +52,8 @@ def share(session: Session, row: Trial, names: Collection[str], fill: bool = Fal
         for name in alike:
             if name in names and not (fill and getattr(twin, name) is not None):
                 setattr(twin, name, getattr(row, name))
-        if "parent" in row.details:
-            parent = {"parent": row.details["parent"]}
+        if row.of_parent:
+            parent = {"parent": row.of_parent}
             twin.details = merged(parent, twin.details) if fill else merged(twin.details, parent)
 
 

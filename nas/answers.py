@@ -24,8 +24,8 @@ class Trial:
     `row` holds every column that the database has of it.
     """
 
-    row: models.Trial
-    search_row: models.Search = field(repr=False)
+    row: models.TrialRow
+    search_row: models.SearchRow = field(repr=False)
 
     @property
     def id(self) -> int | None:
@@ -104,7 +104,7 @@ class Front(Sequence[Point]):
     points: tuple[Point, ...]
     _known: Measured = field(repr=False)
     _budget: tuple[Limit, ...] = field(repr=False)
-    _trials: tuple[models.Trial, ...] = field(repr=False)
+    _trials: tuple[models.TrialRow, ...] = field(repr=False)
 
     @overload
     def __getitem__(self, index: int) -> Point: ...

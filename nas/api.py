@@ -32,7 +32,7 @@ from nas.units import Limit
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
-    from nas.compare import Line
+    from nas.compare import StrategyResult
     from nas.export.exported import Exported
     from nas.request import Request
 
@@ -93,7 +93,7 @@ def trials(
         import pandas  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         return rows
-    return pandas.DataFrame(rows, columns=[column.name for column in models.Trial.__table__.columns])
+    return pandas.DataFrame(rows, columns=[column.name for column in models.TrialRow.__table__.columns])
 
 
 def solve_across(
@@ -122,7 +122,7 @@ def solve_across(
 class Search:
     """A search in a database. `row` holds every column that the database has of it."""
 
-    row: models.Search
+    row: models.SearchRow
     db: str = field(repr=False)
     progress: Progress = field(default=True, repr=False)
 
@@ -191,7 +191,7 @@ class Search:
         `nas.errors.BudgetNotMetError`. After Ctrl-C those found stay trials, and KeyboardInterrupt is raised.
         """
         from nas.counting import counted
-        from nas.pool import alternatives
+        from nas.pool import Wanted, alternatives
 
         with (
             _opened(self.db, "read", self.progress) as store,
@@ -199,16 +199,15 @@ class Search:
         ):
             known = measured(store, self.row)
             limits = limits_of(budget) or known.budget
-            found = alternatives(
-                store, known, limits, count, apart, effort.with_progress(told.solving), total_s, told.found
-            )
+            wanted = Wanted(count, apart, total_s)
+            found = alternatives(store, known, limits, wanted, effort.with_progress(told.solving), told.found)
         if found.ended == "interrupted":
             raise KeyboardInterrupt
         return tuple(self._trial(one.trial) for one in found.found)
 
     def compare(
         self, budget: Budget = "", *, evaluations: int = 100, seeds: int = 3, heal: bool = False, time: bool = False
-    ) -> "list[Line]":
+    ) -> "list[StrategyResult]":
         """The solver's answer beside other strategies', the real KL of each measured; the nearest to the parent first.
 
         `evaluations`: whole models that refining and evolution may run each; `seeds`: random architectures; `heal` and
@@ -273,7 +272,7 @@ class Search:
             )
         return found
 
-    def _trial(self, row: models.Trial) -> Trial:
+    def _trial(self, row: models.TrialRow) -> Trial:
         return Trial(row, self.row)
 
 

@@ -10,15 +10,13 @@ A measurement has an error, so a limit is met, missed, or undecided; whoever say
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from cost_models.cost import Cost
 from cost_models.errors import QuantityError
 from cost_models.metrics import METRICS, Metric
-from cost_models.scenario import Scenario
 from db import models
 from nas.errors import BudgetError
-from nas.sections import Measure
+from nas.stored import parent_totals, request_of
 from nas.units import Limit, parse_limit
 
 TOLERANCE = 0.02
@@ -31,7 +29,7 @@ ATTEMPTS = 4
 
 Verdict = Literal["met", "missed", "undecided", "not measured"]
 
-_COLUMNS = {"contention", *(name for metric in METRICS.values() if metric.is_measured for name in metric.measured)}
+_COLUMNS = {name for metric in METRICS.values() if metric.is_measured for name in metric.measured}
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,18 @@ class Reached:
         return self.error is not None and self.over * (1 + SURE * self.error) < 1 - TOLERANCE
 
 
-Times = Mapping[str, Any]
-"""Columns of a trial that a clock has a part in, by name, and the parent's under "parent"."""
+@dataclass(frozen=True)
+class Times:
+    """A child timed beside its parent: what was measured of both, by the columns of a trial, and the CPU contention
+    meanwhile. None where nobody measured it."""
+
+    child: Mapping[str, float | None]
+    parent: Mapping[str, float | None]
+    contention: float | None
 
 
-def times_of(trial: models.Trial) -> Times:
-    return {name: getattr(trial, name) for name in _COLUMNS} | {"parent": trial.details.get("parent", {})}
+def times_of(trial: models.TrialRow) -> Times:
+    return Times({name: getattr(trial, name) for name in _COLUMNS}, trial.of_parent, trial.contention)
 
 
 def reached(times: Times, asked: Limit) -> Reached | None:
@@ -70,19 +74,19 @@ def reached(times: Times, asked: Limit) -> Reached | None:
     what arithmetic decides is never missed: the solver has kept it."""
     if not asked.row.is_measured:
         return Reached(1.0, 0.0)
-    found = _share(times, asked.row) if asked.relative else times[asked.row.column]
+    found = _share(times, asked.row) if asked.relative else times.child[asked.row.column]
     if found is None:
         return None
     ratio = float(found / asked.value)
-    return Reached(1 / ratio if asked.at_least else ratio, times[asked.row.spread])
+    return Reached(1 / ratio if asked.at_least else ratio, times.child[asked.row.spread])
 
 
 def _share(times: Times, metric: Metric) -> float | None:
     """The child's share of the parent's value."""
-    ratio = times[metric.ratio] if metric.ratio else None
+    ratio = times.child[metric.ratio] if metric.ratio else None
     if ratio is not None:
         return float(1 / ratio if metric.at_least else ratio)
-    found, parent = times[metric.column], times["parent"].get(metric.column)
+    found, parent = times.child[metric.column], times.parent.get(metric.column)
     return None if found is None or not parent else float(found / parent)
 
 
@@ -92,8 +96,7 @@ def verdict(times: Times, asked: Limit, contention_allowed: float) -> Verdict:
     found = reached(times, asked)
     if found is None:
         return "not measured"
-    contention = times["contention"]
-    if asked.row.is_measured and contention is not None and contention > contention_allowed:
+    if asked.row.is_measured and times.contention is not None and times.contention > contention_allowed:
         return "undecided"
     return found.verdict
 
@@ -105,9 +108,9 @@ def of_all(verdicts: Iterable[Verdict]) -> Verdict:
     return next((one for one in order if one in found), "met")
 
 
-def verdicts(search: models.Search, trial: models.Trial) -> dict[str, Verdict]:
+def verdicts(search: models.SearchRow, trial: models.TrialRow) -> dict[str, Verdict]:
     """The verdict on each limit of the trial's budget, by its metric."""
-    allowed = measure_of(search).contention_allowed
+    allowed = request_of(search).measure.contention_allowed
     return {
         asked.metric: verdict(times_of(trial), asked, allowed)
         if asked.row.is_measured
@@ -116,20 +119,15 @@ def verdicts(search: models.Search, trial: models.Trial) -> dict[str, Verdict]:
     }
 
 
-def _by_arithmetic(search: models.Search, trial: models.Trial, asked: Limit) -> Verdict:
+def _by_arithmetic(search: models.SearchRow, trial: models.TrialRow, asked: Limit) -> Verdict:
     column = asked.row.column
-    whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))[column]
+    whole = parent_totals(search)[column]
     counted = getattr(trial, column)
     counted = getattr(trial, asked.row.predicted) if counted is None else counted
     return "met" if counted <= asked.absolute(whole) else "missed"
 
 
-def measure_of(search: models.Search) -> Measure:
-    """How the search's job asks for times to be measured."""
-    return Measure.model_validate(search.request.get("measure", {}))
-
-
-def limits_of(trial: models.Trial) -> tuple[Limit, ...]:
+def limits_of(trial: models.TrialRow) -> tuple[Limit, ...]:
     """Those of its budget that can be read: an older version wrote others."""
     found = []
     for metric, text in trial.budget.items():
@@ -140,7 +138,7 @@ def limits_of(trial: models.Trial) -> tuple[Limit, ...]:
     return tuple(found)
 
 
-def uncertainty(trial: models.Trial) -> str:
+def uncertainty(trial: models.TrialRow) -> str:
     """How well the times behind a proof are known, in words, since the proof depends on its limits. Empty
     where none is of a time, or they are exact."""
     measured = [asked.row.summed for asked in limits_of(trial) if asked.row.is_measured]
@@ -153,20 +151,20 @@ def uncertainty(trial: models.Trial) -> str:
     return f"for times known to ± {share:.1%}" if share else ""
 
 
-def overshoot(trial: models.Trial, asked: Limit) -> float:
+def overshoot(trial: models.TrialRow, asked: Limit) -> float:
     """Measured over allowed, whichever way the limit points: above 1 where it is missed. The trial was timed."""
     found = reached(times_of(trial), asked)
     assert found is not None, f"trial {trial.id} was not timed"
     return found.over
 
 
-def worst_overshoot(trial: models.Trial, budget: Sequence[Limit]) -> float:
+def worst_overshoot(trial: models.TrialRow, budget: Sequence[Limit]) -> float:
     """The overshoot of the limit that it misses most, or meets by least."""
     return max(overshoot(trial, asked) for asked in budget)
 
 
 def retargeted(
-    budget: Sequence[Limit], trial: models.Trial, solved_for: Sequence[Limit], contention_allowed: float = 1.0
+    budget: Sequence[Limit], trial: models.TrialRow, solved_for: Sequence[Limit], contention_allowed: float = 1.0
 ) -> tuple[Limit, ...]:
     """The limits to solve for next. `solved_for` are those that the trial was solved for: the limits that it certainly
     missed are tightened by the same factor, or, if it certainly met all, those that it did not use up are loosened.

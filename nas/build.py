@@ -11,16 +11,18 @@ from nas.home import child_file, home_of
 from nas.realise import healing_key, is_timed
 from nas.reality import Reality
 from nas.solve import healed_row
+from nas.stored import request_of
 
 
-def build_trial(store: Store, search: models.Search, trial: models.Trial, console: Console, time: bool) -> models.Trial:
+def build_trial(
+    store: Store, search: models.SearchRow, trial: models.TrialRow, console: Console, time: bool
+) -> models.TrialRow:
     """The trial itself where its child is built, else the trial of the child that healing makes of it; with `time`,
     timed beside its parent. Works only where that is not done.
 
     Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine has changed.
     """
-    is_simulated = search.request["scenario"]["flash"] is not None
-    times = time and not is_simulated and not is_timed(trial)
+    times = time and not request_of(search).is_simulated and not is_timed(trial)
     is_built = trial.kl is not None and child_file(home_of(store, search), trial.child_key).is_file()
     if is_built and not times:
         return trial

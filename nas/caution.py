@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 
 from blocklib.block import SKIP, Architecture
-from cost_models.cost import Cost
-from cost_models.scenario import Scenario
 from db import models
 from nas.budget import limits_of
+from nas.stored import parent_totals
 from nas.units import Limit, exact_quantity, format_quantity
 
 _ROUNDING = 1e-4
@@ -20,14 +19,14 @@ _MIX_TOKENS = ("kv", "window")
 """Kinds of attention that read other tokens."""
 
 
-def cautions(search: models.Search, trial: models.Trial) -> tuple[str, ...]:
+def cautions(search: models.SearchRow, trial: models.TrialRow) -> tuple[str, ...]:
     """A sentence each, about the trial's budget and about what its architecture lacks."""
     return (*of_budget(search, limits_of(trial)), *of_architecture(trial.architecture), *of_parent(trial))
 
 
-def of_budget(search: models.Search, budget: Sequence[Limit]) -> tuple[str, ...]:
+def of_budget(search: models.SearchRow, budget: Sequence[Limit]) -> tuple[str, ...]:
     """The limits that the parent itself meets, as what it takes is known."""
-    whole = Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
+    whole = parent_totals(search)
     return tuple(said for limit in budget if (said := _limits_nothing(limit, whole.get(limit.row.column))))
 
 
@@ -41,10 +40,9 @@ def of_architecture(text: str) -> tuple[str, ...]:
     return ()
 
 
-def of_parent(trial: models.Trial) -> tuple[str, ...]:
+def of_parent(trial: models.TrialRow) -> tuple[str, ...]:
     """The parent's loss on the evaluation text is known with the first child that is built."""
-    parent = trial.details.get("parent", {})
-    loss, vocabulary = parent.get("lm_loss"), parent.get("vocabulary")
+    loss, vocabulary = trial.parent_lm_loss, trial.parent_vocabulary
     if loss is None or vocabulary is None or loss < math.log(vocabulary) - _ROUNDING:
         return ()
     return (

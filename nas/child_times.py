@@ -5,7 +5,6 @@ Pure but for the clock that patience is of: who times is handed in.
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
 
 from cost_models.metrics import METRICS
 from cost_models.quality import Quality
@@ -15,8 +14,8 @@ from nas.units import Limit
 
 
 def times_in(timed: Comparison) -> Times:
-    """The result of a comparison, as columns of a trial; the parent's under "parent"."""
-    child: dict[str, Any] = {"contention": timed.contention}
+    """The result of a comparison, by the columns of a trial."""
+    child: dict[str, float | None] = {}
     parent: dict[str, float | None] = {}
     for metric in METRICS.values():
         if not metric.is_measured:
@@ -27,7 +26,7 @@ def times_in(timed: Comparison) -> Times:
         child[metric.spread] = None if paired is None else paired.spread
         if metric.ratio is not None:
             child[metric.ratio] = None if paired is None else paired.ratio
-    return child | {"parent": parent}
+    return Times(child, parent, timed.contention)
 
 
 def timed_until_decided(once: Callable[[str], Comparison], budget: Sequence[Limit], quality: Quality) -> Comparison:

@@ -31,7 +31,7 @@ from nas.printed import (
     talk_beside,
 )
 from nas.progress import loading
-from nas.runs import LONGEST, LOW_SHARE, WINDOW
+from nas.runs import LONGEST, LOW_SHARE, WINDOW, Joining
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -173,7 +173,7 @@ def trials(
     print_trials(found, names, none)
 
 
-def _may_delete(found: "Sequence[models.Trial]", searches: "Mapping[str, models.Search]", yes: bool) -> bool:
+def _may_delete(found: "Sequence[models.TrialRow]", searches: "Mapping[str, models.SearchRow]", yes: bool) -> bool:
     """Whether the user confirms. Raises UsageError if there is no terminal to ask on."""
     for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
         if search.status == "running":
@@ -316,7 +316,7 @@ def dependency(
         from nas import quiet  # noqa: F401
         from nas.dependency import dependency_of
 
-    found = dependency_of(parent, data or (), tokens, longest, share, window, talk)
+    found = dependency_of(parent, data or (), tokens, Joining(longest, share, window), talk)
     if html is not None:
         from nas.report.dependency_page import write_dependency
 

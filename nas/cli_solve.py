@@ -194,7 +194,7 @@ def pool(
     """
     from nas.counting import counted
     from nas.effort import Effort
-    from nas.pool import alternatives, check_count
+    from nas.pool import Wanted, alternatives, check_count
     from nas.solve import measured
 
     check_count(count)
@@ -202,7 +202,7 @@ def pool(
         known = measured(store, store.find_search(search))
         effort = Effort(None, time_limit, None, told.solving, _bytes(memory))
         limits = _limits(budget) or known.budget
-        found = alternatives(store, known, limits, count, apart, effort, total_time, told.found)
+        found = alternatives(store, known, limits, Wanted(count, apart, total_time), effort, told.found)
     print_alternatives(known, found, count, as_json)
     if found.ended == "interrupted":
         raise typer.Exit(SIGNALS.end())

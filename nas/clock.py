@@ -9,7 +9,7 @@ from db import models
 
 
 def clock(
-    known: Mapping[Geometry, models.Cost | None],
+    known: Mapping[Geometry, models.CostRow | None],
     measured: Mapping[Geometry, MeasuredGeometry],
     own: Sequence[Geometry],
 ) -> dict[str, float]:

@@ -9,13 +9,20 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from nas import addresses
 from nas.errors import RayStartError, ResourceError, WorkerError
 from nas.ray_folder import ray_folder
 from nas.signals import SIGNALS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Task = TypeVar("Task", bound="DataclassInstance")
+Result = TypeVar("Result")
 
 # Ray reads these when it is imported, which other libraries do as well: `uv run` does not make every worker build its
 # environment anew, and a cluster that asks for a token is shown it.
@@ -71,7 +78,7 @@ class Cluster:
         return self._address.text == "local"
 
     def share(self, value: Any) -> Any:
-        """A handle to `value`, held once per node; among a task's arguments it arrives as the value."""
+        """A handle to `value`, held once per node; as a field of a task it arrives as the value."""
         import ray
 
         self._start()
@@ -88,15 +95,15 @@ class Cluster:
 
     def run(
         self,
-        work: Callable[..., Any],
-        tasks: Sequence[tuple[Any, ...]],
+        work: Callable[[Task, Report], Result],
+        tasks: Sequence[Task],
         *,
         cpus: float = 1,
         gpus: float = 0,
         whole_node: bool = False,
         progress: Callable[[int, float, float, str], None] | None = None,
-    ) -> Iterator[tuple[int, Any]]:
-        """Run `work(*task, report)` for each task; (index, value) as they finish, in any order.
+    ) -> Iterator[tuple[int, Result]]:
+        """Run `work(task, report)` for each task; (index, result) as they finish, in any order. A task is a dataclass.
 
         `progress(index, done, total, doing)` hears what tasks report. `whole_node`: with all CPUs of a node, so that
         nothing else of ours runs beside it. Raises what a task raised, and ResourceError where no node has the
@@ -114,7 +121,8 @@ class Cluster:
             raise ResourceError(f"Ray refuses {asked}: {error}") from error
         board: Any = ray.remote(num_cpus=0)(_Board)
         board = board.remote()
-        running = {remote.remote(work, max(1, int(cpus)), board, i, *task): i for i, task in enumerate(tasks)}
+        threads = max(1, int(cpus))
+        running = {remote.remote(work, threads, board, i, *_taken_apart(task)): i for i, task in enumerate(tasks)}
         seen: dict[int, _State] = {}
         try:
             while running:
@@ -202,6 +210,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or is_torchs
 
 
+def _taken_apart(task: "DataclassInstance") -> tuple[Any, ...]:
+    """A task's class and the values of its fields: Ray puts a value in the place of a handle that is an argument, not
+    of one inside an argument."""
+    return type(task), *(getattr(task, each.name) for each in fields(task))
+
+
 _State = tuple[float, float, str]
 """As a task reports it."""
 
@@ -221,7 +235,9 @@ class _Board:
         return dict(self._states)
 
 
-def _on_worker(work: Callable[..., Any], threads: int, board: Any, index: int, *arguments: Any) -> Any:
+def _on_worker(
+    work: Callable[..., Any], threads: int, board: Any, index: int, kind: Callable[..., Any], *values: Any
+) -> Any:
     def report(done: float = 0, total: float = 0, doing: str = "") -> None:
         board.write.remote(index, done, total, doing)
 
@@ -229,4 +245,4 @@ def _on_worker(work: Callable[..., Any], threads: int, board: Any, index: int, *
 
     # Ray sets one thread for a worker's first task and leaves it there for the next.
     torch.set_num_threads(threads)
-    return work(*arguments, report)
+    return work(kind(*values), report)

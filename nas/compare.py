@@ -22,6 +22,7 @@ from nas.evolution import POPULATION, Dashboard, evolve
 from nas.realise import healing_key
 from nas.reality import Reality
 from nas.solve import Measured, measured, reached, solve, trial_row
+from nas.stored import request_of
 from nas.units import Limit
 from solvers.drop import Layers
 from solvers.errors import Infeasible
@@ -63,9 +64,8 @@ class Contest:
     @cached_property
     def own(self) -> tuple[Option, ...]:
         """The parent's own option at every slot."""
-        parent = Architecture.parse(self.known.search.parent_architecture)
-        own = {(choice.first_slot, choice.span, str(choice.what)) for choice in parent.choices()}
-        return tuple(option for option in self.problem.options if option.key in own)
+        own = set(Architecture.parse(self.known.search.parent_architecture).choices())
+        return tuple(option for option in self.problem.options if self.known.choice(option) in own)
 
     @property
     def in_time(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Contest:
         """The KL of each, assembled and not trained, to the parent. Each becomes a trial."""
         return [_known(trial.kl_whole) for trial in self.trials(solutions)]
 
-    def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.Trial]:
+    def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.TrialRow]:
         """A trial of each with its real KL; `is_healed`: of the child that healing makes of it."""
         heal = healing_key(self.reality.job) if is_healed else None
         rows = [trial_row(self.known, self.parted(solution), self.budget, heal) for solution in solutions]
@@ -97,7 +97,7 @@ class Contest:
             kept = [self._kept(row, kls[row.architecture]) for row in rows if row.architecture in kls]
         return kept
 
-    def _kept(self, row: models.Trial, kl: float) -> models.Trial:
+    def _kept(self, row: models.TrialRow, kl: float) -> models.TrialRow:
         row.kl_whole = kl
         trial = self.store.add_trial(row)
         return trial if trial.kl_whole is not None else self.store.update_trial(trial.id, kl_whole=kl)
@@ -174,7 +174,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 @dataclass(frozen=True)
-class Line:
+class StrategyResult:
     """A strategy's answer, or why it has none.
 
     `of_budget` is the share it is predicted to use of the limit it comes nearest to, `of_parent` its predicted latency
@@ -183,7 +183,7 @@ class Line:
 
     strategy: str
     evaluations: int = 0
-    trial: models.Trial | None = None
+    trial: models.TrialRow | None = None
     of_budget: float = 0.0
     of_parent: float = 0.0
     why_not: str = ""
@@ -206,7 +206,7 @@ class Asked:
     time: bool = False
 
 
-def compare(store: Store, search: models.Search, asked: Asked, console: Console) -> list[Line]:
+def compare(store: Store, search: models.SearchRow, asked: Asked, console: Console) -> list[StrategyResult]:
     """Every strategy's answer, the nearest to the parent first, then those without one.
 
     Raises BudgetNotMetError where nothing meets the budget, and UsageError where what is asked for cannot be had.
@@ -228,7 +228,7 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
         if asked.heal:
             trials = [reality.made(trial) for trial in trials]
         store.add_stage(
-            models.Stage(
+            models.StageRow(
                 search_id=search.id, name="compare", started_at=started, seconds=monotonic() - clock,
                 work_done=reality.measured,
             )
@@ -237,13 +237,14 @@ def compare(store: Store, search: models.Search, asked: Asked, console: Console)
     lines = [
         _line(contest, *answer, trial) for answer, trial in sorted(found, key=lambda pair: _known(pair[1].kl_whole))
     ]
-    return lines + [Line(name, why_not=answer) for name, answer in answers.items() if isinstance(answer, str)]
+    return lines + [StrategyResult(name, why_not=answer) for name, answer in answers.items() if isinstance(answer, str)]
 
 
-def _check(asked: Asked, search: models.Search) -> None:
-    if asked.heal and search.request["heal"] is None:
+def _check(asked: Asked, search: models.SearchRow) -> None:
+    request = request_of(search)
+    if asked.heal and not request.heals:
         raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
-    if asked.time and search.request["scenario"]["flash"] is not None:
+    if asked.time and request.is_simulated:
         raise UsageError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
 
 
@@ -262,11 +263,11 @@ def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
         return "; ".join([rule, *lines]) if lines else str(error)
 
 
-def _line(contest: Contest, name: str, answer: Chosen, trial: models.Trial) -> Line:
+def _line(contest: Contest, name: str, answer: Chosen, trial: models.TrialRow) -> StrategyResult:
     known = contest.known
     fixed, totals = known.fixed.metrics(known.scenario), answer.solution.costs
     ceilings = [known.ceiling(limit) for limit in contest.budget]
-    return Line(
+    return StrategyResult(
         strategy=name,
         evaluations=answer.evaluations,
         trial=trial,

@@ -2,11 +2,11 @@
 
 A time comes with its standard error and the CPU contention during its measurement. A time that is known to be too noisy
 is never used for a budget that limits times: it is measured again, and if it stays noisy the search stops. `_measure`
-and `_simulate` run on workers: they get plain values and return plain values.
+and `_simulate` run on workers: each is given one task and returns one result.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,14 +30,16 @@ from cost_models.timing import Rounds, time_models
 from db import models
 from db.store import Store
 from nas.clock import clock
-from nas.cluster import STARTING, Cluster, Report
+from nas.cluster import STARTING, Report
+from nas.context import Context
 from nas.digest import digest
 from nas.errors import NoisyTimesError
 from nas.flash import simulate
 from nas.job import Job
 from nas.progress import bar
 from nas.solve import cost_of
-from nas.stages import Ids, Shared, gpus_to_time, tensor
+from nas.stages import Ids, gpus_to_time, tensor
+from nas.stored import ParentCosts
 from nas.units import needs_meter
 
 _SKIPPED = "skip"
@@ -47,19 +49,18 @@ _SHOWN = 3
 """Bad times that a message names."""
 
 
-def measure_costs(
-    job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console, remeasure: bool = False
-) -> int:
+def measure_costs(context: Context, remeasure: bool = False) -> int:
     """Seconds of every geometry not yet measured under this scenario on this hardware, or not well enough, or simulated
     where the scenario is of a machine that streams from Flash. Returns how many were.
 
     `remeasure`: of all. Raises NoisyTimesError, with what is good kept, where some are bad and the budget limits times.
     """
+    job, store = context.job, context.store
     keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
     known = store.costs(list(keys.values()))
     missing = _missing(job, {part: known[key] for part, key in keys.items() if key in known}, remeasure)
     if missing:
-        found = _measured_or_simulated(job, cluster, shared, console, missing)
+        found = _measured_or_simulated(context, missing)
         # Read again: another search may have measured some in the meantime.
         kept = {part: row for part, row in _rows(job, store).items() if part not in missing or keys[part] not in known}
         factors = {} if job.hierarchy is not None else clock(kept, found, _own(job))
@@ -69,7 +70,7 @@ def measure_costs(
         store.add_costs([row for row in rows.values() if row.key not in known])
         store.replace_costs([row for row in rows.values() if row.key in known])
     times = {part: _timed(part, row) for part, row in _rows(job, store).items()}
-    _tell(job, times, console)
+    _tell(job, times, context.console)
     _refuse(job, {part: why for part, timed in times.items() if (why := _fault(job, timed))})
     return len(missing)
 
@@ -86,7 +87,7 @@ def _is_metered(job: Job) -> bool:
     return needs_meter(job.request.budget)
 
 
-def _missing(job: Job, known: Mapping[Geometry, models.Cost], remeasure: bool) -> list[Geometry]:
+def _missing(job: Job, known: Mapping[Geometry, models.CostRow], remeasure: bool) -> list[Geometry]:
     """The parts to measure: all if the parent's own are among them, since all else is measured against those."""
     bad = {part for part, row in known.items() if _fault(job, _timed(part, row))}
     missing = [part for part in job.to_measure if part not in known or part in bad]
@@ -99,28 +100,47 @@ def _own(job: Job) -> list[Geometry]:
     return [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
 
 
-def _rows(job: Job, store: Store) -> dict[Geometry, models.Cost]:
+def _rows(job: Job, store: Store) -> dict[Geometry, models.CostRow]:
     keys = {part: job.cost_key(part) for part in job.to_measure}
     known = store.costs(list(keys.values()))
     return {part: known[key] for part, key in keys.items() if key in known}
 
 
-def _measured_or_simulated(
-    job: Job, cluster: Cluster, shared: Shared, console: Console, missing: Sequence[Geometry]
-) -> dict[Geometry, MeasuredGeometry]:
+@dataclass(frozen=True)
+class _MeasureTask:
+    """`config` is the parent's; `is_metered`: joules are read too."""
+
+    config: Mapping[str, Any]
+    wanted: Sequence[Geometry]
+    scenario: Scenario
+    rounds: Rounds
+    quality: Quality
+    is_metered: bool
+
+
+@dataclass(frozen=True)
+class _SimulateTask:
+    parent: PackedParent
+    calibration: Ids
+    wanted: Sequence[Geometry]
+    scenario: Scenario
+    hierarchy: MemoryHierarchy
+
+
+def _measured_or_simulated(context: Context, missing: Sequence[Geometry]) -> dict[Geometry, MeasuredGeometry]:
     """Measured or simulated, `missing` and the parent's own."""
+    job, shared = context.job, context.shared
     wanted = [geometry for geometry in missing if geometry != FIXED]
-    work: Callable[..., list[MeasuredGeometry]]
-    task: tuple[Any, ...]
-    with bar(console, "measure costs", "stacks", doing=STARTING) as shown:
+    how: dict[str, Any] = {"gpus": gpus_to_time(job), "whole_node": True}
+    with bar(context.console, "measure costs", "stacks", doing=STARTING) as shown:
         if job.hierarchy is not None:
-            work, task = _simulate, (shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
+            simulation = _SimulateTask(shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
+            ((_, found),) = context.cluster.run(_simulate, [simulation], **how, progress=shown)
         else:
             rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
-            work = _measure
             config = job.parent.model.config.to_dict()
-            task = (config, wanted, job.scenario, rounds, quality_of(job), _is_metered(job))
-        ((_, found),) = cluster.run(work, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
+            timing = _MeasureTask(config, wanted, job.scenario, rounds, quality_of(job), _is_metered(job))
+            ((_, found),) = context.cluster.run(_measure, [timing], **how, progress=shown)
     return {timed.geometry: timed for timed in found}
 
 
@@ -191,47 +211,31 @@ def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
     )
 
 
-def _measure(
-    config: Mapping[str, Any],
-    wanted: Sequence[Geometry],
-    scenario: Scenario,
-    rounds: Rounds,
-    quality: Quality,
-    is_metered: bool,
-    report: Report,
-) -> list[MeasuredGeometry]:
-    found = []
-    timer = partial(time_models, meter=meter_of(scenario.device) if is_metered else None)
+def _measure(task: _MeasureTask, report: Report) -> tuple[MeasuredGeometry, ...]:
+    found: list[MeasuredGeometry] = []
+    scenario = task.scenario
+    timer = partial(time_models, meter=meter_of(scenario.device) if task.is_metered else None)
     with alone_on(scenario.device, lambda words: report(doing=words)):
         report(doing="the parent and its parts")
-        for event in measure(
-            PuzzleNasConfig.from_dict(dict(config)), wanted, scenario, rounds, quality=quality, timer=timer
-        ):
+        config = PuzzleNasConfig.from_dict(dict(task.config))
+        for event in measure(config, task.wanted, scenario, task.rounds, quality=task.quality, timer=timer):
             if isinstance(event, MeasuredGeometry):
                 found.append(event)
             elif isinstance(event, Stacks):
                 report(event.done, event.total, f"timed again: {event.again}" if event.again else "")
-    return found
+    return tuple(found)
 
 
-def _simulate(
-    packed: PackedParent,
-    calibration: Ids,
-    wanted: Sequence[Geometry],
-    scenario: Scenario,
-    hierarchy: MemoryHierarchy,
-    report: Report,
-) -> list[MeasuredGeometry]:
-    found = []
-    for done, simulated in enumerate(
-        simulate(unpack(packed), wanted, scenario, hierarchy, tensor(calibration, "cpu")), 1
-    ):
+def _simulate(task: _SimulateTask, report: Report) -> tuple[MeasuredGeometry, ...]:
+    found: list[MeasuredGeometry] = []
+    ids_BT = tensor(task.calibration, "cpu")
+    for simulated in simulate(unpack(task.parent), task.wanted, task.scenario, task.hierarchy, ids_BT):
         found.append(simulated)
-        report(done, len(wanted) + 1)
-    return found
+        report(len(found), len(task.wanted) + 1)
+    return tuple(found)
 
 
-def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
+def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.CostRow:
     geometry, shape = timed.geometry, job.parent.shape
     if geometry.role == "fixed":
         held = fixed_cost(shape, job.scenario)
@@ -240,11 +244,11 @@ def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.Cost:
     return _row(key, str(geometry), held + timed.cost, timed.spread)
 
 
-def _row(key: str, name: str, cost: Cost, spread: float) -> models.Cost:
-    return models.Cost(key=key, name=name, spread=spread, **vars(cost))
+def _row(key: str, name: str, cost: Cost, spread: float) -> models.CostRow:
+    return models.CostRow(key=key, name=name, spread=spread, **vars(cost))
 
 
-def _timed(geometry: Geometry, row: models.Cost) -> MeasuredGeometry:
+def _timed(geometry: Geometry, row: models.CostRow) -> MeasuredGeometry:
     """The measurement, read back from its row."""
     return MeasuredGeometry.of(geometry, row.spread, cost_of(row))
 
@@ -253,7 +257,7 @@ def write_options(job: Job, store: Store) -> None:
     """The search's options with what is known of each, so that it can be solved from the database alone."""
     measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
     by_geometry = {geometry: measured[job.cost_key(geometry)] for geometry in job.to_measure}
-    summed: dict[str, models.Cost] = {}
+    summed: dict[str, models.CostRow] = {}
     found = []
     for choice in job.choices:
         keys = sorted(job.cost_key(geometry) for geometry in geometries(choice))
@@ -264,7 +268,7 @@ def write_options(job: Job, store: Store) -> None:
             summed[cost_key] = _row(cost_key, " + ".join(map(str, geometries(choice))) or _SKIPPED, whole, spread)
         build = job.library_parts(choice)
         found.append(
-            models.Option(
+            models.OptionRow(
                 search_id=job.id,
                 choice=str(choice),
                 first_slot=choice.first_slot,
@@ -288,4 +292,4 @@ def parent_costs(job: Job, store: Store) -> dict[str, Any]:
     fixed = cost_of(measured[job.cost_key(FIXED)])
     own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]
     whole = sum((cost_of(measured[job.cost_key(geometry)]) for geometry in own), fixed)
-    return {"fixed": vars(fixed), "whole": vars(whole)}
+    return ParentCosts(fixed, whole).plain()

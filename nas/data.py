@@ -129,7 +129,7 @@ def load_tokens(data: Data, tokenizer: "PreTrainedTokenizerBase", vocabulary: in
         text = _read(data, characters)
         train = _Supply(text.train, data.sequence_length, tokenizer)
         apart = text.evaluation and _Supply(text.evaluation, data.sequence_length, tokenizer)
-        sets: dict[Split, _Drawn] = {}
+        sets: dict[Split, _DrawnPieces] = {}
         for split in reversed(_DRAWN):
             supply = apart if split == "evaluation" and apart else train
             sets[split] = supply.draw(wanted[split])
@@ -155,7 +155,7 @@ def load_tokens(data: Data, tokenizer: "PreTrainedTokenizerBase", vocabulary: in
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _DrawnPieces:
     """The tokens of whole pieces, and for each piece its source and how many it gave."""
 
     ids: NDArray[np.int32]
@@ -182,7 +182,7 @@ class _Supply:
         self.paragraphs = 0
         """How many were left out, since a set drawn before holds them."""
 
-    def draw(self, wanted: int) -> _Drawn:
+    def draw(self, wanted: int) -> _DrawnPieces:
         """The next pieces that hold so many tokens, or all that are left where they hold fewer."""
         ids: list[int] = []
         drawn: list[tuple[str, int]] = []
@@ -201,7 +201,7 @@ class _Supply:
                 self.paragraphs += dropped
                 self._next += 1
         self._seen |= seen
-        return _Drawn(np.array(ids, dtype=np.int32), tuple(drawn))
+        return _DrawnPieces(np.array(ids, dtype=np.int32), tuple(drawn))
 
     def _batch(self, characters: int) -> list[Piece]:
         """The next pieces that hold about so many characters: at least one."""
@@ -239,7 +239,7 @@ def _sequences(data: Data, split: Split, ids: NDArray[np.int32], vocabulary: int
     return ids.reshape(-1, data.sequence_length)
 
 
-def _too_short(key: str, asked: Mapping[Split, int], sets: Mapping[Split, _Drawn], dropped: Dropped) -> TextError:
+def _too_short(key: str, asked: Mapping[Split, int], sets: Mapping[Split, _DrawnPieces], dropped: Dropped) -> TextError:
     """All text of `key` was drawn and is too little: by how much, and what each source holds."""
     held: Counter[str] = Counter()
     for split in asked:
@@ -258,7 +258,7 @@ def _too_short(key: str, asked: Mapping[Split, int], sets: Mapping[Split, _Drawn
 
 
 @dataclass(frozen=True)
-class _Text:
+class _DistinctText:
     """Training documents without copies, and the evaluation documents where those are others'."""
 
     train: Documents
@@ -277,7 +277,7 @@ class _Text:
         return self.train.names + (self.evaluation.names if self.evaluation else ())
 
 
-def _read(data: Data, characters: int) -> _Text:
+def _read(data: Data, characters: int) -> _DistinctText:
     """About so many characters of training and of evaluation text, each training document once."""
     train = read_documents("data.train", data.train, data.document_separator, "train", characters)
     source = data.evaluation or ("stdlib" if data.train == "stdlib" else None)
@@ -288,7 +288,7 @@ def _read(data: Data, characters: int) -> _Text:
     return _without_copies(train, replace(evaluation, names=tuple(names)))
 
 
-def _without_copies(train: Documents, evaluation: Documents | None) -> _Text:
+def _without_copies(train: Documents, evaluation: Documents | None) -> _DistinctText:
     """The training documents, each once, without those and without the paragraphs that are evaluated on."""
     known: set[bytes] = set()
     for text in chain.from_iterable(evaluation.texts if evaluation else ()):
@@ -310,7 +310,7 @@ def _without_copies(train: Documents, evaluation: Documents | None) -> _Text:
                 paragraphs += dropped
             seen.add(key)
     empty = train.empty + (evaluation.empty if evaluation else ())
-    return _Text(replace(train, texts=tuple(kept)), evaluation, empty, repeated, evaluated, paragraphs)
+    return _DistinctText(replace(train, texts=tuple(kept)), evaluation, empty, repeated, evaluated, paragraphs)
 
 
 def _shortened(name: str) -> str:

@@ -19,6 +19,7 @@ from nas.home import child_file, home_of
 from nas.printable import printable
 from nas.published import published_name
 from nas.request import checkpoint_of
+from nas.stored import request_of, scenario_in
 from nas.table import comparison, markdown
 from nas.tokenizer import load_tokenizer
 
@@ -31,12 +32,12 @@ def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exporte
     return deliver(home_of(store, search), search, trial, format, out)
 
 
-def deliver(home: Path, search: models.Search, trial: models.Trial, format: str, out: Path) -> Exported:
+def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, format: str, out: Path) -> Exported:
     """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
     settings, and a card that holds the comparison."""
     child = as_assembled(load_child(child_file(home, trial.child_key)))
-    child.to(dtype=getattr(torch, search.scenario["dtype"]))  # type: ignore[call-arg]
-    allowed = bool(search.request.get("allow_remote_code"))
+    child.to(dtype=getattr(torch, scenario_in(search).dtype))  # type: ignore[call-arg]
+    allowed = request_of(search).allows_remote_code
     folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
     return export(format, child, tokenizer, out, _card(search, trial), settings_of(str(folder)))
@@ -51,6 +52,6 @@ def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
     )
 
 
-def _card(search: models.Search, trial: models.Trial) -> str:
+def _card(search: models.SearchRow, trial: models.TrialRow) -> str:
     known = ModelCardData(base_model=published_name(search.parent), library_name="transformers", tags=["puzzle-nas"])
     return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n"

@@ -27,13 +27,14 @@ from nas.paths import local_or_hub, matching_files
 from nas.printed import Terminal
 from nas.progress import bar
 from nas.request import EMBEDDED, checkpoint_of
-from nas.runs import LONGEST, LOW_SHARE, WINDOW, Run, ffn_runs, windows
+from nas.runs import Joining, LayerRun, ffn_runs, windows
 from nas.sections import Data, Source
 from nas.tokenizer import load_tokenizer
 
 # The stack of shortened models holds at most this many residual numbers (256 MiB in float32).
 _STACK_AT_ONCE = 1 << 26
 _SEQUENCE = 256
+JOINING = Joining()
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Dependency:
     parent: str
     tokens: int
     matrix: list[list[float]]
-    runs: tuple[Run, ...]
-    windows: tuple[Run, ...]
+    runs: tuple[LayerRun, ...]
+    windows: tuple[LayerRun, ...]
 
     def plain(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -56,9 +57,7 @@ def dependency_of(
     parent: str,
     texts: Sequence[str] = (),
     tokens: int = 8192,
-    longest: int = LONGEST,
-    share: float = LOW_SHARE,
-    window: int = WINDOW,
+    joining: Joining = JOINING,
     console: Console | None = None,
 ) -> Dependency:
     """Load a parent and measure it on text. `parent` is `embedded`, a folder or a hub id, as in a job file.
@@ -87,7 +86,8 @@ def dependency_of(
         ids = load_tokens(data, tokenizer, loaded.shape.vocabulary).calibration
         shown.say("first batch")
         matrix = block_dependency(loaded.model, torch.from_numpy(ids.copy()), lambda *how_far: shown(0, *how_far))
-    return Dependency(parent, ids.size, matrix, ffn_runs(matrix, longest, share), windows(matrix, window))
+    runs = ffn_runs(matrix, joining.longest, joining.share)
+    return Dependency(parent, ids.size, matrix, runs, windows(matrix, joining.window))
 
 
 @torch.no_grad()

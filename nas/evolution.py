@@ -33,6 +33,17 @@ _Key = tuple[tuple[int, int, str], ...]
 
 
 @dataclass(frozen=True)
+class Breeding:
+    """Proposals in a generation, and the seed of all chance."""
+
+    population: int = POPULATION
+    seed: int = 0
+
+
+USUAL = Breeding()
+
+
+@dataclass(frozen=True)
 class Evolved:
     """The best that was evaluated, and how many were."""
 
@@ -66,9 +77,7 @@ def evolve(
     evaluate: Evaluate,
     evaluations: int,
     starts: Sequence[Solution],
-    *,
-    population: int = POPULATION,
-    seed: int = 0,
+    breeding: Breeding = USUAL,
     show: Callable[[Sequence[FrozenTrial]], None] = lambda _: None,
 ) -> Evolved:
     """The best of at most so many tilings within the limits; the first generation begins with `starts`.
@@ -82,14 +91,18 @@ def evolve(
     if not starts or evaluations < 1:
         raise ValueError(f"evolution needs a start and an evaluation, not {len(starts)} and {evaluations}")
     at, bound = _options_by_slot(problem), score_bound(problem)
-    study = optuna.create_study(sampler=optuna.samplers.NSGAIISampler(population_size=population, seed=seed))
-    for start in starts[:population]:
+    study = optuna.create_study(
+        sampler=optuna.samplers.NSGAIISampler(population_size=breeding.population, seed=breeding.seed)
+    )
+    for start in starts[: breeding.population]:
         study.enqueue_trial({_parameter(option.first): option.name for option in start.options})
     values: dict[_Key, float] = {}
     solutions: dict[_Key, Solution] = {}
     left = _PROPOSALS * evaluations
     while len(values) < evaluations and left > 0:
-        proposals = _generation(problem, at, study, values.keys(), min(population, left), evaluations - len(values))
+        proposals = _generation(
+            problem, at, study, values.keys(), min(breeding.population, left), evaluations - len(values)
+        )
         left -= len(proposals)
         new = {each.key: each for each in proposals if each.fits and each.key not in values}
         fresh = {key: Solution.of(problem, each.options, bound, 0.0, "evolution") for key, each in new.items()}

@@ -5,15 +5,13 @@ A trial keeps it among its details, where the report and `nas solve` find it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from cost_models.metrics import METRICS
 from db import models
 from db.store import Store
-from nas.solve import Measured, choice_of
+from nas.solve import Measured
 from nas.units import Limit, format_quantity
 from solvers.joint import joined, paired, parted
-from solvers.memory import MEMORY_BYTES
 from solvers.problem import Problem, Solution
 from solvers.sensitivity import CloseCall, sensitivity
 
@@ -63,9 +61,9 @@ class Explained:
     close_calls: tuple[Close, ...]
 
     @staticmethod
-    def of(trial: models.Trial) -> "Explained | None":
+    def of(trial: models.TrialRow) -> "Explained | None":
         """The explanation that the trial keeps; None if it was never explained."""
-        kept: dict[str, Any] | None = trial.details.get("explained")
+        kept = trial.explained
         if kept is None:
             return None
         return Explained(
@@ -75,8 +73,8 @@ class Explained:
 
 
 def explain(
-    store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, trial: models.Trial
-) -> models.Trial:
+    store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, trial: models.TrialRow
+) -> models.TrialRow:
     """The trial that `solution` is, with what it hangs on, found where it is not known yet."""
     if Explained.of(trial) is not None:
         return trial
@@ -92,18 +90,19 @@ def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> E
     problem = known.problem(budget)
     pairs = paired(problem)
     whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
-    found = sensitivity(pairs, whole, memory_bytes=known.memory_bytes or MEMORY_BYTES)
+    found = sensitivity(pairs, whole, memory_bytes=known.memory_bytes)
     most = known.ceilings(budget)
     return Explained(
         tuple(_price(known, limit, found.prices, most) for limit in budget),
-        tuple(_close(problem, call) for call in found.close_calls),
+        tuple(_close(known, problem, call) for call in found.close_calls),
     )
 
 
-def _close(problem: Problem, call: CloseCall) -> Close:
+def _close(known: Measured, problem: Problem, call: CloseCall) -> Close:
     """Without the parts of pairs that stay as they are."""
     ones, others = (
-        [str(choice_of(option)) for option in parted(options, problem)] for options in (call.options, call.instead_of)
+        [str(known.choice(option)) for option in parted(options, problem)]
+        for options in (call.options, call.instead_of)
     )
     return Close(
         tuple(one for one in ones if one not in others), tuple(one for one in others if one not in ones), call.worse

@@ -31,10 +31,10 @@ class Fidelity:
 
 
 class FidelityMeter:
-    """Sums one parent's distances to several models over batches."""
+    """Sums one parent's distances to several models over batches. `head` reads the parent's hidden states."""
 
-    def __init__(self, names: list[str]):
-        self._names = names
+    def __init__(self, names: list[str], head: nn.Linear):
+        self._names, self._head = names, head
         self._sums_N4 = torch.zeros(len(names), 4, dtype=torch.float64)
         self._tokens_N = torch.zeros(len(names), dtype=torch.float64)
 
@@ -43,17 +43,18 @@ class FidelityMeter:
         ids_BT: Tensor,
         parent_BTD: Tensor,
         models_NBTD: Tensor,
-        parent_head: nn.Linear,
-        head: nn.Linear,
         places: Sequence[int] | None = None,
+        head: nn.Linear | None = None,
         read: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """One batch: final normed hidden states of the parent and of each model, and the heads that read them.
+        """One batch: final normed hidden states of the parent and of each model, and the head of the models; None: the
+        parent's.
 
         `places` says which models these are, by their places among the names; None: all, in order. Every model is to
         be given every batch. `read` is told as it goes how many more tokens of the models are done.
         """
         places = range(len(self._names)) if places is None else places
+        head = self._head if head is None else head
         targets_R = ids_BT[:, 1:].flatten().long()
         parent_RD = parent_BTD[:, :-1].flatten(0, 1)
         models_NRD = models_NBTD[:, :, :-1].flatten(1, 2)
@@ -61,7 +62,7 @@ class FidelityMeter:
         rows = max(1, 8 * numbers_at_once(parent_RD.device) // head.out_features)
         for start in range(0, len(targets_R), rows):
             part = slice(start, start + rows)
-            self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], parent_head, head, places)
+            self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], head, places)
             read(len(targets_R[part]) * len(places))
         self._tokens_N[list(places)] += len(targets_R)
 
@@ -70,11 +71,10 @@ class FidelityMeter:
         targets_R: Tensor,
         parent_RD: Tensor,
         models_NRD: Tensor,
-        parent_head: nn.Linear,
         head: nn.Linear,
         places: Sequence[int],
     ) -> None:
-        parent_log_RV = parent_head(parent_RD).float().log_softmax(-1)
+        parent_log_RV = self._head(parent_RD).float().log_softmax(-1)
         parent_RV, parent_top_R = parent_log_RV.exp(), parent_log_RV.argmax(-1)
         for place, model_RD in zip(places, models_NRD, strict=True):
             log_RV = head(model_RD).float().log_softmax(-1)

@@ -44,7 +44,7 @@ class Numbers:
             ranges.append((int(first), int(last or first)))
         return Numbers(tuple(ranges))
 
-    def pick(self, trials: Sequence[models.Trial]) -> list[models.Trial]:
+    def pick(self, trials: Sequence[models.TrialRow]) -> list[models.TrialRow]:
         """Those of them. Raises NotFoundError where one that is named by itself is not there; a range may have gaps."""
         there = {trial.id for trial in trials}
         for first, last in self.ranges:
@@ -57,12 +57,12 @@ _DIGITS = 40
 """Characters of a number, or of a range of two, beyond which it is a slip."""
 
 
-def exports_of(trials: Sequence[models.Trial]) -> tuple[Path, ...]:
+def exports_of(trials: Sequence[models.TrialRow]) -> tuple[Path, ...]:
     """The folders that stay when they are deleted."""
     return tuple(Path(trial.child_path) for trial in trials if trial.child_path and Path(trial.child_path).exists())
 
 
-def delete_trials(store: Store, trials: Sequence[models.Trial], searches: Mapping[str, models.Search]) -> Deleted:
+def delete_trials(store: Store, trials: Sequence[models.TrialRow], searches: Mapping[str, models.SearchRow]) -> Deleted:
     """`searches` by their ids."""
     found = {name: home_of(store, searches[name]) for name in {trial.search_id for trial in trials}}
     gone = set(store.delete_trials([trial.id for trial in trials]))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from cost_models.metrics import METRICS
 from nas.effort import USUAL, Effort
 from nas.errors import BudgetError, BudgetNotMetError
-from nas.solve import Measured, architecture_of, not_met
+from nas.solve import Measured, not_met
 from nas.table import summary
 from nas.units import Limit, did_you_mean
 from solvers.errors import Infeasible
-from solvers.joint import paired
+from solvers.joint import paired, parted
 from solvers.pareto import front
 
 
@@ -37,15 +37,15 @@ def front_of(
     is not, BudgetNotMetError."""
     if cost not in METRICS:
         raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
-    metric, whole = METRICS[cost], known.whole(cost)
+    metric, whole, problem = METRICS[cost], known.whole(cost), known.problem(budget)
     try:
-        solutions = front(paired(known.problem(budget)), metric.summed.column, points, **effort.over(known.effort))
+        solutions = front(paired(problem), metric.summed.column, points, **effort.over(known.effort))
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
     found = []
     for solution in solutions:
         total = known.totals(solution)[metric.column]
-        architecture = str(architecture_of(solution, known.layers))
+        architecture = str(known.architecture(parted(solution.options, problem)))
         found.append(
             Point(
                 solution.score, total, total / whole, architecture, summary(architecture), solution.status, solution.gap

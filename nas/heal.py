@@ -74,11 +74,11 @@ def _healing(
     steps = max(1, settings.tokens // (batch * ids_BT.shape[1]))
     events: Queue[Progress | BaseException | None] = Queue()
     _thaw(child)
-    trainer = _Distillation(
+    trainer = _HealingTrainer(
         model=child,
         args=_arguments(settings, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
         train_dataset=_Sequences(ids_BT),
-        callbacks=[_Report(events, batch * ids_BT.shape[1])],
+        callbacks=[_StepReports(events, batch * ids_BT.shape[1])],
     )
     trainer.remove_callback(PrinterCallback)  # It prints the loss on standard output.
     trainer.distil_from(parent, settings.hidden_weight)
@@ -166,7 +166,7 @@ class _Sequences(Dataset[dict[str, Tensor]]):
         return {"input_ids": self._ids_BT[index].long()}
 
 
-class _Report(TrainerCallback):
+class _StepReports(TrainerCallback):
     """Turns the trainer's callbacks into events."""
 
     def __init__(self, events: "Queue[Progress | BaseException | None]", tokens_per_step: int):
@@ -182,7 +182,7 @@ class _Report(TrainerCallback):
         open_as_usual(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
 
 
-class _Distillation(Trainer):
+class _HealingTrainer(Trainer):
     """A Trainer whose loss is the distance to a parent."""
 
     def distil_from(self, parent: PuzzleNasForCausalLM, hidden_weight: float) -> None:

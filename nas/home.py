@@ -1,7 +1,7 @@
 """Where a search's files are: the home that belongs to the database in use.
 
 A search's row holds the absolute path of its home, which a copied or a moved home takes along and which then names
-another home. This file alone says which one is meant, and whose it is. Standard library and rows only.
+another home. This file alone says which one is meant, and whose it is. Rows and files only: no torch.
 """
 
 from pathlib import Path
@@ -9,19 +9,20 @@ from pathlib import Path
 from db import models
 from db.connect import DATABASE_SUFFIXES, HOME_DATABASE, sqlite_file
 from db.store import Store
+from nas.stored import request_of
 
 
 def child_file(home: Path, child_key: str) -> Path:
     return home / "children" / f"{child_key}.safetensors"
 
 
-def home_of(store: Store, search: models.Search) -> Path:
+def home_of(store: Store, search: models.SearchRow) -> Path:
     """The folder of the SQLite file in use, where that holds the search's files, and no fewer than the stored path
     does; else the stored path, which is that of a job that names a `home` elsewhere, and of a PostgreSQL database.
 
     Files are named by what they hold, so either of two copies is the same.
     """
-    stored, file = Path(search.request["home"]), sqlite_file(store.url)
+    stored, file = request_of(search).home, sqlite_file(store.url)
     if file is None or _is_same(file.parent, stored):
         return stored
     here = _held(store, search, file.parent)
@@ -41,7 +42,7 @@ def is_ours(store: Store, home: Path) -> bool:
     return _is_same(home, file.parent) and all(_is_same(each, file) for each in near)
 
 
-def _held(store: Store, search: models.Search, home: Path) -> int:
+def _held(store: Store, search: models.SearchRow, home: Path) -> int:
     """How many files of the search lie in this home: children and subblocks, by the keys in their names."""
     children = {trial.child_key for trial in store.trials(search.id, where="kl is not None")}
     subblocks = {known.option.distillation_key for known in store.options(search.id)}

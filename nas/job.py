@@ -4,9 +4,11 @@ A key is a digest of *what* and *under what*: two things with one key are the sa
 computed twice. Does no work beyond loading.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,7 @@ from nas.digest import digest
 from nas.feasible import check_sizes, scenario_of
 from nas.request import Request
 from nas.runs import Matrix
+from nas.sections import Section
 from nas.space import choices
 from nas.tokenizer import load_tokenizer
 
@@ -73,11 +76,12 @@ class Job:
     @cached_property
     def id(self) -> str:
         """The search: everything but the budget, how it is solved for, and what is done with the answer."""
-        under = self.request.canonical()
-        spaces = {name: under[name] for name in ("space", "distill", "score")}
+        under = self.request
+        spaces = {"space": _plain(under.space), "distill": _plain(under.distill), "score": _plain(under.score)}
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
-        timed = {name: under["measure"][name] for name in _HOW_TIMED}
-        machine = [self.hardware, under["scenario"]["flash"], timed]
+        timed = under.measure.model_dump(mode="json", include=set(_HOW_TIMED))
+        flash = under.scenario.flash
+        machine = [self.hardware, None if flash is None else _plain(flash), timed]
         under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 
@@ -141,6 +145,15 @@ class Job:
     def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
         """The parts of a choice whose weights come from the library, not from the parent and not from nowhere."""
         return tuple(part for part in choice.parts if part.what != SKIP and not self.parent.own(part))
+
+    def built_keys(self, choices: Iterable[Choice]) -> dict[Choice, str]:
+        """The parts that these choices take from the library, with their keys there."""
+        return {part: self.build_key(part) for choice in choices for part in self.library_parts(choice)}
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    """As JSON takes it, defaults included."""
+    return section.model_dump(mode="json")
 
 
 def prepare(request: Request, hardware: str | None = None) -> Job:

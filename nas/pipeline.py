@@ -19,6 +19,7 @@ from db.store import Store
 from nas.budget import ATTEMPTS, Verdict, of_all, retargeted, times_of, verdict, worst_overshoot
 from nas.children import load_child
 from nas.cluster import Cluster
+from nas.context import Context
 from nas.costs import measure_costs, parent_costs, write_options
 from nas.deliver import deliver
 from nas.effort import Effort, shown
@@ -35,12 +36,7 @@ from nas.request import Request
 from nas.sample import sample
 from nas.signals import SIGNALS
 from nas.solve import Measured, measured, solve, trial_row
-from nas.stages import (
-    Shared,
-    build_library,
-    measure_dependency,
-    score_choices,
-)
+from nas.stages import build_library, measure_dependency, score_choices
 from nas.units import Limit
 from solvers.problem import Solution
 
@@ -49,8 +45,8 @@ from solvers.problem import Solution
 class Outcome:
     """The result of a search."""
 
-    search: models.Search
-    trial: models.Trial
+    search: models.SearchRow
+    trial: models.TrialRow
     child: Path
     report: Path
     sentence: str
@@ -81,8 +77,8 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
         for note in job.parent.notes:
             console.print(note, soft_wrap=True)
         try:
-            trial = _found(job, store, cluster, console, remeasure)
-            outcome = _delivered(job, store, trial, console)
+            context = fill_store(Context.of(job, store, cluster, console), remeasure)
+            outcome = _delivered(context, _found(context, remeasure))
         except KeyboardInterrupt:
             store.set_search_status(job.id, "interrupted")
             raise
@@ -92,57 +88,53 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
                 raise
             store.set_search_status(job.id, "failed")
             store.add_failure(
-                models.Failure(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error))
+                models.FailureRow(search_id=job.id, stage="search", place=type(error).__name__, reason=str(error))
             )
             raise
         store.set_search_status(job.id, "finished")
         return outcome
 
 
-def fill_store(
-    job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console, remeasure: bool = False
-) -> Job:
-    """Build, score and measure whatever the library and the store lack of this job. Returns it with what decides its
-    choices known. `remeasure`: all times are taken again."""
-    with _stage(job, store, "depend") as done:
+def fill_store(context: Context, remeasure: bool = False) -> Context:
+    """Build, score and measure whatever the library and the store lack of this job. Returns the context with what
+    decides its job's choices known. `remeasure`: all times are taken again."""
+    job, store = context.job, context.store
+    with _stage(context, "depend") as done:
         done.append(int(job.wants_dependency))
         if job.wants_dependency:
-            job = replace(job, dependency=measure_dependency(job, cluster, shared, console))
+            job = replace(job, dependency=measure_dependency(context))
+            context = replace(context, job=job)
             # Before hours of work that hang on it.
             store.add_search(search_row(job, store.find_search(job.id).parent_costs))
-    with _stage(job, store, "distil") as done:
-        done.append(build_library(job, store, cluster, shared, console))
-    with _stage(job, store, "score") as done:
-        done.append(score_choices(job, store, cluster, shared, console))
-    with _stage(job, store, "measure") as done:
-        done.append(measure_costs(job, store, cluster, shared, console, remeasure))
+    with _stage(context, "distil") as done:
+        done.append(build_library(context))
+    with _stage(context, "score") as done:
+        done.append(score_choices(context))
+    with _stage(context, "measure") as done:
+        done.append(measure_costs(context, remeasure))
     write_options(job, store)
     search = store.add_search(search_row(job, parent_costs(job, store)))
     predict_again(store, measured(store, search, job.request.score.metric))
-    return job
+    return context
 
 
-def _found(job: Job, store: Store, cluster: Cluster, console: Console, remeasure: bool) -> models.Trial:
-    """Measure what is not measured, solve, and make the answer real."""
-    shared = Shared(job, cluster)
-    job = fill_store(job, store, cluster, shared, console, remeasure)
-    trial = _within_budget(job, store, cluster, shared, console, remeasure)
-    _refuse_taken(job, trial)
-    with _stage(job, store, "heal") as done:
+def _found(context: Context, remeasure: bool) -> models.TrialRow:
+    """Solve, and make the answer real."""
+    trial = _within_budget(context, remeasure)
+    _refuse_taken(context.job, trial)
+    with _stage(context, "heal") as done:
         done.append(int(trial.kl is None))
-        return made(job, store, cluster, shared, trial, console)
+        return made(context, trial)
 
 
-def _within_budget(
-    job: Job, store: Store, cluster: Cluster, shared: Shared, console: Console, remeasure: bool
-) -> models.Trial:
+def _within_budget(context: Context, remeasure: bool) -> models.TrialRow:
     """The best architecture that, timed as a whole, meets the budget; else the best of which that is undecided. Every
     one that was timed stays a trial."""
-    request = job.request
+    job, store, console, request = context.job, context.store, context.console, context.job.request
     known = measured(store, store.find_search(job.id), request.score.metric)
     solve_for = request.budget
-    with _stage(job, store, "solve") as done:
-        tried: list[models.Trial] = []
+    with _stage(context, "solve") as done:
+        tried: list[models.TrialRow] = []
         distances: dict[int, float] = {}
         while len(tried) < ATTEMPTS:
             try:
@@ -156,14 +148,14 @@ def _within_budget(
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job), solve_for))
             if request.solver.refine is None:
                 # Proven for the budget itself before, it hangs on that rather than on limits near it.
-                limits = solve_for if "solved_for" in trial.details else request.budget
+                limits = solve_for if trial.solved_for is not None else request.budget
                 trial = explain(store, known, limits, solution, trial)
             done.append(int(not is_timed(trial)))
             if job.hierarchy is not None:
                 return trial  # There is no such machine here to time it on.
             is_known = trial.id in distances
             distances[trial.id] = distance
-            tried.append(timed(job, store, cluster, shared, trial, console, remeasure))
+            tried.append(timed(context, trial, remeasure))
             allowed = request.measure.contention_allowed
             before, solve_for = solve_for, retargeted(request.budget, tried[-1], solve_for, allowed)
             # An answer that comes again, though limits were loosened, is held by another that is counted.
@@ -183,12 +175,12 @@ def _within_budget(
     return nearest
 
 
-def _verdict(trial: models.Trial, request: Request) -> Verdict:
+def _verdict(trial: models.TrialRow, request: Request) -> Verdict:
     times, allowed = times_of(trial), request.measure.contention_allowed
     return of_all(verdict(times, asked, allowed) for asked in request.budget)
 
 
-def _tell_undecided(trial: models.Trial, console: Console) -> None:
+def _tell_undecided(trial: models.TrialRow, console: Console) -> None:
     measured_as = ""
     if trial.latency_ratio is not None and trial.latency_spread is not None:
         points = trial.latency_ratio * trial.latency_spread
@@ -203,7 +195,7 @@ def _tell_undecided(trial: models.Trial, console: Console) -> None:
 
 def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> tuple[Solution, float]:
     """The best by the sum of scores, or past it where the job asks for that; and its sum, or its real KL."""
-    evaluations = known.search.request["solver"]["refine"]
+    evaluations = known.request.solver.refine
     if evaluations is None:
         with shown(console) as progress:
             solution = solve(known, budget, Effort(progress=progress))
@@ -213,8 +205,9 @@ def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: C
     return solution, trial.kl_whole
 
 
-def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) -> Outcome:
+def _delivered(context: Context, trial: models.TrialRow) -> Outcome:
     """Export the child and write the report, where that is not done yet."""
+    job, store, console = context.job, context.store, context.console
     found = store.find_search(job.id)
     child = load_child(child_file(job.home, trial.child_key))
     _refuse_taken(job, trial)
@@ -223,7 +216,7 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     trial = store.own_child_path(trial.id, str(out), job.request.export.format)
     # A folder appears under its name only when it is whole.
     if not _is_filled(out):
-        with _stage(job, store, "export"), bar(console, "export and reload"):
+        with _stage(context, "export"), bar(console, "export and reload"):
             try:
                 notes = deliver(job.home, found, trial, job.request.export.format, out).notes
             except FileExistsError:
@@ -238,10 +231,10 @@ def _delivered(job: Job, store: Store, trial: models.Trial, console: Console) ->
     return Outcome(found, trial, out, report, sentence)
 
 
-def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
+def search_row(job: Job, costs: dict[str, Any]) -> models.SearchRow:
     """The job as the store keeps it; `costs` is the parent's, empty until everything is measured."""
     scenario = job.scenario
-    return models.Search(
+    return models.SearchRow(
         id=job.id,
         name=job.request.name,
         parent=job.request.parent,
@@ -256,15 +249,15 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.Search:
     )
 
 
-def _out(job: Job, trial: models.Trial) -> Path:
+def _out(job: Job, trial: models.TrialRow) -> Path:
     """Where the child is exported to."""
     return job.request.export.out or job.home / "exports" / trial.key / job.request.export.format
 
 
-def _refuse_taken(job: Job, trial: models.Trial) -> None:
+def _refuse_taken(job: Job, trial: models.TrialRow) -> None:
     """Where something else than this trial's child, in this format, stands in its place."""
     out = _out(job, trial)
-    ours = trial.child_path == str(out) and trial.details.get("export_format") == job.request.export.format
+    ours = trial.child_path == str(out) and trial.export_format == job.request.export.format
     if job.request.export.out is not None and _is_filled(out) and not ours:
         raise OutputExistsError(
             f"export.out: {out} holds another child, or this one in another format; remove it, or name another folder"
@@ -285,11 +278,12 @@ def _is_filled(folder: Path) -> bool:
 
 
 @contextmanager
-def _stage(job: Job, store: Store, name: str) -> Iterator[list[int]]:
+def _stage(context: Context, name: str) -> Iterator[list[int]]:
     """Times a stage and writes it down; the block appends how many units it really computed."""
     started, clock = now(), monotonic()
     done: list[int] = []
     yield done
-    store.add_stage(
-        models.Stage(search_id=job.id, name=name, started_at=started, seconds=monotonic() - clock, work_done=sum(done))
+    seconds = monotonic() - clock
+    context.store.add_stage(
+        models.StageRow(search_id=context.job.id, name=name, started_at=started, seconds=seconds, work_done=sum(done))
     )

@@ -27,9 +27,19 @@ class Alternative:
     """An answer as a trial, whose gap is that to the best of all, and as a solution, whose gap is that to the best of
     those unlike the answers before it. `unlike` counts the subblocks that are not the first answer's."""
 
-    trial: models.Trial
+    trial: models.TrialRow
     solution: Solution
     unlike: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Up to `count` answers, any two of which differ in at least `apart` subblocks, within `total_s` seconds; None: as
+    long as it takes."""
+
+    count: int
+    apart: int = 1
+    total_s: float | None = None
 
 
 Ending = Literal["enough", "exhausted", "time", "interrupted"]
@@ -66,27 +76,25 @@ def alternatives(
     store: Store,
     known: Measured,
     budget: Sequence[Limit],
-    count: int,
-    apart: int,
+    wanted: Wanted,
     effort: Effort = USUAL,
-    total_s: float | None = None,
     tell: Callable[[Alternative], None] = lambda found: None,
 ) -> Alternatives:
-    """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial,
-    and is reported, as it is found; those found stay after Ctrl-C or `total_s` seconds.
+    """Architectures within the budget, as many as are wanted and so far from each other. Each becomes a trial, and is
+    reported, as it is found; those found stay after Ctrl-C, and when the time is over.
 
-    Raises BudgetNotMetError, UsageError for more subblocks than there are or a `count` above MOST, and, with none
+    Raises BudgetNotMetError, UsageError for more subblocks than there are or more answers than MOST, and, with none
     found, TimeoutError and KeyboardInterrupt.
     """
-    check_count(count)
-    subblocks = 2 * known.layers
+    check_count(wanted.count)
+    subblocks, apart = 2 * known.layers, wanted.apart
     if not 1 <= apart <= subblocks:
         raise UsageError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
-    answers = pool(paired(known.problem(budget)), apart=apart, total_s=total_s, **effort.over(known.effort))
+    answers = pool(paired(known.problem(budget)), apart=apart, total_s=wanted.total_s, **effort.over(known.effort))
     found: list[Alternative] = []
     ended: Ending = "exhausted"
     try:
-        for solution in islice(answers, count):
+        for solution in islice(answers, wanted.count):
             best = found[0].solution if found else solution
             # As each comes: those found stay, whatever comes of the next.
             trial = _kept(store, known, budget, solution, best)
@@ -104,10 +112,12 @@ def alternatives(
             raise
         SIGNALS.answer()
         ended = "interrupted"
-    return Alternatives(tuple(found), "enough" if len(found) == count else ended)
+    return Alternatives(tuple(found), "enough" if len(found) == wanted.count else ended)
 
 
-def _kept(store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution) -> models.Trial:
+def _kept(
+    store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution
+) -> models.TrialRow:
     """The proof about all architectures within the budget is the one of the best."""
     problem, is_best = known.problem(budget), solution is best
     options = parted(solution.options, problem)

@@ -9,12 +9,12 @@ def predict_again(store: Store, known: Measured) -> int:
 
     The proof and the explanation of such a trial belong to the old costs and are removed. Its measurements stay.
     """
+    spelled = {str(choice): choice for choice in known.costs}
     changed = 0
     for trial in store.trials(known.search.id):
-        choices = trial.details.get("choices", ())
-        if not choices or not set(choices) <= known.costs.keys():
+        if not trial.choices or not set(trial.choices) <= spelled.keys():
             continue  # of a space the search no longer has
-        columns = known.predicted(choices)
+        columns = known.predicted(spelled[text] for text in trial.choices)
         if all(_alike(getattr(trial, name), value) for name, value in columns.items()):
             continue
         is_proven = trial.gap is not None

@@ -18,16 +18,16 @@ from solvers.problem import OPTIMAL_GAP
 
 if TYPE_CHECKING:
     from db import models
-    from nas.compare import Line
+    from nas.compare import StrategyResult
     from nas.dependency import Dependency
     from nas.forget import Deleted
     from nas.front import Point
     from nas.pipeline import Outcome
     from nas.pool import Alternatives
-    from nas.runs import Matrix, Run
+    from nas.runs import LayerRun, Matrix
     from nas.show import LayerLine
     from nas.solve import Measured
-    from nas.solve_table import Answer
+    from nas.solve_table import TableAnswer
 
 
 class Terminal(Console):
@@ -69,7 +69,7 @@ def _print_whole(table: Table, where: Console = console) -> None:
 NOT_KEPT = "It is not kept as a trial, as the database cannot be written here."
 
 
-def is_kept(trial: "models.Trial") -> bool:
+def is_kept(trial: "models.TrialRow") -> bool:
     """Whether the database has it: one that can only be read keeps no answers."""
     return trial.id is not None
 
@@ -86,7 +86,7 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     console.print(outcome.sentence, highlight=False)
 
 
-def answered(search: "models.Search", trial: "models.Trial") -> dict[str, Any]:
+def answered(search: "models.SearchRow", trial: "models.TrialRow") -> dict[str, Any]:
     """A trial as JSON takes it, the verdict on its budget and on each limit, and what to be told of it."""
     from nas.budget import of_all, verdicts
     from nas.caution import cautions
@@ -101,7 +101,7 @@ def print_cautions(said: Sequence[str], where: Console = console) -> None:
         where.print(f"caution: {sentence}", soft_wrap=True, highlight=False)
 
 
-def print_trial(search: "models.Search", trial: "models.Trial") -> None:
+def print_trial(search: "models.SearchRow", trial: "models.TrialRow") -> None:
     from nas.budget import uncertainty
     from nas.caution import cautions
     from nas.explain import Explained  # They load what a list of trials does not need.
@@ -110,8 +110,8 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
     known = uncertainty(trial)
     proven += f", {known}" if proven and known else ""
-    if "solved_for" in trial.details:
-        proven += f", for {said_budget(trial.details['solved_for'])}, as what was timed moved the limits"
+    if trial.solved_for is not None:
+        proven += f", for {said_budget(trial.solved_for)}, as what was timed moved the limits"
     number = f"trial {trial.id}" if is_kept(trial) else "not kept as a trial"
     console.print(
         f"\nsearch {search.name} ({search.id}), {number}: {said_budget(trial.budget)}, by {trial.solver}{proven}",
@@ -125,7 +125,7 @@ def print_trial(search: "models.Search", trial: "models.Trial") -> None:
     explained = Explained.of(trial)
     if explained is None:
         return
-    score = "predicted loss" if trial.details["metric"] == "lm_loss" else "predicted KL"
+    score = "predicted loss" if trial.metric == "lm_loss" else "predicted KL"
     for price in explained.prices:
         console.print(price.said(score), soft_wrap=True, highlight=False)
     for call in explained.close_calls[:_CLOSEST]:
@@ -159,7 +159,7 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
     for column in ("score", "latency", "of parent", "memory", *asked, "unlike\nthe first"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("architecture")
-    whole_s = known.parent_totals()["latency_s"]
+    whole_s = known.parent_totals()[METRICS["latency"].column]
     for one in answer.found:
         trial = one.trial
         table.add_row(
@@ -195,7 +195,7 @@ def print_layers(layers: "Sequence[LayerLine]") -> None:
     _print_whole(table)
 
 
-def print_answer(answer: "Answer", as_json: bool) -> None:
+def print_answer(answer: "TableAnswer", as_json: bool) -> None:
     for note in answer.table.notes():
         typer.echo(printable(f"note: {note}"), err=True)
     if as_json:
@@ -220,7 +220,7 @@ def print_answer(answer: "Answer", as_json: bool) -> None:
 
 
 def print_trials(
-    trials: "Sequence[models.Trial]", names: Mapping[str, str], none: str, where: Console = console
+    trials: "Sequence[models.TrialRow]", names: Mapping[str, str], none: str, where: Console = console
 ) -> None:
     """A line each; `names` are the searches' by their ids, `none` is said where there are no trials."""
     if not trials:
@@ -252,7 +252,7 @@ def print_deleted(deleted: "Deleted", as_json: bool) -> None:
         console.print(f"left as it is: the exported child {path}", soft_wrap=True, highlight=False)
 
 
-def _trial_columns(trials: "Sequence[models.Trial]") -> dict[str, list[str]]:
+def _trial_columns(trials: "Sequence[models.TrialRow]") -> dict[str, list[str]]:
     """The columns of the trials, without empty ones."""
     found = {
         "score": [_number(trial.score) for trial in trials],
@@ -265,28 +265,28 @@ def _trial_columns(trials: "Sequence[models.Trial]") -> dict[str, list[str]]:
     return {name: cells for name, cells in found.items() if {*cells} != {"-"}}
 
 
-def _asked_values(trial: "models.Trial") -> str:
+def _asked_values(trial: "models.TrialRow") -> str:
     """Its values of the budget's metrics, in their order; latency has a column of its own."""
     asked = [metric for metric in trial.budget if metric in METRICS and metric != "latency"]
     return ", ".join(f"{metric} {_predicted(trial, metric)}{_as_measured(trial, metric)}" for metric in asked)
 
 
-def _as_measured(trial: "models.Trial", metric: str) -> str:
+def _as_measured(trial: "models.TrialRow", metric: str) -> str:
     is_known = METRICS[metric].is_measured and getattr(trial, METRICS[metric].column) is not None
     return f" ({_measured(trial, metric)} measured)" if is_known else ""
 
 
-def _asked(trials: "Sequence[models.Trial]", shown: Sequence[str]) -> list[str]:
+def _asked(trials: "Sequence[models.TrialRow]", shown: Sequence[str]) -> list[str]:
     """The metrics that their budgets name, but for those that are shown in any case."""
     named = {metric for trial in trials for metric in trial.budget}
     return [metric for metric in METRICS if metric in named and metric not in shown]
 
 
-def _predicted(trial: "models.Trial", metric: str) -> str:
+def _predicted(trial: "models.TrialRow", metric: str) -> str:
     return _quantity(metric, getattr(trial, METRICS[metric].predicted))
 
 
-def _measured(trial: "models.Trial", metric: str) -> str:
+def _measured(trial: "models.TrialRow", metric: str) -> str:
     return _quantity(metric, getattr(trial, METRICS[metric].column))
 
 
@@ -294,7 +294,7 @@ def _quantity(metric: str, value: float | None) -> str:
     return "-" if value is None else format_quantity(metric, value)
 
 
-def print_comparison(search: "models.Search", lines: "Sequence[Line]", as_json: bool) -> None:
+def print_comparison(search: "models.SearchRow", lines: "Sequence[StrategyResult]", as_json: bool) -> None:
     """Sorted as they come; those without an answer in a line each, below the table."""
     from nas.caution import cautions
     from nas.report.agreement import spearman  # It loads numpy, which a list of trials does not need.
@@ -318,7 +318,7 @@ def print_comparison(search: "models.Search", lines: "Sequence[Line]", as_json: 
         table.add_row(*cells, *healed, *timed)
     _print_whole(table)
     print_cautions(list(dict.fromkeys(said for _, trial in found for said in cautions(search, trial))))
-    by_kl = [trial for _, trial in found if trial.details["metric"] == "kl"]
+    by_kl = [trial for _, trial in found if trial.metric == "kl"]
     rank = spearman([trial.score for trial in by_kl], [trial.kl_whole or 0.0 for trial in by_kl])
     if rank is not None:
         console.print(f"Spearman of predicted and real KL: {rank:.3f}", highlight=False)
@@ -365,7 +365,7 @@ def _heat(share: float) -> Style:
     return Style(color="white" if share > 0.62 else "black", bgcolor=f"rgb({red},{green},{blue})", dim=False)
 
 
-def _ranges(runs: "Sequence[Run]") -> str:
+def _ranges(runs: "Sequence[LayerRun]") -> str:
     return ", ".join(f"{run} ({run.most:.2f})" for run in runs) or "none"
 
 

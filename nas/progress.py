@@ -190,7 +190,7 @@ def _in_lines(shown: Bar, at_once: bool) -> Iterator[None]:
 
 @contextmanager
 def _on_terminal(console: Console, name: str, shown: Bar) -> Iterator[None]:
-    columns = (TextColumn("{task.description:<22}"), _Drawn(shown), _Said(shown))
+    columns = (TextColumn("{task.description:<22}"), _DrawnBar(shown), _Said(shown))
     with Progress(*columns, console=console) as rows:
         rows.add_task(name, total=None)
         try:
@@ -200,7 +200,7 @@ def _on_terminal(console: Console, name: str, shown: Bar) -> Iterator[None]:
             rows.live.transient = shown.total is None
 
 
-class _Drawn(BarColumn):
+class _DrawnBar(BarColumn):
     """Asks how far it is each time the terminal is drawn anew."""
 
     def __init__(self, shown: Bar):

@@ -1,11 +1,12 @@
 """The real values of a search's architectures: from the store, or measured on workers if they are not there yet.
 
-The parent is loaded, and Ray started, when something is first to be measured. `_whole` and `_removed` run on workers.
+The parent is loaded, and Ray started, when something is first to be measured. `_whole`, `_influence` and
+`_removed` run on workers: each is given one task and returns one result.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from blocklib.block import Architecture
+from blocklib.block import Architecture, Choice
 from blocklib.distil import Progress
 from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
 from db import models
 from db.store import Store
 from nas import realise
-from nas.cluster import STARTING, Cluster, Report
+from nas.cluster import STARTING, Cluster, Report, Result, Task
 from nas.config import restored
+from nas.context import Context
 from nas.errors import StaleSearchError
 from nas.home import home_of
 from nas.influence import block_influence
@@ -30,7 +32,8 @@ from nas.job import Job, prepare
 from nas.progress import Bar, Heard, bar
 from nas.removal import loss_without
 from nas.request import Request
-from nas.stages import Ids, Shared, choice_weights, device_of, tensor
+from nas.stages import Ids, choice_weights, device_of, tensor
+from nas.stored import StoredRemoval, removal_of, request_of
 from nas.whole import score_whole
 from solvers.sleb import removal_rounds
 
@@ -38,12 +41,12 @@ from solvers.sleb import removal_rounds
 class Reality:
     """One search's. A context manager; `measured` counts what was really computed."""
 
-    def __init__(self, store: Store, search: models.Search, console: Console):
+    def __init__(self, store: Store, search: models.SearchRow, console: Console):
         self._store, self._search, self._console = store, search, console
-        self._cluster = Cluster(search.request["ray"]["address"])
+        self._cluster = Cluster(request_of(search).ray_address)
         known = store.trials(search.id, where="kl_whole is not None")
         self._kls = {trial.architecture: trial.kl_whole for trial in known if trial.kl_whole is not None}
-        self._removal: dict[str, Any] = search.removal or {}
+        self._removal = removal_of(search)
         self._counting: Bar | None = None
         self.measured = 0
 
@@ -98,8 +101,8 @@ class Reality:
         return restored(self._search.request | there, f"search {self._search.name} ({self._search.id})")
 
     @cached_property
-    def _shared(self) -> Shared:
-        return Shared(self.job, self._cluster)
+    def _context(self) -> Context:
+        return Context.of(self.job, self._store, self._cluster, self._console)
 
     def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
         """The KL of each to the parent on the score text, assembled and not trained. Yields them as soon as a worker's
@@ -118,10 +121,11 @@ class Reality:
             places = self._cluster.places(asked.cpus_per_task, job.request.gpus_per_task)
             # Sorted, those that begin alike are neighbours, and share what they begin with.
             size = -(-len(architectures) // places)
-            groups = [architectures[start : start + size] for start in range(0, len(architectures), size)]
-            parent, text = self._shared["parent"], self._shared["score"]
+            parsed = [Architecture.parse(text) for text in architectures]
+            groups = [parsed[start : start + size] for start in range(0, len(parsed), size)]
+            parent, text = self._context.shared["parent"], self._context.shared["score"]
             tasks = [
-                (parent, text, str(job.library.root), group, self._keys(group), device_of(job)) for group in groups
+                _WholeTask(parent, text, job.library.root, group, self._keys(group), device_of(job)) for group in groups
             ]
             heard = shown.expect([len(group) for group in groups])
             for _, some in self._cluster.run(
@@ -129,59 +133,65 @@ class Reality:
             ):
                 yield from some.items()
 
-    def _keys(self, architectures: Sequence[str]) -> dict[str, str]:
+    def _keys(self, architectures: Sequence[Architecture]) -> dict[Choice, str]:
         """The parts that they take from the library."""
-        choices = {choice for text in architectures for choice in Architecture.parse(text).choices()}
-        parts = {part for choice in choices for part in self.job.library_parts(choice)}
-        return {str(part): self.job.build_key(part) for part in parts}
+        return self.job.built_keys({choice for each in architectures for choice in each.choices()})
 
     def influence(self) -> Sequence[float]:
         """The block influence of each of the parent's layers: see `nas/influence.py`."""
-        if "influence" not in self._removal:
+        if self._removal.influence is None:
             with self._bar("block influence") as shown:
-                self._keep_removal("influence", self._alone(_influence, (), shown.expect([1])))
-        influence: Sequence[float] = self._removal["influence"]
-        return influence
+                task = _InfluenceTask(*self._inputs(), device_of(self.job))
+                influence = self._alone(_influence, task, shown.expect([1]))
+            self._keep(replace(self._removal, influence=influence))
+        assert self._removal.influence is not None
+        return self._removal.influence
 
     def remove(self, rounds: int) -> None:
         """Have so many of SLEB's rounds measured, those known among them, which are never measured again."""
-        known, layers = self._removal.get("rounds", []), Architecture.parse(self._search.parent_architecture).layers
+        known, layers = self._removal.rounds, Architecture.parse(self._search.parent_architecture).layers
         models = sum(layers - 2 - before for before in range(len(known), rounds))
         if models > 0:
             with self._bar("layers removed") as shown:
-                self._keep_removal("rounds", self._alone(_removed, (known, rounds), shown.expect([models])))
+                task = _RemovalTask(*self._inputs(), known, rounds, device_of(self.job))
+                found = self._alone(_removed, task, shown.expect([models]))
+            self._keep(replace(self._removal, rounds=found))
 
     def losses(self, removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
         """As `solvers.sleb.LossWithout` wants them; the first and the last layer stay."""
         self.remove(len(removed) + 1)
-        losses = self._removal["rounds"][len(removed)]
-        return [losses[str(layer)] for layer in candidates]
+        losses = self._removal.rounds[len(removed)]
+        return [losses[layer] for layer in candidates]
 
-    def _alone(self, work: Callable[..., Any], more: tuple[Any, ...], heard: Heard) -> Any:
-        """The result of `work` on the parent and the calibration text, with a whole node to itself."""
-        task = (self._shared["parent"], self._shared["calibration"], *more, device_of(self.job))
+    def _inputs(self) -> tuple[Any, Any]:
+        """Handles to the parent and to the calibration text."""
+        shared = self._context.shared
+        return shared["parent"], shared["calibration"]
+
+    def _alone(self, work: Callable[[Task, Report], Result], task: Task, heard: Heard) -> Result:
+        """The result of `work` with a whole node to itself."""
         gpus = 1 if self.job.request.gpus_per_task else 0
         ((_, found),) = self._cluster.run(work, [task], gpus=gpus, whole_node=True, progress=heard)
         return found
 
-    def _keep_removal(self, name: str, found: Any) -> None:
-        self._removal = self._removal | {name: found}
-        self._store.set_removal(self._search.id, self._removal)
+    def _keep(self, removal: StoredRemoval) -> None:
+        self._removal = removal
+        self._store.set_removal(self._search.id, removal.plain())
         self.measured += 1
 
-    def made(self, trial: models.Trial) -> models.Trial:
+    def made(self, trial: models.TrialRow) -> models.TrialRow:
         """The trial with its child built, healed and evaluated."""
         trial = self._store.trial_with_twins(trial.id)
         self.measured += trial.kl is None
-        return realise.made(self.job, self._store, self._cluster, self._shared, trial, self._console)
+        return realise.made(self._context, trial)
 
-    def timed(self, trial: models.Trial) -> models.Trial:
+    def timed(self, trial: models.TrialRow) -> models.TrialRow:
         """The trial timed beside its parent, on the search's machine: see `check_machine`."""
         trial = self._store.trial_with_twins(trial.id)
         if realise.is_timed(trial):
             return trial
         self.measured += 1
-        return realise.timed(self.job, self._store, self._cluster, self._shared, trial, self._console)
+        return realise.timed(self._context, trial)
 
     def check_machine(self) -> None:
         """Raises StaleSearchError where times would be taken on another machine than the search's."""
@@ -193,18 +203,25 @@ class Reality:
             )
 
 
-def _whole(
-    packed: PackedParent,
-    ids: Ids,
-    root: str,
-    architectures: Sequence[str],
-    keys: dict[str, str],
-    device: str,
-    report: Report,
-) -> dict[str, float]:
-    parent, library = unpack(packed, device), Library(Path(root))
-    asked = [Architecture.parse(text) for text in architectures]
-    for event in score_whole(parent, asked, lambda c: choice_weights(parent, library, c, keys), tensor(ids, device)):
+@dataclass(frozen=True)
+class _WholeTask:
+    """`keys` are those of the parts that the architectures take from the library, whose folder is `root`."""
+
+    parent: PackedParent
+    ids: Ids
+    root: Path
+    architectures: Sequence[Architecture]
+    keys: Mapping[Choice, str]
+    device: str
+
+
+def _whole(task: _WholeTask, report: Report) -> dict[str, float]:
+    """The KL of each architecture."""
+    parent, library = unpack(task.parent, task.device), Library(task.root)
+    ids_BT = tensor(task.ids, task.device)
+    for event in score_whole(
+        parent, task.architectures, lambda choice: choice_weights(parent, library, choice, task.keys), ids_BT
+    ):
         if isinstance(event, Progress):
             report(event.done_tokens, event.total_tokens)
         else:
@@ -212,17 +229,34 @@ def _whole(
     raise AssertionError("scoring ended without scores")
 
 
-def _influence(packed: PackedParent, calibration: Ids, device: str, report: Report) -> list[float]:
-    parent = unpack(packed, device)
+@dataclass(frozen=True)
+class _InfluenceTask:
+    parent: PackedParent
+    calibration: Ids
+    device: str
+
+
+def _influence(task: _InfluenceTask, report: Report) -> tuple[float, ...]:
+    parent = unpack(task.parent, task.device)
     report(doing="one pass of the parent")
-    return block_influence(parent, tensor(calibration, device))
+    return tuple(block_influence(parent, tensor(task.calibration, task.device)))
 
 
-def _removed(
-    packed: PackedParent, calibration: Ids, known: Sequence[dict[str, float]], wanted: int, device: str, report: Report
-) -> list[dict[str, float]]:
-    """SLEB's first rounds, so many, beginning with those that are known."""
-    parent, ids_BT = unpack(packed, device), tensor(calibration, device)
+@dataclass(frozen=True)
+class _RemovalTask:
+    """`wanted` rounds of SLEB, those that are `known` among them."""
+
+    parent: PackedParent
+    calibration: Ids
+    known: Sequence[Mapping[int, float]]
+    wanted: int
+    device: str
+
+
+def _removed(task: _RemovalTask, report: Report) -> tuple[Mapping[int, float], ...]:
+    """The losses of each round by layer."""
+    parent, ids_BT = unpack(task.parent, task.device), tensor(task.calibration, task.device)
+    known, wanted = task.known, task.wanted
     inner = range(1, parent.shape.layers - 1)
     models = sum(len(inner) - before for before in range(len(known), wanted))
     done = 0
@@ -230,7 +264,7 @@ def _removed(
     def losses(removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
         nonlocal done
         if len(removed) < len(known):
-            return [known[len(removed)][str(layer)] for layer in candidates]
+            return [known[len(removed)][layer] for layer in candidates]
 
         def heard(tokens: int, total: int) -> None:
             report(done + len(candidates) * tokens / total, models, f"round {len(removed) + 1} of {wanted}")
@@ -240,4 +274,4 @@ def _removed(
         return found
 
     rounds = islice(removal_rounds(inner, losses), wanted)
-    return [{str(layer): loss for layer, loss in each.losses.items()} for each in rounds]
+    return tuple(dict(each.losses) for each in rounds)

@@ -29,7 +29,7 @@ def solve_refined(
     evaluations: int,
     console: Console,
     effort: Effort = USUAL,
-) -> tuple[Solution, models.Trial]:
+) -> tuple[Solution, models.TrialRow]:
     """The solution of least real KL, and the trial that it is, not healed. Raises BudgetNotMetError,
     ScoreMetricError."""
     started, clock, search = now(), monotonic(), known.search
@@ -42,7 +42,7 @@ def solve_refined(
             raise BudgetNotMetError(not_met(known, budget, error)) from error
         (trial,) = contest.trials([found])
         store.add_stage(
-            models.Stage(
+            models.StageRow(
                 search_id=search.id, name="refine", started_at=started, seconds=monotonic() - clock,
                 work_done=reality.measured,
             )

@@ -21,7 +21,7 @@ from nas.sections import (
     Heal,
     Measure,
     Ray,
-    Scenario,
+    ScenarioSection,
     Score,
     Section,
     Solver,
@@ -57,7 +57,7 @@ class Request(Section):
     parent: Annotated[str, BeforeValidator(_parent)]
     data: Data
     space: Space = Space()
-    scenario: Scenario = Scenario()
+    scenario: ScenarioSection = ScenarioSection()
     budget: Budget
     distill: Distill = Distill()
     score: Score = Score()

@@ -16,7 +16,17 @@ LONGEST, LOW_SHARE, WINDOW = 3, 0.5, 4
 
 
 @dataclass(frozen=True)
-class Run:
+class Joining:
+    """Which neighbours may be joined: runs of at most `longest` FFNs whose dependency is among the lowest `share` of
+    all pairs, and windows of `window` blocks."""
+
+    longest: int = LONGEST
+    share: float = LOW_SHARE
+    window: int = WINDOW
+
+
+@dataclass(frozen=True)
+class LayerRun:
     """`length` neighbouring layers from `first` on; `most` is the largest dependency between two of them, `total` all
     of theirs summed."""
 
@@ -64,7 +74,7 @@ def ffn_runs(
     widths: Sequence[int] = (),
     widest: int | None = None,
     leave_last: bool = True,
-) -> tuple[Run, ...]:
+) -> tuple[LayerRun, ...]:
     """Every run of 2 to `longest` FFNs that may be fused, in order: all that lie inside a region of low dependency.
 
     `leave_last`: the last FFN of each region stays as it is, since fusing it too costs most (the paper's ablation).
@@ -72,7 +82,7 @@ def ffn_runs(
     into one run after another, as the paper does by hand: every run inside is offered, and the solver picks.
     """
     assert widest is None or len(widths) == len(matrix), "what is widest needs every FFN's width"
-    found: dict[Run, None] = {}
+    found: dict[LayerRun, None] = {}
     for region in low_regions(matrix, share):
         inside = region[: len(region) - leave_last]
         for first in inside:
@@ -82,7 +92,7 @@ def ffn_runs(
     return tuple(sorted(found, key=lambda run: (run.first, run.length)))
 
 
-def windows(matrix: Matrix, size: int = WINDOW, most: int | None = None) -> tuple[Run, ...]:
+def windows(matrix: Matrix, size: int = WINDOW, most: int | None = None) -> tuple[LayerRun, ...]:
     """Windows of exactly `size` blocks to run in parallel, best first, no two of which overlap; at most `most` of them.
 
     The next is always the one whose largest dependency is smallest, of equal ones the smaller sum, then the earlier
@@ -90,7 +100,7 @@ def windows(matrix: Matrix, size: int = WINDOW, most: int | None = None) -> tupl
     """
     assert size >= 2, size
     every = [_run(matrix, first, size) for first in range(len(matrix) - size + 1)]
-    picked: list[Run] = []
+    picked: list[LayerRun] = []
     for run in sorted(every, key=lambda run: (run.most, run.total, run.first)):
         if all(abs(run.first - other.first) >= size for other in picked):
             picked.append(run)
@@ -101,6 +111,6 @@ def _pairs(layers: range) -> Iterator[tuple[int, int]]:
     return ((i, j) for i in layers for j in range(i + 1, layers.stop))
 
 
-def _run(matrix: Matrix, first: int, length: int) -> Run:
+def _run(matrix: Matrix, first: int, length: int) -> LayerRun:
     between = [matrix[i][j] for i, j in _pairs(range(first, first + length))]
-    return Run(first, length, max(between), sum(between))
+    return LayerRun(first, length, max(between), sum(between))

@@ -45,15 +45,14 @@ def score(
     at_once = max(1, _STACK_AT_ONCE // one - 1)
     sweeps = [order[start : start + at_once] for start in range(0, len(order), at_once)]
     batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // (one * (min(at_once, len(order)) + 1))))
-    meters = [FidelityMeter([_PARENT, *map(str, swept)]) for swept in sweeps]
+    meters = [FidelityMeter([_PARENT, *map(str, swept)], parent.model.lm_head) for swept in sweeps]
     work = _Work(parent, sweeps, ids_BT, heard)
     done = 0
     for ids in ids_BT.split(batch):
         for swept, meter in zip(sweeps, meters, strict=True):
             residuals_NBTD = _sweep(parent, {choice: layers[choice] for choice in swept}, ids, work.passed_slots)
             final_NBTD = parent.model.model.norm(residuals_NBTD)
-            heads = parent.model.lm_head, parent.model.lm_head
-            meter.add(ids, final_NBTD[0], final_NBTD, *heads, read=work.passed_head)
+            meter.add(ids, final_NBTD[0], final_NBTD, read=work.passed_head)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
     found = {name: fidelity for meter in meters for name, fidelity in meter.result().items()}

@@ -120,7 +120,7 @@ class Data(Section):
         return self
 
 
-class Fuse(Section):
+class FuseSection(Section):
     """Runs of 2 to `longest` FFNs fused into one.
 
     The parts read through one norm: each part's own folded into its weights (`fold`), or the run's last (`last`).
@@ -149,7 +149,7 @@ class Space(Section):
     ffn: Annotated[tuple[FfnOption, ...], AfterValidator(distinct)] = Field(
         default=("75%", "50%", "25%", "linear", "skip"), validate_default=True
     )
-    fuse: Annotated[Fuse | None, NoneIfFalse] = Fuse()
+    fuse: Annotated[FuseSection | None, NoneIfFalse] = FuseSection()
     drop_blocks: Flag = True
     pairs: Flag = False
     parallel: Annotated[int, Field(ge=2, strict=True)] | None = None
@@ -177,7 +177,7 @@ class Flash(Section):
     policy: Literal["lfu", "lru", "belady", "none"] = "lfu"
 
 
-class Scenario(Section):
+class ScenarioSection(Section):
     """The conditions the child will be served under. `threads` None: every core. The worker picks the GPU.
 
     `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not hold the model.

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from blocklib.block import Architecture, Choice
 from db import models
 from db.store import Store
-from nas.solve import choice_of, measured
-from solvers.problem import Option
+from nas.solve import measured
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class LayerLine:
     parameters: int
 
 
-def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple[LayerLine, ...]:
+def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) -> tuple[LayerLine, ...]:
     """The options it is made of, in slot order."""
-    known = measured(store, search, trial.details["metric"])
-    options: dict[Choice, Option] = {choice_of(option): option for option in known.options}
+    known = measured(store, search, trial.metric)
+    options = {known.choice(option): option for option in known.options}
     parent = {choice.first_slot: choice for choice in Architecture.parse(search.parent_architecture).choices()}
     lines = []
-    for choice in map(Choice.parse, trial.details["choices"]):
-        option, cost = options[choice], known.costs[str(choice)]
+    for choice in map(Choice.parse, trial.choices):
+        option, cost = options[choice], known.costs[choice]
         last = choice.end_layer - 1
         layers = f"{choice.layer}" if last == choice.layer else f"{choice.layer}-{last}"
         replaced = [str(parent[slot].what) for slot in range(choice.first_slot, choice.first_slot + choice.span)]
@@ -45,13 +44,13 @@ def layers_of(store: Store, search: models.Search, trial: models.Trial) -> tuple
                 parent=" ".join(replaced),
                 child=str(choice.what),
                 score=option.score,
-                prefill_s=option.costs["ttft_s"],
-                decode_s=option.costs["decode_s"],
+                prefill_s=cost.prefill_s,
+                decode_s=cost.decode_s,
                 prefill_error_s=cost.prefill_error_s,
                 decode_error_s=cost.decode_error_s,
                 contention=cost.contention,
-                memory_bytes=int(option.costs["memory_bytes"]),
-                parameters=int(option.costs["parameters"]),
+                memory_bytes=cost.weight_bytes + cost.cache_bytes,
+                parameters=cost.parameters,
             )
         )
     return tuple(lines)

@@ -5,6 +5,7 @@ Needs neither the parent nor its text, so a new budget costs seconds. Knows what
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from blocklib.block import Architecture, Choice
@@ -23,7 +24,8 @@ from nas.errors import (
     UnfinishedSearchError,
     UsageError,
 )
-from nas.units import Limit, did_you_mean, format_quantity, parse_limit, parse_quantity, parse_seconds
+from nas.stored import StoredRequest, parent_costs_of, request_of, scenario_in
+from nas.units import Limit, did_you_mean, format_quantity
 from solvers.batch_sweep import sweep
 from solvers.errors import Infeasible
 from solvers.joint import paired, parted
@@ -41,46 +43,52 @@ of how good they are."""
 class Measured:
     """A search with everything measured: what a budget is solved on."""
 
-    search: models.Search
+    search: models.SearchRow
     scenario: Scenario
     fixed: Cost
     parent: Cost
     options: tuple[Option, ...]
     metric: str
     """The kind of the options' scores, kl or lm_loss."""
-    costs: Mapping[str, Cost]
-    """The options', by their choices, with how far they may be off."""
+    costs: Mapping[Choice, Cost]
+    """Those of the choices that the options stand for, with how far they may be off."""
 
     @property
     def layers(self) -> int:
         return Architecture.parse(self.search.parent_architecture).layers
 
-    @property
-    def gap(self) -> float:
-        """How far from the best an answer may be, as the search's job says."""
-        return float(self.search.request["solver"]["gap"])
+    @cached_property
+    def request(self) -> StoredRequest:
+        """What the search's job asks."""
+        return request_of(self.search)
 
     @property
-    def time_limit_s(self) -> float:
-        """How long a solver may take, as the search's job says."""
-        return parse_seconds("solver.time_limit", self.search.request["solver"]["time_limit"])
-
-    @property
-    def memory_bytes(self) -> float | None:
-        """How much a solver may hold, as the search's job says; None where it was run before jobs said so."""
-        asked = self.search.request["solver"].get("memory")
-        return None if asked is None else parse_quantity("memory", asked)
+    def memory_bytes(self) -> float:
+        """How much a solver may hold, as the search's job says."""
+        return self.request.solver.memory
 
     @property
     def effort(self) -> Effort:
-        """All that the search's job says of it."""
-        engine = self.search.request["solver"]["engine"]
-        return Effort(self.gap, self.time_limit_s, engine, memory_bytes=self.memory_bytes)
+        """The effort of a solver, as the search's job says."""
+        asked = self.request.solver
+        return Effort(asked.gap, asked.time_limit, asked.engine, memory_bytes=asked.memory)
 
     @property
     def budget(self) -> tuple[Limit, ...]:
         """The budget of the search's job."""
-        return tuple(parse_limit(*limit) for limit in self.search.request["budget"].items())
+        return self.request.budget
+
+    @cached_property
+    def _choices(self) -> Mapping[tuple[int, int, str], Choice]:
+        return {(choice.first_slot, choice.span, str(choice.what)): choice for choice in self.costs}
+
+    def choice(self, option: Option) -> Choice:
+        """The choice that one of the options stands for."""
+        return self._choices[option.key]
+
+    def architecture(self, options: Iterable[Option]) -> Architecture:
+        """The architecture that options make which tile the slots, in their order."""
+        return Architecture.of(tuple(map(self.choice, options)), self.layers)
 
     def parent_totals(self) -> dict[str, float]:
         """The whole parent, predicted: every metric that is known of it, by column."""
@@ -131,7 +139,7 @@ class Measured:
             if metric.summed.column in linear
         }
 
-    def predicted(self, choices: Iterable[str]) -> dict[str, Any]:
+    def predicted(self, choices: Iterable[Choice]) -> dict[str, Any]:
         """The columns of a trial that say what an architecture of these choices costs, and how far that may be off."""
         whole = sum((self.costs[choice] for choice in choices), self.fixed)
         columns: dict[str, Any] = {"predicted_contention": whole.contention}
@@ -143,35 +151,35 @@ class Measured:
         return columns
 
 
-def measured(store: Store, search: models.Search, metric: str | None = None) -> Measured:
+def measured(store: Store, search: models.SearchRow, metric: str | None = None) -> Measured:
     """Everything that the store knows about a search. `metric`, one of `SCORES`, is the request's own unless given.
 
     Raises UnfinishedSearchError where something is missing, ScoreMetricError for another metric.
     """
-    metric = metric or search.request["score"]["metric"]
+    metric = metric or request_of(search).metric
     if metric not in SCORES:
         raise ScoreMetricError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
-    known = store.options(search.id)
+    known, parent = store.options(search.id), parent_costs_of(search)
     missing = [
         option.option.choice
         for option in known
         if option.cost is None or (option.score is None and option.option.score_key is not None)
     ]
-    if not known or missing or "fixed" not in search.parent_costs:
+    if not known or missing or parent.fixed is None or parent.whole is None:
         example = f" (for one, {missing[0]})" if missing else ""
         raise UnfinishedSearchError(
             f"search {search.name} ({search.id}) is not completely measured{example}; "
             "run `nas search` on its job again, and it resumes"
         )
-    scenario = Scenario(**search.scenario)
-    costs = {one.option.choice: cost_of(one.cost) for one in known if one.cost is not None}
-    fixed = Cost(**search.parent_costs["fixed"])
-    linear = _known_of_all(costs, fixed, scenario)
+    scenario = scenario_in(search)
+    choices = [Choice.parse(one.option.choice) for one in known]
+    costs = {choice: cost_of(one.cost) for choice, one in zip(choices, known, strict=True) if one.cost is not None}
+    linear = _known_of_all(costs, parent.fixed, scenario)
     return Measured(
         search=search,
         scenario=scenario,
-        fixed=fixed,
-        parent=Cost(**search.parent_costs["whole"]),
+        fixed=parent.fixed,
+        parent=parent.whole,
         options=tuple(
             Option(
                 known_option.option.first_slot,
@@ -179,23 +187,23 @@ def measured(store: Store, search: models.Search, metric: str | None = None) -> 
                 known_option.option.name,
                 # The parent's own options have no score row: they move nothing.
                 getattr(known_option.score, metric) if known_option.score else 0.0,
-                linear[known_option.option.choice],
+                linear[choice],
             )
-            for known_option in known
+            for choice, known_option in zip(choices, known, strict=True)
         ),
         metric=metric,
         costs=costs,
     )
 
 
-def _known_of_all(costs: Mapping[str, Cost], fixed: Cost, scenario: Scenario) -> dict[str, dict[str, float]]:
+def _known_of_all(costs: Mapping[Choice, Cost], fixed: Cost, scenario: Scenario) -> dict[Choice, dict[str, float]]:
     """The linear metrics of each choice, of those that are known of every choice and of the fixed part."""
     linear = {choice: cost.metrics(scenario) for choice, cost in costs.items()}
     shared = set(fixed.metrics(scenario)).intersection(*linear.values())
     return {choice: {name: value for name, value in one.items() if name in shared} for choice, one in linear.items()}
 
 
-def cost_of(row: models.Cost) -> Cost:
+def cost_of(row: models.CostRow) -> Cost:
     """The cost that a row keeps."""
     return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})
 
@@ -264,19 +272,6 @@ def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effo
     return "\n".join(lines)
 
 
-def architecture_of(solution: Solution, layers: int) -> Architecture:
-    """The options a solver chose, as an architecture."""
-    return Architecture.of(tuple(choice_of(option) for option in solution.options), layers)
-
-
-def choice_of(option: Option) -> Choice:
-    """The choice a solver's option stands for: what its name spells, at its first slot."""
-    layer, is_ffn = divmod(option.first, 2)
-    if "+" in option.name:
-        return Choice.parse(f"L{layer}.block={option.name}")
-    return Choice.parse(f"L{layer}.{'ffn' if is_ffn else 'attention'}={option.name}")
-
-
 def trial_row(
     known: Measured,
     solution: Solution,
@@ -284,25 +279,19 @@ def trial_row(
     heal: dict[str, Any] | None,
     solved_for: Sequence[Limit] | None = None,
     built: str | None = None,
-) -> models.Trial:
+) -> models.TrialRow:
     """A solution as a trial, nothing of it built yet. Proposed again by the same solver for the same budget, it is the
     same trial.
 
     `solved_for`: the limits that its score, bound and gap are proven within, where they are not those of the budget.
     `built`: the key of the child it is, where that was built.
     """
-    details: dict[str, Any] = {
-        # Which options it is made of: the architecture alone does not say what was scored as a pair.
-        "choices": [str(choice_of(option)) for option in solution.options],
-        "metric": known.metric,
-    }
-    if solved_for is not None and tuple(solved_for) != tuple(budget):
-        details["solved_for"] = {limit.metric: limit.text for limit in solved_for}
+    choices = [known.choice(option) for option in solution.options]
+    limits = None if solved_for is None or tuple(solved_for) == tuple(budget) else _plain(solved_for)
     is_of_sums = solution.solver not in BY_EVALUATION
-    architecture = str(architecture_of(solution, known.layers))
-    asked_for = {asked.metric: asked.text for asked in budget}
+    architecture, asked_for = str(known.architecture(solution.options)), _plain(budget)
     child_key = built or _child_key(known.search.id, architecture, heal)
-    return models.Trial(
+    return models.TrialRow(
         key=digest(child_key, asked_for, known.metric, solution.solver),
         child_key=child_key,
         search_id=known.search.id,
@@ -313,32 +302,38 @@ def trial_row(
         bound=solution.bound if is_of_sums else None,
         gap=solution.gap if is_of_sums else None,
         status=solution.status if is_of_sums else "evaluated",
-        **known.predicted(details["choices"]),
-        details=details,
+        **known.predicted(choices),
+        details={"choices": list(map(str, choices)), "metric": known.metric}
+        | ({"solved_for": limits} if limits else {}),
     )
+
+
+def _plain(budget: Sequence[Limit]) -> dict[str, str]:
+    """A budget as a row keeps it."""
+    return {limit.metric: limit.text for limit in budget}
 
 
 def _child_key(search_id: str, architecture: str, heal: dict[str, Any] | None) -> str:
     return digest(search_id, architecture, heal)
 
 
-def healed_row(trial: models.Trial, heal: dict[str, Any] | None) -> models.Trial:
+def healed_row(trial: models.TrialRow, heal: dict[str, Any] | None) -> models.TrialRow:
     """The same proposal for the same budget, as the trial of the child that `heal` makes of it; nothing of it is built
     yet. `heal` is what `trial_row` takes."""
     child_key = _child_key(trial.search_id, trial.architecture, heal)
     same = ("search_id", "solver", "architecture", "budget", "score", "bound", "gap", "status", "details", "kl_whole")
-    predicted = [column.name for column in models.Trial.__table__.columns if column.name.startswith("predicted_")]
-    return models.Trial(
-        key=digest(child_key, trial.budget, trial.details["metric"], trial.solver),
+    predicted = [column.name for column in models.TrialRow.__table__.columns if column.name.startswith("predicted_")]
+    return models.TrialRow(
+        key=digest(child_key, trial.budget, trial.metric, trial.solver),
         child_key=child_key,
         **{name: getattr(trial, name) for name in (*same, *predicted)},
     )
 
 
-def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.Trial:
+def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.TrialRow:
     """A solution as a trial of the store: of the child that the search built of this architecture, if it did. A store
     that can only be read keeps none; the trial then has no id."""
-    built = store.built_child(known.search.id, str(architecture_of(solution, known.layers)))
+    built = store.built_child(known.search.id, str(known.architecture(solution.options)))
     row = trial_row(known, solution, budget, None, built=built)
     return store.as_added(row) if store.is_read_only else store.add_trial(row)
 

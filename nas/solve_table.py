@@ -23,7 +23,7 @@ _EXPLAINED_S = 0.3
 
 
 @dataclass(frozen=True)
-class Run:
+class SlotRun:
     """Neighbouring slots with one option each, all of one name. `place` is their range, `score` their sum."""
 
     place: str
@@ -32,7 +32,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TableAnswer:
     """The best choice in a table. With `maximise`, the solution's scores are the objective's, negated."""
 
     table: Imported
@@ -52,13 +52,13 @@ class Answer:
         """Proven: no choice within the limits has less than this (more, where it is maximised)."""
         return self._turned(self.solution.bound)
 
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[SlotRun, ...]:
         """The choice, neighbours that are alike as one."""
         alike = [
             list(same) for _, same in groupby(self.solution.options, key=lambda option: (option.name, option.span))
         ]
         return tuple(
-            Run(
+            SlotRun(
                 self.table.place(same[0].first, same[-1].end),
                 same[0].name,
                 self._turned(math.fsum(option.score for option in same)),
@@ -134,7 +134,7 @@ def solve_table(
     budget: Collection[str] = (),
     maximise: bool = False,
     effort: Effort = USUAL,
-) -> Answer:
+) -> TableAnswer:
     """The best choice in the table at `path`; what is None or empty is the table's own, or a default.
 
     Raises TableError for a mistake in the table or in what is asked of it, Infeasible where the limits cannot be met.
@@ -148,4 +148,4 @@ def solve_table(
     asked = effort.over(_OWN)
     solution = solve(problem, **asked)
     hangs_on = sensitivity(problem, solution, time_limit_s=_EXPLAINED_S, memory_bytes=asked["memory_bytes"])
-    return Answer(table, objective, maximise, tuple(limits), solution, hangs_on)
+    return TableAnswer(table, objective, maximise, tuple(limits), solution, hangs_on)

@@ -8,8 +8,8 @@ from blocklib.kinds import ATTENTION, FFN, check, control, kind_of, parent_block
 from blocklib.shape import Shape
 from nas.errors import JobError
 from nas.runs import Matrix, ffn_runs, windows
-from nas.sections import Fuse, Space
-from nas.values import Option, Share
+from nas.sections import FuseSection, Space
+from nas.values import Share, SpaceOption
 
 
 def choices(space: Space, shape: Shape, dependency: Matrix | None = None) -> tuple[Choice, ...]:
@@ -41,7 +41,7 @@ def choices(space: Space, shape: Shape, dependency: Matrix | None = None) -> tup
     return tuple(found)
 
 
-def _runs(asked: Fuse | None, shape: Shape, dependency: Matrix | None) -> dict[int, list[Subblock]]:
+def _runs(asked: FuseSection | None, shape: Shape, dependency: Matrix | None) -> dict[int, list[Subblock]]:
     """The runs of FFNs that may be fused, by their first layer."""
     if asked is None:
         return {}
@@ -82,7 +82,7 @@ def check_kinds(named: Iterable[str]) -> None:
             raise JobError(f"distill.kinds.{kind}: there is no such kind; kinds: {', '.join(known)}")
 
 
-def _sized(role: Role, option: Option, shape: Shape) -> Subblock:
+def _sized(role: Role, option: SpaceOption, shape: Shape) -> Subblock:
     if isinstance(option, Share):
         option = Subblock(option.kind, str(_heads(option, shape) if role == "attention" else _width(option, shape)))
     try:

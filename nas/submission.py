@@ -50,13 +50,12 @@ def submit(request: Request, head: Address, db: str | None, say: Callable[[str],
     if there not in (None, here):
         raise HeadError(f"the head at {head} runs Ray {there}, and here is Ray {here}; install the same on both sides")
     client = _client(head)
-    job = request.canonical()
-    if job["ray"]["address"] is not None:
-        say(f"ray.address: {job['ray']['address']} is left out; a submitted search runs on the cluster it is handed to")
-        job["ray"]["address"] = None
+    if request.ray.address is not None:
+        say(f"ray.address: {request.ray.address} is left out; a submitted search runs on the cluster it is handed to")
+        request = request.model_copy(update={"ray": request.ray.model_copy(update={"address": None})})
     beacon = _beacon(request.home)
     try:
-        number = _handed_over(client, request.name, job, _asked(request, db, beacon))
+        number = _handed_over(client, request, _asked(request, db, beacon))
     except BaseException:
         _remove(request.home, beacon)
         raise
@@ -72,16 +71,17 @@ def submit(request: Request, head: Address, db: str | None, say: Callable[[str],
     return number
 
 
-def _handed_over(client: Any, name: str, job: dict[str, Any], asked: dict[str, Any]) -> str:
+def _handed_over(client: Any, request: Request, asked: dict[str, Any]) -> str:
     """The number of the job that runs `on_head.py` beside the job's file."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+        job = yaml.safe_dump(request.canonical(), sort_keys=False)
+        Path(folder, "job.yaml").write_text(job, encoding="utf-8")
         Path(folder, on_head.ASKED).write_text(json.dumps(asked), encoding="utf-8")
         shutil.copy(on_head.__file__, Path(folder, "on_head.py"))
         number: str = client.submit_job(
             entrypoint=f"exec {shlex.quote(_python_of(client))} on_head.py",
             runtime_env={"working_dir": folder},
-            metadata={"name": name},
+            metadata={"name": request.name},
         )
     return number
 

@@ -10,26 +10,25 @@ from cost_models.metrics import LATENCY, METRICS, Metric
 from cost_models.scenario import Scenario
 from db import models
 from nas.budget import verdicts
+from nas.stored import parent_costs_of, scenario_in
 from nas.units import format_quantity, said_limit
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     what: str
     parent: str
     child: str
 
 
-def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
+def comparison(search: models.SearchRow, trial: models.TrialRow) -> tuple[ComparisonRow, ...]:
     """A trial beside its parent: every metric as predicted, and everything that was measured of the child. A value that
     nobody measured of it has no row."""
-    scenario = Scenario(**search.scenario)
-    parent_cost = Cost(**search.parent_costs["whole"])
-    parent = trial.details.get("parent", {})
-    loss = parent.get("lm_loss")
+    scenario, parent_cost, loss = scenario_in(search), parent_costs_of(search).whole, trial.parent_lm_loss
+    assert parent_cost is not None, f"search {search.id} has trials, and its parent was never measured"
     counted = [metric for metric in METRICS.values() if not metric.is_measured]
     found = [
-        Row("architecture", summary(search.parent_architecture), summary(trial.architecture)),
+        ComparisonRow("architecture", summary(search.parent_architecture), summary(trial.architecture)),
         *(_counted(metric, parent_cost, scenario, trial) for metric in reversed(counted)),
     ]
     for metric in METRICS.values():
@@ -51,52 +50,54 @@ def comparison(search: models.Search, trial: models.Trial) -> tuple[Row, ...]:
         *_under("KL to the parent", fidelity),
     ]
     if trial.top1_agreement is not None:
-        found.append(Row("top-1 agreement", "100.0%", _share(trial.top1_agreement)))
+        found.append(ComparisonRow("top-1 agreement", "100.0%", _share(trial.top1_agreement)))
     found += [
-        Row(f"budget, {metric} {said_limit(metric, trial.budget[metric])}", "", verdict)
+        ComparisonRow(f"budget, {metric} {said_limit(metric, trial.budget[metric])}", "", verdict)
         for metric, verdict in verdicts(search, trial).items()
         if verdict != "not measured"
     ]
     return tuple(found)
 
 
-def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> Row:
+def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> ComparisonRow:
     """A metric that arithmetic gives; nobody measures it."""
-    return Row(
+    return ComparisonRow(
         metric.name,
         _shown(metric.name, metric.of(parent, scenario)),
         _shown(metric.name, getattr(trial, metric.predicted)),
     )
 
 
-def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[Row]:
+def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> list[ComparisonRow]:
     """As predicted and as measured, and below the latency the CPU contention it was taken under."""
     rows, is_latency = _predicted(metric, parent, scenario, trial), metric is LATENCY
     rows += _contention(parent.contention, trial.predicted_contention) if is_latency else []
-    value, of_parent = getattr(trial, metric.column), trial.details.get("parent", {}).get(metric.column)
+    value, of_parent = getattr(trial, metric.column), trial.of_parent.get(metric.column)
     if value is not None:
-        rows.append(Row(f"{metric.name}, measured", _shown(metric.name, of_parent), _with_share(metric, trial)))
+        rows.append(
+            ComparisonRow(f"{metric.name}, measured", _shown(metric.name, of_parent), _with_share(metric, trial))
+        )
         rows += _contention(trial.contention, trial.contention) if is_latency else []
     return rows
 
 
-def _under(heading: str, rows: list[Row]) -> list[Row]:
+def _under(heading: str, rows: list[ComparisonRow]) -> list[ComparisonRow]:
     """Rows about one thing, which the first of them names; where that is not known, each does."""
     if rows and rows[0].what == heading:
         return rows
-    return [Row(f"{heading}, {row.what.strip()}", row.parent, row.child) for row in rows]
+    return [ComparisonRow(f"{heading}, {row.what.strip()}", row.parent, row.child) for row in rows]
 
 
-def _measured(what: str, parent: str, value: float | None) -> list[Row]:
-    return [] if value is None else [Row(what, parent, _number(value))]
+def _measured(what: str, parent: str, value: float | None) -> list[ComparisonRow]:
+    return [] if value is None else [ComparisonRow(what, parent, _number(value))]
 
 
-def _foreseen(trial: models.Trial, metric: str) -> list[Row]:
+def _foreseen(trial: models.TrialRow, metric: str) -> list[ComparisonRow]:
     """The sum of scores, where the trial was solved for `metric`: it stands below the row that it foresees."""
-    if trial.details["metric"] != metric:
+    if trial.metric != metric:
         return []
     name = {"kl": "predicted (sum of scores)", "lm_loss": "predicted rise (sum of scores)"}[metric]
-    return [Row(f"  {name}", "0", _number(trial.score))]
+    return [ComparisonRow(f"  {name}", "0", _number(trial.score))]
 
 
 def summary(architecture: str) -> str:
@@ -105,12 +106,12 @@ def summary(architecture: str) -> str:
     return ", ".join(f"{count} x {block}" for block, count in counted.items())
 
 
-def markdown(rows: tuple[Row, ...]) -> str:
+def markdown(rows: tuple[ComparisonRow, ...]) -> str:
     lines = ["| | parent | child |", "|---|---|---|"]
     return "\n".join(lines + [f"| {row.what.strip()} | {row.parent} | {row.child} |" for row in rows])
 
 
-def _predicted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Trial) -> list[Row]:
+def _predicted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> list[ComparisonRow]:
     """No row where nobody knows it, and where the parent's cost holds no seconds, as that of arithmetic alone does."""
     whole, child = metric.of(parent, scenario), getattr(trial, metric.predicted)
     if not whole or child is None:
@@ -120,7 +121,7 @@ def _predicted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.T
         error = metric.error_from(error, child, getattr(trial, metric.summed.predicted))
     name, share = metric.name, f" ({child / whole:.1%})"
     of_parent = uncertain(name, whole, metric.error(parent, scenario))
-    return [Row(f"{name}, predicted", of_parent, uncertain(name, child, error) + share)]
+    return [ComparisonRow(f"{name}, predicted", of_parent, uncertain(name, child, error) + share)]
 
 
 def uncertain(metric: str, value: float, error: float | None) -> str:
@@ -130,10 +131,10 @@ def uncertain(metric: str, value: float, error: float | None) -> str:
     return f"{_shown(metric, value)} ± {'?' if error is None else _shown(metric, error)}"
 
 
-def _contention(parent: float | None, child: float | None) -> list[Row]:
+def _contention(parent: float | None, child: float | None) -> list[ComparisonRow]:
     """While what stands above was timed."""
     known = (parent, child) != (None, None)
-    return [Row("  CPU contention", share_taken(parent), share_taken(child))] if known else []
+    return [ComparisonRow("  CPU contention", share_taken(parent), share_taken(child))] if known else []
 
 
 def share_taken(contention: float | None) -> str:
@@ -141,7 +142,7 @@ def share_taken(contention: float | None) -> str:
     return "not noted" if contention is None else f"{contention:.0%}"
 
 
-def _with_share(metric: Metric, trial: models.Trial) -> str:
+def _with_share(metric: Metric, trial: models.TrialRow) -> str:
     """The measured value, and the share of the parent's where a trial keeps that."""
     shown = _shown(metric.name, getattr(trial, metric.column))
     if not metric.has_ratio or metric.ratio is None:

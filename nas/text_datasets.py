@@ -20,7 +20,7 @@ _SAVED_SPLITS, _SAVED = "dataset_dict.json", "state.json"
 
 
 @dataclass(frozen=True)
-class Rows:
+class DatasetRows:
     """The rows of a loaded dataset, which stay on disk until they are read."""
 
     name: str
@@ -42,7 +42,7 @@ class Rows:
                     seen += 1
 
 
-def parts_of(source: HubDataset) -> list[TextFile | Rows]:
+def parts_of(source: HubDataset) -> list[TextFile | DatasetRows]:
     """The parts of one split of a dataset. Raises TextError."""
     path = Path(source.dataset)
     if path.is_file():
@@ -80,7 +80,7 @@ def _saved(datasets: Any, source: HubDataset) -> Any:
     return saved[source.split]
 
 
-def _loaded(datasets: Any, source: HubDataset) -> list[TextFile | Rows]:
+def _loaded(datasets: Any, source: HubDataset) -> list[TextFile | DatasetRows]:
     builder = datasets.load_dataset_builder(source.dataset, source.config)
     files = builder.config.data_files or {}
     if Path(source.dataset).is_dir() and builder.name in _OUR_FORMATS and source.split in files:
@@ -97,7 +97,7 @@ def _loaded(datasets: Any, source: HubDataset) -> list[TextFile | Rows]:
     return [_rows(source, rows)]
 
 
-def _rows(source: HubDataset, rows: Any) -> Rows:
+def _rows(source: HubDataset, rows: Any) -> DatasetRows:
     if source.column not in rows.column_names:
         raise missing_column(source.dataset, source.column, rows.column_names)
-    return Rows(source.dataset, rows, source.column)
+    return DatasetRows(source.dataset, rows, source.column)

@@ -20,7 +20,7 @@ from nas.text_files import STRETCH_CHARACTERS, TextFile
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-class Part(Protocol):
+class SourcePart(Protocol):
     """A file, or rows."""
 
     @property
@@ -75,7 +75,7 @@ def read_documents(
     return documents
 
 
-def _head(part: Part, separator: str | None, share: float) -> tuple[float, list[str]]:
+def _head(part: SourcePart, separator: str | None, share: float) -> tuple[float, list[str]]:
     """The documents of a share of one part, and what share they took up."""
     separator = separator and separator.replace("\r\n", "\n")
     found: list[str] = []
@@ -104,7 +104,7 @@ def _cleaned(text: str) -> str:
     return text
 
 
-def _sources(source: Source, part: Literal["train", "heldout"]) -> list[tuple[str, Sequence[Part]]]:
+def _sources(source: Source, part: Literal["train", "heldout"]) -> list[tuple[str, Sequence[SourcePart]]]:
     if source == "stdlib":
         name = "stdlib" if part == "train" else "stdlib, held out"
         return [(name, [TextFile(path) for path in stdlib_files(part)])]

@@ -32,7 +32,7 @@ class Share:
         return f"{self.kind}{100 * self.share:.15g}%"
 
 
-Option = Subblock | Share
+SpaceOption = Subblock | Share
 
 
 def wrong(key: str, message: str) -> PydanticCustomError:
@@ -44,7 +44,7 @@ def folder_of(info: ValidationInfo) -> Path:
     return Path((info.context or {}).get("folder", "."))
 
 
-def _option(value: object, own: str) -> Option:
+def _option(value: object, own: str) -> SpaceOption:
     """An option of the space, `own` being the parent's kind. Which kinds there are is not known here."""
     right = (
         f"write {own}50% (of the parent's), {own}4 (a size of its own), linear, skip or a kind of the README's table"
@@ -66,7 +66,7 @@ def _option(value: object, own: str) -> Option:
     return option
 
 
-def distinct(options: tuple[Option, ...]) -> tuple[Option, ...]:
+def distinct(options: tuple[SpaceOption, ...]) -> tuple[SpaceOption, ...]:
     for index, option in enumerate(options):
         if option in options[:index]:
             raise JobError(f"{option} is given twice")
@@ -125,8 +125,8 @@ Budget = Annotated[
     PlainValidator(_limits),
     PlainSerializer(lambda limits: {limit.metric: limit.text for limit in limits}),
 ]
-AttentionOption = Annotated[Option, PlainValidator(lambda value: _option(value, "kv")), PlainSerializer(str)]
-FfnOption = Annotated[Option, PlainValidator(lambda value: _option(value, "ffn")), PlainSerializer(str)]
+AttentionOption = Annotated[SpaceOption, PlainValidator(lambda value: _option(value, "kv")), PlainSerializer(str)]
+FfnOption = Annotated[SpaceOption, PlainValidator(lambda value: _option(value, "ffn")), PlainSerializer(str)]
 Files = Annotated[
     tuple[Path, ...], BeforeValidator(lambda value, info: matching_files(value, folder_of(info), _A_DATASET), list[str])
 ]

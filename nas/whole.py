@@ -44,16 +44,17 @@ def score_whole(
     }
     one = ids_BT.shape[1] * parent.shape.hidden
     batch = batch or max(1, numbers_at_once(ids_BT.device) // one)
-    meter, own = FidelityMeter(list(map(str, wanted))), FidelityMeter(["parent"])
+    head = parent.model.lm_head
+    meter, own = FidelityMeter(list(map(str, wanted)), head), FidelityMeter(["parent"], head)
     done = 0
     for ids in ids_BT.split(batch):
         entering_BTD = embed(parent.model, ids)
-        tree = _Tree(paths, layers, rotary(parent.model, entering_BTD))
+        tree = _PathTree(paths, layers, rotary(parent.model, entering_BTD))
         parent_BTD = parent.model.model(ids.long(), use_cache=False).last_hidden_state
-        own.add(ids, parent_BTD, parent_BTD[None], parent.model.lm_head, parent.model.lm_head)
+        own.add(ids, parent_BTD, parent_BTD[None])
         for at, residuals_NBTD in tree.leaves(entering_BTD):
             final_NBTD = parent.model.model.norm(residuals_NBTD)
-            meter.add(ids, parent_BTD, final_NBTD, parent.model.lm_head, parent.model.lm_head, at)
+            meter.add(ids, parent_BTD, final_NBTD, at)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
     base, found = own.result()["parent"].lm_loss, meter.result()
@@ -64,7 +65,7 @@ def score_whole(
     }
 
 
-class _Tree:
+class _PathTree:
     """Paths of choices that share their beginnings. N paths, each known by its place among them."""
 
     def __init__(self, paths: Sequence[Sequence[Choice]], layers: dict[Choice, Variant], tables: Rotary):

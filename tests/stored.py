@@ -42,11 +42,11 @@ def joules(prefill_s: float, decode_s: float) -> dict[str, float]:
     return dict(prefill_j=10 * prefill_s, decode_j=20 * decode_s, prefill_error_j=0.0, decode_error_j=0.0)
 
 
-def cost(key: str, name: str, prefill_s: float, decode_s: float, **more: float) -> models.Cost:
+def cost(key: str, name: str, prefill_s: float, decode_s: float, **more: float) -> models.CostRow:
     return rows.cost(key, name=name, prefill_s=prefill_s, decode_s=decode_s, parameters=100, weight_bytes=400, **more)
 
 
-def add_measured(store: Store, search: models.Search, is_metered: bool = False) -> None:
+def add_measured(store: Store, search: models.SearchRow, is_metered: bool = False) -> None:
     """Options with their scores, costs and distillations, and the parent's cost. A decode step, where there is one,
     takes a tenth of a prefill. Joules are there where they are asked for."""
     per_prefill = 0.1 if search.scenario["generated_tokens"] > 1 else 0.0
@@ -61,7 +61,7 @@ def add_measured(store: Store, search: models.Search, is_metered: bool = False) 
             losses = {"loss_first_weights": 0.5, "loss_least_squares": 0.375, "loss_trained": 0.0625}
             store.add_distillations([rows.distillation(f"bld {text}", choice=text, curve=CURVE, **losses)])
         options.append(
-            models.Option(
+            models.OptionRow(
                 search_id=search.id,
                 choice=text,
                 first_slot=choice.first_slot,
@@ -86,7 +86,7 @@ def add_measured(store: Store, search: models.Search, is_metered: bool = False) 
 
 def add_search(
     store: Store, tmp_path: Path, name: str = "stories-60", budget: str = "60%", generated_tokens: int = 1
-) -> models.Search:
+) -> models.SearchRow:
     job = tmp_path / "job.yaml"
     job.write_text(f"name: stories-60\nparent: embedded\ndata: {{train: stdlib}}\nbudget: {{latency: {budget}}}\n")
     scenario = dict(device="cpu", dtype="float32", batch=16, prompt_tokens=256, threads=2)
@@ -99,7 +99,7 @@ def add_search(
     )
 
 
-def add_trial(store: Store, search: models.Search, budget: str, factor: float | None) -> models.Trial:
+def add_trial(store: Store, search: models.SearchRow, budget: str, factor: float | None) -> models.TrialRow:
     """Solved for a budget; built, and measured at `factor` of its prediction, unless that is None."""
     known, limits = measured(store, search), parse_budget(budget)
     trial = store.add_trial(trial_row(known, solve(known, limits), limits, None))

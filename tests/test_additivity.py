@@ -3,11 +3,11 @@
 import pytest
 from rows import trial
 
-from db.models import Trial
+from db.models import TrialRow
 from nas.report.additivity import additivity
 
 
-def tried(name: str, score: float, kl: float | None, metric: str = "kl") -> Trial:
+def tried(name: str, score: float, kl: float | None, metric: str = "kl") -> TrialRow:
     return trial(name, architecture=name, score=score, kl_whole=kl, details={"metric": metric})
 
 

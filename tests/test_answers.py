@@ -19,12 +19,12 @@ from blocklib.block import Choice
 from db import models
 from db.store import Store
 from nas import cli, cli_solve
-from nas.compare import Contest, Line
+from nas.compare import Contest, StrategyResult
 from nas.effort import said
 from nas.errors import BudgetNotMetError
 from nas.explain import Explained, explained
 from nas.front import front_of
-from nas.pool import MOST, Alternative, alternatives
+from nas.pool import MOST, Alternative, Wanted, alternatives
 from nas.printed import print_alternatives, print_trial, print_trials
 from nas.reality import Reality
 from nas.solve import BY_EVALUATION, Measured, measured, solve, trial_row
@@ -92,7 +92,7 @@ def test_a_better_proof_of_the_same_answer_is_kept_and_a_worse_one_is_not(store:
     solution = solve(known, budget)
     rough, exact = (proven_to(known, solution, share) for share in (0.1, 0.0))
 
-    def again(found: Solution) -> models.Trial:
+    def again(found: Solution) -> models.TrialRow:
         return store.add_trial(trial_row(known, found, budget, None))
 
     assert (again(rough).status, again(rough).gap) == ("feasible", pytest.approx(0.1))
@@ -143,9 +143,9 @@ def test_how_an_answer_comes_along_is_told_in_its_own_sign() -> None:
 
 def test_a_child_that_was_never_healed_has_no_healed_kl(store: Store, known: Measured) -> None:
     trial = store.update_trial(add_trial(store, known.search, "latency=60%", 1.0).id, kl_whole=0.5, heal_tokens=0)
-    line = Line("MIP", trial=trial)
+    line = StrategyResult("MIP", trial=trial)
     assert (trial.kl is None, line.healed_kl) == (False, None)
-    assert Line("MIP", trial=store.update_trial(trial.id, heal_tokens=2048)).healed_kl == trial.kl
+    assert StrategyResult("MIP", trial=store.update_trial(trial.id, heal_tokens=2048)).healed_kl == trial.kl
 
 
 class FailsAtTheSecond:
@@ -166,7 +166,7 @@ def test_what_was_measured_whole_before_a_failure_is_kept(store: Store, known: M
     assert (trial.kl_whole, trial.score) == (0.125, solutions[1].score)
 
 
-def subblocks(trial: models.Trial) -> list[str]:
+def subblocks(trial: models.TrialRow) -> list[str]:
     """The name of each attention and FFN of it; a run over several is each of them."""
     found = []
     for choice in map(Choice.parse, trial.details["choices"]):
@@ -178,7 +178,7 @@ def subblocks(trial: models.Trial) -> list[str]:
 def test_several_answers_to_one_budget_are_trials(store: Store, known: Measured) -> None:
     """Each as far from all before as asked, no better than they, and said to be so far from the best."""
     budget = parse_budget("latency=60%")
-    found = alternatives(store, known, budget, 4, 3)
+    found = alternatives(store, known, budget, Wanted(4, 3))
     assert found.ended == "enough"
     trials = [one.trial for one in found.found]
     assert [trial.id for trial in store.trials()] == [trial.id for trial in trials] == [1, 2, 3, 4]
@@ -194,7 +194,7 @@ def test_several_answers_to_one_budget_are_trials(store: Store, known: Measured)
     assert all(one.solution.gap <= 1e-6 for one in found.found)
     assert [trial.solver for trial in trials] == ["mip", "pool", "pool", "pool"]
     assert Explained.of(trials[0]) is not None
-    again = alternatives(store, known, budget, 4, 3)
+    again = alternatives(store, known, budget, Wanted(4, 3))
     assert [one.trial.id for one in again.found] == [1, 2, 3, 4]
 
 
@@ -202,9 +202,9 @@ def test_answers_so_far_apart_as_there_are_none(
     store: Store, known: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match="--apart is 9; the model has 8 subblocks, so it is between 1 and 8"):
-        alternatives(store, known, (), 2, 9)
+        alternatives(store, known, (), Wanted(2, 9))
     with pytest.raises(BudgetNotMetError, match="the least reachable is"):
-        alternatives(store, known, parse_budget("latency=1%"), 2, 1)
+        alternatives(store, known, parse_budget("latency=1%"), Wanted(2))
     cli_solve.pool(known.search.name, ["latency=60%"], 9, 8, db=store.url)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{len(store.trials())} of 9: there are no others so far apart"
@@ -244,7 +244,7 @@ def test_no_more_answers_are_looked_for_than_anybody_reads(store: Store, known: 
         with pytest.raises(ValueError, match=rf"--count is {count}; the most is {MOST}: each answer"):
             cli_solve.pool(known.search.name, count=count, db=store.url)
         with pytest.raises(ValueError, match="the most is"):
-            alternatives(store, known, (), count, 1)
+            alternatives(store, known, (), Wanted(count))
     assert store.trials() == []
 
 
@@ -265,7 +265,7 @@ def test_answers_stop_after_the_time_for_all(store: Store, known: Measured, caps
     def linger(answer: Alternative) -> None:
         time.sleep(3 if len(store.trials()) == 2 else 0)
 
-    found = alternatives(store, known, (), MOST, 1, total_s=3, tell=linger)
+    found = alternatives(store, known, (), Wanted(MOST, total_s=3), tell=linger)
     assert found.ended == "time"
     assert [one.trial.id for one in found.found] == [trial.id for trial in store.trials()]
     assert len(found.found) <= 2
@@ -283,7 +283,7 @@ def test_what_was_found_before_ctrl_c_is_kept_and_told(
         if answer.trial.id == 3:
             raise KeyboardInterrupt
 
-    found = alternatives(store, known, (), 9, 1, tell=stop)
+    found = alternatives(store, known, (), Wanted(9), tell=stop)
     assert (len(found.found), found.ended, len(store.trials())) == (3, "interrupted", 3)
     print_alternatives(known, found, 9, as_json=False)
     assert capsys.readouterr().out.endswith("3 of 9: interrupted; those found stay\n")

@@ -15,7 +15,7 @@ from db import models
 from db.store import Store
 from nas import cli, cli_solve
 from nas.caution import cautions
-from nas.compare import Line
+from nas.compare import StrategyResult
 from nas.printed import print_comparison
 from nas.report import write_report
 from nas.solve import Measured, measured
@@ -44,7 +44,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
     return lambda: capsys.readouterr().out
 
 
-def predicted(trial: dict[str, Any] | models.Trial, metric: str) -> str:
+def predicted(trial: dict[str, Any] | models.TrialRow, metric: str) -> str:
     name = f"predicted_{METRICS[metric].column}"
     return format_quantity(metric, trial[name] if isinstance(trial, dict) else getattr(trial, name))
 
@@ -148,7 +148,9 @@ def test_the_report_and_the_card(store: Store, known: Measured, said: Said, metr
 @pytest.mark.parametrize("metric", METRICS)
 def test_strategies_side_by_side(store: Store, known: Measured, said: Said, metric: str) -> None:
     trial = store.update_trial(solved(store, metric, said)["id"], kl_whole=0.5)
-    lines = [Line("MIP", trial=trial, of_parent=trial.predicted_latency_s / known.parent_totals()["latency_s"])]
+    lines = [
+        StrategyResult("MIP", trial=trial, of_parent=trial.predicted_latency_s / known.parent_totals()["latency_s"])
+    ]
     print_comparison(known.search, lines, as_json=False)
     printed = said()
     assert f"{lines[0].of_parent:.1%}" in printed if metric == "latency" else predicted(trial, metric) in printed

@@ -10,6 +10,7 @@ from rows import search
 from test_minimise import out_of_reach
 from test_solvers import few, least_score, library, problems
 
+from blocklib.block import Choice
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from nas.errors import BudgetNotMetError
@@ -72,7 +73,8 @@ def measured(batch: int, decode_s: float, **of_search: Any) -> Measured:
     ]
     request = {"solver": {"gap": 1e-6, "time_limit": "60 s", "engine": "highs"}}
     row = search(id=f"b{batch}", name=f"batch{batch}", **{"request": request} | of_search)
-    costs = {"L0.attention=kv8": part, "L0.ffn=ffn512": part, "L0.ffn=ffn256": half}
+    named = {"L0.attention=kv8": part, "L0.ffn=ffn512": part, "L0.ffn=ffn256": half}
+    costs = {Choice.parse(text): cost for text, cost in named.items()}
     return Measured(row, scenario, Cost(), part + part, tuple(options), "kl", costs)
 
 

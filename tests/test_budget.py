@@ -16,7 +16,7 @@ from nas.units import parse_budget
 PARENT = {"latency_s": 2.0, "ttft_s": 2.0, "throughput": 8.0}
 
 
-def measured(latency_s: float, throughput: float, spread: float | None = 0.0, **columns: Any) -> models.Trial:
+def measured(latency_s: float, throughput: float, spread: float | None = 0.0, **columns: Any) -> models.TrialRow:
     ratio = latency_s / PARENT["latency_s"]
     times = dict(latency_s=latency_s, latency_ratio=ratio, latency_spread=spread, throughput=throughput)
     return trial(memory_bytes=10**12, details={"parent": PARENT}, **times | columns)
@@ -58,8 +58,8 @@ def test_new_times_are_put_on_the_clock_of_the_known_ones() -> None:
     own = [FIXED, Geometry("attention", Subblock.parse("kv2")), Geometry("ffn", Subblock.parse("ffn24"))]
     new = Geometry("ffn", Subblock.parse("ffn8"))
     today = {part: MeasuredGeometry(part, 0.01, 5, 4, prefill_s=2.0, decode_s=0.0) for part in [*own, new]}
-    then: dict[Geometry, models.Cost | None] = {
-        part: models.Cost(
+    then: dict[Geometry, models.CostRow | None] = {
+        part: models.CostRow(
             key=str(part), name=str(part), spread=0.01, prefill_s=prefill_s, decode_s=0.0, parameters=0,
             active_parameters=0, weight_bytes=0, prefill_bytes=0, decode_bytes=0, cache_bytes=0,
         )

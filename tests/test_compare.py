@@ -18,7 +18,7 @@ from blocklib.assemble import assemble
 from blocklib.block import Architecture
 from db.store import Store
 from nas import realise
-from nas.compare import Asked, Chosen, Contest, Line, compare
+from nas.compare import Asked, Chosen, Contest, StrategyResult, compare
 from nas.errors import BudgetNotMetError, StaleSearchError
 from nas.evaluate import evaluate
 from nas.influence import block_influence
@@ -51,7 +51,7 @@ def opened(home: Path) -> Store:
     return Store.open(home / "nas.db")
 
 
-def run(home: Path, **asked: Any) -> list[Line]:
+def run(home: Path, **asked: Any) -> list[StrategyResult]:
     with opened(home) as store:
         return compare(store, store.find_search("tiny"), Asked(**asked), Console(quiet=True))
 
@@ -92,8 +92,7 @@ def test_every_answer_is_what_it_is_said_to_be(here: Here, compared: Path, tmp_p
         job = reality.job
         for line in answers:
             architecture = Architecture.parse(line["trial"]["architecture"])
-            parts = [part for choice in architecture.choices() for part in job.library_parts(choice)]
-            keys = {str(part): job.build_key(part) for part in parts}
+            keys = job.built_keys(architecture.choices())
             child = assemble(
                 job.parent, architecture, lambda c, keys=keys: choice_weights(job.parent, job.library, c, keys)
             )

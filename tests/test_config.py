@@ -20,7 +20,7 @@ from cost_models.metrics import METRICS
 from nas.config import Request, load, parse, template
 from nas.errors import JobError
 from nas.export.formats import check_format
-from nas.sections import Fuse, HubDataset
+from nas.sections import FuseSection, HubDataset
 from nas.space import choices
 from nas.units import Limit, format_quantity, parse_budget, parse_limit, parse_quantity
 from nas.values import Share
@@ -48,7 +48,7 @@ def test_the_smallest_job_takes_every_default() -> None:
     assert request.budget == (Limit("latency", 0.6, relative=True),)
     assert request.space.attention == (Share("kv", 0.5), LINEAR, SKIP)
     assert request.space.ffn == (Share("ffn", 0.75), Share("ffn", 0.5), Share("ffn", 0.25), LINEAR, SKIP)
-    assert request.space.fuse == Fuse(longest=3, norm="fold")
+    assert request.space.fuse == FuseSection(longest=3, norm="fold")
     assert request.solver.time_limit == 60.0
     assert request.heal is not None
 
@@ -59,7 +59,7 @@ def test_the_template_is_the_smallest_job_written_out() -> None:
     sizes = {"distillation_tokens": 32_768, "score_tokens": 8_192, "evaluation_tokens": 16_384}
     smaller = {
         "data": smallest.data.model_copy(update=sizes),
-        "space": smallest.space.model_copy(update={"ffn": smallest.space.ffn[1:], "fuse": Fuse(longest=2)}),
+        "space": smallest.space.model_copy(update={"ffn": smallest.space.ffn[1:], "fuse": FuseSection(longest=2)}),
         "measure": smallest.measure.model_copy(update={"time_limit": 5.0, "worst_contention": 0.5, "patience": 120.0}),
     }
     assert written == smallest.model_copy(update=smaller)

@@ -11,7 +11,18 @@ from rows import cost, distillation, score, search, stage, trial
 from sqlalchemy import Double, exc
 
 from db.errors import RowError
-from db.models import Base, Cost, Distillation, Failure, Option, Score, Search, Stage, Trial, now
+from db.models import (
+    Base,
+    CostRow,
+    DistillationRow,
+    FailureRow,
+    OptionRow,
+    ScoreRow,
+    SearchRow,
+    StageRow,
+    TrialRow,
+    now,
+)
 from db.store import Store
 
 pytest_plugins = ["databases"]
@@ -121,9 +132,11 @@ def test_options_come_with_what_is_known_of_them_in_slot_order(store: Store) -> 
     store.add_scores([score()])
     store.add_costs([cost()])
     store.add_distillations([distillation()])
-    whole = Option(search_id="5ea5c4", choice="L3.ffn=ffn256", first_slot=7, span=1, name="ffn ffn256")
+    whole = OptionRow(search_id="5ea5c4", choice="L3.ffn=ffn256", first_slot=7, span=1, name="ffn ffn256")
     whole.score_key, whole.cost_key, whole.distillation_key = "s1", "c1", "b1"
-    bare = Option(search_id="5ea5c4", choice="L0.ffn=skip", first_slot=1, span=1, name="ffn skip", cost_key="by hand")
+    bare = OptionRow(
+        search_id="5ea5c4", choice="L0.ffn=skip", first_slot=1, span=1, name="ffn skip", cost_key="by hand"
+    )
     store.set_options("5ea5c4", [whole, bare])
     first, second = store.options("5ea5c4")
     assert (first.option, first.score, first.cost, first.distillation) == (bare, None, None, None)
@@ -140,9 +153,9 @@ def test_options_come_with_what_is_known_of_them_in_slot_order(store: Store) -> 
 
 def test_an_option_cannot_point_at_a_score_that_is_not_there(store: Store) -> None:
     store.add_search(search())
-    kept = Option(search_id="5ea5c4", choice="L0.ffn=skip", first_slot=1, span=1, name="ffn skip")
+    kept = OptionRow(search_id="5ea5c4", choice="L0.ffn=skip", first_slot=1, span=1, name="ffn skip")
     store.set_options("5ea5c4", [kept])
-    lost = Option(search_id="5ea5c4", choice="L1.ffn=skip", first_slot=3, span=1, name="ffn skip", score_key="s9")
+    lost = OptionRow(search_id="5ea5c4", choice="L1.ffn=skip", first_slot=3, span=1, name="ffn skip", score_key="s9")
     with pytest.raises(exc.IntegrityError):
         store.set_options("5ea5c4", [lost])
     assert [known.option for known in store.options("5ea5c4")] == [kept], "the old ones stay when the new ones fail"
@@ -264,10 +277,10 @@ def test_stages_and_failures_are_kept_in_order(store: Store) -> None:
     stages = [store.add_stage(stage(name=name, detail={"n": 1})) for name in ("space", "score")]
     assert store.stages("5ea5c4") == stages
     failures = [
-        store.add_failure(Failure(search_id="5ea5c4", stage="score", place=place, reason="NaN"))
+        store.add_failure(FailureRow(search_id="5ea5c4", stage="score", place=place, reason="NaN"))
         for place in ("L3.ffn=ffn256", "L4.ffn=ffn256")
     ]
-    store.add_failure(Failure(stage="start", place="worker 2", reason="gone"))
+    store.add_failure(FailureRow(stage="start", place="worker 2", reason="gone"))
     assert store.failures("5ea5c4") == failures
     assert failures[0].id != failures[1].id
 
@@ -285,17 +298,17 @@ FLOATS = [
 
 def write(store: Store, row: Base) -> None:
     match row:
-        case Search():
+        case SearchRow():
             store.add_search(row)
-        case Score():
+        case ScoreRow():
             store.add_scores([row])
-        case Cost():
+        case CostRow():
             store.add_costs([row])
-        case Distillation():
+        case DistillationRow():
             store.add_distillations([row])
-        case Trial():
+        case TrialRow():
             store.add_trial(row)
-        case Stage():
+        case StageRow():
             store.add_stage(row)
         case _:
             raise AssertionError(row)
@@ -360,7 +373,7 @@ def test_replaced_costs_stand_in_place_of_the_old_and_unsettle_whoever_used_them
     with Store.open(url) as store:
         for name, key in (("a", "c1"), ("b", "c2")):
             store.add_search(search(name, parent_costs=parts))
-            store.set_options(name, [Option(search_id=name, choice="L0.ffn=skip", first_slot=1, span=1, name="skip",
+            store.set_options(name, [OptionRow(search_id=name, choice="L0.ffn=skip", first_slot=1, span=1, name="skip",
                                             cost_key=key)])  # fmt: skip
         store.add_costs([cost("c1", prefill_s=1.0), cost("c2", prefill_s=2.0)])
         store.add_costs([cost("c1", prefill_s=9.0)])

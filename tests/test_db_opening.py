@@ -25,7 +25,7 @@ import db.migrate
 from db.connect import Access
 from db.errors import DatabaseError, DatabaseTooNewError
 from db.migrate import HEAD, VERSION_TABLE
-from db.models import Base, Failure
+from db.models import Base, FailureRow
 from db.patience import Patience
 from db.store import Store
 
@@ -271,7 +271,7 @@ def test_a_file_and_a_folder_that_may_not_be_written() -> None:
         with not_root():
             advice = r"nas\.db: it cannot be .*; allow writing to the file and its folder"
             with pytest.raises(DatabaseError, match=advice), Store.open(folder / "nas.db") as store:
-                store.add_failure(Failure(stage="a", place="b", reason="c"))
+                store.add_failure(FailureRow(stage="a", place="b", reason="c"))
             with pytest.raises(DatabaseError, match=r"new\.db: it cannot be opened; allow writing"):
                 Store.open(folder / "new.db")
             with pytest.raises(DatabaseError, match=r"deep/nas\.db: its folder cannot be made \(Permission denied"):
@@ -285,7 +285,7 @@ def test_a_file_and_a_folder_that_may_not_be_written() -> None:
 
 WRITER = """
 import sys
-from db.models import Score
+from db.models import ScoreRow
 from db.store import Store
 url, name, batches = sys.argv[1:]
 print("ready", flush=True)
@@ -293,7 +293,7 @@ sys.stdin.readline()
 with Store.open(url) as store:
     for batch in range(int(batches)):
         numbers = dict(kl=1, lm_loss=1, top1_agreement=1, hidden_cosine=1)
-        store.add_scores([Score(key=f"{name}.{batch}.{i}", choice="L0.ffn=skip", **numbers) for i in range(50)])
+        store.add_scores([ScoreRow(key=f"{name}.{batch}.{i}", choice="L0.ffn=skip", **numbers) for i in range(50)])
         print(batch, flush=True)
 """
 

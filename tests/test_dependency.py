@@ -27,7 +27,7 @@ from nas import config
 from nas.dependency import block_dependency, cosine_distance, dependency_of
 from nas.report import write_report
 from nas.report.dependency import dependency_map
-from nas.runs import Run, ffn_runs, windows
+from nas.runs import Joining, LayerRun, ffn_runs, windows
 
 Array = NDArray[np.float64]
 
@@ -215,7 +215,7 @@ def test_the_command_prints_the_matrix_and_what_it_offers(here: Here, tmp_path: 
     parent, page = str(parent_folder()), tmp_path / "made" / "page.html"
     done = here(tmp_path, "dependency", parent, *TEXT, "--longest", "2", "--html", page)
     assert done.returncode == 0, done.stderr
-    told = dependency_of(parent, [TEXT[1]], 1024, longest=2)
+    told = dependency_of(parent, [TEXT[1]], 1024, Joining(longest=2))
     lines = done.stdout.splitlines()
     for i, row in enumerate(told.matrix):
         (line,) = [line for line in lines if re.match(rf" +{i} ( |$)", line) and not line.startswith("       0")]
@@ -237,8 +237,8 @@ def test_the_command_prints_json(here: Here, tmp_path: Path) -> None:
     layers = len(found["matrix"])
     assert (found["parent"], found["tokens"]) == (parent, 1024)
     assert all(found["matrix"][i][j] == 0 for i in range(layers) for j in range(i + 1))
-    assert [Run(**run) for run in found["runs"]] == list(ffn_runs(found["matrix"], share=1.0))
-    assert [Run(**run) for run in found["windows"]] == list(windows(found["matrix"], 2))
+    assert [LayerRun(**run) for run in found["runs"]] == list(ffn_runs(found["matrix"], share=1.0))
+    assert [LayerRun(**run) for run in found["windows"]] == list(windows(found["matrix"], 2))
     assert len(found["windows"]) == layers // 2
 
 

@@ -293,7 +293,7 @@ def test_a_signal_while_libraries_load_ends_it_at_once(tmp_path: Path, sent: sig
 _WRITES = """
 import signal, sys
 from sqlalchemy import Engine, event
-from db.models import Stage, now
+from db.models import StageRow, now
 from db.store import Store
 from nas.endings import clear_errors, end_on_signals
 end_on_signals()
@@ -301,7 +301,7 @@ with clear_errors(), Store.open(sys.argv[1]) as store:
     search = store.searches()[0].id
     event.listen(Engine, "before_cursor_execute", lambda *_: signal.raise_signal(signal.SIGTERM), once=True)
     try:
-        store.add_stage(Stage(search_id=search, name="solve", started_at=now(), seconds=1.0, work_done=77))
+        store.add_stage(StageRow(search_id=search, name="solve", started_at=now(), seconds=1.0, work_done=77))
         while True:
             pass
     except KeyboardInterrupt:

@@ -177,11 +177,12 @@ def test_a_child_measured_beside_its_parent(config: PuzzleNasConfig) -> None:
 
     model = random_model(config, parent_architecture(own_shape(config)), SCENARIO)
     timed = time_models(model, model, SCENARIO, TWO, meter=Steady())
-    columns = times_in(timed)
+    times = times_in(timed)
+    columns = times.child
     assert ENERGY.columns - {ENERGY.predicted, ENERGY.predicted_error} <= columns.keys()
-    assert columns["energy_j"] == pytest.approx(columns["energy_ratio"] * columns["parent"]["energy_j"])
+    assert columns["energy_j"] == pytest.approx(columns["energy_ratio"] * times.parent["energy_j"])
     assert columns["energy_spread"] >= 0
-    unmetered = times_in(replace(timed, energy={}))
+    unmetered = times_in(replace(timed, energy={})).child
     assert (unmetered["energy_j"], unmetered["energy_ratio"], unmetered["energy_spread"]) == (None, None, None)
 
 

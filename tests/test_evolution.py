@@ -13,7 +13,7 @@ import pytest
 from rows import search, trial
 
 from db.store import Store
-from nas.evolution import Dashboard, Evolved, evolve
+from nas.evolution import Breeding, Dashboard, Evolved, evolve
 from solvers import mip
 from solvers.line import score_bound
 from solvers.problem import Option, Problem, Solution, verify
@@ -65,7 +65,7 @@ class Truth:
 
 
 def run(problem: Problem, truth: Truth, evaluations: int, seed: int = 0, population: int = 8) -> Evolved:
-    return evolve(problem, truth, evaluations, [start_of(problem)], population=population, seed=seed)
+    return evolve(problem, truth, evaluations, [start_of(problem)], Breeding(population, seed))
 
 
 def test_it_finds_better_ones_than_it_began_with() -> None:
@@ -89,7 +89,7 @@ def test_only_what_is_within_the_limits_is_evaluated_and_never_more_than_allowed
     start = mip.solve(problem)
     for evaluations in (1, 5, 13):
         truth = Truth()
-        found = evolve(problem, truth, evaluations, [start], population=6)
+        found = evolve(problem, truth, evaluations, [start], Breeding(6))
         assert found.evaluations == len(truth.asked) == evaluations
         assert all(limit.holds(each.costs["latency"]) for b in truth.batches for each in b for limit in problem.limits)
         assert max(map(len, truth.batches)) <= 6
@@ -98,13 +98,13 @@ def test_only_what_is_within_the_limits_is_evaluated_and_never_more_than_allowed
 
 def test_it_ends_where_there_is_nothing_new() -> None:
     problem = Problem(2, tuple(Option(s, 1, n, 0.0, {}) for s in range(2) for n in ("a", "b")), {})
-    assert evolve(problem, Truth(), 50, [mip.solve(problem)], population=4).evaluations == 4
+    assert evolve(problem, Truth(), 50, [mip.solve(problem)], Breeding(4)).evaluations == 4
 
 
 def test_an_option_that_leads_nowhere_is_not_proposed() -> None:
     options = (Option(0, 1, "a", 0.0, {}), Option(0, 2, "nowhere", 0.0, {}), Option(1, 2, "b", 0.0, {}))
     problem, truth = Problem(3, options, {}), Truth()
-    evolve(problem, truth, 5, [mip.solve(problem)], population=4)
+    evolve(problem, truth, 5, [mip.solve(problem)], Breeding(4))
     assert truth.asked == [((0, 1, "a"), (1, 2, "b"))]
 
 
@@ -127,7 +127,7 @@ def test_its_study_lies_beside_our_rows(url: str) -> None:
         for name, evaluations in ((names[0], 12), (names[1], 4), (names[0], 20), (names[0], 20)):
             truth = Truth()
             show = Dashboard(store.url, name).show
-            found = evolve(problem, truth, evaluations, [start_of(problem)], population=6, show=show)
+            found = evolve(problem, truth, evaluations, [start_of(problem)], Breeding(6), show)
         assert store.add_trial(trial()).id == 1
     with Store.open(url) as store:
         assert [kept.key for kept in store.trials()] == ["t1"]

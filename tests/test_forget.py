@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for budget in (90, 80, 70, 60):
             built = 1.0 if budget == 90 else None
             add_trial(store, search, f"latency={budget}%", built)
-        other = store.add_search(models.Search(**_columns(search) | {"id": "0the7", "name": "other"}))
+        other = store.add_search(models.SearchRow(**_columns(search) | {"id": "0the7", "name": "other"}))
         add_measured(store, other)
         add_trial(store, other, "latency=50%", None)
         (first,) = store.trials(where="kl is not None")
@@ -44,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def _columns(row: models.Search | models.Trial) -> dict[str, Any]:
+def _columns(row: models.SearchRow | models.TrialRow) -> dict[str, Any]:
     return {column.name: getattr(row, column.name) for column in row.__table__.columns}
 
 
@@ -102,7 +102,7 @@ def test_a_child_goes_with_its_last_trial_and_its_export_stays(said: Said, home:
     with Store.open(home / "nas.db") as store:
         first = store.trial(1)
         same = {name: value for name, value in _columns(first).items() if name != "id"}
-        twin = store.add_trial(models.Trial(**same | {"key": "twin", "child_path": None}))
+        twin = store.add_trial(models.TrialRow(**same | {"key": "twin", "child_path": None}))
     file = child_file(home, first.child_key)
     assert f"left as it is: the exported child {home}/exports" in said("--ids", "1", "--delete", "--yes")
     assert file.is_file(), "another trial is this child"

@@ -22,11 +22,12 @@ from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from nas.children import found_with, load_child, save_child
-from nas.evaluate import evaluate
+from nas.evaluate import Evaluations, evaluate
+from nas.fidelity import Fidelity
 from nas.heal import heal
 from nas.healing import Healing
 from nas.home import child_file
-from nas.realise import _make
+from nas.realise import _ChildTask, _make
 
 CHILD = "skip+ffn48 kv1+ffn16 linear+ffn48 kv4+fuse(ffn48,ffn48) kv2+ffn48"
 SHORT = Healing(tokens=20 * 4 * 12, batch=4, learning_rate=1e-3, warmup=0.1, hidden_weight=1.0)
@@ -183,17 +184,17 @@ def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
     file, checkpoints = tmp_path / "child.safetensors", tmp_path / "checkpoints/c"
     checkpoints.parent.mkdir()
     nothing: Any = None
+    task = _ChildTask(nothing, nothing, nothing, nothing, SHORT, file, checkpoints, "cpu")
+    found = Evaluations(*(Fidelity(kl, 1.0, 1.0, 1.0) for kl in (0.0, 0.5, 0.25)))
     told: list[str] = []
 
     def report(done: float = 0, total: float = 0, doing: str = "") -> None:
         told.append(doing)
 
     with ThreadPoolExecutor() as pool, FileLock(f"{checkpoints}.lock"):
-        later = pool.submit(
-            _make, nothing, nothing, nothing, "", "", (), SHORT, str(file), str(checkpoints), "cpu", report
-        )
+        later = pool.submit(_make, task, report)
         with pytest.raises(TimeoutError):
             later.result(timeout=0.5)
-        save_child(file, child, {"after": 1.0})
-    assert later.result() == {"after": 1.0}
+        save_child(file, child, found.plain())
+    assert later.result() == found
     assert told == ["waiting for another process, which builds the same child"]

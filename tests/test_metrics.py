@@ -4,12 +4,11 @@ import pytest
 from sqlalchemy import BigInteger, Double
 
 from cost_models.metrics import METRICS, Metric
-from db.models import OF_THE_CHILD, OF_THE_HEALED
-from db.models import Trial as Row
+from db.models import OF_THE_CHILD, OF_THE_HEALED, TrialRow
 from db.rows import table_of
 from nas.config import template
 
-COLUMNS = dict(table_of(Row).columns.items())
+COLUMNS = dict(table_of(TrialRow).columns.items())
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)

@@ -16,7 +16,7 @@ LAYERS = 2
 def option(layer: int, what: str, score: float | None, seconds: float, active: int) -> KnownOption:
     """Half the score in the first layer, so that the mean is the middle."""
     choice = f"L{layer}.ffn={what}"
-    kept = models.Option(
+    kept = models.OptionRow(
         search_id="s", choice=choice, first_slot=2 * layer + 1, span=1, name=what, score_key=score and choice
     )
     kl = None if score is None else score * (layer + 0.5)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from db.errors import QueryError
-from db.models import Search, Trial
+from db.models import SearchRow, TrialRow
 from db.queries import LONGEST, column, where
 from db.store import Store
 
@@ -32,7 +32,9 @@ def store(url: str) -> Iterator[Store]:
     request: dict[str, Any] = {"request": {}, "scenario": {}, "hardware": "cpu"}
     with Store.open(url) as store:
         store.add_search(
-            Search(id="s", name="s", parent="p", parent_digest="d", score_text="t", parent_architecture="a", **request)
+            SearchRow(
+                id="s", name="s", parent="p", parent_digest="d", score_text="t", parent_architecture="a", **request
+            )
         )
         for i in range(40):
             given: dict[str, Any] = {"budget": {}, "status": "optimal", "architecture": "a", "search_id": "s"}
@@ -45,7 +47,7 @@ def store(url: str) -> Iterator[Store]:
                 "child_path": draw.choice((None, "a", "")),
             }
             store.add_trial(
-                Trial(key=f"t{i}", child_key=f"c{i}", created_at=datetime(2026, 1, 1 + i % 28, tzinfo=UTC), **given)
+                TrialRow(key=f"t{i}", child_key=f"c{i}", created_at=datetime(2026, 1, 1 + i % 28, tzinfo=UTC), **given)
             )
         yield store
 
@@ -161,7 +163,7 @@ class Number(float):
         return Number(-float(self))
 
 
-def pythons_answer(expression: str, trial: Trial) -> bool:
+def pythons_answer(expression: str, trial: TrialRow) -> bool:
     names: dict[str, Any] = {"MISSING": MISSING, "truth": truth}
     for name in (*FLOATS, *WHOLES, *TEXTS):
         value = getattr(trial, name)

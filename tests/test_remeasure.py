@@ -13,6 +13,7 @@ import pytest
 from searches import Here, job, rows, the_error
 from stored import add_measured, add_search, add_trial
 
+from blocklib.block import Choice
 from cost_models.hardware import usable_cores
 from db.store import Store
 from nas.predicted import predict_again
@@ -140,7 +141,9 @@ def test_remeasuring_replaces_all_times_and_what_was_summed_of_them(copy: Path, 
     with Store.open(home / "nas.db") as store:
         (search,), (trial,) = store.searches(), store.trials()
         known = measured(store, search)
-    assert trial.predicted_latency_s == pytest.approx(known.predicted(trial.details["choices"])["predicted_latency_s"])
+    assert trial.predicted_latency_s == pytest.approx(
+        known.predicted(map(Choice.parse, trial.choices))["predicted_latency_s"]
+    )
     parent_s = sum(after[str(part)]["prefill_s"] for part in ["fixed", *known_own(known)])
     assert known.parent.prefill_s == pytest.approx(parent_s)
     assert trial.contention is not None, "the child's times had an unknown contention, and are measured again"

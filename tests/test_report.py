@@ -85,8 +85,8 @@ def test_a_measured_search(store: Store, tmp_path: Path) -> None:
     add_trial(store, search, "latency=45%", None)
     store.add_stage(rows.stage(name="distil", seconds=90.0, work_done=17))
     store.add_stage(rows.stage(name="distil", seconds=2.0, work_done=0))
-    store.add_failure(models.Failure(search_id=search.id, stage="distil", place="L2.ffn=ffn32", reason="worker died"))
-
+    failure = models.FailureRow(search_id=search.id, stage="distil", place="L2.ffn=ffn32", reason="worker died")
+    store.add_failure(failure)
     path = write_report(store, search, tmp_path / "made" / "report.html")
     page = seen(path)
 
@@ -212,7 +212,7 @@ def test_the_page_stands_alone(store: Store, tmp_path: Path) -> None:
 
 def test_names_are_escaped(store: Store, tmp_path: Path) -> None:
     search = add_search(store, tmp_path, name="<script>alert('x')</script>")
-    store.add_failure(models.Failure(search_id=search.id, stage="search", place="<b>", reason='a < b & "c" <i>'))
+    store.add_failure(models.FailureRow(search_id=search.id, stage="search", place="<b>", reason='a < b & "c" <i>'))
     page = seen(write_report(store, search, tmp_path / "report.html"))
     assert "script" not in page.tags
     assert "<script>alert('x')</script>" in page.sections[""]

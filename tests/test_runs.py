@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.runs import Run, ffn_runs, low_regions, windows
+from nas.runs import LayerRun, ffn_runs, low_regions, windows
 
 
 def matrix_of(layers: int, *low: Sequence[int]) -> list[list[float]]:
@@ -16,7 +16,7 @@ def matrix_of(layers: int, *low: Sequence[int]) -> list[list[float]]:
     return [[0.0 if j <= i else 0.1 if (i, j) in together else 0.9 for j in range(layers)] for i in range(layers)]
 
 
-def places(runs: Sequence[Run]) -> list[tuple[int, int]]:
+def places(runs: Sequence[LayerRun]) -> list[tuple[int, int]]:
     return [(run.first, run.length) for run in runs]
 
 

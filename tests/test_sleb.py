@@ -22,7 +22,6 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from nas.influence import block_influence
 from nas.removal import loss_without
-from nas.solve import architecture_of
 from solvers import mip
 from solvers.errors import Infeasible
 from solvers.problem import Option, Problem, verify
@@ -330,7 +329,9 @@ def test_the_child_has_the_loss_of_the_last_round() -> None:
     ids = random_ids(parent, sequences=4, tokens=24)
     problem = problem_of(str(parent.architecture).split(), LAYERS - REMOVED)
     removal = drop_one_by_one(problem, whole(problem), partial(loss_without, parent, ids))
-    child = assemble(parent, architecture_of(removal.solution, LAYERS), lambda choice: {})
+    child = assemble(
+        parent, Architecture.parse(" ".join(option.name for option in removal.solution.options)), lambda choice: {}
+    )
     last = removal.rounds[-1]
     assert cross_entropy(child, ids) == pytest.approx(last.losses[last.removed], rel=1e-5)
 

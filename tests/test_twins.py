@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from rows import cost, score, search, trial
 
-from db.models import Option
+from db.models import OptionRow
 from db.store import Store
 
 pytest_plugins = ["databases"]
@@ -48,7 +48,7 @@ def test_deleted_trials_leave_what_others_share(store: Store) -> None:
     store.add_scores([score()])
     store.add_costs([cost()])
     choice = dict(choice="L3.ffn=ffn256", first_slot=7, span=1, name="ffn256", score_key="s1", cost_key="c1")
-    store.set_options("5ea5c4", [Option(search_id="5ea5c4", **choice)])
+    store.set_options("5ea5c4", [OptionRow(search_id="5ea5c4", **choice)])
     one, twin, alone = (store.add_trial(trial(key, child_key=key[0])) for key in ("a1", "a2", "b"))
     store.update_trial(one.id, kl=0.25, latency_s=0.5, details={"parent": {"lm_loss": 2.0}})
     with pytest.raises(ValueError, match="no trial has the id 99"):

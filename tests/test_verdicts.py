@@ -34,7 +34,7 @@ SEARCH = rows.search(
 )
 
 
-def trial(budget: dict[str, str], **columns: Any) -> models.Trial:
+def trial(budget: dict[str, str], **columns: Any) -> models.TrialRow:
     return rows.trial(budget=budget, details={"parent": PARENT, "metric": "kl"}, **columns)
 
 
@@ -108,7 +108,7 @@ def test_no_limit_is_moved_by_noise(ratio: float) -> None:
     assert retargeted(budget, models_with(sure, contention=0.9), budget, 0.25) == budget
 
 
-def models_with(row: models.Trial, **columns: Any) -> models.Trial:
+def models_with(row: models.TrialRow, **columns: Any) -> models.TrialRow:
     for name, value in columns.items():
         setattr(row, name, value)
     return row

@@ -24,13 +24,13 @@ def self_contained(
     `tables` are dictionaries of classes to write out in place of the global of that name; `imported_from` names what is
     defined in another written file, with the module to import it from.
     """
-    text = _Text(tables, imported_from)
+    text = _SourceText(tables, imported_from)
     for root in roots:
         text.add(root.__name__, _module_of(root))
     return "\n\n\n".join(["\n\n".join(_import_groups(text.imports)), *text.definitions.values()]) + "\n"
 
 
-class _Text:
+class _SourceText:
     """The definitions collected so far, dependencies first, and the imports they need."""
 
     def __init__(self, tables: Mapping[str, Mapping[str, type]], imported_from: Mapping[str, str]):

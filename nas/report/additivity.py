@@ -13,7 +13,7 @@ from nas.report.agreement import Pair, ranked
 
 
 @dataclass(frozen=True)
-class Additivity:
+class ScoreAdditivity:
     """A pair an architecture. `spearman` is the rank correlation of sum and real KL, `factor` by how much the median
     real KL is more than its sum; None where there are too few, or no sum is above 0."""
 
@@ -22,14 +22,14 @@ class Additivity:
     factor: float | None
 
 
-def additivity(trials: Sequence[models.Trial]) -> Additivity | None:
+def additivity(trials: Sequence[models.TrialRow]) -> ScoreAdditivity | None:
     """None where no whole architecture was measured."""
     found: dict[str, Pair] = {}
     for trial in trials:
-        if trial.kl_whole is not None and trial.details["metric"] == "kl":
+        if trial.kl_whole is not None and trial.metric == "kl":
             found.setdefault(trial.architecture, Pair(trial.id, trial.score, trial.kl_whole))
     if not found:
         return None
     pairs = tuple(found.values())
     factors = [pair.measured / pair.predicted for pair in pairs if pair.predicted > 0]
-    return Additivity(pairs, ranked(pairs), median(factors) if factors else None)
+    return ScoreAdditivity(pairs, ranked(pairs), median(factors) if factors else None)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cost_models.cost import Cost
-from cost_models.scenario import Scenario
+from cost_models.metrics import LATENCY
 from db import models
+from nas.stored import parent_totals, request_of
 from nas.units import format_quantity
 
 FEWEST = 3
@@ -32,7 +32,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Line:
+class AgreementLine:
     """One trial. A dash stands for what was not measured."""
 
     trial: int
@@ -46,21 +46,21 @@ class Agreement:
     """`latency` and `score` are the pairs behind the lines, of scores those in the search's own metric; each rank
     correlation is None under `FEWEST` pairs."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[AgreementLine, ...]
     latency: tuple[Pair, ...]
     score: tuple[Pair, ...]
     latency_spearman: float | None
     score_spearman: float | None
 
 
-def agreement(search: models.Search, trials: Sequence[models.Trial]) -> Agreement | None:
+def agreement(search: models.SearchRow, trials: Sequence[models.TrialRow]) -> Agreement | None:
     """None where no trial was built. Scores are compared before healing, which they do not foresee."""
     built = [trial for trial in trials if trial.latency_s is not None or trial.kl_before_heal is not None]
     if not built:
         return None
-    metric = search.request["score"]["metric"]
+    metric = request_of(search).metric
     latency = tuple(pair for trial in built if (pair := _latency(search, trial)))
-    alike = [trial for trial in built if trial.details["metric"] == metric]
+    alike = [trial for trial in built if trial.metric == metric]
     score = tuple(pair for trial in alike if (pair := _score(trial)))
     return Agreement(tuple(_line(search, trial) for trial in built), latency, score, ranked(latency), ranked(score))
 
@@ -83,7 +83,7 @@ def ranked(pairs: Sequence[Pair]) -> float | None:
     return spearman([pair.predicted for pair in pairs], [pair.measured for pair in pairs])
 
 
-def _latency(search: models.Search, trial: models.Trial) -> Pair | None:
+def _latency(search: models.SearchRow, trial: models.TrialRow) -> Pair | None:
     """Shares of the parent's: what was predicted of its predicted time, what was measured of the time it took beside
     the child. Seconds of two days are not compared."""
     if trial.latency_ratio is None:
@@ -91,26 +91,26 @@ def _latency(search: models.Search, trial: models.Trial) -> Pair | None:
     return Pair(trial.id, trial.predicted_latency_s / _parent_latency_s(search), trial.latency_ratio)
 
 
-def _parent_latency_s(search: models.Search) -> float:
-    return Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))["latency_s"]
+def _parent_latency_s(search: models.SearchRow) -> float:
+    return parent_totals(search)[LATENCY.column]
 
 
-def _score(trial: models.Trial) -> Pair | None:
+def _score(trial: models.TrialRow) -> Pair | None:
     """In the metric that the trial was chosen by."""
-    if trial.details["metric"] == "kl":
+    if trial.metric == "kl":
         return None if trial.kl_before_heal is None else Pair(trial.id, trial.score, trial.kl_before_heal)
-    parent = trial.details.get("parent", {}).get("lm_loss")
+    parent = trial.parent_lm_loss
     if trial.lm_loss_before_heal is None or parent is None:
         return None
     return Pair(trial.id, trial.score, trial.lm_loss_before_heal - parent)
 
 
-def _line(search: models.Search, trial: models.Trial) -> Line:
+def _line(search: models.SearchRow, trial: models.TrialRow) -> AgreementLine:
     share = "-"
     if trial.latency_ratio is not None:
         spread = "" if trial.latency_spread is None else f" ± {trial.latency_ratio * trial.latency_spread:.1%}"
         share = f"{trial.latency_ratio:.1%}{spread}"
-    return Line(
+    return AgreementLine(
         trial.id,
         _times(trial, _latency(search, trial)),
         (f"{trial.predicted_latency_s / _parent_latency_s(search):.1%}", share),
@@ -118,7 +118,7 @@ def _line(search: models.Search, trial: models.Trial) -> Line:
     )
 
 
-def _times(trial: models.Trial, pair: Pair | None) -> tuple[str, str, str]:
+def _times(trial: models.TrialRow, pair: Pair | None) -> tuple[str, str, str]:
     predicted = format_quantity("latency", trial.predicted_latency_s)
     measured = "-" if trial.latency_s is None else format_quantity("latency", trial.latency_s)
     return predicted, measured, "-" if pair is None else pair.ratio

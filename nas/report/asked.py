@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blocklib.block import Architecture
-from cost_models.cost import Cost
 from cost_models.metrics import Metric
 from cost_models.scenario import Scenario
 from db import models
 from nas.budget import Verdict, verdicts
+from nas.stored import parent_totals, request_of, scenario_in
 from nas.table import summary
 from nas.units import Limit, format_quantity, parse_limit
 
@@ -32,7 +32,7 @@ class BudgetLine:
     verdict: Verdict
 
 
-def facts(search: models.Search, budget: Sequence[Limit]) -> tuple[Fact, ...]:
+def facts(search: models.SearchRow, budget: Sequence[Limit]) -> tuple[Fact, ...]:
     """The question, a fact a line."""
     layers = Architecture.parse(search.parent_architecture).layers
     metric = {
@@ -42,10 +42,10 @@ def facts(search: models.Search, budget: Sequence[Limit]) -> tuple[Fact, ...]:
     return (
         Fact("parent", search.parent),
         Fact("its architecture", f"{layers} layers: {summary(search.parent_architecture)}"),
-        Fact("served as", served(Scenario(**search.scenario))),
+        Fact("served as", served(scenario_in(search))),
         Fact("on", search.hardware),
         Fact("budget", "; ".join(bounded(limit, search) for limit in budget) or "none"),
-        Fact("to minimise", metric[search.request["score"]["metric"]]),
+        Fact("to minimise", metric[request_of(search).metric]),
     )
 
 
@@ -58,31 +58,32 @@ def served(scenario: Scenario) -> str:
     return f"a batch of {batch}, each {prompt} of prompt and {answer}, in {scenario.dtype} on {where}"
 
 
-def budget_of(search: models.Search, trial: models.Trial | None) -> tuple[Limit, ...]:
+def budget_of(search: models.SearchRow, trial: models.TrialRow | None) -> tuple[Limit, ...]:
     """The trial's budget, or the request's where there is no trial yet."""
-    given = search.request["budget"] if trial is None else trial.budget
-    return tuple(parse_limit(metric, text) for metric, text in given.items())
+    if trial is None:
+        return request_of(search).budget
+    return tuple(parse_limit(metric, text) for metric, text in trial.budget.items())
 
 
-def bounded(limit: Limit, search: models.Search) -> str:
+def bounded(limit: Limit, search: models.SearchRow) -> str:
     """A limit in words, with its absolute value where the parent's own is known."""
     side = "at least" if limit.at_least else "at most"
     if not limit.relative:
         return f"{limit.metric} {side} {format_quantity(limit.metric, limit.value)}"
     words = f"{limit.metric} {side} {limit.text} of the parent's"
-    whole = _parent_totals(search).get(limit.row.column)
+    whole = parent_totals(search).get(limit.row.column)
     return words if whole is None else f"{words} ({format_quantity(limit.metric, limit.absolute(whole))})"
 
 
-def budget_lines(search: models.Search, trial: models.Trial) -> tuple[BudgetLine, ...]:
+def budget_lines(search: models.SearchRow, trial: models.TrialRow) -> tuple[BudgetLine, ...]:
     """Each limit of the trial's budget, predicted and measured."""
     found = verdicts(search, trial)
     return tuple(_line(search, trial, limit, found[limit.metric]) for limit in budget_of(search, trial))
 
 
-def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Verdict) -> BudgetLine:
+def _line(search: models.SearchRow, trial: models.TrialRow, limit: Limit, verdict: Verdict) -> BudgetLine:
     metric = limit.row
-    parent, value = _parent_totals(search)[metric.column], getattr(trial, metric.predicted)
+    parent, value = parent_totals(search)[metric.column], getattr(trial, metric.predicted)
     predicted = f"{format_quantity(limit.metric, value)} ({value / parent:.1%})"
     found = getattr(trial, metric.column)
     if found is None:
@@ -95,19 +96,12 @@ def _line(search: models.Search, trial: models.Trial, limit: Limit, verdict: Ver
     return BudgetLine(bounded(limit, search), predicted, shown, verdict)
 
 
-def measured_share(trial: models.Trial, metric: Metric, found: float, predicted_parent: float) -> float:
+def measured_share(trial: models.TrialRow, metric: Metric, found: float, predicted_parent: float) -> float:
     """The value `found` of a trial's metric, as a share of the parent's: as measured beside it, else of the sum that
     the parent's parts make."""
     if metric.ratio and not metric.at_least and (ratio := getattr(trial, metric.ratio)) is not None:
         return float(ratio)
-    return found / (trial.details.get("parent", {}).get(metric.column) or predicted_parent)
-
-
-def _parent_totals(search: models.Search) -> dict[str, float]:
-    """Empty until the search has measured its parent's parts."""
-    if "whole" not in search.parent_costs:
-        return {}
-    return Cost(**search.parent_costs["whole"]).totals(Scenario(**search.scenario))
+    return found / (trial.of_parent.get(metric.column) or predicted_parent)
 
 
 def _counted(number: int, what: str) -> str:

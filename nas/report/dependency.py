@@ -10,7 +10,7 @@ from nas.runs import Matrix
 
 
 @dataclass(frozen=True)
-class Cell:
+class DependencyCell:
     """One pair. `heat` is 0 at no dependency and 1 at the largest there is."""
 
     text: str
@@ -23,7 +23,7 @@ class Cell:
 class DependencyMap:
     """Cells by the block left out, then by block; None where a block is not after the one left out."""
 
-    rows: tuple[tuple[Cell | None, ...], ...]
+    rows: tuple[tuple[DependencyCell | None, ...], ...]
     most: str
 
 
@@ -38,10 +38,10 @@ def dependency_map(matrix: Matrix | None, child: Architecture | None = None) -> 
     most = max(max(row) for row in matrix)
     run_of = _runs(child) if child else list(layers)
 
-    def cell(i: int, j: int) -> Cell:
+    def cell(i: int, j: int) -> DependencyCell:
         value = matrix[i][j]
         exact = f"block {j} without block {i}: {value!r}"
-        return Cell(f"{value:.2f}", exact, value / most if most > 0 else 0.0, run_of[i] == run_of[j])
+        return DependencyCell(f"{value:.2f}", exact, value / most if most > 0 else 0.0, run_of[i] == run_of[j])
 
     return DependencyMap(tuple(tuple(cell(i, j) if j > i else None for j in layers) for i in layers), f"{most:.2f}")
 

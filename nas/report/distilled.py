@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from blocklib.block import Choice, Role
 from db import models
@@ -16,7 +15,7 @@ from db.store import KnownOption
 
 
 @dataclass(frozen=True)
-class Line:
+class DistilledLine:
     """One option over its layers: mean held-out losses, None where that step was left out. `tokens` are per layer.
 
     `kept` says which weights the library holds: those of the last step, or of the one before where
@@ -52,20 +51,20 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
-def distillations(options: Sequence[KnownOption]) -> tuple[models.Distillation, ...]:
+def distillations(options: Sequence[KnownOption]) -> tuple[models.DistillationRow, ...]:
     """Each once, though a pair's option may point at the same as its part's."""
     found = {known.distillation.key: known.distillation for known in options if known.distillation}
     return tuple(found.values())
 
 
-def lines(rows: Iterable[models.Distillation]) -> tuple[Line, ...]:
+def lines(rows: Iterable[models.DistillationRow]) -> tuple[DistilledLine, ...]:
     """A line per option, by role and then from the best to the worst first weights."""
-    grouped: dict[tuple[Role, str], list[models.Distillation]] = {}
+    grouped: dict[tuple[Role, str], list[models.DistillationRow]] = {}
     for row in rows:
         choice = Choice.parse(row.choice)
         grouped.setdefault((choice.role, str(choice.what)), []).append(row)
     found = [
-        Line(
+        DistilledLine(
             role,
             name,
             len(group),
@@ -75,14 +74,14 @@ def lines(rows: Iterable[models.Distillation]) -> tuple[Line, ...]:
             _kept(group),
             max(row.tokens for row in group),
             sum(row.seconds for row in group),
-            _usage([row.usage for row in group if row.usage]),
+            _usage(group),
         )
         for (role, name), group in grouped.items()
     ]
     return tuple(sorted(found, key=lambda line: (line.role, line.first_weights, line.name)))
 
 
-def panels(rows: Iterable[models.Distillation]) -> tuple[Panel, ...]:
+def panels(rows: Iterable[models.DistillationRow]) -> tuple[Panel, ...]:
     """A panel per kind that was trained, attention first."""
     found: dict[tuple[Role, str], list[Curve]] = {}
     for row in rows:
@@ -94,7 +93,7 @@ def panels(rows: Iterable[models.Distillation]) -> tuple[Panel, ...]:
     return tuple(Panel(f"{role}: {kind}", tuple(curves)) for (role, kind), curves in sorted(found.items()))
 
 
-def _kept(group: Sequence[models.Distillation]) -> str:
+def _kept(group: Sequence[models.DistillationRow]) -> str:
     """The step whose weights were kept, counted where the layers differ."""
     counted = Counter(map(_kept_of, group))
     if len(counted) == 1:
@@ -102,7 +101,7 @@ def _kept(group: Sequence[models.Distillation]) -> str:
     return ", ".join(f"{step} {count} of {len(group)}" for step, count in counted.most_common())
 
 
-def _kept_of(row: models.Distillation) -> str:
+def _kept_of(row: models.DistillationRow) -> str:
     """As `blocklib.distil.distil` decides: training that ends worse than it began is thrown away."""
     began = row.loss_first_weights if row.loss_least_squares is None else row.loss_least_squares
     if row.loss_trained is not None and row.loss_trained <= began:
@@ -110,12 +109,24 @@ def _kept_of(row: models.Distillation) -> str:
     return "first weights" if row.loss_least_squares is None else "least squares"
 
 
-def _usage(usages: Sequence[dict[str, Any]]) -> str:
-    """The worst layer's in words."""
+@dataclass(frozen=True)
+class _Routing:
+    """`blocklib.distil.Usage` as a row keeps it. That one's file loads PyTorch."""
+
+    parts: int
+    unused: int
+    least: float
+    most: float
+    entropy: float
+
+
+def _usage(rows: Sequence[models.DistillationRow]) -> str:
+    """The worst layer's in words; empty where no row has any."""
+    usages = [_Routing(**row.usage) for row in rows if row.usage]
     if not usages:
         return ""
-    unused, parts = max(usage["unused"] for usage in usages), usages[0]["parts"]
-    evenness = min(usage["entropy"] for usage in usages)
+    unused, parts = max(usage.unused for usage in usages), usages[0].parts
+    evenness = min(usage.entropy for usage in usages)
     return f"{parts - unused} of {parts} used, evenness {evenness:.2f}"
 
 

@@ -10,7 +10,7 @@ from blocklib.block import Architecture, Choice, Role, Subblock
 
 
 @dataclass(frozen=True)
-class Bar:
+class DrawnSubblock:
     """One subblock. `width` is its size as a share of the largest drawn; `rows` is how many layers it spans.
 
     `kind` is the subblock's where it has a colour of its own, `gone` for the attention of a layer that a run of FFNs
@@ -25,15 +25,15 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Row:
+class DrawnLayer:
     """One layer of the parent. None where a bar that began in an earlier row is still drawn."""
 
     layer: int
-    parent: tuple[Bar | None, Bar | None]
-    child: tuple[Bar | None, Bar | None]
+    parent: tuple[DrawnSubblock | None, DrawnSubblock | None]
+    child: tuple[DrawnSubblock | None, DrawnSubblock | None]
 
 
-def drawing(parent: Architecture, child: Architecture) -> tuple[Row, ...]:
+def drawing(parent: Architecture, child: Architecture) -> tuple[DrawnLayer, ...]:
     """A row for each layer of the parent, first to last. The child spans as many layers as its parent."""
     assert parent.layers == child.layers, (parent.layers, child.layers)
     largest: dict[Role, float] = {
@@ -45,7 +45,9 @@ def drawing(parent: Architecture, child: Architecture) -> tuple[Row, ...]:
         {(at.layer, at.role): _bar(what, at.role, largest, own.get(at) == what) for at, what in _placed(architecture)}
         for architecture in (parent, child)
     )
-    return tuple(Row(layer, _cells(drawn_parent, layer), _cells(drawn_child, layer)) for layer in range(parent.layers))
+    return tuple(
+        DrawnLayer(layer, _cells(drawn_parent, layer), _cells(drawn_child, layer)) for layer in range(parent.layers)
+    )
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ def _swallowed(choice: Choice) -> range:
     return range(choice.layer + 1, choice.end_layer)
 
 
-def _bar(what: Subblock, role: Role, largest: dict[Role, float], is_parents_own: bool) -> Bar:
+def _bar(what: Subblock, role: Role, largest: dict[Role, float], is_parents_own: bool) -> DrawnSubblock:
     label = "in the run" if what == _GONE else str(what)
     width = _size(what) / largest[role] if _size(what) else 1.0
-    return Bar(what.kind if what.kind in _COLOURED else "other", label, width, what.layers, is_parents_own)
+    return DrawnSubblock(what.kind if what.kind in _COLOURED else "other", label, width, what.layers, is_parents_own)
 
 
 def _size(what: Subblock) -> float:
@@ -84,5 +86,7 @@ def _size(what: Subblock) -> float:
     return float(what.number) if what.kind in ("kv", "ffn") else 0.0
 
 
-def _cells(drawn: dict[tuple[int, Role], Bar], layer: int) -> tuple[Bar | None, Bar | None]:
+def _cells(
+    drawn: dict[tuple[int, Role], DrawnSubblock], layer: int
+) -> tuple[DrawnSubblock | None, DrawnSubblock | None]:
     return drawn.get((layer, "attention")), drawn.get((layer, "ffn"))

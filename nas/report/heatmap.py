@@ -15,7 +15,7 @@ _ROLES: tuple[Role, ...] = ("attention", "ffn", "block")
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """One option at one layer. `heat` is 0 at the least positive score and 1 at the largest."""
 
     text: str
@@ -36,7 +36,7 @@ class Heatmap:
     """Cells by layer and column, None where a layer has no such option. `least` and `most` are the scale's ends."""
 
     columns: tuple[Column, ...]
-    layers: tuple[tuple[int, tuple[Cell | None, ...]], ...]
+    layers: tuple[tuple[int, tuple[ScoreCell | None, ...]], ...]
     least: str
     most: str
 
@@ -61,14 +61,14 @@ def heatmap(options: Sequence[KnownOption], metric: str, architecture: Architect
     least, most = (min(positive), max(positive)) if positive else (1.0, 1.0)
     held = set(architecture.choices()) if architecture else set()
 
-    def cell(choice: Choice) -> Cell | None:
+    def cell(choice: Choice) -> ScoreCell | None:
         score = known_scores.get(choice)
         if score is None:
             return None
         is_own = choice in own
         exact = f"{choice}: " + ("the parent's own, 0 by definition" if is_own else repr(score))
         text = "0" if is_own else f"{score:.2g}"
-        return Cell(text, exact, _heat(score, least, most), _is_held(choice, held), is_own)
+        return ScoreCell(text, exact, _heat(score, least, most), _is_held(choice, held), is_own)
 
     columns = _columns(known_scores, own)
     by_place = {(choice.layer, Column(choice.role, str(choice.what))): choice for choice in known_scores}

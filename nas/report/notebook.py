@@ -7,7 +7,7 @@ from nas.report.page import environment
 from nas.table import comparison
 
 
-def trial_html(search: models.Search, trial: models.Trial) -> str:
+def trial_html(search: models.SearchRow, trial: models.TrialRow) -> str:
     """Parent beside child: what is predicted and measured, and what stands in each layer."""
     return (
         environment()

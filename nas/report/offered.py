@@ -5,11 +5,11 @@ The control of a sparse FFN is the dense one of the same active width (`blocklib
 dense option whose active parameters are nearest. Knows rows only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from blocklib.block import Architecture, Choice, Role
+from blocklib.block import Architecture, Choice, Role, Subblock
 from cost_models.cost import ZERO, Cost
 from cost_models.metrics import Metric
 from cost_models.scenario import Scenario
@@ -82,7 +82,8 @@ def offers(
         )
         for (role, name), group in grouped.items()
     ]
-    judged = [_judged(offer, plain) for offer in plain]
+    dense = {name for (role, name), group in grouped.items() if role == "ffn" and _is_dense(group[0].choice)}
+    judged = [_judged(offer, plain, dense) for offer in plain]
     return tuple(sorted(judged, key=lambda offer: (offer.role, offer.score, offer.name)))
 
 
@@ -110,9 +111,14 @@ def _own_cost(choice: Choice, own: dict[tuple[Role, int], float]) -> float:
     return sum(own.get(("ffn" if slot % 2 else "attention", slot // 2), 0.0) for slot in slots)
 
 
-def _judged(offer: Offer, all_offers: Sequence[Offer]) -> Offer:
+def _is_dense(choice: Choice) -> bool:
+    return isinstance(choice.what, Subblock) and choice.what.kind == "ffn"
+
+
+def _judged(offer: Offer, all_offers: Sequence[Offer], dense_names: Collection[str]) -> Offer:
+    """`dense_names` are those of the FFNs that a sparse one is held against."""
     rivals = [other for other in all_offers if other.role == offer.role and other.name != offer.name]
-    dense = [other for other in rivals if other.name.removeprefix("ffn").isdigit()]
+    dense = [other for other in rivals if other.name in dense_names]
     why, control = "", ""
     if offer.role == "ffn" and offer.active_parameters < offer.parameters and dense:
         beside = min(dense, key=lambda other: abs(other.active_parameters - offer.active_parameters))

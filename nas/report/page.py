@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from blocklib.block import Architecture
 from cost_models.metrics import LATENCY, Metric
-from cost_models.scenario import Scenario
 from db import models
 from db.models import now
 from db.store import Store
@@ -24,7 +23,7 @@ from nas.errors import UsageError
 from nas.explain import Explained
 from nas.output_files import write_whole
 from nas.report import distilled
-from nas.report.additivity import Additivity, additivity
+from nas.report.additivity import ScoreAdditivity, additivity
 from nas.report.agreement import Agreement, agreement
 from nas.report.asked import budget_lines, budget_of, facts
 from nas.report.dependency import dependency_map
@@ -34,11 +33,12 @@ from nas.report.offered import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
 from nas.solve import BY_EVALUATION
+from nas.stored import request_of, scenario_in
 from nas.table import comparison, summary
 from nas.units import Limit, format_quantity, said_budget
 
 
-def write_report(store: Store, search: models.Search, path: Path, chosen: models.Trial | None = None) -> Path:
+def write_report(store: Store, search: models.SearchRow, path: Path, chosen: models.TrialRow | None = None) -> Path:
     """Write the report of `search` to `path`, whole or not at all, and return it. Makes the folder.
 
     `chosen` is the trial shown beside the parent; None: the latest one measured, else the latest. A search with no
@@ -57,23 +57,23 @@ def write_report(store: Store, search: models.Search, path: Path, chosen: models
     return write_whole(path, page.encode())
 
 
-def _latest(trials: Sequence[models.Trial]) -> models.Trial | None:
+def _latest(trials: Sequence[models.TrialRow]) -> models.TrialRow | None:
     """The latest that was built; else of those timed, that another was built in place of; else of all."""
     built = [trial for trial in trials if trial.kl is not None]
     return next(reversed(built or [trial for trial in trials if _is_measured(trial)] or trials), None)
 
 
-def _is_measured(trial: models.Trial) -> bool:
+def _is_measured(trial: models.TrialRow) -> bool:
     return trial.latency_s is not None or trial.kl is not None
 
 
 def _sections(
-    store: Store, search: models.Search, trials: Sequence[models.Trial], chosen: models.Trial | None
+    store: Store, search: models.SearchRow, trials: Sequence[models.TrialRow], chosen: models.TrialRow | None
 ) -> dict[str, Any]:
     """The values that the template shows, by the names it uses."""
     options, budget = store.options(search.id), budget_of(search, chosen)
     child = Architecture.parse(chosen.architecture) if chosen else None
-    metric = search.request["score"]["metric"]
+    metric = request_of(search).metric
     distillations = distilled.distillations(options)
     panels = distilled.panels(distillations)
     agreed = agreement(search, trials)
@@ -93,7 +93,7 @@ def _sections(
         "heatmap": heatmap(options, metric, child),
         "metric": metric,
         "dependency": dependency_map(search.dependency, child),
-        "offers": offers(options, metric, _cost_asked(budget), Scenario(**search.scenario), child),
+        "offers": offers(options, metric, _cost_asked(budget), scenario_in(search), child),
         "cost_asked": _cost_asked(budget).name,
         "distilled": distilled.lines(distillations),
         "curves": inlined(curves_figure(panels), "training loss against tokens, by kind") if panels else None,
@@ -109,7 +109,7 @@ def _cost_asked(budget: Sequence[Limit]) -> Metric:
     return budget[0].row.summed if budget else LATENCY
 
 
-def _additive(found: Additivity | None) -> dict[str, Any]:
+def _additive(found: ScoreAdditivity | None) -> dict[str, Any]:
     """Sums of scores against what is real, drawn where there are enough to see a trend."""
     figure = None
     if found is not None and found.spearman is not None:
@@ -149,9 +149,9 @@ _STAGES = {
 """A description of each stage, and its unit: one, and several of them."""
 
 
-def _stage_lines(stages: Sequence[models.Stage]) -> tuple[StageLine, ...]:
+def _stage_lines(stages: Sequence[models.StageRow]) -> tuple[StageLine, ...]:
     """In the order the stages first ran."""
-    named: dict[str, list[models.Stage]] = {}
+    named: dict[str, list[models.StageRow]] = {}
     for stage in stages:
         named.setdefault(stage.name, []).append(stage)
     return tuple(

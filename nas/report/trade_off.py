@@ -47,10 +47,10 @@ class TradeOff:
 
 def trade_off(
     store: Store,
-    search: models.Search,
+    search: models.SearchRow,
     budget: Sequence[Limit],
-    trials: Sequence[models.Trial],
-    chosen: models.Trial | None,
+    trials: Sequence[models.TrialRow],
+    chosen: models.TrialRow | None,
 ) -> TradeOff:
     """The front for the first limit of `budget`, the others holding. Solves; seconds on a large search."""
     cost = budget[0].metric if budget else "latency"
@@ -70,8 +70,8 @@ def front_svg(
     cost: str,
     points: Sequence[Point],
     budget: Sequence[Limit] = (),
-    trials: Sequence[models.Trial] = (),
-    chosen: models.Trial | None = None,
+    trials: Sequence[models.TrialRow] = (),
+    chosen: models.TrialRow | None = None,
 ) -> Markup:
     """`points` of `front_of` as an <svg> element, with the trials on it and the chosen one by its number."""
     figure, shown = _figure(known, cost, budget, points, trials, chosen)
@@ -84,7 +84,7 @@ def write_front(
     points: Sequence[Point],
     path: Path,
     budget: Sequence[Limit] = (),
-    trials: Sequence[models.Trial] = (),
+    trials: Sequence[models.TrialRow] = (),
 ) -> Path:
     """The plot of `nas pareto`: `points` of `front_of`, to a .svg or .png file, whole or not at all.
 
@@ -102,12 +102,12 @@ def _figure(
     cost: str,
     budget: Sequence[Limit],
     points: Sequence[Point],
-    trials: Sequence[models.Trial],
-    chosen: models.Trial | None,
+    trials: Sequence[models.TrialRow],
+    chosen: models.TrialRow | None,
 ) -> tuple[Figure, int]:
     """The front under its title, and how many of the trials are on it: those by the metric of its scores."""
     metric = METRICS[cost]
-    shown = [trial for trial in trials if trial.details["metric"] == known.metric]
+    shown = [trial for trial in trials if trial.metric == known.metric]
     ceilings = [value for name, value in map(known.ceiling, budget) if name == metric.summed.column]
     whole = known.whole(cost)
     figure = front_figure(
@@ -126,7 +126,7 @@ def _title(known: Measured, cost: str, budget: Sequence[Limit]) -> str:
     return f"{known.search.name}: score against {cost}" + (f"\n{limits}" if limits else "")
 
 
-def _mark(trial: models.Trial, metric: Metric, parent_cost: float, chosen: models.Trial | None) -> Mark:
+def _mark(trial: models.TrialRow, metric: Metric, parent_cost: float, chosen: models.TrialRow | None) -> Mark:
     found = getattr(trial, metric.column)
     measured_cost = None if found is None else parent_cost * measured_share(trial, metric, found, parent_cost)
     is_chosen = chosen is not None and trial.id == chosen.id

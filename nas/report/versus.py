@@ -8,10 +8,10 @@ from nas.output_files import image_format, write_whole
 from nas.report.plots import file_bytes, strategies_figure
 
 if TYPE_CHECKING:
-    from nas.compare import Line
+    from nas.compare import StrategyResult
 
 
-def write_comparison(lines: Sequence["Line"], path: Path) -> Path:
+def write_comparison(lines: Sequence["StrategyResult"], path: Path) -> Path:
     """To a .svg or .png file, whole or not at all; strategies without an answer are left out.
 
     Raises UsageError for another ending, OSError where the file cannot be written.
@@ -21,7 +21,7 @@ def write_comparison(lines: Sequence["Line"], path: Path) -> Path:
         (
             line.strategy,
             line.trial.kl_whole,
-            line.trial.score if line.trial.details["metric"] == "kl" else None,
+            line.trial.score if line.trial.metric == "kl" else None,
             line.healed_kl,
         )
         for line in lines

@@ -1,5 +1,6 @@
 """Several answers to one budget, from the store alone: the best, then each the best of those unlike all before it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -69,7 +70,7 @@ def alternatives(
     count: int,
     apart: int,
     effort: Effort = USUAL,
-    total_s: float | None = None,
+    total_s: float = math.inf,
     tell: Callable[[Alternative], None] = lambda found: None,
 ) -> Alternatives:
     """Up to `count` architectures within the budget, `apart` subblocks from each other or more. Each becomes a trial,
@@ -82,7 +83,7 @@ def alternatives(
     subblocks = 2 * known.layers
     if not 1 <= apart <= subblocks:
         raise UsageError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
-    answers = pool(paired(known.problem(budget)), apart=apart, total_s=total_s, **effort.over(known.effort))
+    answers = pool(paired(known.problem(budget)), effort.over(known.settings), apart=apart, total_s=total_s)
     found: list[Alternative] = []
     ended: Ending = "exhausted"
     try:

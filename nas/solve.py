@@ -27,8 +27,10 @@ from nas.units import Limit, did_you_mean, format_quantity, parse_limit, parse_q
 from solvers.batch_sweep import sweep
 from solvers.errors import Infeasible
 from solvers.joint import paired, parted
+from solvers.memory import MEMORY_BYTES
 from solvers.mip import solve as solve_exactly
 from solvers.problem import Option, Problem, Solution
+from solvers.settings import Settings
 
 SCORES = ("kl", "lm_loss")
 """The scores that may be minimised; less is better."""
@@ -56,26 +58,16 @@ class Measured:
         return Architecture.parse(self.search.parent_architecture).layers
 
     @property
-    def gap(self) -> float:
-        """How far from the best an answer may be, as the search's job says."""
-        return float(self.search.request["solver"]["gap"])
-
-    @property
-    def time_limit_s(self) -> float:
-        """How long a solver may take, as the search's job says."""
-        return parse_seconds("solver.time_limit", self.search.request["solver"]["time_limit"])
-
-    @property
-    def memory_bytes(self) -> float | None:
-        """How much a solver may hold, as the search's job says; None where it was run before jobs said so."""
-        asked = self.search.request["solver"].get("memory")
-        return None if asked is None else parse_quantity("memory", asked)
-
-    @property
-    def effort(self) -> Effort:
-        """All that the search's job says of it."""
-        engine = self.search.request["solver"]["engine"]
-        return Effort(self.gap, self.time_limit_s, engine, memory_bytes=self.memory_bytes)
+    def settings(self) -> Settings:
+        """The solver's, as the search's job says. Jobs once said nothing of memory."""
+        asked = self.search.request["solver"]
+        memory = asked.get("memory")
+        return Settings(
+            gap=float(asked["gap"]),
+            time_limit_s=parse_seconds("solver.time_limit", asked["time_limit"]),
+            engine=asked["engine"],
+            memory_bytes=MEMORY_BYTES if memory is None else parse_quantity("memory", memory),
+        )
 
     @property
     def budget(self) -> tuple[Limit, ...]:
@@ -204,7 +196,7 @@ def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> S
     """The best architecture within the budget. Raises BudgetNotMetError."""
     problem = known.problem(budget)
     try:
-        found = solve_exactly(paired(problem), **effort.over(known.effort))
+        found = solve_exactly(paired(problem), effort.over(known.settings))
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
     return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
@@ -223,7 +215,7 @@ def solve_across(
     problems = {name: known.problem(budget) for name, known in by_name.items()}
     asked = {name: paired(problem) for name, problem in problems.items()}
     try:
-        name, found = sweep(asked, **effort.over(searches[0].effort))
+        name, found = sweep(asked, effort.over(searches[0].settings))
     except Infeasible as error:
         raise BudgetNotMetError(_none_of(searches, budget, effort, error)) from error
     options = parted(found.options, problems[name])

@@ -31,7 +31,7 @@ Tell = Callable[[float, float], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class IntegerProgram:
     """An integer program, least first: a cost a column, which is 0 or 1, and rows between `low` and `high`, their
     numbers one after the other, those of row i from `starts[i]` on."""
 
@@ -87,8 +87,8 @@ def let_it_greet() -> None:
         os.close(kept)
 
 
-def solve_rows(
-    rows: Rows, gap: float, limit_s: float, tell: Tell | None = None, memory_bytes: float | None = None
+def solve_program(
+    rows: IntegerProgram, gap: float, limit_s: float, tell: Tell | None = None, memory_bytes: float | None = None
 ) -> Found:
     """The least of an integer program to a relative gap, or what is found in the time and the memory.
 
@@ -140,7 +140,7 @@ class _Watch:
             answer.user_interrupt = True
 
 
-def _model(rows: Rows) -> highspy.HighsLp:
+def _model(rows: IntegerProgram) -> highspy.HighsLp:
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = len(rows.cost), len(rows.low)
     model.col_cost_ = rows.cost

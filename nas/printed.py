@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nas.runs import Matrix, Run
     from nas.show import LayerLine
     from nas.solve import Measured
-    from nas.solve_table import Answer
+    from nas.solve_table import TableAnswer
 
 
 class Terminal(Console):
@@ -195,7 +195,7 @@ def print_layers(layers: "Sequence[LayerLine]") -> None:
     _print_whole(table)
 
 
-def print_answer(answer: "Answer", as_json: bool) -> None:
+def print_answer(answer: "TableAnswer", as_json: bool) -> None:
     for note in answer.table.notes():
         typer.echo(printable(f"note: {note}"), err=True)
     if as_json:

@@ -32,7 +32,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TableAnswer:
     """The best choice in a table. With `maximise`, the solution's scores are the objective's, negated."""
 
     table: Imported
@@ -134,7 +134,7 @@ def solve_table(
     budget: Collection[str] = (),
     maximise: bool = False,
     effort: Effort = USUAL,
-) -> Answer:
+) -> TableAnswer:
     """The best choice in the table at `path`; what is None or empty is the table's own, or a default.
 
     Raises TableError for a mistake in the table or in what is asked of it, Infeasible where the limits cannot be met.
@@ -148,4 +148,4 @@ def solve_table(
     asked = effort.over(_OWN)
     solution = solve(problem, asked)
     hangs_on = sensitivity(problem, solution, replace(_EXPLAINED, memory_bytes=asked.memory_bytes))
-    return Answer(table, objective, maximise, tuple(limits), solution, hangs_on)
+    return TableAnswer(table, objective, maximise, tuple(limits), solution, hangs_on)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Choice, Parallel
-from blocklib.distil import Distilled, Progress, Training, distil
+from blocklib.distil import Distilled, Progress, Texts, Training, distil
 from blocklib.kind import Weights
 from blocklib.kinds import parameters
 from blocklib.library import Library
@@ -113,9 +113,9 @@ def _build(
     keys = {Choice.parse(text): key for text, key, _ in work}
     missing = {Choice.parse(text): t for text, key, t in work if not library.has(Choice.parse(text), key)}
     if missing:
-        texts = [tensor(ids, device) for ids in (calibration, distillation, heldout[:CHECKED])]
+        texts = Texts(*(tensor(ids, device) for ids in (calibration, distillation, heldout[:CHECKED])), batch=batch)
         at_work = distil(
-            unpack(packed, device), missing, *texts, batch=batch, least_squares=least_squares,
+            unpack(packed, device), missing, texts, least_squares=least_squares,
             doing=lambda words: report(doing=words), heard=rarely(report, 1.0),
         )  # fmt: skip
         for event in at_work:

@@ -107,7 +107,7 @@ def solve_program(
     if np.isfinite(limit_s):
         highs.setOptionValue("time_limit", max(limit_s, 0.0))
     highs.passModel(_model(rows))
-    watch = _Watch(tell, memory_bytes)
+    watch = _MipCallback(tell, memory_bytes)
     if tell is not None or memory_bytes is not None:
         highs.setCallback(watch, None)
         highs.startCallback(highspy.cb.HighsCallbackType.kCallbackMipInterrupt)
@@ -115,7 +115,7 @@ def solve_program(
     return _found(highs, watch.is_full)
 
 
-class _Watch:
+class _MipCallback:
     """HiGHS asks thousands of times a second whether to go on: what it says then is passed on where it is new, and it
     is told to stop where it has grown too large."""
 

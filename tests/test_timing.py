@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_costs import SCENARIO, config_of, own_block
 
-from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Subblock
+from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
 from blocklib.kinds import parent_architecture
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
@@ -149,7 +149,7 @@ def test_a_stack_counts_its_parts() -> None:
 
 ASKED = [
     Geometry("attention", Subblock("kv", "1")),
-    Geometry("attention", LINEAR),
+    Geometry("attention", Subblock("linear")),
     Geometry("ffn", Subblock("ffn", "12")),
     Geometry("ffn", Subblock("ffn", "48")),
 ]

@@ -287,7 +287,6 @@ class Stage(Base, kw_only=True):
     seconds: Mapped[float]
     work_done: Mapped[int]
     """Units really computed; 0 where everything was already known."""
-    detail: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
 
 
 class Failure(Base, kw_only=True):

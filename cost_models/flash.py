@@ -115,16 +115,6 @@ def dynamic_bytes(hierarchy: MemoryHierarchy, static: Static) -> float:
     return hierarchy.dram_bytes - static.weight_bytes - static.idle_bytes - static.cache_bytes
 
 
-def static_seconds(hierarchy: MemoryHierarchy, static: Static, read_cache_bytes: float) -> float:
-    """The seconds per token that reading the static parts takes.
-
-    `read_cache_bytes` are those of the KV cache a token reads: of the decode steps' mean, at half way between prompt
-    and full length. Raises ScenarioError as `streamed_bytes` does.
-    """
-    streamed = streamed_bytes(hierarchy, static)
-    return hierarchy.seconds(static.weight_bytes - streamed + read_cache_bytes, streamed)
-
-
 def slots(share_bytes: float, hooks: Sequence[Hook], dense_bytes: float = 0.0) -> tuple[int, ...]:
     """How many units of each hook DRAM has room for, where every linear gets as much of `share_bytes` as any other.
 
@@ -173,8 +163,7 @@ def block_seconds(
     `dense_bytes` every token reads: all of a dense FFN, a linear map, or a skip's nothing; of a sparse one what is no
     unit of a hook, such as its norm. The part that fits the share stays there; every token streams the rest.
     `sequences` are a sparse FFN's traffic, played with as many cached units as `slots(share_bytes, hooks, dense_bytes)`
-    gives. One over a sum of this and `static_seconds` is at most the mean of the sequences' rates; of sequences alike
-    it is their rate.
+    gives. One over a sum of these is at most the mean of the sequences' rates; of sequences alike it is that mean.
     """
     resident = min(dense_bytes, share_bytes)
     seconds = hierarchy.seconds(resident, dense_bytes - resident)

@@ -106,7 +106,9 @@ def compared(
         yield row
 
 
-def predicted_s(child: Architecture, parent: Parent, scenario: Scenario, measured: dict[Geometry, MeasuredGeometry]) -> float:
+def predicted_s(
+    child: Architecture, parent: Parent, scenario: Scenario, measured: dict[Geometry, MeasuredGeometry]
+) -> float:
     parts = [FIXED, *(part for choice in child.choices() for part in geometries(choice))]
     cost = sum((measured[part].cost for part in parts), architecture_cost(child, parent.shape, scenario))
     return cost.metrics(scenario)["latency_s"]

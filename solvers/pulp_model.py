@@ -38,7 +38,7 @@ def run(program: Program, settings: Settings = DEFAULT) -> Answer:
 
     Progress is what HiGHS says of its own; CBC says nothing. Ctrl-C ends either within a moment.
 
-    IntegerProgram hold on the numbers as given, and the bound allows for what the solver rounds. An answer that the solver finds
+    Rows hold on the numbers as given, and the bound allows for what the solver rounds. An answer that the solver finds
     right and we find wrong is excluded: that is exact, and unlike a tighter limit it leaves every right answer, and the
     bound, as they are. Raises RoundingError where that has no end. Where the numbers of a row are of sizes too
     different for the solver, its word that nothing is within is not taken: "timed out".

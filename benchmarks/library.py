@@ -45,7 +45,9 @@ def seconds(work: Callable[[], object]) -> float:
 def runs_of(parent: Parent, weights: dict[Choice, dict[str, Tensor]], tokens: int) -> list[_SubblockTraining]:
     """Every variant, fresh, ready to train."""
     return [
-        _SubblockTraining(choice, variant(parent.model, choice, {k: v.clone() for k, v in tensors.items()}), Training(tokens, 1e-3))
+        _SubblockTraining(
+            choice, variant(parent.model, choice, {k: v.clone() for k, v in tensors.items()}), Training(tokens, 1e-3)
+        )
         for choice, tensors in weights.items()
     ]
 

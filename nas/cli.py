@@ -251,9 +251,7 @@ def _dependency(asked: DependencyRequest) -> None:
         from nas import quiet  # noqa: F401
         from nas.dependency import dependency_of
 
-    found = dependency_of(
-        asked.parent, asked.texts, asked.tokens, asked.longest, asked.share, asked.window, talk
-    )
+    found = dependency_of(asked.parent, asked.texts, asked.tokens, asked.longest, asked.share, asked.window, talk)
     if asked.html is not None:
         from nas.report.dependency_page import write_dependency
 

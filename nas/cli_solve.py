@@ -331,9 +331,7 @@ def _compare(asked: CompareRequest) -> None:
 
     limits = _limits(asked.budget)
     known = load(asked.search, db=asked.db, progress=talk)
-    lines = known.compare(
-        limits, evaluations=asked.evaluations, seeds=asked.seeds, heal=asked.heal, time=asked.time
-    )
+    lines = known.compare(limits, evaluations=asked.evaluations, seeds=asked.seeds, heal=asked.heal, time=asked.time)
     if asked.plot is not None:
         from nas.report.versus import write_comparison
 

@@ -113,7 +113,9 @@ def _build(
     keys = {Choice.parse(text): key for text, key, _ in work}
     missing = {Choice.parse(text): t for text, key, t in work if not library.has(Choice.parse(text), key)}
     if missing:
-        texts = Texts(*(tensor(ids, device) for ids in (calibration, distillation, heldout[:CHECKED])), batch=batch)
+        texts = Texts(
+            tensor(calibration, device), tensor(distillation, device), tensor(heldout[:CHECKED], device), batch
+        )
         at_work = distil(
             unpack(packed, device), missing, texts, least_squares=least_squares,
             doing=lambda words: report(doing=words), heard=rarely(report, 1.0),

@@ -26,7 +26,9 @@ _SMALL = 30_000
 _SERVE = "from solvers.highs_process import serve; serve()"
 
 
-def solve_in_process(rows: IntegerProgram, gap: float, deadline: float, memory_bytes: float, tell: Tell | None = None) -> Found:
+def solve_in_process(
+    rows: IntegerProgram, gap: float, deadline: float, memory_bytes: float, tell: Tell | None = None
+) -> Found:
     """The least of an integer program to a relative gap, or what is found by the deadline (`time.monotonic`) and within
     the memory; Ctrl-C ends it within a moment.
 

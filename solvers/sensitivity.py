@@ -43,9 +43,7 @@ class Sensitivity:
     close_calls: tuple[CloseCall, ...]
 
 
-def sensitivity(
-    problem: Problem, solution: Solution, settings: Settings = BRIEF, close_calls: int = 5
-) -> Sensitivity:
+def sensitivity(problem: Problem, solution: Solution, settings: Settings = BRIEF, close_calls: int = 5) -> Sensitivity:
     """The sensitivity of `solution`, the best of `problem` to its gap.
 
     `close_calls` are looked for with each of twice as many options, those that raise the bound least; what is not found

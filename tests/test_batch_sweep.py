@@ -56,7 +56,9 @@ def test_a_batch_size_that_takes_too_long_costs_no_answer_of_another() -> None:
     assert (batch, found.score, found.status) == ("easy", mip.solve(easy).score, "feasible")
     assert found.bound < 1e-3
     with pytest.raises(TimeoutError, match=r"^late, later: in 1e-09 s no solution was found"):
-        sweep({"late": late, "none": replace(easy, minimums={"latency": 1e9}), "later": late}, Settings(time_limit_s=1e-9))
+        sweep(
+            {"late": late, "none": replace(easy, minimums={"latency": 1e9}), "later": late}, Settings(time_limit_s=1e-9)
+        )
     with pytest.raises(TimeoutError, match=r"^in 1e-09 s no solution was found"):
         sweep({"late": late}, Settings(time_limit_s=1e-9))
 

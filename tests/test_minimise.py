@@ -234,9 +234,7 @@ def test_what_labels_leave_open_a_mip_solver_settles(engine: Engine, monkeypatch
     program = program_of(library(layers=20, names=6, seed=7))
     answer = minimise.minimise(program, Settings(engine=engine))
     monkeypatch.undo()
-    assert program.weight(answer.chosen) == pytest.approx(
-        program.weight(minimise.minimise(program).chosen), rel=2e-6
-    )
+    assert program.weight(answer.chosen) == pytest.approx(program.weight(minimise.minimise(program).chosen), rel=2e-6)
     assert answer.bound == pytest.approx(program.weight(answer.chosen), rel=2e-6)
 
 

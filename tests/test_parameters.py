@@ -40,7 +40,9 @@ def is_command(module: str, function: Function) -> bool:
 
 
 def test_no_function_but_a_command_takes_more_than_six_parameters() -> None:
-    long = {f"{module}.{one.name}": len(parameters(one)) for module, one in long_signatures() if not is_command(module, one)}
+    long = {
+        f"{module}.{one.name}": len(parameters(one)) for module, one in long_signatures() if not is_command(module, one)
+    }
     assert long == {}
 
 

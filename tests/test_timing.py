@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_costs import SCENARIO, config_of, own_block
 
-from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
+from blocklib.block import SKIP, Architecture, Block, Subblock
 from blocklib.kinds import parent_architecture
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape

@@ -18,7 +18,7 @@ import torch
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Choice, Subblock
-from blocklib.distil import Distilled, Progress, Training, distil
+from blocklib.distil import Distilled, Progress, Texts, Training, distil
 from blocklib.fit import build
 from blocklib.kind import Weights
 from blocklib.kinds import choice_touched, control, kind_of, parent_block
@@ -61,7 +61,7 @@ def perplexities(job: Job, option: Subblock, tokens: int, own_loss: float) -> tu
     training: Training = replace(job.training(choices[0]), tokens=tokens)
     trained: dict[Choice, Weights] = {}
     for event in distil(
-        parent, dict.fromkeys(choices, training), calibration, distillation, score[:16], batch=settings.batch
+        parent, dict.fromkeys(choices, training), Texts(calibration, distillation, score[:16], settings.batch)
     ):
         if isinstance(event, Distilled):
             trained[event.choice] = event.weights

@@ -19,8 +19,8 @@ from statistics import fmean
 from blocklib.block import Architecture, Block, Subblock
 from blocklib.kinds import parent_block
 from blocklib.parent import Parent, load_parent
-from cost_models import price
-from cost_models.geometry import Geometry, geometries
+from cost_models.analytic import architecture_cost
+from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import describe
 from cost_models.measured import Additivity, MeasuredGeometry, measure
 from cost_models.scenario import Scenario
@@ -106,8 +106,11 @@ def compared(
         yield row
 
 
-def predicted_s(child: Architecture, parent: Parent, scenario: Scenario, measured: price.Measured) -> float:
-    cost = price.architecture_cost(child, parent.shape, scenario, measured)
+def predicted_s(
+    child: Architecture, parent: Parent, scenario: Scenario, measured: dict[Geometry, MeasuredGeometry]
+) -> float:
+    parts = [FIXED, *(part for choice in child.choices() for part in geometries(choice))]
+    cost = sum((measured[part].cost for part in parts), architecture_cost(child, parent.shape, scenario))
     return cost.metrics(scenario)["latency_s"]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from blocklib.assemble import assemble
 from blocklib.block import Choice
-from blocklib.distil import Training, _batches, _Run, _targets, _train, normalised_error
+from blocklib.distil import Training, _batches, _SubblockTraining, _targets, _train, normalised_error
 from blocklib.fit import build
 from blocklib.parent import Parent, load_parent
 from blocklib.stream import delta, variant
@@ -42,16 +42,18 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def runs_of(parent: Parent, weights: dict[Choice, dict[str, Tensor]], tokens: int) -> list[_Run]:
+def runs_of(parent: Parent, weights: dict[Choice, dict[str, Tensor]], tokens: int) -> list[_SubblockTraining]:
     """Every variant, fresh, ready to train."""
     return [
-        _Run(choice, variant(parent.model, choice, {k: v.clone() for k, v in tensors.items()}), Training(tokens, 1e-3))
+        _SubblockTraining(
+            choice, variant(parent.model, choice, {k: v.clone() for k, v in tensors.items()}), Training(tokens, 1e-3)
+        )
         for choice, tensors in weights.items()
     ]
 
 
 def shared(parent: Parent, weights: dict[Choice, dict[str, Tensor]], ids_BT: Tensor, batch: int) -> None:
-    for _ in _train(parent.model, runs_of(parent, weights, ids_BT.numel()), ids_BT, batch):
+    for _ in _train(parent.model, runs_of(parent, weights, ids_BT.numel()), ids_BT, batch, lambda done, total: None):
         pass
 
 

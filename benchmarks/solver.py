@@ -29,6 +29,7 @@ from solvers.highs import let_it_greet
 from solvers.pareto import front
 from solvers.pool import pool
 from solvers.problem import Option, Problem
+from solvers.settings import Settings
 
 Numbers = NDArray[np.float64]
 KINDS = ("additive", "correlated", "independent")
@@ -103,7 +104,7 @@ def cpu_s() -> float:
 
 def ours(problem: Problem, gap: float, limit_s: float) -> tuple[float | None, float | None]:
     try:
-        found = mip.solve(problem, gap=gap, time_limit_s=limit_s)
+        found = mip.solve(problem, Settings(gap, limit_s))
     except TimeoutError:
         return None, None
     return found.score, found.gap
@@ -204,9 +205,9 @@ def sweeps(seeds: int, limit_s: float, apart: int) -> str:
         for seed in range(seeds):
             problem = instance(kind, 80, 54, 3, seed)
             before = cpu_s()
-            points = front(problem, "c0", 50, gap=1e-4, time_limit_s=limit_s)
+            points = front(problem, "c0", 50, Settings(1e-4, limit_s))
             between = cpu_s()
-            diverse = list(islice(pool(problem, apart=apart, gap=1e-4, time_limit_s=limit_s), 10))
+            diverse = list(islice(pool(problem, Settings(1e-4, limit_s), apart=apart), 10))
             took.append((between - before, cpu_s() - between))
             gaps.append((max(one.gap for one in points), max(one.gap for one in diverse)))
             print(kind, seed, took[-1], gaps[-1], flush=True)
@@ -227,7 +228,7 @@ def first_answers(sizes: Sequence[str], seeds: int) -> str:
             for seed in range(seeds):
                 problem = instance(kind, layers, options, costs, seed)
                 before = cpu_s()
-                assert mip.solve(problem, gap=0.01).gap <= 0.01
+                assert mip.solve(problem, Settings(gap=0.01)).gap <= 0.01
                 took.append(cpu_s() - before)
             lines.append(f"| {size} | {kind} | {max(took):.2f} |")
     return "\n".join(lines)

@@ -85,7 +85,6 @@ class Subblock:
 
 
 SKIP = Subblock("skip")
-LINEAR = Subblock("linear")
 
 
 @dataclass(frozen=True)

@@ -84,35 +84,42 @@ class Distilled:
     usage: Usage | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Token ids, [sequences, tokens], of which `batch` sequences run at a time: `calibration_BT` for the first weights,
+    `distillation_BT` to train on, passed over as often as a training's tokens ask, and `heldout_BT` for the losses."""
+
+    calibration_BT: Tensor
+    distillation_BT: Tensor
+    heldout_BT: Tensor
+    batch: int
+
+
 def distil(
     parent: Parent,
     trainings: Mapping[Choice, Training],
-    calibration_BT: Tensor,
-    distillation_BT: Tensor,
-    heldout_BT: Tensor,
+    texts: Texts,
     *,
-    batch: int,
     least_squares: bool = True,
     doing: Callable[[str], None] = lambda words: None,
     heard: Callable[[float, float], None] = lambda done, total: None,
 ) -> Iterator[Progress | Distilled]:
     """Build and train every choice; progress as it goes, then each finished subblock.
 
-    Token ids are [sequences, tokens]; `batch` sequences run at a time. The distillation text is passed over as often as
-    a training's tokens ask. `heard` is told within a batch, too, how many tokens are done, of how many, and `doing` in
-    words what is done before and after: each takes minutes where a parent is large. Deterministic for the same
-    arguments. Raises NotFiniteError where a loss is NaN or infinite.
+    `heard` is told within a batch, too, how many tokens are done, of how many, and `doing` in words what is done before
+    and after: each takes minutes where a parent is large. Deterministic for the same arguments. Raises NotFiniteError
+    where a loss is NaN or infinite.
     """
     started = time.monotonic()
-    model = parent.model
-    runs: list[_Run] = []
+    model, batch, heldout_BT = parent.model, texts.batch, texts.heldout_BT
+    runs: list[_SubblockTraining] = []
     firsts: list[tuple[Choice, Variant]] = []
     untrained: dict[Choice, dict[str, Tensor]] = {}
     doing(f"first weights of {len(trainings)} subblocks")
-    for unit in build(parent, list(trainings), calibration_BT, batch, least_squares):
+    for unit in build(parent, list(trainings), texts.calibration_BT, batch, least_squares):
         doing(f"first weights of {len(runs) + 1} of {len(trainings)} subblocks")
         layer = variant(model, unit.choice, _copied(unit.fitted))
-        runs.append(_Run(unit.choice, layer, trainings[unit.choice]))
+        runs.append(_SubblockTraining(unit.choice, layer, trainings[unit.choice]))
         untrained[unit.choice] = unit.fitted
         firsts.append((unit.choice, variant(model, unit.choice, unit.first)))
     doing("losses of first weights")
@@ -122,7 +129,7 @@ def distil(
     fitted_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
 
     doing("first batch")
-    yield from _train(model, runs, distillation_BT, batch, heard)
+    yield from _train(model, runs, texts.distillation_BT, batch, heard)
 
     doing("losses after training")
     trained_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
@@ -151,7 +158,7 @@ def normalised_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass
-class _Run:
+class _SubblockTraining:
     """One subblock in training."""
 
     choice: Choice
@@ -191,7 +198,7 @@ class _Run:
 
 def _train(
     model: PuzzleNasForCausalLM,
-    runs: Sequence[_Run],
+    runs: Sequence[_SubblockTraining],
     distillation_BT: Tensor,
     batch: int,
     heard: Callable[[float, float], None],
@@ -299,7 +306,7 @@ def _normed(layer: nn.Module, entering_BTD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _usage(model: PuzzleNasForCausalLM, run: "_Run", heldout_BT: Tensor, batch: int) -> Usage | None:
+def _usage(model: PuzzleNasForCausalLM, run: "_SubblockTraining", heldout_BT: Tensor, batch: int) -> Usage | None:
     layer = run.layer
     count: Callable[[Tensor], Tensor] | None = getattr(layer.mlp, "usage", None)
     if count is None:

@@ -5,16 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from blocklib.attention import linear as linear_attention
 from blocklib.attention.gqa import GroupedQuery
+from blocklib.attention.linear import LinearAttentionKind
 from blocklib.attention.window import Window
 from blocklib.block import Architecture, Block, Choice, Role, Subblock
 from blocklib.errors import SubblockError
-from blocklib.ffn import linear as linear_ffn
 from blocklib.ffn.dense import Dense
 from blocklib.ffn.dip import DynamicInputPruning
 from blocklib.ffn.fff import Fast
 from blocklib.ffn.fuse import Fuse
+from blocklib.ffn.linear import LinearFFNKind
 from blocklib.ffn.moe import Experts
 from blocklib.ffn.pkm import ProductKeys
 from blocklib.ffn.topk import TopK
@@ -26,12 +26,12 @@ from blocklib.skip import Skip
 ATTENTION: dict[str, Kind] = {
     "kv": GroupedQuery(),
     "window": Window(),
-    "linear": linear_attention.Linear(),
+    "linear": LinearAttentionKind(),
     "skip": Skip("attention"),
 }
 FFN: dict[str, Kind] = {
     "ffn": Dense(),
-    "linear": linear_ffn.Linear(),
+    "linear": LinearFFNKind(),
     "skip": Skip("mlp"),
     "dip": DynamicInputPruning(by_threshold=False),
     "dip_threshold": DynamicInputPruning(by_threshold=True),

@@ -21,7 +21,3 @@ class TimingError(CostModelError, ValueError):
 
 class NoMeterError(CostModelError, ValueError):
     """This machine has no energy meter for a device, or does not let this process read it."""
-
-
-class NotMeasuredError(CostModelError, LookupError):
-    """Nobody measured the time that was asked for."""

@@ -115,26 +115,6 @@ def dynamic_bytes(hierarchy: MemoryHierarchy, static: Static) -> float:
     return hierarchy.dram_bytes - static.weight_bytes - static.idle_bytes - static.cache_bytes
 
 
-def static_seconds(hierarchy: MemoryHierarchy, static: Static, read_cache_bytes: float) -> float:
-    """The seconds per token that reading the static parts takes.
-
-    `read_cache_bytes` are those of the KV cache a token reads: of the decode steps' mean, at half way between prompt
-    and full length. Raises ScenarioError as `streamed_bytes` does.
-    """
-    streamed = streamed_bytes(hierarchy, static)
-    return hierarchy.seconds(static.weight_bytes - streamed + read_cache_bytes, streamed)
-
-
-def prompt_seconds(hierarchy: MemoryHierarchy, static: Static, prompt_cache_bytes: float, sparse_bytes: float) -> float:
-    """Seconds to read the weights once, for all tokens of the prompt: those of sparse FFNs all come from Flash.
-
-    `sparse_bytes` are all of those FFNs' weights: nothing of them is cached at first, and many tokens need nearly all.
-    Raises ScenarioError as `streamed_bytes` does.
-    """
-    streamed = streamed_bytes(hierarchy, static)
-    return hierarchy.seconds(static.weight_bytes - streamed + prompt_cache_bytes, streamed + sparse_bytes)
-
-
 def slots(share_bytes: float, hooks: Sequence[Hook], dense_bytes: float = 0.0) -> tuple[int, ...]:
     """How many units of each hook DRAM has room for, where every linear gets as much of `share_bytes` as any other.
 
@@ -164,25 +144,6 @@ def _linear_seconds(hierarchy: MemoryHierarchy, traffic: Traffic) -> NDArray[np.
     return np.array([hierarchy.seconds(hits * size, misses * size) for hits, misses in pairs])
 
 
-def tokens_per_second(
-    hierarchy: MemoryHierarchy, seconds_per_token: float, sequences: Sequence[Sequence[Traffic]]
-) -> float:
-    """Mean over the sequences of the rate each is generated at.
-
-    `seconds_per_token` are those any token takes: `static_seconds`, and `block_seconds` of what is dense.
-    """
-    return float(np.mean([1 / (seconds_per_token + dynamic_seconds(hierarchy, each).mean()) for each in sequences]))
-
-
-def hit_rate(sequences: Sequence[Sequence[Traffic]]) -> float:
-    """The share of all used bytes of units that stood in DRAM."""
-    traffics = [traffic for sequence in sequences for traffic in sequence]
-    per_unit = [traffic.hook.unit_bytes * traffic.hook.linears for traffic in traffics]
-    hits = sum(size * int(each.hits_T.sum()) for size, each in zip(per_unit, traffics, strict=True))
-    misses = sum(size * int(each.misses_T.sum()) for size, each in zip(per_unit, traffics, strict=True))
-    return hits / (hits + misses)
-
-
 def ffn_share_bytes(hierarchy: MemoryHierarchy, parent: Static, ffns: int) -> float:
     """DRAM that each of the parent's FFNs has for itself; one that stands for several has as many shares.
 
@@ -202,8 +163,7 @@ def block_seconds(
     `dense_bytes` every token reads: all of a dense FFN, a linear map, or a skip's nothing; of a sparse one what is no
     unit of a hook, such as its norm. The part that fits the share stays there; every token streams the rest.
     `sequences` are a sparse FFN's traffic, played with as many cached units as `slots(share_bytes, hooks, dense_bytes)`
-    gives. Sums of this and `static_seconds` are at least 1 / `tokens_per_second`, a mean of rates; of sequences alike
-    they are it.
+    gives. One over a sum of these is at most the mean of the sequences' rates; of sequences alike it is that mean.
     """
     resident = min(dense_bytes, share_bytes)
     seconds = hierarchy.seconds(resident, dense_bytes - resident)

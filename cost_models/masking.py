@@ -55,25 +55,11 @@ def chosen(sizes_N: Tensor, selection: Selection, cached_N: NDArray[np.bool_]) -
 
 @dataclass(frozen=True, eq=False)
 class Played:
-    """One sequence: what each token kept, bool [T, N], how many of it were cached before, [T], and how many were not.
-
-    `kept_energy_T` is the share of the sum of squared activations that each token kept; 1 where all are 0.
-    """
+    """One sequence: what each token kept, bool [T, N]; how much of it was cached before, [T], and how much was not."""
 
     masks_TN: NDArray[np.bool_]
     hits_T: NDArray[np.int64]
     misses_T: NDArray[np.int64]
-    kept_energy_T: NDArray[np.float64]
-
-    @property
-    def hit_rate(self) -> float:
-        """The share of all used units that was cached."""
-        return float(self.hits_T.sum() / self.masks_TN.sum())
-
-    @property
-    def kept_energy(self) -> float:
-        """Mean over the tokens."""
-        return float(self.kept_energy_T.mean())
 
 
 def play(values_TN: Tensor, selection: Selection, policy: str, capacity: int, seed: int = 0) -> Played:
@@ -94,11 +80,7 @@ def play(values_TN: Tensor, selection: Selection, policy: str, capacity: int, se
         hits_T = replay(masks_TN, Belady(masks_TN, capacity, seed))
     else:
         masks_TN, hits_T = _play_in_turn(sizes_TN, selection, empty_cache(policy, units, capacity, seed))
-    energy_TN = sizes_TN.double().square().numpy()
-    total_T = energy_TN.sum(1)
-    kept_T = np.where(masks_TN, energy_TN, 0.0).sum(1)
-    share_T = np.divide(kept_T, total_T, out=np.ones_like(total_T), where=total_T > 0)
-    return Played(masks_TN, hits_T, masks_TN.sum(1) - hits_T, share_T)
+    return Played(masks_TN, hits_T, masks_TN.sum(1) - hits_T)
 
 
 def replay(masks_TN: NDArray[np.bool_], cache: UnitCache) -> NDArray[np.int64]:

@@ -34,7 +34,7 @@ from cost_models.metrics import error_of
 from cost_models.quality import ANY, Quality
 from cost_models.scenario import Scenario
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
-from cost_models.timing import Comparison, Paired, Rounds, time_models
+from cost_models.timing import ROUNDS, Comparison, Paired, Rounds, time_models
 
 _LEAST_SPREAD = 0.005
 """A few rounds may agree by chance; no ratio is taken to be surer than this."""
@@ -54,7 +54,7 @@ Timer = Callable[..., Comparison]
 
 
 @dataclass(frozen=True)
-class Progress:
+class TimedStack:
     """`done` of `total` stacks are timed; `what` is the latest, and `spread` the standard error of its ratio.
 
     `again` says why it was timed again, where it was.
@@ -128,18 +128,15 @@ def measure(
     config: PuzzleNasConfig,
     geometries: Iterable[Geometry],
     scenario: Scenario,
-    rounds: Rounds | None = None,
-    decode: bool | None = None,
-    memory_bytes: int | None = None,
+    rounds: Rounds = ROUNDS,
     quality: Quality = ANY,
     timer: Timer = time_models,
-) -> Iterator[Progress | MeasuredGeometry | Additivity]:
+) -> Iterator[TimedStack | MeasuredGeometry | Additivity]:
     """Measure the fixed part, the parent's own subblocks, and `geometries`: the own are yielded as soon as they are
     known, the others at the end.
 
     `config` is the parent's (`parent.model.config`). To resume, ask for what is missing: the fixed part and the own
-    subblocks always come along, since all else is measured against them. `decode` says whether to time decode steps;
-    None: where the scenario generates more than one token. `memory_bytes` is what may be used; None: what is free.
+    subblocks always come along, since all else is measured against them.
 
     A time worse than `quality` allows, or suspicious (`suspicions`), is measured again as long as there is
     patience, and yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, TimingError as
@@ -147,7 +144,7 @@ def measure(
     """
     shape = own_shape(config)
     own = parent_block(shape)
-    room = _room(scenario, memory_bytes)
+    room = _room(scenario)
     own_parts = {
         FIXED: Stack(EMPTY, shape.layers),
         Geometry("attention", own.attention): stack_of(Block(own.attention, SKIP), shape, scenario, room),
@@ -159,7 +156,7 @@ def measure(
         if wanted not in own_parts and wanted.subblock != SKIP
     }
     first = [Stack(EMPTY, 0), *own_parts.values()]
-    bench = _Bench(config, stack_of(own, shape, scenario, room), scenario, rounds, decode, quality, timer)
+    bench = _Bench(config, stack_of(own, shape, scenario, room), scenario, rounds, quality, timer)
     total = len(first) + len(further)
     for done, stack in enumerate(first, 1):
         bench.time(stack)
@@ -219,14 +216,13 @@ class _Bench:
         config: PuzzleNasConfig,
         control: Stack,
         scenario: Scenario,
-        rounds: Rounds | None,
-        decode: bool | None,
+        rounds: Rounds,
         quality: Quality,
         timer: Timer,
     ):
         self._config, self._control, self._scenario, self._quality = config, control, scenario, quality
         self._control_model = random_model(config, control.architecture, scenario)
-        self._timer, self._asked = timer, (scenario, rounds, decode)
+        self._timer, self._rounds = timer, rounds
         self._layers = own_shape(config).layers
         self._comparisons: dict[Stack, Comparison] = {}
         self._takes: Counter[Stack] = Counter()
@@ -235,14 +231,14 @@ class _Bench:
     def time(self, stack: Stack) -> None:
         """Once, or once more."""
         model = random_model(self._config, stack.architecture, self._scenario)
-        found = self._timer(self._control_model, model, *self._asked)
+        found = self._timer(self._control_model, model, self._scenario, self._rounds)
         earlier = self._comparisons.get(stack)
         self._comparisons[stack] = found if earlier is None else self._quality.of_both(earlier, found)
         self._takes[stack] += 1
 
-    def progress(self, done: int, total: int, stack: Stack, again: str = "") -> Progress:
+    def progress(self, done: int, total: int, stack: Stack, again: str = "") -> TimedStack:
         comparison = self._comparisons[stack]
-        return Progress(done, total, str(stack), comparison.rounds, comparison.spread, again)
+        return TimedStack(done, total, str(stack), comparison.rounds, comparison.spread, again)
 
     def again(self, doubts: Callable[[], Mapping[Stack, str]]) -> Iterator[tuple[Stack, str]]:
         """Time what is in doubt again, until nothing is, or there is no patience left."""
@@ -284,7 +280,7 @@ class _Bench:
             for known, stack in own.items()
         }
 
-    def time_of(self, wanted: Geometry, stack: Stack, parts: Mapping[str, "_Part"]) -> MeasuredGeometry:
+    def time_of(self, wanted: Geometry, stack: Stack, parts: Mapping[str, "_FieldParts"]) -> MeasuredGeometry:
         """The time of a further geometry, from its stack and the first stacks."""
         paired = self._comparisons[stack].parts
         amounts = {
@@ -292,7 +288,7 @@ class _Bench:
         }
         return self._measured(wanted, stack, parts, amounts)
 
-    def parts(self, first: Sequence[Stack]) -> dict[str, "_Part"]:
+    def parts(self, first: Sequence[Stack]) -> dict[str, "_FieldParts"]:
         return _parts(self._control, {stack: self._comparisons[stack] for stack in first})
 
     @property
@@ -300,7 +296,7 @@ class _Bench:
         return next(iter(self._comparisons.values())).decode is not None
 
     def _measured(
-        self, geometry: Geometry, stack: Stack, parts: Mapping[str, "_Part"], amounts: Mapping[str, float]
+        self, geometry: Geometry, stack: Stack, parts: Mapping[str, "_FieldParts"], amounts: Mapping[str, float]
     ) -> MeasuredGeometry:
         comparison = self._comparisons[stack]
         # The layers of a stack share the error of its time; the fixed part is the whole of its own stack.
@@ -321,18 +317,18 @@ class _Bench:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _FieldParts:
     """One measured field of a cost: the stacks it was measured of, the first being the control, and how much of it the
     control took."""
 
     control: float
     wholes: tuple[Whole, ...]
 
-    def with_(self, stack: Stack, paired: Paired) -> "_Part":
+    def with_(self, stack: Stack, paired: Paired) -> "_FieldParts":
         """This with one stack more. Its amount is of the moment the control was taken at, so a drift since then
         cancels."""
         measured = Whole(stack.counts, paired.ratio * self.control, _least(paired.spread))
-        return _Part(self.control, (*self.wholes, measured))
+        return _FieldParts(self.control, (*self.wholes, measured))
 
     def amount_of(self, geometry: Geometry, layers: int) -> float:
         """`layers` of the parent, all of whose empty layers count as the fixed part."""
@@ -345,7 +341,7 @@ class _Part:
         return Residual(residuals[0], max(residuals, key=abs))
 
 
-def _parts(control: Stack, comparisons: Mapping[Stack, Comparison]) -> dict[str, _Part]:
+def _parts(control: Stack, comparisons: Mapping[Stack, Comparison]) -> dict[str, _FieldParts]:
     """The result of the first stacks, for each field that was measured."""
     parts = {}
     for name in next(iter(comparisons.values())).parts:
@@ -353,7 +349,7 @@ def _parts(control: Stack, comparisons: Mapping[Stack, Comparison]) -> dict[str,
         amount = median(chain.from_iterable(paired.control_samples for paired in pairs))
         # All ratios are relative to the control, so it has no spread of its own. The parts meet its time all but
         # exactly: what the parent is predicted to take is what it took.
-        part = _Part(amount, (Whole(control.counts, amount, spread=0.0),))
+        part = _FieldParts(amount, (Whole(control.counts, amount, spread=0.0),))
         for stack, paired in zip(comparisons, pairs, strict=True):
             part = part.with_(stack, paired)
         parts[name] = part
@@ -371,7 +367,6 @@ def _in_place(wanted: Geometry, own: Block) -> Block:
     return Block(own.attention, wanted.subblock)
 
 
-def _room(scenario: Scenario, memory_bytes: int | None) -> Room:
+def _room(scenario: Scenario) -> Room:
     device = torch.device(scenario.device)
-    usable_bytes = available_bytes(device) if memory_bytes is None else memory_bytes
-    return Room(int(_SHARE_OF_MEMORY * usable_bytes), last_level_cache_bytes(device))
+    return Room(int(_SHARE_OF_MEMORY * available_bytes(device)), last_level_cache_bytes(device))

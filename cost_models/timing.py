@@ -51,6 +51,9 @@ class Rounds:
         return done >= self.least and (spread < self.tolerance or done >= self.most or spent_s >= self.seconds)
 
 
+ROUNDS = Rounds()
+
+
 @dataclass(frozen=True)
 class Paired:
     """One thing measured in both models, one sample of each per round, in the unit of what is measured."""
@@ -220,24 +223,21 @@ def time_models(
     control: PreTrainedModel,
     other: PreTrainedModel,
     scenario: Scenario,
-    rounds: Rounds | None = None,
-    decode: bool | None = None,
+    rounds: Rounds = ROUNDS,
     heard: Callable[[int, float], None] = lambda rounds, seconds: None,
     meter: Meter | None = None,
 ) -> Comparison:
     """Time `other` against `control`, both already of the scenario's device and dtype.
 
-    `decode` says whether to time decode steps; None: where the scenario generates more than one token. They are timed
-    on a cache of the prompt and half the generated tokens, the mean over an answer. `heard` is told after each round
-    how many there were, and the seconds they took. `meter` is read around each sample, where one is given. Raises
-    ValueError where a model is not on the device or not of the dtype, TimingError where logits are not finite, the
-    clock gives no time or the meter no joules.
+    Decode steps are timed where the scenario generates more than one token, on a cache of the prompt and half the
+    generated tokens, the mean over an answer. `heard` is told after each round how many there were, and the seconds
+    they took. `meter` is read around each sample, where one is given. Raises ValueError where a model is not on the
+    device or not of the dtype, TimingError where logits are not finite, the clock gives no time or the meter no joules.
     """
-    rounds = rounds or Rounds()
     with cpu_threads(scenario), kept_memory(), torch.inference_mode():
         pair = Subject(control, scenario), Subject(other, scenario)
         phases = {"prefill": _Phase([subject.prefill for subject in pair], meter)}
-        if decode or (decode is None and scenario.generated_tokens > 1):
+        if scenario.generated_tokens > 1:
             phases["decode"] = _Phase([subject.decode for subject in pair], meter)
         started, watch = perf_counter(), Watch(scenario)
         for done in count(1):

@@ -333,7 +333,6 @@ class StageRow(Base, kw_only=True):
     seconds: Mapped[float]
     work_done: Mapped[int]
     """Units really computed; 0 where everything was already known."""
-    detail: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
 
 
 class FailureRow(Base, kw_only=True):

@@ -4,39 +4,31 @@ Heavy imports happen inside the commands that need them, the database's among th
 they end, in mistakes as well, is `endings.py`'s.
 """
 
-import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from nas.arguments import AsJson, Db, SearchName, TrialNumber, open_store
 from nas.cli_cluster import logs, status, stop, submit
 from nas.cli_solve import compare, pareto, pool, solve
+from nas.cli_trials import trials
 from nas.endings import Commands, end_on_signals
-from nas.errors import UsageError
 from nas.output_files import check_output
 from nas.printed import (
     answered,
     console,
-    plain,
-    print_deleted,
     print_dependency,
     print_json,
     print_layers,
     print_outcome,
     print_trial,
-    print_trials,
     talk_beside,
 )
 from nas.progress import loading
 from nas.runs import LONGEST, LOW_SHARE, WINDOW, Joining
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from db import models
 
 app = typer.Typer(
     name="nas",
@@ -113,82 +105,7 @@ app.command()(solve)
 app.command()(pareto)
 app.command()(pool)
 app.command()(compare)
-
-
-@app.command()
-def trials(
-    search: Annotated[str | None, typer.Argument(help="Only this search's trials.")] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            help='A condition on columns, like "decode_s < 0.004 and kl < 0.3"; --json shows all of them. In seconds '
-            "(_s), joules (_j), bytes, nats a token (kl, lm_loss), shares (latency_ratio 0.6)."
-        ),
-    ] = None,
-    sort: Annotated[str | None, typer.Option(help="Column to sort by; trials without a value come last.")] = None,
-    descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
-    ids: Annotated[str | None, typer.Option(help="Only trials with these numbers, like 3,5,8-12.")] = None,
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Delete the trials that would be listed; see above.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
-    db: Db = None,
-    as_json: AsJson = False,
-) -> None:
-    """Query the trials, or delete them.
-
-    --delete needs a search, --where or --ids. It shows the trials and asks first. A child in the database's own home
-    is deleted with its last trial. Exported folders and all measurements of blocks stay, so the search can be solved
-    again.
-
-    Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
-    """
-    if delete and search is None and where is None and ids is None:
-        raise UsageError("--delete: say which trials: name a search, or give --where or --ids")
-    if yes and not delete:
-        raise UsageError("--yes goes with --delete")
-    with open_store(db, "write" if delete else "read") as store:
-        search_id = None if search is None else store.find_search(search).id
-        found = store.trials(search_id, where, sort, descending, None if ids else limit)
-        if ids is not None:
-            from nas.forget import Numbers
-
-            found = Numbers.parse(ids).pick(found)[:limit]
-        searches = {known.id: known for known in store.searches()}
-        names = {known.id: known.name for known in searches.values()}
-        is_asked = search is not None or where is not None or ids is not None
-        none = f"no trials {'match' if is_asked else 'yet'} in {store.place}"
-        if delete:
-            from nas.forget import delete_trials
-
-            print_trials(found, names, none, talk_beside(as_json))
-            if found and not _may_delete(found, searches, yes):
-                raise typer.Exit(1)
-            print_deleted(delete_trials(store, found, searches), as_json)
-            return
-    if as_json:
-        print_json([plain(trial) for trial in found])
-        return
-    print_trials(found, names, none)
-
-
-def _may_delete(found: "Sequence[models.TrialRow]", searches: "Mapping[str, models.SearchRow]", yes: bool) -> bool:
-    """Whether the user confirms. Raises UsageError if there is no terminal to ask on."""
-    for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
-        if search.status == "running":
-            typer.echo(
-                f"search {search.name} ({search.id}) is running, or was killed; a running one fails without its trial",
-                err=True,
-            )
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise UsageError("--delete: there is no terminal to ask on; give --yes to delete them")
-    if typer.confirm(f"delete {'these' if len(found) > 1 else 'this'}?", err=True):
-        return True
-    typer.echo("nothing was deleted", err=True)
-    return False
+app.command()(trials)
 
 
 @app.command()
@@ -287,6 +204,20 @@ def report(
     console.print(f"report: {written}", soft_wrap=True)
 
 
+@dataclass(frozen=True)
+class DependencyRequest:
+    """The arguments of `nas dependency`."""
+
+    parent: str
+    texts: tuple[str, ...]
+    tokens: int
+    longest: int
+    share: float
+    window: int
+    html: Path | None
+    as_json: bool
+
+
 @app.command()
 def dependency(
     parent: Annotated[str, typer.Argument(help="embedded, the folder of a checkpoint, or a hub id.")],
@@ -309,19 +240,24 @@ def dependency(
 
     Example: nas dependency embedded --html dependency.html
     """
-    talk = talk_beside(as_json)
-    if html is not None:
-        check_output(html)
-    with loading(talk, f"block dependency of {parent}"):
+    _dependency(DependencyRequest(parent, tuple(data or ()), tokens, longest, share, window, html, as_json))
+
+
+def _dependency(asked: DependencyRequest) -> None:
+    talk = talk_beside(asked.as_json)
+    if asked.html is not None:
+        check_output(asked.html)
+    with loading(talk, f"block dependency of {asked.parent}"):
         from nas import quiet  # noqa: F401
         from nas.dependency import dependency_of
 
-    found = dependency_of(parent, data or (), tokens, Joining(longest, share, window), talk)
-    if html is not None:
+    joining = Joining(asked.longest, asked.share, asked.window)
+    found = dependency_of(asked.parent, asked.texts, asked.tokens, joining, talk)
+    if asked.html is not None:
         from nas.report.dependency_page import write_dependency
 
-        write_dependency(found, html)
-    print_dependency(found, as_json)
+        write_dependency(found, asked.html)
+    print_dependency(found, asked.as_json)
 
 
 app.command()(submit)

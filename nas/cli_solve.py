@@ -1,12 +1,11 @@
 """The commands that choose architectures on what is measured already. `nas/cli.py` puts them beside the others."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from cost_models.metrics import METRICS
 from nas import units
@@ -77,6 +76,41 @@ Evaluations = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class SolveRequest:
+    """The arguments of `nas solve`: of a search, or of a table."""
+
+    searches: tuple[str, ...]
+    table: Path | None
+    budget: tuple[str, ...]
+    metric: str | None
+    objective: str | None
+    maximise: bool
+    effort: "Effort"
+    refine: int | None
+    db: str | None
+    as_json: bool
+
+    def check(self) -> None:
+        """Raises UsageError unless one source is named, a search or a table, and no option of the other."""
+        if bool(self.searches) == (self.table is not None):
+            given = "not both" if self.table else "neither is given"
+            raise UsageError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
+        of_search = {"--metric": self.metric, "--refine": self.refine, "--db": self.db}
+        of_table = {"--objective": self.objective, "--maximise": self.maximise}
+        for option, value in (of_search if self.table else of_table).items():
+            if value:
+                source = "a search, not with --table" if self.table else "--table, not a search"
+                raise UsageError(f"{option} goes with {source}")
+        if self.table is None and not self.budget:
+            raise UsageError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
+        if self.refine is not None and len(self.searches) > 1:
+            raise UsageError(
+                f"--refine takes one search, not {len(self.searches)}; name the one that a sweep without --refine "
+                "chooses"
+            )
+
+
 def solve(
     search: Searches = None,
     table: TableFile = None,
@@ -100,33 +134,49 @@ def solve(
 
     Example: nas solve stories --budget latency=50%
     """
-    from nas.effort import Effort
+    _solve(
+        SolveRequest(
+            tuple(search or ()), table, tuple(budget or ()), metric, objective, maximise,
+            _effort(gap, time_limit, engine, memory), refine, db, as_json,
+        )
+    )  # fmt: skip
 
-    of_search = {"--metric": metric, "--refine": refine, "--db": db}
-    _one_source(bool(search), table, of_search, {"--objective": objective, "--maximise": maximise})
-    talk = talk_beside(as_json)
-    if table is not None:
+
+def _solve(asked: SolveRequest) -> None:
+    asked.check()
+    talk = talk_beside(asked.as_json)
+    if asked.table is not None:
+        from nas.effort import shown
         from nas.solve_table import solve_table
 
-        with _effort(gap, time_limit, engine, talk, maximise, memory) as effort:
-            answer = solve_table(table, objective, budget or (), maximise, effort)
-        print_answer(answer, as_json)
+        with shown(talk, asked.maximise) as progress:
+            effort = asked.effort.with_progress(progress)
+            answer = solve_table(asked.table, asked.objective, asked.budget, asked.maximise, effort)
+        print_answer(answer, asked.as_json)
         return
-    if not budget:
-        raise UsageError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
     from nas.api import load, solve_across
 
-    effort, limits = Effort(gap, time_limit, engine, memory_bytes=_bytes(memory)), _limits(budget)
-    found = [load(name, db=db, progress=talk) for name in search or ()]
-    if refine is None:
-        trial = solve_across(found, limits, metric=metric, effort=effort)
-    elif len(found) == 1:
-        trial = found[0].solve(limits, metric=metric, refine=refine, effort=effort)
+    limits = _limits(asked.budget)
+    searches = [load(name, db=asked.db, progress=talk) for name in asked.searches]
+    if asked.refine is None:
+        trial = solve_across(searches, limits, metric=asked.metric, effort=asked.effort)
     else:
-        raise UsageError(
-            f"--refine takes one search, not {len(found)}; name the one that a sweep without --refine chooses"
-        )
-    _print_solved(trial, as_json)
+        trial = searches[0].solve(limits, metric=asked.metric, refine=asked.refine, effort=asked.effort)
+    _print_solved(trial, asked.as_json)
+
+
+@dataclass(frozen=True)
+class ParetoRequest:
+    """The arguments of `nas pareto`."""
+
+    search: str
+    cost: str
+    budget: tuple[str, ...]
+    points: int
+    plot: Path | None
+    db: str | None
+    as_json: bool
+    memory: str | None
 
 
 def pareto(
@@ -149,23 +199,40 @@ def pareto(
 
     Example: nas pareto stories --cost latency --plot front.svg
     """
-    talk = talk_beside(as_json)
-    _check_plot(plot)
-    with bar(talk, f"front of {search}", doing="loading libraries"):
-        from nas.api import load
-        from nas.effort import Effort
+    _pareto(ParetoRequest(search, cost, tuple(budget or ()), points, plot, db, as_json, memory))
 
-    effort, limits = Effort(memory_bytes=_bytes(memory)), _limits(budget)
-    front = load(search, db=db, progress=talk).front(cost, limits, points, effort)
+
+def _pareto(asked: ParetoRequest) -> None:
+    talk = talk_beside(asked.as_json)
+    _check_plot(asked.plot)
+    with bar(talk, f"front of {asked.search}", doing="loading libraries"):
+        from nas.api import load
+
+    effort, limits = _effort(memory=asked.memory), _limits(asked.budget)
+    front = load(asked.search, db=asked.db, progress=talk).front(asked.cost, limits, asked.points, effort)
     print_cautions(front.cautions, talk)
-    if plot is not None:
+    if asked.plot is not None:
         with bar(talk, "draw the plot"):
-            front.plot(plot)
-        talk.print(f"plot: {plot}", soft_wrap=True)
-    if as_json:
+            front.plot(asked.plot)
+        talk.print(f"plot: {asked.plot}", soft_wrap=True)
+    if asked.as_json:
         print_json([vars(point) for point in front])
         return
-    print_front(front, cost)
+    print_front(front, asked.cost)
+
+
+@dataclass(frozen=True)
+class PoolRequest:
+    """The arguments of `nas pool`."""
+
+    search: str
+    budget: tuple[str, ...]
+    count: int
+    apart: int
+    effort: "Effort"
+    total_s: float
+    db: str | None
+    as_json: bool
 
 
 def pool(
@@ -192,20 +259,43 @@ def pool(
 
     Example: nas pool stories --budget latency=50% --count 5 --apart 4
     """
+    _pool(
+        PoolRequest(
+            search, tuple(budget or ()), count, apart, _effort(time_limit_s=time_limit, memory=memory), total_time, db,
+            as_json,
+        )
+    )  # fmt: skip
+
+
+def _pool(asked: PoolRequest) -> None:
     from nas.counting import counted
-    from nas.effort import Effort
     from nas.pool import Wanted, alternatives, check_count
     from nas.solve import measured
 
-    check_count(count)
-    with open_store(db, "read") as store, counted(talk_beside(as_json), count, total_time) as told:
-        known = measured(store, store.find_search(search))
-        effort = Effort(None, time_limit, None, told.solving, _bytes(memory))
-        limits = _limits(budget) or known.budget
-        found = alternatives(store, known, limits, Wanted(count, apart, total_time), effort, told.found)
-    print_alternatives(known, found, count, as_json)
+    check_count(asked.count)
+    talk, wanted = talk_beside(asked.as_json), Wanted(asked.count, asked.apart, asked.total_s)
+    with open_store(asked.db, "read") as store, counted(talk, asked.count, asked.total_s) as told:
+        known = measured(store, store.find_search(asked.search))
+        limits, effort = _limits(asked.budget) or known.budget, asked.effort.with_progress(told.solving)
+        found = alternatives(store, known, limits, wanted, effort, told.found)
+    print_alternatives(known, found, asked.count, asked.as_json)
     if found.ended == "interrupted":
         raise typer.Exit(SIGNALS.end())
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """The arguments of `nas compare`."""
+
+    search: str
+    budget: tuple[str, ...]
+    evaluations: int
+    seeds: int
+    heal: bool
+    time: bool
+    plot: Path | None
+    db: str | None
+    as_json: bool
 
 
 def compare(
@@ -230,19 +320,23 @@ def compare(
 
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
-    talk = talk_beside(as_json)
-    _check_plot(plot)
-    with bar(talk, f"compare {search}", doing="loading libraries"):
+    _compare(CompareRequest(search, tuple(budget or ()), evaluations, seeds, heal, time, plot, db, as_json))
+
+
+def _compare(asked: CompareRequest) -> None:
+    talk = talk_beside(asked.as_json)
+    _check_plot(asked.plot)
+    with bar(talk, f"compare {asked.search}", doing="loading libraries"):
         from nas.api import load
 
-    limits = _limits(budget)
-    known = load(search, db=db, progress=talk)
-    lines = known.compare(limits, evaluations=evaluations, seeds=seeds, heal=heal, time=time)
-    if plot is not None:
+    limits = _limits(asked.budget)
+    known = load(asked.search, db=asked.db, progress=talk)
+    lines = known.compare(limits, evaluations=asked.evaluations, seeds=asked.seeds, heal=asked.heal, time=asked.time)
+    if asked.plot is not None:
         from nas.report.versus import write_comparison
 
-        write_comparison(lines, plot)
-    print_comparison(known.row, lines, as_json)
+        write_comparison(lines, asked.plot)
+    print_comparison(known.row, lines, asked.as_json)
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -252,31 +346,22 @@ def _check_plot(plot: Path | None) -> None:
         check_output(plot)
 
 
-def _limits(budget: list[str] | None) -> tuple[units.Limit, ...]:
+def _limits(budget: Sequence[str]) -> tuple[units.Limit, ...]:
     return units.parse_budget(",".join(budget)) if budget else ()
 
 
-@contextmanager
 def _effort(
-    gap: float | None,
-    time_limit_s: float | None,
-    engine: Literal["highs", "cbc"] | None,
-    talk: Console,
-    maximise: bool = False,
+    gap: float | None = None,
+    time_limit_s: float | None = None,
+    engine: Literal["highs", "cbc"] | None = None,
     memory: str | None = None,
-) -> Iterator["Effort"]:
-    """The effort that was asked for, with its progress on a terminal."""
-    from nas.effort import Effort, shown
-
-    memory_bytes = _bytes(memory)
-    with shown(talk, maximise) as progress:
-        yield Effort(gap, time_limit_s, engine, progress, memory_bytes)
-
-
-def _bytes(memory: str | None) -> float | None:
+) -> "Effort":
+    """The effort that was asked for."""
+    from nas.effort import Effort
     from solvers.memory import checked_memory
 
-    return None if memory is None else checked_memory(units.parse_quantity("memory", memory))
+    memory_bytes = None if memory is None else checked_memory(units.parse_quantity("memory", memory))
+    return Effort(gap, time_limit_s, engine, memory_bytes=memory_bytes)
 
 
 def _print_solved(trial: "Trial", as_json: bool) -> None:
@@ -288,13 +373,3 @@ def _print_solved(trial: "Trial", as_json: bool) -> None:
         console.print(f"\n{NOT_KEPT}", soft_wrap=True)
         return
     console.print(f"\nTo build it: nas build {trial.id}. Details: nas show {trial.id}", soft_wrap=True)
-
-
-def _one_source(has_search: bool, table: Path | None, of_search: dict[str, Any], of_table: dict[str, Any]) -> None:
-    """Check that one source is named, a search or a table, and no option of the other."""
-    if has_search == (table is not None):
-        given = "not both" if table else "neither is given"
-        raise UsageError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
-    for option, value in (of_search if table else of_table).items():
-        if value:
-            raise UsageError(f"{option} goes with {'a search, not with --table' if table else '--table, not a search'}")

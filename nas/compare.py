@@ -5,10 +5,9 @@ Every strategy is asked with the same options, costs and limits; its answer is a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from time import monotonic
-from typing import Any
 
 from rich.console import Console
 
@@ -67,11 +66,6 @@ class Contest:
         own = set(Architecture.parse(self.known.search.parent_architecture).choices())
         return tuple(option for option in self.problem.options if self.known.choice(option) in own)
 
-    @property
-    def in_time(self) -> dict[str, Any]:
-        """How long a baseline may ask a solver, which, and what that may hold, as the search's job says."""
-        return USUAL.over(replace(self.known.effort, gap=None))
-
     def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
         """The choice, with options that were scored together offered only together."""
         return self.parted(choose(paired(self.problem)))
@@ -128,14 +122,14 @@ def _check_removable(contest: Contest) -> None:
 
 
 def _random(contest: Contest, seed: int) -> Chosen:
-    return Chosen(contest.in_pairs(partial(random_architecture, seed=seed, **contest.in_time)))
+    return Chosen(contest.in_pairs(partial(random_architecture, seed=seed, settings=contest.known.settings)))
 
 
 def _evolution(contest: Contest) -> Chosen:
     """Its first generation is random, within the limits."""
     problem = paired(contest.problem)
     seeds = range(min(POPULATION, contest.evaluations))
-    starts = [random_architecture(problem, seed, **contest.in_time) for seed in seeds]
+    starts = [random_architecture(problem, seed, settings=contest.known.settings) for seed in seeds]
     search = contest.known.search
     limits = ", ".join(f"{limit.metric} {limit.text}" for limit in contest.budget)
     dashboard = Dashboard(contest.store.url, f"{search.name} ({search.id}): {limits}, evolution")
@@ -150,13 +144,13 @@ def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
     """
     if contest.known.metric != "kl":
         raise ScoreMetricError(f"refining learns what sums of KL miss, and the scores here are {contest.known.metric}")
-    asked = effort.over(contest.known.effort)
-    found = refine(paired(contest.problem), contest.real, contest.evaluations, **asked)
+    settings = effort.over(contest.known.settings)
+    found = refine(paired(contest.problem), contest.real, contest.evaluations, settings)
     return Chosen(found.solution, found.evaluations)
 
 
 def _exactly(solver: Callable[..., Solution]) -> Strategy:
-    return lambda contest: Chosen(contest.in_pairs(partial(solver, **USUAL.over(contest.known.effort))))
+    return lambda contest: Chosen(contest.in_pairs(partial(solver, settings=contest.known.settings)))
 
 
 STRATEGIES: dict[str, Strategy] = {

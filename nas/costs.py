@@ -20,8 +20,7 @@ from cost_models.cost import ZERO, Cost
 from cost_models.device_lock import alone_on
 from cost_models.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
-from cost_models.measured import MeasuredGeometry, measure, suspicions
-from cost_models.measured import Progress as Stacks
+from cost_models.measured import MeasuredGeometry, TimedStack, measure, suspicions
 from cost_models.meter import meter_of
 from cost_models.metrics import error_of
 from cost_models.quality import ANY, Quality
@@ -221,7 +220,7 @@ def _measure(task: _MeasureTask, report: Report) -> tuple[MeasuredGeometry, ...]
         for event in measure(config, task.wanted, scenario, task.rounds, quality=task.quality, timer=timer):
             if isinstance(event, MeasuredGeometry):
                 found.append(event)
-            elif isinstance(event, Stacks):
+            elif isinstance(event, TimedStack):
                 report(event.done, event.total, f"timed again: {event.again}" if event.again else "")
     return tuple(found)
 

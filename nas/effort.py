@@ -1,17 +1,16 @@
-"""The effort of a solver: its gap, time limit, MIP solver, memory, and who hears of its progress."""
+"""The effort that a question asks of the solver, beside what its search says, and who hears of its progress."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rich.console import Console
 
 from nas.progress import bar
 from solvers.problem import relative_gap
 from solvers.program import Progress
-from solvers.pulp_model import Engine
+from solvers.settings import Engine, Settings
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,9 @@ class Effort:
         """The same, with somebody who hears how far an answer has come, unless somebody does already."""
         return self if self.progress else replace(self, progress=progress)
 
-    def over(self, usual: "Effort") -> dict[str, Any]:
-        """The solver's arguments: these values, the usual one where a value is None, and no argument where both are."""
-        asked = {name: vars(usual)[name] if value is None else value for name, value in vars(self).items()}
-        return {name: value for name, value in asked.items() if value is not None}
+    def over(self, usual: Settings) -> Settings:
+        """The solver's settings: these values, and the usual ones where a value is None."""
+        return replace(usual, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 USUAL = Effort()

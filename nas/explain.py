@@ -4,7 +4,7 @@ A trial keeps it among its details, where the report and `nas solve` find it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from cost_models.metrics import METRICS
 from db import models
@@ -13,7 +13,7 @@ from nas.solve import Measured
 from nas.units import Limit, format_quantity
 from solvers.joint import joined, paired, parted
 from solvers.problem import Problem, Solution
-from solvers.sensitivity import CloseCall, sensitivity
+from solvers.sensitivity import BRIEF, CloseCall, sensitivity
 
 SHARE = 0.01
 """The share of a limit by which it is made looser, to say how much that buys."""
@@ -90,7 +90,7 @@ def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> E
     problem = known.problem(budget)
     pairs = paired(problem)
     whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
-    found = sensitivity(pairs, whole, memory_bytes=known.memory_bytes)
+    found = sensitivity(pairs, whole, replace(BRIEF, memory_bytes=known.settings.memory_bytes))
     most = known.ceilings(budget)
     return Explained(
         tuple(_price(known, limit, found.prices, most) for limit in budget),

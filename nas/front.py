@@ -39,7 +39,7 @@ def front_of(
         raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
     metric, whole, problem = METRICS[cost], known.whole(cost), known.problem(budget)
     try:
-        solutions = front(paired(problem), metric.summed.column, points, **effort.over(known.effort))
+        solutions = front(paired(problem), metric.summed.column, points, effort.over(known.settings))
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
     found = []

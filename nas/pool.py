@@ -1,5 +1,6 @@
 """Several answers to one budget, from the store alone: the best, then each the best of those unlike all before it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -34,12 +35,11 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Up to `count` answers, any two of which differ in at least `apart` subblocks, within `total_s` seconds; None: as
-    long as it takes."""
+    """Up to `count` answers, any two of which differ in at least `apart` subblocks, within `total_s` seconds."""
 
     count: int
     apart: int = 1
-    total_s: float | None = None
+    total_s: float = math.inf
 
 
 Ending = Literal["enough", "exhausted", "time", "interrupted"]
@@ -90,7 +90,8 @@ def alternatives(
     subblocks, apart = 2 * known.layers, wanted.apart
     if not 1 <= apart <= subblocks:
         raise UsageError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
-    answers = pool(paired(known.problem(budget)), apart=apart, total_s=wanted.total_s, **effort.over(known.effort))
+    problem = paired(known.problem(budget))
+    answers = pool(problem, effort.over(known.settings), apart=apart, total_s=wanted.total_s)
     found: list[Alternative] = []
     ended: Ending = "exhausted"
     try:

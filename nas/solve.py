@@ -31,6 +31,7 @@ from solvers.errors import Infeasible
 from solvers.joint import paired, parted
 from solvers.mip import solve as solve_exactly
 from solvers.problem import Option, Problem, Solution
+from solvers.settings import Settings
 
 SCORES = ("kl", "lm_loss")
 """The scores that may be minimised; less is better."""
@@ -63,15 +64,10 @@ class Measured:
         return request_of(self.search)
 
     @property
-    def memory_bytes(self) -> float:
-        """How much a solver may hold, as the search's job says."""
-        return self.request.solver.memory
-
-    @property
-    def effort(self) -> Effort:
-        """The effort of a solver, as the search's job says."""
+    def settings(self) -> Settings:
+        """The solver's, as the search's job says."""
         asked = self.request.solver
-        return Effort(asked.gap, asked.time_limit, asked.engine, memory_bytes=asked.memory)
+        return Settings(gap=asked.gap, time_limit_s=asked.time_limit, engine=asked.engine, memory_bytes=asked.memory)
 
     @property
     def budget(self) -> tuple[Limit, ...]:
@@ -212,7 +208,7 @@ def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> S
     """The best architecture within the budget. Raises BudgetNotMetError."""
     problem = known.problem(budget)
     try:
-        found = solve_exactly(paired(problem), **effort.over(known.effort))
+        found = solve_exactly(paired(problem), effort.over(known.settings))
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
     return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
@@ -231,7 +227,7 @@ def solve_across(
     problems = {name: known.problem(budget) for name, known in by_name.items()}
     asked = {name: paired(problem) for name, problem in problems.items()}
     try:
-        name, found = sweep(asked, **effort.over(searches[0].effort))
+        name, found = sweep(asked, effort.over(searches[0].settings))
     except Infeasible as error:
         raise BudgetNotMetError(_none_of(searches, budget, effort, error)) from error
     options = parted(found.options, problems[name])

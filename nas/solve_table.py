@@ -5,7 +5,7 @@ Knows which way is better and what the answer is in the table's own words. Does 
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 from nas.effort import USUAL, Effort
 from nas.errors import TableError
 from nas.imported import Imported, load, parse_limits
-from solvers.memory import MEMORY_BYTES
 from solvers.mip import solve
-from solvers.problem import OPTIMAL_GAP, Constraint, Option, Solution
-from solvers.sensitivity import Sensitivity, sensitivity
+from solvers.problem import Constraint, Option, Solution
+from solvers.sensitivity import BRIEF, Sensitivity, sensitivity
+from solvers.settings import Settings
 
-_OWN = Effort(OPTIMAL_GAP, time_limit_s=60.0, engine="highs", memory_bytes=MEMORY_BYTES)
-_EXPLAINED_S = 0.3
+_OWN = Settings(time_limit_s=60.0)
+_EXPLAINED = replace(BRIEF, time_limit_s=0.3)
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,6 @@ def solve_table(
     limits: Sequence[Constraint] = parse_limits(budget) if budget else table.budget
     problem = table.problem(objective, limits, maximise)
     asked = effort.over(_OWN)
-    solution = solve(problem, **asked)
-    hangs_on = sensitivity(problem, solution, time_limit_s=_EXPLAINED_S, memory_bytes=asked["memory_bytes"])
+    solution = solve(problem, asked)
+    hangs_on = sensitivity(problem, solution, replace(_EXPLAINED, memory_bytes=asked.memory_bytes))
     return TableAnswer(table, objective, maximise, tuple(limits), solution, hangs_on)

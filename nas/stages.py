@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Choice, Parallel
-from blocklib.distil import Distilled, Progress, Training, distil
+from blocklib.distil import Distilled, Progress, Texts, Training, distil
 from blocklib.kind import Weights
 from blocklib.kinds import parameters
 from blocklib.library import Library
@@ -142,11 +142,13 @@ def _build(task: _BuildTask, report: Report) -> tuple[_Record, ...]:
     keys = {one.choice: one.key for one in task.work}
     missing = {one.choice: one.training for one in task.work if not library.has(one.choice, one.key)}
     if missing:
-        texts = [tensor(ids, task.device) for ids in (task.calibration, task.distillation, task.heldout[:CHECKED])]
+        texts = Texts(
+            tensor(task.calibration, task.device), tensor(task.distillation, task.device),
+            tensor(task.heldout[:CHECKED], task.device), task.settings.batch,
+        )  # fmt: skip
         at_work = distil(
-            unpack(task.parent, task.device), missing, *texts, batch=task.settings.batch,
-            least_squares=task.settings.least_squares, doing=lambda words: report(doing=words),
-            heard=rarely(report, 1.0),
+            unpack(task.parent, task.device), missing, texts, least_squares=task.settings.least_squares,
+            doing=lambda words: report(doing=words), heard=rarely(report, 1.0),
         )  # fmt: skip
         for event in at_work:
             if isinstance(event, Progress):

@@ -13,23 +13,14 @@ from solvers import mip
 from solvers.dual import dual
 from solvers.errors import Infeasible, SolverTimeoutError
 from solvers.line import check_tiling, scores_of
-from solvers.memory import MEMORY_BYTES
-from solvers.problem import OPTIMAL_GAP, Problem, Solution
-from solvers.program import Program, Progress
-from solvers.pulp_model import Engine
+from solvers.problem import Problem, Solution
+from solvers.program import Program
+from solvers.settings import DEFAULT, Settings
 
 Batch = TypeVar("Batch", bound=Hashable)
 
 
-def sweep(
-    problems: Mapping[Batch, Problem],
-    *,
-    gap: float = OPTIMAL_GAP,
-    time_limit_s: float | None = None,
-    engine: Engine = "highs",
-    progress: Progress | None = None,
-    memory_bytes: float = MEMORY_BYTES,
-) -> tuple[Batch, Solution]:
+def sweep(problems: Mapping[Batch, Problem], settings: Settings = DEFAULT) -> tuple[Batch, Solution]:
     """The batch size with the best solution, and that solution, its bound one on all of them.
 
     The first of equals wins. Time limit and memory are for each run of the solver; a run without a solution counts
@@ -50,14 +41,7 @@ def sweep(
         if best is not None and bounds[batch] >= best[1].score:
             continue
         try:
-            found = mip.solve(
-                problems[batch],
-                gap=gap,
-                time_limit_s=time_limit_s,
-                engine=engine,
-                progress=progress,
-                memory_bytes=memory_bytes,
-            )
+            found = mip.solve(problems[batch], settings)
         except Infeasible as error:
             infeasible = error
             bounds[batch] = float("inf")

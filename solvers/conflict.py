@@ -13,58 +13,59 @@ import numpy as np
 
 from solvers.errors import Infeasible, SolverTimeoutError
 from solvers.line import costs_of, line_of
-from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
 from solvers.problem import OPTIMAL_GAP, Constraint, Option, Problem, relative_gap
 from solvers.program import Answer, Program
+from solvers.settings import Settings
 
 
-def settled(
-    problem: Problem, answer: Answer, time_limit_s: float | None, memory_bytes: float = MEMORY_BYTES
-) -> tuple[Option, ...]:
+def settled(problem: Problem, answer: Answer, settings: Settings) -> tuple[Option, ...]:
     """The options an answer chose. Raises Infeasible where there are none to choose, SolverTimeoutError where none was
     found, whether time or memory was too little.
 
     To find which limits are at fault takes up to the time limit again.
     """
     if answer.outcome == "infeasible":
-        raise _conflict(problem, time_limit_s, memory_bytes)
+        raise _conflict(problem, settings)
     if answer.outcome != "solved":
-        scarce = f"in {time_limit_s:g} s" if answer.outcome == "timed out" else f"with {_memory(memory_bytes)}"
+        scarce = _time(settings) if answer.outcome == "timed out" else _memory(settings)
         raise SolverTimeoutError(f"{scarce} no solution was found, nor was it proven that there is none")
     return tuple(problem.options[i] for i in answer.chosen)
 
 
-def _conflict(problem: Problem, time_limit_s: float | None, memory_bytes: float) -> Infeasible:
+def _conflict(problem: Problem, settings: Settings) -> Infeasible:
     """The smallest set of limits that no tiling meets, of a problem known to have no solution.
 
     Where time or memory run out before it is found, all limits are named, and the message says so.
     """
-    deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
+    asked, deadline = Settings(memory_bytes=settings.memory_bytes), time.monotonic() + settings.time_limit_s
     for size in range(1, len(problem.limits)):
         for limits in combinations(problem.limits, size):
-            can_be_met = _can_be_met(problem, limits, deadline, memory_bytes)
+            can_be_met = _can_be_met(problem, limits, asked, deadline)
             if can_be_met is None:
-                scarce = f"in {time_limit_s:g} s" if time.monotonic() >= deadline else f"with {_memory(memory_bytes)}"
+                scarce = _time(settings) if time.monotonic() >= deadline else _memory(settings)
                 note = f" (the smallest set of limits at fault was not found {scarce})"
                 return _explained(problem, problem.limits, {}, note)
             if not can_be_met:
-                return _explained(problem, limits, _together(problem, limits, deadline, memory_bytes))
-    return _explained(problem, problem.limits, _together(problem, problem.limits, deadline, memory_bytes))
+                return _explained(problem, limits, _together(problem, limits, asked, deadline))
+    return _explained(problem, problem.limits, _together(problem, problem.limits, asked, deadline))
 
 
-def _memory(memory_bytes: float) -> str:
-    return f"{memory_bytes / 1e9:g} GB of memory"
+def _time(settings: Settings) -> str:
+    return f"in {settings.time_limit_s:g} s"
 
 
-def _can_be_met(problem: Problem, limits: Sequence[Constraint], deadline: float, memory_bytes: float) -> bool | None:
+def _memory(settings: Settings) -> str:
+    return f"with {settings.memory_bytes / 1e9:g} GB of memory"
+
+
+def _can_be_met(problem: Problem, limits: Sequence[Constraint], asked: Settings, deadline: float) -> bool | None:
     """None where time or memory ran out first."""
     if len(limits) == 1:
         return limits[0].holds(_alone(problem, limits[0]))
     nothing = np.zeros(len(problem.options))
-    asked = Program.of(problem, nothing, limits)
-    outcome = minimise(asked, OPTIMAL_GAP, _left(deadline), memory_bytes=memory_bytes).outcome
-    return outcome == "solved" if outcome in ("solved", "infeasible") else None
+    answer = minimise(Program.of(problem, nothing, limits), asked.until(deadline))
+    return answer.outcome == "solved" if answer.outcome in ("solved", "infeasible") else None
 
 
 def _alone(problem: Problem, limit: Constraint) -> float:
@@ -74,7 +75,7 @@ def _alone(problem: Problem, limit: Constraint) -> float:
     return limit.sign * math.fsum(values[list(chosen)])
 
 
-def _together(problem: Problem, limits: Sequence[Constraint], deadline: float, memory_bytes: float) -> dict[str, float]:
+def _together(problem: Problem, limits: Sequence[Constraint], asked: Settings, deadline: float) -> dict[str, float]:
     """The least each cost can be while the other limits hold, by limit; left out where time or memory ran out."""
     reached = {}
     for limit in limits:
@@ -82,17 +83,12 @@ def _together(problem: Problem, limits: Sequence[Constraint], deadline: float, m
             break
         values = limit.sign * costs_of(problem, limit.cost)
         others = [other for other in limits if other != limit]
-        asked = Program.of(problem, values, others)
-        answer = minimise(asked, OPTIMAL_GAP, _left(deadline), memory_bytes=memory_bytes)
+        answer = minimise(Program.of(problem, values, others), asked.until(deadline))
         least = math.fsum(values[list(answer.chosen)])
         # Where either ran out, an answer is one that was found, not the least.
         if answer.outcome == "solved" and relative_gap(least, answer.bound) <= OPTIMAL_GAP:
             reached[limit.name] = limit.sign * least
     return reached
-
-
-def _left(deadline: float) -> float | None:
-    return None if math.isinf(deadline) else deadline - time.monotonic()
 
 
 def _explained(

@@ -50,13 +50,13 @@ def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes:
     Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight. The last
     tilings met on the way are kept, as many as there is room for.
     """
-    search = Search(Scaled.of(program), memory_bytes)
+    search = CuttingPlanes(Scaled.of(program), memory_bytes)
     search.ask(np.zeros(len(program.rows)) if start_R is None else search.scaled(start_R))
     search.climb()
     return search.found()
 
 
-class Search:
+class CuttingPlanes:
     """Prices tried so far for a scaled program, the best of them, and the planes that they gave: a tiling's weight,
     and by how much it passes each row."""
 

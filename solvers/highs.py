@@ -31,7 +31,7 @@ Tell = Callable[[float, float], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class IntegerProgram:
     """An integer program, least first: a cost a column, which is 0 or 1, and rows between `low` and `high`, their
     numbers one after the other, those of row i from `starts[i]` on."""
 
@@ -87,8 +87,8 @@ def let_it_greet() -> None:
         os.close(kept)
 
 
-def solve_rows(
-    rows: Rows, gap: float, limit_s: float, tell: Tell | None = None, memory_bytes: float | None = None
+def solve_program(
+    rows: IntegerProgram, gap: float, limit_s: float, tell: Tell | None = None, memory_bytes: float | None = None
 ) -> Found:
     """The least of an integer program to a relative gap, or what is found in the time and the memory.
 
@@ -107,7 +107,7 @@ def solve_rows(
     if np.isfinite(limit_s):
         highs.setOptionValue("time_limit", max(limit_s, 0.0))
     highs.passModel(_model(rows))
-    watch = _Watch(tell, memory_bytes)
+    watch = _MipCallback(tell, memory_bytes)
     if tell is not None or memory_bytes is not None:
         highs.setCallback(watch, None)
         highs.startCallback(highspy.cb.HighsCallbackType.kCallbackMipInterrupt)
@@ -115,7 +115,7 @@ def solve_rows(
     return _found(highs, watch.is_full)
 
 
-class _Watch:
+class _MipCallback:
     """HiGHS asks thousands of times a second whether to go on: what it says then is passed on where it is new, and it
     is told to stop where it has grown too large."""
 
@@ -140,7 +140,7 @@ class _Watch:
             answer.user_interrupt = True
 
 
-def _model(rows: Rows) -> highspy.HighsLp:
+def _model(rows: IntegerProgram) -> highspy.HighsLp:
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = len(rows.cost), len(rows.low)
     model.col_cost_ = rows.cost

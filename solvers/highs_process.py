@@ -18,7 +18,7 @@ from typing import IO, Any
 import psutil  # type: ignore[import-untyped]
 
 from solvers.errors import SolverCrashError
-from solvers.highs import Found, Rows, Tell, solve_rows
+from solvers.highs import Found, IntegerProgram, Tell, solve_program
 
 _MOMENT_S = 0.4
 _SMALL = 30_000
@@ -26,7 +26,9 @@ _SMALL = 30_000
 _SERVE = "from solvers.highs_process import serve; serve()"
 
 
-def solve_in_process(rows: Rows, gap: float, deadline: float, memory_bytes: float, tell: Tell | None = None) -> Found:
+def solve_in_process(
+    rows: IntegerProgram, gap: float, deadline: float, memory_bytes: float, tell: Tell | None = None
+) -> Found:
     """The least of an integer program to a relative gap, or what is found by the deadline (`time.monotonic`) and within
     the memory; Ctrl-C ends it within a moment.
 
@@ -34,7 +36,7 @@ def solve_in_process(rows: Rows, gap: float, deadline: float, memory_bytes: floa
     """
     left_s = deadline - time.monotonic()
     if len(rows.values) <= _SMALL:
-        found = solve_rows(rows, gap, min(left_s, _MOMENT_S))
+        found = solve_program(rows, gap, min(left_s, _MOMENT_S))
         if found.status != "timed out" or left_s <= _MOMENT_S:
             return found
     elif left_s <= _MOMENT_S:
@@ -102,4 +104,4 @@ def serve() -> None:
     most, hard = int(psutil.Process().memory_info().vms + memory_bytes), resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     say(None)
-    say(solve_rows(rows, gap, deadline - time.monotonic(), lambda *known: say(known), memory_bytes))
+    say(solve_program(rows, gap, deadline - time.monotonic(), lambda *known: say(known), memory_bytes))

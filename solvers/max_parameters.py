@@ -10,21 +10,12 @@ from dataclasses import replace
 
 from solvers import mip
 from solvers.line import check_tiling, score_bound
-from solvers.memory import MEMORY_BYTES
-from solvers.problem import OPTIMAL_GAP, Problem, Solution
-from solvers.pulp_model import Engine
+from solvers.problem import Problem, Solution
+from solvers.settings import DEFAULT, Settings
 
 
-def max_parameters(
-    problem: Problem,
-    cost: str = "parameters",
-    *,
-    gap: float = OPTIMAL_GAP,
-    time_limit_s: float | None = None,
-    engine: Engine = "highs",
-    memory_bytes: float = MEMORY_BYTES,
-) -> Solution:
-    """The solution with the largest total of `cost`, to a relative gap.
+def max_parameters(problem: Problem, cost: str = "parameters", settings: Settings = DEFAULT) -> Solution:
+    """The solution with the largest total of `cost`, to the gap of the settings.
 
     Raises Infeasible where the limits cannot be met together, SolverTimeoutError where nothing was found in the time,
     and ValueError where the options have no such cost.
@@ -35,7 +26,7 @@ def max_parameters(
     if cost not in names:
         raise ValueError(f"no option has the cost {cost!r}; they have {', '.join(names)}")
     turned = replace(problem, options=tuple(replace(each, score=-each.costs[cost]) for each in problem.options))
-    found = mip.solve(turned, gap=gap, time_limit_s=time_limit_s, engine=engine, memory_bytes=memory_bytes)
+    found = mip.solve(turned, settings)
     own = {option.key: option for option in problem.options}
     chosen = [own[option.key] for option in found.options]
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "max_parameters")

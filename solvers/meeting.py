@@ -14,8 +14,7 @@ import numpy as np
 from solvers.labels import MERGED, Labelling, Labels
 from solvers.line import Indices, Weights
 from solvers.memory import MEMORY_BYTES, Held
-from solvers.program import Program
-from solvers.scaled import Scaled
+from solvers.scaled import Relaxation, Scaled
 
 _AXES = 3
 """Sums that make the grid, at most."""
@@ -33,13 +32,7 @@ class MergedError(Exception):
 
 
 def meet(
-    program: Program,
-    scaled: Scaled,
-    prices_R: Weights,
-    distance: float,
-    further: float,
-    merging: bool,
-    memory_bytes: float = MEMORY_BYTES,
+    relaxation: Relaxation, distance: float, further: float, merging: bool, memory_bytes: float = MEMORY_BYTES
 ) -> Iterator[Indices | None]:
     """Tilings within the rows, each lighter than those before; the last is the lightest within `distance`, if any is.
 
@@ -47,13 +40,14 @@ def meet(
     None, for the caller to look at the clock. Raises CrowdedError where labels are too many, or take more than the
     memory, MergedError where merging might have lost one.
     """
+    scaled, prices_R = relaxation.scaled, relaxation.prices_R
     held = Held(_LABELS_SHARE * memory_bytes)
     ahead = Labelling(scaled, scaled.line, prices_R, distance, merging, held)
     back = Labelling(scaled, scaled.line.mirrored, prices_R, distance, merging, held)
     while ahead.slot + back.slot < scaled.line.slots:
         yield from (ahead if ahead.coming <= back.coming else back).step()
         yield None
-    join = _Join(program, scaled, prices_R, ahead, back, further, merging, memory_bytes)
+    join = _Join(relaxation, ahead, back, further, merging, memory_bytes)
     for slot in range(ahead.slot, scaled.line.slots + 1):
         yield from join.at(slot)
 
@@ -63,18 +57,17 @@ class _Join:
 
     def __init__(
         self,
-        program: Program,
-        scaled: Scaled,
-        prices_R: Weights,
+        relaxation: Relaxation,
         ahead: Labelling,
         back: Labelling,
         further: float,
         merging: bool,
         memory_bytes: float,
     ):
-        self._program, self._scaled, self._prices_R = program, scaled, prices_R
+        self._program, self._scaled, self._prices_R = relaxation.program, relaxation.scaled, relaxation.prices_R
         self._ahead, self._back = ahead, back
         self._further, self._merging = further, merging
+        scaled, prices_R = self._scaled, self._prices_R
         charged_O = scaled.charged(prices_R)
         self._through_S = scaled.line.up_to(charged_O) + scaled.line.onward(charged_O)
         self._bound = float(self._through_S[0] - prices_R @ scaled.most_R)

@@ -20,12 +20,13 @@ from solvers.errors import RoundingError
 from solvers.labels import Labels
 from solvers.line import Indices, Weights
 from solvers.meeting import MergedError, meet
-from solvers.memory import MEMORY_BYTES, CrowdedError
+from solvers.memory import CrowdedError
 from solvers.problem import relative_gap
-from solvers.program import Answer, Program, Progress, scale_of
-from solvers.pulp_model import Engine, run
+from solvers.program import Answer, Program, scale_of
+from solvers.pulp_model import run
 from solvers.reach import reach, reach_bytes
-from solvers.scaled import Scaled
+from solvers.scaled import Relaxation, Scaled
+from solvers.settings import DEFAULT, Settings
 from solvers.swaps import improved
 
 _FIRST, _MORE, _LAST = 16e3, 4.0, 1e14
@@ -54,75 +55,54 @@ class Start:
     tilings: Sequence[Sequence[int]] = ()
 
 
-def minimise(
-    program: Program,
-    gap: float,
-    time_limit_s: float | None = None,
-    *,
-    engine: Engine = "highs",
-    start: Start | None = None,
-    progress: Progress | None = None,
-    memory_bytes: float = MEMORY_BYTES,
-) -> Answer:
-    """The best tiling to a relative gap, or the best found in the time and the memory, which is what is held beside the
-    program. Rows hold as given, to `LIMIT_TOLERANCE`.
+_COLD = Start()
+
+
+def minimise(program: Program, settings: Settings = DEFAULT, start: Start = _COLD) -> Answer:
+    """The best tiling to the gap of the settings, or the best found in their time and memory, which is what is held
+    beside the program. Rows hold as given, to `LIMIT_TOLERANCE`.
 
     A "solved" answer that ran out of either says so by its bound.
     """
-    deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
+    deadline = time.monotonic() + settings.time_limit_s
     if any(
         _least(program, row.values) > row.most + row.tolerance + _rounding(program, row.values) for row in program.rows
     ):
         return Answer("infeasible")
-    start = start or Start()
-    effort = _Effort(gap, deadline, engine, progress, memory_bytes)
     kept = _possible(program)
     if not np.isfinite(_least(program.only(kept), np.zeros(len(kept)))):
         return Answer("infeasible")
-    return _minimise_only(kept, program, effort, start)
+    return _minimise_only(kept, program, settings, deadline, start)
 
 
-@dataclass(frozen=True)
-class _Effort:
-    gap: float
-    deadline: float
-    engine: Engine
-    progress: Progress | None
-    memory_bytes: float
-
-    @property
-    def is_over(self) -> bool:
-        return time.monotonic() >= self.deadline
-
-
-def _minimise_only(kept: Indices, program: Program, effort: _Effort, start: Start) -> Answer:
+def _minimise_only(kept: Indices, program: Program, settings: Settings, deadline: float, start: Start) -> Answer:
     """The best tiling of some of the options."""
     place = {option: index for index, option in enumerate(kept.tolist())}
     tilings = [[place[one] for one in tiling] for tiling in start.tilings if place.keys() >= set(tiling)]
     known = Start(start.prices, tilings)
-    answer = _minimise(program.only(kept), effort, known)
+    answer = _minimise(program.only(kept), settings, deadline, known)
     return replace(answer, chosen=tuple(kept[list(answer.chosen)].tolist()))
 
 
-def _minimise(program: Program, effort: _Effort, start: Start) -> Answer:
-    search = _Search(program, dual(program, start.prices, effort.memory_bytes), effort)
+def _minimise(program: Program, settings: Settings, deadline: float, start: Start) -> Answer:
+    search = _Incumbent(program, dual(program, start.prices, settings.memory_bytes), settings, deadline)
     if search.bound > -_least(program, -program.weights) + search.rounding:
         return Answer("infeasible", bound=search.bound)
     search.try_tilings(start.tilings)
     worthy = search.worthy()
     if scale_of(program.weights[worthy]) * _BLURRED < scale_of(program.weights):
         known = search.answer().chosen
-        return _minimise_only(worthy, program, effort, Start(tilings=[known] if known else ()))
+        return _minimise_only(worthy, program, settings, deadline, Start(tilings=[known] if known else ()))
     # They are counted where they are fewest; there may be as many at every slot.
-    first = _FIRST_SHARE * effort.memory_bytes / Labels.bytes_of(program.line.slots, len(program.rows))
+    first = _FIRST_SHARE * settings.memory_bytes / Labels.bytes_of(program.line.slots, len(program.rows))
     most = labels = min(_FIRST, first)
     crowd = math.inf
-    while not search.is_settled and not effort.is_over and labels < min(_LAST, _NEARLY_CROWDED * crowd):
+    while not search.is_settled and not search.is_over and labels < min(_LAST, _NEARLY_CROWDED * crowd):
         if search.meet(labels):
             most, labels = labels, min(_MORE * labels, math.sqrt(labels * crowd))
         else:
             crowd, labels = labels, math.sqrt(most * labels)
-    while not search.is_settled and not effort.is_over:
+    while not search.is_settled and not search.is_over:
         before = search.open_options
         search.ask()
         if search.open_options >= before:
@@ -130,13 +110,13 @@ def _minimise(program: Program, effort: _Effort, start: Start) -> Answer:
     return search.answer()
 
 
-class _Search:
+class _Incumbent:
     """The best tiling known so far and what is proven, of one program."""
 
-    def __init__(self, program: Program, found: Dual, effort: _Effort):
+    def __init__(self, program: Program, found: Dual, settings: Settings, deadline: float):
         self._program = program
         self._dual = found
-        self._effort = effort
+        self._settings, self._deadline = settings, deadline
         self._best: Indices | None = None
         self.weight = math.inf
         """The weight of the best tiling; infinite if there is none yet."""
@@ -146,15 +126,20 @@ class _Search:
         self.rounding = _rounding(program, program.weights)
 
     @property
+    def is_over(self) -> bool:
+        """Whether the time is."""
+        return time.monotonic() >= self._deadline
+
+    @property
     def _wanted(self) -> float:
         """A tiling of less weight is worth finding."""
-        return self.weight - _NEARLY * self._effort.gap * abs(self.weight) if self._best is not None else math.inf
+        return self.weight - _NEARLY * self._settings.gap * abs(self.weight) if self._best is not None else math.inf
 
     @property
     def is_settled(self) -> bool:
         if self._is_infeasible:
             return True
-        return self._best is not None and relative_gap(self.weight, self.bound) <= max(self._effort.gap, 1e-12)
+        return self._best is not None and relative_gap(self.weight, self.bound) <= max(self._settings.gap, 1e-12)
 
     def answer(self) -> Answer:
         prices = tuple(self._dual.prices_R.tolist())
@@ -191,7 +176,7 @@ class _Search:
 
     def meet(self, labels: float) -> bool:
         """The tilings near the bound, as far as so many labels go; False where they cannot be held."""
-        memory_bytes = self._effort.memory_bytes
+        memory_bytes = self._settings.memory_bytes
         if reach_bytes(self._program.line) > memory_bytes:
             return False
         kept = self._open()
@@ -199,8 +184,8 @@ class _Search:
             self._settle()
             return True
         some = self._program.only(kept)
-        scaled = Scaled.of(some)
-        prices_R = scaled.prices(self._dual.prices_R)
+        relaxation = Relaxation.of(some, self._dual.prices_R)
+        scaled, prices_R = relaxation.scaled, relaxation.prices_R
         bound, wanted = scaled.bound(prices_R), self._wanted
         if wanted == math.inf:
             wanted = -_least(some, -some.weights) + self.rounding
@@ -211,11 +196,11 @@ class _Search:
         further = min(_FURTHER * near, distance)
         for merging in (True, False):
             try:
-                for tiling in meet(some, scaled, prices_R, near, further, merging, memory_bytes):
+                for tiling in meet(relaxation, near, further, merging, memory_bytes):
                     if tiling is not None:
                         self._keep(kept[tiling])
                         self._tell()
-                    if self.is_settled or self._effort.is_over:
+                    if self.is_settled or self.is_over:
                         return True
                 break
             except MergedError:
@@ -237,9 +222,8 @@ class _Search:
             return
         wanted = self._wanted
         try:
-            asked = self._effort
             some = self._program.only(kept)
-            found = run(some, asked.gap, asked.deadline, asked.engine, self._hear, asked.memory_bytes)
+            found = run(some, replace(self._settings.until(self._deadline), progress=self._hear))
         except RoundingError:
             if self._best is None:
                 raise
@@ -283,14 +267,14 @@ class _Search:
             self._best, self.weight = tiling, weight
 
     def _tell(self) -> None:
-        if self._effort.progress is not None:
-            self._effort.progress(self.weight, self.bound)
+        if self._settings.progress is not None:
+            self._settings.progress(self.weight, self.bound)
 
     def _hear(self, weight: float, bound: float) -> None:
         """Pass on the progress of a MIP solver on the options it was given. It knows no tiling but its own."""
-        if self._effort.progress is not None:
+        if self._settings.progress is not None:
             known = max(self.bound, min(bound, self._wanted))
-            self._effort.progress(max(min(weight, self.weight), known), known)
+            self._settings.progress(max(min(weight, self.weight), known), known)
 
 
 def _possible(program: Program) -> Indices:

@@ -9,27 +9,18 @@ import time
 
 from solvers.conflict import settled
 from solvers.line import check_tiling, scores_of
-from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
-from solvers.problem import OPTIMAL_GAP, Problem, Solution
-from solvers.program import Answer, Program, Progress
-from solvers.pulp_model import Engine
+from solvers.problem import Problem, Solution
+from solvers.program import Answer, Program
+from solvers.settings import DEFAULT, Settings
 
 
-def solve(
-    problem: Problem,
-    *,
-    gap: float = OPTIMAL_GAP,
-    time_limit_s: float | None = None,
-    engine: Engine = "highs",
-    progress: Progress | None = None,
-    memory_bytes: float = MEMORY_BYTES,
-) -> Solution:
-    """The solution of least score, to a relative `gap`.
+def solve(problem: Problem, settings: Settings = DEFAULT) -> Solution:
+    """The solution of least score, to the gap of the settings.
 
-    `progress` hears of the best score and the proven bound at every step. Where the time runs out first, the best one
-    found, "feasible" with the gap proven by then. The search holds at most `memory_bytes` beside the problem: what it
-    would hold more for is left to a MIP solver, and that is stopped where it comes to hold as much.
+    Where the time runs out first, the best one found, "feasible" with the gap proven by then. The search holds at most
+    `settings.memory_bytes` beside the problem: what it would hold more for is left to a MIP solver, and that is stopped
+    where it comes to hold as much.
 
     Raises Infeasible where the limits cannot be met together (to say which takes up to the time limit again), and
     SolverTimeoutError where the time, or the memory, ran out with no solution.
@@ -37,9 +28,9 @@ def solve(
     started = time.monotonic()
     check_tiling(problem)
     program = Program.of(problem, scores_of(problem), problem.limits)
-    answer = minimise(program, gap, time_limit_s, engine=engine, progress=progress, memory_bytes=memory_bytes)
+    answer = minimise(program, settings)
     if answer.outcome != "solved":
-        settled(problem, answer, time_limit_s, memory_bytes)
+        settled(problem, answer, settings)
     return solution_of(problem, program, answer, time.monotonic() - started)
 
 

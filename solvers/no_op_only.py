@@ -11,23 +11,14 @@ from dataclasses import replace
 from solvers import mip
 from solvers.errors import Infeasible
 from solvers.line import check_tiling, score_bound
-from solvers.memory import MEMORY_BYTES
-from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
-from solvers.pulp_model import Engine
+from solvers.problem import Option, Problem, Solution
+from solvers.settings import DEFAULT, Settings
 
 _SKIPPED = "skip"
 
 
-def no_op_only(
-    problem: Problem,
-    parent: Sequence[Option],
-    *,
-    gap: float = OPTIMAL_GAP,
-    time_limit_s: float | None = None,
-    engine: Engine = "highs",
-    memory_bytes: float = MEMORY_BYTES,
-) -> Solution:
-    """The solution of least score, to a relative gap, of those made of the parent's own options and "skip".
+def no_op_only(problem: Problem, parent: Sequence[Option], settings: Settings = DEFAULT) -> Solution:
+    """The solution of least score, to the gap of the settings, of those made of the parent's own options and "skip".
 
     `parent` are the options that stand for the parent as it is, in any order. An option over several slots counts where
     each of its parts does, one a slot. Raises Infeasible where such options do not meet the limits or do not tile the
@@ -41,7 +32,7 @@ def no_op_only(
         check_tiling(fewer)
     except Infeasible as error:
         raise Infeasible(f"of the parent's own options and skip alone, {error}") from error
-    found = mip.solve(fewer, gap=gap, time_limit_s=time_limit_s, engine=engine, memory_bytes=memory_bytes)
+    found = mip.solve(fewer, settings)
     return Solution.of(problem, found.options, score_bound(problem), time.monotonic() - started, "no_op_only")
 
 

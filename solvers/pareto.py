@@ -14,24 +14,14 @@ import numpy as np
 
 from solvers.conflict import settled
 from solvers.line import check_tiling, costs_of, scores_of
-from solvers.memory import MEMORY_BYTES
 from solvers.minimise import Start, minimise
 from solvers.mip import solution_of
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution, total_costs
 from solvers.program import Answer, Program, Row
-from solvers.pulp_model import Engine
+from solvers.settings import DEFAULT, Settings
 
 
-def front(
-    problem: Problem,
-    cost: str,
-    points: int = 20,
-    *,
-    gap: float = OPTIMAL_GAP,
-    time_limit_s: float | None = None,
-    engine: Engine = "highs",
-    memory_bytes: float = MEMORY_BYTES,
-) -> tuple[Solution, ...]:
+def front(problem: Problem, cost: str, points: int = 20, settings: Settings = DEFAULT) -> tuple[Solution, ...]:
     """At most `points` solutions, none dominated by another, by ascending `cost` and so descending score.
 
     The grid has `points` values of the cost, evenly spread from the least it can be to that of the best score. For each
@@ -48,7 +38,7 @@ def front(
     if problem.options and cost not in problem.options[0].costs:
         raise ValueError(f"no option has the cost {cost!r}; they have {', '.join(sorted(problem.options[0].costs))}")
     check_tiling(problem)
-    sweep = _Sweep(problem, cost, gap, time_limit_s, engine, memory_bytes)
+    sweep = _Sweep(problem, cost, settings)
     cheapest = sweep.cheapest()
     found = [sweep.point(None)]
     for value in np.linspace(cheapest, found[0].costs[cost], points)[-2::-1].tolist():
@@ -61,14 +51,10 @@ def front(
 class _Sweep:
     """A problem solved under one limit after the other, each time from what the last time showed."""
 
-    def __init__(
-        self, problem: Problem, cost: str, gap: float, time_limit_s: float | None, engine: Engine, memory_bytes: float
-    ):
+    def __init__(self, problem: Problem, cost: str, settings: Settings):
         self._problem = problem
         self._cost = cost
-        self._gap, self._time_limit_s = gap, time_limit_s
-        self._engine = engine
-        self._memory_bytes = memory_bytes
+        self._settings = settings
         self._program = Program.of(problem, scores_of(problem), problem.limits)
         self._costs = costs_of(problem, cost)
         self._cheapest: Answer | None = None
@@ -78,7 +64,7 @@ class _Sweep:
         """The least the cost was found to be within the limits."""
         program = replace(self._program, weights=self._costs)
         # Whatever gap the scores may have: the grid begins here.
-        self._cheapest = answer = self._least(program, OPTIMAL_GAP, Start())
+        self._cheapest = answer = minimise(program, replace(self._settings, gap=OPTIMAL_GAP))
         return total_costs(self._settled(answer))[self._cost]
 
     def point(self, most: float | None) -> Solution:
@@ -86,10 +72,10 @@ class _Sweep:
         started = time.monotonic()
         rows = self._program.rows if most is None else (*self._program.rows, Row(self._costs, most))
         known = Start(self._prices, [self._cheapest.chosen] if self._cheapest else ())
-        best = self._least(replace(self._program, rows=rows), self._gap, known)
+        best = minimise(replace(self._program, rows=rows), self._settings, known)
         self._settled(best)
         self._prices = best.prices if most is not None else (*best.prices, 0.0)
-        if self._gap <= OPTIMAL_GAP:
+        if self._settings.gap <= OPTIMAL_GAP:
             cheaper = self._cheaper(best)
             if cheaper.outcome == "solved":  # If not it is out of time; what is known to be there stands.
                 best = replace(best, chosen=cheaper.chosen)
@@ -102,15 +88,10 @@ class _Sweep:
         prices = [price / of_cost for price in (*others, 1.0)] if of_cost > 0 else None
         at_its_score = Row(self._program.weights, self._program.weight(best.chosen))
         program = replace(self._program, weights=self._costs, rows=(*self._program.rows, at_its_score))
-        return self._least(program, self._gap, Start(prices, [best.chosen]))
-
-    def _least(self, program: Program, gap: float, start: Start) -> Answer:
-        return minimise(
-            program, gap, self._time_limit_s, engine=self._engine, start=start, memory_bytes=self._memory_bytes
-        )
+        return minimise(program, self._settings, Start(prices, [best.chosen]))
 
     def _settled(self, answer: Answer) -> tuple[Option, ...]:
-        return settled(self._problem, answer, self._time_limit_s, self._memory_bytes)
+        return settled(self._problem, answer, self._settings)
 
 
 def _undominated(solutions: list[Solution], cost: str) -> tuple[Solution, ...]:

@@ -16,27 +16,18 @@ from solvers.conflict import settled
 from solvers.errors import SolverTimeoutError
 from solvers.joint import filled
 from solvers.line import check_tiling, scores_of
-from solvers.memory import MEMORY_BYTES
 from solvers.minimise import Start, minimise
 from solvers.mip import solution_of
-from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
-from solvers.program import Program, Progress, Row
-from solvers.pulp_model import Engine
+from solvers.problem import Option, Problem, Solution
+from solvers.program import Program, Row
+from solvers.settings import DEFAULT, Settings
 
 
 def pool(
-    problem: Problem,
-    *,
-    apart: int = 1,
-    gap: float = OPTIMAL_GAP,
-    time_limit_s: float | None = None,
-    total_s: float | None = None,
-    engine: Engine = "highs",
-    progress: Progress | None = None,
-    memory_bytes: float = MEMORY_BYTES,
+    problem: Problem, settings: Settings = DEFAULT, *, apart: int = 1, total_s: float = math.inf
 ) -> Iterator[Solution]:
-    """Each the best to a relative `gap` of those that fill at least `apart` slots unlike each before it, and found when
-    it is asked for; with 1 they are the best there are. The bound of each is one on all that are so unlike.
+    """Each the best, to the gap of the settings, of those that fill at least `apart` slots unlike each before it, and
+    found when it is asked for; with 1 they are the best there are. The bound of each is one on all that are so unlike.
 
     Ends where there are no more. Time limit and memory are for each of them, `total_s` for all together. Raises
     Infeasible where there is none at all, SolverTimeoutError where the time ran out before the next was found, and
@@ -47,23 +38,18 @@ def pool(
     check_tiling(problem)
     program = Program.of(problem, scores_of(problem), problem.limits)
     asked, start = program, Start()
-    begun = time.monotonic()
+    over = time.monotonic() + total_s
     while True:
         started = time.monotonic()
-        limit_s = time_limit_s
-        if total_s is not None:
-            left_s = total_s - (started - begun)
-            if left_s <= 0:
-                raise SolverTimeoutError(f"the {total_s:g} s for all of them are over")
-            limit_s = min(left_s, math.inf if time_limit_s is None else time_limit_s)
-        answer = minimise(asked, gap, limit_s, engine=engine, start=start, progress=progress, memory_bytes=memory_bytes)
+        if started >= over:
+            raise SolverTimeoutError(f"the {total_s:g} s for all of them are over")
+        allowed = settings.until(over)
+        answer = minimise(asked, allowed, start)
         if answer.outcome == "infeasible" and asked is not program:
             return
         if answer.outcome != "solved":
             # To find out which limits are at fault takes time again, and counts.
-            if total_s is not None:
-                limit_s = max(0.0, min(limit_s or math.inf, total_s - (time.monotonic() - begun)))
-            settled(problem, answer, limit_s, memory_bytes)
+            settled(problem, answer, allowed.until(over))
         found = solution_of(problem, program, answer, time.monotonic() - started)
         yield found
         asked = replace(asked, rows=(*asked.rows, _unlike(problem, found, apart)))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import highspy
 import numpy as np
@@ -19,13 +19,11 @@ import psutil  # type: ignore[import-untyped]
 import pulp  # type: ignore[import-untyped]
 
 from solvers.errors import RoundingError, SolverCrashError
-from solvers.highs import SMALLEST, TOLERANCE, Rows, let_it_greet
+from solvers.highs import SMALLEST, TOLERANCE, IntegerProgram, let_it_greet
 from solvers.highs_process import solve_in_process
 from solvers.line import Indices, Weights
-from solvers.memory import MEMORY_BYTES
-from solvers.program import Answer, Program, Progress, Row, scale_of
-
-Engine = Literal["highs", "cbc"]
+from solvers.program import Answer, Program, Row, scale_of
+from solvers.settings import DEFAULT, Settings
 
 _RETRIES = 100
 _WIDEST = 1e8
@@ -35,60 +33,45 @@ _LOOK_S = 0.05
 """Between two looks at what CBC holds."""
 
 
-def run(
-    program: Program,
-    gap: float,
-    deadline: float,
-    engine: Engine,
-    progress: Progress | None = None,
-    memory_bytes: float = MEMORY_BYTES,
-) -> Answer:
-    """The best tiling to a relative gap, or the best found by the deadline (`time.monotonic`) and within the memory.
+def run(program: Program, settings: Settings = DEFAULT) -> Answer:
+    """The best tiling to the gap of the settings, or the best found in their time and memory.
 
-    `progress` hears what HiGHS says of its own; CBC says nothing. Ctrl-C ends either within a moment.
+    Progress is what HiGHS says of its own; CBC says nothing. Ctrl-C ends either within a moment.
 
     Rows hold on the numbers as given, and the bound allows for what the solver rounds. An answer that the solver finds
     right and we find wrong is excluded: that is exact, and unlike a tighter limit it leaves every right answer, and the
     bound, as they are. Raises RoundingError where that has no end. Where the numbers of a row are of sizes too
     different for the solver, its word that nothing is within is not taken: "timed out".
     """
+    deadline = time.monotonic() + settings.time_limit_s
     wrong: list[tuple[int, ...]] = []
     while len(wrong) <= _RETRIES:
-        answer = _run(program, wrong, gap, deadline, engine, progress, memory_bytes)
+        answer = _run(program, wrong, settings, deadline)
         if answer.outcome == "infeasible" and any(map(_is_wide, program.rows)):
             return Answer("timed out")
         if answer.outcome != "solved" or program.holds(answer.chosen):
             return answer
         wrong.append(answer.chosen)
     raise RoundingError(
-        f"{_RETRIES} choices meet all limits for {engine}, yet pass one by rounding; use rounder limits"
+        f"{_RETRIES} choices meet all limits for {settings.engine}, yet pass one by rounding; use rounder limits"
     )
 
 
-def _run(
-    program: Program,
-    wrong: Sequence[tuple[int, ...]],
-    gap: float,
-    deadline: float,
-    engine: Engine,
-    progress: Progress | None,
-    memory_bytes: float,
-) -> Answer:
+def _run(program: Program, wrong: Sequence[tuple[int, ...]], settings: Settings, deadline: float) -> Answer:
     """One run on scaled numbers. `wrong` are choices it may not make."""
-    model_bytes = _model_bytes(program, wrong)
-    if model_bytes > memory_bytes:
+    left_bytes = settings.memory_bytes - _model_bytes(program, wrong)
+    if left_bytes < 0:
         return Answer("out of memory")
-    left_bytes = memory_bytes - model_bytes
-    if engine == "cbc":
-        return _run_cbc(program, wrong, gap, deadline, left_bytes)
+    if settings.engine == "cbc":
+        return _run_cbc(program, wrong, settings.gap, deadline, left_bytes)
     scale = scale_of(program.weights)
 
     def tell(best: float, bound: float) -> None:
-        if progress is not None:
-            progress(best * scale, bound * scale)
+        if settings.progress is not None:
+            settings.progress(best * scale, bound * scale)
 
     rows, column_of = _rows(*_model(program, wrong))
-    found = solve_in_process(rows, gap, deadline, left_bytes, tell)
+    found = solve_in_process(rows, settings.gap, deadline, left_bytes, tell)
     if found.status == "infeasible":
         return Answer("infeasible")
     if found.values is None:
@@ -97,7 +80,7 @@ def _run(
     return Answer("solved", _chosen(program, found.values[column_of]), (found.bound - rounding) * scale)
 
 
-def _rows(model: pulp.LpProblem, chosen_of: Sequence[pulp.LpVariable]) -> tuple[Rows, Indices]:
+def _rows(model: pulp.LpProblem, chosen_of: Sequence[pulp.LpVariable]) -> tuple[IntegerProgram, Indices]:
     """A model as PuLP gives it to HiGHS, and the columns of its variables, whose order is PuLP's own."""
     let_it_greet()
     solver = pulp.HiGHS(msg=False, small_matrix_value=SMALLEST)
@@ -106,7 +89,7 @@ def _rows(model: pulp.LpProblem, chosen_of: Sequence[pulp.LpVariable]) -> tuple[
     given = model.solverModel.getLp()
     matrix = given.a_matrix_
     assert matrix.format_ == highspy.MatrixFormat.kRowwise, "rows were added one by one"
-    rows = Rows(
+    rows = IntegerProgram(
         np.array(given.col_cost_),
         np.array(given.row_lower_),
         np.array(given.row_upper_),

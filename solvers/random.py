@@ -5,29 +5,23 @@ ever meet. Scores play no part in it.
 """
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from solvers.conflict import settled
 from solvers.line import Weights, check_tiling, costs_of, score_bound
-from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
 from solvers.problem import Constraint, Problem, Solution, total_costs
 from solvers.program import Answer, Program
-from solvers.pulp_model import Engine
+from solvers.settings import DEFAULT, Settings
 
 _GAP = 1e-3
 """An answer this near to the best of a random objective is as random as the best."""
 
 
 def random_architecture(
-    problem: Problem,
-    seed: int,
-    use_at_least: float = 0.97,
-    *,
-    time_limit_s: float | None = None,
-    engine: Engine = "highs",
-    memory_bytes: float = MEMORY_BYTES,
+    problem: Problem, seed: int, use_at_least: float = 0.97, settings: Settings = DEFAULT
 ) -> Solution:
     """A random solution that uses at least this share of the first maximum, or as much of it as is found possible.
 
@@ -36,8 +30,8 @@ def random_architecture(
     distribution. It is not a uniform draw: a tiling comes the more often the fewer others share options with it, and
     one that no weights make the best, inside the convex hull of the others, never comes.
 
-    The time limit is for each run of the solver. Raises Infeasible where the limits cannot be met together,
-    SolverTimeoutError where nothing was found in the time.
+    The settings are for each run of the solver, but not their gap. Raises Infeasible where the limits cannot be met
+    together, SolverTimeoutError where nothing was found in the time.
     """
     if not 0 <= use_at_least <= 1:
         raise ValueError(f"use_at_least is {use_at_least}; it is a share of the first maximum, between 0 and 1")
@@ -48,7 +42,7 @@ def random_architecture(
 
     def best(objective: Weights, *more: Constraint) -> Answer:
         program = Program.of(problem, objective, (*problem.limits, *more))
-        return minimise(program, _GAP, time_limit_s, engine=engine, memory_bytes=memory_bytes)
+        return minimise(program, replace(settings, gap=_GAP))
 
     if not problem.maximums:
         answer = best(weights)
@@ -57,7 +51,7 @@ def random_architecture(
         answer = best(weights, Constraint(maximum.cost, use_at_least * maximum.value, minimum=True))
         if answer.outcome != "solved":
             # The most of it that a tiling within the limits was found to have.
-            most = settled(problem, best(-costs_of(problem, maximum.cost)), time_limit_s, memory_bytes)
+            most = settled(problem, best(-costs_of(problem, maximum.cost)), settings)
             answer = best(weights, Constraint(maximum.cost, total_costs(most)[maximum.cost], minimum=True))
-    chosen = settled(problem, answer, time_limit_s, memory_bytes)
+    chosen = settled(problem, answer, settings)
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "random")

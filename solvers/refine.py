@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -24,11 +23,10 @@ from solvers import mip
 from solvers.errors import ProblemError
 from solvers.interactions import Interactions
 from solvers.line import Indices, Weights, scores_of
-from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
-from solvers.problem import OPTIMAL_GAP, Problem, Solution
-from solvers.program import Answer, Program, Row
-from solvers.pulp_model import Engine
+from solvers.problem import Problem, Solution
+from solvers.program import Program, Row
+from solvers.settings import DEFAULT, Settings
 
 BATCH = 10
 """Evaluations a round."""
@@ -44,8 +42,6 @@ _STEP_GAP = 1e-3
 Evaluate = Callable[[Sequence[Solution]], Sequence[float]]
 """The worth of each, in their order; less is better."""
 _Tiling = tuple[int, ...]
-_Least = Callable[[Program], Answer]
-"""Solves a program as far as a step asks for."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +66,20 @@ class Refined:
 
 
 def refine(
-    problem: Problem,
-    evaluate: Evaluate,
-    evaluations: int,
-    *,
-    batch: int = BATCH,
-    gap: float = OPTIMAL_GAP,
-    time_limit_s: float | None = None,
-    engine: Engine = "highs",
-    memory_bytes: float = MEMORY_BYTES,
+    problem: Problem, evaluate: Evaluate, evaluations: int, settings: Settings = DEFAULT, batch: int = BATCH
 ) -> Refined:
     """The best of at most so many tilings within the limits, `batch` of them evaluated at a time, none twice.
 
-    `gap` is for the first answer, by the scores as they are; time limit and memory for each run of the solver. The same
-    worths bring the same proposals, so whoever evaluates and remembers can stop and begin again. Raises Infeasible
-    where the limits cannot be met together, SolverTimeoutError where nothing was found in the time, and ValueError
-    where there is less than one evaluation, or a worth that is not finite.
+    The gap and the progress of the settings are for the first answer, by the scores as they are; time limit and memory
+    for each run of the solver. The same worths bring the same proposals, so whoever evaluates and remembers can stop
+    and begin again. Raises Infeasible where the limits cannot be met together, SolverTimeoutError where nothing was
+    found in the time, and ValueError where there is less than one evaluation, or a worth that is not finite.
     """
     started = time.monotonic()
     if evaluations < 1 or batch < 1:
         raise ValueError(f"refining takes an evaluation at least, not {evaluations}, {batch} at a time")
-    first = mip.solve(problem, gap=gap, time_limit_s=time_limit_s, engine=engine, memory_bytes=memory_bytes)
-    step = partial(minimise, gap=_STEP_GAP, time_limit_s=time_limit_s, engine=engine, memory_bytes=memory_bytes)
+    first = mip.solve(problem, settings)
+    step = replace(settings, gap=_STEP_GAP, progress=None)
     place = {option.key: index for index, option in enumerate(problem.options)}
     program = Program.of(problem, scores_of(problem), problem.limits)
     tried: dict[_Tiling, Tried] = {}
@@ -115,14 +103,14 @@ def refine(
     return Refined(replace(best.solution, seconds=time.monotonic() - started), tuple(tried.values()))
 
 
-def _proposed(program: Program, worths: dict[_Tiling, float], count: int, least: _Least) -> dict[_Tiling, float]:
+def _proposed(program: Program, worths: dict[_Tiling, float], count: int, settings: Settings) -> dict[_Tiling, float]:
     """At most so many tilings that were not evaluated, and what they are predicted to be worth."""
     if not count:
         return {}
     tilings = [np.array(tiling) for tiling in worths]
     learnt = Interactions.of(program.line, program.weights, tilings, list(worths.values()))
     ranked = sorted(worths, key=worths.__getitem__)
-    step, prices = _step(program, learnt, np.array(ranked[0]), least)
+    step, prices = _step(program, learnt, np.array(ranked[0]), settings)
     found = {} if step in worths else {step: learnt.worth(np.array(step))}
     near: dict[_Tiling, float] = {}
     for place, centre in enumerate(ranked):
@@ -133,7 +121,7 @@ def _proposed(program: Program, worths: dict[_Tiling, float], count: int, least:
     return found | dict(sorted(near.items(), key=lambda each: (each[1], each[0]))[: count - len(found)])
 
 
-def _step(program: Program, learnt: Interactions, centre: Indices, least: _Least) -> tuple[_Tiling, Weights]:
+def _step(program: Program, learnt: Interactions, centre: Indices, settings: Settings) -> tuple[_Tiling, Weights]:
     """The best in the context of `centre` and near it, and the prices of the limits there; `centre` itself where time
     or memory ran out."""
     line = program.line
@@ -141,7 +129,7 @@ def _step(program: Program, learnt: Interactions, centre: Indices, least: _Least
     unlike[centre] = 0
     near = Row(unlike, max(2.0, round(_RADIUS * line.slots)))
     asked = replace(program, weights=learnt.around(centre), rows=(*program.rows, near))
-    answer = least(asked)
+    answer = minimise(asked, settings)
     assert answer.outcome != "infeasible", "what was evaluated is within the limits"
     return answer.chosen or tuple(centre.tolist()), np.array(answer.prices[: len(program.rows)])
 

@@ -55,3 +55,19 @@ class Scaled:
     def bound(self, prices_R: Weights) -> float:
         """The bound that the prices prove on every tiling's weight."""
         return float(self.line.up_to(self.charged(prices_R))[-1] - prices_R @ self.most_R)
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """The Lagrangian relaxation of a program: `prices_R`, in the scale of `scaled`, are charged for what each sum uses,
+    in place of the rows."""
+
+    program: Program
+    scaled: Scaled
+    prices_R: Weights
+
+    @staticmethod
+    def of(program: Program, prices_R: Sequence[float] | Weights) -> "Relaxation":
+        """By prices in the program's own units."""
+        scaled = Scaled.of(program)
+        return Relaxation(program, scaled, scaled.prices(prices_R))

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solvers.line import scores_of
-from solvers.memory import MEMORY_BYTES
 from solvers.minimise import minimise
 from solvers.mip import solution_of
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
 from solvers.program import Program
+from solvers.settings import Settings
 from solvers.shadow import shadow
 
-_GAP = 1e-4
+BRIEF = Settings(gap=1e-4, time_limit_s=1.0)
+"""What close calls may take by default."""
 
 
 @dataclass(frozen=True)
@@ -42,49 +43,40 @@ class Sensitivity:
     close_calls: tuple[CloseCall, ...]
 
 
-def sensitivity(
-    problem: Problem,
-    solution: Solution,
-    close_calls: int = 5,
-    *,
-    time_limit_s: float = 1.0,
-    memory_bytes: float = MEMORY_BYTES,
-) -> Sensitivity:
+def sensitivity(problem: Problem, solution: Solution, settings: Settings = BRIEF, close_calls: int = 5) -> Sensitivity:
     """The sensitivity of `solution`, the best of `problem` to its gap.
 
     `close_calls` are looked for with each of twice as many options, those that raise the bound least; what is not found
-    and proven to 1e-4 in the time, all of them together, and the memory, is left out.
+    and proven to the gap of the settings in the time, all of them together, and the memory, is left out.
     """
-    deadline = time.monotonic() + time_limit_s
+    deadline = time.monotonic() + settings.time_limit_s
     index_of = {option.key: index for index, option in enumerate(problem.options)}
     chosen = np.array([index_of[option.key] for option in solution.options], dtype=np.intp)
-    found = shadow(Program.of(problem, scores_of(problem), problem.limits), chosen, memory_bytes)
+    found = shadow(Program.of(problem, scores_of(problem), problem.limits), chosen, settings.memory_bytes)
     prices = {limit.name: float(price) + 0.0 for limit, price in zip(problem.limits, found.prices_R, strict=True)}
     order = np.argsort(found.slack_O, kind="stable").tolist()
     others = [problem.options[index] for index in order if index not in chosen][: 2 * close_calls]
     # The best with one option is often the best with another, too.
     calls = {
-        tuple(one.key for one in call.options): call
-        for call in _calls(problem, solution, others, deadline, memory_bytes)
+        tuple(one.key for one in call.options): call for call in _calls(problem, solution, others, settings, deadline)
     }
     return Sensitivity(prices, tuple(sorted(calls.values(), key=lambda call: call.worse)[:close_calls]))
 
 
 def _calls(
-    problem: Problem, solution: Solution, others: list[Option], deadline: float, memory_bytes: float
+    problem: Problem, solution: Solution, others: list[Option], settings: Settings, deadline: float
 ) -> Iterator[CloseCall]:
     for option in others:
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
+        if time.monotonic() >= deadline:
             return
         apart = (one for one in problem.options if one == option or not _overlap(one, option))
         held = replace(problem, options=tuple(apart))
         program = Program.of(held, scores_of(held), held.limits)
-        answer = minimise(program, _GAP, left_s, memory_bytes=memory_bytes)
+        answer = minimise(program, settings.until(deadline))
         if answer.outcome != "solved":
             continue
         best = solution_of(held, program, answer, 0.0)
-        if best.gap > _GAP:
+        if best.gap > settings.gap:
             continue
         worse = best.score - solution.score
         is_equal = abs(worse) <= OPTIMAL_GAP * abs(solution.score)

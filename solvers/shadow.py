@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import highspy
 import numpy as np
 
-from solvers.dual import Search
+from solvers.dual import CuttingPlanes
 from solvers.highs import exact_highs
 from solvers.line import Indices, Line, Weights
 from solvers.memory import MEMORY_BYTES
@@ -52,7 +52,7 @@ def shadow(program: Program, chosen: Indices, memory_bytes: float = MEMORY_BYTES
     taken_R = [max(row.most, math.fsum(row.values[chosen])) for row in program.rows]
     most_R = np.array(taken_R) / scaled.scale_R + _ROUNDING * program.line.slots
     scaled = replace(scaled, weights_O=over_O / cost, most_R=most_R, scale=cost)
-    search = Search(scaled, memory_bytes, _TOLERANCE)
+    search = CuttingPlanes(scaled, memory_bytes, _TOLERANCE)
     search.ask(np.zeros(len(program.rows)))
     search.climb()
     lowest_R = np.array([_lowest(search, row) for row in range(len(program.rows))])
@@ -68,7 +68,7 @@ def _over_best(line: Line, weights_O: Weights) -> Weights:
     return over_O
 
 
-def _lowest(search: Search, row: int) -> float:
+def _lowest(search: CuttingPlanes, row: int) -> float:
     """The lowest price of a row at which, with some prices of the others, the bound is the best there is."""
     least = search.best - _TOLERANCE
     prices = _Prices(len(search.best_R), row)

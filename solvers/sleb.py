@@ -1,8 +1,7 @@
 """Baseline: SLEB (arXiv 2402.09025, section 3): drop whole blocks one by one, each time the one the model misses least.
 
-Its metric 3 is the loss with a block left out of the model as already reduced; its metrics 1 (block influence) and 2
-(loss with a block left out of the whole model) rank all blocks at once. The numbers come from the caller. The first and
-the last block stay, as in the released code. A block is what this package calls a layer.
+This is its metric 3: the loss with a block left out of the model as already reduced. The losses come from the caller.
+The first and the last block stay, as in the released code. A block is what this package calls a layer.
 """
 
 import math
@@ -49,7 +48,7 @@ class Removal:
 def drop_one_by_one(
     problem: Problem, parent: Sequence[Option], loss_without: LossWithout, *, slots_per_layer: int = 2
 ) -> Removal:
-    """Metric 3: the parent less the fewest layers, in the order of `removal_rounds`, that bring it within the limits.
+    """The parent less the fewest layers, in the order of `removal_rounds`, that bring it within the limits.
 
     `parent` are the options of the problem that stand for the parent as it is, in any order. A layer that has neither
     the option "skip+skip" nor "skip" at each of its slots is kept, as are the first and the last. A round's losses are
@@ -70,26 +69,6 @@ def drop_one_by_one(
 
     solution = drop_until_within(problem, layers, order(), started, "sleb")
     return Removal(solution, tuple(rounds))
-
-
-def drop_at_once(
-    problem: Problem, parent: Sequence[Option], harms: Mapping[int, float], *, slots_per_layer: int = 2
-) -> Solution:
-    """Metrics 1 and 2: the parent less the fewest layers, in the order of `one_shot_order`, as `drop_one_by_one` else.
-
-    `harms` is one number per layer: block influence for metric 1; for metric 2 the loss without it, which is the first
-    round of metric 3. It may leave out, or hold, layers that cannot go. Raises as `drop_one_by_one`, and ValueError
-    where a layer that can go has none.
-    """
-    started = time.monotonic()
-    check_tiling(problem)
-    layers = Layers.of(problem, parent, slots_per_layer)
-    inner = _inner(layers)
-    missing = [layer for layer in inner if layer not in harms]
-    if missing:
-        raise ValueError(f"no harm is given for layers {', '.join(map(str, missing))}, which can be left out")
-    order = one_shot_order({layer: harms[layer] for layer in inner})
-    return drop_until_within(problem, layers, order, started, "sleb_at_once")
 
 
 def rounds_needed(problem: Problem, layers: Layers) -> int:
@@ -120,17 +99,6 @@ def removal_rounds(candidates: Sequence[int], loss_without: LossWithout) -> Iter
         yield Round(least, by_layer)
         left.remove(least)
         removed.append(least)
-
-
-def one_shot_order(harms: Mapping[int, float]) -> tuple[int, ...]:
-    """The layers by the number each has, least first, the shallowest of equals first.
-
-    Raises ValueError, naming the layer, where a number is NaN or infinite.
-    """
-    for layer, harm in harms.items():
-        if not math.isfinite(harm):
-            raise ProblemError(f"the harm of layer {layer} is {harm}; it must be a finite number")
-    return tuple(sorted(harms, key=lambda layer: (harms[layer], layer)))
 
 
 def _inner(layers: Layers) -> tuple[int, ...]:

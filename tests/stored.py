@@ -4,7 +4,7 @@ from pathlib import Path
 
 import rows
 
-from blocklib.block import LINEAR, SKIP, Block, Choice, Subblock
+from blocklib.block import SKIP, Block, Choice, Subblock
 from db import models
 from db.store import Store
 from nas.config import load
@@ -19,7 +19,10 @@ CURVE = [[0.0, 0.5], [256.0, 0.25], [512.0, 0.125]]
 def choices() -> list[Choice]:
     found = []
     for layer in range(LAYERS):
-        found += [Choice(layer, "attention", what) for what in (Subblock("kv", "4"), Subblock("kv", "2"), LINEAR, SKIP)]
+        found += [
+            Choice(layer, "attention", what)
+            for what in (Subblock("kv", "4"), Subblock("kv", "2"), Subblock("linear"), SKIP)
+        ]
         found += [Choice(layer, "ffn", what) for what in (Subblock("ffn", "64"), Subblock("ffn", "32"), SKIP)]
         found.append(Choice(layer, "block", Block(SKIP, SKIP)))
     found.append(Choice(1, "ffn", Subblock.parse("fuse(ffn64,ffn64)")))

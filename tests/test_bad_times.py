@@ -12,7 +12,7 @@ from blocklib.block import Role, Subblock
 from blocklib.model import PuzzleNasConfig
 from cost_models.cost import ZERO, Cost
 from cost_models.geometry import FIXED, Geometry, geometry
-from cost_models.measured import MeasuredGeometry, Progress, measure, suspicions
+from cost_models.measured import MeasuredGeometry, TimedStack, measure, suspicions
 from cost_models.metrics import METRICS
 from cost_models.quality import ANY, Quality
 from cost_models.timing import Comparison, Paired
@@ -35,7 +35,7 @@ class Clock:
         self._planned = planned
         self.timed: Counter[int] = Counter()
 
-    def __call__(self, control: Any, other: Any, scenario: Any, rounds: Any, decode: Any) -> Comparison:
+    def __call__(self, control: Any, other: Any, scenario: Any, rounds: Any) -> Comparison:
         width = self._width(other)
         plans = self._planned.get(width, ())
         turn = self.timed[width]
@@ -63,7 +63,7 @@ def measured(
 ) -> tuple[dict[Geometry, MeasuredGeometry], list[str]]:
     """And why anything was timed again."""
     found = list(measure(config, [FFN12, FFN48], SCENARIO, quality=quality, timer=clock))
-    return times(found), [one.again for one in found if isinstance(one, Progress) and one.again]
+    return times(found), [one.again for one in found if isinstance(one, TimedStack) and one.again]
 
 
 EVEN, SURE = (1.0,) * 5, (1.0,) * 101

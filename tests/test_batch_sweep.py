@@ -20,6 +20,7 @@ from solvers import mip
 from solvers.batch_sweep import sweep
 from solvers.errors import Infeasible
 from solvers.problem import OPTIMAL_GAP, Option, Problem
+from solvers.settings import Settings
 
 
 @few
@@ -41,7 +42,7 @@ def test_batch_sizes_that_cannot_be_better_are_not_solved(monkeypatch: pytest.Mo
     tight, loose = library(20, 6, 0, budget=0.4), library(20, 6, 0, budget=0.8)
     asked = []
     solve = mip.solve
-    monkeypatch.setattr(mip, "solve", lambda problem, **how: asked.append(problem) or solve(problem, **how))
+    monkeypatch.setattr(mip, "solve", lambda problem, *how: asked.append(problem) or solve(problem, *how))
     batch, found = sweep({1: tight, 8: loose, 32: replace(tight, maximums={"latency": 1e-3})})
     assert (batch, asked) == (8, [loose])
     assert found.score == solve(loose).score
@@ -52,13 +53,15 @@ def test_a_batch_size_that_takes_too_long_costs_no_answer_of_another() -> None:
     late = out_of_reach()
     late = replace(late, options=tuple(replace(option, score=1e-6 * option.score) for option in late.options))
     easy = library(20, 6, 0, budget=0.4)
-    batch, found = sweep({"easy": easy, "late": late}, time_limit_s=0.5)
+    batch, found = sweep({"easy": easy, "late": late}, Settings(time_limit_s=0.5))
     assert (batch, found.score, found.status) == ("easy", mip.solve(easy).score, "feasible")
     assert found.bound < 1e-3
     with pytest.raises(TimeoutError, match=r"^late, later: in 1e-09 s no solution was found"):
-        sweep({"late": late, "none": replace(easy, minimums={"latency": 1e9}), "later": late}, time_limit_s=1e-9)
+        sweep(
+            {"late": late, "none": replace(easy, minimums={"latency": 1e9}), "later": late}, Settings(time_limit_s=1e-9)
+        )
     with pytest.raises(TimeoutError, match=r"^in 1e-09 s no solution was found"):
-        sweep({"late": late}, time_limit_s=1e-9)
+        sweep({"late": late}, Settings(time_limit_s=1e-9))
 
 
 def measured(batch: int, decode_s: float, **of_search: Any) -> Measured:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from blocklib.block import LINEAR, SKIP, Subblock
+from blocklib.block import SKIP, Subblock
 from blocklib.family import shape_of
 from blocklib.kinds import parent_architecture
 from blocklib.parent import child_config
@@ -46,8 +46,8 @@ def test_the_smallest_job_takes_every_default() -> None:
     request = parse(SMALLEST, "somewhere/stories.yaml")
     assert request.name == "stories"
     assert request.budget == (Limit("latency", 0.6, relative=True),)
-    assert request.space.attention == (Share("kv", 0.5), LINEAR, SKIP)
-    assert request.space.ffn == (Share("ffn", 0.75), Share("ffn", 0.5), Share("ffn", 0.25), LINEAR, SKIP)
+    assert request.space.attention == (Share("kv", 0.5), Subblock("linear"), SKIP)
+    assert request.space.ffn == (Share("ffn", 0.75), Share("ffn", 0.5), Share("ffn", 0.25), Subblock("linear"), SKIP)
     assert request.space.fuse == FuseSection(longest=3, norm="fold")
     assert request.solver.time_limit == 60.0
     assert request.heal is not None

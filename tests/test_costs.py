@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small_costs import SCENARIO, config_of
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
-from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Subblock
+from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
@@ -142,7 +142,7 @@ def architectures(draw: st.DrawFn, shape: Shape) -> Architecture:
         attention = draw(st.sampled_from(kinds).map(Subblock.parse))
         members = draw(st.integers(1, min(3, left)))
         if members == 1:
-            ffn = draw(st.one_of(ffns, st.sampled_from([LINEAR, SKIP])))
+            ffn = draw(st.one_of(ffns, st.sampled_from([Subblock("linear"), SKIP])))
         else:
             kind = draw(st.sampled_from(["fuse", "fuse_last"]))
             ffn = Subblock(kind, parts=tuple(draw(ffns) for _ in range(members)))
@@ -198,7 +198,7 @@ def test_a_fused_run_runs_as_one_wide_ffn_and_a_skip_as_nothing() -> None:
         assert geometry("ffn", Subblock.parse(f"{kind}(ffn10,ffn20,ffn30)")) == wide
     assert geometries(Choice.parse("L1.block=kv2+skip")) == (Geometry("attention", Subblock("kv", "2")),)
     assert geometries(Choice.parse("L1.block=skip+skip")) == ()
-    assert str(geometry("attention", LINEAR)) == "attention.linear"
+    assert str(geometry("attention", Subblock("linear"))) == "attention.linear"
     assert str(FIXED) == "fixed"
 
 

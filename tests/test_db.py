@@ -274,7 +274,7 @@ def test_trials_are_filtered_sorted_and_limited(store: Store) -> None:
 
 def test_stages_and_failures_are_kept_in_order(store: Store) -> None:
     store.add_search(search())
-    stages = [store.add_stage(stage(name=name, detail={"n": 1})) for name in ("space", "score")]
+    stages = [store.add_stage(stage(name=name)) for name in ("space", "score")]
     assert store.stages("5ea5c4") == stages
     failures = [
         store.add_failure(FailureRow(search_id="5ea5c4", stage="score", place=place, reason="NaN"))

@@ -77,6 +77,8 @@ def make_old(url: str, revision: str) -> None:
         for table, columns in (pair for tables in added for pair in tables.items()):
             for column in columns:
                 connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        if revision < "0005":
+            connection.execute(text("ALTER TABLE stage ADD COLUMN detail JSON NOT NULL DEFAULT '{}'"))
         if revision < "0002":
             connection.execute(text("ALTER TABLE search DROP COLUMN score_text"))
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'"))

@@ -30,7 +30,7 @@ from blocklib.errors import (
     WeightsFileError,
 )
 from blocklib.library import Library
-from cost_models.errors import NoMeterError, NotMeasuredError, QuantityError, ScenarioError
+from cost_models.errors import NoMeterError, QuantityError, ScenarioError
 from cost_models.flash import MemoryHierarchy
 from cost_models.scenario import Scenario
 from db.errors import DatabaseError, DatabaseTooNewError, ForeignDatabaseError, NotFoundError, QueryError
@@ -324,7 +324,6 @@ def test_a_mistake_has_its_class_deep_inside(
         (MissingCheckpointError, FileNotFoundError),
         (OutputExistsError, FileExistsError),
         (NoClusterError, ConnectionError),
-        (NotMeasuredError, LookupError),
         (SolverTimeoutError, TimeoutError),
     ],
 )

@@ -5,7 +5,7 @@ from itertools import pairwise
 from parents import random_ids, random_parent
 
 from blocklib.block import SKIP, Choice, Subblock
-from blocklib.distil import Distilled, Training, distil
+from blocklib.distil import Distilled, Texts, Training, distil
 from nas.dependency import block_dependency
 from nas.evaluate import evaluate
 from nas.removal import loss_without
@@ -46,7 +46,7 @@ def test_training_many_subblocks_in_one_batch() -> None:
         for number in (16, 24)
     }
     words: list[str] = []
-    events = list(distil(parent, trainings, *texts, batch=16, doing=words.append, heard=told))
+    events = list(distil(parent, trainings, Texts(*texts, batch=16), doing=words.append, heard=told))
     assert sum(isinstance(event, Distilled) for event in events) == len(trainings)
     assert len(told.states) == len(trainings), "once for each, though there is but one batch"
     assert told.shares == sorted(told.shares)

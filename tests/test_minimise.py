@@ -24,9 +24,10 @@ from solvers.meeting import MergedError, meet
 from solvers.minimise import Start
 from solvers.problem import Option, Problem
 from solvers.program import Answer, Program, Row
-from solvers.pulp_model import Engine, run
+from solvers.pulp_model import run
 from solvers.reach import over_best, reach
-from solvers.scaled import Scaled
+from solvers.scaled import Relaxation, Scaled
+from solvers.settings import Engine, Settings
 from solvers.swaps import improved
 
 
@@ -110,7 +111,7 @@ def test_a_bound_without_end_says_that_nothing_fits() -> None:
     problem = library(layers=8, names=4, seed=2)
     program = program_of(replace(problem, maximums={}, minimums={"latency": 1e3}))
     assert dual(program).bound > program.weights.sum()
-    assert minimise.minimise(program, 0.0).outcome == "infeasible"
+    assert minimise.minimise(program, Settings(0.0)).outcome == "infeasible"
 
 
 @given(problems(), st.data())
@@ -132,8 +133,7 @@ def test_exchanges_stay_within_the_limits_and_only_lighten(problem: Problem, dat
 
 
 def met(program: Program, prices: np.ndarray, distance: float, further: float, merging: bool) -> list[np.ndarray]:
-    scaled = Scaled.of(program)
-    found = list(meet(program, scaled, prices, distance, further, merging))
+    found = list(meet(Relaxation(program, Scaled.of(program), prices), distance, further, merging))
     return [tiling for tiling in found if tiling is not None]
 
 
@@ -184,12 +184,12 @@ def test_a_reach_is_what_so_many_labels_can_afford(problem: Problem, labels: int
 
 def test_labels_that_cannot_be_held_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     program = program_of(library(layers=20, names=6, seed=7))
-    best = minimise.minimise(program, 1e-6)
+    best = minimise.minimise(program)
     monkeypatch.setattr("solvers.labels.MOST", 200)
     scaled = Scaled.of(program)
     with pytest.raises(CrowdedError):
         met(program, scaled.prices(dual(program).prices_R), 1.0, 1.0, False)
-    crowded = minimise.minimise(program, 1e-6)
+    crowded = minimise.minimise(program)
     assert program.weight(crowded.chosen) == pytest.approx(program.weight(best.chosen), rel=2e-6)
     assert crowded.bound == pytest.approx(program.weight(crowded.chosen), rel=2e-6)
 
@@ -219,7 +219,7 @@ def test_mip_solvers_agree_with_exhaustive_search(engine: Engine, problem: Probl
     if not any(True for _ in tilings(problem)):
         return
     best = least_score(problem)
-    answer = run(program_of(problem), 1e-9, time.monotonic() + 60, engine)
+    answer = run(program_of(problem), Settings(1e-9, 60, engine))
     if best is None:
         assert answer.outcome == "infeasible"
     else:
@@ -232,37 +232,35 @@ def test_mip_solvers_agree_with_exhaustive_search(engine: Engine, problem: Probl
 def test_what_labels_leave_open_a_mip_solver_settles(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("solvers.minimise._LAST", 0)
     program = program_of(library(layers=20, names=6, seed=7))
-    answer = minimise.minimise(program, 1e-6, engine=engine)
+    answer = minimise.minimise(program, Settings(engine=engine))
     monkeypatch.undo()
-    assert program.weight(answer.chosen) == pytest.approx(
-        program.weight(minimise.minimise(program, 1e-6).chosen), rel=2e-6
-    )
+    assert program.weight(answer.chosen) == pytest.approx(program.weight(minimise.minimise(program).chosen), rel=2e-6)
     assert answer.bound == pytest.approx(program.weight(answer.chosen), rel=2e-6)
 
 
 def test_progress_is_told_and_what_is_known_helps() -> None:
     problem = library(layers=30, names=8, seed=3)
     program, told = program_of(problem), []
-    answer = minimise.minimise(program, 0.0, progress=lambda best, bound: told.append((best, bound)))
+    answer = minimise.minimise(program, Settings(0.0, progress=lambda best, bound: told.append((best, bound))))
     assert told
     assert all(bound <= best for best, bound in told)
     assert [best for best, _ in told] == sorted((best for best, _ in told), reverse=True)
     assert [bound for _, bound in told] == sorted(bound for _, bound in told)
     assert told[-1][0] == program.weight(answer.chosen)
-    again = minimise.minimise(program, 0.0, start=Start(answer.prices, [answer.chosen]))
+    again = minimise.minimise(program, Settings(0.0), Start(answer.prices, [answer.chosen]))
     assert again.chosen == answer.chosen
 
 
 def test_progress_is_told_while_a_mip_solver_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("solvers.minimise._LAST", 0)
     told: list[tuple[float, float]] = []
-    mip.solve(hard(), gap=1e-4, time_limit_s=5, progress=lambda best, bound: told.append((best, bound)))
+    mip.solve(hard(), Settings(1e-4, 5, progress=lambda best, bound: told.append((best, bound))))
     assert len(told) > 2
     assert all(bound <= best for best, bound in told)
 
 
 def test_an_answer_comes_with_a_gap_at_once() -> None:
-    solution = mip.solve(hard(), gap=0.01, time_limit_s=30)
+    solution = mip.solve(hard(), Settings(0.01, 30))
     assert solution.gap <= 0.01
 
 
@@ -280,19 +278,19 @@ def out_of_reach(slots: int = 40) -> Problem:
 
 def test_a_time_out_without_a_solution_says_so() -> None:
     with pytest.raises(TimeoutError, match=r"in 1e-09 s no solution was found"):
-        mip.solve(out_of_reach(), time_limit_s=1e-9)
+        mip.solve(out_of_reach(), Settings(time_limit_s=1e-9))
 
 
 def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
     """There are three limits; two of them can be met alone, and both are at fault."""
     problem = out_of_reach()
     with pytest.raises(Infeasible) as caught:
-        settled(problem, Answer("infeasible"), time_limit_s=1e-9)
+        settled(problem, Answer("infeasible"), Settings(time_limit_s=1e-9))
     assert (caught.value.budgets, caught.value.is_smallest) == (("a", "minimum a"), True)
     options = tuple(replace(option, costs={**option.costs, "b": 1.0}) for option in problem.options)
     problem = Problem(problem.slots, options, {"b": 100.0, **problem.maximums}, problem.minimums)
     with pytest.raises(Infeasible, match=r"the smallest set of limits at fault was not found in 1e-09 s") as caught:
-        settled(problem, Answer("infeasible"), time_limit_s=1e-9)
+        settled(problem, Answer("infeasible"), Settings(time_limit_s=1e-9))
     assert (caught.value.budgets, caught.value.is_smallest) == (("b", "a", "minimum a"), False)
 
 
@@ -342,7 +340,7 @@ def test_an_option_of_no_tiling_within_the_limits_however_heavy_changes_nothing(
 def test_a_search_stops_at_the_deadline_and_claims_no_more_than_it_proved() -> None:
     program = program_of(hard())
     began = time.monotonic()
-    answer = minimise.minimise(program, 0.0, 0.5)
+    answer = minimise.minimise(program, Settings(0.0, 0.5))
     assert time.monotonic() - began < 10
     assert answer.outcome == "solved"
     assert answer.bound < program.weight(answer.chosen)
@@ -372,7 +370,7 @@ def test_exchanges_fill_a_limit_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Among options of every slot, though those of a few would be near enough to the bound by themselves."""
     monkeypatch.setattr(minimise, "meet", lambda *_: pytest.fail("exchanges should have settled it"))
     program = filling(12, 130, 0.3)
-    answer = minimise.minimise(program, 1e-3)
+    answer = minimise.minimise(program, Settings(1e-3))
     assert answer.outcome == "solved"
     assert program.holds(answer.chosen)
     assert program.weight(answer.chosen) <= 0.999 * -program.rows[0].most
@@ -385,9 +383,8 @@ def test_a_join_tells_what_it_found_before_it_has_looked_at_all(monkeypatch: pyt
         meeting._Grid, "_within", lambda grid, *given: looked_at.append(len(given[2])) or within(grid, *given)
     )
     program = filling(6, 14, 0.5)
-    scaled = Scaled.of(program)
-    prices = scaled.prices(dual(program).prices_R)
-    first = next(tiling for tiling in meeting.meet(program, scaled, prices, 0.2, 0.2, True) if tiling is not None)
+    near = meet(Relaxation.of(program, dual(program).prices_R), 0.2, 0.2, True)
+    first = next(tiling for tiling in near if tiling is not None)
     assert program.holds(first)
     # Pairs of half tilings, of which there are as many as tilings: 14^6.
     assert 0 < sum(looked_at) <= 2 * meeting._PAIRS

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from benchmarks.pruning import gate_loss, random_loss
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Subblock
-from blocklib.distil import Distilled, Training, distil
+from blocklib.distil import Distilled, Texts, Training, distil
 from blocklib.ffn.dip import PrunedFFN
 from blocklib.fit import build
 from blocklib.kinds import parent_block
@@ -82,7 +82,8 @@ def test_adapters_bring_a_hard_pruned_ffn_closer_and_read_no_more(parent: Parent
     architecture = everywhere(parent, "dip25")
     choices = [choice for choice in architecture.choices() if choice.role == "ffn"]
     training = Training(16_384, 1e-3, lora_rank=8)
-    events = distil(parent, dict.fromkeys(choices, training), text[:8], text, heldout[:4], batch=8, least_squares=False)
+    texts = Texts(text[:8], text, heldout[:4], batch=8)
+    events = distil(parent, dict.fromkeys(choices, training), texts, least_squares=False)
     found = {event.choice: event for event in events if isinstance(event, Distilled)}
     before = untrained(parent, "dip25")
     after = assemble(parent, architecture, lambda choice: found[choice].weights)

@@ -11,7 +11,7 @@ from test_solvers import few, library, meets, problems, score, tilings
 from solvers import mip
 from solvers.pool import pool
 from solvers.problem import Option, Problem, Solution, verify
-from solvers.sensitivity import sensitivity
+from solvers.sensitivity import BRIEF, sensitivity
 
 
 def solved_with(problem: Problem, option: Option) -> float | None:
@@ -25,7 +25,7 @@ def solved_with(problem: Problem, option: Option) -> float | None:
 def test_close_calls_are_the_best_there_is_with_another_option(problem: Problem) -> None:
     assume(any(meets(some, problem.limits) for some in tilings(problem)))
     solution = mip.solve(problem)
-    found = sensitivity(problem, solution, close_calls=len(problem.options), time_limit_s=60.0)
+    found = sensitivity(problem, solution, replace(BRIEF, time_limit_s=60.0), close_calls=len(problem.options))
     others = [option for option in problem.options if option not in solution.options]
     least = {option.key: best for option in others if (best := solved_with(problem, option)) is not None}
     for option in others:
@@ -70,7 +70,7 @@ def test_a_minimum_has_a_price_too() -> None:
 
 def test_no_time_no_close_calls() -> None:
     problem = library(layers=6, names=4, seed=0)
-    assert sensitivity(problem, mip.solve(problem), time_limit_s=0.0).close_calls == ()
+    assert sensitivity(problem, mip.solve(problem), replace(BRIEF, time_limit_s=0.0)).close_calls == ()
 
 
 def test_what_is_better_than_the_answer_is_said_to_be() -> None:

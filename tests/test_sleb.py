@@ -1,7 +1,7 @@
 """SLEB drops whom it should, by the loss of the model that is really left."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from itertools import islice
@@ -25,8 +25,7 @@ from nas.removal import loss_without
 from solvers import mip
 from solvers.errors import Infeasible
 from solvers.problem import Option, Problem, verify
-from solvers.shortgpt import drop_layers
-from solvers.sleb import LossWithout, Removal, drop_at_once, drop_one_by_one, one_shot_order, removal_rounds
+from solvers.sleb import LossWithout, Removal, drop_one_by_one, removal_rounds
 
 LAYERS, REMOVED, NEW_TOKENS = 8, 4, 10
 
@@ -58,6 +57,11 @@ def rounds_of(parent: Parent, ids_BT: Tensor, count: int = REMOVED) -> tuple[lis
     inner = range(1, parent.shape.layers - 1)
     found = list(islice(removal_rounds(inner, partial(loss_without, parent, ids_BT)), count))
     return [each.removed for each in found], [dict(each.losses) for each in found]
+
+
+def ranked(harms: Mapping[int, float]) -> list[int]:
+    """Layers ranked all at once, as metrics 1 and 2 do: the least harm first."""
+    return sorted(harms, key=harms.__getitem__)
 
 
 def loss_after(parent: Parent, ids_BT: Tensor, removed: Sequence[int]) -> float:
@@ -231,7 +235,6 @@ def test_what_need_not_or_cannot_go_is_not_asked_for() -> None:
 def test_of_equals_the_shallowest_goes() -> None:
     assert sleb(added([1.0] * LAYERS), most=4).order == (1, 2, 3, 4)
     assert sleb(added([1, 1, 0.5, 1, 0.5, 1, 0.5, 1]), most=4).order == (2, 4, 6, 1)
-    assert one_shot_order({3: 1.0, 1: 1.0, 2: 0.5}) == (2, 1, 3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -241,8 +244,6 @@ def test_a_number_that_is_none_is_never_the_least(bad: float) -> None:
 
     with pytest.raises(ValueError, match=f"the loss without layer 4 is {bad} in round 2"):
         sleb(loss, most=4)
-    with pytest.raises(ValueError, match=f"the harm of layer 1 is {bad}"):
-        one_shot_order({0: 1.0, 1: bad})
     with pytest.raises(ValueError, match="round 1: 2 losses for 6 candidates"):
         sleb(lambda removed, candidates: [1.0, 2.0], most=4)
 
@@ -256,21 +257,7 @@ def test_metric_3_sees_that_one_of_two_must_stay() -> None:
 
     removal = sleb(loss, most=6)
     assert removal.order == (1, 3)
-    problem = problem_of(["kv4+ffn48"] * LAYERS, 6)
-    at_once = drop_at_once(problem, whole(problem), removal.rounds[0].losses)
-    assert [option.first // 2 for option in at_once.options if option.name == "skip+skip"] == [1, 2]
-    assert at_once.solver == "sleb_at_once"
-
-
-def test_metric_1_is_shortgpt_with_its_ends_kept() -> None:
-    problem = problem_of(["kv4+ffn48"] * LAYERS, 5)
-    parent, influence = whole(problem), [0.9, 0.3, 0.1, 0.5, 0.2, 0.4, 0.6, 0.8]
-    at_once = drop_at_once(problem, parent, dict(enumerate(influence)))
-    assert at_once.options == drop_layers(problem, parent, influence).options
-    ends_first = dict(enumerate([0.0, *influence[1:-1], 0.0]))
-    assert drop_at_once(problem, parent, ends_first).options == at_once.options
-    with pytest.raises(ValueError, match="no harm is given for layers 1, 6, which can be left out"):
-        drop_at_once(problem, parent, {layer: 1.0 for layer in range(2, 6)})
+    assert ranked(removal.rounds[0].losses)[:2] == [1, 2]
 
 
 @pytest.mark.parametrize("most", range(2, 9))
@@ -303,9 +290,9 @@ def test_a_layer_that_does_nothing_goes_first(trained_parent: Parent, text_ids: 
 def test_each_metric_drops_others_and_metric_3_does_least_harm(trained_parent: Parent, text_ids: Tensor) -> None:
     ids = text_ids[:8]
     order, rounds = rounds_of(trained_parent, ids)
-    loss_once = one_shot_order(rounds[0])[:REMOVED]
+    loss_once = ranked(rounds[0])[:REMOVED]
     influence = block_influence(trained_parent, ids)
-    influence_once = one_shot_order({layer: influence[layer] for layer in rounds[0]})[:REMOVED]
+    influence_once = ranked({layer: influence[layer] for layer in rounds[0]})[:REMOVED]
     assert len({frozenset(order), frozenset(loss_once), frozenset(influence_once)}) == 3
     least = rounds[-1][order[-1]]
     assert least == pytest.approx(loss_after(trained_parent, ids, order), rel=1e-6)
@@ -318,7 +305,7 @@ def test_metric_3_does_no_more_harm_than_metric_2(seed: int) -> None:
     parent = random_parent(seed=seed, num_hidden_layers=LAYERS)
     ids = random_ids(parent, sequences=4, tokens=24)
     order, rounds = rounds_of(parent, ids)
-    at_once = one_shot_order(rounds[0])
+    at_once = ranked(rounds[0])
     for count in (2, REMOVED):
         least = loss_after(parent, ids, order[:count])
         assert least <= loss_after(parent, ids, at_once[:count]) * (1 + 1e-6)

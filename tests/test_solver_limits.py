@@ -1,7 +1,6 @@
 """The memory of an exact search and how it ends, in processes of their own: memory as counted, signals at any stage."""
 
 import json
-import math
 import os
 import random
 import signal
@@ -17,13 +16,14 @@ from searches import nas, started, wait_for
 from test_solvers import hard, library
 
 from solvers import mip
-from solvers.highs import Found, Rows
+from solvers.highs import Found, IntegerProgram
 from solvers.highs_process import solve_in_process
 from solvers.line import scores_of
 from solvers.minimise import minimise
 from solvers.problem import Option, Problem
 from solvers.program import Program
-from solvers.pulp_model import Engine, run
+from solvers.pulp_model import run
+from solvers.settings import Engine, Settings
 
 HOUSE = Path(__file__).parents[1]
 HEARD_S = 8.0
@@ -51,6 +51,7 @@ from benchmarks.solver import instance
 from test_solver_limits import runs
 from test_solvers import hard
 from solvers import mip
+from solvers.settings import Settings
 
 problem = {problem}
 here, me = threading.get_ident(), psutil.Process()
@@ -76,7 +77,7 @@ def watch():
 
 threading.Thread(target=watch, daemon=True).start()
 try:
-    found = mip.solve(problem, gap=0.0, {asked})
+    found = mip.solve(problem, Settings(gap=0.0, {asked}))
     print("status", found.status, found.gap, flush=True)
 except TimeoutError as error:
     print("nothing", error, flush=True)
@@ -185,21 +186,21 @@ def test_the_command_takes_memory_and_refuses_too_little(tmp_path: Path) -> None
 def test_a_program_too_large_for_the_memory_is_not_modelled(engine: Engine) -> None:
     problem = library(layers=20, names=6, seed=7)
     program = Program.of(problem, scores_of(problem), problem.limits)
-    assert run(program, 1e-9, math.inf, engine, memory_bytes=1e5).outcome == "out of memory"
+    assert run(program, Settings(1e-9, engine=engine, memory_bytes=1e5)).outcome == "out of memory"
 
 
 def test_with_less_memory_the_answer_is_the_same() -> None:
     problem = library(layers=60, names=10, seed=3)
     program = Program.of(problem, scores_of(problem), problem.limits)
-    whole, little = minimise(program, 1e-9, 60), minimise(program, 1e-9, 60, memory_bytes=1e8)
+    whole, little = (minimise(program, Settings(1e-9, 60, memory_bytes=most)) for most in (2e9, 1e8))
     assert program.weight(little.chosen) == pytest.approx(program.weight(whole.chosen), rel=1e-8)
 
 
-def rows_of_a_puzzle(columns: int = 4_000, seed: int = 0) -> Rows:
+def rows_of_a_puzzle(columns: int = 4_000, seed: int = 0) -> IntegerProgram:
     """Sums that HiGHS is long over."""
     rng = np.random.default_rng(seed)
     values = rng.uniform(1, 100, (12, columns))
-    return Rows(
+    return IntegerProgram(
         -values.sum(0) - rng.uniform(0, 1, columns),
         np.full(12, -np.inf),
         0.3 * values.sum(1),
@@ -240,4 +241,4 @@ def test_without_memory_for_any_answer_it_says_so(monkeypatch: pytest.MonkeyPatc
     odd = 2.0 * 40 * 500_000 + 1
     monkeypatch.setattr("solvers.minimise._LAST", 0)
     with pytest.raises(TimeoutError, match=r"^with 0.0001 GB of memory no solution was found, nor was it proven"):
-        mip.solve(Problem(40, tuple(options), {"a": odd}, {"a": odd}), memory_bytes=1e5)
+        mip.solve(Problem(40, tuple(options), {"a": odd}, {"a": odd}), Settings(memory_bytes=1e5))

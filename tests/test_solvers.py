@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from solvers import mip
 from solvers.errors import Infeasible
 from solvers.problem import Constraint, Option, Problem, Solution, total_costs, verify
+from solvers.settings import Settings
 
 few = settings(max_examples=100, deadline=None)
 
@@ -200,7 +201,7 @@ def hard(seed: int = 0) -> Problem:
 
 def test_a_time_out_is_never_called_optimal() -> None:
     problem = hard()
-    solution = mip.solve(problem, gap=0.0, time_limit_s=1.5)
+    solution = mip.solve(problem, Settings(0.0, 1.5))
     verify(problem, solution)
     assert solution.status == "feasible"
     assert 1e-6 < solution.gap < 1
@@ -210,7 +211,7 @@ def test_a_time_out_is_never_called_optimal() -> None:
 
 def test_a_coarse_gap_is_not_called_optimal() -> None:
     problem = library(layers=20, names=6, seed=7)
-    coarse, fine = mip.solve(problem, gap=0.2), mip.solve(problem)
+    coarse, fine = mip.solve(problem, Settings(gap=0.2)), mip.solve(problem)
     assert fine.status == "optimal"
     assert coarse.bound <= fine.score <= coarse.score
     assert (coarse.status == "optimal") == (coarse.gap <= 1e-6)

@@ -14,7 +14,7 @@ from solvers.errors import Infeasible
 from solvers.pool import pool
 from solvers.problem import Option, Problem, total_costs
 from solvers.program import Answer
-from solvers.pulp_model import Engine
+from solvers.settings import Engine, Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
 
@@ -27,7 +27,7 @@ def test_a_pool_holds_the_best_of_what_is_unlike_all_before(problem: Problem, sl
             next(pool(problem))
         return
     slots = min(slots, problem.slots)
-    found = list(islice(pool(problem, apart=slots, engine=engine), 4))
+    found = list(islice(pool(problem, Settings(engine=engine), apart=slots), 4))
     left = [options for options in tilings(problem) if meets(options, problem.limits)]
     for solution in found:
         assert solution.score == pytest.approx(min(map(score, left)), abs=1e-9)
@@ -44,7 +44,7 @@ def test_a_pool_is_of_different_solutions(apart: int) -> None:
 def test_a_pool_that_runs_out_of_time_says_so_after_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([minimise.minimise, lambda *_, **__: Answer("timed out")])
     monkeypatch.setattr(pools, "minimise", lambda *asked, **how: next(answers)(*asked, **how))
-    found = pool(two_slots(), time_limit_s=1.0)
+    found = pool(two_slots(), Settings(time_limit_s=1.0))
     assert next(found).score == mip.solve(two_slots()).score
     with pytest.raises(TimeoutError, match=r"in 1 s no solution was found"):
         next(found)
@@ -120,5 +120,5 @@ def test_a_front_begins_at_the_least_cost_whatever_gap_its_scores_may_have() -> 
     limit = {"b": 8.0}
     problem = Problem(30, tuple(Option(slot, 1, name, score, costs) for slot, name, score, costs in options), limit)
     by_cost = Problem(30, tuple(Option(slot, 1, name, costs["a"], costs) for slot, name, _, costs in options), limit)
-    found = pareto.front(problem, "a", 5, gap=0.3)
+    found = pareto.front(problem, "a", 5, Settings(gap=0.3))
     assert found[0].costs["a"] == pytest.approx(mip.solve(by_cost).score)

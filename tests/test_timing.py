@@ -11,17 +11,17 @@ import pytest
 import torch
 from small_costs import SCENARIO, config_of, own_block
 
-from blocklib.block import LINEAR, SKIP, Architecture, Block, Choice, Subblock
+from blocklib.block import SKIP, Architecture, Block, Subblock
 from blocklib.kinds import parent_architecture
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
-from cost_models import analytic, price
+from cost_models import analytic
 from cost_models.contention import Watch
-from cost_models.errors import NotMeasuredError, TimingError
-from cost_models.geometry import FIXED, Geometry
+from cost_models.errors import TimingError
+from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import cpu_threads, describe, usable_cores
-from cost_models.measured import Additivity, MeasuredGeometry, Progress, measure
+from cost_models.measured import Additivity, MeasuredGeometry, TimedStack, measure
 from cost_models.metrics import METRICS
 from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
 from cost_models.timing import Comparison, Paired, Rounds, Subject, new_cache, time_models
@@ -79,14 +79,13 @@ def test_a_model_of_another_dtype_is_refused(config: PuzzleNasConfig) -> None:
         time_models(model, model, replace(SCENARIO, dtype="bfloat16"), TWO)
 
 
-def test_decode_is_timed_where_there_are_steps_or_it_is_asked_for(config: PuzzleNasConfig) -> None:
+def test_decode_is_timed_where_there_are_steps(config: PuzzleNasConfig) -> None:
     model = random_model(config, Architecture.parse("kv2+ffn24"), SCENARIO)
-    single = replace(SCENARIO, generated_tokens=1)
-    assert time_models(model, model, single, TWO).decode is None
-    assert time_models(model, model, single, TWO, decode=True).decode is not None
-    alone = time_models(model, model, SCENARIO, TWO, decode=False)
+    alone = time_models(model, model, replace(SCENARIO, generated_tokens=1), TWO)
+    assert alone.decode is None
+    assert alone.latency == alone.prefill
     with pytest.raises(ValueError, match="needs decode steps"):
-        _ = alone.latency
+        _ = replace(alone, scenario=SCENARIO).latency
 
 
 def test_a_comparison_puts_latency_together_round_by_round() -> None:
@@ -150,7 +149,7 @@ def test_a_stack_counts_its_parts() -> None:
 
 ASKED = [
     Geometry("attention", Subblock("kv", "1")),
-    Geometry("attention", LINEAR),
+    Geometry("attention", Subblock("linear")),
     Geometry("ffn", Subblock("ffn", "12")),
     Geometry("ffn", Subblock("ffn", "48")),
 ]
@@ -164,7 +163,7 @@ def test_measuring_yields_the_fixed_part_the_own_and_what_was_asked_for(config: 
     results = [one for one in seen if isinstance(one, MeasuredGeometry)]
     assert [one.geometry for one in results] == [*OWN, *ASKED]
     assert all(one.prefill_s >= 0 and one.decode_s >= 0 and one.rounds == 2 for one in results)
-    progress = [one for one in seen if isinstance(one, Progress)]
+    progress = [one for one in seen if isinstance(one, TimedStack)]
     assert [(one.done, one.total) for one in progress] == [(done, 8) for done in range(1, 9)]
     (additivity,) = [one for one in seen if isinstance(one, Additivity)]
     assert additivity.decode is not None
@@ -173,17 +172,16 @@ def test_measuring_yields_the_fixed_part_the_own_and_what_was_asked_for(config: 
 
     measured = {one.geometry: one for one in results}
     child = Architecture.parse("kv1+fuse_last(ffn24,ffn24) linear+skip skip+ffn12")
-    cost = price.architecture_cost(child, shape, SCENARIO, measured)
-    parts = [FIXED, ASKED[0], ASKED[3], ASKED[1], ASKED[2]]
+    parts = [FIXED, *(part for choice in child.choices() for part in geometries(choice))]
+    assert sorted(map(str, parts)) == sorted(map(str, [FIXED, *ASKED[:4]]))
+    counted = analytic.architecture_cost(child, shape, SCENARIO)
+    cost = sum((measured[part].cost for part in parts), counted)
     assert cost.decode_s == pytest.approx(sum(measured[part].decode_s for part in parts))
     assert cost.prefill_error_s == pytest.approx(sum(measured[part].prefill_error_s or 0.0 for part in parts))
     assert cost.contention == max(measured[part].contention or 0.0 for part in parts)
-    counted = analytic.architecture_cost(child, shape, SCENARIO)
     arithmetic = {name for name, value in vars(counted).items() if isinstance(value, int)}
     assert {"parameters", "weight_bytes", "cache_bytes"} <= arithmetic
     assert {name: getattr(cost, name) for name in arithmetic} == {name: getattr(counted, name) for name in arithmetic}
-    with pytest.raises(NotMeasuredError, match=r"ffn\.ffn7 was not measured"):
-        price.choice_cost(Choice.parse("L0.ffn=ffn7"), shape, SCENARIO, measured)
 
 
 def test_without_generation_only_prefill_is_measured(config: PuzzleNasConfig) -> None:
@@ -197,7 +195,7 @@ def test_without_generation_only_prefill_is_measured(config: PuzzleNasConfig) ->
 
 def test_what_is_too_big_for_memory_is_said_before_anything_is_timed(config: PuzzleNasConfig) -> None:
     with pytest.raises(ValueError, match="one layer kv2"):
-        next(measure(config, [], SCENARIO, TWO, memory_bytes=1000))
+        next(measure(config, [], replace(SCENARIO, batch=10**12), TWO))
 
 
 # The machine

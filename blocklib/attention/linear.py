@@ -29,7 +29,7 @@ class LinearAttention(nn.Module):
         return output
 
 
-class Linear(Kind):
+class LinearAttentionKind(Kind):
     output_projection = "self_attn.linear_attn"
     module = LinearAttention
 

@@ -26,7 +26,7 @@ class LinearFFN(nn.Module):
         return output
 
 
-class Linear(Kind):
+class LinearFFNKind(Kind):
     output_projection = "mlp.linear_mlp"
     module = LinearFFN
 

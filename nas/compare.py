@@ -69,7 +69,7 @@ class Contest:
 
     @property
     def in_time(self) -> dict[str, Any]:
-        """How long a baseline may ask a solver, which, and what that may hold, as the search's job says."""
+        """The solver of a baseline: its time limit, its engine and its memory, as the search's job says."""
         return USUAL.over(replace(self.known.effort, gap=None))
 
     def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
@@ -85,7 +85,7 @@ class Contest:
         return [_known(trial.kl_whole) for trial in self.trials(solutions)]
 
     def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.Trial]:
-        """A trial of each with its real KL; `is_healed`: of the child that healing makes of it."""
+        """Each solution as a trial with its real KL. `is_healed`: the trial is the one of the healed child."""
         heal = healing_key(self.reality.job) if is_healed else None
         rows = [trial_row(self.known, self.parted(solution), self.budget, heal) for solution in solutions]
         kls: dict[str, float] = {}
@@ -114,14 +114,14 @@ def _shortgpt(contest: Contest) -> Chosen:
 
 def _sleb(contest: Contest) -> Chosen:
     _check_removable(contest)
-    # In one go what is needed in any case; where that is not enough, a round at a time.
+    # Measure at once the rounds that are needed in any case, then one round at a time.
     contest.reality.remove(rounds_needed(contest.problem, Layers.of(contest.problem, contest.own, slots_per_layer=2)))
     found = drop_one_by_one(contest.problem, contest.own, contest.reality.losses)
     return Chosen(found.solution, found.evaluations)
 
 
 def _check_removable(contest: Contest) -> None:
-    """Before anything is measured of layers that must stay. The first and the last stay in any case."""
+    """Check, before any measurement, that every inner layer can be left out. The first and the last always stay."""
     layers = Layers.of(contest.problem, contest.own, slots_per_layer=2)
     if not set(range(1, contest.known.layers - 1)) <= set(layers.droppable):
         raise Infeasible("not every inner layer can be left out; give space.drop_blocks, or skip for attention and ffn")
@@ -149,7 +149,7 @@ def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
     Raises ScoreMetricError where it would learn from the KL what another score misses.
     """
     if contest.known.metric != "kl":
-        raise ScoreMetricError(f"refining learns what sums of KL miss, and the scores here are {contest.known.metric}")
+        raise ScoreMetricError(f"refining corrects sums of KL, but the scores here are {contest.known.metric}")
     asked = effort.over(contest.known.effort)
     found = refine(paired(contest.problem), contest.real, contest.evaluations, **asked)
     return Chosen(found.solution, found.evaluations)
@@ -244,7 +244,7 @@ def _check(asked: Asked, search: models.Search) -> None:
     if asked.heal and search.request["heal"] is None:
         raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
     if asked.time and search.request["scenario"]["flash"] is not None:
-        raise UsageError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
+        raise UsageError(f"search {search.name} simulates its machine, so nothing can be timed; leave out --time")
 
 
 def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
@@ -256,7 +256,7 @@ def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
     except (TimeoutError, ScoreMetricError) as error:
         return str(error)
     except Infeasible as error:
-        words = ("what it comes to", "with the other limits met, what it comes to")
+        words = ("its value", "with the other limits met, its value")
         lines = reached(contest.known, contest.budget, error, words)
         rule, _, _ = str(error).partition(": ")
         return "; ".join([rule, *lines]) if lines else str(error)

@@ -109,7 +109,7 @@ class Tokens:
         lines = [f"{name:<{width}}" + "".join(f"{cell:>15}" for cell in cells) for name, cells in table]
         lines.append(f"in sequences of {self.score.shape[1]:,} tokens; {self.dropped}")
         if self.share_read < 1:
-            lines.append(f"there is more than enough text: of each source the first {self.share_read:.1%} was read")
+            lines.append(f"there is more than enough text: the first {self.share_read:.1%} of each source was read")
         if self.empty:
             lines.append(f"no text in {_listed(self.empty)}")
         return "\n".join(lines)

@@ -144,7 +144,7 @@ class Reality:
         return influence
 
     def remove(self, rounds: int) -> None:
-        """Have so many of SLEB's rounds measured, those known among them, which are never measured again."""
+        """Measure SLEB's rounds up to this number; a known round is not measured again."""
         known, layers = self._removal.get("rounds", []), Architecture.parse(self._search.parent_architecture).layers
         models = sum(layers - 2 - before for before in range(len(known), rounds))
         if models > 0:
@@ -221,7 +221,7 @@ def _influence(packed: PackedParent, calibration: Ids, device: str, report: Repo
 def _removed(
     packed: PackedParent, calibration: Ids, known: Sequence[dict[str, float]], wanted: int, device: str, report: Report
 ) -> list[dict[str, float]]:
-    """SLEB's first rounds, so many, beginning with those that are known."""
+    """SLEB's first `wanted` rounds, which begin with the known ones."""
     parent, ids_BT = unpack(packed, device), tensor(calibration, device)
     inner = range(1, parent.shape.layers - 1)
     models = sum(len(inner) - before for before in range(len(known), wanted))

@@ -52,7 +52,7 @@ def submit(request: Request, head: Address, db: str | None, say: Callable[[str],
     client = _client(head)
     job = request.canonical()
     if job["ray"]["address"] is not None:
-        say(f"ray.address: {job['ray']['address']} is left out; a submitted search runs on the cluster it is handed to")
+        say(f"ray.address: {job['ray']['address']} is ignored: a submitted search runs on the cluster of that head")
         job["ray"]["address"] = None
     beacon = _beacon(request.home)
     try:
@@ -184,7 +184,7 @@ def _has_begun(client: Any, number: str, head: Address, say: Callable[[str], Any
             said = faults or (output.strip() or info.message or "the job ended at once").splitlines()[-1:]
             raise HeadError("\n".join(f"the head at {head}: {fault}" for fault in said))
         time.sleep(_POLL_S)
-    say(f"the head at {head} has not begun with it after {_READY_S:.0f} s")
+    say(f"the head at {head} has not started the job after {_READY_S:.0f} s")
     return False
 
 

@@ -40,7 +40,7 @@ def no_op_only(
     try:
         check_tiling(fewer)
     except Infeasible as error:
-        raise Infeasible(f"of the parent's own options and skip alone, {error}") from error
+        raise Infeasible(f"with only the parent's own options and skip: {error}") from error
     found = mip.solve(fewer, gap=gap, time_limit_s=time_limit_s, engine=engine, memory_bytes=memory_bytes)
     return Solution.of(problem, found.options, score_bound(problem), time.monotonic() - started, "no_op_only")
 

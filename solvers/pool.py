@@ -54,7 +54,7 @@ def pool(
         if total_s is not None:
             left_s = total_s - (started - begun)
             if left_s <= 0:
-                raise SolverTimeoutError(f"the {total_s:g} s for all of them are over")
+                raise SolverTimeoutError(f"the {total_s:g} s for all solutions are over")
             limit_s = min(left_s, math.inf if time_limit_s is None else time_limit_s)
         answer = minimise(asked, gap, limit_s, engine=engine, start=start, progress=progress, memory_bytes=memory_bytes)
         if answer.outcome == "infeasible" and asked is not program:

@@ -178,7 +178,7 @@ def _may_delete(found: "Sequence[models.Trial]", searches: "Mapping[str, models.
     for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
         if search.status == "running":
             typer.echo(
-                f"search {search.name} ({search.id}) is running, or was killed; if it runs, it will fail without its trial",
+                f"search {search.name} ({search.id}) is running, or was killed; if it runs, it fails without its trial",
                 err=True,
             )
     if yes:

@@ -26,7 +26,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Price:
-    """The worth of a limit on `metric`: if it is `step` looser (1 % of it, in base units), the score falls by `buys`."""
+    """The worth of a limit on `metric`: if it is `step` looser (1 % of it, in its unit), the score falls by `buys`."""
 
     metric: str
     step: float

@@ -27,7 +27,7 @@ addresses.show_token()
 
 
 class Report(Protocol):
-    """How work says how far it is: so much of a total is done, and in words what it is at. A total of 0 changes only
+    """How work reports its progress: `done` of a `total`, and in words what it is `doing`. A total of 0 changes only
     the words."""
 
     def __call__(self, done: float = 0, total: float = 0, doing: str = "") -> None: ...

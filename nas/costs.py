@@ -108,7 +108,7 @@ def _rows(job: Job, store: Store) -> dict[Geometry, models.Cost]:
 def _measured_or_simulated(
     job: Job, cluster: Cluster, shared: Shared, console: Console, missing: Sequence[Geometry]
 ) -> dict[Geometry, MeasuredGeometry]:
-    """Measured or simulated, `missing` and the parent's own."""
+    """The missing geometries and the parent's own parts, measured or simulated."""
     wanted = [geometry for geometry in missing if geometry != FIXED]
     work: Callable[..., list[MeasuredGeometry]]
     task: tuple[Any, ...]

@@ -77,7 +77,7 @@ class Explained:
 def explain(
     store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, trial: models.Trial
 ) -> models.Trial:
-    """The trial that `solution` is, with what it hangs on, found where it is not known yet."""
+    """The trial that `solution` is, with its explanation, which is worked out if it is not known yet."""
     if Explained.of(trial) is not None:
         return trial
     found = {"explained": asdict(explained(known, budget, solution))}

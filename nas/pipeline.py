@@ -108,7 +108,7 @@ def fill_store(
         done.append(int(job.wants_dependency))
         if job.wants_dependency:
             job = replace(job, dependency=measure_dependency(job, cluster, shared, console))
-            # Before hours of work that hang on it.
+            # Before hours of work that depend on it.
             store.add_search(search_row(job, store.find_search(job.id).parent_costs))
     with _stage(job, store, "distil") as done:
         done.append(build_library(job, store, cluster, shared, console))

@@ -266,7 +266,7 @@ def _weight_files(folder: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
             index = weight_map(folder / name)
             paths = [folder / shard for shard in sorted(set(index.values()))]
             if gone := [path.name for path in paths if not path.is_file()]:
-                raise CheckpointError(folder / name, f"names {enumerated(gone)}, not there", _AGAIN)
+                raise CheckpointError(folder / name, f"names what is missing: {enumerated(gone)}", _AGAIN)
             return index, tuple(paths)
         if (folder / name).exists():
             return {}, (folder / name,)

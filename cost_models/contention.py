@@ -14,7 +14,7 @@ from cost_models.scenario import Scenario
 
 
 def cores_needed(scenario: Scenario) -> int:
-    """One for each thread; off the CPU one, that keeps the device at work."""
+    """One core for each thread; for another device one core, which keeps the device busy."""
     return scenario.threads or usable_cores() if scenario.device == "cpu" else 1
 
 

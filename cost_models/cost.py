@@ -1,6 +1,6 @@
 """The cost of serving something. Standard library only.
 
-A cost is of anything: one subblock, the fixed part, a whole model; costs add. Knows nothing of where its numbers come
+It may be the cost of one subblock, the fixed part or a whole model; costs add. Knows nothing of where its numbers come
 from: `analytic.py` computes some, `measured.py` times the others. `metrics.py` says what a budget can limit of it.
 """
 
@@ -25,7 +25,7 @@ class Cost:
     `*_error_s` and `*_error_j` are standard errors. Those of a sum are the sums of its parts': whatever the
     parts' errors share, and they share much, that of the sum is no larger. `contention` is the share of the cores
     needed that other programs kept busy while the seconds were measured; that of a sum is its worst part's. None where
-    nobody knows: then nobody knows of the sum either.
+    it is unknown: then that of the sum is unknown, too.
     """
 
     prefill_s: float = 0.0

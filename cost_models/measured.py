@@ -44,7 +44,7 @@ _SHARE_OF_MEMORY = 0.4
 
 
 _MOST_TAKES = 3
-"""So often is timed what is only suspicious: it may be so."""
+"""The most times that a suspicious time is measured: it may be right."""
 
 _SURE = 2.0
 """Standard errors by which one time must exceed another to be called longer."""

@@ -57,7 +57,7 @@ class Metric:
 
     @property
     def is_measured(self) -> bool:
-        """Whether it has an error, and a budget's verdict hangs on a measurement."""
+        """Whether it has an error, and a budget's verdict depends on a measurement."""
         return self.measured_by != "arithmetic"
 
     def converted(self, value: float, scenario: Scenario) -> float:

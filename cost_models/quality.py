@@ -11,7 +11,7 @@ class Quality:
     """The largest spread and CPU contention a time may have, and how many seconds are given to time again what has
     more.
 
-    `worst_spread` is of a standard error as a share, `worst_contention` of the cores needed.
+    `worst_spread` is a standard error as a share, `worst_contention` a share of the cores needed.
     """
 
     worst_spread: float = math.inf

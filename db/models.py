@@ -9,8 +9,8 @@ content key is made, or where the database is.
       └─────< failure      what went wrong and where
 
     score, cost, distillation: measured things, shared by all searches, each under a content key that says what was
-    measured under what. Whoever writes a key first wins; only a cost is replaced, when it is measured
-    again (`replace_costs.py`).
+    measured under what. The first row of a key stays; only a cost is replaced, when it is measured again
+    (`replace_costs.py`).
 
 Columns ending in `_s` are seconds, in `_j` joules, in `_bytes` bytes; losses and KL divergences are nats per token;
 moments are UTC.
@@ -315,10 +315,10 @@ OF_THE_CHILD = (
     "kl_whole", "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement",
     "hidden_cosine", "heal_tokens",
 )  # fmt: skip
-"""Columns of a trial that are found out from its child, whatever it was proposed for."""
+"""Columns of a trial that are measured of its child, whatever the trial was proposed for."""
 
 OF_THE_HEALED = ("kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine", "heal_tokens")
-"""Those of them that hang on how the child is healed. The others are of its architecture: healing changes no shape."""
+"""Those of them that depend on healing. The others depend on the architecture alone: healing changes no shape."""
 
 
 class StageRow(Base, kw_only=True):

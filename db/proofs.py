@@ -7,8 +7,8 @@ from db.twins import merged
 
 
 def take_better_proof(row: TrialRow, other: TrialRow) -> None:
-    """Write the other's proof into the row where it is the better: some before none, one for the budget itself before
-    one for limits near it, then the smaller gap. The explanation of the older proof goes with it."""
+    """Write the other's proof into the row if it is better: any proof beats none, one for the budget itself beats one
+    for limits near it, and then the smaller gap wins. The explanation of the older proof goes with it."""
     if _unproven(other) < _unproven(row):
         row.bound, row.gap, row.status = other.bound, other.gap, other.status
         row.details = merged(row.details, {"solved_for": None, "explained": None} | other.details)

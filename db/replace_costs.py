@@ -1,6 +1,6 @@
 """Costs written in place of others, and what was summed of those.
 
-This file knows what hangs on a cost. When costs are replaced is the store's caller's.
+This file knows what depends on a cost. The caller of the store decides when costs are replaced.
 """
 
 from collections.abc import Sequence

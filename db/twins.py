@@ -1,8 +1,8 @@
-"""Trials that are one child, whatever they were proposed for: what is measured of one is so of all.
+"""Trials of one child, whatever they were proposed for: a measurement of one holds for all.
 
-Those of one search and one architecture have the same weights before healing, and the same shape after it. So they
-share what healing does not change, and those healed alike, which have one child key, share all. This file knows which
-columns; when they are written is the store's.
+Trials of one search and one architecture have the same weights before healing, and the same shape after it. So they
+share the columns that healing does not change. Trials that are healed alike have one child key, and share all. This
+file knows which columns; the store decides when they are written.
 """
 
 from collections.abc import Collection
@@ -22,7 +22,7 @@ def lock(session: Session, trial: TrialRow) -> None:
 
 
 def _twins(session: Session, row: TrialRow) -> list[tuple[TrialRow, tuple[str, ...]]]:
-    """The other trials of its architecture, the same child first, each with the columns that are so of both."""
+    """The other trials of its architecture, the same child first, each with the columns that both share."""
     query = select(TrialRow).where(
         TrialRow.search_id == row.search_id, TrialRow.architecture == row.architecture, TrialRow.id != row.id
     )

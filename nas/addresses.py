@@ -56,7 +56,7 @@ def named(given: str | None, giver: str, variables: tuple[str, ...], default: st
 
 @contextmanager
 def set_aside(*variables: str) -> Iterator[None]:
-    """Without these environment variables, which Ray prefers to what it is told."""
+    """Leave out these environment variables inside the `with`: Ray prefers them to its arguments."""
     kept = {name: os.environ.pop(name) for name in variables if name in os.environ}
     try:
         yield
@@ -65,8 +65,8 @@ def set_aside(*variables: str) -> Iterator[None]:
 
 
 def show_token() -> None:
-    """Have Ray show a cluster the token that lies in its usual file, which it reads when it is first imported. A head
-    asks for one unless told not to; one that does not takes no offence."""
+    """Have Ray send the token in its usual file, which it reads when it is first imported. A head asks for a token
+    unless told not to; one that does not ask ignores it."""
     if "ray" not in sys.modules and Path("~/.ray/auth_token").expanduser().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 

@@ -1,11 +1,11 @@
 """The budget met by measurement, not only on paper.
 
-Costs are measured one geometry at a time and add up to within a few per cent; a solver that packs a budget to the brim
-also picks what was measured too cheap. So the chosen architecture is timed as a whole, before any healing. Where it
-surely misses, the limit it misses is tightened by as much and the problem solved again; where it surely leaves some of
-all of them, they are loosened by as much, and the best that is within the budget is taken.
+Costs are measured one geometry at a time, and their sum is right to within a few per cent. A solver that uses a budget
+up also prefers options that were measured too cheap. So the chosen architecture is timed as a whole, before any
+healing. If it surely misses a limit, that limit is tightened by as much and the problem is solved again. If it surely
+leaves a part of all limits unused, they are loosened by as much. The best architecture within the budget is taken.
 
-A measurement has an error, so a limit is met, missed, or undecided; whoever says that a budget is met asks here.
+A measurement has an error, so a limit is met, missed, or undecided. This file alone decides which.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +20,10 @@ from nas.stored import parent_totals, request_of
 from nas.units import Limit, parse_limit
 
 TOLERANCE = 0.02
-"""A measured limit may be passed by this share of itself, or as much of it left: about what timings repeat to."""
+"""The tolerance of a measured limit, to either side, as a share of it: about the timing noise."""
 
 SURE = 2.0
-"""Standard errors to either side of what was measured, within which the truth is taken to lie."""
+"""The true value is taken to lie within so many standard errors of the measured one."""
 
 ATTEMPTS = 4
 
@@ -102,7 +102,7 @@ def verdict(times: Times, asked: Limit, contention_allowed: float) -> Verdict:
 
 
 def of_all(verdicts: Iterable[Verdict]) -> Verdict:
-    """A budget's, from its limits': met where each is."""
+    """The verdict on a budget from those on its limits: a budget is met if each of them is."""
     found = set(verdicts)
     order: tuple[Verdict, ...] = ("missed", "not measured", "undecided")
     return next((one for one in order if one in found), "met")
@@ -182,7 +182,7 @@ def retargeted(
 
 
 def _moved(limit: Limit, factor: float) -> Limit:
-    """Tightened by so much, or loosened by a factor below 1: a relative ceiling no farther than to the parent's own."""
+    """The limit tightened by a factor; one below 1 loosens it, a relative ceiling at most to the parent's own value."""
     if factor == 1:
         return limit
     if limit.at_least:
@@ -192,5 +192,5 @@ def _moved(limit: Limit, factor: float) -> Limit:
 
 
 def _rounded(value: float) -> float:
-    """To four digits: it is told, and no timing is nearer."""
+    """Four digits: messages show them, and no timing is more exact."""
     return float(f"{value:.4g}")

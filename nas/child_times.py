@@ -1,6 +1,6 @@
 """A child timed beside its parent until it is decided whether it is within its budget, or patience is spent.
 
-Pure but for the clock that patience is of: who times is handed in.
+Pure, apart from the clock that measures patience: the caller passes in the function that times.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +30,10 @@ def times_in(timed: Comparison) -> Times:
 
 
 def timed_until_decided(once: Callable[[str], Comparison], budget: Sequence[Limit], quality: Quality) -> Comparison:
-    """`once` times, and is told why it does again; once more as long as the budget is undecided and there is patience,
-    which is of the times after the first."""
+    """Time with `once` until the budget is decided or patience runs out; patience counts from the end of the first.
+
+    `once` is given the reason for timing again, and "" at first.
+    """
     timed = once("")
     started = perf_counter()
     while _is_undecided(timed, budget, quality) and perf_counter() - started < quality.patience_s:

@@ -158,7 +158,7 @@ def build(
 def export(
     trial: TrialNumber,
     format: Annotated[str, typer.Option("--format", help="hf or decilm.")] = "hf",
-    out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist or be empty.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; new, or empty.")] = ...,  # type: ignore[assignment]
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

@@ -82,7 +82,7 @@ def _say(line: str) -> None:
 
 
 def _followed(job: str, head: "Address") -> str:
-    """How the job ended, its output written as it came: what is said before its first line is no part of it."""
+    """Write the job's output as it comes, and return how it ended. The bar before its first line goes to stderr."""
     from nas import submission
 
     with ExitStack() as waiting:

@@ -44,7 +44,7 @@ Searches = Annotated[
 TableFile = Annotated[Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")]
 Limits = Annotated[
     list[str] | None,
-    typer.Option(help="Limits: latency=50%,memory=1.5GiB; a table's are numbers. May be repeated."),
+    typer.Option(help="Limits: latency=50%,memory=1.5GiB; plain numbers for a table. May be repeated."),
 ]
 Metric = Annotated[Literal["kl", "lm_loss"] | None, typer.Option(help="Score to minimise. Default: the search's own.")]
 Objective = Annotated[str | None, typer.Option(help="The path to minimise in a table, like metrics.kl_div.")]
@@ -53,20 +53,20 @@ Gap = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="How far from the best an answer may be, as a share. Default: the search's own; a table's 1e-6.",
+        help="How far from the best an answer may be, as a share. Default: the search's own; for a table 1e-6.",
     ),
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option(min=0.001, help="Seconds for each run of the solver. Default: the search's own; a table's 60."),
+    typer.Option(min=0.001, help="Seconds for each run of the solver. Default: the search's own; for a table 60."),
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="Memory that a run of the solver may hold, like 4GB. Default: the search's own; a table's 2GB."),
+    typer.Option(help="Memory that a solver may hold, like 4GB. Default: the search's own; for a table 2GB."),
 ]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
-    typer.Option(help="MIP solver for what the exact solver leaves open. Default: the search's own; a table's highs."),
+    typer.Option(help="MIP solver for what the exact one leaves open. Default: the search's own; for a table highs."),
 ]
 Evaluations = Annotated[
     int | None,

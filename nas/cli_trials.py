@@ -111,7 +111,7 @@ def _may_delete(found: "Sequence[models.TrialRow]", searches: "Mapping[str, mode
     for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
         if search.status == "running":
             typer.echo(
-                f"search {search.name} ({search.id}) is running, or was killed; a running one fails without its trial",
+                f"search {search.name} ({search.id}) is running, or was killed; if it runs, it fails without its trial",
                 err=True,
             )
     if yes:

@@ -25,7 +25,7 @@ def clock(
 
 
 def _sums(field: str, *sources: Sequence[object]) -> list[float | None]:
-    """None for a source that does not have all of it."""
+    """None if a part is unknown."""
     columns = [[getattr(one, field) for one in source] for source in sources]
     return [None if None in column else sum(column) for column in columns]
 

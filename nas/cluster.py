@@ -34,7 +34,7 @@ addresses.show_token()
 
 
 class Report(Protocol):
-    """How work says how far it is: so much of a total is done, and in words what it is at. A total of 0 changes only
+    """How work reports its progress: `done` of a `total`, and in words what it is `doing`. A total of 0 changes only
     the words."""
 
     def __call__(self, done: float = 0, total: float = 0, doing: str = "") -> None: ...
@@ -181,7 +181,7 @@ class Cluster:
 
         if gpus > 1 and gpus != int(gpus):
             raise ResourceError(
-                f"a task asks for {gpus:g} GPUs, and Ray gives one task a part of one or whole ones; set "
+                f"a task asks for {gpus:g} GPUs, but Ray gives a task a part of one GPU, or whole GPUs; set "
                 "ray.gpus_per_task to a whole number, or to less than 1"
             )
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -201,11 +201,11 @@ def _explained(address: addresses.Address) -> Iterator[None]:
     except Exception as error:
         if address.text == "local":
             raise RayStartError(f"Ray did not start on this machine: {error}") from error
-        raise RayStartError(f"the Ray at {address} does not take this process in: {error}") from error
+        raise RayStartError(f"the Ray at {address} does not accept this process: {error}") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's or numpy's, torch's on a device, torch's on the CPU."""
+    """Whether memory ran out: by the error of Python or numpy, of torch on a device, or of torch on the CPU."""
     is_torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return isinstance(error, MemoryError) or is_torchs
 

@@ -79,7 +79,7 @@ class Contest:
         return [_known(trial.kl_whole) for trial in self.trials(solutions)]
 
     def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.TrialRow]:
-        """A trial of each with its real KL; `is_healed`: of the child that healing makes of it."""
+        """Each solution as a trial with its real KL. `is_healed`: the trial is the one of the healed child."""
         heal = healing_key(self.reality.job) if is_healed else None
         rows = [trial_row(self.known, self.parted(solution), self.budget, heal) for solution in solutions]
         kls: dict[str, float] = {}
@@ -108,14 +108,14 @@ def _shortgpt(contest: Contest) -> Chosen:
 
 def _sleb(contest: Contest) -> Chosen:
     _check_removable(contest)
-    # In one go what is needed in any case; where that is not enough, a round at a time.
+    # Measure at once the rounds that are needed in any case, then one round at a time.
     contest.reality.remove(rounds_needed(contest.problem, Layers.of(contest.problem, contest.own, slots_per_layer=2)))
     found = drop_one_by_one(contest.problem, contest.own, contest.reality.losses)
     return Chosen(found.solution, found.evaluations)
 
 
 def _check_removable(contest: Contest) -> None:
-    """Before anything is measured of layers that must stay. The first and the last stay in any case."""
+    """Check, before any measurement, that every inner layer can be left out. The first and the last always stay."""
     layers = Layers.of(contest.problem, contest.own, slots_per_layer=2)
     if not set(range(1, contest.known.layers - 1)) <= set(layers.droppable):
         raise Infeasible("not every inner layer can be left out; give space.drop_blocks, or skip for attention and ffn")
@@ -143,7 +143,7 @@ def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
     Raises ScoreMetricError where it would learn from the KL what another score misses.
     """
     if contest.known.metric != "kl":
-        raise ScoreMetricError(f"refining learns what sums of KL miss, and the scores here are {contest.known.metric}")
+        raise ScoreMetricError(f"refining corrects sums of KL, but the scores here are {contest.known.metric}")
     settings = effort.over(contest.known.settings)
     found = refine(paired(contest.problem), contest.real, contest.evaluations, settings)
     return Chosen(found.solution, found.evaluations)
@@ -239,7 +239,7 @@ def _check(asked: Asked, search: models.SearchRow) -> None:
     if asked.heal and not request.heals:
         raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
     if asked.time and request.is_simulated:
-        raise UsageError(f"search {search.name} is of a simulated machine: there is none here to time on; leave --time")
+        raise UsageError(f"search {search.name} simulates its machine, so nothing can be timed; leave out --time")
 
 
 def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
@@ -251,7 +251,7 @@ def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
     except (TimeoutError, ScoreMetricError) as error:
         return str(error)
     except Infeasible as error:
-        words = ("what it comes to", "with the other limits met, what it comes to")
+        words = ("its value", "with the other limits met, its value")
         lines = reached(contest.known, contest.budget, error, words)
         rule, _, _ = str(error).partition(": ")
         return "; ".join([rule, *lines]) if lines else str(error)

@@ -96,8 +96,7 @@ def _cut(text: str) -> str:
 
 
 def _check_size(job: Any, where: str) -> None:
-    """Aliases repeat what they name, and what repeats it: a few lines may stand for billions of values, which to look
-    at would take for ever."""
+    """Refuse a job whose aliases repeat each other: a few lines may stand for billions of values, too many to check."""
     if _values(job, {}) > _MOST_VALUES:
         raise JobError(
             f"{where}: its aliases (*name) stand for more than {_MOST_VALUES:,} values; write out what is meant"
@@ -105,7 +104,7 @@ def _check_size(job: Any, where: str) -> None:
 
 
 def _values(value: Any, counted: dict[int, float]) -> float:
-    """How many there are, each counted as often as it is named; infinitely many where one holds itself."""
+    """The number of values, each counted as often as it is named; infinite if a value holds itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in counted:

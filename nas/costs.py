@@ -49,10 +49,10 @@ _SHOWN = 3
 
 
 def measure_costs(context: Context, remeasure: bool = False) -> int:
-    """Seconds of every geometry not yet measured under this scenario on this hardware, or not well enough, or simulated
-    where the scenario is of a machine that streams from Flash. Returns how many were.
+    """Measure every geometry that has no good time under this scenario on this hardware. Returns how many.
 
-    `remeasure`: of all. Raises NoisyTimesError, with what is good kept, where some are bad and the budget limits times.
+    A scenario with Flash is simulated. `remeasure`: measure all. Raises NoisyTimesError if some times stay bad and the
+    budget limits times; the good ones are kept.
     """
     job, store = context.job, context.store
     keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
@@ -127,7 +127,7 @@ class _SimulateTask:
 
 
 def _measured_or_simulated(context: Context, missing: Sequence[Geometry]) -> dict[Geometry, MeasuredGeometry]:
-    """Measured or simulated, `missing` and the parent's own."""
+    """The missing geometries and the parent's own parts, measured or simulated."""
     job, shared = context.job, context.shared
     wanted = [geometry for geometry in missing if geometry != FIXED]
     how: dict[str, Any] = {"gpus": gpus_to_time(job), "whole_node": True}
@@ -154,8 +154,7 @@ def _on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> Measured
 
 
 def _fault(job: Job, timed: MeasuredGeometry) -> str:
-    """The fault of a time, in words. One that is nothing is known to have been looked at twice, if its error is
-    known."""
+    """The fault of a time, in words. A time of 0 that has an error was already measured twice."""
     quality = quality_of(job)
     fault = quality.fault(timed.spread, timed.contention)
     seconds = [timed.prefill_s] + ([timed.decode_s] if job.scenario.generated_tokens > 1 else [])
@@ -178,8 +177,8 @@ def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console
     rough = [timed.spread for timed in times.values() if timed.spread > asked.spread_allowed]
     if rough:
         lines.append(
-            f"{len(rough)} of {len(times)} times are uncertain: the worst puts a standard error of {max(rough):.0%} "
-            "into a model full of it"
+            f"{len(rough)} of {len(times)} times are uncertain: a model made of the worst alone would have a standard "
+            f"error of {max(rough):.0%}"
         )
     odd = {} if job.hierarchy is not None else suspicions(times, job.scenario.generated_tokens > 1)
     lines += [f"{part} {why}" for part, why in list(odd.items())[:_SHOWN]]

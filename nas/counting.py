@@ -14,7 +14,7 @@ from nas.pool import Alternative
 from nas.progress import Bar, bar
 
 _APART_S, _SILENT_S = 1.0, 10.0
-"""Lines of answers are at least so far apart; the solver speaks up where nothing was said for so long."""
+"""Seconds between two lines of answers, at least; after as long a silence the solver's progress is printed."""
 
 
 class Counted:

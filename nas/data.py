@@ -6,9 +6,9 @@ Knows how many tokens are wanted, and in what order the sets are drawn:
     score          the next pieces of the training text
     distillation   the pieces after those; the calibration tokens are its head
 
-A repeated document counts once, and neither it nor a paragraph of it is trained on where it is evaluated on. Reading is
-`nas/text_sources.py`'s, what a piece is, and the order of them, `nas/pieces.py`'s. Does not know the parent, beyond its
-tokenizer and vocabulary.
+A repeated document counts once. If it is evaluated on, neither it nor a paragraph of it is trained on.
+`nas/text_sources.py` reads the text; `nas/pieces.py` says what a piece is, and in what order pieces stand. This file
+knows nothing of the parent but its tokenizer and its vocabulary.
 """
 
 import hashlib
@@ -109,7 +109,7 @@ class Tokens:
         lines = [f"{name:<{width}}" + "".join(f"{cell:>15}" for cell in cells) for name, cells in table]
         lines.append(f"in sequences of {self.score.shape[1]:,} tokens; {self.dropped}")
         if self.share_read < 1:
-            lines.append(f"there is more than enough text: of each source the first {self.share_read:.1%} was read")
+            lines.append(f"there is more than enough text: the first {self.share_read:.1%} of each source was read")
         if self.empty:
             lines.append(f"no text in {_listed(self.empty)}")
         return "\n".join(lines)

@@ -44,8 +44,7 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, format
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
-    """The child's weights under the configuration it was assembled with: of whatever has been done to it since, only
-    the weights are kept."""
+    """The child's weights under the configuration that it was assembled with; no later change of that is kept."""
     config = child.config
     return model_with(
         child_config(config, Architecture.parse(config.architecture), own_shape(config)), child.state_dict()

@@ -1,5 +1,5 @@
-"""Block dependency: how much what each block adds turns when one before it is left out (FFN Fusion, arXiv 2503.18908,
-section 3.2).
+"""Block dependency: how far the output of each block turns if a block before it is left out (FFN Fusion, arXiv
+2503.18908, section 3.2).
 
 M[i][j] is the mean over tokens of the cosine distance between what block j adds to the residual, h_j(x) = f_j(x) - x,
 in the whole model and in the model without block i; 0 for j <= i. Blocks that hardly depend on each other can be
@@ -117,7 +117,7 @@ def block_dependency(
         heard(done, ids_BT.numel())
     mean_LL = sums_LL / ids_BT.numel()
     for i, j in (~torch.isfinite(mean_LL)).nonzero().tolist():
-        raise NotFiniteError(f"block {j}: how far what it adds turns without block {i} is not finite")
+        raise NotFiniteError(f"block {j}: its dependency on block {i} is NaN or infinite")
     matrix: list[list[float]] = mean_LL.tolist()
     return matrix
 

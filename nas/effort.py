@@ -24,7 +24,7 @@ class Effort:
     memory_bytes: float | None = None
 
     def with_progress(self, progress: Progress) -> "Effort":
-        """The same, with somebody who hears how far an answer has come, unless somebody does already."""
+        """The same effort with a listener for its progress, unless it has one already."""
         return self if self.progress else replace(self, progress=progress)
 
     def over(self, usual: Settings) -> Settings:

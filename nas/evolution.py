@@ -1,11 +1,11 @@
-"""Evolution: whole architectures bred by what they really are, within the limits.
+"""Evolution: whole architectures within the limits, selected by a value that is measured of each.
 
-NSGA-II (Deb et al., 2002) as Optuna has it, asked and told a generation at a time. Each slot is a parameter, its values
-the options that begin there; read from the first slot on, an option takes its span, and the parameters of what it
-covers mean nothing. A proposal outside the limits is not evaluated: by how much it is outside decides between two such.
+This is Optuna's NSGA-II (Deb et al., 2002), one generation at a time. Each slot is a parameter, and its values are the
+options that begin there. Slots are read in order: an option fills its span, and the parameters of the slots that it
+covers are ignored. A proposal outside the limits is not evaluated; the nearer of two such proposals is the better one.
 
-The same seed and the same values breed the same generations, so that whoever evaluates and remembers can stop and
-begin again. This file knows options and limits; it does not know what is evaluated, nor how.
+The same seed and the same values lead to the same generations, so a caller that keeps the values can stop and start
+again. This file knows options and limits; it does not know what is evaluated, nor how.
 """
 
 import math
@@ -136,7 +136,7 @@ def _parameter(slot: int) -> str:
 
 
 def _options_by_slot(problem: Problem) -> dict[int, dict[str, Option]]:
-    """The options of each slot after which the rest can be tiled, by name, for slots where any begin."""
+    """For each slot where options begin: those after which the remaining slots can be tiled, by name."""
     found: dict[int, dict[str, Option]] = {}
     for option in sorted(problem.options, key=lambda option: -option.first):
         if option.end == problem.slots or option.end in found:
@@ -184,7 +184,7 @@ def _evaluated(evaluate: Evaluate, solutions: Mapping[_Key, Solution]) -> dict[_
     values = dict(zip(solutions, evaluate(list(solutions.values())), strict=True))
     for key, value in values.items():
         if not math.isfinite(value):
-            raise ProblemError(f"{' '.join(name for _, _, name in key)} is worth {value}; it must be a finite number")
+            raise ProblemError(f"{' '.join(name for _, _, name in key)} was evaluated as {value}, not a finite number")
     return values
 
 

@@ -24,7 +24,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Price:
-    """The limit on `metric` made `step` looser (in its base unit, 1 % of it) buys so much score at first."""
+    """The worth of a limit on `metric`: if it is `step` looser (1 % of it, in its unit), the score falls by `buys`."""
 
     metric: str
     step: float
@@ -75,7 +75,7 @@ class Explained:
 def explain(
     store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, trial: models.TrialRow
 ) -> models.TrialRow:
-    """The trial that `solution` is, with what it hangs on, found where it is not known yet."""
+    """The trial that `solution` is, with its explanation, which is worked out if it is not known yet."""
     if Explained.of(trial) is not None:
         return trial
     found = {"explained": asdict(explained(known, budget, solution))}

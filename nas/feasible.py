@@ -1,5 +1,5 @@
-"""Whether what a job asks can be had of its parent, in its dtype, on this machine: arithmetic on sizes, and one look at
-the weights where their type is wider than the one they are served in. Loads no model.
+"""Whether this machine can do what a job asks of its parent: arithmetic on sizes, and one look at the weights if their
+type is wider than the one they are served in. Loads no model.
 """
 
 from collections.abc import Iterator

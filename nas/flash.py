@@ -1,9 +1,9 @@
 """Costs on a machine whose DRAM does not hold the model: what the memory hierarchy says in place of a clock.
 
 Each FFN has an equal share of the DRAM that the parent's other parts leave (`cost_models/flash.py`). A dense FFN
-streams what its share does not hold; of a `dip` one the parent's own activations are played, token by token, through
-the cache-aware choice and the cache, and the mean over the layers is its cost. With the other sparse kinds a token
-finds as large a part of its reads cached as the share holds of the whole. Batches of one.
+streams what its share does not hold. For a `dip` FFN the parent's own activations are played through the cache-aware
+choice and the cache, token by token; its cost is the mean over the layers. For the other sparse kinds the cached part
+of a token's reads is the part of the weights that the share holds. Batches of one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

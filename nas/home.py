@@ -17,8 +17,8 @@ def child_file(home: Path, child_key: str) -> Path:
 
 
 def home_of(store: Store, search: models.SearchRow) -> Path:
-    """The folder of the SQLite file in use, where that holds the search's files, and no fewer than the stored path
-    does; else the stored path, which is that of a job that names a `home` elsewhere, and of a PostgreSQL database.
+    """The folder of the SQLite file in use, if it holds files of the search, and at least as many as the stored path;
+    else the stored path: a job may name a `home` elsewhere, and a PostgreSQL database has no folder.
 
     Files are named by what they hold, so either of two copies is the same.
     """

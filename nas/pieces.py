@@ -1,8 +1,8 @@
 """Documents into pieces: what is set aside whole, what counts as a copy, and in what order pieces are drawn.
 
-A piece is a short document, or a part of a long one that ends where a paragraph does, or else a line or a word. Pieces
-of all sources stand in one order, any head of which holds of each source the share that the source has of the text. So
-training, score and evaluation text that are drawn from it one after the other are of the same kind.
+A piece is a short document, or a part of a long one that ends where a paragraph does, or else a line or a word. All
+pieces stand in one order. Every beginning of it holds each source in the share that the source has of the text. So
+training, score and evaluation text, which are drawn from it one after the other, are of the same kind.
 
 Copies are found whatever their spaces, line ends and Unicode forms. Nothing here knows files or tokens.
 """

@@ -104,7 +104,7 @@ def fill_store(context: Context, remeasure: bool = False) -> Context:
         if job.wants_dependency:
             job = replace(job, dependency=measure_dependency(context))
             context = replace(context, job=job)
-            # Before hours of work that hang on it.
+            # Before hours of work that depend on it.
             store.add_search(search_row(job, store.find_search(job.id).parent_costs))
     with _stage(context, "distil") as done:
         done.append(build_library(context))
@@ -128,8 +128,8 @@ def _found(context: Context, remeasure: bool) -> models.TrialRow:
 
 
 def _within_budget(context: Context, remeasure: bool) -> models.TrialRow:
-    """The best architecture that, timed as a whole, meets the budget; else the best of which that is undecided. Every
-    one that was timed stays a trial."""
+    """The best architecture that meets the budget when it is timed as a whole; if none does, the best whose verdict is
+    undecided. Every architecture that was timed stays a trial."""
     job, store, console, request = context.job, context.store, context.console, context.job.request
     known = measured(store, store.find_search(job.id), request.score.metric)
     solve_for = request.budget
@@ -147,7 +147,7 @@ def _within_budget(context: Context, remeasure: bool) -> models.TrialRow:
                 break
             trial = store.add_trial(trial_row(known, solution, request.budget, healing_key(job), solve_for))
             if request.solver.refine is None:
-                # Proven for the budget itself before, it hangs on that rather than on limits near it.
+                # If it was proven for the budget itself before, explain it by that, not by limits near it.
                 limits = solve_for if trial.solved_for is not None else request.budget
                 trial = explain(store, known, limits, solution, trial)
             done.append(int(not is_timed(trial)))
@@ -158,7 +158,7 @@ def _within_budget(context: Context, remeasure: bool) -> models.TrialRow:
             tried.append(timed(context, trial, remeasure))
             allowed = request.measure.contention_allowed
             before, solve_for = solve_for, retargeted(request.budget, tried[-1], solve_for, allowed)
-            # An answer that comes again, though limits were loosened, is held by another that is counted.
+            # If the same answer comes again although limits were loosened, a counted metric limits it.
             if solve_for == before or (is_known and _verdict(tried[-1], request) == "met"):
                 break
     for wanted in ("met", "undecided"):
@@ -187,7 +187,7 @@ def _tell_undecided(trial: models.TrialRow, console: Console) -> None:
         measured_as = f", at {trial.latency_ratio:.1%} ± {points:.1%} of the parent's latency"
     busy = "" if not trial.contention else f" and a CPU contention of {trial.contention:.0%}"
     console.print(
-        f"whether trial {trial.id} is within the budget is undecided{measured_as}{busy}; to time it again when the "
+        f"it is undecided whether trial {trial.id} is within the budget{measured_as}{busy}; to time it again when the "
         "machine is idle: nas search JOB --remeasure",
         style="yellow", soft_wrap=True, highlight=False,
     )  # fmt: skip

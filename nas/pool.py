@@ -58,8 +58,8 @@ class Alternatives:
         return {
             "enough": "as many as asked for",
             "exhausted": "there are no others so far apart",
-            "time": "in the time no other was found",
-            "interrupted": "interrupted; those found stay",
+            "time": "no other was found in time",
+            "interrupted": "interrupted; the ones found are kept",
         }[self.ended]
 
 

@@ -111,7 +111,7 @@ def print_trial(search: "models.SearchRow", trial: "models.TrialRow") -> None:
     known = uncertainty(trial)
     proven += f", {known}" if proven and known else ""
     if trial.solved_for is not None:
-        proven += f", for {said_budget(trial.solved_for)}, as what was timed moved the limits"
+        proven += f", for {said_budget(trial.solved_for)}, because timing moved the limits"
     number = f"trial {trial.id}" if is_kept(trial) else "not kept as a trial"
     console.print(
         f"\nsearch {search.name} ({search.id}), {number}: {said_budget(trial.budget)}, by {trial.solver}{proven}",
@@ -339,7 +339,7 @@ def print_dependency(found: "Dependency", as_json: bool) -> None:
     if as_json:
         print_json(found.plain())
         return
-    meaning = "How far what a block (column) adds turns where one before it (row) is left out: 0 not at all, 1 wholly"
+    meaning = "How far the output of a block (column) turns if one before it (row) is left out: 0 not at all, 1 fully"
     console.print(f"{meaning}\n", soft_wrap=True, highlight=False)
     for line in _shaded(found.matrix):
         console.print(line, soft_wrap=True)

@@ -18,7 +18,7 @@ _NAMES = ("model_id", "model_name", "base_model")
 
 
 def published_name(parent: str) -> str | list[str] | None:
-    """The hub's name of a search's parent: the id that was given, or what the folder knows; None where that is nothing.
+    """The hub's name of a search's parent: the id that was given, or the one that its card names; None if none.
 
     A list where its card names several models that it was made from.
     """

@@ -115,8 +115,8 @@ def made(context: Context, trial: models.TrialRow) -> models.TrialRow:
 def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> models.TrialRow:
     """The trial timed beside its parent. Healing changes no shape, so this need not wait for it.
 
-    `remeasure`: again where what was timed decides nothing about its budget, or its CPU contention is unknown or more
-    than is allowed.
+    `remeasure`: time it again if its times decide nothing about its budget, or were taken under unknown or too much CPU
+    contention.
     """
     if is_timed(trial) and not (remeasure and _is_bad(context.job, trial)):
         return trial

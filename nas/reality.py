@@ -148,7 +148,7 @@ class Reality:
         return self._removal.influence
 
     def remove(self, rounds: int) -> None:
-        """Have so many of SLEB's rounds measured, those known among them, which are never measured again."""
+        """Measure SLEB's rounds up to this number; a known round is not measured again."""
         known, layers = self._removal.rounds, Architecture.parse(self._search.parent_architecture).layers
         models = sum(layers - 2 - before for before in range(len(known), rounds))
         if models > 0:

@@ -100,7 +100,7 @@ class Request(Section):
             raise wrong("budget.decode", "nothing is decoded after the first token; give scenario.generated_tokens: 2")
         if self.solver.refine is not None and self.score.metric != "kl":
             raise wrong(
-                "solver.refine", f"it learns what sums of KL miss; give score.metric: kl, not {self.score.metric}"
+                "solver.refine", f"refining corrects sums of KL; give score.metric: kl, not {self.score.metric}"
             )
         return self
 

@@ -115,7 +115,7 @@ class Data(Section):
                 given = f"{getattr(self, key)} is less than one sequence"
                 raise wrong(key, f"{given}; give at least data.sequence_length, {self.sequence_length}")
         if self.calibration_tokens > self.distillation_tokens:
-            given = f"{self.calibration_tokens} is more than there is to take them from"
+            given = f"{self.calibration_tokens} is more than the text that they are taken from"
             raise wrong("calibration_tokens", f"{given}; give at most distillation_tokens, {self.distillation_tokens}")
         return self
 
@@ -258,7 +258,7 @@ class Measure(Section):
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         if self.worst_spread is not None and self.worst_spread < self.tolerance:
-            given = f"{self.worst_spread} is less than what timing stops at"
+            given = f"{self.worst_spread} is less than the error at which timing stops"
             raise wrong("worst_spread", f"{given}; give at least measure.tolerance, {self.tolerance}")
         return self
 

@@ -18,8 +18,8 @@ from typing import Any
 LAST_WORD = "interrupted; finished work is kept, and the same command resumes"
 
 _ONE_REQUEST_S = 5.0
-"""`timeout` and batch systems signal a process and then its group, people press Ctrl-C twice: within so many seconds of
-the first signal all others are the same request, and do not disturb the end."""
+"""`timeout` and batch systems signal a process and then its group, and people press Ctrl-C twice. All signals within so
+many seconds of the first are one request."""
 _AGAIN_S = 0.1
 _WHOLE = {"_frozen_importlib", "importlib", "logging", "weakref", "db", "sqlalchemy"}
 """Modules that are not left half-way. Libraries written in C abort where an import is interrupted, or swallow what
@@ -44,7 +44,7 @@ class _Signals:
         return self._asked_at > -inf and not self._is_answered and not self._has_ended
 
     def watch(self) -> None:
-        """From now on, whatever else was said of them: a shell's background jobs start deaf to Ctrl-C."""
+        """Hear both signals from now on, also where they were ignored: a shell's background jobs ignore Ctrl-C."""
         self._asked_at, self._is_answered, self._has_ended = -inf, False, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
@@ -60,7 +60,7 @@ class _Signals:
         self._interrupt(frame)
 
     def _interrupt(self, frame: FrameType | None) -> None:
-        """Now, or as soon as what is not to be left half-way is through; not while it is being answered."""
+        """Interrupt now, or once no module runs that must not be left half-way; never while it is being answered."""
         if self._has_ended:  # and yet the process is still there
             os._exit(128 + self._number)
         if self._tidy is not None:
@@ -120,7 +120,7 @@ class _Signals:
                 signal.signal(signal.SIGTERM, answer)
 
     def answer(self) -> None:
-        """Whoever caught the KeyboardInterrupt goes on, on purpose: the request is done with."""
+        """The caller caught the KeyboardInterrupt and continues on purpose: the request is answered."""
         if self.is_asked:
             self._is_answered = True
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -51,7 +51,7 @@ def submit(request: Request, head: Address, db: str | None, say: Callable[[str],
         raise HeadError(f"the head at {head} runs Ray {there}, and here is Ray {here}; install the same on both sides")
     client = _client(head)
     if request.ray.address is not None:
-        say(f"ray.address: {request.ray.address} is left out; a submitted search runs on the cluster it is handed to")
+        say(f"ray.address: {request.ray.address} is ignored: a submitted search runs on the cluster of that head")
         request = request.model_copy(update={"ray": request.ray.model_copy(update={"address": None})})
     beacon = _beacon(request.home)
     try:
@@ -184,7 +184,7 @@ def _has_begun(client: Any, number: str, head: Address, say: Callable[[str], Any
             said = faults or (output.strip() or info.message or "the job ended at once").splitlines()[-1:]
             raise HeadError("\n".join(f"the head at {head}: {fault}" for fault in said))
         time.sleep(_POLL_S)
-    say(f"the head at {head} has not begun with it after {_READY_S:.0f} s")
+    say(f"the head at {head} has not started the job after {_READY_S:.0f} s")
     return False
 
 

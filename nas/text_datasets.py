@@ -47,12 +47,12 @@ def parts_of(source: HubDataset) -> list[TextFile | DatasetRows]:
     path = Path(source.dataset)
     if path.is_file():
         if source.split != "train" or source.config is not None:
-            raise TextError(f"{path} is one file, which has no splits but train, and no config")
+            raise TextError(f"{path} is one file: its only split is train, and it has no config")
         return [TextFile(path, source.column)]
     try:
         import datasets  # type: ignore[import-untyped]
     except ImportError as error:
-        raise TextError("a dataset takes one more library: pip install 'puzzle-nas[datasets]'") from error
+        raise TextError("a dataset needs one more library: pip install 'puzzle-nas[datasets]'") from error
     try:
         if (path / _SAVED_SPLITS).is_file() or (path / _SAVED).is_file():
             return [_rows(source, _saved(datasets, source))]

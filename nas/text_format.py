@@ -116,7 +116,7 @@ def pyarrow(what: str) -> Any:
         import pyarrow.ipc  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
-        raise TextError(f"{what} takes one more library: pip install 'puzzle-nas[datasets]'") from error
+        raise TextError(f"{what} needs one more library: pip install 'puzzle-nas[datasets]'") from error
     return pyarrow
 
 

@@ -92,7 +92,7 @@ def drop_until_within(problem: Problem, layers: Layers, order: Iterable[int], st
 
 
 def _all_dropped(layers: int) -> str:
-    return f"with {layers} layers dropped, all that can be"
+    return f"with {layers} layers dropped, the most possible"
 
 
 def _by_layer(problem: Problem, parent: Sequence[Option], layers: int, slots_per_layer: int) -> tuple[Options, ...]:

@@ -1,4 +1,4 @@
-"""HiGHS without a word: it greets on standard output, which is our caller's. An integer program as arrays, solved here.
+"""HiGHS without its greeting, which would mix with the caller's output. Solves an integer program given as arrays.
 
 This file does not know what the program is of, nor in which process it runs (`highs_process.py`).
 """

@@ -1,4 +1,4 @@
-"""HiGHS in a process of its own: it ends the moment we want it to, and what it holds has an end.
+"""HiGHS in a process of its own, which can be stopped at any moment and has a limit of memory.
 
 HiGHS runs for seconds without asking whether to go on, and Python hears no signal meanwhile. A process can be killed.
 Its start takes a part of a second, so what may be done in less is tried here first.

@@ -19,7 +19,7 @@ from solvers.line import Indices, Line, Weights
 from solvers.program import scale_of
 
 PAIRS = 3.0
-"""How much more of what a sum misses is laid to pairs than to single options."""
+"""How much more of the error of a sum is attributed to pairs than to single options."""
 NOISE = 1e-3
 """The noise, as a share of the kernel's largest value: evaluations are almost believed."""
 _LEAST = 1e-6
@@ -39,7 +39,7 @@ class Interactions:
 
     @staticmethod
     def of(line: Line, scores: Weights, tilings: Sequence[Indices], worths: Sequence[float]) -> "Interactions":
-        """Learnt from tilings, as indices of the options, and what each is really worth. None of them: nothing is."""
+        """Learn from tilings (indices of options) and the value of each. Without any it predicts the sum of scores."""
         shares = (line.ends - line.firsts) / line.slots
         sizes, step_O = np.maximum(np.abs(scores), _LEAST * scale_of(scores)), line.steps.of_option
         alike_NO = np.zeros((len(tilings), len(scores)))
@@ -54,7 +54,7 @@ class Interactions:
         return Interactions(line, scores, shares, alike_NO, np.linalg.solve(damped_NN, missed_N))
 
     def worth(self, tiling: Indices) -> float:
-        """Predicted."""
+        """The predicted value of a tiling."""
         overlap_N = self.alike_NO[:, tiling].sum(1)
         return float(self.scores[tiling].sum() + self.weight_N @ (overlap_N + PAIRS * overlap_N**2))
 

@@ -21,12 +21,12 @@ from solvers.reach import over_best
 from solvers.scaled import Scaled
 
 MOST = 12_000_000
-"""Labels held at once, those included of which only what leads back is left."""
+"""The most labels held at once, those included that keep only the way back."""
 MERGED = 1e-12
 """Sums in cells of this size are the same."""
 
 _MANY = 2_000
-"""From so many at a slot on it pays to look at them from several sides."""
+"""With so many labels at a slot, bounds by several prices are worth their time."""
 _NEW = 4
 """A new label takes so many times the memory while it is made."""
 _BLOCK = 65_536

@@ -1,8 +1,8 @@
 """Baseline: the most parameters the limits leave room for, or the most of any other cost: Puzzle's max-params ablation
 (arXiv 2411.19146).
 
-Bigger is taken for better; scores play no part in it. Exact: the total put to the exact solver as what to minimise,
-with its sign turned.
+It takes a bigger model for a better one and ignores the scores. It is exact: the exact solver minimises the negative
+total.
 """
 
 import time

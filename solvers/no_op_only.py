@@ -31,7 +31,7 @@ def no_op_only(problem: Problem, parent: Sequence[Option], settings: Settings = 
     try:
         check_tiling(fewer)
     except Infeasible as error:
-        raise Infeasible(f"of the parent's own options and skip alone, {error}") from error
+        raise Infeasible(f"with only the parent's own options and skip: {error}") from error
     found = mip.solve(fewer, settings)
     return Solution.of(problem, found.options, score_bound(problem), time.monotonic() - started, "no_op_only")
 

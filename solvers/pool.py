@@ -42,7 +42,7 @@ def pool(
     while True:
         started = time.monotonic()
         if started >= over:
-            raise SolverTimeoutError(f"the {total_s:g} s for all of them are over")
+            raise SolverTimeoutError(f"the {total_s:g} s for all solutions are over")
         allowed = settings.until(over)
         answer = minimise(asked, allowed, start)
         if answer.outcome == "infeasible" and asked is not program:

@@ -77,7 +77,7 @@ def refine(
     """
     started = time.monotonic()
     if evaluations < 1 or batch < 1:
-        raise ValueError(f"refining takes an evaluation at least, not {evaluations}, {batch} at a time")
+        raise ValueError(f"refining needs at least one evaluation, not {evaluations}, {batch} at a time")
     first = mip.solve(problem, settings)
     step = replace(settings, gap=_STEP_GAP, progress=None)
     place = {option.key: index for index, option in enumerate(problem.options)}
@@ -93,7 +93,7 @@ def refine(
         for (tiling, predicted), solution, real in zip(new.items(), solutions, evaluate(solutions), strict=True):
             if not math.isfinite(real):
                 raise ProblemError(
-                    f"{' '.join(map(str, solution.options))} is worth {real}; it must be a finite number"
+                    f"{' '.join(map(str, solution.options))} was evaluated as {real}, not a finite number"
                 )
             tried[tiling] = Tried(solution, predicted, real)
         room = min(batch - len(tried) % batch, evaluations - len(tried))

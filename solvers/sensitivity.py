@@ -1,4 +1,4 @@
-"""How an answer hangs on what was asked: what a limit is worth, and which options were almost chosen.
+"""The sensitivity of an answer: what a limit is worth, and which options were almost chosen.
 
 The price of a limit is the shadow price of the linear relaxation (`shadow.py`). Prices also say of every option by how
 much the bound rises where it is chosen, so the closest are asked for one by one, exactly. This file does not know

@@ -270,7 +270,7 @@ def test_answers_stop_after_the_time_for_all(store: Store, known: Measured, caps
     assert [one.trial.id for one in found.found] == [trial.id for trial in store.trials()]
     assert len(found.found) <= 2
     print_alternatives(known, found, MOST, as_json=False)
-    assert capsys.readouterr().out.endswith(f"{len(found.found)} of {MOST}: in the time no other was found\n")
+    assert capsys.readouterr().out.endswith(f"{len(found.found)} of {MOST}: no other was found in time\n")
     print_alternatives(known, found, MOST, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["ended"], told["timed_out"]) == ("time", True)
@@ -286,7 +286,7 @@ def test_what_was_found_before_ctrl_c_is_kept_and_told(
     found = alternatives(store, known, (), Wanted(9), tell=stop)
     assert (len(found.found), found.ended, len(store.trials())) == (3, "interrupted", 3)
     print_alternatives(known, found, 9, as_json=False)
-    assert capsys.readouterr().out.endswith("3 of 9: interrupted; those found stay\n")
+    assert capsys.readouterr().out.endswith("3 of 9: interrupted; the ones found are kept\n")
 
 
 def test_ctrl_c_ends_a_pool_with_its_answers(store: Store, known: Measured, tmp_path: Path) -> None:
@@ -298,4 +298,4 @@ def test_ctrl_c_ends_a_pool_with_its_answers(store: Store, known: Measured, tmp_
     assert running.returncode == 130
     assert "Traceback" not in rest
     kept = len(store.trials())
-    assert f"{kept} of 1000: interrupted; those found stay" in rest
+    assert f"{kept} of 1000: interrupted; the ones found are kept" in rest

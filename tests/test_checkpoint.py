@@ -132,7 +132,7 @@ def test_shards_load_as_one_file_does(folder: Path) -> None:
 def test_an_index_that_names_what_is_not_there(folder: Path) -> None:
     index = sharded(folder, shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    assert f"{index}: names model-00002-of-00003.safetensors, not there" in refused(folder)
+    assert f"{index}: names what is missing: model-00002-of-00003.safetensors" in refused(folder)
 
 
 def test_an_index_and_a_shard_that_disagree(folder: Path) -> None:

@@ -177,8 +177,8 @@ def test_who_cannot_meet_the_budget_says_so_in_a_line(
     done = here(compared, "compare", "tiny", "--budget", "parameters=20%", "--seeds", "0")
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-2:]
-    assert last[0].startswith("SLEB: with 8 layers dropped, all that can be; parameters ")
-    assert ": what it comes to is " in last[0]
+    assert last[0].startswith("SLEB: with 8 layers dropped, the most possible; parameters ")
+    assert ": its value is " in last[0]
     assert last[0].endswith("% of the parent's)")
     assert last[1] == "late: in 0 s no solution was found"
 

@@ -80,7 +80,7 @@ def test_how_bad_a_time_may_be_is_in_proportion_to_the_tolerance_unless_it_is_sa
     assert measured(tolerance=0.2) == pytest.approx((1.0, 1.0)), "more than all cores cannot be taken"
     assert measured(worst_spread=0.3, worst_contention=0.1) == pytest.approx((0.3, 0.1))
     with pytest.raises(
-        JobError, match=r"measure\.worst_spread: 0\.005 is less than what timing stops at; give at least"
+        JobError, match=r"measure\.worst_spread: 0\.005 is less than the error at which timing stops; give at least"
     ):
         measured(worst_spread=0.005)
 
@@ -301,7 +301,7 @@ MISTAKES = [
     (dict(distill={"kinds": {"kv": {"tokens": 9}}}), "distill.kinds.kv.tokens: 9 is less than one sequence"),
     (dict(heal={"tokens": 100}), "heal.tokens: 100 is less than"),
     (dict(solver={"time_limit": 60}), "solver.time_limit: 60 has no unit"),
-    (dict(solver={"refine": 20}, score={"metric": "lm_loss"}), "solver.refine: it learns what sums of KL miss"),
+    (dict(solver={"refine": 20}, score={"metric": "lm_loss"}), "solver.refine: refining corrects sums of KL"),
     (dict(parent="./none"), "parent: there is no /.*/none"),
     (dict(name="a/b"), "name: 'a/b' is no name"),
 ]

@@ -154,5 +154,5 @@ def test_what_cannot_be_bred_says_why() -> None:
         evolve(problem, Truth(), 5, [])
     with pytest.raises(ValueError, match="evolution needs a start and an evaluation, not 1 and 0"):
         run(problem, Truth(), 0)
-    with pytest.raises(ValueError, match=r"skip.* is worth nan; it must be a finite number"):
+    with pytest.raises(ValueError, match=r"skip.* was evaluated as nan, not a finite number"):
         evolve(problem, lambda solutions: [math.nan for _ in solutions], 5, [start_of(problem)])

@@ -54,8 +54,8 @@ def test_a_sparse_option_is_judged_beside_the_dense_one_that_does_as_much() -> N
     assert found["dip50"].why == "loses to its control ffn32: offered, not recommended"
     assert found["moe4x16k1"].control == "ffn16"
     assert "where this budget looks" in found["moe4x16k1"].why
-    assert found["dip25"].why == "closer to the parent than its control ffn16, but dearer here"
-    assert found["ffn16"].why == "moe4x16k1 is closer to the parent and no dearer"
+    assert found["dip25"].why == "closer to the parent than its control ffn16, but costs more here"
+    assert found["ffn16"].why == "moe4x16k1 is closer to the parent and costs no more"
 
 
 def test_what_is_not_measured_is_left_out() -> None:

@@ -1,5 +1,6 @@
 """The README's commands and the examples do what they say, one after the other, on a search that is finished."""
 
+import ast
 import json
 import re
 import shlex
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 from searches import Here, environment, parent_folder
 
+import nas
+
 HOUSE = Path(__file__).parents[1]
 _ASKED = {"SEARCH": "tiny", "TRIAL": "1", "DIR": "child", "TABLE": "table.json", "PARENT": str(parent_folder())}
 _ON_A_CLUSTER = {"submit", "status", "logs", "stop"}
+ROOMS = ("nas", "blocklib", "cost_models", "solvers", "db")
 
 
 def commands() -> list[list[str]]:
@@ -50,3 +54,15 @@ def test_the_example_solves_other_budgets(copy: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stdout.splitlines() if ": sum of scores " in line]
     assert [line.partition(": ")[0] for line in told] == ["latency=90%", "latency=80%", "parameters=80%,memory=90%"]
+
+
+@pytest.mark.parametrize("path", sorted((HOUSE / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_an_example_uses_public_names_alone(path: Path) -> None:
+    """Those of examples/adding extend the package, so they import its rooms."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    ours = {module for module in modules if module.partition(".")[0] in ROOMS}
+    assert ours == {"nas"}
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "nas"}
+    assert used <= set(nas.__all__)

@@ -167,13 +167,13 @@ def test_the_context_of_an_architecture_tells_what_exchanges_are_worth() -> None
 
 def test_a_worth_that_is_not_finite_is_named() -> None:
     problem = problem_of(0)
-    with pytest.raises(ValueError, match=r"o\d at slot 0 .* is worth nan; it must be a finite number"):
+    with pytest.raises(ValueError, match=r"o\d at slot 0 .* was evaluated as nan, not a finite number"):
         refine(problem, lambda solutions: [math.nan] * len(solutions), 5)
 
 
 def test_what_cannot_be_asked_says_why() -> None:
     problem = problem_of(0)
-    with pytest.raises(ValueError, match="takes an evaluation at least, not 0"):
+    with pytest.raises(ValueError, match="needs at least one evaluation, not 0"):
         refine(problem, Truth({}), 0)
     with pytest.raises(Infeasible):
         refine(Problem(problem.slots, problem.options, {"cost 0": -1.0}), Truth({}), 5)

@@ -28,7 +28,7 @@ def test_how_many_rounds_there_are_is_known_beforehand() -> None:
         found = drop_one_by_one(problem, own, deepest_first)
         assert len(found.rounds) == rounds_needed(problem, Layers.of(problem, own, 2)) == 8 - most
     problem, own = problem_of(8 * [1.0], 1)
-    with pytest.raises(Infeasible, match="with 6 layers dropped, all that can be: ms is 2, over the maximum 1"):
+    with pytest.raises(Infeasible, match="with 6 layers dropped, the most possible: ms is 2, over the maximum 1"):
         rounds_needed(problem, Layers.of(problem, own, 2))
 
 
@@ -38,7 +38,7 @@ def test_layers_that_cost_unlike() -> None:
     assert rounds_needed(problem, Layers.of(problem, own, 2)) == 2
     assert drop_one_by_one(problem, own, deepest_first).order == (4, 3, 2)
     problem, own = problem_of([4.0, 1.0, 5.0, 1.0, 2.0, 3.0], 6.0)
-    with pytest.raises(Infeasible, match="with 4 layers dropped, all that can be: ms is 7, over the maximum 6"):
+    with pytest.raises(Infeasible, match="with 4 layers dropped, the most possible: ms is 7, over the maximum 6"):
         drop_one_by_one(problem, own, lambda removed, candidates: pytest.fail("no loss is needed to know that"))
 
 

@@ -221,7 +221,7 @@ def test_the_first_and_the_last_layer_stay() -> None:
     removal = sleb(added([-9.0, 1, 2, 3, -9.0]), most=2, layers=5)
     assert removal.order == (1, 2, 3)
     assert [option.name for option in removal.solution.options] == ["kv4+ffn48", *["skip+skip"] * 3, "kv4+ffn48"]
-    with pytest.raises(Infeasible, match="with 3 layers dropped, all that can be: layers is 2, over the maximum 1"):
+    with pytest.raises(Infeasible, match="with 3 layers dropped, the most possible: layers is 2, over the maximum 1"):
         sleb(added([-9.0, 1, 2, 3, -9.0]), most=1, layers=5)
 
 

@@ -270,7 +270,7 @@ def test_the_file_at_fault_in_a_folder_is_named(split: str, tmp_path: Path, toke
 
 def test_a_single_file_has_no_other_split(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "x.jsonl").write_text(LINES)
-    with pytest.raises(TextError, match=r"x.jsonl is one file, which has no splits but train"):
+    with pytest.raises(TextError, match=r"x.jsonl is one file: its only split is train"):
         load_tokens(data(train={"dataset": str(tmp_path / "x.jsonl"), "split": "test"}), tokenizer, VOCABULARY)
 
 

@@ -131,7 +131,7 @@ class DynamicInputPruning(Kind):
             raise SubblockError(f"{subblock}: keeps a percentage of the FFN's weights; use {subblock.kind}1 to 100")
         if min(self._kept(subblock, shape)) < 1:
             raise SubblockError(
-                f"{subblock}: of {shape.hidden} input and {shape.ffn_width} hidden channels nothing is kept; keep more"
+                f"{subblock}: it keeps none of {shape.hidden} input and {shape.ffn_width} hidden channels; keep more"
             )
 
     def _kept(self, subblock: Subblock, shape: Shape) -> tuple[int, int]:

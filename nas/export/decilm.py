@@ -38,8 +38,8 @@ from nas.export.subblocks import Layer, repack, subblocks_of
 _CARRIED_ROTARY = ("default", "linear", "llama3")
 _CHANGED = {
     "block_configs": "the child's blocks",
-    "intermediate_size": "said of each block",
-    "num_key_value_heads": "said of each block",
+    "intermediate_size": "set for each block",
+    "num_key_value_heads": "set for each block",
 }
 """Fields of config.json that this format makes differ from the parent's, each with its reason."""
 _LOADING = """

@@ -126,12 +126,12 @@ def _judged(offer: Offer, all_offers: Sequence[Offer], dense_names: Collection[s
         if offer.score >= beside.score:
             why = f"loses to its control {control}: offered, not recommended"
         elif offer.cost > beside.cost:
-            why = f"closer to the parent than its control {control}, but dearer here"
+            why = f"closer to the parent than its control {control}, but costs more here"
     better = [other for other in rivals if other.score <= offer.score and other.cost <= offer.cost]
     better = [other for other in better if (other.score, other.cost) != (offer.score, offer.cost)]
     if not why and better:
         best = min(better, key=lambda other: (other.score, other.cost))
-        why = f"{best.name} is closer to the parent and no dearer"
+        why = f"{best.name} is closer to the parent and costs no more"
     if not why and not offer.chosen:
-        why = "its place on the front is not where this budget looks"
+        why = "on the front, but not near this budget"
     return Offer(**{**vars(offer), "control": control, "why": why})

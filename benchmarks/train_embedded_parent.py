@@ -1,6 +1,6 @@
 """Train the small Llama that ships as `nas/embedded/parent`, from nothing but this Python's standard library.
 
-    python examples/train_embedded_parent.py --out nas/embedded/parent --steps 1100
+    python benchmarks/train_embedded_parent.py --out nas/embedded/parent --steps 1100
 
 Trains a byte-level BPE tokenizer and a 3.9M-parameter Llama (10 layers, grouped-query attention, tied embeddings), then
 measures what the model card states: held-out loss beside an interpolated trigram model's, and what removing each
@@ -152,7 +152,7 @@ license: apache-2.0
 # The embedded parent of puzzle-nas
 
 A 3.9M-parameter Llama (10 layers, hidden 192, FFN 432, 6 heads of 32 with 2 KV heads, 2048 byte-level BPE tokens,
-context {CONTEXT}, tied embeddings, bfloat16), trained from scratch by `examples/train_embedded_parent.py` on the
+context {CONTEXT}, tied embeddings, bfloat16), trained from scratch by `benchmarks/train_embedded_parent.py` on the
 Python standard library's own sources and documentation ({tokens:,} tokens; {steps:,} steps of 8,192). It exists so that
 a whole architecture search can run on a machine with nothing but Python. It is of no other use.
 

@@ -197,6 +197,6 @@ def test_few_tokens_are_taken_one_by_one_while_they_read_no_more_than_a_dense_pa
 
 def test_what_cannot_be_kept_is_said() -> None:
     shape = random_parent().shape
-    for spelling, message in (("dip0", "use dip1 to 100"), ("dip101", "percentage"), ("dip1", "nothing is kept")):
+    for spelling, message in (("dip0", "use dip1 to 100"), ("dip101", "percentage"), ("dip1", "keeps none of")):
         with pytest.raises(ValueError, match=message):
             FFN["dip"].check(Subblock.parse(spelling), shape)

@@ -44,7 +44,7 @@ def test_means_over_layers_and_what_was_chosen() -> None:
     assert (found["ffn32"].score, found["ffn32"].cost) == (0.5, 0.5)
     assert (found["ffn32"].bytes_per_token, found["ffn32"].layers) == (640, LAYERS)
     assert found["ffn32"].why == ""
-    assert "where this budget looks" in found["skip"].why
+    assert "not near this budget" in found["skip"].why
 
 
 def test_a_sparse_option_is_judged_beside_the_dense_one_that_does_as_much() -> None:
@@ -53,7 +53,7 @@ def test_a_sparse_option_is_judged_beside_the_dense_one_that_does_as_much() -> N
     assert found["dip50"].control == "ffn32"
     assert found["dip50"].why == "loses to its control ffn32: offered, not recommended"
     assert found["moe4x16k1"].control == "ffn16"
-    assert "where this budget looks" in found["moe4x16k1"].why
+    assert "not near this budget" in found["moe4x16k1"].why
     assert found["dip25"].why == "closer to the parent than its control ffn16, but costs more here"
     assert found["ffn16"].why == "moe4x16k1 is closer to the parent and costs no more"
 

@@ -116,7 +116,7 @@ def test_what_the_head_lacks_is_told_before_the_search_begins(head: str, timed: 
     assert error.startswith(f"error: the head at {head} (--address): home: /dev/null/home cannot be written there")
     assert "the database's server 127.0.0.1:1 cannot be reached from there" in error
     assert "secret" not in done.stdout + done.stderr
-    assert "ray.address: auto is left out" in done.stdout
+    assert "ray.address: auto is ignored" in done.stdout
     for asked in ("status", "logs"):
         told = nas(timed / "home", asked, _number(done.stdout), "--address", head)
         assert "FAILED" in told.stdout + told.stderr

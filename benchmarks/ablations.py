@@ -13,22 +13,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import nas.quiet  # isort: skip
+import nas.terminal.quiet  # isort: skip
 from rich.console import Console
 
 from db import models
 from db.store import Store
-from nas import config
-from nas.cluster import Cluster
-from nas.context import Context
-from nas.job import prepare
+from nas.cluster.tasks import Cluster
+from nas.job import config
+from nas.job.request import Request
 from nas.pipeline import fill_store, search_row
-from nas.realise import healing_key, made, timed
-from nas.request import Request
-from nas.solve import Measured, measured, solve, trial_row
+from nas.solve.solve import Measured, measured, solve, trial_row
+from nas.stages.child import healing_key, made, timed
+from nas.stages.context import Context
+from nas.stages.prepare import prepare
 from solvers.problem import Solution
 
-assert nas.quiet
+assert nas.terminal.quiet
 
 
 @dataclass(frozen=True)

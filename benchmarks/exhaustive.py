@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 from exhaustive_space import COSTS, Space
 
-from nas.evolution import POPULATION, Breeding, evolve
+from nas.compare.evolution import POPULATION, Breeding, evolve
 from nas.report.agreement import spearman
-from solvers import mip
+from solvers.baselines.greedy import greedy
+from solvers.baselines.random import random_architecture
+from solvers.baselines.sleb import drop_one_by_one
+from solvers.baselines.uniform import uniform
 from solvers.errors import Infeasible
-from solvers.greedy import greedy
+from solvers.exact import optimum
 from solvers.problem import Problem, Solution
-from solvers.random import random_architecture
-from solvers.refine import refine
-from solvers.sleb import drop_one_by_one
-from solvers.uniform import uniform
+from solvers.refine.refine import refine
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def sleb(space: Space, problem: Problem, seed: int) -> Picked:
 def ways() -> dict[str, tuple[Way, bool]]:
     """By name; whether a seed means anything to it."""
     found: dict[str, tuple[Way, bool]] = {
-        "MIP (sum of scores)": (one(mip.solve), False),
+        "MIP (sum of scores)": (one(optimum.solve), False),
         "greedy": (one(greedy), False),
         "uniform": (one(uniform), False),
         "SLEB": (sleb, False),

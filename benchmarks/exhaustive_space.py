@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import nas.quiet  # isort: skip
+import nas.terminal.quiet  # isort: skip
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,10 +29,10 @@ from blocklib.kinds import parent_block
 from blocklib.parent import Parent, load_parent
 from cost_models.analytic import choice_cost
 from cost_models.scenario import Scenario
-from nas.whole import score_whole
+from nas.scoring.architectures import score_whole
 from solvers.problem import LIMIT_TOLERANCE, Option, Problem, Solution
 
-assert nas.quiet
+assert nas.terminal.quiet
 
 CALIBRATION, SCORE, LENGTH = 8192, 512, 128
 COSTS = ("parameters", "memory_bytes")

@@ -21,21 +21,21 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import nas.quiet  # isort: skip
+import nas.terminal.quiet  # isort: skip
 
 import torch
 from transformers import GenerationConfig
 
 from cost_models.hardware import cpu_threads, synchronize
-from cost_models.kept import kept_memory
 from cost_models.scenario import Scenario
-from cost_models.timing import Paired, Subject
+from cost_models.timing.allocator import kept_memory
+from cost_models.timing.timing import Paired, Subject
 from db.store import Store
-from nas.children import load_child
-from nas.deliver import export_trial
-from nas.home import child_file, home_of
+from nas.files.home import child_file, home_of
+from nas.stages.children import load_child
+from nas.stages.export import export_trial
 
-assert nas.quiet
+assert nas.terminal.quiet
 
 _SAMPLE_S = 0.05
 """A step is repeated within a round until its sample is about this long."""

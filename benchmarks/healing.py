@@ -16,7 +16,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import nas.quiet  # isort: skip
+import nas.terminal.quiet  # isort: skip
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
@@ -25,16 +25,16 @@ from blocklib.packed import pack, unpack
 from blocklib.parent import Parent
 from db import models
 from db.store import Store
-from nas import config
-from nas.evaluate import evaluate
-from nas.fidelity import Fidelity
-from nas.heal import heal
-from nas.healing import Healing
-from nas.job import Job, prepare
-from nas.realise import healing_of
-from nas.stages import choice_weights, device_of, tensor
+from nas.job import config
+from nas.scoring.fidelity import Fidelity
+from nas.stages.child import healing_of
+from nas.stages.evaluate import evaluate
+from nas.stages.heal import heal
+from nas.stages.heal_settings import Healing
+from nas.stages.library import choice_weights, device_of, tensor
+from nas.stages.prepare import Job, prepare
 
-assert nas.quiet
+assert nas.terminal.quiet
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import nas.quiet  # isort: skip
+import nas.terminal.quiet  # isort: skip
 import torch
 
 from blocklib.assemble import assemble
@@ -22,11 +22,11 @@ from blocklib.distil import Distilled, Progress, Texts, Training, distil
 from blocklib.fit import build
 from blocklib.kind import Weights
 from blocklib.kinds import choice_touched, control, kind_of, parent_block
-from nas import config
-from nas.evaluate import evaluate, perplexity
-from nas.job import Job, prepare
+from nas.job import config
+from nas.stages.evaluate import evaluate, perplexity
+from nas.stages.prepare import Job, prepare
 
-assert nas.quiet
+assert nas.terminal.quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import nas.quiet  # isort: skip
+import nas.terminal.quiet  # isort: skip
 import torch
 from torch import Tensor
 
@@ -27,13 +27,13 @@ from blocklib.distil import Training, _batches, _SubblockTraining, _targets, _tr
 from blocklib.fit import build
 from blocklib.parent import Parent, load_parent
 from blocklib.stream import delta, variant
-from nas.evaluate import evaluate
-from nas.request import checkpoint_of
-from nas.score import score
-from nas.sections import Space
-from nas.space import choices
+from nas.job.request import checkpoint_of
+from nas.job.sections import Space
+from nas.job.space import choices
+from nas.scoring.replace_one import score
+from nas.stages.evaluate import evaluate
 
-assert nas.quiet
+assert nas.terminal.quiet
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import nas.quiet  # isort: skip
+import nas.terminal.quiet  # isort: skip
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +23,11 @@ from blocklib.block import Architecture, Block, Choice, Subblock
 from blocklib.fit import build
 from blocklib.kinds import kind_of, parent_block
 from blocklib.parent import Parent
-from nas import config
-from nas.evaluate import evaluate, perplexity
-from nas.job import prepare
+from nas.job import config
+from nas.stages.evaluate import evaluate, perplexity
+from nas.stages.prepare import prepare
 
-assert nas.quiet
+assert nas.terminal.quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -65,7 +65,7 @@ def peak_of(process: int) -> Callable[[], int]:
 
 def run(job: Path, environment: dict[str, str]) -> dict[str, Any]:
     peaks: list[Callable[[], int]] = []
-    command = [sys.executable, "-m", "nas.cli", "search", str(job)]
+    command = [sys.executable, "-m", "nas.cli.main", "search", str(job)]
     done = listen(command, environment, show=True, begun=lambda process: peaks.append(peak_of(process)))
     if done.status:
         raise SystemExit(f"nas search ended with {done.status}")

@@ -24,12 +24,12 @@ import numpy as np
 import pulp  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from solvers import mip
-from solvers.highs import let_it_greet
-from solvers.pareto import front
-from solvers.pool import pool
+from solvers.exact import optimum
+from solvers.exact.highs import let_it_greet
+from solvers.exact.settings import Settings
 from solvers.problem import Option, Problem
-from solvers.settings import Settings
+from solvers.queries.pareto import front
+from solvers.queries.pool import pool
 
 Numbers = NDArray[np.float64]
 KINDS = ("additive", "correlated", "independent")
@@ -104,7 +104,7 @@ def cpu_s() -> float:
 
 def ours(problem: Problem, gap: float, limit_s: float) -> tuple[float | None, float | None]:
     try:
-        found = mip.solve(problem, Settings(gap, limit_s))
+        found = optimum.solve(problem, Settings(gap, limit_s))
     except TimeoutError:
         return None, None
     return found.score, found.gap
@@ -228,7 +228,7 @@ def first_answers(sizes: Sequence[str], seeds: int) -> str:
             for seed in range(seeds):
                 problem = instance(kind, layers, options, costs, seed)
                 before = cpu_s()
-                assert mip.solve(problem, Settings(gap=0.01)).gap <= 0.01
+                assert optimum.solve(problem, Settings(gap=0.01)).gap <= 0.01
                 took.append(cpu_s() - before)
             lines.append(f"| {size} | {kind} | {max(took):.2f} |")
     return "\n".join(lines)

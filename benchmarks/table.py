@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.out or Path(folder, "table.json")
         path.write_text(json.dumps(found))
-        line = [sys.executable, "-m", "nas.cli", "solve", "--table", str(path), "--objective", "metrics.kl_div",
+        line = [sys.executable, "-m", "nas.cli.main", "solve", "--table", str(path), "--objective", "metrics.kl_div",
                 *budgets(found, arguments.share), "--json"]  # fmt: skip
         runs = [seconds_of(line) for _ in range(arguments.runs)]
     taken = [seconds for seconds, _ in runs]

@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nas.stdlib_text import stdlib_files
+from nas.text.standard_library import stdlib_files
 
 VOCABULARY, CONTEXT = 2048, 256
 BOS = "<|bos|>"

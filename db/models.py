@@ -282,7 +282,7 @@ class TrialRow(Base, kw_only=True):
 
     @property
     def explained(self) -> dict[str, Any] | None:
-        """What its score hangs on, as `nas/explain.py` reads it; None where nobody asked."""
+        """What its score hangs on, as `nas/solve/explain.py` reads it; None where nobody asked."""
         found: dict[str, Any] | None = self.details.get("explained")
         return found
 

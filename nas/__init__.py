@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nas.answers import Front, Trial
     from nas.api import Search, load, of_trial, run, solve_across, trials
-    from nas.effort import Effort
+    from nas.solve.effort import Effort
 
 __all__ = ["Effort", "Front", "Search", "Trial", "load", "of_trial", "run", "solve_across", "trials"]
 
-_OF_ANOTHER_FILE = {"Effort": "nas.effort", "Front": "nas.answers", "Trial": "nas.answers"}
+_OF_ANOTHER_FILE = {"Effort": "nas.solve.effort", "Front": "nas.answers", "Trial": "nas.answers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,14 +7,14 @@ from typing import Any, overload
 
 from cost_models.metrics import METRICS
 from db import models
-from nas import units
-from nas.budget import of_all, verdicts
-from nas.caution import cautions, of_budget
-from nas.front import Point
-from nas.printed import answered
-from nas.solve import Measured
-from nas.table import comparison
-from nas.units import Limit
+from nas.cli.printed import answered
+from nas.job import units
+from nas.job.units import Limit
+from nas.solve.budget_loop import of_all, verdicts
+from nas.solve.caution import cautions, of_budget
+from nas.solve.front import Point
+from nas.solve.solve import Measured
+from nas.view.table import comparison
 
 
 @dataclass(frozen=True)

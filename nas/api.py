@@ -18,23 +18,24 @@ from db.connect import Access
 from db.errors import NotFoundError
 from db.patience import Patience
 from db.store import Store
-from nas import solve, units
 from nas.answers import Front, Trial
-from nas.effort import USUAL, Effort, shown
+from nas.cli.printed import Terminal, plain
 from nas.errors import UsageError
-from nas.front import front_of
-from nas.printed import Terminal, plain
-from nas.progress import bar, loading
-from nas.solve import measured, proposed
-from nas.table import summary
-from nas.units import Limit
+from nas.job import units
+from nas.job.units import Limit
+from nas.solve import solve
+from nas.solve.effort import USUAL, Effort, shown
+from nas.solve.front import front_of
+from nas.solve.solve import measured, proposed
+from nas.terminal.progress import bar, loading
+from nas.view.table import summary
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
-    from nas.compare import StrategyResult
+    from nas.compare.strategies import StrategyResult
     from nas.export.exported import Exported
-    from nas.request import Request
+    from nas.job.request import Request
 
 Budget = str | Mapping[str, str] | Sequence[Limit]
 Progress = bool | Callable[[str], None] | Console
@@ -50,13 +51,13 @@ def run(
     times are taken again. Raises `nas.errors.JobError` for a job that is wrong, ValueError or OSError for what else is,
     with nothing finished lost.
     """
-    from nas import config
-    from nas.preflight import check
+    from nas.job import config
+    from nas.stages.preflight import check
 
     request = config.load(job) if isinstance(job, str | Path) else job
     check(request)
-    from nas import quiet  # noqa: F401  (silences libraries before they load)
     from nas.pipeline import search
+    from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
 
     with _opened(db, "create", progress) as store:
         outcome = search(request, store, _console(progress), remeasure)
@@ -105,7 +106,7 @@ def solve_across(
     is raised are as of `Search.solve`; raises `nas.errors.IncomparableSearchesError` where their scores are of
     different parents or texts.
     """
-    from nas.explain import explain
+    from nas.solve.explain import explain
 
     limits = limits_of(budget)
     if len({search.db for search in searches}) != 1:
@@ -163,8 +164,8 @@ class Search:
         if refine is None:
             return solve_across([self], budget, metric=metric, effort=effort)
         with loading(self._console, f"refine {self.name}"):
-            from nas import quiet  # noqa: F401
-            from nas.refined import solve_refined
+            from nas.stages.refine import solve_refined
+            from nas.terminal import quiet  # noqa: F401
         limits = limits_of(budget)
         with _opened(self.db, "write", self.progress) as store:
             known = measured(store, self.row, metric)
@@ -190,8 +191,8 @@ class Search:
         `budget` empty: the search's own. `total_s`: seconds for all of them together. Raises
         `nas.errors.BudgetNotMetError`. After Ctrl-C those found stay trials, and KeyboardInterrupt is raised.
         """
-        from nas.counting import counted
-        from nas.pool import Wanted, alternatives
+        from nas.solve.counting import counted
+        from nas.solve.pool import Wanted, alternatives
 
         with (
             _opened(self.db, "read", self.progress) as store,
@@ -214,8 +215,8 @@ class Search:
         `time`: heal, or time, every answer.
         """
         with loading(self._console, f"compare {self.name}"):
-            from nas import quiet  # noqa: F401
-            from nas.compare import Asked, compare
+            from nas.compare.strategies import Asked, compare
+            from nas.terminal import quiet  # noqa: F401
         with _opened(self.db, "write", self.progress) as store:
             return compare(store, self.row, Asked(limits_of(budget), evaluations, seeds, heal, time), self._console)
 
@@ -228,8 +229,8 @@ class Search:
         """
         found = self._own(trial)
         with loading(self._console, f"build {found.id}"):
-            from nas import quiet  # noqa: F401
-            from nas.build import build_trial
+            from nas.stages.build import build_trial
+            from nas.terminal import quiet  # noqa: F401
         with _opened(self.db, "write", self.progress) as store:
             return self._trial(build_trial(store, self.row, found.row, self._console, time))
 
@@ -243,8 +244,8 @@ class Search:
         if number is None:
             raise NotFoundError("the trial is not kept, as its database can only be read: solve in a copy of it")
         with loading(self._console, f"export {number}"):
-            from nas import quiet  # noqa: F401
-            from nas.deliver import export_trial
+            from nas.stages.export import export_trial
+            from nas.terminal import quiet  # noqa: F401
         with _opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
             return export_trial(store, number, format, Path(out))
 
@@ -277,7 +278,7 @@ class Search:
 
 
 def limits_of(budget: Budget) -> tuple[Limit, ...]:
-    """A budget's limits. Raises as `nas.units.parse_budget` does."""
+    """A budget's limits. Raises as `nas.job.units.parse_budget` does."""
     if isinstance(budget, str):
         return units.parse_budget(budget) if budget else ()
     if isinstance(budget, Mapping):

@@ -16,28 +16,28 @@ from rich.console import Console
 from db import models
 from db.models import now
 from db.store import Store
-from nas.budget import ATTEMPTS, Verdict, of_all, retargeted, times_of, verdict, worst_overshoot
-from nas.children import load_child
-from nas.cluster import Cluster
-from nas.context import Context
-from nas.costs import measure_costs, parent_costs, write_options
-from nas.deliver import deliver
-from nas.effort import Effort, shown
+from nas.cluster.tasks import Cluster
 from nas.errors import BudgetNotMetError, OutputExistsError
-from nas.explain import explain
-from nas.home import child_file
-from nas.job import Job, prepare
-from nas.predicted import predict_again
-from nas.progress import bar
-from nas.realise import hardware_of, healing_key, is_timed, made, timed
-from nas.refined import solve_refined
+from nas.files.home import child_file
+from nas.job.request import Request
+from nas.job.units import Limit
 from nas.report import write_report
-from nas.request import Request
-from nas.sample import sample
-from nas.signals import SIGNALS
-from nas.solve import Measured, measured, solve, trial_row
-from nas.stages import build_library, measure_dependency, score_choices
-from nas.units import Limit
+from nas.solve.budget_loop import ATTEMPTS, Verdict, of_all, retargeted, times_of, verdict, worst_overshoot
+from nas.solve.effort import Effort, shown
+from nas.solve.explain import explain
+from nas.solve.predicted import predict_again
+from nas.solve.solve import Measured, measured, solve, trial_row
+from nas.stages.child import hardware_of, healing_key, is_timed, made, timed
+from nas.stages.children import load_child
+from nas.stages.context import Context
+from nas.stages.costs import measure_costs, parent_costs, write_options
+from nas.stages.export import deliver
+from nas.stages.library import build_library, measure_dependency, score_choices
+from nas.stages.prepare import Job, prepare
+from nas.stages.refine import solve_refined
+from nas.stages.sample import sample
+from nas.terminal.progress import bar
+from nas.terminal.signals import SIGNALS
 from solvers.problem import Solution
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from blocklib.parent import Parent, load_parent
-from nas.stdlib_text import stdlib_files
+from nas.text.standard_library import stdlib_files
 
 # The models here are so small that a second thread would mostly wait for the first.
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from conftest import EMBEDDED, STORIES
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from nas.cli import main
+from nas.cli.main import main
 
 _TEXT = Path(sysconfig.get_paths()["stdlib"], "asyncio/*.py")
 _JOB: dict[str, Any] = {
@@ -73,7 +73,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "nas.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "nas.cli.main", *map(str, arguments)]
 
 
 def nas(home: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":

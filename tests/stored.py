@@ -7,9 +7,9 @@ import rows
 from blocklib.block import SKIP, Block, Choice, Subblock
 from db import models
 from db.store import Store
-from nas.config import load
-from nas.solve import measured, solve, trial_row
-from nas.units import parse_budget
+from nas.job.config import load
+from nas.job.units import parse_budget
+from nas.solve.solve import measured, solve, trial_row
 
 LAYERS = 4
 PARENT = " ".join(["kv4+ffn64"] * LAYERS)

@@ -79,7 +79,7 @@ def test_a_metric_limits_a_search_of_before(copy: Path, tmp_path: Path) -> None:
         shutil.copytree(HOUSE / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
     alone = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}  # or it would look for a repository around it
     subprocess.run(["git", "apply", EXAMPLES / "a_metric.patch"], cwd=tree, env=alone, check=True)
-    solved = json.loads(python(tree, home, "-m", "nas.cli", "solve", "tiny", "--budget", "active=70%", "--json"))
+    solved = json.loads(python(tree, home, "-m", "nas.cli.main", "solve", "tiny", "--budget", "active=70%", "--json"))
     assert solved["status"] == "optimal"
     (search,) = rows(home, "search")
     whole = json.loads(search["parent_costs"])["whole"]["active_parameters"]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nas import addresses
-from nas.addresses import Address
-from nas.cluster import Cluster
+from nas.cluster import addresses
+from nas.cluster.addresses import Address
+from nas.cluster.ray_folder import ray_folder
+from nas.cluster.tasks import Cluster
 from nas.errors import AddressError, NoClusterError, SocketPathError
-from nas.ray_folder import ray_folder
 
 _VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_TMPDIR", "TMPDIR")
 

@@ -18,17 +18,18 @@ from stored import add_measured, add_search, add_trial
 from blocklib.block import Choice
 from db import models
 from db.store import Store
-from nas import cli, cli_solve
-from nas.compare import Contest, StrategyResult
-from nas.effort import said
+from nas.cli import main
+from nas.cli import solve as cli_solve
+from nas.cli.printed import print_alternatives, print_trial, print_trials
+from nas.compare.strategies import Contest, StrategyResult
 from nas.errors import BudgetNotMetError
-from nas.explain import Explained, explained
-from nas.front import front_of
-from nas.pool import MOST, Alternative, Wanted, alternatives
-from nas.printed import print_alternatives, print_trial, print_trials
-from nas.reality import Reality
-from nas.solve import BY_EVALUATION, Measured, measured, solve, trial_row
-from nas.units import parse_budget
+from nas.job.units import parse_budget
+from nas.solve.effort import said
+from nas.solve.explain import Explained, explained
+from nas.solve.front import front_of
+from nas.solve.pool import MOST, Alternative, Wanted, alternatives
+from nas.solve.solve import BY_EVALUATION, Measured, measured, solve, trial_row
+from nas.stages.real_values import Reality
 from solvers.problem import Solution
 
 
@@ -219,7 +220,7 @@ def test_where_no_trial_matches_the_database_is_not_called_empty(
     store: Store, known: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for where, told in ((None, "no trials yet in "), ("kl < 0.001", "no trials match in ")):
-        cli.trials(None, where=where, db=store.url)
+        main.trials(None, where=where, db=store.url)
         assert capsys.readouterr().out.startswith(told)
 
 

@@ -13,14 +13,15 @@ from stored import add_measured, add_search
 from cost_models.metrics import METRICS
 from db import models
 from db.store import Store
-from nas import cli, cli_solve
-from nas.caution import cautions
-from nas.compare import StrategyResult
-from nas.printed import print_comparison
+from nas.cli import main
+from nas.cli import solve as cli_solve
+from nas.cli.printed import print_comparison
+from nas.compare.strategies import StrategyResult
+from nas.job.units import exact_quantity, format_quantity, said_budget
 from nas.report import write_report
-from nas.solve import Measured, measured
-from nas.table import comparison, markdown
-from nas.units import exact_quantity, format_quantity, said_budget
+from nas.solve.caution import cautions
+from nas.solve.solve import Measured, measured
+from nas.view.table import comparison, markdown
 
 ASKED = {name: "110%" if metric.at_least else "85%" for name, metric in METRICS.items()}
 
@@ -65,14 +66,14 @@ def test_solve_and_show(store: Store, known: Measured, said: Said, metric: str) 
     (row,) = [line for line in said().splitlines() if re.match(rf" {metric}(, predicted)? ", line)]
     assert predicted(trial, metric) in row
     assert format_quantity(metric, whole) in row
-    cli.show(trial["id"], db=store.url)
+    main.show(trial["id"], db=store.url)
     assert row.split() in [line.split() for line in said().splitlines()]
-    cli.show(trial["id"], db=store.url, as_json=True)
+    main.show(trial["id"], db=store.url, as_json=True)
     assert json.loads(said())[f"predicted_{METRICS[metric].column}"] == value
 
 
 def test_a_layers_memory_is_shown(store: Store, known: Measured, said: Said) -> None:
-    cli.show(solved(store, "memory", said)["id"], db=store.url, as_json=True)
+    main.show(solved(store, "memory", said)["id"], db=store.url, as_json=True)
     shown = json.loads(said())
     layers = sum(layer["memory_bytes"] for layer in shown["layers"])
     assert layers + known.fixed.metrics(known.scenario)["memory_bytes"] == shown["predicted_memory_bytes"]
@@ -81,11 +82,11 @@ def test_a_layers_memory_is_shown(store: Store, known: Measured, said: Said) -> 
 @pytest.mark.parametrize("metric", METRICS)
 def test_trials(store: Store, known: Measured, said: Said, metric: str) -> None:
     trial = solved(store, metric, said)
-    cli.trials(db=store.url)
+    main.trials(db=store.url)
     _, row = said().splitlines()
     assert predicted(trial, metric) in row
     assert f"{metric}={ASKED[metric]}" in row
-    cli.trials(db=store.url, as_json=True)
+    main.trials(db=store.url, as_json=True)
     (told,) = json.loads(said())
     assert told == {name: value for name, value in trial.items() if name not in ("cautions", "verdict", "verdicts")}
 
@@ -186,8 +187,8 @@ def test_no_answer_is_in_base_units(store: Store, known: Measured, said: Said, m
     asked = exact_quantity(metric, share * known.parent_totals()[METRICS[metric].column])
     trial = solved(store, metric, said, asked)
     cli_solve.solve(["s"], budget=[f"{metric}={asked}"], db=store.url)
-    cli.trials(db=store.url)
-    cli.show(trial["id"], db=store.url)
+    main.trials(db=store.url)
+    main.show(trial["id"], db=store.url)
     printed = said()
     assert printed.count(f": {metric} {asked}, by") == 2
     assert f"{metric}={asked}" in printed
@@ -203,16 +204,16 @@ def test_no_answer_is_in_base_units(store: Store, known: Measured, said: Said, m
 
 def test_the_real_kl_is_shown_and_asked_for(store: Store, known: Measured, said: Said) -> None:
     first, _ = (solved(store, "latency", said, budget)["id"] for budget in ("80%", "60%"))
-    cli.trials(db=store.url)
+    main.trials(db=store.url)
     assert "real KL" not in said(), "no column without a value"
     store.update_trial(first, kl_whole=0.625)
-    cli.trials(db=store.url)
+    main.trials(db=store.url)
     head, *lines = said().splitlines()
     assert "real KL" in head
     assert "0.6250" in lines[0]
-    cli.trials(where="kl_whole < 0.7", db=store.url, as_json=True)
+    main.trials(where="kl_whole < 0.7", db=store.url, as_json=True)
     assert [trial["id"] for trial in json.loads(said())] == [first]
-    cli.show(first, db=store.url)
+    main.show(first, db=store.url)
     assert re.search(r"KL to the parent, on the score text, untrained +0 +0\.6250", said())
 
 
@@ -228,7 +229,7 @@ def test_a_trial_of_a_measured_childs_architecture_shows_what_was_measured(
     assert trial["architecture"] == built["architecture"]
     assert trial["child_key"] == built["child_key"], "it is that child, to be exported as it is"
     assert {name: trial[name] for name in (*measures, "kl", "lm_loss")} == measures | {"kl": 0.25, "lm_loss": 2.5}
-    cli.trials(ids=str(trial["id"]), db=store.url)
+    main.trials(ids=str(trial["id"]), db=store.url)
     _, row = said().splitlines()
     assert "12.3 ms" in row
     assert "0.2500" in row
@@ -237,7 +238,7 @@ def test_a_trial_of_a_measured_childs_architecture_shows_what_was_measured(
 
 def test_a_predicted_answer_is_not_padded_with_dashes(store: Store, known: Measured, said: Said) -> None:
     cli_solve.solve(["s"], budget=["latency=70%"], db=store.url)
-    cli.trials(db=store.url)
+    main.trials(db=store.url)
     assert not re.search(r"(^| )-( |$)", said(), re.MULTILINE)
 
 
@@ -255,7 +256,7 @@ def test_a_budget_that_the_parent_meets_is_told_of(store: Store, known: Measured
     assert trial["score"] == 0
     cli_solve.solve(["s"], budget=[f"{metric}={value}"], db=store.url)
     assert f"caution: {caution}" in said()
-    cli.show(trial["id"], db=store.url, as_json=True)
+    main.show(trial["id"], db=store.url, as_json=True)
     assert json.loads(said())["cautions"] == [caution]
     cli_solve.pool("s", budget=[f"{metric}={value}"], count=1, db=store.url, as_json=True)
     assert json.loads(said())["cautions"] == [caution]

@@ -7,11 +7,11 @@ from rows import trial
 
 from blocklib.block import Subblock
 from cost_models.geometry import FIXED, Geometry
-from cost_models.measured import MeasuredGeometry
+from cost_models.timing.measured import MeasuredGeometry
 from db import models
-from nas.budget import TOLERANCE, overshoot, retargeted, worst_overshoot
-from nas.clock import clock
-from nas.units import parse_budget
+from nas.job.units import parse_budget
+from nas.solve.budget_loop import TOLERANCE, overshoot, retargeted, worst_overshoot
+from nas.stages.clock import clock
 
 PARENT = {"latency_s": 2.0, "ttft_s": 2.0, "throughput": 8.0}
 

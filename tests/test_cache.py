@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from parents import child_of, random_parent
 
 from blocklib.ffn.dip import PrunedFFN
-from cost_models.cache import (
+from cost_models.flash.cache import (
     POLICIES,
     Belady,
     LeastFrequentlyUsed,
@@ -19,7 +19,7 @@ from cost_models.cache import (
     UnitCache,
     empty_cache,
 )
-from cost_models.masking import Selection, chosen, play, replay
+from cost_models.flash.masking import Selection, chosen, play, replay
 
 Masks = NDArray[np.bool_]
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from searches import Here, command, environment, job, nas, parent_folder, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nas import config
-from nas.children import load_child
 from nas.export.read_decilm import read_decilm
-from nas.home import child_file
-from nas.request import EMBEDDED
+from nas.files.home import child_file
+from nas.job import config
+from nas.job.request import EMBEDDED
+from nas.stages.children import load_child
 
 Mistake = Callable[[Sequence[str | Path]], str]
 

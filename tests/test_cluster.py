@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from blocklib.errors import CheckpointError, NotFiniteError
-from nas.cluster import Cluster, Report
+from nas.cluster.tasks import Cluster, Report
 from nas.errors import ResourceError, WorkerError
 
 

@@ -13,20 +13,20 @@ import pytest
 from rich.console import Console
 from searches import Here, files, job, nas, rows, the_error
 
-import nas.compare as comparing
+import nas.compare.strategies as comparing
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
 from db.store import Store
-from nas import realise
-from nas.compare import Asked, Chosen, Contest, StrategyResult, compare
+from nas.compare.strategies import Asked, Chosen, Contest, StrategyResult, compare
 from nas.errors import BudgetNotMetError, StaleSearchError
-from nas.evaluate import evaluate
-from nas.influence import block_influence
-from nas.reality import Reality
-from nas.removal import loss_without
-from nas.solve import solve
-from nas.stages import choice_weights, tensor
-from nas.units import parse_budget
+from nas.job.units import parse_budget
+from nas.scoring.block_influence import block_influence
+from nas.scoring.layer_removal import loss_without
+from nas.solve.solve import solve
+from nas.stages import child
+from nas.stages.evaluate import evaluate
+from nas.stages.library import choice_weights, tensor
+from nas.stages.real_values import Reality
 from solvers.errors import Infeasible
 
 ASKED = ("tiny", "--evaluations", "6", "--seeds", "1")
@@ -219,7 +219,7 @@ def test_healed_and_timed_alike(copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_times_of_another_machine_are_not_put_beside_the_searchs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, mip=lambda c: Chosen(solve(c.known, c.budget)))
-    monkeypatch.setattr(realise, "describe", lambda device, threads: "M2")
+    monkeypatch.setattr(child, "describe", lambda device, threads: "M2")
     with pytest.raises(StaleSearchError, match=r"timed on another machine.*: here it is M2"):
         run(at_home(copy), seeds=0, time=True, budget=parse_budget("parameters=80%"))
 

@@ -17,13 +17,13 @@ from blocklib.family import shape_of
 from blocklib.kinds import parent_architecture
 from blocklib.parent import child_config
 from cost_models.metrics import METRICS
-from nas.config import Request, load, parse, template
 from nas.errors import JobError
 from nas.export.formats import check_format
-from nas.sections import FuseSection, HubDataset
-from nas.space import choices
-from nas.units import Limit, format_quantity, parse_budget, parse_limit, parse_quantity
-from nas.values import Share
+from nas.job.config import Request, load, parse, template
+from nas.job.sections import FuseSection, HubDataset
+from nas.job.space import choices
+from nas.job.units import Limit, format_quantity, parse_budget, parse_limit, parse_quantity
+from nas.job.values import Share
 
 SMALLEST = "parent: embedded\ndata: {train: stdlib}\nbudget: {latency: 60%}\n"
 
@@ -354,7 +354,7 @@ def test_a_budget_on_the_command_line_is_checked(text: str) -> None:
 
 
 def test_reading_a_job_imports_no_torch() -> None:
-    code = "import sys, nas.config; sys.exit(bool({'torch', 'ray', 'transformers', 'numpy'} & set(sys.modules)))"
+    code = "import sys, nas.job.config; sys.exit(bool({'torch', 'ray', 'transformers', 'numpy'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

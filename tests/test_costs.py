@@ -19,13 +19,13 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from cost_models import analytic
-from cost_models.attribute import Whole, attribute
 from cost_models.cost import MEASURED, ZERO, Cost
 from cost_models.geometry import FIXED, Geometry, geometries, geometry
 from cost_models.metrics import METRICS, error_of
 from cost_models.scenario import Scenario
-from cost_models.stack import random_model
-from cost_models.timing import Subject
+from cost_models.timing.attribute import Whole, attribute
+from cost_models.timing.stack import random_model
+from cost_models.timing.timing import Subject
 
 few = settings(max_examples=25, deadline=None)
 

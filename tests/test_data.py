@@ -10,10 +10,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from nas.data import SPLITS, Dropped, Tokens, load_tokens
 from nas.errors import TextError
-from nas.sections import Data
-from nas.stdlib_text import stdlib_files
+from nas.job.sections import Data
+from nas.text.standard_library import stdlib_files
+from nas.text.tokens import SPLITS, Dropped, Tokens, load_tokens
 
 VOCABULARY, BOS = 300, "<|bos|>"
 SHARED = Path(__file__).parents[2] / "shared"

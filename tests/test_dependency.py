@@ -18,16 +18,16 @@ from searches import Here, parent_folder
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import nas.dependency
+import nas.scoring.block_dependency
 from blocklib.block import Architecture
 from blocklib.errors import NotFiniteError
 from blocklib.parent import Parent, load_parent
 from db.store import Store
-from nas import config
-from nas.dependency import block_dependency, cosine_distance, dependency_of
+from nas.job import config
+from nas.job.fusion_candidates import Joining, LayerRun, ffn_runs, windows
 from nas.report import write_report
 from nas.report.dependency import dependency_map
-from nas.runs import Joining, LayerRun, ffn_runs, windows
+from nas.scoring.block_dependency import block_dependency, cosine_distance, dependency_of
 
 Array = NDArray[np.float64]
 
@@ -125,8 +125,8 @@ def test_memory_bounds_change_nothing(monkeypatch: pytest.MonkeyPatch, numbers: 
     parent = random_parent(dtype=torch.float64)
     ids = random_ids(parent, sequences=3, tokens=12)
     whole = block_dependency(parent.model, ids)
-    monkeypatch.setattr(nas.dependency, "_STACK_AT_ONCE", numbers)
-    monkeypatch.setattr(nas.dependency, "numbers_at_once", lambda device: numbers)
+    monkeypatch.setattr(nas.scoring.block_dependency, "_STACK_AT_ONCE", numbers)
+    monkeypatch.setattr(nas.scoring.block_dependency, "numbers_at_once", lambda device: numbers)
     np.testing.assert_allclose(block_dependency(parent.model, ids), whole, rtol=0, atol=1e-12)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cost_models.device_lock import alone_on
+from cost_models.timing.device_lock import alone_on
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from cost_models.device_lock import alone_on
+from cost_models.timing.device_lock import alone_on
 
 def told(words):
     print(words, flush=True)

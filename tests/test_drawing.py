@@ -8,8 +8,8 @@ import pytest
 from test_data import BOS, VOCABULARY, byte_level, data, documents_seen, stories, write
 from transformers import PreTrainedTokenizerFast
 
-from nas.data import SPLITS, Dropped, Tokens, load_tokens
-from nas.text_sources import read_documents
+from nas.text.sources import read_documents
+from nas.text.tokens import SPLITS, Dropped, Tokens, load_tokens
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ _LAST_WORD = "interrupted; finished work is kept, and the same command resumes"
 _STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 _SLOW_TO_END = """
 import signal, time
-from nas.endings import clear_errors, end_on_signals
+from nas.terminal.exits import clear_errors, end_on_signals
 end_on_signals()
 with clear_errors():
     try:
@@ -30,7 +30,7 @@ with clear_errors():
 
 _SLOW_TO_EXIT = """
 import atexit, time
-from nas.endings import clear_errors, end_on_signals
+from nas.terminal.exits import clear_errors, end_on_signals
 atexit.register(time.sleep, 60)
 end_on_signals()
 with clear_errors():
@@ -39,7 +39,7 @@ with clear_errors():
 
 _ASKED_IN_A_FORK = """
 import _thread, functools, logging, os, signal, subprocess, time
-from nas.endings import clear_errors, end_on_signals
+from nas.terminal.exits import clear_errors, end_on_signals
 end_on_signals()
 os.register_at_fork(before=functools.partial(_thread.interrupt_main, signal.SIGNUM))
 with clear_errors():
@@ -131,7 +131,7 @@ def test_a_signal_waits_for_an_import(tmp_path: Path) -> None:
 
 _LOST = """
 import os, signal, sys, threading, time, weakref
-from nas.endings import clear_errors, end_on_signals
+from nas.terminal.exits import clear_errors, end_on_signals
 
 def ask(*_):
     signal.raise_signal(signal.SIGINT)
@@ -190,7 +190,7 @@ def test_a_signal_that_is_swallowed_is_raised_again(where: str) -> None:
 
 _REPLACED = """
 import signal
-from nas.endings import clear_errors, end_on_signals
+from nas.terminal.exits import clear_errors, end_on_signals
 end_on_signals()
 with clear_errors():
     try:
@@ -206,8 +206,8 @@ def test_a_signal_that_a_library_makes_an_error_of_is_one() -> None:
 
 _ANSWERED = """
 import signal, time
-from nas.endings import clear_errors, end_on_signals
-from nas.signals import SIGNALS
+from nas.terminal.exits import clear_errors, end_on_signals
+from nas.terminal.signals import SIGNALS
 end_on_signals()
 with clear_errors():
     try:
@@ -226,7 +226,7 @@ def test_a_signal_that_is_answered_is_not_raised_again() -> None:
 
 _OFF_THE_MAIN_THREAD = """
 from concurrent.futures import ThreadPoolExecutor
-from nas.signals import SIGNALS
+from nas.terminal.signals import SIGNALS
 
 def work():
     with SIGNALS.kept():
@@ -243,8 +243,8 @@ def test_a_thread_of_somebody_elses_program_may_work() -> None:
 
 _TAKEN_OVER = """
 import signal, sys, time
-from nas.endings import clear_errors, end_on_signals
-from nas.signals import SIGNALS
+from nas.terminal.exits import clear_errors, end_on_signals
+from nas.terminal.signals import SIGNALS
 end_on_signals()
 
 class Dropped:
@@ -266,8 +266,8 @@ def test_a_signal_is_kept_where_a_library_answers_it() -> None:
 
 _LOADS = """
 from rich.console import Console
-from nas.endings import clear_errors, end_on_signals
-from nas.progress import loading
+from nas.terminal.exits import clear_errors, end_on_signals
+from nas.terminal.progress import loading
 end_on_signals()
 with clear_errors():
     try:
@@ -295,7 +295,7 @@ import signal, sys
 from sqlalchemy import Engine, event
 from db.models import StageRow, now
 from db.store import Store
-from nas.endings import clear_errors, end_on_signals
+from nas.terminal.exits import clear_errors, end_on_signals
 end_on_signals()
 with clear_errors(), Store.open(sys.argv[1]) as store:
     search = store.searches()[0].id

@@ -20,26 +20,27 @@ from blocklib.block import Subblock
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from cost_models.cost import ZERO, Cost
+from cost_models.energy.meter import POWERCAP, meter_of
+from cost_models.energy.nvml import Nvml
+from cost_models.energy.rapl import Rapl
 from cost_models.errors import NoMeterError, TimingError
 from cost_models.geometry import FIXED, Geometry
-from cost_models.measured import MeasuredGeometry, measure
-from cost_models.meter import POWERCAP, meter_of
 from cost_models.metrics import METRICS
-from cost_models.nvml import Nvml
-from cost_models.rapl import Rapl
-from cost_models.stack import random_model
-from cost_models.timing import Comparison, Paired, Rounds, time_models
+from cost_models.timing.measured import MeasuredGeometry, measure
+from cost_models.timing.stack import random_model
+from cost_models.timing.timing import Comparison, Paired, Rounds, time_models
 from db.store import Store
-from nas import cli, cli_solve
-from nas.budget import verdicts
-from nas.child_times import times_in
-from nas.config import parse
+from nas.cli import main
+from nas.cli import solve as cli_solve
 from nas.errors import UnfinishedSearchError
-from nas.preflight import check, check_meter
+from nas.job.config import parse
+from nas.job.units import needs_meter, parse_budget
 from nas.report import write_report
-from nas.solve import measured
-from nas.table import comparison
-from nas.units import needs_meter, parse_budget
+from nas.solve.budget_loop import verdicts
+from nas.solve.solve import measured
+from nas.stages.child_times import times_in
+from nas.stages.preflight import check, check_meter
+from nas.view.table import comparison
 
 ENERGY = METRICS["energy"]
 TWO = Rounds(least=2, most=2)
@@ -231,7 +232,7 @@ def test_an_energy_budget_is_met_like_any_other(
     )  # fmt: skip
     assert verdicts(search, row) == {"energy": "met"}
     assert "(69.0% ± 0.1%)" in {line.what: line.child for line in comparison(search, row)}["energy, measured"]
-    cli.trials(where="energy_ratio < 0.7 and energy_j > 0", db=store.url, as_json=True)
+    main.trials(where="energy_ratio < 0.7 and energy_j > 0", db=store.url, as_json=True)
     # The other trial is the same child.
     assert [one["architecture"] for one in json.loads(capsys.readouterr().out)] == 2 * [trial["architecture"]]
     assert "energy at most 70% of the parent's" in write_report(store, search, tmp_path / "r.html", row).read_text()

@@ -31,11 +31,11 @@ from blocklib.errors import (
 )
 from blocklib.library import Library
 from cost_models.errors import NoMeterError, QuantityError, ScenarioError
-from cost_models.flash import MemoryHierarchy
+from cost_models.flash.flash import MemoryHierarchy
 from cost_models.scenario import Scenario
 from db.errors import DatabaseError, DatabaseTooNewError, ForeignDatabaseError, NotFoundError, QueryError
 from db.store import Store
-from nas.children import load_child
+from nas.cluster.ray_folder import ray_folder
 from nas.errors import (
     AddressError,
     BudgetError,
@@ -51,13 +51,13 @@ from nas.errors import (
     UnsupportedExportError,
     UsageError,
 )
-from nas.ray_folder import ray_folder
+from nas.stages.children import load_child
 from solvers.errors import Infeasible, MemoryLimitError, ProblemError, SolverTimeoutError
 from solvers.problem import Problem
 
 HOUSE = Path(__file__).parents[1]
 ROOMS = ("nas", "blocklib", "cost_models", "solvers", "db")
-SIGNALS = {("solvers/meeting.py", "MergedError"), ("solvers/memory.py", "CrowdedError")}
+SIGNALS = {("solvers/exact/meeting.py", "MergedError"), ("solvers/exact/memory.py", "CrowdedError")}
 """They tell one part of the exact search that another gave up. One that leaves the room is a bug."""
 
 
@@ -157,7 +157,8 @@ def test_a_broken_invariant_keeps_its_traceback(tmp_path: Path, before: list[str
 
 
 def test_what_a_library_refuses_is_no_users_mistake() -> None:
-    script = "import numpy\nfrom nas.endings import clear_errors\nwith clear_errors(): numpy.zeros(2) @ numpy.zeros(3)"
+    script = "import numpy\nfrom nas.terminal.exits import clear_errors\n"
+    script += "with clear_errors(): numpy.zeros(2) @ numpy.zeros(3)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "Traceback" in done.stderr

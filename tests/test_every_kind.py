@@ -19,8 +19,8 @@ from blocklib.parent import Parent
 from blocklib.stream import delta, rotary, slots, variant
 from cost_models.analytic import choice_cost
 from cost_models.scenario import Scenario
-from nas.heal import heal
-from nas.healing import Healing
+from nas.stages.heal import heal
+from nas.stages.heal_settings import Healing
 
 SPELLINGS: dict[str, tuple[Role, str]] = {
     "kv": ("attention", "kv2"),

@@ -24,17 +24,17 @@ from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import load_parent
 from cost_models.scenario import Scenario
-from cost_models.timing import Rounds, time_models
-from nas.children import load_child, save_child
-from nas.deliver import as_assembled
+from cost_models.timing.timing import Rounds, time_models
 from nas.errors import ExportMismatchError
-from nas.evaluate import evaluate
 from nas.export.decilm import export_decilm
 from nas.export.exported import whole_folder
 from nas.export.hf import check_work, export_hf
 from nas.export.settings import CHANGED, GENERATION_CHANGED, LEFT_BEHIND, TRANSLATED, check_config, settings_of
-from nas.heal import heal
-from nas.healing import Healing
+from nas.stages.children import load_child, save_child
+from nas.stages.evaluate import evaluate
+from nas.stages.export import as_assembled
+from nas.stages.heal import heal
+from nas.stages.heal_settings import Healing
 
 __all__ = ["tokenizer"]
 ATTENTION_FREE = "skip+ffn48 linear+ffn48 skip+skip linear+linear skip+ffn16 linear+ffn48"

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.flash import (
+from cost_models.flash.flash import (
     Hook,
     MemoryHierarchy,
     Static,
@@ -22,7 +22,7 @@ from cost_models.flash import (
     slots,
     streamed_bytes,
 )
-from cost_models.masking import Selection, play
+from cost_models.flash.masking import Selection, play
 
 MACHINE = MemoryHierarchy(dram_bytes=1000, dram_bytes_per_second=100, flash_bytes_per_second=10)
 CONCURRENT = dataclasses.replace(MACHINE, concurrent=True)

@@ -15,8 +15,8 @@ from stored import add_measured, add_search, add_trial
 
 from db import models
 from db.store import Store
-from nas.forget import Numbers
-from nas.home import child_file
+from nas.files.forget import Numbers
+from nas.files.home import child_file
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice
 from blocklib.ffn.fuse import fuse_weights
 from blocklib.parent import Parent, load_parent
-from nas.data import load_tokens
-from nas.dependency import block_dependency
+from nas.job.fusion_candidates import ffn_runs, low_regions
+from nas.job.sections import Data
 from nas.report.agreement import spearman
-from nas.runs import ffn_runs, low_regions
-from nas.sections import Data
+from nas.scoring.block_dependency import block_dependency
+from nas.text.tokens import load_tokens
 
 
 def kl(parent: Parent, architecture: str, ids_BT: Tensor, base: str | None = None) -> float:

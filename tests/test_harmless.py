@@ -12,9 +12,9 @@ from searches import Here, parent_folder, the_error
 
 from blocklib.parent import load_parent
 from db.store import Store
-from nas.config import load, parse
 from nas.errors import JobError, TableError
-from nas.imported import parse as parse_table
+from nas.job.config import load, parse
+from nas.tables.read import parse as parse_table
 
 JOB = "parent: embedded\ndata: {train: stdlib}\nbudget: {latency: 60%}\n"
 LEVELS = "abcdefghij"

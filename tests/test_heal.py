@@ -21,13 +21,13 @@ from blocklib.distil import Progress
 from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
-from nas.children import found_with, load_child, save_child
-from nas.evaluate import Evaluations, evaluate
-from nas.fidelity import Fidelity
-from nas.heal import heal
-from nas.healing import Healing
-from nas.home import child_file
-from nas.realise import _ChildTask, _make
+from nas.files.home import child_file
+from nas.scoring.fidelity import Fidelity
+from nas.stages.child import _ChildTask, _make
+from nas.stages.children import found_with, load_child, save_child
+from nas.stages.evaluate import Evaluations, evaluate
+from nas.stages.heal import heal
+from nas.stages.heal_settings import Healing
 
 CHILD = "skip+ffn48 kv1+ffn16 linear+ffn48 kv4+fuse(ffn48,ffn48) kv2+ffn48"
 SHORT = Healing(tokens=20 * 4 * 12, batch=4, learning_rate=1e-3, warmup=0.1, hidden_weight=1.0)
@@ -91,7 +91,7 @@ import torch
 torch.set_num_threads({threads})
 sys.path.insert(0, {tests!r})
 from test_heal import SHORT, small
-from nas.heal import heal
+from nas.stages.heal import heal
 parent, child, ids = small()
 for event in heal(parent.model, child, ids, SHORT, Path(sys.argv[1])):
     if event.done_tokens >= 48 * 13:

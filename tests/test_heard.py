@@ -6,10 +6,10 @@ from parents import random_ids, random_parent
 
 from blocklib.block import SKIP, Choice, Subblock
 from blocklib.distil import Distilled, Texts, Training, distil
-from nas.dependency import block_dependency
-from nas.evaluate import evaluate
-from nas.removal import loss_without
-from nas.score import score
+from nas.scoring.block_dependency import block_dependency
+from nas.scoring.layer_removal import loss_without
+from nas.scoring.replace_one import score
+from nas.stages.evaluate import evaluate
 
 
 class Told:

@@ -11,8 +11,8 @@ from searches import Here, rows
 from stored import add_measured, add_search, add_trial
 
 from db.store import Store
-from nas.forget import Deleted, delete_trials
-from nas.home import child_file, home_of, is_ours
+from nas.files.forget import Deleted, delete_trials
+from nas.files.home import child_file, home_of, is_ours
 
 pytest_plugins = ["databases"]
 

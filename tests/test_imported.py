@@ -16,7 +16,7 @@ import pytest
 from searches import Here, command, environment, nas
 
 from nas.errors import TableError
-from nas.imported import parse, parse_limits
+from nas.tables.read import parse, parse_limits
 from solvers.problem import Constraint
 
 DOCS = Path(__file__).parents[1] / "docs/tables.md"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nas.errors import TableError
-from nas.imported import parse
+from nas.tables.read import parse
 
 
 def test_a_number_of_thousands_of_digits_is_an_error_with_a_place() -> None:

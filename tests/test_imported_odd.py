@@ -12,7 +12,7 @@ from searches import Here
 from test_imported import Mistake, written
 
 from nas.errors import TableError
-from nas.imported import parse
+from nas.tables.read import parse
 
 CASE = Path(__file__).parents[1] / "../shared/cases/table_replacement_list/table.json"
 

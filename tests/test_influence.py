@@ -9,7 +9,7 @@ from parents import FAMILIES, parent_from, random_ids, random_model
 from torch import Tensor
 
 from blocklib.parent import Parent
-from nas.influence import block_influence
+from nas.scoring.block_influence import block_influence
 
 LAYERS = 8
 

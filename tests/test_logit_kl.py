@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas.fidelity import numbers_at_once
-from nas.logit_kl import logit_kl
+from nas.scoring.fidelity import numbers_at_once
+from nas.scoring.logit_kl import logit_kl
 
 VOCABULARY, HIDDEN = 50_257, 16
 
@@ -67,9 +67,9 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 from parents import child_of, random_ids, random_parent
-from nas.heal import heal
-from nas.healing import Healing
-from nas.evaluate import evaluate
+from nas.stages.heal import heal
+from nas.stages.heal_settings import Healing
+from nas.stages.evaluate import evaluate
 
 def peak_bytes():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Double
 from cost_models.metrics import METRICS, Metric
 from db.models import OF_THE_CHILD, OF_THE_HEALED, TrialRow
 from db.rows import table_of
-from nas.config import template
+from nas.job.config import template
 
 COLUMNS = dict(table_of(TrialRow).columns.items())
 

@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from test_solvers import hard, least_score, library, meets, problems, score, tilings
 
 from benchmarks.solver import instance
-from solvers import conflict, meeting, minimise, mip
-from solvers.conflict import settled
-from solvers.dual import dual
 from solvers.errors import Infeasible
-from solvers.labels import CrowdedError
-from solvers.line import Line, scores_of
-from solvers.meeting import MergedError, meet
-from solvers.minimise import Start
+from solvers.exact import conflict, meeting, minimise, optimum
+from solvers.exact.conflict import settled
+from solvers.exact.dual import dual
+from solvers.exact.labels import CrowdedError
+from solvers.exact.line import Line, scores_of
+from solvers.exact.meeting import MergedError, meet
+from solvers.exact.minimise import Start
+from solvers.exact.program import Answer, Program, Row
+from solvers.exact.pulp_model import run
+from solvers.exact.reach import over_best, reach
+from solvers.exact.scaled import Relaxation, Scaled
+from solvers.exact.settings import Engine, Settings
+from solvers.exact.swaps import improved
 from solvers.problem import Option, Problem
-from solvers.program import Answer, Program, Row
-from solvers.pulp_model import run
-from solvers.reach import over_best, reach
-from solvers.scaled import Relaxation, Scaled
-from solvers.settings import Engine, Settings
-from solvers.swaps import improved
 
 
 def program_of(problem: Problem) -> Program:
@@ -147,10 +147,10 @@ def test_what_meets_is_the_lightest_within_reach(
     scaled = Scaled.of(program)
     prices = np.random.default_rng(seed).uniform(0, 2, len(program.rows))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("solvers.labels._MANY", 1 if many else 10**9)
-        patched.setattr("solvers.labels._BLOCK", 3)
-        patched.setattr("solvers.meeting._BLOCK", 2)
-        patched.setattr("solvers.meeting._PAIRS", 2)
+        patched.setattr("solvers.exact.labels._MANY", 1 if many else 10**9)
+        patched.setattr("solvers.exact.labels._BLOCK", 3)
+        patched.setattr("solvers.exact.meeting._BLOCK", 2)
+        patched.setattr("solvers.exact.meeting._PAIRS", 2)
         try:
             found = met(program, prices, share, further * share, merging)
         except MergedError:
@@ -185,7 +185,7 @@ def test_a_reach_is_what_so_many_labels_can_afford(problem: Problem, labels: int
 def test_labels_that_cannot_be_held_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     program = program_of(library(layers=20, names=6, seed=7))
     best = minimise.minimise(program)
-    monkeypatch.setattr("solvers.labels.MOST", 200)
+    monkeypatch.setattr("solvers.exact.labels.MOST", 200)
     scaled = Scaled.of(program)
     with pytest.raises(CrowdedError):
         met(program, scaled.prices(dual(program).prices_R), 1.0, 1.0, False)
@@ -205,7 +205,7 @@ def test_labels_of_the_same_sums_are_one() -> None:
     problem = Problem(24, tuple(options), {"a": 40.0, "b": 80.0})
     program = program_of(problem)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("solvers.labels._MANY", 1)
+        patched.setattr("solvers.exact.labels._MANY", 1)
         scaled = Scaled.of(program)
         prices = scaled.prices(dual(program).prices_R)
         apart, merged = (met(program, prices, 0.3, 0.3, merging)[-1] for merging in (False, True))
@@ -230,7 +230,7 @@ def test_mip_solvers_agree_with_exhaustive_search(engine: Engine, problem: Probl
 @pytest.mark.filterwarnings("ignore:PULP_CBC_CMD")
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
 def test_what_labels_leave_open_a_mip_solver_settles(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solvers.minimise._LAST", 0)
+    monkeypatch.setattr("solvers.exact.minimise._LAST", 0)
     program = program_of(library(layers=20, names=6, seed=7))
     answer = minimise.minimise(program, Settings(engine=engine))
     monkeypatch.undo()
@@ -252,15 +252,15 @@ def test_progress_is_told_and_what_is_known_helps() -> None:
 
 
 def test_progress_is_told_while_a_mip_solver_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solvers.minimise._LAST", 0)
+    monkeypatch.setattr("solvers.exact.minimise._LAST", 0)
     told: list[tuple[float, float]] = []
-    mip.solve(hard(), Settings(1e-4, 5, progress=lambda best, bound: told.append((best, bound))))
+    optimum.solve(hard(), Settings(1e-4, 5, progress=lambda best, bound: told.append((best, bound))))
     assert len(told) > 2
     assert all(bound <= best for best, bound in told)
 
 
 def test_an_answer_comes_with_a_gap_at_once() -> None:
-    solution = mip.solve(hard(), Settings(0.01, 30))
+    solution = optimum.solve(hard(), Settings(0.01, 30))
     assert solution.gap <= 0.01
 
 
@@ -278,7 +278,7 @@ def out_of_reach(slots: int = 40) -> Problem:
 
 def test_a_time_out_without_a_solution_says_so() -> None:
     with pytest.raises(TimeoutError, match=r"in 1e-09 s no solution was found"):
-        mip.solve(out_of_reach(), Settings(time_limit_s=1e-9))
+        optimum.solve(out_of_reach(), Settings(time_limit_s=1e-9))
 
 
 def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
@@ -301,7 +301,7 @@ def test_without_time_for_it_no_least_is_told(monkeypatch: pytest.MonkeyPatch) -
     )
     problem = Problem(2, options, {"a": 2.5, "b": 2.5})
     with pytest.raises(Infeasible) as caught:
-        mip.solve(problem)
+        optimum.solve(problem)
     assert caught.value.together == {"a": 4.0, "b": 4.0}
 
     def unproven(*asked: Any, **also: Any) -> Answer:
@@ -310,7 +310,7 @@ def test_without_time_for_it_no_least_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(conflict, "minimise", unproven)
     with pytest.raises(Infeasible) as caught:
-        mip.solve(problem)
+        optimum.solve(problem)
     assert (caught.value.budgets, caught.value.together) == (("a", "b"), {})
 
 
@@ -331,7 +331,7 @@ def test_an_option_of_no_tiling_within_the_limits_however_heavy_changes_nothing(
     found = []
     for problem in (light, replace(light, options=tuple(options))):
         try:
-            found.append(mip.solve(problem).score)
+            found.append(optimum.solve(problem).score)
         except Infeasible:
             found.append(math.inf)
     assert found[0] == pytest.approx(found[1])
@@ -352,8 +352,8 @@ def test_what_can_never_be_chosen_blurs_no_mip_solver(outlier: float, monkeypatc
     problem = library(layers=3, names=4, seed=5)
     impossible = [Option(slot, 1, "never", 0.0, {"latency": outlier, "memory": outlier}) for slot in range(6)]
     best = least_score(problem)
-    monkeypatch.setattr("solvers.minimise._LAST", 0)
-    found = mip.solve(replace(problem, options=(*problem.options, *impossible)))
+    monkeypatch.setattr("solvers.exact.minimise._LAST", 0)
+    found = optimum.solve(replace(problem, options=(*problem.options, *impossible)))
     assert found.score == pytest.approx(best, rel=1e-9)
     assert found.status == "optimal"
 

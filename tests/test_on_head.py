@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nas import on_head
+from nas.cluster import on_head
 
 _VERSIONS = {name: metadata.version(name) for name in ("puzzle-nas", "ray")}
 

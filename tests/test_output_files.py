@@ -8,7 +8,7 @@ import pytest
 from searches import Here, rows
 
 from nas.errors import UsageError
-from nas.output_files import check_output, image_format, write_whole
+from nas.files.output import check_output, image_format, write_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from test_rooms import FILES, functions, name
 
-from nas.cli import app
+from nas.cli.main import app
 
 MOST = 6
 COMMANDS = {command.callback.__qualname__: command.callback for command in app.registered_commands if command.callback}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.pieces import cut, key_of, paragraph_keys, pieces_of, without_copies
+from nas.text.pieces import cut, key_of, paragraph_keys, pieces_of, without_copies
 
 LONG = (
     "The mills of the village of Saint-Rémy grind slowly, “and”, as everybody there knows, they grind exceedingly fine."

@@ -16,9 +16,9 @@ from checkpoints import LFS_POINTER, configure, rewrite, saved
 from searches import environment, job, the_error
 
 from cost_models.hardware import total_bytes
-from nas import config
-from nas.preflight import check, check_submitted
-from nas.units import format_quantity
+from nas.job import config
+from nas.job.units import format_quantity
+from nas.stages.preflight import check, check_submitted
 
 Mistake = Callable[[Sequence[str | Path]], str]
 TINY = {"batch": 2, "prompt_tokens": 32, "generated_tokens": 1}
@@ -150,7 +150,7 @@ def test_files_are_looked_at_before_torch_is_loaded(
     written = job(tmp_path, parent=str(parent), **asked)
     script = """
 import json, sys
-from nas.cli import app
+from nas.cli.main import app
 try:
     app(["search", sys.argv[1]])
 except SystemExit as end:
@@ -237,7 +237,7 @@ def test_a_parent_that_is_gone_is_named(arguments: list[str], here: Any, copy: P
 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "nas.cli", "search", str(job(tmp_path, parent="someone/absent"))],
+        [sys.executable, "-m", "nas.cli.main", "search", str(job(tmp_path, parent="someone/absent"))],
         env=environment(tmp_path / "home") | {"HF_HOME": str(tmp_path / "hf"), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,

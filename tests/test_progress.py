@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nas.progress import Bar, bar
+from nas.terminal.progress import Bar, bar
 
 
 class Clock:
@@ -230,7 +230,7 @@ def test_a_terminal_that_cannot_move_the_cursor_gets_lines(monkeypatch: pytest.M
 LONG = """
 import time
 from rich.console import Console
-from nas.progress import bar
+from nas.terminal.progress import bar
 with bar(Console(), "long work", at_once=True):
     time.sleep(600)
 """

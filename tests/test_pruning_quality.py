@@ -17,7 +17,7 @@ from blocklib.fit import build
 from blocklib.kinds import parent_block
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent
-from nas.evaluate import evaluate, perplexity
+from nas.stages.evaluate import evaluate, perplexity
 
 _STORIES, _TEXT = SHARED / "parents/stories3M", SHARED / "text/tinystories"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.published import published_name
+from nas.export.published import published_name
 
 
 def folder(path: Path, front_matter: str) -> str:

@@ -247,7 +247,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_reading_commands_answer_from_a_read_only_home(home: Path) -> None:
     def nas(*arguments: str) -> str:
-        done = on_a_read_only_disk(home, sys.executable, "-m", "nas.cli", *arguments)
+        done = on_a_read_only_disk(home, sys.executable, "-m", "nas.cli.main", *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -267,7 +267,7 @@ def test_reading_commands_answer_from_a_read_only_home(home: Path) -> None:
     assert [one["trial"]["id"] for one in found] == [1, None, None]
     assert "They are not kept as trials" in nas("pool", "s", "--count", "3")
     for arguments in (["trials", "s", "--delete", "--yes"], ["solve", "s", "--budget", "latency=45%", "--refine", "2"]):
-        done = on_a_read_only_disk(home, sys.executable, "-m", "nas.cli", *arguments)
+        done = on_a_read_only_disk(home, sys.executable, "-m", "nas.cli.main", *arguments)
         assert done.returncode == 1
         assert "nas.db: it cannot be written; allow writing to the file and its folder" in the_error(done.stderr)
     assert files(home) == {"nas.db"}

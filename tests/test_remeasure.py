@@ -16,8 +16,8 @@ from stored import add_measured, add_search, add_trial
 from blocklib.block import Choice
 from cost_models.hardware import usable_cores
 from db.store import Store
-from nas.predicted import predict_again
-from nas.solve import Measured, measured
+from nas.solve.predicted import predict_again
+from nas.solve.solve import Measured, measured
 
 TIMED = {"latency": "99%"}
 """A budget that limits a time, and that nearly any child meets."""

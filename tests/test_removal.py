@@ -2,7 +2,7 @@
 
 from parents import random_ids, random_parent
 
-from nas.removal import loss_without
+from nas.scoring.layer_removal import loss_without
 
 LAYERS = 8
 

@@ -13,14 +13,14 @@ from stored import PARENT, add_measured, add_search, add_trial, choices, kl
 from blocklib.block import Architecture, Choice
 from db import models
 from db.store import Store
-from nas.front import front_of
+from nas.job.units import parse_budget
 from nas.report import write_front, write_report
 from nas.report.agreement import agreement, spearman
 from nas.report.asked import budget_lines
 from nas.report.distilled import lines
 from nas.report.drawing import drawing
-from nas.solve import measured, solve, trial_row
-from nas.units import parse_budget
+from nas.solve.front import front_of
+from nas.solve.solve import measured, solve, trial_row
 
 
 @pytest.fixture

@@ -77,18 +77,18 @@ def test_errors_need_nothing_but_their_root(room: str) -> None:
 
 
 def test_ray_is_known_to_two_files() -> None:
-    assert who_imports("ray") == {"nas/cluster.py", "nas/submission.py"}
+    assert who_imports("ray") == {"nas/cluster/tasks.py", "nas/cluster/submission.py"}
 
 
 def test_requests_are_read_in_one_place() -> None:
-    readers = {f"nas/{name}.py" for name in ("config", "request", "sections", "values")}
+    readers = {f"nas/job/{name}.py" for name in ("config", "request", "sections", "values")}
     assert who_imports("pydantic", "pydantic_core") == readers
-    writers = who_imports("yaml") - {"nas/config.py"}
+    writers = who_imports("yaml") - {"nas/job/config.py"}
     assert all(attributes_of("yaml", HOUSE / file) == {"safe_dump"} for file in writers)
 
 
 def test_the_vocabulary_needs_the_standard_library_and_the_errors_alone() -> None:
-    files = ["blocklib/block.py", "nas/units.py", "nas/stdlib_text.py", "nas/paths.py"]
+    files = ["blocklib/block.py", "nas/job/units.py", "nas/text/standard_library.py", "nas/job/paths.py"]
     files += [f"cost_models/{name}.py" for name in ("cost", "metrics", "quantities", "scenario")]
     files += [f"{room}/errors.py" for room in ROOMS]
     ours = {path.relative_to(HOUSE).with_suffix("").as_posix().replace("/", ".") for path in map(HOUSE.joinpath, files)}
@@ -119,7 +119,7 @@ def test_no_file_is_a_drawer_for_everything() -> None:
 def test_a_question_to_the_database_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     script = f"""
 import json, sys
-from nas.cli import app
+from nas.cli.main import app
 try:
     app({arguments!r})
 except SystemExit as end:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from solvers.drop import Layers
+from solvers.baselines.drop import Layers
+from solvers.baselines.sleb import drop_one_by_one, rounds_needed
 from solvers.errors import Infeasible
 from solvers.problem import Option, Problem
-from solvers.sleb import drop_one_by_one, rounds_needed
 
 
 def problem_of(ms: Sequence[float], most: float) -> tuple[Problem, tuple[Option, ...]]:

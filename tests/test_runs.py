@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.runs import LayerRun, ffn_runs, low_regions, windows
+from nas.job.fusion_candidates import LayerRun, ffn_runs, low_regions, windows
 
 
 def matrix_of(layers: int, *low: Sequence[int]) -> list[list[float]]:

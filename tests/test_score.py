@@ -8,8 +8,8 @@ from parents import logits, random_ids, random_parent
 from torch import Tensor
 from torch.nn import functional
 
-import nas.fidelity
-import nas.score
+import nas.scoring.fidelity
+import nas.scoring.replace_one
 from blocklib.assemble import assemble, parent_part
 from blocklib.block import SKIP, Choice, Role
 from blocklib.distil import Progress
@@ -17,9 +17,9 @@ from blocklib.errors import NotFiniteError
 from blocklib.fit import build
 from blocklib.kind import Weights
 from blocklib.parent import Parent
-from nas.evaluate import evaluate, perplexity
-from nas.fidelity import Fidelity
-from nas.score import score
+from nas.scoring.fidelity import Fidelity
+from nas.scoring.replace_one import score
+from nas.stages.evaluate import evaluate, perplexity
 
 TEXTS = [
     "L0.attention=kv1", "L2.attention=kv2", "L5.attention=linear", "L0.attention=skip", "L3.attention=skip",
@@ -115,8 +115,8 @@ def test_how_much_runs_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     ids = random_ids(parent, sequences=5, tokens=14)
     weights = weights_of(parent, CHOICES, ids)
     expected = scores(parent, weights, ids)
-    monkeypatch.setattr(nas.score, "_STACK_AT_ONCE", 1)
-    for module in (nas.score, nas.fidelity):
+    monkeypatch.setattr(nas.scoring.replace_one, "_STACK_AT_ONCE", 1)
+    for module in (nas.scoring.replace_one, nas.scoring.fidelity):
         monkeypatch.setattr(module, "numbers_at_once", lambda _: 400)
     assert sum(isinstance(event, Progress) for event in score(parent, weights, ids)) == 5
     assert_same(scores(parent, weights, ids), expected)

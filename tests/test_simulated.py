@@ -9,11 +9,11 @@ from searches import job, nas, rows
 
 from blocklib.block import Choice, Subblock
 from cost_models.analytic import choice_cost, fixed_cost
-from cost_models.flash import MemoryHierarchy
+from cost_models.flash.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
-from nas.config import parse
-from nas.flash import simulate
+from nas.job.config import parse
+from nas.stages.flash_costs import simulate
 
 SCENARIO = Scenario("cpu", "float32", batch=1, prompt_tokens=8, generated_tokens=8)
 PLENTY = MemoryHierarchy(1e9, 1e6, 1e4)

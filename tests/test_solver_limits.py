@@ -15,15 +15,15 @@ import pytest
 from searches import nas, started, wait_for
 from test_solvers import hard, library
 
-from solvers import mip
-from solvers.highs import Found, IntegerProgram
-from solvers.highs_process import solve_in_process
-from solvers.line import scores_of
-from solvers.minimise import minimise
+from solvers.exact import optimum
+from solvers.exact.highs import Found, IntegerProgram
+from solvers.exact.highs_process import solve_in_process
+from solvers.exact.line import scores_of
+from solvers.exact.minimise import minimise
+from solvers.exact.program import Program
+from solvers.exact.pulp_model import run
+from solvers.exact.settings import Engine, Settings
 from solvers.problem import Option, Problem
-from solvers.program import Program
-from solvers.pulp_model import run
-from solvers.settings import Engine, Settings
 
 HOUSE = Path(__file__).parents[1]
 HEARD_S = 8.0
@@ -50,8 +50,8 @@ import psutil
 from benchmarks.solver import instance
 from test_solver_limits import runs
 from test_solvers import hard
-from solvers import mip
-from solvers.settings import Settings
+from solvers.exact import optimum
+from solvers.exact.settings import Settings
 
 problem = {problem}
 here, me = threading.get_ident(), psutil.Process()
@@ -77,7 +77,7 @@ def watch():
 
 threading.Thread(target=watch, daemon=True).start()
 try:
-    found = mip.solve(problem, Settings(gap=0.0, {asked}))
+    found = optimum.solve(problem, Settings(gap=0.0, {asked}))
     print("status", found.status, found.gap, flush=True)
 except TimeoutError as error:
     print("nothing", error, flush=True)
@@ -239,6 +239,6 @@ def test_without_memory_for_any_answer_it_says_so(monkeypatch: pytest.MonkeyPatc
         for name in range(10)
     ]
     odd = 2.0 * 40 * 500_000 + 1
-    monkeypatch.setattr("solvers.minimise._LAST", 0)
+    monkeypatch.setattr("solvers.exact.minimise._LAST", 0)
     with pytest.raises(TimeoutError, match=r"^with 0.0001 GB of memory no solution was found, nor was it proven"):
-        mip.solve(Problem(40, tuple(options), {"a": odd}, {"a": odd}), Settings(memory_bytes=1e5))
+        optimum.solve(Problem(40, tuple(options), {"a": odd}, {"a": odd}), Settings(memory_bytes=1e5))

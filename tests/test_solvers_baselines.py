@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers import mip
+from solvers.baselines.greedy import greedy
+from solvers.baselines.max_parameters import max_parameters
+from solvers.baselines.no_op_only import no_op_only
+from solvers.baselines.random import random_architecture
+from solvers.baselines.shortgpt import drop_layers
+from solvers.baselines.uniform import uniform
 from solvers.errors import Infeasible
-from solvers.greedy import greedy
-from solvers.joint import paired
-from solvers.max_parameters import max_parameters
-from solvers.no_op_only import no_op_only
+from solvers.exact import optimum
 from solvers.problem import Option, Problem, Solution, total_costs, verify
-from solvers.random import random_architecture
-from solvers.shortgpt import drop_layers
-from solvers.uniform import uniform
+from solvers.refine.joint import paired
 
 
 def library(layers: int, seed: int, budget: float) -> Problem:
@@ -73,7 +73,7 @@ def test_no_baseline_beats_the_exact_solver(name: str, seed: int, budget: float)
     problem = library(layers=6, seed=seed, budget=budget)
     solution = BASELINES[name](problem)
     verify(problem, solution)
-    best = mip.solve(problem)
+    best = optimum.solve(problem)
     assert best.score <= solution.score + 1e-9
     assert solution.bound <= best.score + 1e-9
     assert solution.solver == name

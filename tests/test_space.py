@@ -7,8 +7,8 @@ from blocklib.block import SKIP, Block, Subblock
 from blocklib.errors import SubblockError
 from blocklib.kinds import parent_architecture
 from blocklib.parent import own_shape
-from nas.sections import Space
-from nas.space import check_kinds, choices
+from nas.job.sections import Space
+from nas.job.space import check_kinds, choices
 
 SHAPE = own_shape(config_of())
 """4 layers of kv2+ffn24."""

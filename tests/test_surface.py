@@ -10,7 +10,7 @@ import click
 import pytest
 import typer.main
 
-from nas.cli import app
+from nas.cli.main import app
 
 COMMANDS = {
     "init": [],

@@ -3,7 +3,7 @@
 import pytest
 import rows
 
-from nas.table import comparison
+from nas.view.table import comparison
 
 SCENARIO = dict(device="cpu", dtype="float32", batch=1, prompt_tokens=8, generated_tokens=1)
 WHOLE = dict(prefill_s=2.0, parameters=100, weight_bytes=400, contention=None)

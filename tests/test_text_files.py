@@ -14,10 +14,10 @@ import pytest
 from test_data import SHARED, VOCABULARY, byte_level, data, stories, write
 from transformers import PreTrainedTokenizerFast
 
-from nas.config import load
-from nas.data import SPLITS, Tokens, load_tokens
 from nas.errors import TextError
-from nas.text_files import STRETCH_CHARACTERS, TextFile
+from nas.job.config import load
+from nas.text.files import STRETCH_CHARACTERS, TextFile
+from nas.text.tokens import SPLITS, Tokens, load_tokens
 
 STORIES = [f"{text}\n\nThe caf\u00e9 of {text[:4]}, \u201cnaturally\u201d." for text in stories(100)]
 PLAIN = "<|endoftext|>".join(STORIES)

@@ -17,14 +17,14 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from cost_models import analytic
-from cost_models.contention import Watch
 from cost_models.errors import TimingError
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import cpu_threads, describe, usable_cores
-from cost_models.measured import Additivity, MeasuredGeometry, TimedStack, measure
 from cost_models.metrics import METRICS
-from cost_models.stack import EMPTY, Room, Stack, random_model, stack_of
-from cost_models.timing import Comparison, Paired, Rounds, Subject, new_cache, time_models
+from cost_models.timing.contention import Watch
+from cost_models.timing.measured import Additivity, MeasuredGeometry, TimedStack, measure
+from cost_models.timing.stack import EMPTY, Room, Stack, random_model, stack_of
+from cost_models.timing.timing import Comparison, Paired, Rounds, Subject, new_cache, time_models
 
 TWO = Rounds(least=2, most=2)
 
@@ -232,7 +232,7 @@ def test_what_other_programs_take_of_the_cores_needed_is_told() -> None:
 FAULTS = """
 import resource
 import torch
-from cost_models.kept import kept_memory
+from cost_models.timing.allocator import kept_memory
 
 numbers = torch.zeros(2**24)
 

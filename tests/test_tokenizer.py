@@ -9,7 +9,7 @@ import pytest
 from checkpoints import LFS_POINTER, configure, tokenizer
 
 from blocklib.errors import CheckpointError
-from nas.tokenizer import check_tokenizer, load_tokenizer
+from nas.text.tokenizer import check_tokenizer, load_tokenizer
 
 TEXT = "the quick fox"
 

@@ -10,8 +10,8 @@ from sqlalchemy import JSON
 
 from cost_models.cost import Cost
 from db.models import Base
-from nas.stored import StoredRemoval, parent_costs_of, parent_totals, removal_of, request_of
-from solvers.memory import MEMORY_BYTES
+from nas.job.stored import StoredRemoval, parent_costs_of, parent_totals, removal_of, request_of
+from solvers.exact.memory import MEMORY_BYTES
 
 HOUSE = Path(__file__).parents[1]
 FILES = [path for room in ("nas", "db", "cost_models", "solvers", "blocklib") for path in (HOUSE / room).rglob("*.py")]

@@ -7,10 +7,12 @@ import pytest
 import rows
 from small_costs import SCENARIO
 
-from cost_models.quality import ANY, Quality
-from cost_models.timing import Comparison, Paired
+from cost_models.timing.quality import ANY, Quality
+from cost_models.timing.timing import Comparison, Paired
 from db import models
-from nas.budget import (
+from nas.cli.printed import answered, print_trial
+from nas.job.units import parse_budget
+from nas.solve.budget_loop import (
     SURE,
     TOLERANCE,
     Reached,
@@ -22,9 +24,7 @@ from nas.budget import (
     verdict,
     verdicts,
 )
-from nas.child_times import timed_until_decided, times_in
-from nas.printed import answered, print_trial
-from nas.units import parse_budget
+from nas.stages.child_times import timed_until_decided, times_in
 
 PARENT = {"latency_s": 2.0, "ttft_s": 1.0, "decode_s": 0.1, "throughput": 8.0}
 SEARCH = rows.search(

@@ -8,17 +8,17 @@ import torch
 from parents import first_weights_of, random_ids, random_parent
 from torch import Tensor
 
-import nas.whole
+import nas.scoring.architectures
 from blocklib.assemble import assemble, parent_part
 from blocklib.block import SKIP, Architecture, Choice, Parallel
 from blocklib.distil import Progress
 from blocklib.errors import NotFiniteError
 from blocklib.kind import Weights
 from blocklib.parent import Parent
-from nas.evaluate import evaluate
-from nas.fidelity import Fidelity
-from nas.score import score
-from nas.whole import score_whole
+from nas.scoring.architectures import score_whole
+from nas.scoring.fidelity import Fidelity
+from nas.scoring.replace_one import score
+from nas.stages.evaluate import evaluate
 
 OWN = "kv4+ffn48"
 # Alike at their beginnings, at their ends, and nowhere; cheaper, dropped, fused and parallel blocks.
@@ -116,7 +116,7 @@ def test_how_much_runs_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     parent = random_parent()
     ids = random_ids(parent, sequences=5, tokens=14)
     expected = whole(parent, ARCHITECTURES, ids)
-    monkeypatch.setattr(nas.whole, "numbers_at_once", lambda _: 1000)
+    monkeypatch.setattr(nas.scoring.architectures, "numbers_at_once", lambda _: 1000)
     for batch in (None, 1, 5):
         for architecture, fidelity in whole(parent, ARCHITECTURES, ids, batch).items():
             assert_same(fidelity, expected[architecture], architecture)
@@ -127,13 +127,15 @@ def test_what_is_shared_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parent = random_parent()
     last = [parent.architecture.with_(Choice.parse(f"L5.ffn={name}")) for name in ("ffn16", "ffn24", "skip")]
     passes: list[int] = []
-    run = nas.whole.delta
+    run = nas.scoring.architectures.delta
 
-    def counted(layer: nas.whole.Variant, entering_BTD: Tensor, tables: nas.whole.Rotary) -> Tensor:
+    def counted(
+        layer: nas.scoring.architectures.Variant, entering_BTD: Tensor, tables: nas.scoring.architectures.Rotary
+    ) -> Tensor:
         passes.append(len(entering_BTD))
         return run(layer, entering_BTD, tables)
 
-    monkeypatch.setattr(nas.whole, "delta", counted)
+    monkeypatch.setattr(nas.scoring.architectures, "delta", counted)
     found = whole(parent, [*last, *last], random_ids(parent, sequences=1))
     assert list(found) == last
     assert passes == [1] * (11 + 2)

@@ -22,9 +22,9 @@ from blocklib.kind import Kind, ParentLayer
 from blocklib.kinds import FFN, FFN_MODULES, choice_parameters
 from blocklib.parent import Parent, load_parent
 from blocklib.shape import Shape
-from nas.request import checkpoint_of
-from nas.score import score
-from solvers.mip import solve
+from nas.job.request import checkpoint_of
+from nas.scoring.replace_one import score
+from solvers.exact.optimum import solve
 from solvers.problem import Option, Problem, Solution
 
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from functools import partial
 
 import nas
-from nas.compare import STRATEGIES, Chosen
-from solvers import mip
-from solvers.line import check_tiling, score_bound
+from nas.compare.strategies import STRATEGIES, Chosen
+from solvers.exact import optimum
+from solvers.exact.line import check_tiling, score_bound
 from solvers.problem import Problem, Solution
 
 
@@ -23,7 +23,7 @@ def cheapest(problem: Problem, cost: str) -> Solution:
     check_tiling(problem)
     priced = replace(problem, options=tuple(replace(each, score=each.costs[cost]) for each in problem.options))
     own = {option.key: option for option in problem.options}
-    chosen = [own[option.key] for option in mip.solve(priced).options]
+    chosen = [own[option.key] for option in optimum.solve(priced).options]
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "cheapest")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from nas.errors import OutputExistsError
-from nas.permissions import open_as_usual
+from nas.files.permissions import open_as_usual
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 
 from cost_models.metrics import LATENCY
 from db import models
-from nas.stored import parent_totals, request_of
-from nas.units import format_quantity
+from nas.job.stored import parent_totals, request_of
+from nas.job.units import format_quantity
 
 FEWEST = 3
 """Trials below which a rank correlation says nothing."""

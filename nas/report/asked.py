@@ -10,10 +10,10 @@ from blocklib.block import Architecture
 from cost_models.metrics import Metric
 from cost_models.scenario import Scenario
 from db import models
-from nas.budget import Verdict, verdicts
-from nas.stored import parent_totals, request_of, scenario_in
-from nas.table import summary
-from nas.units import Limit, format_quantity, parse_limit
+from nas.job.stored import parent_totals, request_of, scenario_in
+from nas.job.units import Limit, format_quantity, parse_limit
+from nas.solve.budget_loop import Verdict, verdicts
+from nas.view.table import summary
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Knows rows, columns and heat on a linear scale from 0; the template gives it a c
 from dataclasses import dataclass
 
 from blocklib.block import Architecture
-from nas.runs import Matrix
+from nas.job.fusion_candidates import Matrix
 
 
 @dataclass(frozen=True)

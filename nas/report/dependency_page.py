@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from db.models import now
-from nas.dependency import Dependency
-from nas.output_files import write_whole
+from nas.files.output import write_whole
 from nas.report.dependency import dependency_map
 from nas.report.page import environment
+from nas.scoring.block_dependency import Dependency
 
 
 def write_dependency(found: Dependency, path: Path) -> Path:

@@ -4,7 +4,7 @@ from blocklib.block import Architecture
 from db import models
 from nas.report.drawing import drawing
 from nas.report.page import environment
-from nas.table import comparison
+from nas.view.table import comparison
 
 
 def trial_html(search: models.SearchRow, trial: models.TrialRow) -> str:

@@ -14,7 +14,7 @@ from cost_models.cost import ZERO, Cost
 from cost_models.metrics import Metric
 from cost_models.scenario import Scenario
 from db.store import KnownOption
-from nas.solve import cost_of
+from nas.solve.solve import cost_of
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from cost_models.metrics import LATENCY, Metric
 from db import models
 from db.models import now
 from db.store import Store
-from nas.budget import uncertainty
 from nas.errors import UsageError
-from nas.explain import Explained
-from nas.output_files import write_whole
+from nas.files.output import write_whole
+from nas.job.stored import request_of, scenario_in
+from nas.job.units import Limit, format_quantity, said_budget
 from nas.report import distilled
 from nas.report.additivity import ScoreAdditivity, additivity
 from nas.report.agreement import Agreement, agreement
@@ -32,10 +32,10 @@ from nas.report.heatmap import heatmap
 from nas.report.offered import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.trade_off import trade_off
-from nas.solve import BY_EVALUATION
-from nas.stored import request_of, scenario_in
-from nas.table import comparison, summary
-from nas.units import Limit, format_quantity, said_budget
+from nas.solve.budget_loop import uncertainty
+from nas.solve.explain import Explained
+from nas.solve.solve import BY_EVALUATION
+from nas.view.table import comparison, summary
 
 
 def write_report(store: Store, search: models.SearchRow, path: Path, chosen: models.TrialRow | None = None) -> Path:

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cost_models.metrics import METRICS
+from nas.job.units import format_quantity
 from nas.report.agreement import Pair
 from nas.report.distilled import Panel
-from nas.units import format_quantity
 
 _INK = "#1b2733"
 """Text and axes. In a page it becomes the page's own colour, which may be light on dark."""

@@ -1,6 +1,6 @@
 """The front of score against a cost, drawn: in the report with the trials on it, and alone for `nas pareto`.
 
-Knows which cost a budget is about. How a front is found is `nas/front.py`'s, how it is drawn `plots.py`'s.
+Knows which cost a budget is about. How a front is found is `nas/solve/front.py`'s, how it is drawn `plots.py`'s.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from cost_models.metrics import METRICS, Metric
 from db import models
 from db.store import Store
 from nas.errors import BudgetNotMetError, UnfinishedSearchError
-from nas.front import Point, front_of
-from nas.output_files import image_format, write_whole
+from nas.files.output import image_format, write_whole
+from nas.job.units import Limit
 from nas.report.asked import bounded, measured_share
 from nas.report.plots import Mark, file_bytes, front_figure, inlined
-from nas.solve import Measured, measured
-from nas.units import Limit
+from nas.solve.front import Point, front_of
+from nas.solve.solve import Measured, measured
 
 _POINTS = 20
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.output_files import image_format, write_whole
+from nas.files.output import image_format, write_whole
 from nas.report.plots import file_bytes, strategies_figure
 
 if TYPE_CHECKING:
-    from nas.compare import StrategyResult
+    from nas.compare.strategies import StrategyResult
 
 
 def write_comparison(lines: Sequence["StrategyResult"], path: Path) -> Path:

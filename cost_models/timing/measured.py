@@ -1,0 +1,372 @@
+"""Measured seconds of prefill and of a decode step, of every geometry and of the fixed part.
+
+Whole stacks are timed in the real model, each side by side with a control, the parent's own architecture; what a
+geometry takes is what its stack takes over and above the known rest, per layer. (On decode such slopes came within 2 %
+of whole models, where a loop over a single block was 23 % off.)
+
+Five stacks come first, and tell what the fixed part and the parent's own subblocks take: no layers; the parent's number
+of empty layers; attention alone; FFNs alone; and the control. Then each further geometry takes one stack: that geometry
+in its slot of every layer, the parent's own in the other.
+
+A time that is too noisy, or impossible, is measured again; its result comes with the noise that is left.
+
+Knows what to time and what follows from it; `timing.py` holds the clock, `stack.py` the models.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain, permutations
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from blocklib.block import SKIP, Block
+from blocklib.kinds import parent_block
+from blocklib.model import PuzzleNasConfig
+from blocklib.parent import own_shape
+from cost_models.cost import Cost
+from cost_models.geometry import FIXED, Geometry
+from cost_models.hardware import available_bytes, last_level_cache_bytes
+from cost_models.metrics import error_of
+from cost_models.scenario import Scenario
+from cost_models.timing.attribute import Whole, attribute
+from cost_models.timing.quality import ANY, Quality
+from cost_models.timing.stack import EMPTY, Room, Stack, random_model, stack_of
+from cost_models.timing.timing import ROUNDS, Comparison, Paired, Rounds, time_models
+
+_LEAST_SPREAD = 0.005
+"""A few rounds may agree by chance; no ratio is taken to be surer than this."""
+
+_SHARE_OF_MEMORY = 0.4
+"""The share of free memory for each of the two stacks timed side by side; the rest is for activations."""
+
+
+_MOST_TAKES = 3
+"""The most times that a suspicious time is measured: it may be right."""
+
+_SURE = 2.0
+"""Standard errors by which one time must exceed another to be called longer."""
+
+Timer = Callable[..., Comparison]
+"""Times two models as `time_models` does."""
+
+
+@dataclass(frozen=True)
+class TimedStack:
+    """`done` of `total` stacks are timed; `what` is the latest, and `spread` the standard error of its ratio.
+
+    `again` says why it was timed again, where it was.
+    """
+
+    done: int
+    total: int
+    what: str
+    rounds: int
+    spread: float
+    again: str = ""
+
+
+@dataclass(frozen=True)
+class MeasuredGeometry:
+    """Seconds and joules that one `geometry` adds to a prefill, and to a decode step, of the whole batch.
+
+    0 where it takes too little to be told from nothing. `spread` is the standard error that it puts into a model full
+    of it, as a share of the parent's, and `*_error_*` what it puts in once: those of the stack it came from,
+    `layers` long. `decode_s` is 0 where decode steps were not timed. `contention` is the share of the cores needed that
+    other programs kept busy meanwhile. None where nobody knows.
+    """
+
+    geometry: Geometry
+    spread: float
+    rounds: int
+    layers: int
+    prefill_s: float
+    decode_s: float = 0.0
+    prefill_error_s: float | None = field(default=0.0, kw_only=True)
+    decode_error_s: float | None = field(default=0.0, kw_only=True)
+    contention: float | None = field(default=0.0, kw_only=True)
+    prefill_j: float | None = field(default=None, kw_only=True)
+    decode_j: float | None = field(default=None, kw_only=True)
+    prefill_error_j: float | None = field(default=None, kw_only=True)
+    decode_error_j: float | None = field(default=None, kw_only=True)
+
+    @property
+    def cost(self) -> Cost:
+        """Its measured fields; those that arithmetic gives are 0."""
+        return Cost(**{name: getattr(self, name) for name in _KEPT})
+
+    @staticmethod
+    def of(geometry: Geometry, spread: float, cost: Cost) -> "MeasuredGeometry":
+        """The measurement, read back from a cost, which does not keep the numbers of rounds and layers."""
+        return MeasuredGeometry(geometry, spread, 0, 0, **{name: getattr(cost, name) for name in _KEPT})
+
+
+_KEPT = tuple(each.name for each in fields(Cost) if each.name in MeasuredGeometry.__dataclass_fields__)
+"""Fields that a cost keeps of a measurement."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Sum of the parts less what was timed, as a share of the parent's time: of the parent, and of the first stack that
+    fits worst. The parts are fitted to the parent, so `worst` is what tells whether they add up."""
+
+    parent: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Additivity:
+    """How well parts add up to wholes; `decode` is None where decode steps were not timed."""
+
+    prefill: Residual
+    decode: Residual | None = None
+
+
+def measure(
+    config: PuzzleNasConfig,
+    geometries: Iterable[Geometry],
+    scenario: Scenario,
+    rounds: Rounds = ROUNDS,
+    quality: Quality = ANY,
+    timer: Timer = time_models,
+) -> Iterator[TimedStack | MeasuredGeometry | Additivity]:
+    """Measure the fixed part, the parent's own subblocks, and `geometries`: the own are yielded as soon as they are
+    known, the others at the end.
+
+    `config` is the parent's (`parent.model.config`). To resume, ask for what is missing: the fixed part and the own
+    subblocks always come along, since all else is measured against them.
+
+    A time worse than `quality` allows, or suspicious (`suspicions`), is measured again as long as there is
+    patience, and yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, TimingError as
+    `timer` does.
+    """
+    shape = own_shape(config)
+    own = parent_block(shape)
+    room = _room(scenario)
+    own_parts = {
+        FIXED: Stack(EMPTY, shape.layers),
+        Geometry("attention", own.attention): stack_of(Block(own.attention, SKIP), shape, scenario, room),
+        Geometry("ffn", own.ffn): stack_of(Block(SKIP, own.ffn), shape, scenario, room),
+    }
+    further = {
+        wanted: stack_of(_in_place(wanted, own), shape, scenario, room)
+        for wanted in geometries
+        if wanted not in own_parts and wanted.subblock != SKIP
+    }
+    first = [Stack(EMPTY, 0), *own_parts.values()]
+    bench = _Bench(config, stack_of(own, shape, scenario, room), scenario, rounds, quality, timer)
+    total = len(first) + len(further)
+    for done, stack in enumerate(first, 1):
+        bench.time(stack)
+        yield bench.progress(done, total, stack)
+    for stack, why in bench.again(lambda: bench.doubts(first, own_parts, bench.own_times(first, own_parts))):
+        yield bench.progress(len(first), total, stack, why)
+    own_times = bench.own_times(first, own_parts)
+    yield from own_times.values()
+    parts = bench.parts(first)
+    yield Additivity(*(parts[name].residual() for name in ("prefill_s", "decode_s") if name in parts))
+    for done, stack in enumerate(further.values(), len(first) + 1):
+        bench.time(stack)
+        yield bench.progress(done, total, stack)
+
+    def times() -> dict[Geometry, MeasuredGeometry]:
+        return own_times | {wanted: bench.time_of(wanted, stack, parts) for wanted, stack in further.items()}
+
+    for stack, why in bench.again(lambda: bench.doubts(list(further.values()), further, times())):
+        yield bench.progress(total, total, stack, why)
+    for wanted, timed in times().items():
+        if wanted in further:
+            yield timed
+
+
+def suspicions(times: Mapping[Geometry, MeasuredGeometry], has_decode: bool) -> dict[Geometry, str]:
+    """Times that are impossible or unlikely, in words: weights that take no time, and a dense FFN or an attention with
+    KV heads that certainly takes longer than a larger one of its kind."""
+    found: dict[Geometry, str] = {}
+    for geometry, timed in times.items():
+        if timed.prefill_s <= 0 or (has_decode and timed.decode_s <= 0):
+            found[geometry] = "took no time to speak of, though it holds weights"
+    sized = [geometry for geometry in times if geometry.subblock.kind in ("kv", "ffn")]
+    for small, large in permutations(sized, 2):
+        if small.subblock.kind == large.subblock.kind and small.subblock.number < large.subblock.number:
+            longer = _longer(times[small], times[large])
+            if longer:
+                found.setdefault(small, f"took {longer:.2f} times as long as {large}, which is larger")
+                found.setdefault(large, f"took less time than {small}, which is smaller")
+    return found
+
+
+def _longer(one: MeasuredGeometry, other: MeasuredGeometry) -> float | None:
+    """How many times as long the one took, in the first phase in which it surely took longer."""
+    for phase in ("prefill", "decode"):
+        seconds = [getattr(timed, f"{phase}_s") for timed in (one, other)]
+        errors = [getattr(timed, f"{phase}_error_s") for timed in (one, other)]
+        if None not in errors and seconds[1] > 0 and seconds[0] - seconds[1] > _SURE * sum(errors):
+            return float(seconds[0] / seconds[1])
+    return None
+
+
+class _Bench:
+    """Stacks timed beside the control, each as often as it takes; and what follows from them."""
+
+    def __init__(
+        self,
+        config: PuzzleNasConfig,
+        control: Stack,
+        scenario: Scenario,
+        rounds: Rounds,
+        quality: Quality,
+        timer: Timer,
+    ):
+        self._config, self._control, self._scenario, self._quality = config, control, scenario, quality
+        self._control_model = random_model(config, control.architecture, scenario)
+        self._timer, self._rounds = timer, rounds
+        self._layers = own_shape(config).layers
+        self._comparisons: dict[Stack, Comparison] = {}
+        self._takes: Counter[Stack] = Counter()
+        self._left_s = quality.patience_s
+
+    def time(self, stack: Stack) -> None:
+        """Once, or once more."""
+        model = random_model(self._config, stack.architecture, self._scenario)
+        found = self._timer(self._control_model, model, self._scenario, self._rounds)
+        earlier = self._comparisons.get(stack)
+        self._comparisons[stack] = found if earlier is None else self._quality.of_both(earlier, found)
+        self._takes[stack] += 1
+
+    def progress(self, done: int, total: int, stack: Stack, again: str = "") -> TimedStack:
+        comparison = self._comparisons[stack]
+        return TimedStack(done, total, str(stack), comparison.rounds, comparison.spread, again)
+
+    def again(self, doubts: Callable[[], Mapping[Stack, str]]) -> Iterator[tuple[Stack, str]]:
+        """Time what is in doubt again, until nothing is, or there is no patience left."""
+        while found := doubts():
+            for stack, why in found.items():
+                if self._left_s <= 0:
+                    return
+                started = perf_counter()
+                self.time(stack)
+                self._left_s -= perf_counter() - started
+                yield stack, why
+
+    def doubts(
+        self,
+        stacks: Sequence[Stack],
+        stack_of_geometry: Mapping[Geometry, Stack],
+        times: Mapping[Geometry, MeasuredGeometry],
+    ) -> dict[Stack, str]:
+        """Which of `stacks` to time again, and why: as long as some are bad, those alone, for they make others look
+        suspicious."""
+        faults = {
+            stack: f"{stack} has {fault}"
+            for stack in stacks
+            if (fault := self._quality.fault(self._spread(stack), self._comparisons[stack].contention))
+        }
+        return faults or {
+            stack: f"{geometry} {why}"
+            for geometry, why in suspicions(times, self._has_decode).items()
+            if (stack := stack_of_geometry.get(geometry)) is not None and self._takes[stack] < _MOST_TAKES
+        }
+
+    def own_times(self, first: Sequence[Stack], own: Mapping[Geometry, Stack]) -> dict[Geometry, MeasuredGeometry]:
+        """The fixed part's and the parent's own subblocks', from the first stacks."""
+        parts = self.parts(first)
+        return {
+            known: self._measured(
+                known, stack, parts, {name: part.amount_of(known, self._layers) for name, part in parts.items()}
+            )
+            for known, stack in own.items()
+        }
+
+    def time_of(self, wanted: Geometry, stack: Stack, parts: Mapping[str, "_FieldParts"]) -> MeasuredGeometry:
+        """The time of a further geometry, from its stack and the first stacks."""
+        paired = self._comparisons[stack].parts
+        amounts = {
+            name: part.with_(stack, paired[name]).amount_of(wanted, self._layers) for name, part in parts.items()
+        }
+        return self._measured(wanted, stack, parts, amounts)
+
+    def parts(self, first: Sequence[Stack]) -> dict[str, "_FieldParts"]:
+        return _parts(self._control, {stack: self._comparisons[stack] for stack in first})
+
+    @property
+    def _has_decode(self) -> bool:
+        return next(iter(self._comparisons.values())).decode is not None
+
+    def _measured(
+        self, geometry: Geometry, stack: Stack, parts: Mapping[str, "_FieldParts"], amounts: Mapping[str, float]
+    ) -> MeasuredGeometry:
+        comparison = self._comparisons[stack]
+        # The layers of a stack share the error of its time; the fixed part is the whole of its own stack.
+        shares = 1 if geometry == FIXED else stack.layers
+        errors = {
+            error_of(name): parts[name].control * paired.ratio * _least(paired.spread) / shares
+            for name, paired in comparison.parts.items()
+        }
+        return MeasuredGeometry(
+            geometry, self._spread(stack), comparison.rounds, stack.layers, contention=comparison.contention, **amounts,
+            **errors,
+        )  # fmt: skip
+
+    def _spread(self, stack: Stack) -> float:
+        """The stack's error in a model with as many layers as the control, as a share of the control's time."""
+        scale = self._control.layers / (stack.layers or self._control.layers)
+        return max(paired.spread * paired.ratio * scale for paired in self._comparisons[stack].parts.values())
+
+
+@dataclass(frozen=True)
+class _FieldParts:
+    """One measured field of a cost: the stacks it was measured of, the first being the control, and how much of it the
+    control took."""
+
+    control: float
+    wholes: tuple[Whole, ...]
+
+    def with_(self, stack: Stack, paired: Paired) -> "_FieldParts":
+        """This with one stack more. Its amount is of the moment the control was taken at, so a drift since then
+        cancels."""
+        measured = Whole(stack.counts, paired.ratio * self.control, _least(paired.spread))
+        return _FieldParts(self.control, (*self.wholes, measured))
+
+    def amount_of(self, geometry: Geometry, layers: int) -> float:
+        """`layers` of the parent, all of whose empty layers count as the fixed part."""
+        parts = attribute(self.wholes)
+        return parts["base"] + layers * parts["layer"] if geometry == FIXED else parts[str(geometry)]
+
+    def residual(self) -> Residual:
+        parts = attribute(self.wholes)
+        residuals = [(whole.predicted(parts) - whole.amount) / self.control for whole in self.wholes]
+        return Residual(residuals[0], max(residuals, key=abs))
+
+
+def _parts(control: Stack, comparisons: Mapping[Stack, Comparison]) -> dict[str, _FieldParts]:
+    """The result of the first stacks, for each field that was measured."""
+    parts = {}
+    for name in next(iter(comparisons.values())).parts:
+        pairs = [comparison.parts[name] for comparison in comparisons.values()]
+        amount = median(chain.from_iterable(paired.control_samples for paired in pairs))
+        # All ratios are relative to the control, so it has no spread of its own. The parts meet its time all but
+        # exactly: what the parent is predicted to take is what it took.
+        part = _FieldParts(amount, (Whole(control.counts, amount, spread=0.0),))
+        for stack, paired in zip(comparisons, pairs, strict=True):
+            part = part.with_(stack, paired)
+        parts[name] = part
+    return parts
+
+
+def _least(spread: float) -> float:
+    return max(spread, _LEAST_SPREAD)
+
+
+def _in_place(wanted: Geometry, own: Block) -> Block:
+    """The parent's block with one geometry in its slot."""
+    if wanted.role == "attention":
+        return Block(wanted.subblock, own.ffn)
+    return Block(own.attention, wanted.subblock)
+
+
+def _room(scenario: Scenario) -> Room:
+    device = torch.device(scenario.device)
+    return Room(int(_SHARE_OF_MEMORY * available_bytes(device)), last_level_cache_bytes(device))

@@ -1,0 +1,287 @@
+"""Two real models timed side by side: prefill from an empty cache, and decode steps on a full one.
+
+A machine's speed drifts by several per cent within seconds, for every program on it alike. So the two models take
+turns, round by round, and what counts is the median over the rounds of the ratio within a round; a time measured alone
+is only as good as the machine was quiet. Knows nothing of architectures: it times any two causal language models.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from cost_models.energy.meter import Meter
+from cost_models.errors import TimingError
+from cost_models.hardware import cpu_threads, synchronize
+from cost_models.metrics import LATENCY, Metric
+from cost_models.scenario import Scenario
+from cost_models.timing.allocator import kept_memory
+from cost_models.timing.contention import Watch
+
+_SAMPLE_S = 0.02
+"""A pass shorter than this is repeated within a round, until the round's sample is about this long."""
+_MOST_PASSES_PER_S = 2500
+"""Passes in a round's sample, for each second that it should take."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """When to stop: after `least` rounds, once every ratio's standard error is under `tolerance`; else after `most`, or
+    after `seconds`."""
+
+    least: int = 5
+    most: int = 40
+    tolerance: float = 0.01
+    seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.least <= self.most:
+            raise ValueError(
+                f"rounds: at least {self.least} and at most {self.most} is impossible; the spread needs two or more"
+            )
+
+    def enough(self, done: int, spread: float, spent_s: float) -> bool:
+        return done >= self.least and (spread < self.tolerance or done >= self.most or spent_s >= self.seconds)
+
+
+ROUNDS = Rounds()
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One thing measured in both models, one sample of each per round, in the unit of what is measured."""
+
+    control_samples: tuple[float, ...]
+    other_samples: tuple[float, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Other over control, round by round."""
+        return tuple(o / c for o, c in zip(self.other_samples, self.control_samples, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def spread(self) -> float:
+        """Standard error of `ratio`, relative to it: of a median, from the median absolute deviation, as if normal.
+
+        Infinite after a single round, which says nothing of it.
+        """
+        if len(self.ratios) == 1:
+            return math.inf
+        deviation = 1.4826 * median(abs(ratio - self.ratio) for ratio in self.ratios)
+        return math.sqrt(math.pi / 2 / len(self.ratios)) * deviation / self.ratio
+
+    def and_then(self, later: "Paired") -> "Paired":
+        """The rounds of both."""
+        return Paired(self.control_samples + later.control_samples, self.other_samples + later.other_samples)
+
+    @property
+    def control(self) -> float:
+        return median(self.control_samples)
+
+    @property
+    def other(self) -> float:
+        """The control's median times the median ratio, so that drift between the rounds cancels."""
+        return self.control * self.ratio
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model timed against a control under a scenario. `decode` is of one step; None where none was timed.
+
+    `energy`: joules of the same passes, by field of a cost; empty where no meter was read.
+    `contention`: the share of the cores needed that other programs kept busy meanwhile (`contention.py`).
+    """
+
+    scenario: Scenario
+    prefill: Paired
+    decode: Paired | None = None
+    contention: float = field(default=0.0, kw_only=True)
+    energy: Mapping[str, Paired] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def parts(self) -> dict[str, Paired]:
+        """Every part that was measured, by its field of a cost."""
+        parts = {"prefill_s": self.prefill, "decode_s": self.decode, **self.energy}
+        return {name: paired for name, paired in parts.items() if paired is not None}
+
+    def of(self, metric: Metric) -> Paired | None:
+        """A linear metric, its parts put together round by round; None where one of them was not measured."""
+        counts = {part: count for part, count in metric.parts(self.scenario).items() if count}
+        if not counts.keys() <= self.parts.keys():
+            return None
+
+        def whole(*samples: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(
+                sum(count * one for count, one in zip(counts.values(), each, strict=True))
+                for each in zip(*samples, strict=True)
+            )
+
+        measured = [self.parts[part] for part in counts]
+        return Paired(
+            whole(*(paired.control_samples for paired in measured)),
+            whole(*(paired.other_samples for paired in measured)),
+        )
+
+    @property
+    def latency(self) -> Paired:
+        """Until the last token of the whole batch is out.
+
+        Raises ValueError where the scenario has decode steps and none was timed.
+        """
+        latency = self.of(LATENCY)
+        if latency is None:
+            raise ValueError(f"the latency of {self.scenario} needs decode steps, and none was timed")
+        return latency
+
+    def and_then(self, later: "Comparison") -> "Comparison":
+        """The rounds of both timings of the same two models; contention is their mean, by rounds."""
+        decode = None if self.decode is None or later.decode is None else self.decode.and_then(later.decode)
+        rounds = self.rounds + later.rounds
+        contention = (self.contention * self.rounds + later.contention * later.rounds) / rounds
+        energy = {name: later.energy[name] for name in self.energy.keys() & later.energy.keys()}
+        energy = {name: self.energy[name].and_then(paired) for name, paired in energy.items()}
+        prefill = self.prefill.and_then(later.prefill)
+        return Comparison(self.scenario, prefill, decode, contention=contention, energy=energy)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.prefill.ratios)
+
+    @property
+    def spread(self) -> float:
+        """The largest relative standard error of what was measured."""
+        return max(paired.spread for paired in self.parts.values())
+
+
+class Subject:
+    """A model ready to be timed: it has run once, and keeps a cache of the prompt and half the generated tokens.
+
+    Raises ValueError where the model is not on the scenario's device or not of its dtype.
+    """
+
+    def __init__(self, model: PreTrainedModel, scenario: Scenario):
+        device, dtype = torch.device(scenario.device), getattr(torch, scenario.dtype)
+        if model.device.type != device.type or model.dtype != dtype:
+            raise ValueError(f"the scenario is {scenario}; the model is {model.dtype} on {model.device}: move it first")
+        self._model = model
+        seeded = torch.Generator().manual_seed(0)
+        size = (scenario.batch, scenario.prompt_tokens + scenario.generated_tokens // 2)
+        ids_BT = torch.randint(model.config.vocab_size, size, generator=seeded).to(model.device)
+        self._prompt_BT = ids_BT[:, : scenario.prompt_tokens].contiguous()
+        self._next_B1 = ids_BT[:, :1].contiguous()
+        self.cache = new_cache(model)
+        self._run(ids_BT, self.cache)
+
+    def prefill(self) -> float:
+        """Seconds from an empty cache to the logits of the last token."""
+        return self._run(self._prompt_BT, new_cache(self._model))
+
+    def decode(self) -> float:
+        """Seconds of one step on the kept cache, which is as it was afterwards."""
+        layers = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
+        before = [dict(vars(layer)) for layer in layers]
+        seconds = self._run(self._next_B1, self.cache)
+        # A step leaves these tensors alone and makes longer ones. `crop` would put strided views of the longer ones in
+        # their place, which the next step would be up to three times slower to copy.
+        for layer, state in zip(layers, before, strict=True):
+            vars(layer).update(state)
+        return seconds
+
+    def _run(self, ids_BT: Tensor, cache: DynamicCache) -> float:
+        synchronize(self._model.device)
+        started = perf_counter()
+        logits = self._model(input_ids=ids_BT, cache=cache, use_cache=True, logits_to_keep=1).logits
+        synchronize(self._model.device)
+        seconds = perf_counter() - started
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise TimingError(f"a pass over {tuple(ids_BT.shape)} tokens took {seconds} s by the clock")
+        # One row tells: what is not finite in a layer is not finite in every logit of its sequence.
+        if not torch.isfinite(logits[0]).all():
+            raise TimingError(f"the logits of a pass over {tuple(ids_BT.shape)} tokens are not finite")
+        return seconds
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache for `model`."""
+    cache = DynamicCache(config=model.config)
+    # transformers cannot tell the length of a cache in which no layer keeps anything; one without layers has none.
+    return cache if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers) else DynamicCache()
+
+
+def time_models(
+    control: PreTrainedModel,
+    other: PreTrainedModel,
+    scenario: Scenario,
+    rounds: Rounds = ROUNDS,
+    heard: Callable[[int, float], None] = lambda rounds, seconds: None,
+    meter: Meter | None = None,
+) -> Comparison:
+    """Time `other` against `control`, both already of the scenario's device and dtype.
+
+    Decode steps are timed where the scenario generates more than one token, on a cache of the prompt and half the
+    generated tokens, the mean over an answer. `heard` is told after each round how many there were, and the seconds
+    they took. `meter` is read around each sample, where one is given. Raises ValueError where a model is not on the
+    device or not of the dtype, TimingError where logits are not finite, the clock gives no time or the meter no joules.
+    """
+    with cpu_threads(scenario), kept_memory(), torch.inference_mode():
+        pair = Subject(control, scenario), Subject(other, scenario)
+        phases = {"prefill": _Phase([subject.prefill for subject in pair], meter)}
+        if scenario.generated_tokens > 1:
+            phases["decode"] = _Phase([subject.decode for subject in pair], meter)
+        started, watch = perf_counter(), Watch(scenario)
+        for done in count(1):
+            for phase in phases.values():
+                phase.take(reverse=done % 2 == 0)
+            energy = {f"{name}_j": phase.energy() for name, phase in phases.items()} if meter else {}
+            comparison = Comparison(scenario, *(phase.paired() for phase in phases.values()), energy=energy)
+            spent_s = perf_counter() - started
+            heard(done, spent_s)
+            if rounds.enough(done, comparison.spread, spent_s):
+                break
+    return replace(comparison, contention=watch.contention())
+
+
+class _Phase:
+    """The same pass of both models, and its samples so far."""
+
+    def __init__(self, passes: Sequence[Callable[[], float]], meter: Meter | None):
+        self._passes, self._meter = passes, meter
+        # The first pass of its kind allocates and compiles; the second tells how long one takes.
+        seconds = [min(run(), run()) for run in passes]
+        sample_s = _SAMPLE_S if meter is None else meter.sample_s
+        self._repeats = [math.ceil(min(_MOST_PASSES_PER_S * sample_s, sample_s / one_s)) for one_s in seconds]
+        self._samples_s: list[tuple[float, ...]] = [() for _ in passes]
+        self._samples_j: list[tuple[float, ...]] = [() for _ in passes]
+
+    def take(self, reverse: bool) -> None:
+        """One sample of each model: the median of its repeats. `reverse`: the second model first."""
+        for index in sorted(range(len(self._passes)), reverse=reverse):
+            run, repeats = self._passes[index], self._repeats[index]
+            before_j = 0.0 if self._meter is None else self._meter.joules()
+            self._samples_s[index] += (median(run() for _ in range(repeats)),)
+            if self._meter is not None:
+                self._samples_j[index] += (self._positive(self._meter.joules() - before_j) / repeats,)
+
+    def paired(self) -> Paired:
+        return Paired(*self._samples_s)
+
+    def energy(self) -> Paired:
+        """The same passes in joules; a sample is the mean of its repeats."""
+        return Paired(*self._samples_j)
+
+    @staticmethod
+    def _positive(joules: float) -> float:
+        if joules <= 0:
+            raise TimingError(f"the energy meter counted {joules} J while a model ran")
+        return joules

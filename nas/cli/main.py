@@ -1,0 +1,276 @@
+"""The command line: each command parses its arguments, calls one function, and prints what it returns.
+
+Heavy imports happen inside the commands that need them, the database's among them, so that each answers at once. How
+they end, in mistakes as well, is `endings.py`'s.
+"""
+
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli.arguments import AsJson, Db, SearchName, TrialNumber, open_store
+from nas.cli.cluster import logs, status, stop, submit
+from nas.cli.printed import (
+    answered,
+    console,
+    print_dependency,
+    print_json,
+    print_layers,
+    print_outcome,
+    print_trial,
+    talk_beside,
+)
+from nas.cli.solve import compare, pareto, pool, solve
+from nas.cli.trials import trials
+from nas.files.output import check_output
+from nas.job.fusion_candidates import LONGEST, LOW_SHARE, WINDOW, Joining
+from nas.terminal.exits import Commands, end_on_signals
+from nas.terminal.progress import loading
+
+app = typer.Typer(
+    name="nas",
+    cls=Commands,
+    help="Hardware-aware architecture search for LLMs: bring a model, text, hardware and a budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"puzzle-nas {metadata.version('puzzle-nas')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from: its traceback.")] = False,
+) -> None:
+    """The options of `nas` itself, before any command."""
+
+
+@app.command()
+def init() -> None:
+    """Print a commented job file that runs as it stands.
+
+    Example: nas init > job.yaml
+    """
+    from nas.job import config
+
+    typer.echo(config.template(), nl=False)
+
+
+@app.command()
+def search(
+    job: Annotated[Path, typer.Argument(help="The job file; `nas init` prints one.")],
+    remeasure: Annotated[
+        bool,
+        typer.Option(
+            "--remeasure", help="Measure all times of blocks again on this machine, and noisy times of children."
+        ),
+    ] = False,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a search, from the job file to the exported child.
+
+    It distils blocks, scores and measures them, solves, heals and exports. An interrupted search resumes when you run
+    it again. A finished one prints its answer again and does no work.
+
+    Example: nas search job.yaml
+    """
+    from nas.job import config
+
+    request, talk = config.load(job), talk_beside(as_json)
+    with loading(talk, f"search {request.name}"):
+        from nas.stages.preflight import check
+
+        check(request)
+        from nas.pipeline import search as run
+        from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
+
+    with open_store(db) as store:
+        print_outcome(run(request, store, talk, remeasure), as_json)
+
+
+app.command()(solve)
+app.command()(pareto)
+app.command()(pool)
+app.command()(compare)
+app.command()(trials)
+
+
+@app.command()
+def show(
+    trial: TrialNumber,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one architecture, layer by layer, predicted and measured.
+
+    Example: nas show 3
+    """
+    from nas.view.trial import layers_of
+
+    with open_store(db, "read") as store:
+        found = store.trial(trial)
+        known = store.find_search(found.search_id)
+        layers = layers_of(store, known, found)
+    if as_json:
+        print_json(answered(known, found) | {"layers": [vars(layer) for layer in layers]})
+        return
+    print_layers(layers)
+    print_trial(known, found)
+
+
+@app.command()
+def build(
+    trial: TrialNumber,
+    time: Annotated[bool, typer.Option(help="Time the child beside the parent.")] = True,
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build a trial's child: assemble, heal, evaluate and time it, as the search's job says.
+
+    A trial that is built already is printed again, and no work is done.
+
+    Example: nas build 3
+    """
+    from nas.api import of_trial
+
+    built = of_trial(trial, db=db, progress=talk_beside(as_json)).build(trial, time=time)
+    if as_json:
+        print_json(built.to_dict())
+        return
+    print_trial(built.search_row, built.row)
+    console.print(f"\nTo export it: nas export {built.id} --out DIR", soft_wrap=True)
+
+
+@app.command()
+def export(
+    trial: TrialNumber,
+    format: Annotated[str, typer.Option("--format", help="hf or decilm.")] = "hf",
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; new, or empty.")] = ...,  # type: ignore[assignment]
+    db: Db = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Export a built trial's child for an inference engine.
+
+    The command reloads the directory that it wrote, and compares logits with the child's.
+
+    Example: nas export 3 --format hf --out ./child
+    """
+    from nas.api import of_trial
+
+    done = of_trial(trial, db=db, progress=talk_beside(as_json)).export(trial, out, format=format)
+    if as_json:
+        print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
+                     "max_logit_difference": done.max_logit_difference})  # fmt: skip
+        return
+    console.print(
+        f"{done.folder}: {done.format}, reloaded; logits differ by at most {done.max_logit_difference:.1e}",
+        soft_wrap=True,
+    )
+    for note in done.notes:
+        console.print(note)
+
+
+@app.command()
+def report(
+    search: SearchName,
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    trial: Annotated[
+        int | None, typer.Option(help="The trial to show beside the parent. Default: the latest built.")
+    ] = None,
+    db: Db = None,
+) -> None:
+    """Write one self-contained HTML file that opens offline.
+
+    Example: nas report stories --out report.html
+    """
+    check_output(out)  # before the work rather than after
+    with loading(console, f"report {search}"):
+        from nas.api import load
+
+    written = load(search, db=db, progress=console).report(out, trial)
+    console.print(f"report: {written}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class DependencyRequest:
+    """The arguments of `nas dependency`."""
+
+    parent: str
+    texts: tuple[str, ...]
+    tokens: int
+    longest: int
+    share: float
+    window: int
+    html: Path | None
+    as_json: bool
+
+
+@app.command()
+def dependency(
+    parent: Annotated[str, typer.Argument(help="embedded, the folder of a checkpoint, or a hub id.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text: a file or a glob; may be repeated. Default: Python's own sources.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens of the text to read.")] = 8192,
+    longest: Annotated[int, typer.Option(min=2, help="Longest run of FFNs to fuse into one.")] = LONGEST,
+    share: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="Share of all pairs of blocks that counts as low dependency."),
+    ] = LOW_SHARE,
+    window: Annotated[int, typer.Option(min=2, help="Neighbouring blocks that run in parallel.")] = WINDOW,
+    html: Annotated[Path | None, typer.Option(help="Write the heat-map to this HTML file too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much each block of a parent depends on those before it.
+
+    Neighbours that hardly depend on each other can be fused or run in parallel.
+
+    Example: nas dependency embedded --html dependency.html
+    """
+    _dependency(DependencyRequest(parent, tuple(data or ()), tokens, longest, share, window, html, as_json))
+
+
+def _dependency(asked: DependencyRequest) -> None:
+    talk = talk_beside(asked.as_json)
+    if asked.html is not None:
+        check_output(asked.html)
+    with loading(talk, f"block dependency of {asked.parent}"):
+        from nas.scoring.block_dependency import dependency_of
+        from nas.terminal import quiet  # noqa: F401
+
+    joining = Joining(asked.longest, asked.share, asked.window)
+    found = dependency_of(asked.parent, asked.texts, asked.tokens, joining, talk)
+    if asked.html is not None:
+        from nas.report.dependency_page import write_dependency
+
+        write_dependency(found, asked.html)
+    print_dependency(found, asked.as_json)
+
+
+app.command()(submit)
+app.command()(status)
+app.command()(logs)
+app.command()(stop)
+
+
+def main() -> None:
+    """The `nas` command."""
+    end_on_signals()
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Ray, and the only file that knows it: run functions on workers, and get back what they return.
+
+A local Ray is started when the first work comes and stopped at the end; an address, or a job submitted to a cluster,
+uses the one there is. Workers return values; whoever called writes them down. A killed worker costs its task, which
+Ray starts again.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+from nas.cluster import addresses
+from nas.cluster.ray_folder import ray_folder
+from nas.errors import RayStartError, ResourceError, WorkerError
+from nas.terminal.signals import SIGNALS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Task = TypeVar("Task", bound="DataclassInstance")
+Result = TypeVar("Result")
+
+# Ray reads these when it is imported, which other libraries do as well: `uv run` does not make every worker build its
+# environment anew, and a cluster that asks for a token is shown it.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray would answer SIGTERM with a stack and a sudden end, in workers and in the process that started it.
+os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+addresses.show_token()
+
+
+class Report(Protocol):
+    """How work reports its progress: `done` of a `total`, and in words what it is `doing`. A total of 0 changes only
+    the words."""
+
+    def __call__(self, done: float = 0, total: float = 0, doing: str = "") -> None: ...
+
+
+STARTING = "starting workers"
+"""The state of a stage before its first report: Ray starts, workers load PyTorch and then the parent."""
+
+_LESS_MEMORY = (
+    "if memory runs out, lower distill.batch or ray.layers_per_task (while options train), heal.batch (while the child "
+    "heals), scenario.batch or its tokens (during timings); the same command resumes"
+)
+
+
+class Cluster:
+    """Where work runs. A context manager; costs nothing until the first `run`.
+
+    `address` as `addresses.cluster` takes it; raises what that does.
+    """
+
+    def __init__(self, address: str | None = None):
+        self._address = addresses.cluster(address)
+        self._started = False
+        self._ours = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ours:
+            import ray
+
+            ray.shutdown()
+        self._started = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a Ray of our own on this machine, not a cluster's."""
+        return self._address.text == "local"
+
+    def share(self, value: Any) -> Any:
+        """A handle to `value`, held once per node; as a field of a task it arrives as the value."""
+        import ray
+
+        self._start()
+        return ray.put(value)
+
+    def places(self, cpus: float, gpus: float) -> int:
+        """How many tasks of this size run at once when the cluster is idle; at least 1."""
+        import ray
+
+        self._start()
+        found = ray.cluster_resources()
+        at_once = [found.get(name, 0) // asked for name, asked in (("CPU", cpus), ("GPU", gpus)) if asked]
+        return max(1, int(min(at_once, default=1)))
+
+    def run(
+        self,
+        work: Callable[[Task, Report], Result],
+        tasks: Sequence[Task],
+        *,
+        cpus: float = 1,
+        gpus: float = 0,
+        whole_node: bool = False,
+        progress: Callable[[int, float, float, str], None] | None = None,
+    ) -> Iterator[tuple[int, Result]]:
+        """Run `work(task, report)` for each task; (index, result) as they finish, in any order. A task is a dataclass.
+
+        `progress(index, done, total, doing)` hears what tasks report. `whole_node`: with all CPUs of a node, so that
+        nothing else of ours runs beside it. Raises what a task raised, and ResourceError where no node has the
+        resources.
+        """
+        import ray
+
+        self._start()
+        cpus = self._all_cpus(gpus) if whole_node else cpus
+        self._check(cpus, gpus)
+        try:
+            remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_worker)
+        except ValueError as error:  # a share smaller than Ray counts
+            asked = f"ray.cpus_per_task {cpus!r} or ray.gpus_per_task {gpus!r}"
+            raise ResourceError(f"Ray refuses {asked}: {error}") from error
+        board: Any = ray.remote(num_cpus=0)(_Board)
+        board = board.remote()
+        threads = max(1, int(cpus))
+        running = {remote.remote(work, threads, board, i, *_taken_apart(task)): i for i, task in enumerate(tasks)}
+        seen: dict[int, _State] = {}
+        try:
+            while running:
+                finished, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
+                if progress is not None:
+                    states: dict[int, _State] = ray.get(board.read.remote())
+                    for index, state in states.items():
+                        if seen.get(index) != state:
+                            seen[index] = state
+                            progress(index, *state)
+                for reference in finished:
+                    yield running.pop(reference), self._value(reference)
+        finally:
+            # Unfinished work ends with our connection. Ray may crash where it is told to cancel a task that is
+            # just about to end (ray-project/ray#54798), so it is told only where the connection stays.
+            for reference in () if self._ours else running:
+                ray.cancel(reference, force=True)
+            ray.kill(board)
+
+    def _value(self, reference: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            # The worker's own exception, without Ray's wrapping; the remote traceback stays as its cause.
+            cause = error.cause
+            if _is_out_of_memory(cause):
+                raise WorkerError(f"a worker ran out of memory: {cause}\n{_LESS_MEMORY}") from error
+            raise cause from error
+        except ray.exceptions.RayError as error:
+            raise WorkerError(f"a worker was lost, and lost again after a restart: {error}\n{_LESS_MEMORY}") from error
+
+    def _start(self) -> None:
+        if self._started:
+            return
+        addresses.ask_for_cluster(self._address)
+        import ray
+
+        if not ray.is_initialized():
+            local: Mapping[str, Any] = {"include_dashboard": False, "_temp_dir": ray_folder()} if self.is_here else {}
+            with _explained(self._address), SIGNALS.kept(), addresses.set_aside("RAY_ADDRESS"):
+                ray.init(address=self._address.text, log_to_driver=False, logging_level=logging.ERROR, **local)
+            self._ours = True
+        self._started = True
+
+    def _all_cpus(self, gpus: float) -> float:
+        """The CPUs of the largest node that has as many GPUs."""
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return max((node.get("CPU", 0.0) for node in nodes if node.get("GPU", 0) >= gpus), default=1.0)
+
+    def _check(self, cpus: float, gpus: float) -> None:
+        import ray
+
+        if gpus > 1 and gpus != int(gpus):
+            raise ResourceError(
+                f"a task asks for {gpus:g} GPUs, but Ray gives a task a part of one GPU, or whole GPUs; set "
+                "ray.gpus_per_task to a whole number, or to less than 1"
+            )
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+            raise ResourceError(
+                f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has them (nodes: {have}); "
+                "lower ray.cpus_per_task or ray.gpus_per_task"
+            )
+
+
+@contextmanager
+def _explained(address: addresses.Address) -> Iterator[None]:
+    """Whatever Ray says while it starts, as one line: it raises exceptions of every class."""
+    try:
+        yield
+    except Exception as error:
+        if address.text == "local":
+            raise RayStartError(f"Ray did not start on this machine: {error}") from error
+        raise RayStartError(f"the Ray at {address} does not accept this process: {error}") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: by the error of Python or numpy, of torch on a device, or of torch on the CPU."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torchs
+
+
+def _taken_apart(task: "DataclassInstance") -> tuple[Any, ...]:
+    """A task's class and the values of its fields: Ray puts a value in the place of a handle that is an argument, not
+    of one inside an argument."""
+    return type(task), *(getattr(task, each.name) for each in fields(task))
+
+
+_State = tuple[float, float, str]
+"""As a task reports it."""
+
+
+class _Board:
+    """Where tasks write how far they are."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, _State] = {}
+
+    def write(self, index: int, done: float, total: float, doing: str) -> None:
+        if total == 0:
+            done, total, _ = self._states.get(index, (0, 0, ""))
+        self._states[index] = done, total, doing
+
+    def read(self) -> dict[int, _State]:
+        return dict(self._states)
+
+
+def _on_worker(
+    work: Callable[..., Any], threads: int, board: Any, index: int, kind: Callable[..., Any], *values: Any
+) -> Any:
+    def report(done: float = 0, total: float = 0, doing: str = "") -> None:
+        board.write.remote(index, done, total, doing)
+
+    import torch
+
+    # Ray sets one thread for a worker's first task and leaves it there for the next.
+    torch.set_num_threads(threads)
+    return work(kind(*values), report)

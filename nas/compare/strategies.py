@@ -1,0 +1,275 @@
+"""Ways to choose an architecture, on one search and one budget, each answer held against what it really is.
+
+Every strategy is asked with the same options, costs and limits; its answer is assembled and measured, and is a trial.
+`STRATEGIES` is the list of them. Nothing that is in the store is measured again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from time import monotonic
+
+from rich.console import Console
+
+from blocklib.block import Architecture
+from db import models
+from db.models import now
+from db.store import Store
+from nas.compare.evolution import POPULATION, Dashboard, evolve
+from nas.errors import ScoreMetricError, UsageError
+from nas.job.stored import request_of
+from nas.job.units import Limit
+from nas.solve.effort import USUAL, Effort
+from nas.solve.solve import Measured, measured, reached, solve, trial_row
+from nas.stages.child import healing_key
+from nas.stages.real_values import Reality
+from solvers.baselines.drop import Layers
+from solvers.baselines.greedy import greedy
+from solvers.baselines.max_parameters import max_parameters
+from solvers.baselines.no_op_only import no_op_only
+from solvers.baselines.random import random_architecture
+from solvers.baselines.shortgpt import drop_layers
+from solvers.baselines.sleb import drop_one_by_one, rounds_needed
+from solvers.baselines.uniform import uniform
+from solvers.errors import Infeasible
+from solvers.problem import Option, Problem, Solution
+from solvers.refine.joint import paired, parted
+from solvers.refine.refine import refine
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A strategy's answer, and how many whole models it ran to find it."""
+
+    solution: Solution
+    evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The problem that strategies choose on, and the measurement of how good a choice really is."""
+
+    store: Store
+    known: Measured
+    budget: Sequence[Limit]
+    reality: Reality
+    evaluations: int
+    """Whole models that a strategy may run."""
+
+    @cached_property
+    def problem(self) -> Problem:
+        return self.known.problem(self.budget)
+
+    @cached_property
+    def own(self) -> tuple[Option, ...]:
+        """The parent's own option at every slot."""
+        own = set(Architecture.parse(self.known.search.parent_architecture).choices())
+        return tuple(option for option in self.problem.options if self.known.choice(option) in own)
+
+    def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
+        """The choice, with options that were scored together offered only together."""
+        return self.parted(choose(paired(self.problem)))
+
+    def parted(self, found: Solution) -> Solution:
+        """A solution of the paired problem as one of the problem itself."""
+        return Solution.of(self.problem, parted(found.options, self.problem), found.bound, found.seconds, found.solver)
+
+    def real(self, solutions: Sequence[Solution]) -> list[float]:
+        """The KL of each, assembled and not trained, to the parent. Each becomes a trial."""
+        return [_known(trial.kl_whole) for trial in self.trials(solutions)]
+
+    def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.TrialRow]:
+        """Each solution as a trial with its real KL. `is_healed`: the trial is the one of the healed child."""
+        heal = healing_key(self.reality.job) if is_healed else None
+        rows = [trial_row(self.known, self.parted(solution), self.budget, heal) for solution in solutions]
+        kls: dict[str, float] = {}
+        try:
+            for architecture, kl in self.reality.kl([row.architecture for row in rows]):
+                kls[architecture] = kl
+        finally:
+            # Those that were measured before one failed, too.
+            kept = [self._kept(row, kls[row.architecture]) for row in rows if row.architecture in kls]
+        return kept
+
+    def _kept(self, row: models.TrialRow, kl: float) -> models.TrialRow:
+        row.kl_whole = kl
+        trial = self.store.add_trial(row)
+        return trial if trial.kl_whole is not None else self.store.update_trial(trial.id, kl_whole=kl)
+
+
+Strategy = Callable[[Contest], Chosen]
+
+
+def _shortgpt(contest: Contest) -> Chosen:
+    if not Layers.of(contest.problem, contest.own, slots_per_layer=2).droppable:
+        raise Infeasible("no layer can be left out; give space.drop_blocks, or skip for attention and ffn")
+    return Chosen(drop_layers(contest.problem, contest.own, contest.reality.influence()))
+
+
+def _sleb(contest: Contest) -> Chosen:
+    _check_removable(contest)
+    # Measure at once the rounds that are needed in any case, then one round at a time.
+    contest.reality.remove(rounds_needed(contest.problem, Layers.of(contest.problem, contest.own, slots_per_layer=2)))
+    found = drop_one_by_one(contest.problem, contest.own, contest.reality.losses)
+    return Chosen(found.solution, found.evaluations)
+
+
+def _check_removable(contest: Contest) -> None:
+    """Check, before any measurement, that every inner layer can be left out. The first and the last always stay."""
+    layers = Layers.of(contest.problem, contest.own, slots_per_layer=2)
+    if not set(range(1, contest.known.layers - 1)) <= set(layers.droppable):
+        raise Infeasible("not every inner layer can be left out; give space.drop_blocks, or skip for attention and ffn")
+
+
+def _random(contest: Contest, seed: int) -> Chosen:
+    return Chosen(contest.in_pairs(partial(random_architecture, seed=seed, settings=contest.known.settings)))
+
+
+def _evolution(contest: Contest) -> Chosen:
+    """Its first generation is random, within the limits."""
+    problem = paired(contest.problem)
+    seeds = range(min(POPULATION, contest.evaluations))
+    starts = [random_architecture(problem, seed, settings=contest.known.settings) for seed in seeds]
+    search = contest.known.search
+    limits = ", ".join(f"{limit.metric} {limit.text}" for limit in contest.budget)
+    dashboard = Dashboard(contest.store.url, f"{search.name} ({search.id}): {limits}, evolution")
+    found = evolve(problem, contest.real, contest.evaluations, starts, show=dashboard.show)
+    return Chosen(found.solution, found.evaluations)
+
+
+def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
+    """The best of the whole architectures that may be run: past the sum of scores.
+
+    Raises ScoreMetricError where it would learn from the KL what another score misses.
+    """
+    if contest.known.metric != "kl":
+        raise ScoreMetricError(f"refining corrects sums of KL, but the scores here are {contest.known.metric}")
+    settings = effort.over(contest.known.settings)
+    found = refine(paired(contest.problem), contest.real, contest.evaluations, settings)
+    return Chosen(found.solution, found.evaluations)
+
+
+def _exactly(solver: Callable[..., Solution]) -> Strategy:
+    return lambda contest: Chosen(contest.in_pairs(partial(solver, settings=contest.known.settings)))
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "MIP": lambda contest: Chosen(solve(contest.known, contest.budget)),
+    "greedy": lambda contest: Chosen(contest.in_pairs(greedy)),
+    "uniform": lambda contest: Chosen(uniform(contest.problem)),
+    "max parameters": _exactly(max_parameters),
+    "no-op only": lambda contest: _exactly(partial(no_op_only, parent=contest.own))(contest),
+    "ShortGPT": _shortgpt,
+    "SLEB": _sleb,
+    "evolution": _evolution,
+    "refine": refined,
+}
+"""Beside these, random architectures of the library, as many as asked."""
+
+
+@dataclass(frozen=True)
+class StrategyResult:
+    """A strategy's answer, or why it has none.
+
+    `of_budget` is the share it is predicted to use of the limit it comes nearest to, `of_parent` its predicted latency
+    over the parent's.
+    """
+
+    strategy: str
+    evaluations: int = 0
+    trial: models.TrialRow | None = None
+    of_budget: float = 0.0
+    of_parent: float = 0.0
+    why_not: str = ""
+
+    @property
+    def healed_kl(self) -> float | None:
+        """The child's KL, where it was healed: one that never was has a KL of its own."""
+        return self.trial.kl if self.trial is not None and self.trial.heal_tokens else None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`budget` empty: the search's own. `evaluations` are the whole models that evolution and refining may run each,
+    `seeds` how many random architectures there are; answers are healed, or timed, where that is asked."""
+
+    budget: tuple[Limit, ...] = ()
+    evaluations: int = 100
+    seeds: int = 3
+    heal: bool = False
+    time: bool = False
+
+
+def compare(store: Store, search: models.SearchRow, asked: Asked, console: Console) -> list[StrategyResult]:
+    """Every strategy's answer, the nearest to the parent first, then those without one.
+
+    Raises BudgetNotMetError where nothing meets the budget, and UsageError where what is asked for cannot be had.
+    """
+    started, clock = now(), monotonic()
+    _check(asked, search)
+    known = measured(store, search)
+    budget = asked.budget or known.budget
+    with Reality(store, search, console) as reality:
+        if asked.time:
+            reality.check_machine()  # before the work rather than after
+        contest = Contest(store, known, budget, reality, asked.evaluations)
+        strategies = STRATEGIES | {f"random, seed {seed}": partial(_random, seed=seed) for seed in range(asked.seeds)}
+        answers = {name: _answer(contest, name, choose) for name, choose in strategies.items()}
+        chosen = {name: answer for name, answer in answers.items() if isinstance(answer, Chosen)}
+        trials = contest.trials([answer.solution for answer in chosen.values()], asked.heal)
+        if asked.time:
+            trials = [reality.timed(trial) for trial in trials]
+        if asked.heal:
+            trials = [reality.made(trial) for trial in trials]
+        store.add_stage(
+            models.StageRow(
+                search_id=search.id, name="compare", started_at=started, seconds=monotonic() - clock,
+                work_done=reality.measured,
+            )
+        )  # fmt: skip
+    found = zip(chosen.items(), trials, strict=True)
+    lines = [
+        _line(contest, *answer, trial) for answer, trial in sorted(found, key=lambda pair: _known(pair[1].kl_whole))
+    ]
+    return lines + [StrategyResult(name, why_not=answer) for name, answer in answers.items() if isinstance(answer, str)]
+
+
+def _check(asked: Asked, search: models.SearchRow) -> None:
+    request = request_of(search)
+    if asked.heal and not request.heals:
+        raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
+    if asked.time and request.is_simulated:
+        raise UsageError(f"search {search.name} simulates its machine, so nothing can be timed; leave out --time")
+
+
+def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
+    """The strategy's answer, or why it has none."""
+    models = contest.evaluations if choose in (_evolution, refined) else None
+    try:
+        with contest.reality.counting(name, models):
+            return choose(contest)
+    except (TimeoutError, ScoreMetricError) as error:
+        return str(error)
+    except Infeasible as error:
+        words = ("its value", "with the other limits met, its value")
+        lines = reached(contest.known, contest.budget, error, words)
+        rule, _, _ = str(error).partition(": ")
+        return "; ".join([rule, *lines]) if lines else str(error)
+
+
+def _line(contest: Contest, name: str, answer: Chosen, trial: models.TrialRow) -> StrategyResult:
+    known = contest.known
+    fixed, totals = known.fixed.metrics(known.scenario), answer.solution.costs
+    ceilings = [known.ceiling(limit) for limit in contest.budget]
+    return StrategyResult(
+        strategy=name,
+        evaluations=answer.evaluations,
+        trial=trial,
+        of_budget=max((totals[cost] + fixed[cost]) / most for cost, most in ceilings),
+        of_parent=trial.predicted_latency_s / known.whole("latency"),
+    )
+
+
+def _known(value: float | None) -> float:
+    assert value is not None
+    return value

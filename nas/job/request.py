@@ -1,0 +1,116 @@
+"""A request: the sections of a job file together, and the rules between them.
+
+Does not know how a job file is written (`nas/job/config.py`), what the parent looks like, nor what the text holds.
+Imports no torch.
+"""
+
+import os
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from nas.errors import JobError
+from nas.job.paths import local_or_hub
+from nas.job.sections import (
+    Data,
+    Distill,
+    Export,
+    Heal,
+    Measure,
+    Ray,
+    ScenarioSection,
+    Score,
+    Section,
+    Solver,
+    Space,
+)
+from nas.job.values import AbsolutePath, Budget, Flag, Name, NoneIfFalse, folder_of, wrong
+
+EMBEDDED = "embedded"
+
+
+def _parent(value: object, info: ValidationInfo) -> str:
+    if value == EMBEDDED:
+        return EMBEDDED
+    parent = local_or_hub(value, folder_of(info))
+    if os.path.isabs(parent) and not Path(parent, "config.json").is_file():
+        raise JobError(f"{parent} holds no config.json; give the folder of a checkpoint, a hub id, or {EMBEDDED}")
+    return parent
+
+
+def checkpoint_of(parent: str) -> str:
+    """The argument of `from_pretrained` for a request's parent: a folder or a hub id."""
+    return str(resources.files("nas").joinpath("embedded/parent")) if parent == EMBEDDED else parent
+
+
+class Request(Section):
+    """One search: parent, data, space, scenario, budget, and how to go about it.
+
+    `parent` is `embedded`, the absolute path of a local checkpoint, or a hub id. `heal` None: the child is not healed.
+    `allow_remote_code`: a tokenizer that is code in the checkpoint may run, on this machine; no other code of it does.
+    """
+
+    name: Name
+    parent: Annotated[str, BeforeValidator(_parent)]
+    data: Data
+    space: Space = Space()
+    scenario: ScenarioSection = ScenarioSection()
+    budget: Budget
+    distill: Distill = Distill()
+    score: Score = Score()
+    measure: Measure = Measure()
+    solver: Solver = Solver()
+    heal: Annotated[Heal | None, NoneIfFalse] = Heal()
+    export: Export = Export()
+    ray: Ray = Ray()
+    allow_remote_code: Flag = False
+    home: Annotated[AbsolutePath, BeforeValidator(lambda value: _default_home() if value is None else value)] = Field(
+        default=None, validate_default=True
+    )
+
+    @property
+    def checkpoint(self) -> str:
+        """The argument of `from_pretrained`: a folder or a hub id."""
+        return checkpoint_of(self.parent)
+
+    @property
+    def gpus_per_task(self) -> float:
+        """GPUs of each Ray task: what was asked, else one where the scenario is CUDA's."""
+        asked = self.ray.gpus_per_task
+        return float(self.scenario.device == "cuda") if asked is None else asked
+
+    def canonical(self) -> dict[str, Any]:
+        """Every key with its value, defaults included, as plain JSON; as YAML it parses to an equal request."""
+        return self.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _agreement(self) -> Self:
+        for key, tokens in _training_tokens(self):
+            # Healing may pass over the text several times.
+            if tokens is not None and tokens > self.data.distillation_tokens and key != "heal.tokens":
+                most = f"give at most data.distillation_tokens, {self.data.distillation_tokens}, or raise that"
+                raise wrong(key, f"{tokens} is more than there is to train on; {most}")
+            if tokens is not None and 0 < tokens < self.data.sequence_length:
+                least = f"give at least data.sequence_length, {self.data.sequence_length}"
+                raise wrong(key, f"{tokens} is less than one sequence; {least}")
+        if any(limit.metric == "decode" for limit in self.budget) and self.scenario.generated_tokens == 1:
+            raise wrong("budget.decode", "nothing is decoded after the first token; give scenario.generated_tokens: 2")
+        if self.solver.refine is not None and self.score.metric != "kl":
+            raise wrong(
+                "solver.refine", f"refining corrects sums of KL; give score.metric: kl, not {self.score.metric}"
+            )
+        return self
+
+
+def _default_home() -> str:
+    return os.environ.get("NAS_HOME") or "~/.puzzle-nas"
+
+
+def _training_tokens(request: Request) -> Iterator[tuple[str, int | None]]:
+    yield "distill.tokens", request.distill.tokens
+    for kind, training in request.distill.kinds.items():
+        yield f"distill.kinds.{kind}.tokens", training.tokens
+    yield "heal.tokens", request.heal.tokens if request.heal else None

@@ -1,0 +1,317 @@
+"""The sections of a job file: every key, what fits it, and its default. Imports no torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+from nas.errors import JobError
+from nas.job.paths import local_or_hub
+from nas.job.units import did_you_mean
+from nas.job.values import (
+    AbsolutePath,
+    AttentionOption,
+    Bytes,
+    Count,
+    FfnOption,
+    Files,
+    Flag,
+    Fraction,
+    NoneIfFalse,
+    NotNegative,
+    Positive,
+    Schedule,
+    Seconds,
+    TokenCount,
+    distinct,
+    folder_of,
+    wrong,
+)
+from solvers.exact.memory import MEMORY_BYTES, checked_memory
+
+_SPREAD_PER_TOLERANCE = 5.0
+"""A time whose standard error is so many times the tolerance that was asked for is known to be bad."""
+_CONTENTION_PER_TOLERANCE = 25.0
+"""At the default tolerance a quarter of the cores: on two of them about what one other busy program takes."""
+
+
+def _source(value: object) -> object:
+    if isinstance(value, str) and value != "stdlib":
+        return (value,)
+    if value and isinstance(value, str | list | tuple | dict | HubDataset):
+        return value
+    raise JobError(f"{value!r} names no text; write stdlib, a list of files or globs, or {{dataset: NAME_OR_FOLDER}}")
+
+
+def _source_form(value: object) -> str:
+    return "<stdlib>" if isinstance(value, str) else "<files>" if isinstance(value, list | tuple) else "<dataset>"
+
+
+class Section(BaseModel):
+    """Keys and values under one name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: object) -> object:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise JobError(f"should be keys and values, not {value!r}; known: {', '.join(cls.model_fields)}")
+        for key in value:
+            if key not in cls.model_fields:
+                raise wrong(str(key), f"unknown key; {did_you_mean(str(key), cls.model_fields)}")
+        return value
+
+
+class HubDataset(Section):
+    """Text of one column: a hub id; a folder or file of Parquet, Arrow, JSON, CSV or text; a `save_to_disk` folder."""
+
+    dataset: Annotated[str, BeforeValidator(lambda value, info: local_or_hub(value, folder_of(info)))]
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+
+Source = Annotated[
+    Annotated[Literal["stdlib"], Tag("<stdlib>")]
+    | Annotated[Files, Tag("<files>")]
+    | Annotated[HubDataset, Tag("<dataset>")],
+    Discriminator(_source_form),
+    BeforeValidator(_source),
+]
+
+
+class Data(Section):
+    """The text, and how many tokens of it each stage reads.
+
+    Files are plain text, or data files whose column is called text; each is told by its content. `evaluation` None: as
+    much training text as it asks for is held out, of every source its share, or of `stdlib` the files it holds out
+    itself. `document_separator` None: every file, or row of a dataset, is one document.
+    """
+
+    train: Source
+    evaluation: Source | None = None
+    document_separator: Annotated[str, Field(min_length=1)] | None = "<|endoftext|>"
+    sequence_length: Annotated[int, Field(ge=8, strict=True)] = 256
+    calibration_tokens: Count = 16_384
+    distillation_tokens: Count = 262_144
+    score_tokens: Count = 16_384
+    evaluation_tokens: Count = 32_768
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for key in ("calibration_tokens", "distillation_tokens", "score_tokens", "evaluation_tokens"):
+            if getattr(self, key) < self.sequence_length:
+                given = f"{getattr(self, key)} is less than one sequence"
+                raise wrong(key, f"{given}; give at least data.sequence_length, {self.sequence_length}")
+        if self.calibration_tokens > self.distillation_tokens:
+            given = f"{self.calibration_tokens} is more than the text that they are taken from"
+            raise wrong("calibration_tokens", f"{given}; give at most distillation_tokens, {self.distillation_tokens}")
+        return self
+
+
+class FuseSection(Section):
+    """Runs of 2 to `longest` FFNs fused into one.
+
+    The parts read through one norm: each part's own folded into its weights (`fold`), or the run's last (`last`).
+    `share` None: every run is an option; else those of blocks that hardly depend on each other, that share of all pairs
+    counting as little, each such stretch's last FFN left out unless `keep_last` is false. `widest`: the hidden channels
+    a run may have.
+    """
+
+    longest: Annotated[int, Field(ge=2, strict=True)] = 3
+    norm: Literal["fold", "last"] = "fold"
+    share: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    keep_last: Flag = True
+    widest: Count | None = None
+
+
+class Space(Section):
+    """The options beside the parent's own, which is always one of them.
+
+    `drop_blocks`: whole layers may go, scored as a whole. `pairs`: a layer's attention and FFN are scored together.
+    `parallel`: windows of so many layers may read one input and add up (FFN Fusion, appendix B).
+    """
+
+    attention: Annotated[tuple[AttentionOption, ...], AfterValidator(distinct)] = Field(
+        default=("kv50%", "linear", "skip"), validate_default=True
+    )
+    ffn: Annotated[tuple[FfnOption, ...], AfterValidator(distinct)] = Field(
+        default=("75%", "50%", "25%", "linear", "skip"), validate_default=True
+    )
+    fuse: Annotated[FuseSection | None, NoneIfFalse] = FuseSection()
+    drop_blocks: Flag = True
+    pairs: Flag = False
+    parallel: Annotated[int, Field(ge=2, strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not (self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel):
+            raise JobError("leaves nothing to choose; name at least one option under attention or ffn")
+        return self
+
+
+class Flash(Section):
+    """A machine with `dram` bytes for the model, which reads the rest from Flash as tokens need it, batches of one.
+
+    Speeds are bytes per second. `concurrent`: DRAM and Flash are read at the same time. `gamma` and `policy` are of
+    cache-aware masking (DIP-CA, arXiv 2412.01380): what is not cached counts `gamma` times its magnitude; 1 is plain
+    DIP, and what scores are taken with.
+    """
+
+    dram: Bytes
+    dram_speed: Bytes
+    flash_speed: Bytes
+    concurrent: Flag = False
+    gamma: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
+    policy: Literal["lfu", "lru", "belady", "none"] = "lfu"
+
+
+class ScenarioSection(Section):
+    """The conditions the child will be served under. `threads` None: every core. The worker picks the GPU.
+
+    `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not hold the model.
+    """
+
+    device: Literal["cpu", "cuda", "mps", "xpu"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch: Count = 16
+    prompt_tokens: Count = 256
+    generated_tokens: Count = 1
+    threads: Count | None = None
+    flash: Flash | None = None
+
+    @model_validator(mode="after")
+    def _flash_is_for_one(self) -> Self:
+        if self.flash is not None and self.batch != 1:
+            raise wrong("batch", f"{self.batch} sequences at once; scenario.flash simulates one: give 1")
+        return self
+
+
+class KindTraining(Section):
+    """Settings of BLD for one kind of subblock. None: the same as for all kinds."""
+
+    tokens: TokenCount | None = None
+    learning_rate: Positive | None = None
+    schedule: Schedule | None = None
+    lora_rank: Count | None = None
+
+
+class Distill(Section):
+    """Blockwise local distillation. `tokens` None: all distillation tokens; 0: first weights only, nothing is trained.
+
+    `warmup` is a share of the steps. `lora_rank` None: every weight is trained; else low-rank adapters of that rank,
+    merged into the weights afterwards. `kinds` says by kind what it does otherwise.
+    """
+
+    least_squares: Flag = True
+    tokens: TokenCount | None = None
+    batch: Count = 8
+    learning_rate: Positive = 3e-3
+    warmup: Fraction = 0.05
+    schedule: Schedule = "cosine"
+    weight_decay: NotNegative = 0.0
+    lora_rank: Count | None = None
+    kinds: dict[str, KindTraining] = Field(default={}, validate_default=True)
+
+    def for_kind(self, kind: str) -> "Distill":
+        """These settings with what `kinds` says otherwise of one kind put in.
+
+        A variant of a kind that is not named itself goes by it, as `fuse_last` by `fuse`.
+        """
+        special = self.kinds.get(kind) or self.kinds.get(kind.partition("_")[0]) or KindTraining()
+        return self.model_copy(update=special.model_dump(exclude_none=True))
+
+
+class Score(Section):
+    """`kl`: of the parent's next-token distribution to the child's. `lm_loss`: the rise of the loss on the text."""
+
+    metric: Literal["kl", "lm_loss"] = "kl"
+
+
+class Measure(Section):
+    """How long a stack of one geometry is timed: until its time relative to the parent's is known to `tolerance`, a
+    standard error, and for at most `time_limit` seconds. The assembled child is given three times that.
+
+    A time that would put a larger standard error than `worst_spread` into a model full of it (as a share of the
+    parent's time), or was taken while other programs kept more than `worst_contention` of the cores needed busy, is not
+    used for a budget that limits times, but taken again, all such times together for up to `patience`; so is a child's
+    that leaves undecided whether it is within the budget. None: in proportion to the tolerance.
+    """
+
+    tolerance: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.01
+    time_limit: Seconds = 20.0
+    worst_spread: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
+    worst_contention: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    patience: Seconds = 180.0
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.worst_spread is not None and self.worst_spread < self.tolerance:
+            given = f"{self.worst_spread} is less than the error at which timing stops"
+            raise wrong("worst_spread", f"{given}; give at least measure.tolerance, {self.tolerance}")
+        return self
+
+    @property
+    def spread_allowed(self) -> float:
+        return _SPREAD_PER_TOLERANCE * self.tolerance if self.worst_spread is None else self.worst_spread
+
+    @property
+    def contention_allowed(self) -> float:
+        """At most 1: all of the cores, which is any."""
+        asked = _CONTENTION_PER_TOLERANCE * self.tolerance if self.worst_contention is None else self.worst_contention
+        return min(1.0, asked)
+
+
+class Solver(Section):
+    """`gap`: how far from the optimum an answer may be, as a share of its score. `time_limit` is in seconds, `memory`
+    in bytes, what a run of the exact solver may hold.
+
+    `engine` is the MIP solver for what prices and partial tilings do not settle. `refine`: so many whole architectures
+    are measured to go past the sum of scores; None: the sum's best is the answer.
+    """
+
+    gap: Fraction = 1e-6
+    time_limit: Seconds = 60.0
+    memory: Annotated[Bytes, AfterValidator(checked_memory)] = MEMORY_BYTES
+    engine: Literal["highs", "cbc"] = "highs"
+    refine: Count | None = None
+
+
+class Heal(Section):
+    """Global distillation of the assembled child. `hidden_weight`: of the hidden states' loss beside the logits'."""
+
+    tokens: Count | None = None
+    batch: Count = 8
+    learning_rate: Positive = 2e-4
+    warmup: Fraction = 0.05
+    hidden_weight: NotNegative = 1.0
+
+
+class Export(Section):
+    """`out` None: a folder of the trial's own under `home`."""
+
+    format: Literal["hf", "decilm"] = "hf"
+    out: AbsolutePath | None = None
+
+
+class Ray(Section):
+    """`address` None: a local Ray, started and stopped by us. `layers_per_task` None: as keeps every CPU busy.
+
+    `gpus_per_task` None: one where the scenario is CUDA's, none where it is not.
+    """
+
+    address: str | None = None
+    layers_per_task: Count | None = None
+    cpus_per_task: Positive = 1
+    gpus_per_task: NotNegative | None = None

@@ -1,0 +1,115 @@
+"""The space of a request, spelled out for one parent: every choice a search may make. Knows sizes, not weights."""
+
+from collections.abc import Iterable
+
+from blocklib.block import SKIP, Block, Choice, Parallel, Role, Subblock
+from blocklib.errors import SubblockError
+from blocklib.kinds import ATTENTION, FFN, check, control, kind_of, parent_block
+from blocklib.shape import Shape
+from nas.errors import JobError
+from nas.job.fusion_candidates import Matrix, ffn_runs, windows
+from nas.job.sections import FuseSection, Space
+from nas.job.values import Share, SpaceOption
+
+
+def choices(space: Space, shape: Shape, dependency: Matrix | None = None) -> tuple[Choice, ...]:
+    """Every option of every slot, the parent's own first in each, then runs, dropped blocks, pairs and windows.
+
+    `dependency` is the parent's matrix (`nas/scoring/block_dependency.py`); without it every run and every window is an
+    option. Raises JobError or SubblockError, naming the option, where the parent cannot hold it.
+    """
+    attentions = _distinct(
+        [Subblock("kv", str(shape.kv_heads)), *(_sized("attention", o, shape) for o in space.attention)]
+    )
+    ffns = _distinct([Subblock("ffn", str(shape.ffn_width)), *(_sized("ffn", o, shape) for o in space.ffn)])
+    # A sparse FFN is worth its place only beside a dense one that does as much for a token.
+    ffns = _distinct([*ffns, *filter(None, (control(ffn, shape) for ffn in ffns))])
+    runs, windowed = _runs(space.fuse, shape, dependency), _windows(space.parallel, shape, dependency)
+    found: list[Choice] = []
+    for layer in range(shape.layers):
+        found += [Choice(layer, "attention", attention) for attention in attentions]
+        found += [Choice(layer, "ffn", ffn) for ffn in ffns]
+        found += [Choice(layer, "ffn", run) for run in runs.get(layer, [])]
+        pairs = [Block(attention, ffn) for attention in attentions[1:] for ffn in ffns[1:]] if space.pairs else []
+        if space.drop_blocks and Block(SKIP, SKIP) not in pairs:
+            pairs.append(Block(SKIP, SKIP))
+        found += [Choice(layer, "block", pair) for pair in pairs]
+        if layer in windowed:
+            found.append(Choice(layer, "block", Parallel((parent_block(shape),) * windowed[layer])))
+    for choice in found:
+        check(choice, shape)
+    return tuple(found)
+
+
+def _runs(asked: FuseSection | None, shape: Shape, dependency: Matrix | None) -> dict[int, list[Subblock]]:
+    """The runs of FFNs that may be fused, by their first layer."""
+    if asked is None:
+        return {}
+    if asked.share is None or dependency is None:
+        spans = [
+            (first, length)
+            for first in range(shape.layers)
+            for length in range(2, min(asked.longest, shape.layers - first) + 1)
+            if asked.widest is None or length * shape.ffn_width <= asked.widest
+        ]
+    else:
+        widths = [shape.ffn_width] * shape.layers
+        low = ffn_runs(
+            dependency, asked.longest, asked.share, widths=widths, widest=asked.widest, leave_last=asked.keep_last
+        )
+        spans = [(run.first, run.length) for run in low]
+    kind, own = "fuse" if asked.norm == "fold" else "fuse_last", parent_block(shape).ffn
+    found: dict[int, list[Subblock]] = {}
+    for first, length in spans:
+        found.setdefault(first, []).append(Subblock(kind, parts=(own,) * length))
+    return found
+
+
+def _windows(size: int | None, shape: Shape, dependency: Matrix | None) -> dict[int, int]:
+    """The windows of blocks that may run in parallel: how many blocks, by the first layer."""
+    if size is None:
+        return {}
+    if dependency is None:
+        return dict.fromkeys(range(shape.layers - size + 1), size)
+    return {run.first: run.length for run in windows(dependency, size)}
+
+
+def check_kinds(named: Iterable[str]) -> None:
+    """Raise JobError where distill.kinds names a kind there is not."""
+    known = sorted((ATTENTION | FFN).keys() - {"skip"})
+    for kind in named:
+        if kind not in known:
+            raise JobError(f"distill.kinds.{kind}: there is no such kind; kinds: {', '.join(known)}")
+
+
+def _sized(role: Role, option: SpaceOption, shape: Shape) -> Subblock:
+    if isinstance(option, Share):
+        option = Subblock(option.kind, str(_heads(option, shape) if role == "attention" else _width(option, shape)))
+    try:
+        kind = kind_of(role, option)
+        sized = kind.sized(option, shape)
+        kind.check(sized, shape)
+    except SubblockError as error:
+        raise SubblockError(f"space.{role}: {error}") from error
+    return sized
+
+
+def _heads(option: Share, shape: Shape) -> int:
+    heads = option.share * shape.kv_heads
+    if heads != int(heads) or heads < 1:
+        raise JobError(
+            f"space.attention: {option} of the parent's {shape.kv_heads} KV heads is {heads:g}; "
+            "give a share that leaves a whole number, or drop it"
+        )
+    return int(heads)
+
+
+def _width(option: Share, shape: Shape) -> int:
+    """To the nearest multiple of 256 for wide parents whose own width is one, of 8 otherwise: what kernels run well and
+    derived-model formats can carry."""
+    step = 256 if shape.ffn_width % 256 == 0 and shape.ffn_width >= 2048 else 8
+    return min(shape.ffn_width, max(step, round(option.share * shape.ffn_width / step) * step))
+
+
+def _distinct(subblocks: list[Subblock]) -> list[Subblock]:
+    return list(dict.fromkeys(subblocks))

@@ -1,0 +1,56 @@
+"""KL between two models' next-token distributions, from hidden states and heads, with a gradient.
+
+Logits are long: a vocabulary for every token, and a training step that holds both models' with all that softmax and its
+gradient keep beside them takes gigabytes. Here a few rows' logits exist at a time, and with each of them their share of
+the gradient is made. Knows no trainer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from nas.scoring.fidelity import numbers_at_once
+
+
+def logit_kl(model_BTD: Tensor, parent_BTD: Tensor, head_VD: Tensor, parent_head_VD: Tensor) -> Tensor:
+    """KL(parent || model) in nats, the mean over all tokens, in float32: a scalar.
+
+    Hidden states are the final, normed ones; heads are matrices [vocabulary, hidden]. Only `model_BTD` gets a gradient:
+    the heads are not trained. Raises ValueError where the model's head asks for one.
+    """
+    if head_VD.requires_grad:
+        raise ValueError("the head is to be trained, and the KL by rows has no gradient for it: freeze it")
+    return _LogitKL.apply(  # type: ignore[no-any-return, no-untyped-call]
+        model_BTD.flatten(0, 1), parent_BTD.detach().flatten(0, 1), head_VD, parent_head_VD.detach()
+    )
+
+
+class _LogitKL(torch.autograd.Function):
+    """The gradient of the mean is made with the mean: a backward pass would have to make all logits again."""
+
+    @staticmethod
+    def forward(ctx: Any, model_RD: Tensor, parent_RD: Tensor, head_VD: Tensor, parent_head_VD: Tensor) -> Tensor:
+        count = len(model_RD)
+        rows = max(1, 8 * numbers_at_once(model_RD.device) // len(head_VD))
+        gradient_RD = torch.empty_like(model_RD) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), device=model_RD.device)
+        for start in range(0, count, rows):
+            part = slice(start, start + rows)
+            parent_log_RV = linear(parent_RD[part], parent_head_VD).float().log_softmax(-1)
+            log_RV = linear(model_RD[part], head_VD).float().log_softmax(-1)
+            parent_RV = parent_log_RV.exp()
+            total += (parent_RV * (parent_log_RV - log_RV)).sum()
+            if gradient_RD is not None:
+                # The derivative of the KL by the model's logits.
+                by_logit_RV = log_RV.exp_().sub_(parent_RV).div_(count)
+                gradient_RD[part] = by_logit_RV.to(head_VD.dtype) @ head_VD
+        if gradient_RD is not None:
+            ctx.save_for_backward(gradient_RD)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient_RD,) = ctx.saved_tensors
+        return by_loss * gradient_RD, None, None, None

@@ -1,0 +1,115 @@
+"""Scores: replace one choice in the parent and see how far the parent's output moves (replace-1 scores; Puzzle,
+arXiv 2411.19146, section 4.2).
+
+One sweep over the parent's slots serves many choices: each variant starts from the parent's residual at its own slots
+and joins a stack of variants that runs through the rest of the parent together, so nothing before a variant is ever
+computed for it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from blocklib.block import Choice
+from blocklib.distil import Progress
+from blocklib.kind import Weights
+from blocklib.parent import Parent
+from blocklib.stream import Variant, delta, embed, rotary, slot_delta, variant
+from nas.scoring.fidelity import Fidelity, FidelityMeter, numbers_at_once
+
+# The stack of variants holds at most this many residual numbers (256 MiB in float32).
+_STACK_AT_ONCE = 1 << 26
+_PARENT = "parent"
+
+
+@torch.no_grad()
+def score(
+    parent: Parent,
+    weights: Mapping[Choice, Weights],
+    ids_BT: Tensor,
+    heard: Callable[[float, float], None] = lambda done, total: None,
+) -> Iterator[Progress | dict[Choice, Fidelity]]:
+    """Progress as it goes, then every choice's fidelity, its `lm_loss` being the rise over the parent's own.
+
+    `weights` holds each choice's tensors; `ids_BT` the tokens, [sequences, tokens]. `heard` is told far more often than
+    a batch ends how much of the work is done, of how much. Raises NotFiniteError.
+    """
+    if not weights:
+        yield {}
+        return
+    layers = {choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items()}
+    order = sorted(layers, key=lambda choice: choice.first_slot + choice.span)
+    one = ids_BT.shape[1] * parent.shape.hidden
+    # If not even one sequence of all variants of a large parent fits, several sweeps take a share of them each.
+    at_once = max(1, _STACK_AT_ONCE // one - 1)
+    sweeps = [order[start : start + at_once] for start in range(0, len(order), at_once)]
+    batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // (one * (min(at_once, len(order)) + 1))))
+    meters = [FidelityMeter([_PARENT, *map(str, swept)], parent.model.lm_head) for swept in sweeps]
+    work = _Work(parent, sweeps, ids_BT, heard)
+    done = 0
+    for ids in ids_BT.split(batch):
+        for swept, meter in zip(sweeps, meters, strict=True):
+            residuals_NBTD = _sweep(parent, {choice: layers[choice] for choice in swept}, ids, work.passed_slots)
+            final_NBTD = parent.model.model.norm(residuals_NBTD)
+            meter.add(ids, final_NBTD[0], final_NBTD, read=work.passed_head)
+        done += ids.numel()
+        yield Progress(done, ids_BT.numel())
+    found = {name: fidelity for meter in meters for name, fidelity in meter.result().items()}
+    base = found[_PARENT].lm_loss
+    yield {
+        choice: Fidelity(f.kl, f.lm_loss - base, f.top1_agreement, f.hidden_cosine)
+        for choice in order
+        for f in [found[str(choice)]]
+    }
+
+
+class _Work:
+    """How much of it is done: a token of a model that passes a slot counts 1, and the head what it weighs in slots."""
+
+    def __init__(
+        self, parent: Parent, sweeps: Sequence[Sequence[Choice]], ids_BT: Tensor, heard: Callable[[float, float], None]
+    ):
+        slots = 2 * parent.shape.layers
+        slot_parameters = sum(values.numel() for values in parent.model.model.layers.parameters()) / slots
+        self._head = parent.model.lm_head.weight.numel() / slot_parameters
+        # Each sweep takes the parent along.
+        lengths = [[slots, *(slots - choice.first_slot - choice.span for choice in swept)] for swept in sweeps]
+        self._total = ids_BT.numel() * sum(length + self._head for swept in lengths for length in swept)
+        self._done, self._heard = 0.0, heard
+
+    def passed_slots(self, tokens: int) -> None:
+        self._done += tokens
+        self._heard(self._done, self._total)
+
+    def passed_head(self, tokens: int) -> None:
+        self._done += self._head * tokens
+        self._heard(self._done, self._total)
+
+
+def _sweep(parent: Parent, layers: Mapping[Choice, Variant], ids_BT: Tensor, passed: Callable[[int], None]) -> Tensor:
+    """The residual after the last slot of the parent and of the parent with each choice: [1 + choices, B, T, D].
+
+    `layers` is in order of the choices' ends; `passed` is told how many tokens more have gone through a slot.
+    """
+    pending = list(layers)
+    parent_BTD = embed(parent.model, ids_BT)
+    tables = rotary(parent.model, parent_BTD)
+    stack_NBTD = parent_BTD.new_empty(1 + len(pending), *parent_BTD.shape)
+    stack_NBTD[0] = parent_BTD
+    joined, at_once = 1, max(1, numbers_at_once(parent_BTD.device) // parent_BTD.numel())
+    entering: dict[int, Tensor] = {}
+    for slot in range(2 * parent.shape.layers):
+        entering[slot] = stack_NBTD[0].clone()
+        for some_NBTD in stack_NBTD[:joined].split(at_once):
+            residual = some_NBTD.flatten(0, 1)
+            residual += slot_delta(parent.model, slot, residual, tables)
+        passed(joined * ids_BT.numel())
+        while pending and pending[0].first_slot + pending[0].span == slot + 1:
+            choice = pending.pop(0)
+            before = entering[choice.first_slot]
+            stack_NBTD[joined] = before + delta(layers[choice], before, tables)
+            joined += 1
+        oldest = min((choice.first_slot for choice in pending), default=slot)
+        entering = {kept: value for kept, value in entering.items() if kept >= oldest}
+    return stack_NBTD

@@ -1,0 +1,368 @@
+"""From the store alone to an architecture: a search's options and a budget become a problem, its solution a trial.
+
+Needs neither the parent nor its text, so a new budget costs seconds. Knows what a budget means; the solver does not.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from blocklib.block import Architecture, Choice
+from cost_models.cost import Cost
+from cost_models.metrics import METRICS
+from cost_models.scenario import Scenario
+from db import models
+from db.store import Store
+from nas.errors import (
+    BudgetError,
+    BudgetNotMetError,
+    IncomparableSearchesError,
+    ScoreMetricError,
+    UnfinishedSearchError,
+    UsageError,
+)
+from nas.job.digest import digest
+from nas.job.stored import StoredRequest, parent_costs_of, request_of, scenario_in
+from nas.job.units import Limit, did_you_mean, format_quantity
+from nas.solve.effort import USUAL, Effort
+from solvers.errors import Infeasible
+from solvers.exact.optimum import solve as solve_exactly
+from solvers.exact.settings import Settings
+from solvers.problem import Option, Problem, Solution
+from solvers.queries.batch_sweep import sweep
+from solvers.refine.joint import paired, parted
+
+SCORES = ("kl", "lm_loss")
+"""The scores that may be minimised; less is better."""
+BY_EVALUATION = ("refine", "evolution")
+"""Solvers that choose by what whole architectures really are: how near their sum of scores is to the least says nothing
+of how good they are."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A search with everything measured: what a budget is solved on."""
+
+    search: models.SearchRow
+    scenario: Scenario
+    fixed: Cost
+    parent: Cost
+    options: tuple[Option, ...]
+    metric: str
+    """The kind of the options' scores, kl or lm_loss."""
+    costs: Mapping[Choice, Cost]
+    """Those of the choices that the options stand for, with how far they may be off."""
+
+    @property
+    def layers(self) -> int:
+        return Architecture.parse(self.search.parent_architecture).layers
+
+    @cached_property
+    def request(self) -> StoredRequest:
+        """What the search's job asks."""
+        return request_of(self.search)
+
+    @property
+    def settings(self) -> Settings:
+        """The solver's, as the search's job says."""
+        asked = self.request.solver
+        return Settings(gap=asked.gap, time_limit_s=asked.time_limit, engine=asked.engine, memory_bytes=asked.memory)
+
+    @property
+    def budget(self) -> tuple[Limit, ...]:
+        """The budget of the search's job."""
+        return self.request.budget
+
+    @cached_property
+    def _choices(self) -> Mapping[tuple[int, int, str], Choice]:
+        return {(choice.first_slot, choice.span, str(choice.what)): choice for choice in self.costs}
+
+    def choice(self, option: Option) -> Choice:
+        """The choice that one of the options stands for."""
+        return self._choices[option.key]
+
+    def architecture(self, options: Iterable[Option]) -> Architecture:
+        """The architecture that options make which tile the slots, in their order."""
+        return Architecture.of(tuple(map(self.choice, options)), self.layers)
+
+    def parent_totals(self) -> dict[str, float]:
+        """The whole parent, predicted: every metric that is known of it, by column."""
+        return self.parent.totals(self.scenario)
+
+    def whole(self, metric: str) -> float:
+        """The parent's value of a budget's metric. Raises BudgetError where the scenario has none of it,
+        UnfinishedSearchError where the parent or an option was never measured for it."""
+        row = METRICS[metric]
+        value = row.of(self.parent, self.scenario)
+        if row.summed.column not in self.options[0].costs:
+            raise UnfinishedSearchError(
+                f"{metric} was not measured in search {self.search.name} ({self.search.id}); put a limit on it into "
+                "the budget of its job, and run `nas search` on that"
+            )
+        if not value:
+            raise BudgetError(
+                f"{metric}: the scenario generates {self.scenario.generated_tokens} token, so there is no {metric}; "
+                "set scenario.generated_tokens to 2 or more"
+            )
+        return value
+
+    def problem(self, budget: Sequence[Limit]) -> Problem:
+        """Limits on the options' costs: the budget less the fixed part."""
+        fixed = self.fixed.metrics(self.scenario)
+        most = {cost: value - fixed[cost] for cost, value in self.ceilings(budget).items()}
+        return Problem(2 * self.layers, self.options, most)
+
+    def ceilings(self, budget: Sequence[Limit]) -> dict[str, float]:
+        """The most that a whole model may cost: the tightest limit on each cost, such as latency with throughput."""
+        most: dict[str, float] = {}
+        for cost, value in map(self.ceiling, budget):
+            most[cost] = min(value, most.get(cost, float("inf")))
+        return most
+
+    def ceiling(self, asked: Limit) -> tuple[str, float]:
+        """A limit of the budget as (cost, most it may be) for a whole model."""
+        metric = asked.row
+        return metric.summed.column, metric.converted(asked.absolute(self.whole(asked.metric)), self.scenario)
+
+    def totals(self, solution: Solution) -> dict[str, float]:
+        """The cost of the solver's answer as a whole model: every metric."""
+        fixed = self.fixed.metrics(self.scenario)
+        linear = {name: value + fixed[name] for name, value in solution.costs.items()}
+        return {
+            metric.column: metric.converted(linear[metric.summed.column], self.scenario)
+            for metric in METRICS.values()
+            if metric.summed.column in linear
+        }
+
+    def predicted(self, choices: Iterable[Choice]) -> dict[str, Any]:
+        """The columns of a trial that say what an architecture of these choices costs, and how far that may be off."""
+        whole = sum((self.costs[choice] for choice in choices), self.fixed)
+        columns: dict[str, Any] = {"predicted_contention": whole.contention}
+        for metric in METRICS.values():
+            value = metric.of(whole, self.scenario)
+            columns[metric.predicted] = int(value) if value is not None and metric.unit.is_counted else value
+            if metric.is_measured:
+                columns[metric.predicted_error] = metric.summed.error(whole, self.scenario)
+        return columns
+
+
+def measured(store: Store, search: models.SearchRow, metric: str | None = None) -> Measured:
+    """Everything that the store knows about a search. `metric`, one of `SCORES`, is the request's own unless given.
+
+    Raises UnfinishedSearchError where something is missing, ScoreMetricError for another metric.
+    """
+    metric = metric or request_of(search).metric
+    if metric not in SCORES:
+        raise ScoreMetricError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
+    known, parent = store.options(search.id), parent_costs_of(search)
+    missing = [
+        option.option.choice
+        for option in known
+        if option.cost is None or (option.score is None and option.option.score_key is not None)
+    ]
+    if not known or missing or parent.fixed is None or parent.whole is None:
+        example = f" (for one, {missing[0]})" if missing else ""
+        raise UnfinishedSearchError(
+            f"search {search.name} ({search.id}) is not completely measured{example}; "
+            "run `nas search` on its job again, and it resumes"
+        )
+    scenario = scenario_in(search)
+    choices = [Choice.parse(one.option.choice) for one in known]
+    costs = {choice: cost_of(one.cost) for choice, one in zip(choices, known, strict=True) if one.cost is not None}
+    linear = _known_of_all(costs, parent.fixed, scenario)
+    return Measured(
+        search=search,
+        scenario=scenario,
+        fixed=parent.fixed,
+        parent=parent.whole,
+        options=tuple(
+            Option(
+                known_option.option.first_slot,
+                known_option.option.span,
+                known_option.option.name,
+                # The parent's own options have no score row: they move nothing.
+                getattr(known_option.score, metric) if known_option.score else 0.0,
+                linear[choice],
+            )
+            for choice, known_option in zip(choices, known, strict=True)
+        ),
+        metric=metric,
+        costs=costs,
+    )
+
+
+def _known_of_all(costs: Mapping[Choice, Cost], fixed: Cost, scenario: Scenario) -> dict[Choice, dict[str, float]]:
+    """The linear metrics of each choice, of those that are known of every choice and of the fixed part."""
+    linear = {choice: cost.metrics(scenario) for choice, cost in costs.items()}
+    shared = set(fixed.metrics(scenario)).intersection(*linear.values())
+    return {choice: {name: value for name, value in one.items() if name in shared} for choice, one in linear.items()}
+
+
+def cost_of(row: models.CostRow) -> Cost:
+    """The cost that a row keeps."""
+    return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})
+
+
+def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> Solution:
+    """The best architecture within the budget. Raises BudgetNotMetError."""
+    problem = known.problem(budget)
+    try:
+        found = solve_exactly(paired(problem), effort.over(known.settings))
+    except Infeasible as error:
+        raise BudgetNotMetError(not_met(known, budget, error)) from error
+    return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
+
+
+def solve_across(
+    searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort = USUAL
+) -> tuple[Measured, Solution]:
+    """The best architecture over searches that differ in their scenario, in the batch size for one, and whose it is.
+
+    A relative limit is of the parent's value in each scenario. Raises BudgetNotMetError where none has an answer, and
+    IncomparableSearchesError where their scores are of different parents or texts, and do not compare.
+    """
+    _check_comparable(searches)
+    by_name = {f"{known.search.name} ({known.search.id})": known for known in searches}
+    problems = {name: known.problem(budget) for name, known in by_name.items()}
+    asked = {name: paired(problem) for name, problem in problems.items()}
+    try:
+        name, found = sweep(asked, effort.over(searches[0].settings))
+    except Infeasible as error:
+        raise BudgetNotMetError(_none_of(searches, budget, effort, error)) from error
+    options = parted(found.options, problems[name])
+    return by_name[name], Solution.of(problems[name], options, found.bound, found.seconds, found.solver)
+
+
+def _check_comparable(searches: Sequence[Measured]) -> None:
+    first = searches[0]
+    for known in searches[1:]:
+        one, other = first.search, known.search
+        if one.id == other.id:
+            raise UsageError(f"search {one.name} ({one.id}) is named twice")
+        if known.metric != first.metric or one.parent_digest != other.parent_digest:
+            raise IncomparableSearchesError(
+                f"the scores of {one.name} and {other.name} do not compare: another parent, or metric"
+            )
+        if one.score_text != other.score_text:
+            raise IncomparableSearchesError(
+                f"the scores of {one.name} and {other.name} cannot be compared: they come from different text"
+            )
+        if one.score_text is None:
+            raise IncomparableSearchesError(
+                f"the text of the scores of {one.name} and {other.name} is unknown; run `nas search` on their jobs "
+                "again, which only records it"
+            )
+
+
+def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort, error: Infeasible) -> str:
+    """The message of `error` for one search; a line each for several, each asked again."""
+    if len(searches) == 1:
+        return not_met(searches[0], budget, error)
+    lines = []
+    for known in searches:
+        try:
+            solve(known, budget, effort)
+        except (BudgetNotMetError, TimeoutError) as why:
+            lines.append(f"{known.search.name}: {why}")
+    return "\n".join(lines)
+
+
+def trial_row(
+    known: Measured,
+    solution: Solution,
+    budget: Sequence[Limit],
+    heal: dict[str, Any] | None,
+    solved_for: Sequence[Limit] | None = None,
+    built: str | None = None,
+) -> models.TrialRow:
+    """A solution as a trial, nothing of it built yet. Proposed again by the same solver for the same budget, it is the
+    same trial.
+
+    `solved_for`: the limits that its score, bound and gap are proven within, where they are not those of the budget.
+    `built`: the key of the child it is, where that was built.
+    """
+    choices = [known.choice(option) for option in solution.options]
+    limits = None if solved_for is None or tuple(solved_for) == tuple(budget) else _plain(solved_for)
+    is_of_sums = solution.solver not in BY_EVALUATION
+    architecture, asked_for = str(known.architecture(solution.options)), _plain(budget)
+    child_key = built or _child_key(known.search.id, architecture, heal)
+    return models.TrialRow(
+        key=digest(child_key, asked_for, known.metric, solution.solver),
+        child_key=child_key,
+        search_id=known.search.id,
+        solver=solution.solver,
+        architecture=architecture,
+        budget=asked_for,
+        score=solution.score,
+        bound=solution.bound if is_of_sums else None,
+        gap=solution.gap if is_of_sums else None,
+        status=solution.status if is_of_sums else "evaluated",
+        **known.predicted(choices),
+        details={"choices": list(map(str, choices)), "metric": known.metric}
+        | ({"solved_for": limits} if limits else {}),
+    )
+
+
+def _plain(budget: Sequence[Limit]) -> dict[str, str]:
+    """A budget as a row keeps it."""
+    return {limit.metric: limit.text for limit in budget}
+
+
+def _child_key(search_id: str, architecture: str, heal: dict[str, Any] | None) -> str:
+    return digest(search_id, architecture, heal)
+
+
+def healed_row(trial: models.TrialRow, heal: dict[str, Any] | None) -> models.TrialRow:
+    """The same proposal for the same budget, as the trial of the child that `heal` makes of it; nothing of it is built
+    yet. `heal` is what `trial_row` takes."""
+    child_key = _child_key(trial.search_id, trial.architecture, heal)
+    same = ("search_id", "solver", "architecture", "budget", "score", "bound", "gap", "status", "details", "kl_whole")
+    predicted = [column.name for column in models.TrialRow.__table__.columns if column.name.startswith("predicted_")]
+    return models.TrialRow(
+        key=digest(child_key, trial.budget, trial.metric, trial.solver),
+        child_key=child_key,
+        **{name: getattr(trial, name) for name in (*same, *predicted)},
+    )
+
+
+def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.TrialRow:
+    """A solution as a trial of the store: of the child that the search built of this architecture, if it did. A store
+    that can only be read keeps none; the trial then has no id."""
+    built = store.built_child(known.search.id, str(known.architecture(solution.options)))
+    row = trial_row(known, solution, budget, None, built=built)
+    return store.as_added(row) if store.is_read_only else store.add_trial(row)
+
+
+def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
+    """The solver's infeasibility in the user's metrics and units."""
+    words = ("the least reachable", "with the other limits met, the least reachable")
+    lines = reached(known, budget, error, words)
+    if not lines:
+        return f"no architecture can be put together: {error}"
+    if not error.is_smallest:
+        lines.append("which of these are at fault was not found in the time")
+    together = " together" if len(error.budgets) > 1 else ""
+    return f"no architecture of this space meets the budget{together}. " + "; ".join(lines)
+
+
+def reached(known: Measured, budget: Sequence[Limit], error: Infeasible, words: tuple[str, str]) -> list[str]:
+    """How far each limit at fault can be met, in its metric's units, the fixed part counted in; `words` say what the
+    values are that `error` has alone, and with the other limits met."""
+    fixed, scenario = known.fixed.metrics(known.scenario), known.scenario
+    most = known.ceilings(budget)
+    lines = []
+    for asked in budget:
+        metric, (cost, ceiling) = asked.row, known.ceiling(asked)
+        if cost not in error.budgets or ceiling > most[cost]:
+            continue
+        wanted, whole = metric.converted(ceiling, scenario), known.whole(asked.metric)
+        for found, said in zip((error.least, error.together), words, strict=True):
+            if cost in found:
+                least = metric.converted(found[cost] + fixed[cost], scenario)
+                said = said.replace("least", "most") if metric.at_least else said
+                lines.append(
+                    f"{asked.metric} {format_quantity(asked.metric, wanted)}: {said} is "
+                    f"{format_quantity(asked.metric, least)} ({least / whole:.1%} of the parent's)"
+                )
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,36 @@
+"""Any trial of a search made real: the child that its job's healing makes of it, and how fast that is.
+
+`nas/pipeline.py` builds the trial that meets a job's budget; here somebody names the trial.
+"""
+
+from rich.console import Console
+
+from db import models
+from db.store import Store
+from nas.files.home import child_file, home_of
+from nas.job.stored import request_of
+from nas.solve.solve import healed_row
+from nas.stages.child import healing_key, is_timed
+from nas.stages.real_values import Reality
+
+
+def build_trial(
+    store: Store, search: models.SearchRow, trial: models.TrialRow, console: Console, time: bool
+) -> models.TrialRow:
+    """The trial itself where its child is built, else the trial of the child that healing makes of it; with `time`,
+    timed beside its parent. Works only where that is not done.
+
+    Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine has changed.
+    """
+    times = time and not request_of(search).is_simulated and not is_timed(trial)
+    is_built = trial.kl is not None and child_file(home_of(store, search), trial.child_key).is_file()
+    if is_built and not times:
+        return trial
+    with Reality(store, search, console) as reality:
+        if times:
+            reality.check_machine()  # before the work rather than after
+        if trial.kl is None:
+            trial = store.add_trial(healed_row(trial, healing_key(reality.job)))
+        if times:
+            trial = reality.timed(trial)
+        return reality.made(trial)

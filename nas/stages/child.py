@@ -1,0 +1,273 @@
+"""A trial made real: the child assembled, healed, evaluated and timed beside its parent, and exported.
+
+Each step leaves something whole behind (the child's file, columns of the trial's row, the exported folder) and is not
+done again where that is there. `_described`, `_make` and `_time` run on workers: each is given one task and returns one
+result.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from blocklib.assemble import assemble
+from blocklib.block import Architecture, Choice
+from blocklib.library import Library
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.packed import PackedParent, unpack
+from blocklib.parent import Parent
+from cost_models.analytic import architecture_cost
+from cost_models.energy.meter import meter_of
+from cost_models.hardware import describe
+from cost_models.metrics import METRICS
+from cost_models.scenario import Scenario
+from cost_models.timing.device_lock import alone_on
+from cost_models.timing.quality import Quality
+from cost_models.timing.timing import Comparison, Rounds, time_models
+from db import models
+from nas.cluster.tasks import STARTING, Cluster, Report
+from nas.files.home import child_file
+from nas.job.request import Request
+from nas.job.units import Limit, needs_meter
+from nas.scoring.fidelity import Fidelity
+from nas.solve.budget_loop import Times, limits_of, reached, times_of, verdict
+from nas.stages.child_times import timed_until_decided, times_in
+from nas.stages.children import found_with, save_child
+from nas.stages.context import Context
+from nas.stages.costs import quality_of
+from nas.stages.evaluate import Evaluations, evaluate, perplexity
+from nas.stages.heal_settings import Healing
+from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, tensor
+from nas.stages.prepare import Job
+from nas.terminal.progress import bar, rarely
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """An architecture, and the keys of the parts that it takes from the library, whose folder is `root`."""
+
+    architecture: Architecture
+    root: Path
+    keys: Mapping[Choice, str]
+
+    @staticmethod
+    def of(job: Job, trial: models.TrialRow) -> "_Parts":
+        architecture = Architecture.parse(trial.architecture)
+        return _Parts(architecture, job.library.root, job.built_keys(architecture.choices()))
+
+    def assembled(self, parent: Parent) -> PuzzleNasForCausalLM:
+        library = Library(self.root)
+        return assemble(parent, self.architecture, lambda choice: choice_weights(parent, library, choice, self.keys))
+
+
+@dataclass(frozen=True)
+class _DescribeTask:
+    device: str
+    threads: int | None
+    is_metered: bool
+
+
+def hardware_of(request: Request, cluster: Cluster) -> str:
+    """The machine that times are taken on, as `describe` names it: this one, or a node of a cluster."""
+    device, threads = request.scenario.device, request.scenario.threads
+    if cluster.is_here:
+        return describe(device, threads)
+    task = _DescribeTask(device, threads, needs_meter(request.budget))
+    ((_, found),) = cluster.run(_described, [task], gpus=int(device == "cuda"), whole_node=True)
+    return found
+
+
+def _described(task: _DescribeTask, report: Report) -> str:
+    if task.is_metered:
+        meter_of(task.device)  # before hours of work rather than after
+    return describe(task.device, task.threads)
+
+
+def healing_of(job: Job) -> Healing | None:
+    """How the request heals children; None where it does not."""
+    asked = job.request.heal
+    if asked is None:
+        return None
+    tokens = job.tokens.distillation.size if asked.tokens is None else asked.tokens
+    return Healing(tokens, asked.batch, asked.learning_rate, asked.warmup, asked.hidden_weight)
+
+
+def healing_key(job: Job) -> dict[str, Any] | None:
+    """The part of a trial's key that names its healing."""
+    healing = healing_of(job)
+    return None if healing is None else vars(healing) | {"text": job.tokens.digest("distillation")}
+
+
+def made(context: Context, trial: models.TrialRow) -> models.TrialRow:
+    """The trial with its child built, healed and evaluated. Works only where that is not done."""
+    trial = context.store.trial_with_twins(trial.id)
+    if trial.kl is not None and child_file(context.job.home, trial.child_key).is_file():
+        return trial
+    return _made(context, trial)
+
+
+def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> models.TrialRow:
+    """The trial timed beside its parent. Healing changes no shape, so this need not wait for it.
+
+    `remeasure`: time it again if its times decide nothing about its budget, or were taken under unknown or too much CPU
+    contention.
+    """
+    if is_timed(trial) and not (remeasure and _is_bad(context.job, trial)):
+        return trial
+    return _timed(context, trial)
+
+
+@dataclass(frozen=True)
+class _ChildTask:
+    """`file` is where the child is written, `checkpoints` the folder of a healing that is not at its end."""
+
+    parent: PackedParent
+    distillation: Ids
+    evaluation: Ids
+    parts: _Parts
+    healing: Healing | None
+    file: Path
+    checkpoints: Path
+    device: str
+
+
+def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
+    job, shared = context.job, context.shared
+    healing = healing_of(job)
+    file, checkpoints = child_file(job.home, trial.child_key), job.home / "checkpoints" / trial.child_key
+    gpus = 1 if job.request.gpus_per_task else 0
+    with bar(context.console, "heal child" if healing else "assemble child", "tokens", doing=STARTING) as shown:
+        task = _ChildTask(
+            shared["parent"], shared["distillation"], shared["evaluation"], _Parts.of(job, trial), healing, file,
+            checkpoints, device_of(job),
+        )  # fmt: skip
+        ((_, found),) = context.cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
+    before, after = found.before, found.after
+    return context.store.update_trial(
+        trial.id,
+        kl_before_heal=before.kl,
+        lm_loss_before_heal=before.lm_loss,
+        kl=after.kl,
+        lm_loss=after.lm_loss,
+        perplexity=perplexity(after.lm_loss),
+        top1_agreement=after.top1_agreement,
+        hidden_cosine=after.hidden_cosine,
+        heal_tokens=healing.tokens if healing else 0,
+        details={"parent": {"lm_loss": found.parent.lm_loss, "vocabulary": job.parent.shape.vocabulary}},
+    )
+
+
+def _make(task: _ChildTask, report: Report) -> Evaluations:
+    """Assemble, evaluate, heal, evaluate, write the file. The file holds the results, too: a task that runs again reads
+    them, and so does one that waited for the same child. Two at once would remove each other's checkpoints."""
+    task.checkpoints.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(f"{task.checkpoints}.lock", report):
+        if task.file.is_file():
+            return Evaluations.of(found_with(task.file))
+        parent, heldout = unpack(task.parent, task.device), tensor(task.evaluation, task.device)
+        child = task.parts.assembled(parent)
+
+        def evaluated(model: PuzzleNasForCausalLM, what: str) -> Fidelity:
+            def heard(done: int, total: int) -> None:
+                report(doing=f"evaluating {what}, {done:,} of {total:,} tokens")
+
+            heard(0, heldout.numel())
+            return evaluate(parent.model, model, heldout, heard=heard)
+
+        own = evaluated(parent.model, "the parent")
+        before = after = evaluated(child, "the child before healing" if task.healing else "the child")
+        if task.healing is not None:
+            report(doing="loading the trainer")
+            from nas.stages.heal import heal  # It takes seconds to load, and only here.
+
+            child = deepcopy(child)
+            text = tensor(task.distillation, task.device)
+            for event in heal(parent.model, child, text, task.healing, task.checkpoints):
+                report(event.done_tokens, event.total_tokens)
+            after = evaluated(child, "the healed child")
+        found = Evaluations(own, before, after)
+        save_child(task.file, child, found.plain())
+        shutil.rmtree(task.checkpoints, ignore_errors=True)
+        return found
+
+
+@contextmanager
+def _alone(lock: str, report: Report) -> Iterator[None]:
+    """For as long as no other process has the lock."""
+    held = FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        report(doing="waiting for another process, which builds the same child")
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@dataclass(frozen=True)
+class _TimeTask:
+    parent: PackedParent
+    parts: _Parts
+    scenario: Scenario
+    rounds: Rounds
+    budget: Sequence[Limit]
+    quality: Quality
+
+
+def _timed(context: Context, trial: models.TrialRow) -> models.TrialRow:
+    job = context.job
+    # The last word on a child is worth more time than one of many measurements.
+    asked = job.request.measure
+    rounds = Rounds(least=10, most=100, tolerance=asked.tolerance / 2, seconds=3 * asked.time_limit)
+    with bar(context.console, "measure child", "s at most", doing=STARTING) as shown:
+        parent, parts = context.shared["parent"], _Parts.of(job, trial)
+        task = _TimeTask(parent, parts, job.scenario, rounds, limits_of(trial), quality_of(job))
+        ((_, times),) = context.cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
+    held = architecture_cost(parts.architecture, job.parent.shape, job.scenario)
+    totals = held.totals(job.scenario)
+    counted = {metric.column: totals[metric.column] for metric in METRICS.values() if not metric.is_measured}
+    return context.store.update_trial(
+        trial.id, **times.child, contention=times.contention, **counted, details={"parent": dict(times.parent)}
+    )
+
+
+def is_timed(trial: models.TrialRow) -> bool:
+    """Whether it was timed, and every metric was measured that its budget limits."""
+    times = times_of(trial)
+    return trial.latency_ratio is not None and all(reached(times, asked) for asked in limits_of(trial))
+
+
+def _is_bad(job: Job, trial: models.TrialRow) -> bool:
+    """Whether what was timed of it is better timed again."""
+    allowed, times = job.request.measure.contention_allowed, times_of(trial)
+    if trial.contention is None or trial.contention > allowed:
+        return True
+    return "undecided" in [verdict(times, asked, allowed) for asked in limits_of(trial)]
+
+
+def _time(task: _TimeTask, report: Report) -> Times:
+    """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device; and
+    again, as long as there is patience, where that does not decide whether it is within the budget."""
+    scenario, rounds = task.scenario, task.rounds
+    meter = meter_of(scenario.device) if needs_meter(task.budget) else None
+    parent = unpack(task.parent)
+    child = task.parts.assembled(parent)
+    where: dict[str, Any] = {"device": scenario.device, "dtype": getattr(torch, scenario.dtype)}
+    pair = deepcopy(parent.model).to(**where), deepcopy(child).to(**where)
+
+    def once(why: str) -> Comparison:
+        # A message takes a moment of the machine that is timed.
+        heard = rarely(lambda done, s: report(min(s, rounds.seconds), rounds.seconds, f"{why}{done} rounds"))
+        return time_models(*pair, scenario, rounds, heard=heard, meter=meter)
+
+    with alone_on(scenario.device, lambda words: report(doing=words)):
+        report(doing="first passes")
+        return times_in(timed_until_decided(once, task.budget, task.quality))

@@ -1,0 +1,46 @@
+"""A child timed beside its parent until it is decided whether it is within its budget, or patience is spent.
+
+Pure, apart from the clock that measures patience: the caller passes in the function that times.
+"""
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+from cost_models.metrics import METRICS
+from cost_models.timing.quality import Quality
+from cost_models.timing.timing import Comparison
+from nas.job.units import Limit
+from nas.solve.budget_loop import Times, of_all, verdict
+
+
+def times_in(timed: Comparison) -> Times:
+    """The result of a comparison, by the columns of a trial."""
+    child: dict[str, float | None] = {}
+    parent: dict[str, float | None] = {}
+    for metric in METRICS.values():
+        if not metric.is_measured:
+            continue
+        paired = timed.of(metric.summed)
+        child[metric.column] = None if paired is None else metric.converted(paired.other, timed.scenario)
+        parent[metric.column] = None if paired is None else metric.converted(paired.control, timed.scenario)
+        child[metric.spread] = None if paired is None else paired.spread
+        if metric.ratio is not None:
+            child[metric.ratio] = None if paired is None else paired.ratio
+    return Times(child, parent, timed.contention)
+
+
+def timed_until_decided(once: Callable[[str], Comparison], budget: Sequence[Limit], quality: Quality) -> Comparison:
+    """Time with `once` until the budget is decided or patience runs out; patience counts from the end of the first.
+
+    `once` is given the reason for timing again, and "" at first.
+    """
+    timed = once("")
+    started = perf_counter()
+    while _is_undecided(timed, budget, quality) and perf_counter() - started < quality.patience_s:
+        timed = quality.of_both(timed, once("again, as it may be within the budget or not: "))
+    return timed
+
+
+def _is_undecided(timed: Comparison, budget: Sequence[Limit], quality: Quality) -> bool:
+    times = times_in(timed)
+    return of_all(verdict(times, asked, quality.worst_contention) for asked in budget) == "undecided"

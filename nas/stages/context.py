@@ -1,0 +1,42 @@
+"""One run of a job: what the driver's functions work with and on, from stage to stage."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from blocklib.packed import pack
+from db.store import Store
+from nas.cluster.tasks import Cluster
+from nas.stages.prepare import Job
+
+
+class Shared:
+    """The values that every task reads, put where workers can see it when the first task needs it."""
+
+    def __init__(self, job: Job, cluster: Cluster):
+        self._job = job
+        self._cluster = cluster
+        self._handles: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        """A handle to "parent", or to a set of tokens by its name: as a field of a task it arrives as the value."""
+        if name not in self._handles:
+            value = pack(self._job.parent) if name == "parent" else getattr(self._job.tokens, name)
+            self._handles[name] = self._cluster.share(value)
+        return self._handles[name]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A job, where its rows are kept, where its work runs and is reported, and the values that workers share."""
+
+    job: Job
+    store: Store
+    cluster: Cluster
+    console: Console
+    shared: Shared
+
+    @staticmethod
+    def of(job: Job, store: Store, cluster: Cluster, console: Console) -> "Context":
+        return Context(job, store, cluster, console, Shared(job, cluster))

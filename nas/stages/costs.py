@@ -1,0 +1,293 @@
+"""The cost of an option: seconds of every geometry, measured or simulated, and the rows that keep them.
+
+A time comes with its standard error and the CPU contention during its measurement. A time that is known to be too noisy
+is never used for a budget that limits times: it is measured again, and if it stays noisy the search stops. `_measure`
+and `_simulate` run on workers: each is given one task and returns one result.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from blocklib.block import Choice
+from blocklib.model import PuzzleNasConfig
+from blocklib.packed import PackedParent, unpack
+from cost_models.analytic import choice_cost, fixed_cost
+from cost_models.cost import ZERO, Cost
+from cost_models.energy.meter import meter_of
+from cost_models.flash.flash import MemoryHierarchy
+from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.metrics import error_of
+from cost_models.scenario import Scenario
+from cost_models.timing.device_lock import alone_on
+from cost_models.timing.measured import MeasuredGeometry, TimedStack, measure, suspicions
+from cost_models.timing.quality import ANY, Quality
+from cost_models.timing.timing import Rounds, time_models
+from db import models
+from db.store import Store
+from nas.cluster.tasks import STARTING, Report
+from nas.errors import NoisyTimesError
+from nas.job.digest import digest
+from nas.job.stored import ParentCosts
+from nas.job.units import needs_meter
+from nas.solve.solve import cost_of
+from nas.stages.clock import clock
+from nas.stages.context import Context
+from nas.stages.flash_costs import simulate
+from nas.stages.library import Ids, gpus_to_time, tensor
+from nas.stages.prepare import Job
+from nas.terminal.progress import bar
+
+_SKIPPED = "skip"
+_BUSY = 0.1
+"""The least CPU contention that is worth a message."""
+_SHOWN = 3
+"""Bad times that a message names."""
+
+
+def measure_costs(context: Context, remeasure: bool = False) -> int:
+    """Measure every geometry that has no good time under this scenario on this hardware. Returns how many.
+
+    A scenario with Flash is simulated. `remeasure`: measure all. Raises NoisyTimesError if some times stay bad and the
+    budget limits times; the good ones are kept.
+    """
+    job, store = context.job, context.store
+    keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
+    known = store.costs(list(keys.values()))
+    missing = _missing(job, {part: known[key] for part, key in keys.items() if key in known}, remeasure)
+    if missing:
+        found = _measured_or_simulated(context, missing)
+        # Read again: another search may have measured some in the meantime.
+        kept = {part: row for part, row in _rows(job, store).items() if part not in missing or keys[part] not in known}
+        factors = {} if job.hierarchy is not None else clock(kept, found, _own(job))
+        if job.hierarchy is None and any(part in kept for part in _own(job)):
+            _refuse(job, {part: why for part in _own(job) if (why := _fault(job, found[part]))})
+        rows = {part: _cost_row(job, _on_clock(found[part], factors), keys[part]) for part in missing}
+        store.add_costs([row for row in rows.values() if row.key not in known])
+        store.replace_costs([row for row in rows.values() if row.key in known])
+    times = {part: _timed(part, row) for part, row in _rows(job, store).items()}
+    _tell(job, times, context.console)
+    _refuse(job, {part: why for part, timed in times.items() if (why := _fault(job, timed))})
+    return len(missing)
+
+
+def quality_of(job: Job) -> Quality:
+    """How good a time must be. Any will do where the budget limits none, or nothing is timed."""
+    if job.hierarchy is not None or not any(limit.row.is_measured for limit in job.request.budget):
+        return ANY
+    asked = job.request.measure
+    return Quality(asked.spread_allowed, asked.contention_allowed, asked.patience)
+
+
+def _is_metered(job: Job) -> bool:
+    return needs_meter(job.request.budget)
+
+
+def _missing(job: Job, known: Mapping[Geometry, models.CostRow], remeasure: bool) -> list[Geometry]:
+    """The parts to measure: all if the parent's own are among them, since all else is measured against those."""
+    bad = {part for part, row in known.items() if _fault(job, _timed(part, row))}
+    missing = [part for part in job.to_measure if part not in known or part in bad]
+    is_all = remeasure or (job.hierarchy is None and not set(_own(job)).isdisjoint(missing))
+    return list(job.to_measure) if is_all else missing
+
+
+def _own(job: Job) -> list[Geometry]:
+    """The parent's parts, each as often as it has them."""
+    return [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
+
+
+def _rows(job: Job, store: Store) -> dict[Geometry, models.CostRow]:
+    keys = {part: job.cost_key(part) for part in job.to_measure}
+    known = store.costs(list(keys.values()))
+    return {part: known[key] for part, key in keys.items() if key in known}
+
+
+@dataclass(frozen=True)
+class _MeasureTask:
+    """`config` is the parent's; `is_metered`: joules are read too."""
+
+    config: Mapping[str, Any]
+    wanted: Sequence[Geometry]
+    scenario: Scenario
+    rounds: Rounds
+    quality: Quality
+    is_metered: bool
+
+
+@dataclass(frozen=True)
+class _SimulateTask:
+    parent: PackedParent
+    calibration: Ids
+    wanted: Sequence[Geometry]
+    scenario: Scenario
+    hierarchy: MemoryHierarchy
+
+
+def _measured_or_simulated(context: Context, missing: Sequence[Geometry]) -> dict[Geometry, MeasuredGeometry]:
+    """The missing geometries and the parent's own parts, measured or simulated."""
+    job, shared = context.job, context.shared
+    wanted = [geometry for geometry in missing if geometry != FIXED]
+    how: dict[str, Any] = {"gpus": gpus_to_time(job), "whole_node": True}
+    with bar(context.console, "measure costs", "stacks", doing=STARTING) as shown:
+        if job.hierarchy is not None:
+            simulation = _SimulateTask(shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
+            ((_, found),) = context.cluster.run(_simulate, [simulation], **how, progress=shown)
+        else:
+            rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
+            config = job.parent.model.config.to_dict()
+            timing = _MeasureTask(config, wanted, job.scenario, rounds, quality_of(job), _is_metered(job))
+            ((_, found),) = context.cluster.run(_measure, [timing], **how, progress=shown)
+    return {timed.geometry: timed for timed in found}
+
+
+def _on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> MeasuredGeometry:
+    """Every measured amount, and its error, times its factor; what nobody measured stays unknown."""
+    scaled: dict[str, Any] = {}
+    for name, factor in factors.items():
+        amount, error = getattr(timed, name), getattr(timed, error_of(name))
+        scaled[name] = None if amount is None else factor * amount
+        scaled[error_of(name)] = None if error is None else factor * error
+    return replace(timed, **scaled)
+
+
+def _fault(job: Job, timed: MeasuredGeometry) -> str:
+    """The fault of a time, in words. A time of 0 that has an error was already measured twice."""
+    quality = quality_of(job)
+    fault = quality.fault(timed.spread, timed.contention)
+    seconds = [timed.prefill_s] + ([timed.decode_s] if job.scenario.generated_tokens > 1 else [])
+    if not fault and _is_metered(job) and timed.prefill_j is None:
+        return "no joules, as no meter was read"
+    if not fault and quality != ANY and timed.prefill_error_s is None and min(seconds) <= 0:
+        return "no time at all, though it holds weights"
+    return fault
+
+
+def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console) -> None:
+    """Print the warnings about times in every run: they hold in the second run as well."""
+    asked, lines = job.request.measure, []
+    busy = [timed.contention for timed in times.values() if (timed.contention or 0.0) > _BUSY]
+    if busy:
+        lines.append(
+            f"the machine was busy while {len(busy)} of {len(times)} times were taken: other programs kept up to "
+            f"{max(map(_known, busy)):.0%} of the cores needed (CPU contention), and times may be far off"
+        )
+    rough = [timed.spread for timed in times.values() if timed.spread > asked.spread_allowed]
+    if rough:
+        lines.append(
+            f"{len(rough)} of {len(times)} times are uncertain: a model made of the worst alone would have a standard "
+            f"error of {max(rough):.0%}"
+        )
+    odd = {} if job.hierarchy is not None else suspicions(times, job.scenario.generated_tokens > 1)
+    lines += [f"{part} {why}" for part, why in list(odd.items())[:_SHOWN]]
+    lines += [f"and so {len(odd) - _SHOWN} more"] if len(odd) > _SHOWN else []
+    for line in lines:
+        console.print(line, style="yellow", soft_wrap=True, highlight=False)
+    if lines:
+        console.print("to measure all times again: nas search JOB --remeasure", soft_wrap=True, highlight=False)
+
+
+def _known(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
+    """Raises NoisyTimesError where there are any."""
+    if not faults:
+        return
+    named = [f"{part} has {why}" for part, why in list(faults.items())[:_SHOWN]]
+    more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    asked = job.request.measure
+    raise NoisyTimesError(
+        f"{len(faults)} of {len(job.to_measure)} times are too noisy for this budget, measured again for up to "
+        f"{asked.patience:g} s: {'; '.join(named)}{more}. Good times are kept: when the machine is idle, run the same "
+        "command again, and only the noisy ones are measured again; or raise measure.worst_spread or "
+        "measure.worst_contention, to use them as they are, or measure.patience, to try longer"
+    )
+
+
+def _measure(task: _MeasureTask, report: Report) -> tuple[MeasuredGeometry, ...]:
+    found: list[MeasuredGeometry] = []
+    scenario = task.scenario
+    timer = partial(time_models, meter=meter_of(scenario.device) if task.is_metered else None)
+    with alone_on(scenario.device, lambda words: report(doing=words)):
+        report(doing="the parent and its parts")
+        config = PuzzleNasConfig.from_dict(dict(task.config))
+        for event in measure(config, task.wanted, scenario, task.rounds, quality=task.quality, timer=timer):
+            if isinstance(event, MeasuredGeometry):
+                found.append(event)
+            elif isinstance(event, TimedStack):
+                report(event.done, event.total, f"timed again: {event.again}" if event.again else "")
+    return tuple(found)
+
+
+def _simulate(task: _SimulateTask, report: Report) -> tuple[MeasuredGeometry, ...]:
+    found: list[MeasuredGeometry] = []
+    ids_BT = tensor(task.calibration, "cpu")
+    for simulated in simulate(unpack(task.parent), task.wanted, task.scenario, task.hierarchy, ids_BT):
+        found.append(simulated)
+        report(len(found), len(task.wanted) + 1)
+    return tuple(found)
+
+
+def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.CostRow:
+    geometry, shape = timed.geometry, job.parent.shape
+    if geometry.role == "fixed":
+        held = fixed_cost(shape, job.scenario)
+    else:
+        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, job.scenario)
+    return _row(key, str(geometry), held + timed.cost, timed.spread)
+
+
+def _row(key: str, name: str, cost: Cost, spread: float) -> models.CostRow:
+    return models.CostRow(key=key, name=name, spread=spread, **vars(cost))
+
+
+def _timed(geometry: Geometry, row: models.CostRow) -> MeasuredGeometry:
+    """The measurement, read back from its row."""
+    return MeasuredGeometry.of(geometry, row.spread, cost_of(row))
+
+
+def write_options(job: Job, store: Store) -> None:
+    """The search's options with what is known of each, so that it can be solved from the database alone."""
+    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
+    by_geometry = {geometry: measured[job.cost_key(geometry)] for geometry in job.to_measure}
+    summed: dict[str, models.CostRow] = {}
+    found = []
+    for choice in job.choices:
+        keys = sorted(job.cost_key(geometry) for geometry in geometries(choice))
+        cost_key = keys[0] if len(keys) == 1 else digest(_SKIPPED, *keys)
+        if len(keys) != 1:
+            parts = [by_geometry[geometry] for geometry in geometries(choice)]
+            whole, spread = sum(map(cost_of, parts), ZERO), sum(part.spread for part in parts)
+            summed[cost_key] = _row(cost_key, " + ".join(map(str, geometries(choice))) or _SKIPPED, whole, spread)
+        build = job.library_parts(choice)
+        found.append(
+            models.OptionRow(
+                search_id=job.id,
+                choice=str(choice),
+                first_slot=choice.first_slot,
+                span=choice.span,
+                name=str(choice.what),
+                score_key=None if job.parent.own(choice) else job.score_key(choice),
+                cost_key=cost_key,
+                distillation_key=job.build_key(build[0]) if len(build) == 1 else None,
+            )
+        )
+    known = store.costs(list(summed))
+    store.add_costs([row for key, row in summed.items() if key not in known])
+    # Sums of times that were measured again, or that had no standard error yet.
+    store.replace_costs([row for key, row in summed.items() if key in known and cost_of(row) != cost_of(known[key])])
+    store.set_options(job.id, found)
+
+
+def parent_costs(job: Job, store: Store) -> dict[str, Any]:
+    """The fixed part's cost and the parent's whole, which is its parts' sum, as the search row keeps them."""
+    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
+    fixed = cost_of(measured[job.cost_key(FIXED)])
+    own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]
+    whole = sum((cost_of(measured[job.cost_key(geometry)]) for geometry in own), fixed)
+    return ParentCosts(fixed, whole).plain()

@@ -1,0 +1,56 @@
+"""A built trial as a directory an inference engine loads: its child's file and its search's row are all it takes."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+
+from blocklib.block import Architecture
+from blocklib.hub import folder_of
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import child_config, model_with, own_shape
+from db import models
+from db.store import Store
+from nas.export.exported import Exported
+from nas.export.formats import export
+from nas.export.published import published_name
+from nas.export.settings import settings_of
+from nas.files.home import child_file, home_of
+from nas.job.request import checkpoint_of
+from nas.job.stored import request_of, scenario_in
+from nas.stages.children import load_child
+from nas.terminal.printable import printable
+from nas.text.tokenizer import load_tokenizer
+from nas.view.table import comparison, markdown
+
+
+def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exported:
+    """Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what the
+    format's exporter raises."""
+    trial = store.trial(trial_id)
+    search = store.find_search(trial.search_id)
+    return deliver(home_of(store, search), search, trial, format, out)
+
+
+def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, format: str, out: Path) -> Exported:
+    """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
+    settings, and a card that holds the comparison."""
+    child = as_assembled(load_child(child_file(home, trial.child_key)))
+    child.to(dtype=getattr(torch, scenario_in(search).dtype))  # type: ignore[call-arg]
+    allowed = request_of(search).allows_remote_code
+    folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
+    tokenizer = load_tokenizer(folder, allowed)
+    return export(format, child, tokenizer, out, _card(search, trial), settings_of(str(folder)))
+
+
+def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
+    """The child's weights under the configuration that it was assembled with; no later change of that is kept."""
+    config = child.config
+    return model_with(
+        child_config(config, Architecture.parse(config.architecture), own_shape(config)), child.state_dict()
+    )
+
+
+def _card(search: models.SearchRow, trial: models.TrialRow) -> str:
+    known = ModelCardData(base_model=published_name(search.parent), library_name="transformers", tags=["puzzle-nas"])
+    return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n"

@@ -1,0 +1,126 @@
+"""Whether this machine can do what a job asks of its parent: arithmetic on sizes, and one look at the weights if their
+type is wider than the one they are served in. Loads no model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blocklib.checkpoint import Checkpoint
+from blocklib.family import positions_of
+from blocklib.kinds import choice_parameters, parameters, parent_architecture
+from blocklib.loading import check_range, readable
+from blocklib.parent import child_config
+from blocklib.shape import Shape
+from cost_models.analytic import architecture_cost
+from cost_models.errors import ScenarioError
+from cost_models.hardware import describe, total_bytes, usable_cores
+from cost_models.scenario import Scenario
+from nas.errors import JobError
+from nas.export.formats import check_format
+from nas.job.positions import check_positions
+from nas.job.request import Request
+from nas.job.space import check_kinds, choices
+from nas.job.units import format_quantity
+from nas.text.tokenizer import load_tokenizer
+
+# No node of any cluster holds as much: 1 PiB.
+_NOWHERE = 1 << 50
+_TRAINED = 4
+"""Bytes of a number in float32, in which everything is loaded and trained."""
+
+
+def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> None:
+    """Raise JobError or CheckpointError where the checkpoint is no parent of such a search, or this machine cannot do
+    it.
+
+    `is_here`: the work is done on this machine. Reads weights only for a scenario in a narrower type than theirs.
+    """
+    found = readable(checkpoint)
+    check_sizes(request, found.shape, found.config)
+    if is_here:
+        _check_device(request)
+    _check_memory(request, found.shape, is_here)
+    load_tokenizer(checkpoint.folder, request.allow_remote_code)
+    check_range(checkpoint, getattr(torch, request.scenario.dtype))
+
+
+def check_sizes(request: Request, shape: Shape, config: Any) -> None:
+    """Raise JobError, SubblockError or UnsupportedExportError where the parent cannot hold an option, has too few
+    positions, or a format cannot carry one.
+
+    `config` is the parent's, as transformers has it or as ours.
+    """
+    check_kinds(request.distill.kinds)
+    own = child_config(config, parent_architecture(shape), shape)
+    check_format(request.export.format, choices(request.space, shape), own)
+    check_positions(request, positions_of(config))
+
+
+def scenario_of(request: Request) -> Scenario:
+    """The scenario of a request, as cost models take it."""
+    asked = request.scenario
+    return Scenario(asked.device, asked.dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads)
+
+
+def _check_device(request: Request) -> None:
+    asked = request.scenario
+    try:
+        describe(asked.device, asked.threads)
+    except ScenarioError as error:
+        raise JobError(f"scenario.device: {error}") from error
+    if request.gpus_per_task and not torch.cuda.is_available():
+        asks = f"{request.gpus_per_task:g} a task, and torch {torch.__version__} finds no cuda here"
+        raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster that has some")
+    if asked.device == "cpu" and asked.threads is not None and asked.threads > usable_cores():
+        raise JobError(
+            f"scenario.threads: {asked.threads:,} threads, and this process may use {usable_cores()} cores; give at "
+            "most as many"
+        )
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Bytes that something takes at least: the key that asks for it, what they are, and where."""
+
+    key: str
+    held_bytes: int
+    what: str
+    device: str = "cpu"
+
+
+def _check_memory(request: Request, shape: Shape, is_here: bool) -> None:
+    for need in _needs(request, shape):
+        there_bytes = total_bytes(torch.device(need.device)) if is_here else _NOWHERE
+        if need.held_bytes > there_bytes:
+            where = f"this machine's {need.device}" if is_here else "no node"
+            taken = f"takes at least {_said(need.held_bytes)} ({need.what})"
+            raise JobError(f"{need.key}: {taken}, and {where} has {_said(there_bytes)}; ask for less")
+
+
+def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
+    """The memory that a search holds at one time, each item a lower bound."""
+    data, parent = request.data, parent_architecture(shape)
+    whole = parameters(parent, shape) * _TRAINED
+    yield _Need("parent", whole, "its weights in float32")
+    if request.scenario.flash is None:
+        scenario = scenario_of(request)
+        cost = architecture_cost(parent, shape, scenario)
+        passed = scenario.batch * scenario.prompt_tokens * (shape.hidden + shape.ffn_width) * scenario.bytes_per_value
+        held = cost.weight_bytes + cost.cache_bytes + passed
+        what = f"the parent's weights, {_said(cost.cache_bytes)} of cache, and one layer's activations of a prefill"
+        yield _Need("scenario", held, what, scenario.device)
+    largest = max(choices(request.space, shape), key=lambda choice: choice_parameters(choice, shape))
+    yield _Need(f"space: {largest}", choice_parameters(largest, shape) * _TRAINED, "its weights in float32")
+    sequences, trainer = data.distillation_tokens // data.sequence_length, "cuda" if request.gpus_per_task else "cpu"
+    batches = {"distill.batch": request.distill.batch, "heal.batch": request.heal.batch if request.heal else 0}
+    for key, batch in batches.items():
+        passed = min(batch, sequences) * data.sequence_length * (shape.hidden + shape.ffn_width) * _TRAINED
+        yield _Need(key, whole + passed, "the parent and one layer's activations, in float32", trainer)
+    yield _Need("data.score_tokens", data.score_tokens * shape.hidden * _TRAINED, "the parent's hidden states")
+
+
+def _said(count: int) -> str:
+    return format_quantity("memory", float(count))

@@ -1,0 +1,220 @@
+"""Healing: global knowledge distillation (GKD) of an assembled child from its parent.
+
+The loss is KL(parent || child) on the logits plus the cosine distance of hidden states after every block (Puzzle,
+arXiv 2411.19146, section 5), plus what sparse FFNs add of their own. transformers' Trainer does the training, in
+float32 on one device; checkpoints and resuming are its own. Embeddings and head stay as they are: they are the
+parent's, and often one tensor. Only the child's weights change: what the trainer does to its settings is undone.
+"""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from blocklib.block import Architecture
+from blocklib.distil import Progress, regulariser
+from blocklib.errors import NotFiniteError
+from blocklib.model import PuzzleNasForCausalLM
+from nas.files.permissions import open_as_usual
+from nas.scoring.logit_kl import logit_kl
+from nas.stages.heal_settings import Healing
+
+
+def heal(
+    parent: PuzzleNasForCausalLM,
+    child: PuzzleNasForCausalLM,
+    ids_BT: Tensor,
+    settings: Healing,
+    checkpoints: Path,
+) -> Iterator[Progress]:
+    """Train `child` in place; progress as it goes. A killed run resumes from its last checkpoint.
+
+    `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be its
+    own, not shared with the parent; nothing else of it is changed when this ends. Raises NotFiniteError where the loss
+    is.
+    """
+    with _settings_kept(child):
+        yield from _healing(parent, child, ids_BT, settings, checkpoints)
+    child.requires_grad_(False)
+    child.eval()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _settings_kept(model: PuzzleNasForCausalLM) -> Iterator[None]:
+    """The model's configurations end as they were: the trainer turns the KV cache of what it trains off for good."""
+    kept = [(settings, deepcopy(vars(settings))) for settings in (model.config, model.generation_config)]
+    try:
+        yield
+    finally:
+        for settings, values in kept:
+            vars(settings).clear()
+            vars(settings).update(values)
+
+
+def _healing(
+    parent: PuzzleNasForCausalLM,
+    child: PuzzleNasForCausalLM,
+    ids_BT: Tensor,
+    settings: Healing,
+    checkpoints: Path,
+) -> Iterator[Progress]:
+    batch = min(settings.batch, len(ids_BT))
+    steps = max(1, settings.tokens // (batch * ids_BT.shape[1]))
+    events: Queue[Progress | BaseException | None] = Queue()
+    _thaw(child)
+    trainer = _HealingTrainer(
+        model=child,
+        args=_arguments(settings, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
+        train_dataset=_Sequences(ids_BT),
+        callbacks=[_Report(events, batch * ids_BT.shape[1])],
+    )
+    trainer.remove_callback(PrinterCallback)  # It prints the loss on standard output.
+    trainer.distil_from(parent, settings.hidden_weight)
+    # The trainer reports through callbacks and our caller wants an iterator: a thread stands between them.
+    worker = threading.Thread(target=_train, args=(trainer, checkpoints, torch.get_num_threads(), events), daemon=True)
+    worker.start()
+    while (event := events.get()) is not None:
+        if isinstance(event, BaseException):
+            raise event
+        yield event
+
+
+def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use_cpu: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        dataloader_drop_last=True,  # Every step is of as many tokens.
+        learning_rate=settings.learning_rate,
+        warmup_steps=int(settings.warmup * steps),
+        lr_scheduler_type="cosine",
+        weight_decay=0.0,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        save_steps=max(1, steps // 10),
+        save_total_limit=1,
+        logging_steps=max(1, steps // 25),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        # The tokens are on the model's device already.
+        dataloader_pin_memory=False,
+        seed=0,
+        use_cpu=use_cpu,
+    )
+
+
+def _thaw(child: PuzzleNasForCausalLM) -> None:
+    """All of it is trained, but for what is the parent's own and what a kind says stays."""
+    child.requires_grad_(True)
+    child.model.embed_tokens.requires_grad_(False)
+    child.lm_head.requires_grad_(False)
+    if child.config.learned_positions:
+        child.model.embed_positions.requires_grad_(False)
+    for module in child.modules():
+        for name in getattr(module, "frozen_in_healing", ()):
+            module.get_parameter(name).requires_grad_(False)
+
+
+def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]") -> None:
+    try:
+        # How many threads torch computes with is a setting of each thread, and a new one starts from the environment's.
+        torch.set_num_threads(threads)
+        trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+        events.put(None)
+    except BaseException as error:
+        events.put(error)
+
+
+def _last_whole(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end; what a kill cut short is removed."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not _is_whole(folder):
+            shutil.rmtree(folder)
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """The trainer writes its state last, and removes older checkpoints only after that."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
+
+
+class _Sequences(Dataset[dict[str, Tensor]]):
+    def __init__(self, ids_BT: Tensor):
+        self._ids_BT = ids_BT
+
+    def __len__(self) -> int:
+        return len(self._ids_BT)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self._ids_BT[index].long()}
+
+
+class _Report(TrainerCallback):
+    """Turns the trainer's callbacks into events."""
+
+    def __init__(self, events: "Queue[Progress | BaseException | None]", tokens_per_step: int):
+        self._events = events
+        self._tokens_per_step = tokens_per_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        done, total = state.global_step, state.max_steps
+        self._events.put(Progress(done * self._tokens_per_step, total * self._tokens_per_step))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert args.output_dir is not None
+        open_as_usual(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
+
+
+class _HealingTrainer(Trainer):
+    """A Trainer whose loss is the distance to a parent."""
+
+    def distil_from(self, parent: PuzzleNasForCausalLM, hidden_weight: float) -> None:
+        self._parent = parent
+        self._hidden_weight = hidden_weight
+        config: Any = self.model.config  # type: ignore[union-attr]
+        architecture = Architecture.parse(config.architecture)
+        self._ends = [layer + block.layers for layer, block in architecture.placed()]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        ids_BT, asked = inputs["input_ids"], {"output_hidden_states": self._hidden_weight > 0, "use_cache": False}
+        child: PuzzleNasForCausalLM = self.accelerator.unwrap_model(model)
+        with torch.no_grad():
+            target = self._parent.model(ids_BT, **asked)
+        # Its decoder alone: a forward of the whole would make all logits.
+        output = child.model(ids_BT, **asked)
+        loss = logit_kl(
+            output.last_hidden_state, target.last_hidden_state, child.lm_head.weight, self._parent.lm_head.weight
+        )
+        if self._hidden_weight > 0:
+            # hidden_states[0] is the embedding; the last one of both is taken after the final norm.
+            distances = [
+                1 - torch.cosine_similarity(hidden.float(), target.hidden_states[end].float(), dim=-1).mean()
+                for hidden, end in zip(output.hidden_states[1:], self._ends, strict=True)
+            ]
+            loss = loss + self._hidden_weight * torch.stack(distances).mean()
+        if model.training:
+            loss = loss + regulariser(model)
+        if not torch.isfinite(loss):
+            raise NotFiniteError(
+                f"healing: the loss is {loss.item()} at step {self.state.global_step}; lower heal.learning_rate"
+            )
+        return (loss, output) if return_outputs else loss

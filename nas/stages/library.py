@@ -1,0 +1,268 @@
+"""The stages that fill the library and the store: build every subblock, score every choice. `costs.py` measures them.
+
+Each stage asks the store and the library what is already there, has workers do the rest, and writes their answers as
+they come. `_depend`, `_build` and `_score` run on workers: each is given one task and returns one result.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from blocklib.assemble import parent_part
+from blocklib.block import SKIP, Choice, Parallel
+from blocklib.distil import Distilled, Progress, Texts, Training, distil
+from blocklib.kind import Weights
+from blocklib.kinds import parameters
+from blocklib.library import Library
+from blocklib.packed import PackedParent, unpack
+from blocklib.parent import Parent
+from db import models
+from nas.cluster.tasks import STARTING, Report
+from nas.job.fusion_candidates import Matrix
+from nas.job.sections import Distill
+from nas.scoring.block_dependency import block_dependency
+from nas.scoring.fidelity import Fidelity
+from nas.scoring.replace_one import score
+from nas.stages.context import Context
+from nas.stages.prepare import CHECKED, Job
+from nas.stages.shares import by_count, by_layers
+from nas.terminal.progress import bar, rarely
+
+Ids = NDArray[np.int32]
+
+# Tokens that tell how blocks depend on each other; more hardly change the matrix.
+_DEPENDENCY_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class _DependTask:
+    parent: PackedParent
+    calibration: Ids
+    device: str
+
+
+def measure_dependency(context: Context) -> Matrix:
+    """How much each block of the parent depends on each before it."""
+    job, shared = context.job, context.shared
+    gpus = 1 if job.request.gpus_per_task else 0
+    with bar(context.console, "block dependency", "tokens", doing=STARTING) as shown:
+        task = _DependTask(shared["parent"], shared["calibration"], device_of(job))
+        ((_, matrix),) = context.cluster.run(_depend, [task], gpus=gpus, whole_node=True, progress=shown)
+    return matrix
+
+
+def _depend(task: _DependTask, report: Report) -> Matrix:
+    sequences = max(1, _DEPENDENCY_TOKENS // task.calibration.shape[1])
+    ids_BT = tensor(task.calibration[:sequences], task.device)
+    return block_dependency(unpack(task.parent, task.device).model, ids_BT, report)
+
+
+@dataclass(frozen=True)
+class _Building:
+    """One subblock to build: its key in the library, and how it is trained."""
+
+    choice: Choice
+    key: str
+    training: Training
+
+
+@dataclass(frozen=True)
+class _BuildTask:
+    """`root` is the library's folder, `heldout` the text that tells how well a subblock learnt."""
+
+    parent: PackedParent
+    calibration: Ids
+    distillation: Ids
+    heldout: Ids
+    root: Path
+    work: Sequence[_Building]
+    settings: Distill
+    device: str
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A subblock that was built: the columns of its row."""
+
+    key: str
+    choice: str
+    tokens: int
+    seconds: float
+    loss_first_weights: float
+    loss_least_squares: float | None = None
+    loss_trained: float | None = None
+    curve: Sequence[Sequence[float]] = ()
+    usage: dict[str, Any] | None = None
+
+
+def build_library(context: Context) -> int:
+    """First weights, least squares and BLD for every subblock not yet in the library. Returns how many were built."""
+    job, store, shared = context.job, context.store, context.shared
+    keys = {part: job.build_key(part) for part in job.to_build}
+    known = store.distillations(list(keys.values()))
+    missing = [part for part, key in keys.items() if key not in known or not job.library.has(part, key)]
+    if not missing:
+        return 0
+    resources = job.request.ray
+    # Each task passes over the text for its own layers: together they do what one would do for all.
+    most = max(job.training(part).tokens for part in missing)
+    with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
+        groups = _shares(context, missing, lambda part: part.span)
+        tasks = [
+            _BuildTask(
+                shared["parent"],
+                shared["calibration"],
+                shared["distillation"],
+                shared["score"],
+                job.library.root,
+                [_Building(part, keys[part], job.training(part)) for part in group],
+                job.request.distill,
+                device_of(job),
+            )
+            for group in groups
+        ]
+        heard = shown.expect(len(groups) * [most / len(groups)])
+        for _, records in context.cluster.run(
+            _build, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
+        ):
+            store.add_distillations([models.DistillationRow(**vars(record)) for record in records])
+    return len(missing)
+
+
+def _build(task: _BuildTask, report: Report) -> tuple[_Record, ...]:
+    """Build what the library lacks. Returns a record of all, each read back from its file: a task started again after
+    it was killed has all of them."""
+    library = Library(task.root)
+    keys = {one.choice: one.key for one in task.work}
+    missing = {one.choice: one.training for one in task.work if not library.has(one.choice, one.key)}
+    if missing:
+        texts = Texts(
+            tensor(task.calibration, task.device), tensor(task.distillation, task.device),
+            tensor(task.heldout[:CHECKED], task.device), task.settings.batch,
+        )  # fmt: skip
+        at_work = distil(
+            unpack(task.parent, task.device), missing, texts, least_squares=task.settings.least_squares,
+            doing=lambda words: report(doing=words), heard=rarely(report, 1.0),
+        )  # fmt: skip
+        for event in at_work:
+            if isinstance(event, Progress):
+                report(event.done_tokens, event.total_tokens)
+            else:
+                metadata = {"format": "pt", "distillation": json.dumps(vars(_record(event, keys[event.choice])))}
+                library.save(event.choice, keys[event.choice], event.weights, metadata)
+    return tuple(_Record(**json.loads(library.metadata(part, key)["distillation"])) for part, key in keys.items())
+
+
+def _record(distilled: Distilled, key: str) -> _Record:
+    return _Record(
+        key=key,
+        choice=str(distilled.choice),
+        tokens=distilled.tokens,
+        seconds=distilled.seconds,
+        loss_first_weights=distilled.loss_first_weights,
+        loss_least_squares=distilled.loss_least_squares,
+        loss_trained=distilled.loss_trained,
+        curve=[[float(tokens), loss] for tokens, loss in distilled.curve],
+        usage=None if distilled.usage is None else vars(distilled.usage),
+    )
+
+
+@dataclass(frozen=True)
+class _ScoreTask:
+    """`work` is choices, each with the keys of its parts in the library, whose folder is `root`."""
+
+    parent: PackedParent
+    ids: Ids
+    root: Path
+    work: Mapping[Choice, Mapping[Choice, str]]
+    device: str
+
+
+def score_choices(context: Context) -> int:
+    """Replace-1 scores of every choice not yet scored. Returns how many were scored."""
+    job, store, shared = context.job, context.store, context.shared
+    keys = {choice: job.score_key(choice) for choice in job.variants}
+    known = store.scores(list(keys.values()))
+    missing = [choice for choice, key in keys.items() if key not in known]
+    if not missing:
+        return 0
+    shape = job.parent.shape
+    head, slots = shape.vocabulary * shape.hidden, 2 * shape.layers
+    per_slot = (parameters(job.parent.architecture, shape) - shape.fixed_parameters) / slots
+    resources, text = job.request.ray, job.tokens.score.size
+    with bar(context.console, "score options", "tokens", text, STARTING) as shown:
+        # The parameters that a token passes from the start of a choice to the logits.
+        groups = _shares(context, missing, lambda choice: head + per_slot * (slots - choice.first_slot))
+        tasks = [
+            _ScoreTask(
+                shared["parent"],
+                shared["score"],
+                job.library.root,
+                {choice: job.built_keys([choice]) for choice in group},
+                device_of(job),
+            )
+            for group in groups
+        ]
+        heard = shown.expect(len(groups) * [text / len(groups)])
+        for index, found in context.cluster.run(
+            _score, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
+        ):
+            store.add_scores([
+                models.ScoreRow(key=keys[choice], choice=str(choice), **vars(found[choice])) for choice in groups[index]
+            ])  # fmt: skip
+    return len(missing)
+
+
+def _score(task: _ScoreTask, report: Report) -> Mapping[Choice, Fidelity]:
+    parent, library = unpack(task.parent, task.device), Library(task.root)
+    weights = {choice: choice_weights(parent, library, choice, keys) for choice, keys in task.work.items()}
+    for event in score(parent, weights, tensor(task.ids, task.device), rarely(report, 1.0)):
+        if not isinstance(event, Progress):
+            return event
+    raise AssertionError("scoring ended without scores")
+
+
+def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mapping[Choice, str]) -> Weights:
+    """The tensors of every part of `choice`: from the library by `keys`, from the parent, or none where skipped.
+
+    Named as `blocklib.stream.variant` wants them.
+    """
+    weights: dict[str, Any] = {}
+    for index, part in enumerate(choice.parts):
+        block = f"{index // 2}." if isinstance(choice.what, Parallel) else ""
+        held: Weights = {}
+        if part in keys:
+            held = library.load(part, keys[part])
+        elif part.what != SKIP:
+            held = parent_part(parent, part.layer, part.role)
+        weights |= {f"{block}{name}": values.to(parent.model.device) for name, values in held.items()}
+    return weights
+
+
+def tensor(ids: Ids, device: str) -> torch.Tensor:
+    """Token ids on a device. Copied, since what Ray hands out is read-only."""
+    return torch.from_numpy(ids.copy()).to(device)
+
+
+def device_of(job: Job) -> str:
+    """Where workers compute. Ray shows a task only the GPUs that are its own."""
+    return "cuda" if job.request.gpus_per_task else "cpu"
+
+
+def gpus_to_time(job: Job) -> int:
+    """GPUs a timing asks for: the one it times on."""
+    return int(job.scenario.device.startswith("cuda"))
+
+
+def _shares(context: Context, choices: Sequence[Choice], work: Callable[[Choice], float]) -> list[list[Choice]]:
+    request = context.job.request
+    asked = request.ray
+    if asked.layers_per_task:
+        return by_count(choices, asked.layers_per_task)
+    return by_layers(choices, context.cluster.places(asked.cpus_per_task, request.gpus_per_task), work)

@@ -1,0 +1,68 @@
+"""Checks of a job before anything is loaded, distilled or timed: by its parent's files, its sizes and this
+machine.
+
+Looks at the files first, which takes no torch; that is imported for what follows. Does no work of a search.
+"""
+
+from pathlib import Path
+
+from blocklib.checkpoint import inspect
+from blocklib.hub import folder_of
+from cost_models.energy.meter import POWERCAP, meter_of
+from cost_models.errors import NoMeterError
+from nas.cluster.tasks import Cluster
+from nas.errors import JobError
+from nas.job.positions import check_positions
+from nas.job.request import Request
+from nas.job.units import needs_meter
+from nas.text.tokenizer import check_tokenizer
+
+
+def check(request: Request) -> None:
+    """Raise a NasError that names the file or the key where a search of this request cannot end well.
+
+    Checks that depend on this machine are left out if the work is done on a cluster.
+    """
+    _check(request, Cluster(request.ray.address).is_here)
+
+
+def check_submitted(request: Request) -> None:
+    """The same of a request that runs elsewhere, as far as its files are seen here; and no code of a checkpoint's."""
+    if request.allow_remote_code:
+        raise JobError(
+            "allow_remote_code: a submitted job runs no code of a checkpoint's; leave it out, or run `nas search` on a "
+            "machine of your own"
+        )
+    if Path(request.checkpoint).is_dir():
+        _check(request, is_here=False)
+
+
+def check_meter(request: Request, powercap: Path = POWERCAP) -> None:
+    """Raise NoMeterError where the budget limits energy, and this machine has no meter for it: `powercap` is where
+    the kernel shows a CPU's."""
+    if not needs_meter(request.budget):
+        return
+    if request.scenario.flash is not None:
+        raise NoMeterError(
+            "budget.energy: a machine that is simulated (scenario.flash) has no meter; leave one of them out"
+        )
+    from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
+
+    try:
+        meter_of(request.scenario.device, powercap)
+    except NoMeterError as error:
+        raise NoMeterError(f"budget.energy: {error}") from error
+
+
+def _check(request: Request, is_here: bool) -> None:
+    if is_here or request.scenario.flash is not None:
+        check_meter(request)
+    folder = folder_of(request.checkpoint, code=request.allow_remote_code)
+    checkpoint = inspect(folder)
+    check_tokenizer(folder, request.allow_remote_code)
+    if checkpoint.positions is not None:
+        check_positions(request, checkpoint.positions)
+    from nas.stages.feasible import check_parent
+    from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
+
+    check_parent(request, checkpoint, is_here)

@@ -1,0 +1,176 @@
+"""A request made concrete: the parent loaded, the text in tokens, the space spelled out, and a key for everything.
+
+A key is a digest of *what* and *under what*: two things with one key are the same thing, so what a key names is never
+computed twice. Does no work beyond loading.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from blocklib.block import SKIP, Choice
+from blocklib.distil import Training
+from blocklib.hub import folder_of
+from blocklib.library import Library
+from blocklib.parent import Parent, load_parent
+from cost_models.flash.flash import MemoryHierarchy
+from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.hardware import describe
+from cost_models.scenario import Scenario
+from nas.job.digest import digest
+from nas.job.fusion_candidates import Matrix
+from nas.job.request import Request
+from nas.job.sections import Section
+from nas.job.space import choices
+from nas.stages.feasible import check_sizes, scenario_of
+from nas.text.tokenizer import load_tokenizer
+from nas.text.tokens import Tokens, digest_of, load_tokens
+
+# Part of every key of built weights: raise it when the same settings would give other weights.
+_BUILD_VERSION = 2
+# The same of measured seconds.
+_MEASURE_VERSION = 1
+_HOW_TIMED = ("tolerance", "time_limit")
+"""The keys of `measure` that decide how a time is taken, not which times are used."""
+CHECKED = 16
+"""Sequences of the score text that tell how well a subblock learnt."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The inputs of one search."""
+
+    request: Request
+    parent: Parent
+    tokenizer: PreTrainedTokenizerBase
+    tokens: Tokens
+    scenario: Scenario
+    hardware: str
+    dependency: Matrix | None = None
+    """How much each block depends on each before it, once that is measured."""
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        return choices(self.request.space, self.parent.shape, self.dependency)
+
+    @property
+    def hierarchy(self) -> MemoryHierarchy | None:
+        """The machine that is simulated; None where one is timed."""
+        asked = self.request.scenario.flash
+        if asked is None:
+            return None
+        speeds = asked.dram_speed, asked.flash_speed
+        return MemoryHierarchy(asked.dram, *speeds, asked.concurrent, asked.gamma, asked.policy)
+
+    @property
+    def wants_dependency(self) -> bool:
+        """Whether the space joins blocks that depend little on each other, and nobody has measured which do."""
+        joins = self.request.space.fuse is not None or self.request.space.parallel is not None
+        return joins and self.dependency is None and self.parent.shape.layers > 1
+
+    @cached_property
+    def id(self) -> str:
+        """The search: everything but the budget, how it is solved for, and what is done with the answer."""
+        under = self.request
+        spaces = {"space": _plain(under.space), "distill": _plain(under.distill), "score": _plain(under.score)}
+        tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
+        timed = under.measure.model_dump(mode="json", include=set(_HOW_TIMED))
+        flash = under.scenario.flash
+        machine = [self.hardware, None if flash is None else _plain(flash), timed]
+        under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
+        return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
+
+    @cached_property
+    def library(self) -> Library:
+        return Library(self.home / "library" / self.parent.digest)
+
+    @property
+    def home(self) -> Path:
+        return self.request.home
+
+    @property
+    def variants(self) -> tuple[Choice, ...]:
+        """The choices that are not the parent's own."""
+        return tuple(choice for choice in self.choices if not self.parent.own(choice))
+
+    @cached_property
+    def to_build(self) -> tuple[Choice, ...]:
+        """The subblocks the library must hold, each once, in slot order."""
+        found = {part for choice in self.choices for part in choice.parts}
+        needed = [part for part in found if part.what != SKIP and not self.parent.own(part)]
+        return tuple(sorted(needed, key=lambda part: (part.first_slot, part.span, str(part))))
+
+    @property
+    def to_measure(self) -> tuple[Geometry, ...]:
+        """The geometries to time, each once, the fixed part first."""
+        found = dict.fromkeys(geometry for choice in self.choices for geometry in geometries(choice))
+        return (FIXED, *found)
+
+    def training(self, part: Choice) -> Training:
+        settings = self.request.distill.for_kind(part.subblocks[0][1].kind)
+        tokens = self.tokens.distillation.size if settings.tokens is None else settings.tokens
+        return Training(
+            tokens,
+            settings.learning_rate,
+            settings.warmup,
+            settings.schedule,
+            settings.weight_decay,
+            settings.lora_rank,
+        )
+
+    def build_key(self, part: Choice) -> str:
+        """The key of a subblock's weights in the library."""
+        settings = self.request.distill
+        checked = digest_of(self.tokens.score[:CHECKED])
+        text = [self.tokens.digest("calibration"), self.tokens.digest("distillation"), checked]
+        under = [settings.batch, settings.least_squares, vars(self.training(part))]
+        return digest(_BUILD_VERSION, self.parent.digest, str(part), text, under)
+
+    def score_key(self, choice: Choice) -> str:
+        built = [self.build_key(part) for part in self.library_parts(choice)]
+        return digest(self.parent.digest, str(choice), built, self.tokens.digest("score"))
+
+    def cost_key(self, geometry: Geometry) -> str:
+        timed = {name: getattr(self.request.measure, name) for name in _HOW_TIMED}
+        how = [_MEASURE_VERSION, timed, transformers.__version__]
+        if self.hierarchy is not None:
+            how = [_MEASURE_VERSION, vars(self.hierarchy), self.parent.digest, self.tokens.digest("calibration")]
+        return digest(vars(self.parent.shape), self.scenario.key(), self.hardware, how, str(geometry))
+
+    def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
+        """The parts of a choice whose weights come from the library, not from the parent and not from nowhere."""
+        return tuple(part for part in choice.parts if part.what != SKIP and not self.parent.own(part))
+
+    def built_keys(self, choices: Iterable[Choice]) -> dict[Choice, str]:
+        """The parts that these choices take from the library, with their keys there."""
+        return {part: self.build_key(part) for choice in choices for part in self.library_parts(choice)}
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    """As JSON takes it, defaults included."""
+    return section.model_dump(mode="json")
+
+
+def prepare(request: Request, hardware: str | None = None) -> Job:
+    """Load what a request names. `hardware`: where times are taken, as `describe` names it; None: this machine.
+
+    Raises a NasError that names the part that is wrong.
+    """
+    folder = folder_of(request.checkpoint, code=request.allow_remote_code)
+    tokenizer = load_tokenizer(folder, request.allow_remote_code)
+    parent = load_parent(request.checkpoint)
+    check_sizes(request, parent.shape, parent.model.config)
+    asked = request.scenario
+    return Job(
+        request=request,
+        parent=parent,
+        tokenizer=tokenizer,
+        tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary),
+        scenario=scenario_of(request),
+        hardware=hardware or describe(asked.device, asked.threads),
+    )

@@ -1,0 +1,50 @@
+"""A search solved past the sum of scores: the best of so many architectures, each assembled and its real KL measured.
+
+`solvers/refine/refine.py` proposes them; here each becomes a trial as soon as its round is measured. The same question
+leads to the same proposals, so an interrupted run resumes, and a finished one only prints its answer.
+"""
+
+from collections.abc import Sequence
+from time import monotonic
+
+from rich.console import Console
+
+from db import models
+from db.models import now
+from db.store import Store
+from nas.compare.strategies import Contest, refined
+from nas.errors import BudgetNotMetError
+from nas.job.units import Limit
+from nas.solve.effort import USUAL, Effort
+from nas.solve.solve import Measured, not_met
+from nas.stages.real_values import Reality
+from solvers.errors import Infeasible
+from solvers.problem import Solution
+
+
+def solve_refined(
+    store: Store,
+    known: Measured,
+    budget: Sequence[Limit],
+    evaluations: int,
+    console: Console,
+    effort: Effort = USUAL,
+) -> tuple[Solution, models.TrialRow]:
+    """The solution of least real KL, and the trial that it is, not healed. Raises BudgetNotMetError,
+    ScoreMetricError."""
+    started, clock, search = now(), monotonic(), known.search
+    with Reality(store, search, console) as reality:
+        contest = Contest(store, known, budget, reality, evaluations)
+        try:
+            with reality.counting("refine", evaluations):
+                found = refined(contest, effort).solution
+        except Infeasible as error:
+            raise BudgetNotMetError(not_met(known, budget, error)) from error
+        (trial,) = contest.trials([found])
+        store.add_stage(
+            models.StageRow(
+                search_id=search.id, name="refine", started_at=started, seconds=monotonic() - clock,
+                work_done=reality.measured,
+            )
+        )  # fmt: skip
+        return contest.parted(found), trial

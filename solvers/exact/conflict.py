@@ -1,0 +1,106 @@
+"""An answer made an outcome for the user: the chosen options, or which limits cannot be met together.
+
+A conflict is told in numbers: what each cost can reach alone, and what it can reach while the other limits at fault
+hold. This file does not know how the program is solved, nor what it minimised.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from solvers.errors import Infeasible, SolverTimeoutError
+from solvers.exact.line import costs_of, line_of
+from solvers.exact.minimise import minimise
+from solvers.exact.program import Answer, Program
+from solvers.exact.settings import Settings
+from solvers.problem import OPTIMAL_GAP, Constraint, Option, Problem, relative_gap
+
+
+def settled(problem: Problem, answer: Answer, settings: Settings) -> tuple[Option, ...]:
+    """The options an answer chose. Raises Infeasible where there are none to choose, SolverTimeoutError where none was
+    found, whether time or memory was too little.
+
+    To find which limits are at fault takes up to the time limit again.
+    """
+    if answer.outcome == "infeasible":
+        raise _conflict(problem, settings)
+    if answer.outcome != "solved":
+        scarce = _time(settings) if answer.outcome == "timed out" else _memory(settings)
+        raise SolverTimeoutError(f"{scarce} no solution was found, nor was it proven that there is none")
+    return tuple(problem.options[i] for i in answer.chosen)
+
+
+def _conflict(problem: Problem, settings: Settings) -> Infeasible:
+    """The smallest set of limits that no tiling meets, of a problem known to have no solution.
+
+    Where time or memory run out before it is found, all limits are named, and the message says so.
+    """
+    asked, deadline = Settings(memory_bytes=settings.memory_bytes), time.monotonic() + settings.time_limit_s
+    for size in range(1, len(problem.limits)):
+        for limits in combinations(problem.limits, size):
+            can_be_met = _can_be_met(problem, limits, asked, deadline)
+            if can_be_met is None:
+                scarce = _time(settings) if time.monotonic() >= deadline else _memory(settings)
+                note = f" (the smallest set of limits at fault was not found {scarce})"
+                return _explained(problem, problem.limits, {}, note)
+            if not can_be_met:
+                return _explained(problem, limits, _together(problem, limits, asked, deadline))
+    return _explained(problem, problem.limits, _together(problem, problem.limits, asked, deadline))
+
+
+def _time(settings: Settings) -> str:
+    return f"in {settings.time_limit_s:g} s"
+
+
+def _memory(settings: Settings) -> str:
+    return f"with {settings.memory_bytes / 1e9:g} GB of memory"
+
+
+def _can_be_met(problem: Problem, limits: Sequence[Constraint], asked: Settings, deadline: float) -> bool | None:
+    """None where time or memory ran out first."""
+    if len(limits) == 1:
+        return limits[0].holds(_alone(problem, limits[0]))
+    nothing = np.zeros(len(problem.options))
+    answer = minimise(Program.of(problem, nothing, limits), asked.until(deadline))
+    return answer.outcome == "solved" if answer.outcome in ("solved", "infeasible") else None
+
+
+def _alone(problem: Problem, limit: Constraint) -> float:
+    """The least its cost can be with no limit at all (the most, for a minimum)."""
+    values = limit.sign * costs_of(problem, limit.cost)
+    chosen = line_of(problem).least(values)
+    return limit.sign * math.fsum(values[list(chosen)])
+
+
+def _together(problem: Problem, limits: Sequence[Constraint], asked: Settings, deadline: float) -> dict[str, float]:
+    """The least each cost can be while the other limits hold, by limit; left out where time or memory ran out."""
+    reached = {}
+    for limit in limits:
+        if len(limits) == 1:
+            break
+        values = limit.sign * costs_of(problem, limit.cost)
+        others = [other for other in limits if other != limit]
+        answer = minimise(Program.of(problem, values, others), asked.until(deadline))
+        least = math.fsum(values[list(answer.chosen)])
+        # Where either ran out, an answer is one that was found, not the least.
+        if answer.outcome == "solved" and relative_gap(least, answer.bound) <= OPTIMAL_GAP:
+            reached[limit.name] = limit.sign * least
+    return reached
+
+
+def _explained(
+    problem: Problem, limits: Sequence[Constraint], together: dict[str, float], note: str = ""
+) -> Infeasible:
+    least = {limit.name: _alone(problem, limit) for limit in limits}
+    told = []
+    for limit in limits:
+        kind, reach = ("minimum", "most") if limit.minimum else ("maximum", "least")
+        text = f"{limit.cost} has {kind} {limit.value:.10g} and is {least[limit.name]:.10g} at the {reach}"
+        if limit.name in together:
+            text += f" ({together[limit.name]:.10g} while the other limits named here hold)"
+        told.append(text)
+    head = "a limit that cannot be met" if len(limits) == 1 else "limits that cannot be met together"
+    return Infeasible(f"{head}: {'; '.join(told)}{note}", tuple(least), least, together, is_smallest=not note)

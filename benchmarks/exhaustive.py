@@ -20,7 +20,7 @@ import numpy as np
 from exhaustive_space import COSTS, Space
 
 from nas.compare.evolution import POPULATION, Breeding, evolve
-from nas.report.agreement import spearman
+from nas.scoring.rank_correlation import spearman
 from solvers.baselines.greedy import greedy
 from solvers.baselines.random import random_architecture
 from solvers.baselines.sleb import drop_one_by_one

@@ -19,7 +19,6 @@ from db.errors import NotFoundError
 from db.patience import Patience
 from db.store import Store
 from nas.answers import Front, Trial
-from nas.cli.printed import Terminal, plain
 from nas.errors import UsageError
 from nas.job import units
 from nas.job.units import Limit
@@ -27,8 +26,10 @@ from nas.solve import solve
 from nas.solve.effort import USUAL, Effort, shown
 from nas.solve.front import front_of
 from nas.solve.solve import measured, proposed
+from nas.solve.summary import summary
+from nas.terminal.console import Terminal
 from nas.terminal.progress import bar, loading
-from nas.view.table import summary
+from nas.view.plain import plain
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]

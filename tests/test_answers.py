@@ -21,7 +21,7 @@ from db.store import Store
 from nas.cli import main
 from nas.cli import solve as cli_solve
 from nas.cli.printed import print_alternatives, print_trial, print_trials
-from nas.compare.strategies import Contest, StrategyResult
+from nas.compare.strategies import StrategyResult
 from nas.errors import BudgetNotMetError
 from nas.job.units import parse_budget
 from nas.solve.effort import said
@@ -29,6 +29,7 @@ from nas.solve.explain import Explained, explained
 from nas.solve.front import front_of
 from nas.solve.pool import MOST, Alternative, Wanted, alternatives
 from nas.solve.solve import BY_EVALUATION, Measured, measured, solve, trial_row
+from nas.stages.contest import Contest
 from nas.stages.real_values import Reality
 from solvers.problem import Solution
 

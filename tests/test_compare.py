@@ -17,13 +17,14 @@ import nas.compare.strategies as comparing
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
 from db.store import Store
-from nas.compare.strategies import Asked, Chosen, Contest, StrategyResult, compare
+from nas.compare.strategies import Asked, StrategyResult, compare
 from nas.errors import BudgetNotMetError, StaleSearchError
 from nas.job.units import parse_budget
 from nas.scoring.block_influence import block_influence
 from nas.scoring.layer_removal import loss_without
 from nas.solve.solve import solve
 from nas.stages import child
+from nas.stages.contest import Chosen, Contest
 from nas.stages.evaluate import evaluate
 from nas.stages.library import choice_weights, tensor
 from nas.stages.real_values import Reality

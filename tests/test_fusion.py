@@ -20,8 +20,8 @@ from blocklib.ffn.fuse import fuse_weights
 from blocklib.parent import Parent, load_parent
 from nas.job.fusion_candidates import ffn_runs, low_regions
 from nas.job.sections import Data
-from nas.report.agreement import spearman
 from nas.scoring.block_dependency import block_dependency
+from nas.scoring.rank_correlation import spearman
 from nas.text.tokens import load_tokens
 
 

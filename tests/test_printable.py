@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from searches import Here
 
-from nas.cli.printed import Terminal, console, talk_beside
+from nas.terminal.console import Terminal, console, talk_beside
 from nas.terminal.printable import printable
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m"

@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import partial
 
 import nas
-from nas.compare.strategies import STRATEGIES, Chosen
+from nas.compare.strategies import STRATEGIES
+from nas.stages.contest import Chosen
 from solvers.exact import optimum
 from solvers.exact.line import check_tiling, score_bound
 from solvers.problem import Problem, Solution

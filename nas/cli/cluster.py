@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas.cli.arguments import Db
-from nas.cli.printed import console, talk_beside
 from nas.errors import JobFailedError
+from nas.terminal.console import console, talk_beside
 from nas.terminal.progress import bar
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +12,9 @@ from rich.text import Text
 
 from cost_models.metrics import METRICS
 from nas.job.units import format_quantity, said_budget
+from nas.terminal.console import Terminal, console
 from nas.terminal.printable import printable
+from nas.view.plain import plain
 from solvers.problem import OPTIMAL_GAP
 
 if TYPE_CHECKING:
@@ -28,28 +29,6 @@ if TYPE_CHECKING:
     from nas.solve.solve import Measured
     from nas.tables.solve import TableAnswer
     from nas.view.trial import LayerLine
-
-
-class Terminal(Console):
-    """Where everything is printed. Names and paths of the user's are in it: brackets are brackets, and what would
-    steer the terminal is shown, not obeyed."""
-
-    def __init__(
-        self, *, stderr: bool = False, file: IO[str] | None = None, width: int | None = None, quiet: bool = False
-    ):
-        super().__init__(stderr=stderr, file=file, width=width, quiet=quiet, markup=False, emoji=False)
-
-    def render_str(self, text: str, **how: Any) -> Text:
-        """Rich asks here for every string, those in a table's cells as well."""
-        return super().render_str(printable(text), **how)
-
-
-console = Terminal()
-
-
-def talk_beside(as_json: bool) -> Console:
-    """Where work is talked about: not where its JSON goes."""
-    return Terminal(stderr=True) if as_json else console
 
 
 _CLOSEST = 3
@@ -152,7 +131,7 @@ def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as
         found = [{"trial": plain(one.trial), "unlike": one.unlike, "gap": one.solution.gap} for one in answer.found]
         print_json({"found": found, "ended": answer.ended, "timed_out": answer.ended == "time", "cautions": told})
         return
-    from nas.view.table import summary  # It loads what a list of trials does not need.
+    from nas.solve.summary import summary  # It loads what a list of trials does not need.
 
     asked = _asked([one.trial for one in answer.found], ("latency", "memory"))
     table = Table("trial", box=None)
@@ -296,7 +275,7 @@ def _quantity(metric: str, value: float | None) -> str:
 
 def print_comparison(search: "models.SearchRow", lines: "Sequence[StrategyResult]", as_json: bool) -> None:
     """Sorted as they come; those without an answer in a line each, below the table."""
-    from nas.report.agreement import spearman  # It loads numpy, which a list of trials does not need.
+    from nas.scoring.rank_correlation import spearman  # It loads numpy, which a list of trials does not need.
     from nas.solve.caution import cautions
 
     if as_json:
@@ -367,15 +346,6 @@ def _heat(share: float) -> Style:
 
 def _ranges(runs: "Sequence[LayerRun]") -> str:
     return ", ".join(f"{run} ({run.most:.2f})" for run in runs) or "none"
-
-
-def plain(row: Any) -> dict[str, Any]:
-    """A database row as JSON takes it."""
-    return {column.name: _jsonable(getattr(row, column.name)) for column in row.__table__.columns}
-
-
-def _jsonable(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,6 @@ from cost_models.metrics import METRICS
 from nas.cli.arguments import AsJson, Db, SearchName, open_store
 from nas.cli.printed import (
     NOT_KEPT,
-    console,
     is_kept,
     print_alternatives,
     print_answer,
@@ -20,11 +19,11 @@ from nas.cli.printed import (
     print_front,
     print_json,
     print_trial,
-    talk_beside,
 )
 from nas.errors import UsageError
 from nas.files.output import check_output, image_format
 from nas.job import units
+from nas.terminal.console import console, talk_beside
 from nas.terminal.progress import bar
 from nas.terminal.signals import SIGNALS
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nas.cli.arguments import AsJson, Db, open_store
-from nas.cli.printed import plain, print_deleted, print_json, print_trials, talk_beside
+from nas.cli.printed import print_deleted, print_json, print_trials
 from nas.errors import UsageError
+from nas.terminal.console import talk_beside
+from nas.view.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -4,14 +4,13 @@ Every strategy is asked with the same options, costs and limits; its answer is a
 `STRATEGIES` is the list of them. Nothing that is in the store is measured again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from time import monotonic
 
 from rich.console import Console
 
-from blocklib.block import Architecture
 from db import models
 from db.models import now
 from db.store import Store
@@ -19,10 +18,10 @@ from nas.compare.evolution import POPULATION, Dashboard, evolve
 from nas.errors import ScoreMetricError, UsageError
 from nas.job.stored import request_of
 from nas.job.units import Limit
-from nas.solve.effort import USUAL, Effort
-from nas.solve.solve import Measured, measured, reached, solve, trial_row
-from nas.stages.child import healing_key
+from nas.solve.solve import measured, reached, solve
+from nas.stages.contest import Chosen, Contest
 from nas.stages.real_values import Reality
+from nas.stages.refine import refined
 from solvers.baselines.drop import Layers
 from solvers.baselines.greedy import greedy
 from solvers.baselines.max_parameters import max_parameters
@@ -32,70 +31,8 @@ from solvers.baselines.shortgpt import drop_layers
 from solvers.baselines.sleb import drop_one_by_one, rounds_needed
 from solvers.baselines.uniform import uniform
 from solvers.errors import Infeasible
-from solvers.problem import Option, Problem, Solution
-from solvers.refine.joint import paired, parted
-from solvers.refine.refine import refine
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A strategy's answer, and how many whole models it ran to find it."""
-
-    solution: Solution
-    evaluations: int = 0
-
-
-@dataclass(frozen=True)
-class Contest:
-    """The problem that strategies choose on, and the measurement of how good a choice really is."""
-
-    store: Store
-    known: Measured
-    budget: Sequence[Limit]
-    reality: Reality
-    evaluations: int
-    """Whole models that a strategy may run."""
-
-    @cached_property
-    def problem(self) -> Problem:
-        return self.known.problem(self.budget)
-
-    @cached_property
-    def own(self) -> tuple[Option, ...]:
-        """The parent's own option at every slot."""
-        own = set(Architecture.parse(self.known.search.parent_architecture).choices())
-        return tuple(option for option in self.problem.options if self.known.choice(option) in own)
-
-    def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
-        """The choice, with options that were scored together offered only together."""
-        return self.parted(choose(paired(self.problem)))
-
-    def parted(self, found: Solution) -> Solution:
-        """A solution of the paired problem as one of the problem itself."""
-        return Solution.of(self.problem, parted(found.options, self.problem), found.bound, found.seconds, found.solver)
-
-    def real(self, solutions: Sequence[Solution]) -> list[float]:
-        """The KL of each, assembled and not trained, to the parent. Each becomes a trial."""
-        return [_known(trial.kl_whole) for trial in self.trials(solutions)]
-
-    def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.TrialRow]:
-        """Each solution as a trial with its real KL. `is_healed`: the trial is the one of the healed child."""
-        heal = healing_key(self.reality.job) if is_healed else None
-        rows = [trial_row(self.known, self.parted(solution), self.budget, heal) for solution in solutions]
-        kls: dict[str, float] = {}
-        try:
-            for architecture, kl in self.reality.kl([row.architecture for row in rows]):
-                kls[architecture] = kl
-        finally:
-            # Those that were measured before one failed, too.
-            kept = [self._kept(row, kls[row.architecture]) for row in rows if row.architecture in kls]
-        return kept
-
-    def _kept(self, row: models.TrialRow, kl: float) -> models.TrialRow:
-        row.kl_whole = kl
-        trial = self.store.add_trial(row)
-        return trial if trial.kl_whole is not None else self.store.update_trial(trial.id, kl_whole=kl)
-
+from solvers.problem import Solution
+from solvers.refine.joint import paired
 
 Strategy = Callable[[Contest], Chosen]
 
@@ -134,18 +71,6 @@ def _evolution(contest: Contest) -> Chosen:
     limits = ", ".join(f"{limit.metric} {limit.text}" for limit in contest.budget)
     dashboard = Dashboard(contest.store.url, f"{search.name} ({search.id}): {limits}, evolution")
     found = evolve(problem, contest.real, contest.evaluations, starts, show=dashboard.show)
-    return Chosen(found.solution, found.evaluations)
-
-
-def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
-    """The best of the whole architectures that may be run: past the sum of scores.
-
-    Raises ScoreMetricError where it would learn from the KL what another score misses.
-    """
-    if contest.known.metric != "kl":
-        raise ScoreMetricError(f"refining corrects sums of KL, but the scores here are {contest.known.metric}")
-    settings = effort.over(contest.known.settings)
-    found = refine(paired(contest.problem), contest.real, contest.evaluations, settings)
     return Chosen(found.solution, found.evaluations)
 
 

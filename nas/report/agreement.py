@@ -7,15 +7,11 @@ scores of single replacements (Puzzle, arXiv 2411.19146, section 4.1), which not
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from cost_models.metrics import LATENCY
 from db import models
 from nas.job.stored import parent_totals, request_of
 from nas.job.units import format_quantity
-
-FEWEST = 3
-"""Trials below which a rank correlation says nothing."""
+from nas.scoring.rank_correlation import spearman
 
 
 @dataclass(frozen=True)
@@ -63,19 +59,6 @@ def agreement(search: models.SearchRow, trials: Sequence[models.TrialRow]) -> Ag
     alike = [trial for trial in built if trial.metric == metric]
     score = tuple(pair for trial in alike if (pair := _score(trial)))
     return Agreement(tuple(_line(search, trial) for trial in built), latency, score, ranked(latency), ranked(score))
-
-
-def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
-    """Rank correlation, ties sharing their mean rank. None where one side is all ties, or there are under `FEWEST`."""
-    if len(left) < FEWEST or len(set(left)) == 1 or len(set(right)) == 1:
-        return None
-    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """How many are less, and half of those that are equal."""
-    array = np.asarray(values)
-    return [float((array < value).sum() + (array == value).sum() / 2) for value in array]
 
 
 def ranked(pairs: Sequence[Pair]) -> float | None:

@@ -13,7 +13,7 @@ from db import models
 from nas.job.stored import parent_totals, request_of, scenario_in
 from nas.job.units import Limit, format_quantity, parse_limit
 from nas.solve.budget_loop import Verdict, verdicts
-from nas.view.table import summary
+from nas.solve.summary import summary
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from nas.report.trade_off import trade_off
 from nas.solve.budget_loop import uncertainty
 from nas.solve.explain import Explained
 from nas.solve.solve import BY_EVALUATION
-from nas.view.table import comparison, summary
+from nas.solve.summary import summary
+from nas.view.table import comparison
 
 
 def write_report(store: Store, search: models.SearchRow, path: Path, chosen: models.TrialRow | None = None) -> Path:

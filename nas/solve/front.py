@@ -9,7 +9,7 @@ from nas.errors import BudgetError, BudgetNotMetError
 from nas.job.units import Limit, did_you_mean
 from nas.solve.effort import USUAL, Effort
 from nas.solve.solve import Measured, not_met
-from nas.view.table import summary
+from nas.solve.summary import summary
 from solvers.errors import Infeasible
 from solvers.queries.pareto import front
 from solvers.refine.joint import paired, parted

@@ -12,14 +12,16 @@ from rich.console import Console
 from db import models
 from db.models import now
 from db.store import Store
-from nas.compare.strategies import Contest, refined
-from nas.errors import BudgetNotMetError
+from nas.errors import BudgetNotMetError, ScoreMetricError
 from nas.job.units import Limit
 from nas.solve.effort import USUAL, Effort
 from nas.solve.solve import Measured, not_met
+from nas.stages.contest import Chosen, Contest
 from nas.stages.real_values import Reality
 from solvers.errors import Infeasible
 from solvers.problem import Solution
+from solvers.refine.joint import paired
+from solvers.refine.refine import refine
 
 
 def solve_refined(
@@ -48,3 +50,15 @@ def solve_refined(
             )
         )  # fmt: skip
         return contest.parted(found), trial
+
+
+def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
+    """The best of the whole architectures that may be run: past the sum of scores.
+
+    Raises ScoreMetricError where it would learn from the KL what another score misses.
+    """
+    if contest.known.metric != "kl":
+        raise ScoreMetricError(f"refining corrects sums of KL, but the scores here are {contest.known.metric}")
+    settings = effort.over(contest.known.settings)
+    found = refine(paired(contest.problem), contest.real, contest.evaluations, settings)
+    return Chosen(found.solution, found.evaluations)

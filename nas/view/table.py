@@ -1,10 +1,8 @@
 """The one table a search ends with: parent beside child. Text only; the terminal and the model card lay it out."""
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
-from blocklib.block import Architecture
 from cost_models.cost import Cost
 from cost_models.metrics import LATENCY, METRICS, Metric
 from cost_models.scenario import Scenario
@@ -12,6 +10,7 @@ from db import models
 from nas.job.stored import parent_costs_of, scenario_in
 from nas.job.units import format_quantity, said_limit
 from nas.solve.budget_loop import verdicts
+from nas.solve.summary import summary
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,6 @@ def _foreseen(trial: models.TrialRow, metric: str) -> list[ComparisonRow]:
         return []
     name = {"kl": "predicted (sum of scores)", "lm_loss": "predicted rise (sum of scores)"}[metric]
     return [ComparisonRow(f"  {name}", "0", _number(trial.score))]
-
-
-def summary(architecture: str) -> str:
-    """An architecture in a line: its blocks, counted where they repeat."""
-    counted = Counter(str(block) for _, block in Architecture.parse(architecture).placed())
-    return ", ".join(f"{count} x {block}" for block, count in counted.items())
 
 
 def markdown(rows: tuple[ComparisonRow, ...]) -> str:

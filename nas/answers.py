@@ -7,13 +7,13 @@ from typing import Any, overload
 
 from cost_models.metrics import METRICS
 from db import models
-from nas.cli.printed import answered
 from nas.job import units
 from nas.job.units import Limit
 from nas.solve.budget_loop import of_all, verdicts
 from nas.solve.caution import cautions, of_budget
 from nas.solve.front import Point
 from nas.solve.solve import Measured
+from nas.view.plain import answered
 from nas.view.table import comparison
 
 

@@ -20,6 +20,11 @@ MAY_IMPORT = {
     "cost_models": {"cost_models", "blocklib"},
     "nas": set(ROOMS),
 }
+ROOMS_OF_NAS = (
+    *("errors", "terminal", "job", "files", "text", "cluster", "export", "scoring", "solve", "view", "stages"),
+    *("compare", "tables", "report", "pipeline", "answers", "api", "cli"),
+)
+"""Each may import those before it, and no other."""
 ROOT_ERROR = "nas.errors.NasError"
 FILES = [path for room in ROOMS for path in sorted((HOUSE / room).rglob("*.py"))]
 BESIDE = [path for folder in ("tests", "benchmarks", "examples") for path in sorted((HOUSE / folder).rglob("*.py"))]
@@ -59,6 +64,8 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 def test_all_rooms_are_there() -> None:
     assert {name(path).split("/")[0] for path in FILES} == set(ROOMS)
+    within = {path.relative_to(HOUSE / "nas").parts[0].removesuffix(".py") for path in (HOUSE / "nas").rglob("*.py")}
+    assert within - {"__init__"} == set(ROOMS_OF_NAS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -68,6 +75,15 @@ def test_imports_point_one_way(room: str) -> None:
         modules = imported(path) - ({ROOT_ERROR} if path == HOUSE / room / "errors.py" else set())
         rooms = {module.split(".")[0] for module in modules} & set(ROOMS)
         assert rooms <= MAY_IMPORT[room], name(path)
+
+
+@pytest.mark.parametrize("room", ROOMS_OF_NAS)
+def test_imports_within_nas_point_one_way(room: str) -> None:
+    below = ROOMS_OF_NAS[: ROOMS_OF_NAS.index(room) + 1]
+    for path in [HOUSE / "nas" / f"{room}.py", *(HOUSE / "nas" / room).rglob("*.py")]:
+        if path.is_file():
+            used = {module.split(".")[1] for module in imported(path) if module.startswith("nas.")}
+            assert used <= set(below), name(path)
 
 
 @pytest.mark.parametrize("room", ROOMS)

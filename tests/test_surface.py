@@ -50,16 +50,10 @@ COMMANDS = {
 }  # fmt: skip
 NEEDED = {("export", "--out")}
 EXPORTED = {
-    "blocklib": [],
-    "blocklib.attention": [],
-    "blocklib.ffn": [],
-    "cost_models": [],
-    "solvers": [],
-    "db": [],
     "nas": ["Effort", "Front", "Search", "Trial", "load", "of_trial", "run", "solve_across", "trials"],
-    "nas.export": [],
     "nas.report": ["write_front", "write_report"],
 }
+"""All other packages are empty: their files are imported by name."""
 
 
 def spelled(parameter: click.Parameter) -> str:
@@ -105,7 +99,5 @@ def test_exported_names() -> None:
         for room in ("blocklib", "cost_models", "solvers", "db", "nas")
         for path in (house / room).rglob("__init__.py")
     }
-    found = {name: sorted(getattr(importlib.import_module(name), "__all__", [])) for name in packages}
-    assert found == EXPORTED
-    empty = {name for name, path in packages.items() if not path.read_text().strip()}
-    assert empty == {name for name, names in EXPORTED.items() if not names}
+    written = {name for name, path in packages.items() if path.read_text().strip()}
+    assert {name: sorted(importlib.import_module(name).__all__) for name in written} == EXPORTED

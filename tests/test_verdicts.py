@@ -10,7 +10,7 @@ from small_costs import SCENARIO
 from cost_models.timing.quality import ANY, Quality
 from cost_models.timing.timing import Comparison, Paired
 from db import models
-from nas.cli.printed import answered, print_trial
+from nas.cli.printed import print_trial
 from nas.job.units import parse_budget
 from nas.solve.budget_loop import (
     SURE,
@@ -25,6 +25,7 @@ from nas.solve.budget_loop import (
     verdicts,
 )
 from nas.stages.child_times import timed_until_decided, times_in
+from nas.view.plain import answered
 
 PARENT = {"latency_s": 2.0, "ttft_s": 1.0, "decode_s": 0.1, "throughput": 8.0}
 SEARCH = rows.search(

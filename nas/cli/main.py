@@ -13,7 +13,7 @@ import typer
 
 from nas.cli.arguments import AsJson, Db, SearchName, TrialNumber, open_store
 from nas.cli.cluster import logs, status, stop, submit
-from nas.cli.printed import answered, print_dependency, print_json, print_layers, print_outcome, print_trial
+from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
 from nas.cli.solve import compare, pareto, pool, solve
 from nas.cli.trials import trials
 from nas.files.output import check_output
@@ -21,6 +21,7 @@ from nas.job.fusion_candidates import LONGEST, LOW_SHARE, WINDOW, Joining
 from nas.terminal.console import console, talk_beside
 from nas.terminal.exits import Commands, end_on_signals
 from nas.terminal.progress import loading
+from nas.view.plain import answered
 
 app = typer.Typer(
     name="nas",

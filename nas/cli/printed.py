@@ -14,7 +14,7 @@ from cost_models.metrics import METRICS
 from nas.job.units import format_quantity, said_budget
 from nas.terminal.console import Terminal, console
 from nas.terminal.printable import printable
-from nas.view.plain import plain
+from nas.view.plain import answered, plain
 from solvers.problem import OPTIMAL_GAP
 
 if TYPE_CHECKING:
@@ -63,16 +63,6 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
     console.print(f"report:   {outcome.report}", soft_wrap=True)
     console.print("a sentence by the child:", style="dim")
     console.print(outcome.sentence, highlight=False)
-
-
-def answered(search: "models.SearchRow", trial: "models.TrialRow") -> dict[str, Any]:
-    """A trial as JSON takes it, the verdict on its budget and on each limit, and what to be told of it."""
-    from nas.solve.budget_loop import of_all, verdicts
-    from nas.solve.caution import cautions
-
-    found = verdicts(search, trial)
-    verdict = {"verdict": of_all(found.values()), "verdicts": found}
-    return plain(trial) | verdict | {"cautions": list(cautions(search, trial))}
 
 
 def print_cautions(said: Sequence[str], where: Console = console) -> None:

@@ -59,7 +59,7 @@ class _Decoder(nn.Module):
     def __init__(self, config: DeciLMConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([_Layer(config, index) for index in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([_ReadLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
 
@@ -72,7 +72,7 @@ class _Decoder(nn.Module):
         return normed
 
 
-class _Layer(nn.Module):
+class _ReadLayer(nn.Module):
     """A Llama layer sized by its block; a no-op half has no parameters at all, not even its norm."""
 
     def __init__(self, config: DeciLMConfig, index: int):

@@ -49,7 +49,7 @@ def score_whole(
     done = 0
     for ids in ids_BT.split(batch):
         entering_BTD = embed(parent.model, ids)
-        tree = _Tree(paths, layers, rotary(parent.model, entering_BTD))
+        tree = _PathTree(paths, layers, rotary(parent.model, entering_BTD))
         parent_BTD = parent.model.model(ids.long(), use_cache=False).last_hidden_state
         own.add(ids, parent_BTD, parent_BTD[None])
         for at, residuals_NBTD in tree.leaves(entering_BTD):
@@ -65,7 +65,7 @@ def score_whole(
     }
 
 
-class _Tree:
+class _PathTree:
     """Paths of choices that share their beginnings. N paths, each known by its place among them."""
 
     def __init__(self, paths: Sequence[Sequence[Choice]], layers: dict[Choice, Variant], tables: Rotary):

@@ -78,7 +78,7 @@ def _healing(
         model=child,
         args=_arguments(settings, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
         train_dataset=_Sequences(ids_BT),
-        callbacks=[_Report(events, batch * ids_BT.shape[1])],
+        callbacks=[_StepReports(events, batch * ids_BT.shape[1])],
     )
     trainer.remove_callback(PrinterCallback)  # It prints the loss on standard output.
     trainer.distil_from(parent, settings.hidden_weight)
@@ -166,7 +166,7 @@ class _Sequences(Dataset[dict[str, Tensor]]):
         return {"input_ids": self._ids_BT[index].long()}
 
 
-class _Report(TrainerCallback):
+class _StepReports(TrainerCallback):
     """Turns the trainer's callbacks into events."""
 
     def __init__(self, events: "Queue[Progress | BaseException | None]", tokens_per_step: int):

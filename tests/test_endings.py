@@ -251,17 +251,20 @@ class Dropped:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
 
-with clear_errors(), SIGNALS.kept():
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-    time.sleep(1)
-    Dropped()
+with clear_errors():
+    with SIGNALS.kept():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        time.sleep(1)
+        Dropped()
+        time.sleep(1)
+        print("started", file=sys.stderr)
     time.sleep(60)
 """
 
 
-def test_a_signal_is_kept_where_a_library_answers_it() -> None:
-    """Ray, while it starts: its own answer is swallowed as well."""
-    assert _ends(_TAKEN_OVER) == (143, f"{_LAST_WORD}\n")
+def test_a_signal_waits_for_a_start_and_is_kept_where_a_library_answers_it() -> None:
+    """Ray, while it starts: its own answer is swallowed as well, and half started it would crash."""
+    assert _ends(_TAKEN_OVER) == (143, f"started\n{_LAST_WORD}\n")
 
 
 _LOADS = """

@@ -21,6 +21,8 @@ _ONE_REQUEST_S = 5.0
 """`timeout` and batch systems signal a process and then its group, and people press Ctrl-C twice. All signals within so
 many seconds of the first are one request."""
 _AGAIN_S = 0.1
+_START_S = 30.0
+"""How long a request waits for a start that is under way."""
 _WHOLE = {"_frozen_importlib", "importlib", "logging", "weakref", "db", "sqlalchemy"}
 """Modules that are not left half-way. Libraries written in C abort where an import is interrupted, or swallow what
 interrupts it; a lock stays locked; a transaction that is left open keeps the database locked."""
@@ -37,6 +39,7 @@ class _Signals:
         self._has_ended = False
         self._tidy: Callable[[], None] | None = None
         self._waits_for_other = False
+        self._starts_until = -inf
 
     @property
     def is_asked(self) -> bool:
@@ -66,7 +69,7 @@ class _Signals:
         if self._tidy is not None:
             self._leave(self._tidy)
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
-        if _is_in_one_piece(frame) or (self._is_raised and _is_on_its_way()):
+        if monotonic() < self._starts_until or _is_in_one_piece(frame) or (self._is_raised and _is_on_its_way()):
             return
         self._is_raised = True
         raise KeyboardInterrupt
@@ -103,8 +106,10 @@ class _Signals:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """SIGTERM does what it did before: the block puts an answer of its own in its place, for good."""
+        """While the block starts something that puts an answer of its own to SIGTERM in place of ours: ours is put
+        back, and a request waits for the start. Ray crashes, or leaves processes behind, where it starts only half."""
         answer = signal.getsignal(signal.SIGTERM)
+        self._starts_until = monotonic() + _START_S
         self._waits_for_other = answer == self._ask
         if self._waits_for_other:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
@@ -115,7 +120,7 @@ class _Signals:
                 answer(signal.SIGTERM, None)
             raise
         finally:
-            self._waits_for_other = False
+            self._waits_for_other, self._starts_until = False, -inf
             if signal.getsignal(signal.SIGTERM) != answer:  # Off the main thread nobody may set one.
                 signal.signal(signal.SIGTERM, answer)
 

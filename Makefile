@@ -26,9 +26,9 @@ clean:
 	rm -rf $(VENV) runs
 
 # uv resolves and links in seconds where pip takes minutes. It trusts whom the system trusts, as pip does, if told so.
-# An unset find-links is harmless.
+# An unset find-links is harmless. Compiling once spares every process that starts later: Ray starts many.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q uv
-	UV_SYSTEM_CERTS=1 UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	UV_SYSTEM_CERTS=1 UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@

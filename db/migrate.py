@@ -16,7 +16,7 @@ from db.patience import USUAL, Patience
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision in `migrations/versions/`: lets an up-to-date database open without importing Alembic."""
 
 VERSION_TABLE = "puzzle_nas_version"

@@ -76,6 +76,7 @@ class Base(MappedAsDataclass, DeclarativeBase):
         datetime: Utc(),
         dict[str, Any]: JSON(),
         list[list[float]]: JSON(),
+        list[str]: JSON(),
     }
 
 
@@ -174,8 +175,8 @@ class DistillationRow(Base, kw_only=True):
 class OptionRow(Base, kw_only=True):
     """A choice one search may make.
 
-    `cost_key` and `distillation_key` may name what was never measured (a cost by arithmetic, weights kept as they are),
-    so only `score_key` is a foreign key.
+    `cost_keys` and `distillation_key` may name what was never measured (weights kept as they are, for one), so only
+    `score_key` is a foreign key.
     """
 
     __tablename__ = "option"
@@ -186,7 +187,8 @@ class OptionRow(Base, kw_only=True):
     span: Mapped[int]
     name: Mapped[str]
     score_key: Mapped[str | None] = mapped_column(ForeignKey("score.key"), default=None)
-    cost_key: Mapped[str | None] = mapped_column(default=None)
+    cost_keys: Mapped[list[str]] = mapped_column(default_factory=list)
+    """Of the costs whose sum is the option's: one for a subblock, several for a block, none where nothing is left."""
     distillation_key: Mapped[str | None] = mapped_column(default=None)
 
 

@@ -4,6 +4,7 @@ This file knows what depends on a cost. The caller of the store decides when cos
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -25,5 +26,6 @@ def replace_costs(session: Session, insert: sqlite.Insert | postgresql.Insert, r
     session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=changed), written)
     keys = {row["key"] for row in written}
     for search in session.scalars(select(SearchRow).order_by(SearchRow.id).with_for_update()):
-        if keys & set(session.scalars(select(OptionRow.cost_key).where(OptionRow.search_id == search.id))):
+        used = session.scalars(select(OptionRow.cost_keys).where(OptionRow.search_id == search.id))
+        if keys.intersection(chain.from_iterable(used)):
             search.parent_costs = {part: cost for part, cost in search.parent_costs.items() if part != "fixed"}

@@ -14,7 +14,6 @@ database is opened (`db/connect.py`), or how a condition is read (`db/queries.py
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -26,6 +25,7 @@ from sqlalchemy.orm import Session
 from db import queries
 from db.connect import Access, can_write, connect, explained, locate
 from db.errors import NotFoundError, QueryError
+from db.measured import KnownOption, Measured, by_key, known_options
 from db.migrate import migrate
 from db.models import (
     OF_THE_CHILD,
@@ -47,24 +47,10 @@ from db.replace_costs import replace_costs
 from db.rows import checked, table_of, values
 from db.twins import lock, merged, share, with_twins
 
-_CHUNK = 500
-"""Keys in one IN list; SQLite builds allow as few as 999 parameters."""
-
 _LARGEST = 2**63 - 1
 """The largest whole number that a database takes."""
 
-Measured = TypeVar("Measured", ScoreRow, CostRow, DistillationRow)
 Row = TypeVar("Row", StageRow, FailureRow)
-
-
-@dataclass(frozen=True)
-class KnownOption:
-    """An option with what has been measured of it so far."""
-
-    option: OptionRow
-    score: ScoreRow | None
-    cost: CostRow | None
-    distillation: DistillationRow | None
 
 
 class Store:
@@ -204,17 +190,9 @@ class Store:
                 session.execute(self._insert(table_of(OptionRow)), written)
 
     def options(self, search_id: str) -> list[KnownOption]:
-        """In slot order, each with its score, cost and distillation where they are known."""
-        query = (
-            select(OptionRow, ScoreRow, CostRow, DistillationRow)
-            .outerjoin(ScoreRow, OptionRow.score_key == ScoreRow.key)
-            .outerjoin(CostRow, OptionRow.cost_key == CostRow.key)
-            .outerjoin(DistillationRow, OptionRow.distillation_key == DistillationRow.key)
-            .where(OptionRow.search_id == search_id)
-            .order_by(OptionRow.first_slot, OptionRow.span, OptionRow.choice)
-        )
+        """In slot order, each with its score, costs and distillation where they are known."""
         with self._reading() as session:
-            return [KnownOption(*row) for row in session.execute(query)]
+            return known_options(session, search_id)
 
     # Trials
 
@@ -371,13 +349,8 @@ class Store:
             return session.scalars(self._insert(model).values(values(row)).returning(model)).one()
 
     def _measured(self, model: type[Measured], keys: Collection[str]) -> dict[str, Measured]:
-        asked = list(keys)
-        found: dict[str, Measured] = {}
         with self._reading() as session:
-            for start in range(0, len(asked), _CHUNK):
-                some = asked[start : start + _CHUNK]
-                found |= {row.key: row for row in session.scalars(select(model).where(model.key.in_(some)))}
-        return found
+            return by_key(session, model, keys)
 
     def _add_measured(self, model: type[Measured], rows: Sequence[Measured]) -> None:
         # In one order for all writers, or two on PostgreSQL could wait for each other.

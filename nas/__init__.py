@@ -13,20 +13,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nas.answers import Front, Trial
-    from nas.api import Search, load, of_trial, run, solve_across, trials
+    from nas.api import dependency, load, of_trial, run
+    from nas.search import Search, solve_across
     from nas.solve.effort import Effort
+    from nas.submitted import SubmittedJob, submit
+    from nas.tables.solve import solve_table
+    from nas.trial_query import TrialQuery, delete_trials, find_trials, trials
 
-__all__ = ["Effort", "Front", "Search", "Trial", "load", "of_trial", "run", "solve_across", "trials"]
+__all__ = [
+    "Effort", "Front", "Search", "SubmittedJob", "Trial", "TrialQuery", "delete_trials", "dependency", "find_trials",
+    "load", "of_trial", "run", "solve_across", "solve_table", "submit", "trials",
+]  # fmt: skip
 
-_OF_ANOTHER_FILE = {"Effort": "nas.solve.effort", "Front": "nas.answers", "Trial": "nas.answers"}
+_FILE_OF = {
+    "Effort": "nas.solve.effort",
+    "Front": "nas.answers",
+    "Search": "nas.search",
+    "SubmittedJob": "nas.submitted",
+    "Trial": "nas.answers",
+    "TrialQuery": "nas.trial_query",
+    "delete_trials": "nas.trial_query",
+    "dependency": "nas.api",
+    "find_trials": "nas.trial_query",
+    "load": "nas.api",
+    "of_trial": "nas.api",
+    "run": "nas.api",
+    "solve_across": "nas.search",
+    "solve_table": "nas.tables.solve",
+    "submit": "nas.submitted",
+    "trials": "nas.trial_query",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _FILE_OF:
         raise AttributeError(f"module 'nas' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_OF_ANOTHER_FILE.get(name, "nas.api")), name)
+    return getattr(import_module(_FILE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,46 +1,20 @@
-"""The product from Python: run a search, ask it for other budgets, build and export what it answers.
+"""The functions of the Python API that begin: run a search or load one, measure how blocks depend on each other.
 
-A `Search` is a search of a database. Each of its methods opens the database, works, and closes it again; those that
-only read and solve load no PyTorch. Budgets are written as on the command line, "latency=50%,memory=1.5GiB", or as a
-mapping, {"latency": "50%"}.
+Each loads the libraries it needs when it is called, so that questions to the database stay quick.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from db import models
-from db.connect import Access
-from db.errors import NotFoundError
-from db.patience import Patience
-from db.store import Store
-from nas.answers import Front, Trial
-from nas.errors import UsageError
-from nas.job import units
-from nas.job.units import Limit
-from nas.solve import solve
-from nas.solve.effort import USUAL, Effort, shown
-from nas.solve.front import front_of
-from nas.solve.solve import measured, proposed
-from nas.solve.summary import summary
-from nas.terminal.console import Terminal
-from nas.terminal.progress import bar, loading
-from nas.view.plain import plain
+from nas.terminal.console import Progress, console_of
+from nas.terminal.progress import loading
 
 if TYPE_CHECKING:
-    import pandas  # type: ignore[import-untyped]
-
-    from nas.compare.strategies import StrategyResult
-    from nas.export.exported import Exported
+    from nas.job.fusion_candidates import Joining
     from nas.job.request import Request
-
-Budget = str | Mapping[str, str] | Sequence[Limit]
-Progress = bool | Callable[[str], None] | Console
-"""True: a bar on a terminal, else lines, on standard error. False: nothing. A function gets each line."""
+    from nas.scoring.block_dependency import Dependency
+    from nas.search import Search
 
 
 def run(
@@ -53,16 +27,21 @@ def run(
     with nothing finished lost.
     """
     from nas.job import config
-    from nas.stages.preflight import check
 
     request = config.load(job) if isinstance(job, str | Path) else job
-    check(request)
-    from nas.pipeline import search
-    from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
+    console = console_of(progress)
+    with loading(console, f"search {request.name}"):
+        from nas.stages.preflight import check
 
-    with _opened(db, "create", progress) as store:
-        outcome = search(request, store, _console(progress), remeasure)
-        return Search(outcome.search, store.url, progress)
+        check(request)
+        from nas.files.database import opened
+        from nas.pipeline import search
+        from nas.search import Search
+        from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
+
+    with opened(db, "create", progress) as store:
+        outcome = search(request, store, console, remeasure)
+        return Search(outcome.search, store.url, progress, outcome)
 
 
 def load(search: str, *, db: str | Path | None = None, progress: Progress = True) -> "Search":
@@ -70,255 +49,40 @@ def load(search: str, *, db: str | Path | None = None, progress: Progress = True
 
     Raises `db.errors.NotFoundError` where there is none.
     """
-    with _opened(db, "read", progress) as store:
+    from nas.files.database import opened
+    from nas.search import Search
+
+    with opened(db, "read", progress) as store:
         return Search(store.find_search(search), store.url, progress)
 
 
 def of_trial(trial: int, *, db: str | Path | None = None, progress: Progress = True) -> "Search":
     """The search that a trial is of. Raises `db.errors.NotFoundError` where there is no such trial."""
-    with _opened(db, "read", progress) as store:
+    from nas.files.database import opened
+    from nas.search import Search
+
+    with opened(db, "read", progress) as store:
         return Search(store.find_search(store.trial(trial).search_id), store.url, progress)
 
 
-def trials(
-    search: str | None = None, *, where: str | None = None, sort: str | None = None, db: str | Path | None = None
-) -> "pandas.DataFrame | list[dict[str, Any]]":
-    """The trials of one search, or of all, that match a condition on their columns, such as "latency_ratio < 0.6".
+def dependency(
+    parent: str,
+    texts: Sequence[str] = (),
+    *,
+    tokens: int = 8192,
+    joining: "Joining | None" = None,
+    progress: Progress = True,
+) -> "Dependency":
+    """How much each block of a parent depends on those before it, and which neighbours can be fused or run in parallel.
 
-    A pandas frame with a row a trial where pandas is installed, else a list of mappings. `sort`: a column. Raises
-    `db.errors.QueryError` for a condition that cannot be read.
+    `parent`: `embedded`, the folder of a checkpoint or a hub id. `texts`: files and globs; none: Python's own sources.
+    `joining`: what counts as low dependency, and how many neighbours may be joined. Raises a `nas.errors.NasError` that
+    names what is wrong.
     """
-    with _opened(db, "read") as store:
-        search_id = None if search is None else store.find_search(search).id
-        rows = [plain(trial) for trial in store.trials(search_id, where, sort)]
-    try:
-        import pandas  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        return rows
-    return pandas.DataFrame(rows, columns=[column.name for column in models.TrialRow.__table__.columns])
+    console = console_of(progress)
+    with loading(console, f"block dependency of {parent}"):
+        from nas.job.fusion_candidates import Joining
+        from nas.scoring.block_dependency import dependency_of
+        from nas.terminal import quiet  # noqa: F401
 
-
-def solve_across(
-    searches: "Sequence[Search]", budget: Budget, *, metric: str | None = None, effort: Effort = USUAL
-) -> "Trial":
-    """The best architecture over searches that differ in their scenario, for instance one for each batch size.
-
-    All are in the database of the first. A relative limit is of the parent's value in each scenario. `metric` and what
-    is raised are as of `Search.solve`; raises `nas.errors.IncomparableSearchesError` where their scores are of
-    different parents or texts.
-    """
-    from nas.solve.explain import explain
-
-    limits = limits_of(budget)
-    if len({search.db for search in searches}) != 1:
-        raise UsageError("name one search or several of one database")
-    first = searches[0]
-    with _opened(first.db, "read", first.progress) as store, shown(_console(first.progress)) as heard:
-        known = [measured(store, search.row, metric) for search in searches]
-        best, solution = solve.solve_across(known, limits, effort.with_progress(heard))
-        trial = proposed(store, best, solution, limits)
-        return Trial(explain(store, best, limits, solution, trial), best.search)
-
-
-@dataclass(frozen=True)
-class Search:
-    """A search in a database. `row` holds every column that the database has of it."""
-
-    row: models.SearchRow
-    db: str = field(repr=False)
-    progress: Progress = field(default=True, repr=False)
-
-    @property
-    def id(self) -> str:
-        return self.row.id
-
-    @property
-    def name(self) -> str:
-        return self.row.name
-
-    @property
-    def trial(self) -> Trial | None:
-        """The trial that was built last."""
-        with _opened(self.db, "read", self.progress) as store:
-            built = store.trials(self.id, where="kl is not None")
-        return self._trial(built[-1]) if built else None
-
-    def trials(self, where: str | None = None, sort: str | None = None) -> "pandas.DataFrame | list[dict[str, Any]]":
-        """Its trials that match a condition: see `nas.trials`."""
-        return trials(self.id, where=where, sort=sort, db=self.db)
-
-    def __getitem__(self, trial: int) -> Trial:
-        """The trial of that number. Raises `db.errors.NotFoundError` where there is none, or it is another search's."""
-        with _opened(self.db, "read", self.progress) as store:
-            row = store.trial(trial)
-        return self._own(self._trial(row))
-
-    def solve(
-        self, budget: Budget, *, metric: str | None = None, refine: int | None = None, effort: Effort = USUAL
-    ) -> Trial:
-        """The best architecture for a budget, predicted in seconds: nothing is measured or trained.
-
-        `metric`: the score to minimise, "kl" or "lm_loss"; None: the search's own. `refine`: assemble so many
-        candidates, measure the real KL of each, and take the best; that loads PyTorch and takes longer. Raises
-        `nas.errors.BudgetNotMetError` where no architecture meets the budget, saying how near each limit can be met.
-        """
-        if refine is None:
-            return solve_across([self], budget, metric=metric, effort=effort)
-        with loading(self._console, f"refine {self.name}"):
-            from nas.stages.refine import solve_refined
-            from nas.terminal import quiet  # noqa: F401
-        limits = limits_of(budget)
-        with _opened(self.db, "write", self.progress) as store:
-            known = measured(store, self.row, metric)
-            return self._trial(solve_refined(store, known, limits, refine, self._console, effort)[1])
-
-    def front(self, cost: str = "latency", budget: Budget = "", points: int = 20, effort: Effort = USUAL) -> Front:
-        """Find the best score at every cost, from the cheapest architecture to the parent.
-
-        `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
-        `nas.errors.BudgetNotMetError`.
-        """
-        limits = limits_of(budget)
-        with _opened(self.db, "read", self.progress) as store, bar(self._console, f"front of {points} points"):
-            known = measured(store, self.row)
-            found = front_of(known, cost, limits, points, effort)
-            return Front(cost, found, known, limits, tuple(store.trials(self.id)))
-
-    def pool(
-        self, budget: Budget = "", count: int = 5, apart: int = 1, total_s: float = 600.0, effort: Effort = USUAL
-    ) -> tuple[Trial, ...]:
-        """The best architectures for a budget, any two of which differ in at least `apart` subblocks, best first.
-
-        `budget` empty: the search's own. `total_s`: seconds for all of them together. Raises
-        `nas.errors.BudgetNotMetError`. After Ctrl-C those found stay trials, and KeyboardInterrupt is raised.
-        """
-        from nas.solve.counting import counted
-        from nas.solve.pool import Wanted, alternatives
-
-        with (
-            _opened(self.db, "read", self.progress) as store,
-            counted(self._console, count, total_s) as told,
-        ):
-            known = measured(store, self.row)
-            limits = limits_of(budget) or known.budget
-            wanted = Wanted(count, apart, total_s)
-            found = alternatives(store, known, limits, wanted, effort.with_progress(told.solving), told.found)
-        if found.ended == "interrupted":
-            raise KeyboardInterrupt
-        return tuple(self._trial(one.trial) for one in found.found)
-
-    def compare(
-        self, budget: Budget = "", *, evaluations: int = 100, seeds: int = 3, heal: bool = False, time: bool = False
-    ) -> "list[StrategyResult]":
-        """The solver's answer beside other strategies', the real KL of each measured; the nearest to the parent first.
-
-        `evaluations`: whole models that refining and evolution may run each; `seeds`: random architectures; `heal` and
-        `time`: heal, or time, every answer.
-        """
-        with loading(self._console, f"compare {self.name}"):
-            from nas.compare.strategies import Asked, compare
-            from nas.terminal import quiet  # noqa: F401
-        with _opened(self.db, "write", self.progress) as store:
-            return compare(store, self.row, Asked(limits_of(budget), evaluations, seeds, heal, time), self._console)
-
-    def build(self, trial: Trial | int, *, time: bool = True) -> Trial:
-        """The trial's child assembled, healed as the search's job says, evaluated and, unless `time` is False, timed
-        beside its parent. Does only what is not done yet; a trial that is built is returned as it is.
-
-        Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine is no longer the
-        search's.
-        """
-        found = self._own(trial)
-        with loading(self._console, f"build {found.id}"):
-            from nas.stages.build import build_trial
-            from nas.terminal import quiet  # noqa: F401
-        with _opened(self.db, "write", self.progress) as store:
-            return self._trial(build_trial(store, self.row, found.row, self._console, time))
-
-    def export(self, trial: Trial | int, out: str | Path, *, format: str = "hf") -> "Exported":
-        """Write a built trial's child as a folder that transformers ("hf") or vLLM ("decilm") loads, load it again, and
-        compare logits.
-
-        Raises FileNotFoundError where the trial is not built, FileExistsError where `out` is taken.
-        """
-        number = self._own(trial).id
-        if number is None:
-            raise NotFoundError("the trial is not kept, as its database can only be read: solve in a copy of it")
-        with loading(self._console, f"export {number}"):
-            from nas.stages.export import export_trial
-            from nas.terminal import quiet  # noqa: F401
-        with _opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
-            return export_trial(store, number, format, Path(out))
-
-    def report(self, out: str | Path = "report.html", trial: Trial | int | None = None) -> Path:
-        """Write one HTML page that opens offline. `trial`: the one to show beside the parent; None: the last built."""
-        from nas.report import write_report
-
-        with _opened(self.db, "read", self.progress) as store, bar(self._console, "write the report"):
-            chosen = store.trial(trial) if isinstance(trial, int) else trial.row if trial is not None else None
-            return write_report(store, store.find_search(self.id), Path(out), chosen)
-
-    def __str__(self) -> str:
-        return f"search {self.name} ({self.id}) of {self.row.parent}: {summary(self.row.parent_architecture)}"
-
-    @property
-    def _console(self) -> Console:
-        return _console(self.progress)
-
-    def _own(self, trial: Trial | int) -> Trial:
-        """A trial of this search. Raises `db.errors.NotFoundError` where it is another's."""
-        found = self[trial] if isinstance(trial, int) else trial
-        if found.row.search_id != self.id:
-            raise NotFoundError(
-                f"trial {found.id} is one of search {found.row.search_id}, not of {self.name} ({self.id})"
-            )
-        return found
-
-    def _trial(self, row: models.TrialRow) -> Trial:
-        return Trial(row, self.row)
-
-
-def limits_of(budget: Budget) -> tuple[Limit, ...]:
-    """A budget's limits. Raises as `nas.job.units.parse_budget` does."""
-    if isinstance(budget, str):
-        return units.parse_budget(budget) if budget else ()
-    if isinstance(budget, Mapping):
-        return tuple(units.parse_limit(metric, text) for metric, text in budget.items())
-    return tuple(budget)
-
-
-@contextmanager
-def _opened(db: str | Path | None, access: Access, progress: Progress = False) -> Iterator[Store]:
-    # A console may be where results go.
-    told = (Terminal(stderr=True) if isinstance(progress, Console) else _console(progress)).print
-    with Store.open(db, access, Patience(told=lambda words: told(words, soft_wrap=True))) as store:
-        yield store
-
-
-def _console(progress: Progress) -> Console:
-    if isinstance(progress, Console):
-        return progress
-    if callable(progress):
-        return Terminal(file=cast(IO[str], _Lines(progress)))
-    return Terminal(stderr=True, quiet=not progress)
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """A file that hands each line that is written to a function."""
-
-    heard: Callable[[str], None]
-    _begun: list[str] = field(default_factory=list)
-
-    def write(self, text: str) -> int:
-        *whole, rest = ("".join(self._begun) + text).split("\n")
-        self._begun[:] = [rest]
-        for line in whole:
-            self.heard(line)
-        return len(text)
-
-    def flush(self) -> None:
-        """Lines are handed over as they end."""
-
-    def isatty(self) -> bool:
-        return False
+    return dependency_of(parent, texts, tokens, joining or Joining(), console)

@@ -71,7 +71,7 @@ def add_measured(store: Store, search: models.SearchRow, is_metered: bool = Fals
                 span=choice.span,
                 name=str(choice.what),
                 score_key=None if is_own else f"score {text}",
-                cost_key=f"cost {text}",
+                cost_keys=[f"cost {text}"],
                 distillation_key=f"bld {text}",
             )
         )

@@ -22,7 +22,7 @@ from nas.errors import BudgetNotMetError, StaleSearchError
 from nas.job.units import parse_budget
 from nas.scoring.block_influence import block_influence
 from nas.scoring.layer_removal import loss_without
-from nas.solve.solve import solve
+from nas.solve.solve import measured, solve
 from nas.stages import child
 from nas.stages.contest import Chosen, Contest
 from nas.stages.evaluate import evaluate
@@ -186,11 +186,8 @@ def test_who_cannot_meet_the_budget_says_so_in_a_line(
 
 def test_layers_that_must_stay_are_told_before_anything_is_measured(copy: Path) -> None:
     with opened(at_home(copy)) as store, Reality(store, store.find_search("tiny"), Console(quiet=True)) as reality:
-        known = comparing.measured(store, store.find_search("tiny"))
-        lean = comparing.Measured(
-            known.search, known.scenario, known.fixed, known.parent,
-            tuple(option for option in known.options if option.key != (4, 1, "skip")), known.metric, known.costs,
-        )  # fmt: skip
+        known = measured(store, store.find_search("tiny"))
+        lean = replace(known, options=tuple(option for option in known.options if option.key != (4, 1, "skip")))
         contest = Contest(store, lean, parse_budget("parameters=75%"), reality, 6)
         with pytest.raises(Infeasible, match=r"not every inner layer can be left out; give space\.drop_blocks"):
             comparing.STRATEGIES["SLEB"](contest)

@@ -133,17 +133,17 @@ def test_options_come_with_what_is_known_of_them_in_slot_order(store: Store) -> 
     store.add_costs([cost()])
     store.add_distillations([distillation()])
     whole = OptionRow(search_id="5ea5c4", choice="L3.ffn=ffn256", first_slot=7, span=1, name="ffn ffn256")
-    whole.score_key, whole.cost_key, whole.distillation_key = "s1", "c1", "b1"
+    whole.score_key, whole.cost_keys, whole.distillation_key = "s1", ["c1"], "b1"
     bare = OptionRow(
-        search_id="5ea5c4", choice="L0.ffn=skip", first_slot=1, span=1, name="ffn skip", cost_key="by hand"
+        search_id="5ea5c4", choice="L0.ffn=skip", first_slot=1, span=1, name="ffn skip", cost_keys=["by hand"]
     )
     store.set_options("5ea5c4", [whole, bare])
     first, second = store.options("5ea5c4")
-    assert (first.option, first.score, first.cost, first.distillation) == (bare, None, None, None)
+    assert (first.option, first.score, first.costs, first.distillation) == (bare, None, None, None)
     assert (second.option, second.score) == (whole, store.scores(["s1"])["s1"])
-    assert second.cost is not None
+    assert second.costs is not None
     assert second.distillation is not None
-    assert (second.cost.parameters, second.distillation.curve) == (7 * 10**10, [[0.0, 0.5]])
+    assert (second.costs[0].parameters, second.distillation.curve) == (7 * 10**10, [[0.0, 0.5]])
 
     store.set_options("5ea5c4", [bare])
     assert [known.option for known in store.options("5ea5c4")] == [bare]
@@ -374,7 +374,7 @@ def test_replaced_costs_stand_in_place_of_the_old_and_unsettle_whoever_used_them
         for name, key in (("a", "c1"), ("b", "c2")):
             store.add_search(search(name, parent_costs=parts))
             store.set_options(name, [OptionRow(search_id=name, choice="L0.ffn=skip", first_slot=1, span=1, name="skip",
-                                            cost_key=key)])  # fmt: skip
+                                            cost_keys=[key])])  # fmt: skip
         store.add_costs([cost("c1", prefill_s=1.0), cost("c2", prefill_s=2.0)])
         store.add_costs([cost("c1", prefill_s=9.0)])
         assert store.costs(["c1"])["c1"].prefill_s == 1.0, "the first is kept"

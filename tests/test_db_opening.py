@@ -25,7 +25,7 @@ import db.migrate
 from db.connect import Access
 from db.errors import DatabaseError, DatabaseTooNewError
 from db.migrate import HEAD, VERSION_TABLE
-from db.models import Base, FailureRow
+from db.models import Base, FailureRow, OptionRow
 from db.patience import Patience
 from db.store import Store
 
@@ -77,6 +77,9 @@ def make_old(url: str, revision: str) -> None:
         for table, columns in (pair for tables in added for pair in tables.items()):
             for column in columns:
                 connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        if revision < "0006":
+            connection.execute(text("ALTER TABLE option ADD COLUMN cost_key TEXT"))
+            connection.execute(text("ALTER TABLE option DROP COLUMN cost_keys"))
         if revision < "0005":
             connection.execute(text("ALTER TABLE stage ADD COLUMN detail JSON NOT NULL DEFAULT '{}'"))
         if revision < "0002":
@@ -125,6 +128,33 @@ def test_a_database_of_the_first_revision_keeps_what_it_has(url: str) -> None:
         (found,) = store.searches()
         assert (found.name, found.score_text) == (search().name, None)
         assert store.add_search(search(score_text="t")).score_text == "t"
+
+
+def test_sums_of_costs_become_the_costs_that_they_were_of(url: str) -> None:
+    """But for a sum that has a part which no option of its search is."""
+    costs = {"k": "attention kv2", "f": "ffn ffn64", "kf": "attention kv2 + ffn ffn64", "none": "skip", "ff": "a + b"}
+    keys = {"L0.attention=kv2": "k", "L0.ffn=ffn64": "f", "L0.block=kv2+ffn64": "kf", "L0.block=skip+skip": "none",
+            "L1.block=a+b": "ff", "L1.ffn=skip": None}  # fmt: skip
+    with Store.open(url) as store:
+        store.add_search(search())
+        store.add_costs([cost(key, name=name) for key, name in costs.items()])
+        store.set_options("5ea5c4", [OptionRow(search_id="5ea5c4", choice=choice, first_slot=0, span=1, name="")
+                                     for choice in keys])  # fmt: skip
+    make_old(url, "0005")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for choice, key in keys.items():
+            connection.execute(
+                text("UPDATE option SET cost_key = :key WHERE choice = :choice"), {"key": key, "choice": choice}
+            )
+    engine.dispose()
+    with Store.open(url) as store:
+        found = {one.option.choice: one.option.cost_keys for one in store.options("5ea5c4")}
+        assert found == {
+            "L0.attention=kv2": ["k"], "L0.ffn=ffn64": ["f"], "L0.block=kv2+ffn64": ["k", "f"],
+            "L0.block=skip+skip": [], "L1.block=a+b": ["ff"], "L1.ffn=skip": [],
+        }  # fmt: skip
+        assert store.costs(list(costs)).keys() == {"k", "f", "ff"}
 
 
 def test_a_database_shared_with_another_user_of_alembic(url: str) -> None:

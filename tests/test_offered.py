@@ -6,7 +6,7 @@ from blocklib.block import Architecture
 from cost_models.metrics import LATENCY
 from cost_models.scenario import Scenario
 from db import models
-from db.store import KnownOption
+from db.measured import KnownOption
 from nas.report.offered import Offer, offers
 
 SCENARIO = Scenario("cpu", "float32", batch=2, prompt_tokens=8, generated_tokens=1)
@@ -25,7 +25,7 @@ def option(layer: int, what: str, score: float | None, seconds: float, active: i
     cost = rows.cost(
         what, prefill_s=seconds, decode_s=0.0, parameters=held, active_parameters=active, decode_bytes=4 * active
     )
-    return KnownOption(kept, scored, cost, None)
+    return KnownOption(kept, scored, (cost,), None)
 
 
 def offered(*given: tuple[str, float | None, float, int], child: str = "") -> dict[str, Offer]:
@@ -60,7 +60,7 @@ def test_a_sparse_option_is_judged_beside_the_dense_one_that_does_as_much() -> N
 
 def test_what_is_not_measured_is_left_out() -> None:
     options = [option(0, *OWN), option(0, "ffn32", 0.5, 2.0, 320)]
-    unscored = KnownOption(options[1].option, None, options[1].cost, None)
+    unscored = KnownOption(options[1].option, None, options[1].costs, None)
     unmeasured = KnownOption(options[1].option, options[1].score, None, None)
     for missing in (unscored, unmeasured):
         found = offers([options[0], missing], "kl", LATENCY, SCENARIO, None)

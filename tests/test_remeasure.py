@@ -42,7 +42,7 @@ def test_trials_are_predicted_again_from_other_costs_and_lose_their_proofs(store
     trial = add_trial(store, known.search, "latency=60%", 1.05)
     assert predict_again(store, known) == 0
     assert store.trial(trial.id) == trial
-    costs = [option.cost for option in store.options(known.search.id) if option.cost is not None]
+    costs = [cost for option in store.options(known.search.id) for cost in option.costs or ()]
     for cost in costs:
         cost.prefill_s, cost.prefill_error_s, cost.decode_error_s, cost.contention = 2 * cost.prefill_s, 1e-5, 0.0, 0.4
     store.replace_costs(costs)

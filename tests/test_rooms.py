@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 ROOMS_OF_NAS = (
     *("errors", "terminal", "job", "files", "text", "cluster", "export", "scoring", "solve", "view", "stages"),
-    *("compare", "tables", "report", "pipeline", "answers", "api", "cli"),
+    *("compare", "tables", "report", "pipeline", "answers", "trial_query", "submitted", "search", "api", "cli"),
 )
 """Each may import those before it, and no other."""
 ROOT_ERROR = "nas.errors.NasError"
@@ -36,14 +36,27 @@ def name(path: Path) -> str:
 
 def imported(path: Path) -> set[str]:
     """Every module a file imports, wherever in it, dotted and whole: `from a import b` is `a.b`."""
+    return imported_in(ast.parse(path.read_text(encoding="utf-8")), path)
+
+
+def imported_in(tree: ast.Module, path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name(path)} imports relatively"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def imported_at_work(path: Path) -> set[str]:
+    """Those of `imported` that are not for the types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body.clear()
+    return imported_in(tree, path)
 
 
 def who_imports(*packages: str) -> set[str]:
@@ -84,6 +97,15 @@ def test_imports_within_nas_point_one_way(room: str) -> None:
         if path.is_file():
             used = {module.split(".")[1] for module in imported(path) if module.startswith("nas.")}
             assert used <= set(below), name(path)
+
+
+@pytest.mark.parametrize("path", sorted((HOUSE / "nas/cli").glob("*.py")), ids=name)
+def test_the_command_line_works_through_the_python_api(path: Path) -> None:
+    """It reads no row and starts no stage by itself."""
+    workrooms = {f"nas.{room}" for room in ("text", "cluster", "export", "stages", "compare", "pipeline")}
+    used = imported_at_work(path)
+    assert not {module for module in used if ".".join(module.split(".")[:2]) in workrooms}
+    assert not {module for module in used if module.split(".")[0] == "db"}
 
 
 @pytest.mark.parametrize("room", ROOMS)

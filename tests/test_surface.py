@@ -50,7 +50,24 @@ COMMANDS = {
 }  # fmt: skip
 NEEDED = {("export", "--out")}
 EXPORTED = {
-    "nas": ["Effort", "Front", "Search", "Trial", "load", "of_trial", "run", "solve_across", "trials"],
+    "nas": [
+        "Effort",
+        "Front",
+        "Search",
+        "SubmittedJob",
+        "Trial",
+        "TrialQuery",
+        "delete_trials",
+        "dependency",
+        "find_trials",
+        "load",
+        "of_trial",
+        "run",
+        "solve_across",
+        "solve_table",
+        "submit",
+        "trials",
+    ],
     "nas.report": ["write_front", "write_report"],
 }
 """All other packages are empty: their files are imported by name."""

@@ -47,7 +47,7 @@ def test_deleted_trials_leave_what_others_share(store: Store) -> None:
     store.add_search(search())
     store.add_scores([score()])
     store.add_costs([cost()])
-    choice = dict(choice="L3.ffn=ffn256", first_slot=7, span=1, name="ffn256", score_key="s1", cost_key="c1")
+    choice = dict(choice="L3.ffn=ffn256", first_slot=7, span=1, name="ffn256", score_key="s1", cost_keys=["c1"])
     store.set_options("5ea5c4", [OptionRow(search_id="5ea5c4", **choice)])
     one, twin, alone = (store.add_trial(trial(key, child_key=key[0])) for key in ("a1", "a2", "b"))
     store.update_trial(one.id, kl=0.25, latency_s=0.5, details={"parent": {"lm_loss": 2.0}})
@@ -58,6 +58,6 @@ def test_deleted_trials_leave_what_others_share(store: Store) -> None:
     (left,) = store.trials()
     assert (left.id, left.kl, left.latency_s, left.details) == (twin.id, 0.25, 0.5, {"parent": {"lm_loss": 2.0}})
     (known,) = store.options("5ea5c4")
-    assert (known.score, known.cost) == (store.scores(["s1"])["s1"], store.costs(["c1"])["c1"])
+    assert (known.score, known.costs) == (store.scores(["s1"])["s1"], (store.costs(["c1"])["c1"],))
     assert store.delete_trials([twin.id]) == ["a"]
     assert store.delete_trials([]) == []

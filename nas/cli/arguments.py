@@ -1,26 +1,13 @@
-"""Arguments that several commands take, and the store they open."""
+"""Arguments that several commands take."""
 
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from db.connect import Access
-    from db.store import Store
 
 _DB_HELP = "Database: a file or an SQLAlchemy URL. Default: $NAS_DB, else nas.db in $NAS_HOME or ~/.puzzle-nas."
 Db = Annotated[str | None, typer.Option("--db", help=_DB_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or the start of its id.")]
-
-
-def open_store(db: str | None, access: "Access" = "create") -> "AbstractContextManager[Store]":
-    """The store that `Db` names. Only what runs searches makes one where there is none."""
-    from db.patience import Patience
-    from db.store import Store  # It loads SQLAlchemy.
-
-    return Store.open(db, access, Patience(told=lambda words: typer.echo(words, err=True)))
 
 
 def _trial_number(text: str) -> int:

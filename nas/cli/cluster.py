@@ -3,17 +3,15 @@
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+import nas
 from nas.cli.arguments import Db
 from nas.errors import JobFailedError
 from nas.terminal.console import console, talk_beside
 from nas.terminal.progress import bar
-
-if TYPE_CHECKING:
-    from nas.cluster.addresses import Address
 
 _ADDRESS_HELP = "The Ray head's dashboard. Default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, else http://127.0.0.1:8265."
 Head = Annotated[str | None, typer.Option("--address", help=_ADDRESS_HELP)]
@@ -30,16 +28,9 @@ def submit(
 
     Example: nas submit job.yaml --address http://HEAD:8265
     """
-    from nas.cluster import addresses, submission
-    from nas.job import config
-    from nas.stages.preflight import check_submitted
-
-    request, head = config.load(job), addresses.dashboard(address)
-    check_submitted(request)
-    with bar(console, f"submit {request.name} to {head.shown}"):
-        number = submission.submit(request, head, db, _say)
+    submitted = nas.submit(job, address=address, db=db, progress=console)
     if wait:
-        _end_with(_followed(number, head), number)
+        _follow(submitted)
 
 
 def status(job: JobNumber, address: Head = None) -> None:
@@ -47,12 +38,10 @@ def status(job: JobNumber, address: Head = None) -> None:
 
     Example: nas status raysubmit_1234 --address http://HEAD:8265
     """
-    from nas.cluster import addresses, submission
-
-    head = addresses.dashboard(address)
-    with bar(talk_beside(as_json=True), f"ask {head.shown}"):
-        found = submission.status(job, head)
-    console.print(found)
+    submitted = nas.SubmittedJob(job, address)
+    with bar(talk_beside(as_json=True), f"ask {submitted.head.shown}"):
+        state = submitted.status()
+    console.print(state)
 
 
 def logs(job: JobNumber, address: Head = None) -> None:
@@ -60,9 +49,7 @@ def logs(job: JobNumber, address: Head = None) -> None:
 
     Example: nas logs raysubmit_1234 --address http://HEAD:8265
     """
-    from nas.cluster import addresses
-
-    _end_with(_followed(job, addresses.dashboard(address)), job)
+    _follow(nas.SubmittedJob(job, address))
 
 
 def stop(job: JobNumber, address: Head = None) -> None:
@@ -70,33 +57,22 @@ def stop(job: JobNumber, address: Head = None) -> None:
 
     Example: nas stop raysubmit_1234 --address http://HEAD:8265
     """
-    from nas.cluster import addresses, submission
-
-    head = addresses.dashboard(address)
+    submitted = nas.SubmittedJob(job, address)
     with bar(talk_beside(as_json=True), f"stop {job}"):
-        ended = submission.stop(job, head)
-    console.print(ended)
+        state = submitted.stop()
+    console.print(state)
 
 
-def _say(line: str) -> None:
-    console.print(line, soft_wrap=True)
-
-
-def _followed(job: str, head: "Address") -> str:
-    """Write the job's output as it comes, and return how it ended. The bar before its first line goes to stderr."""
-    from nas.cluster import submission
-
+def _follow(job: nas.SubmittedJob) -> None:
+    """Write the job's output as it comes; the bar before its first line goes to stderr. Raises JobFailedError."""
     with ExitStack() as waiting:
-        waiting.enter_context(bar(talk_beside(as_json=True), f"job {job}", doing="waiting for its first line"))
+        waiting.enter_context(bar(talk_beside(as_json=True), f"job {job.number}", doing="waiting for its first line"))
 
         def write(output: str) -> None:
             if output:
                 waiting.close()
                 sys.stdout.write(output)
 
-        return submission.follow(job, head, write)
-
-
-def _end_with(state: str, job: str) -> None:
+        state = job.follow(write)
     if state != "SUCCEEDED":
-        raise JobFailedError(f"job {job} ended as {state}")
+        raise JobFailedError(f"job {job.number} ended as {state}")

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.arguments import AsJson, Db, SearchName, TrialNumber, open_store
+import nas
+from nas.cli.arguments import AsJson, Db, SearchName, TrialNumber
 from nas.cli.cluster import logs, status, stop, submit
 from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
 from nas.cli.solve import compare, pareto, pool, solve
@@ -20,8 +21,6 @@ from nas.files.output import check_output
 from nas.job.fusion_candidates import LONGEST, LOW_SHARE, WINDOW, Joining
 from nas.terminal.console import console, talk_beside
 from nas.terminal.exits import Commands, end_on_signals
-from nas.terminal.progress import loading
-from nas.view.plain import answered
 
 app = typer.Typer(
     name="nas",
@@ -80,18 +79,9 @@ def search(
 
     Example: nas search job.yaml
     """
-    from nas.job import config
-
-    request, talk = config.load(job), talk_beside(as_json)
-    with loading(talk, f"search {request.name}"):
-        from nas.stages.preflight import check
-
-        check(request)
-        from nas.pipeline import search as run
-        from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
-
-    with open_store(db) as store:
-        print_outcome(run(request, store, talk, remeasure), as_json)
+    outcome = nas.run(job, db=db, progress=talk_beside(as_json), remeasure=remeasure).outcome
+    assert outcome is not None
+    print_outcome(outcome, as_json)
 
 
 app.command()(solve)
@@ -111,17 +101,14 @@ def show(
 
     Example: nas show 3
     """
-    from nas.view.trial import layers_of
-
-    with open_store(db, "read") as store:
-        found = store.trial(trial)
-        known = store.find_search(found.search_id)
-        layers = layers_of(store, known, found)
+    search = nas.of_trial(trial, db=db, progress=talk_beside(as_json))
+    found = search[trial]
+    layers = search.layers(found)
     if as_json:
-        print_json(answered(known, found) | {"layers": [vars(layer) for layer in layers]})
+        print_json(found.to_dict() | {"layers": [vars(layer) for layer in layers]})
         return
     print_layers(layers)
-    print_trial(known, found)
+    print_trial(found.search_row, found.row)
 
 
 @app.command()
@@ -137,9 +124,7 @@ def build(
 
     Example: nas build 3
     """
-    from nas.api import of_trial
-
-    built = of_trial(trial, db=db, progress=talk_beside(as_json)).build(trial, time=time)
+    built = nas.of_trial(trial, db=db, progress=talk_beside(as_json)).build(trial, time=time)
     if as_json:
         print_json(built.to_dict())
         return
@@ -161,9 +146,7 @@ def export(
 
     Example: nas export 3 --format hf --out ./child
     """
-    from nas.api import of_trial
-
-    done = of_trial(trial, db=db, progress=talk_beside(as_json)).export(trial, out, format=format)
+    done = nas.of_trial(trial, db=db, progress=talk_beside(as_json)).export(trial, out, format=format)
     if as_json:
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
                      "max_logit_difference": done.max_logit_difference})  # fmt: skip
@@ -190,10 +173,7 @@ def report(
     Example: nas report stories --out report.html
     """
     check_output(out)  # before the work rather than after
-    with loading(console, f"report {search}"):
-        from nas.api import load
-
-    written = load(search, db=db, progress=console).report(out, trial)
+    written = nas.load(search, db=db, progress=console).report(out, trial)
     console.print(f"report: {written}", soft_wrap=True)
 
 
@@ -240,12 +220,8 @@ def _dependency(asked: DependencyRequest) -> None:
     talk = talk_beside(asked.as_json)
     if asked.html is not None:
         check_output(asked.html)
-    with loading(talk, f"block dependency of {asked.parent}"):
-        from nas.scoring.block_dependency import dependency_of
-        from nas.terminal import quiet  # noqa: F401
-
     joining = Joining(asked.longest, asked.share, asked.window)
-    found = dependency_of(asked.parent, asked.texts, asked.tokens, joining, talk)
+    found = nas.dependency(asked.parent, asked.texts, tokens=asked.tokens, joining=joining, progress=talk)
     if asked.html is not None:
         from nas.report.dependency_page import write_dependency
 

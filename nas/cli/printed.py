@@ -1,7 +1,7 @@
 """The output of commands: trials, fronts, strategies side by side, answers from tables, the end of a search; JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from nas.scoring.block_dependency import Dependency
     from nas.solve.front import Point
     from nas.solve.pool import Alternatives
-    from nas.solve.solve import Measured
     from nas.tables.solve import TableAnswer
+    from nas.trial_query import TrialList, TrialQuery
     from nas.view.trial import LayerLine
 
 
@@ -113,22 +113,23 @@ def print_front(front: "Sequence[Point]", cost: str) -> None:
         )
 
 
-def print_alternatives(known: "Measured", answer: "Alternatives", count: int, as_json: bool) -> None:
+def print_alternatives(search: "models.SearchRow", answer: "Alternatives", count: int, as_json: bool) -> None:
     from nas.solve.caution import cautions
 
-    told = list(dict.fromkeys(said for one in answer.found for said in cautions(known.search, one.trial)))
+    told = list(dict.fromkeys(said for one in answer.found for said in cautions(search, one.trial)))
     if as_json:
         found = [{"trial": plain(one.trial), "unlike": one.unlike, "gap": one.solution.gap} for one in answer.found]
         print_json({"found": found, "ended": answer.ended, "timed_out": answer.ended == "time", "cautions": told})
         return
-    from nas.solve.summary import summary  # It loads what a list of trials does not need.
+    from nas.job.stored import parent_totals  # They load what a list of trials does not need.
+    from nas.solve.summary import summary
 
     asked = _asked([one.trial for one in answer.found], ("latency", "memory"))
     table = Table("trial", box=None)
     for column in ("score", "latency", "of parent", "memory", *asked, "unlike\nthe first"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("architecture")
-    whole_s = known.parent_totals()[METRICS["latency"].column]
+    whole_s = parent_totals(search)[METRICS["latency"].column]
     for one in answer.found:
         trial = one.trial
         table.add_row(
@@ -188,12 +189,11 @@ def print_answer(answer: "TableAnswer", as_json: bool) -> None:
     console.print(f"\n{answer.summary()}", soft_wrap=True, highlight=False)
 
 
-def print_trials(
-    trials: "Sequence[models.TrialRow]", names: Mapping[str, str], none: str, where: Console = console
-) -> None:
-    """A line each; `names` are the searches' by their ids, `none` is said where there are no trials."""
+def print_trials(found: "TrialList", query: "TrialQuery", where: Console = console) -> None:
+    """A line each."""
+    trials = found.trials
     if not trials:
-        where.print(none, soft_wrap=True)
+        where.print(f"no trials {'match' if query.names_trials else 'yet'} in {found.place}", soft_wrap=True)
         return
     named = ["search", "solver", "budget", *["predicted"] * any(map(_asked_values, trials))]
     table = Table("trial", *(Column(name, overflow="fold") for name in named), box=None)
@@ -201,7 +201,12 @@ def print_trials(
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for index, trial in enumerate(trials):
-        cells = [names[trial.search_id], trial.solver, said_budget(trial.budget, between="="), _asked_values(trial)]
+        cells = [
+            found.searches[trial.search_id].name,
+            trial.solver,
+            said_budget(trial.budget, between="="),
+            _asked_values(trial),
+        ]
         table.add_row(str(trial.id), *cells[: len(named)], *(column[index] for column in columns.values()))
     _print_whole(table, where)
 

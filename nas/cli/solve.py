@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+import nas
 from cost_models.metrics import METRICS
-from nas.cli.arguments import AsJson, Db, SearchName, open_store
+from nas.cli.arguments import AsJson, Db, SearchName
 from nas.cli.printed import (
     NOT_KEPT,
     is_kept,
@@ -146,19 +147,16 @@ def _solve(asked: SolveRequest) -> None:
     talk = talk_beside(asked.as_json)
     if asked.table is not None:
         from nas.solve.effort import shown
-        from nas.tables.solve import solve_table
 
         with shown(talk, asked.maximise) as progress:
             effort = asked.effort.with_progress(progress)
-            answer = solve_table(asked.table, asked.objective, asked.budget, asked.maximise, effort)
+            answer = nas.solve_table(asked.table, asked.objective, asked.budget, asked.maximise, effort)
         print_answer(answer, asked.as_json)
         return
-    from nas.api import load, solve_across
-
     limits = _limits(asked.budget)
-    searches = [load(name, db=asked.db, progress=talk) for name in asked.searches]
+    searches = [nas.load(name, db=asked.db, progress=talk) for name in asked.searches]
     if asked.refine is None:
-        trial = solve_across(searches, limits, metric=asked.metric, effort=asked.effort)
+        trial = nas.solve_across(searches, limits, metric=asked.metric, effort=asked.effort)
     else:
         trial = searches[0].solve(limits, metric=asked.metric, refine=asked.refine, effort=asked.effort)
     _print_solved(trial, asked.as_json)
@@ -205,10 +203,9 @@ def _pareto(asked: ParetoRequest) -> None:
     talk = talk_beside(asked.as_json)
     _check_plot(asked.plot)
     with bar(talk, f"front of {asked.search}", doing="loading libraries"):
-        from nas.api import load
-
-    effort, limits = _effort(memory=asked.memory), _limits(asked.budget)
-    front = load(asked.search, db=asked.db, progress=talk).front(asked.cost, limits, asked.points, effort)
+        effort, limits = _effort(memory=asked.memory), _limits(asked.budget)
+        search = nas.load(asked.search, db=asked.db, progress=talk)
+    front = search.front(asked.cost, limits, asked.points, effort)
     print_cautions(front.cautions, talk)
     if asked.plot is not None:
         with bar(talk, "draw the plot"):
@@ -267,18 +264,14 @@ def pool(
 
 
 def _pool(asked: PoolRequest) -> None:
-    from nas.solve.counting import counted
-    from nas.solve.pool import Wanted, alternatives, check_count
-    from nas.solve.solve import measured
+    from nas.solve.pool import Wanted, check_count
 
     check_count(asked.count)
-    talk, wanted = talk_beside(asked.as_json), Wanted(asked.count, asked.apart, asked.total_s)
-    with open_store(asked.db, "read") as store, counted(talk, asked.count, asked.total_s) as told:
-        known = measured(store, store.find_search(asked.search))
-        limits, effort = _limits(asked.budget) or known.budget, asked.effort.with_progress(told.solving)
-        found = alternatives(store, known, limits, wanted, effort, told.found)
-    print_alternatives(known, found, asked.count, asked.as_json)
-    if found.ended == "interrupted":
+    limits, wanted = _limits(asked.budget), Wanted(asked.count, asked.apart, asked.total_s)
+    search = nas.load(asked.search, db=asked.db, progress=talk_beside(asked.as_json))
+    answer = search.alternatives(limits, wanted, asked.effort)
+    print_alternatives(search.row, answer, asked.count, asked.as_json)
+    if answer.ended == "interrupted":
         raise typer.Exit(SIGNALS.end())
 
 
@@ -326,10 +319,8 @@ def _compare(asked: CompareRequest) -> None:
     talk = talk_beside(asked.as_json)
     _check_plot(asked.plot)
     with bar(talk, f"compare {asked.search}", doing="loading libraries"):
-        from nas.api import load
-
-    limits = _limits(asked.budget)
-    known = load(asked.search, db=asked.db, progress=talk)
+        limits = _limits(asked.budget)
+        known = nas.load(asked.search, db=asked.db, progress=talk)
     lines = known.compare(limits, evaluations=asked.evaluations, seeds=asked.seeds, heal=asked.heal, time=asked.time)
     if asked.plot is not None:
         from nas.report.versus import write_comparison

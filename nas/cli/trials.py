@@ -6,54 +6,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nas.cli.arguments import AsJson, Db, open_store
+import nas
+from nas.cli.arguments import AsJson, Db
 from nas.cli.printed import print_deleted, print_json, print_trials
 from nas.errors import UsageError
 from nas.terminal.console import talk_beside
 from nas.view.plain import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from db import models
-    from db.store import Store
+    from nas.trial_query import TrialList, TrialQuery
 
 
 @dataclass(frozen=True)
 class TrialsRequest:
     """The arguments of `nas trials`."""
 
-    search: str | None
-    where: str | None
-    sort: str | None
-    descending: bool
-    limit: int | None
-    ids: str | None
+    query: "TrialQuery"
     delete: bool
     yes: bool
     db: str | None
     as_json: bool
 
-    @property
-    def names_trials(self) -> bool:
-        """Whether it is of some trials, and not of all."""
-        return self.search is not None or self.where is not None or self.ids is not None
-
     def check(self) -> None:
         """Raises UsageError where --delete would delete all, or --yes deletes nothing."""
-        if self.delete and not self.names_trials:
+        if self.delete and not self.query.names_trials:
             raise UsageError("--delete: say which trials: name a search, or give --where or --ids")
         if self.yes and not self.delete:
             raise UsageError("--yes goes with --delete")
-
-    def find(self, store: "Store") -> "Sequence[models.TrialRow]":
-        search_id = None if self.search is None else store.find_search(self.search).id
-        found = store.trials(search_id, self.where, self.sort, self.descending, None if self.ids else self.limit)
-        if self.ids is None:
-            return found
-        from nas.files.forget import Numbers
-
-        return Numbers.parse(self.ids).pick(found)[: self.limit]
 
 
 def trials(
@@ -84,43 +63,41 @@ def trials(
 
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """
-    _trials(TrialsRequest(search, where, sort, descending, limit, ids, delete, yes, db, as_json))
+    query = nas.TrialQuery(search, where, sort, descending, ids, limit)
+    _trials(TrialsRequest(query, delete, yes, db, as_json))
 
 
 def _trials(asked: TrialsRequest) -> None:
     asked.check()
-    with open_store(asked.db, "write" if asked.delete else "read") as store:
-        found = asked.find(store)
-        searches = {known.id: known for known in store.searches()}
-        names = {known.id: known.name for known in searches.values()}
-        none = f"no trials {'match' if asked.names_trials else 'yet'} in {store.place}"
-        if asked.delete:
-            from nas.files.forget import delete_trials
-
-            print_trials(found, names, none, talk_beside(asked.as_json))
-            if found and not _may_delete(found, searches, asked.yes):
-                raise typer.Exit(1)
-            print_deleted(delete_trials(store, found, searches), asked.as_json)
-            return
-    if asked.as_json:
-        print_json([plain(trial) for trial in found])
+    talk = talk_beside(asked.as_json)
+    if asked.delete:
+        deleted = nas.delete_trials(asked.query, lambda trials: _may_delete(trials, asked), asked.db, talk)
+        if deleted is None:
+            raise typer.Exit(1)
+        print_deleted(deleted, asked.as_json)
         return
-    print_trials(found, names, none)
+    trials = nas.find_trials(asked.query, asked.db, talk)
+    if asked.as_json:
+        print_json([plain(trial) for trial in trials.trials])
+        return
+    print_trials(trials, asked.query)
 
 
-def _may_delete(found: "Sequence[models.TrialRow]", searches: "Mapping[str, models.SearchRow]", yes: bool) -> bool:
-    """Whether the user confirms. Raises UsageError if there is no terminal to ask on."""
-    for search in {trial.search_id: searches[trial.search_id] for trial in found}.values():
+def _may_delete(trials: "TrialList", asked: TrialsRequest) -> bool:
+    """Whether the user confirms, who sees the trials first. Raises UsageError if there is no terminal to ask on."""
+    print_trials(trials, asked.query, talk_beside(asked.as_json))
+    for search in {trial.search_id: trials.searches[trial.search_id] for trial in trials.trials}.values():
         if search.status == "running":
             typer.echo(
                 f"search {search.name} ({search.id}) is running, or was killed; if it runs, it fails without its trial",
                 err=True,
             )
-    if yes:
+    count = len(trials.trials)
+    if asked.yes or count == 0:
         return True
     if not sys.stdin.isatty():
         raise UsageError("--delete: there is no terminal to ask on; give --yes to delete them")
-    if typer.confirm(f"delete {'these' if len(found) > 1 else 'this'}?", err=True):
+    if typer.confirm(f"delete {'these' if count > 1 else 'this'}?", err=True):
         return True
     typer.echo("nothing was deleted", err=True)
     return False

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from blocklib.block import Choice, Role
 from db import models
-from db.store import KnownOption
+from db.measured import KnownOption
 
 
 @dataclass(frozen=True)

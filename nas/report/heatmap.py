@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from blocklib.block import Architecture, Choice, Role
-from db.store import KnownOption
+from db.measured import KnownOption
 
 _ROLES: tuple[Role, ...] = ("attention", "ffn", "block")
 

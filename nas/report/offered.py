@@ -13,7 +13,7 @@ from blocklib.block import Architecture, Choice, Role, Subblock
 from cost_models.cost import ZERO, Cost
 from cost_models.metrics import Metric
 from cost_models.scenario import Scenario
-from db.store import KnownOption
+from db.measured import KnownOption
 from nas.solve.solve import cost_of
 
 
@@ -89,9 +89,9 @@ def offers(
 
 def _known(option: KnownOption, metric: str, cost: Metric, scenario: Scenario) -> _Known | None:
     is_own = option.option.score_key is None
-    if option.cost is None or (option.score is None and not is_own):
+    if option.costs is None or (option.score is None and not is_own):
         return None
-    row = cost_of(option.cost)
+    row = cost_of(*option.costs)
     value = cost.of(row, scenario)
     if value is None:
         return None

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from blocklib.block import Architecture, Choice
-from cost_models.cost import Cost
+from cost_models.cost import ZERO, Cost
 from cost_models.metrics import METRICS
 from cost_models.scenario import Scenario
 from db import models
@@ -159,7 +159,7 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
     missing = [
         option.option.choice
         for option in known
-        if option.cost is None or (option.score is None and option.option.score_key is not None)
+        if option.costs is None or (option.score is None and option.option.score_key is not None)
     ]
     if not known or missing or parent.fixed is None or parent.whole is None:
         example = f" (for one, {missing[0]})" if missing else ""
@@ -169,7 +169,7 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
         )
     scenario = scenario_in(search)
     choices = [Choice.parse(one.option.choice) for one in known]
-    costs = {choice: cost_of(one.cost) for choice, one in zip(choices, known, strict=True) if one.cost is not None}
+    costs = {choice: cost_of(*one.costs) for choice, one in zip(choices, known, strict=True) if one.costs is not None}
     linear = _known_of_all(costs, parent.fixed, scenario)
     return Measured(
         search=search,
@@ -199,9 +199,9 @@ def _known_of_all(costs: Mapping[Choice, Cost], fixed: Cost, scenario: Scenario)
     return {choice: {name: value for name, value in one.items() if name in shared} for choice, one in linear.items()}
 
 
-def cost_of(row: models.CostRow) -> Cost:
-    """The cost that a row keeps."""
-    return Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)})
+def cost_of(*rows: models.CostRow) -> Cost:
+    """The sum of the costs that rows keep."""
+    return sum((Cost(**{each.name: getattr(row, each.name) for each in fields(Cost)}) for row in rows), ZERO)
 
 
 def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> Solution:

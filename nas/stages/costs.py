@@ -16,7 +16,7 @@ from blocklib.block import Choice
 from blocklib.model import PuzzleNasConfig
 from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import choice_cost, fixed_cost
-from cost_models.cost import ZERO, Cost
+from cost_models.cost import Cost
 from cost_models.energy.meter import meter_of
 from cost_models.flash.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
@@ -30,7 +30,6 @@ from db import models
 from db.store import Store
 from nas.cluster.tasks import STARTING, Report
 from nas.errors import NoisyTimesError
-from nas.job.digest import digest
 from nas.job.stored import ParentCosts
 from nas.job.units import needs_meter
 from nas.solve.solve import cost_of
@@ -41,7 +40,6 @@ from nas.stages.library import Ids, gpus_to_time, tensor
 from nas.stages.prepare import Job
 from nas.terminal.progress import bar
 
-_SKIPPED = "skip"
 _BUSY = 0.1
 """The least CPU contention that is worth a message."""
 _SHOWN = 3
@@ -253,17 +251,8 @@ def _timed(geometry: Geometry, row: models.CostRow) -> MeasuredGeometry:
 
 def write_options(job: Job, store: Store) -> None:
     """The search's options with what is known of each, so that it can be solved from the database alone."""
-    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
-    by_geometry = {geometry: measured[job.cost_key(geometry)] for geometry in job.to_measure}
-    summed: dict[str, models.CostRow] = {}
     found = []
     for choice in job.choices:
-        keys = sorted(job.cost_key(geometry) for geometry in geometries(choice))
-        cost_key = keys[0] if len(keys) == 1 else digest(_SKIPPED, *keys)
-        if len(keys) != 1:
-            parts = [by_geometry[geometry] for geometry in geometries(choice)]
-            whole, spread = sum(map(cost_of, parts), ZERO), sum(part.spread for part in parts)
-            summed[cost_key] = _row(cost_key, " + ".join(map(str, geometries(choice))) or _SKIPPED, whole, spread)
         build = job.library_parts(choice)
         found.append(
             models.OptionRow(
@@ -273,14 +262,10 @@ def write_options(job: Job, store: Store) -> None:
                 span=choice.span,
                 name=str(choice.what),
                 score_key=None if job.parent.own(choice) else job.score_key(choice),
-                cost_key=cost_key,
+                cost_keys=[job.cost_key(geometry) for geometry in geometries(choice)],
                 distillation_key=job.build_key(build[0]) if len(build) == 1 else None,
             )
         )
-    known = store.costs(list(summed))
-    store.add_costs([row for key, row in summed.items() if key not in known])
-    # Sums of times that were measured again, or that had no standard error yet.
-    store.replace_costs([row for key, row in summed.items() if key in known and cost_of(row) != cost_of(known[key])])
     store.set_options(job.id, found)
 
 

@@ -26,7 +26,7 @@ from solvers.baselines.random import random_architecture
 from solvers.baselines.sleb import drop_one_by_one
 from solvers.baselines.uniform import uniform
 from solvers.errors import Infeasible
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.problem import Problem, Solution
 from solvers.refine.refine import refine
 
@@ -112,7 +112,7 @@ def sleb(space: Space, problem: Problem, seed: int) -> Picked:
 def ways() -> dict[str, tuple[Way, bool]]:
     """By name; whether a seed means anything to it."""
     found: dict[str, tuple[Way, bool]] = {
-        "MIP (sum of scores)": (one(optimum.solve), False),
+        "MIP (sum of scores)": (one(solver.solve), False),
         "greedy": (one(greedy), False),
         "uniform": (one(uniform), False),
         "SLEB": (sleb, False),

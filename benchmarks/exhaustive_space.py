@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Architecture, Choice, Subblock
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kind import Weights
 from blocklib.kinds import parent_block
 from blocklib.parent import Parent, load_parent

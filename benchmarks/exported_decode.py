@@ -29,10 +29,10 @@ from transformers import GenerationConfig
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.scenario import Scenario
 from cost_models.timing.allocator import kept_memory
-from cost_models.timing.timing import Paired, Subject
+from cost_models.timing.pair import Paired, Subject
 from db.store import Store
 from nas.files.home import child_file, home_of
-from nas.stages.children import load_child
+from nas.stages.child_file import load_child
 from nas.stages.export import export_trial
 
 assert nas.terminal.quiet

@@ -19,7 +19,7 @@ import torch
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Choice, Subblock
 from blocklib.distil import Distilled, Progress, Texts, Training, distil
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kind import Weights
 from blocklib.kinds import choice_touched, control, kind_of, parent_block
 from nas.job import config

@@ -23,9 +23,9 @@ from cost_models.analytic import architecture_cost
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import describe
 from cost_models.scenario import Scenario
-from cost_models.timing.measured import Additivity, MeasuredGeometry, measure
+from cost_models.timing.measure import Additivity, MeasuredGeometry, measure
+from cost_models.timing.pair import Rounds, time_models
 from cost_models.timing.stack import random_model
-from cost_models.timing.timing import Rounds, time_models
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from blocklib.assemble import assemble
 from blocklib.block import Choice
 from blocklib.distil import Training, _batches, _SubblockTraining, _targets, _train, normalised_error
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.parent import Parent, load_parent
 from blocklib.stream import delta, variant
 from nas.job.request import checkpoint_of

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Choice, Subblock
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kinds import kind_of, parent_block
 from blocklib.parent import Parent
 from nas.job import config

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from blocklib.errors import CheckpointError, MissingCheckpointError, UnsupportedModelError
-from blocklib.family import FAMILIES, scaled_positions
+from blocklib.families import FAMILIES, scaled_positions
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _AGAIN = "copy or download the checkpoint again (hf download ID --local-dir FOLDER)"

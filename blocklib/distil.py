@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from blocklib.adapters import add_adapters, merge_adapters
 from blocklib.block import Choice
 from blocklib.errors import NotFiniteError
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kinds import is_trainable
+from blocklib.lora import add_adapters, merge_adapters
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, Variant, delta, rotary, slots, variant

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from blocklib.checkpoint import Checkpoint, Tensor, check_layers, enumerated, is_old_buffer, is_same
 from blocklib.errors import CheckpointError, UnsupportedModelError
-from blocklib.family import shape_of
+from blocklib.families import shape_of
 from blocklib.shape import Shape
 
 _HEAD = "lm_head.weight"

@@ -17,7 +17,7 @@ from torch import Tensor
 from blocklib.block import Architecture, Choice
 from blocklib.checkpoint import inspect
 from blocklib.errors import CheckpointError
-from blocklib.family import attention_scale, own_names
+from blocklib.families import attention_scale, own_names
 from blocklib.hub import folder_of
 from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture

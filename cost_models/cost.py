@@ -1,7 +1,7 @@
 """The cost of serving something. Standard library only.
 
 It may be the cost of one subblock, the fixed part or a whole model; costs add. Knows nothing of where its numbers come
-from: `analytic.py` computes some, `measured.py` times the others. `metrics.py` says what a budget can limit of it.
+from: `analytic.py` computes some, `timing/` times the others. `metrics.py` says what a budget can limit of it.
 """
 
 from dataclasses import dataclass, fields

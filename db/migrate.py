@@ -16,8 +16,8 @@ from db.patience import USUAL, Patience
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0006"
-"""The newest revision in `migrations/versions/`: lets an up-to-date database open without importing Alembic."""
+HEAD = max(path.name[:4] for path in Path(__file__).with_name("migrations").joinpath("versions").glob("[0-9]*.py"))
+"""The newest revision: lets an up-to-date database open without importing Alembic."""
 
 VERSION_TABLE = "puzzle_nas_version"
 """Not Alembic's default name, which Optuna takes when it shares a database with us."""

@@ -3,7 +3,7 @@
 import math
 
 from db.models import TrialRow
-from db.twins import merged
+from db.same_child import merged
 
 
 def take_better_proof(row: TrialRow, other: TrialRow) -> None:

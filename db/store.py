@@ -9,7 +9,7 @@ changes nothing else. A write is kept whole or not at all. Only the driver proce
 number of processes may write at once.
 
 This file knows which rows are written when. It does not know what a content key is made of (its callers do), how a
-database is opened (`db/connect.py`), or how a condition is read (`db/queries.py`).
+database is opened (`db/connect.py`), or how a condition is read (`db/where.py`).
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -22,7 +22,6 @@ from sqlalchemy import Engine, Table, bindparam, delete, exc, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from db import queries
 from db.connect import Access, can_write, connect, explained, locate
 from db.errors import NotFoundError, QueryError
 from db.measured import KnownOption, Measured, by_key, known_options
@@ -45,7 +44,8 @@ from db.patience import USUAL, Patience
 from db.proofs import take_better_proof
 from db.replace_costs import replace_costs
 from db.rows import checked, table_of, values
-from db.twins import lock, merged, share, with_twins
+from db.same_child import lock, merged, share, with_twins
+from db.where import column, condition
 
 _LARGEST = 2**63 - 1
 """The largest whole number that a database takes."""
@@ -291,15 +291,15 @@ class Store:
     ) -> list[TrialRow]:
         """Those that match, in the order they were added, or by the column `sort` with its empty ones last.
 
-        `where` is a condition of `db/queries.py`; raises its QueryError.
+        `where` is a condition of `db/where.py`; raises its QueryError.
         """
         query = select(TrialRow)
         if search_id is not None:
             query = query.where(TrialRow.search_id == search_id)
         if where is not None:
-            query = query.where(queries.where(where))
+            query = query.where(condition(where))
         if sort is not None:
-            by = queries.column(sort)
+            by = column(sort)
             query = query.order_by((by.desc() if descending else by.asc()).nulls_last())
         query = query.order_by(TrialRow.id.desc() if descending else TrialRow.id)
         query = query.limit(None if limit is None else min(limit, _LARGEST))

@@ -28,7 +28,7 @@ from nas.solve.explain import explain
 from nas.solve.predicted import predict_again
 from nas.solve.solve import Measured, measured, solve, trial_row
 from nas.stages.child import hardware_of, healing_key, is_timed, made, timed
-from nas.stages.children import load_child
+from nas.stages.child_file import load_child
 from nas.stages.context import Context
 from nas.stages.costs import measure_costs, parent_costs, write_options
 from nas.stages.export import deliver

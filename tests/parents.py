@@ -19,8 +19,8 @@ from transformers import (
 
 from blocklib.assemble import assemble
 from blocklib.block import SKIP, Architecture, Choice
-from blocklib.family import own_names, shape_of
-from blocklib.fit import build
+from blocklib.families import own_names, shape_of
+from blocklib.initial_weights import build
 from blocklib.kind import Weights
 from blocklib.kinds import parent_architecture
 from blocklib.model import PuzzleNasForCausalLM

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from blocklib.block import Block
-from blocklib.family import shape_of
+from blocklib.families import shape_of
 from blocklib.kinds import parent_architecture, parent_block
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import child_config

@@ -17,7 +17,7 @@ from nas.errors import BudgetNotMetError
 from nas.job.units import parse_budget
 from nas.solve.solve import Measured, solve_across
 from solvers.errors import Infeasible
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.exact.settings import Settings
 from solvers.problem import OPTIMAL_GAP, Option, Problem
 from solvers.queries.batch_sweep import sweep
@@ -41,8 +41,8 @@ def test_the_best_of_all_is_kept(asked: list[Problem]) -> None:
 def test_batch_sizes_that_cannot_be_better_are_not_solved(monkeypatch: pytest.MonkeyPatch) -> None:
     tight, loose = library(20, 6, 0, budget=0.4), library(20, 6, 0, budget=0.8)
     asked = []
-    solve = optimum.solve
-    monkeypatch.setattr(optimum, "solve", lambda problem, *how: asked.append(problem) or solve(problem, *how))
+    solve = solver.solve
+    monkeypatch.setattr(solver, "solve", lambda problem, *how: asked.append(problem) or solve(problem, *how))
     batch, found = sweep({1: tight, 8: loose, 32: replace(tight, maximums={"latency": 1e-3})})
     assert (batch, asked) == (8, [loose])
     assert found.score == solve(loose).score
@@ -54,7 +54,7 @@ def test_a_batch_size_that_takes_too_long_costs_no_answer_of_another() -> None:
     late = replace(late, options=tuple(replace(option, score=1e-6 * option.score) for option in late.options))
     easy = library(20, 6, 0, budget=0.4)
     batch, found = sweep({"easy": easy, "late": late}, Settings(time_limit_s=0.5))
-    assert (batch, found.score, found.status) == ("easy", optimum.solve(easy).score, "feasible")
+    assert (batch, found.score, found.status) == ("easy", solver.solve(easy).score, "feasible")
     assert found.bound < 1e-3
     with pytest.raises(TimeoutError, match=r"^late, later: in 1e-09 s no solution was found"):
         sweep(

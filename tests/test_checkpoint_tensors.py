@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from blocklib.checkpoint import inspect
 from blocklib.errors import CheckpointError
-from blocklib.family import positions_of, scaled_positions
+from blocklib.families import positions_of, scaled_positions
 from blocklib.loading import check_range, readable
 from blocklib.parent import load_parent
 

@@ -22,7 +22,7 @@ from nas.export.read_decilm import read_decilm
 from nas.files.home import child_file
 from nas.job import config
 from nas.job.request import EMBEDDED
-from nas.stages.children import load_child
+from nas.stages.child_file import load_child
 
 Mistake = Callable[[Sequence[str | Path]], str]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from blocklib.block import SKIP, Subblock
-from blocklib.family import shape_of
+from blocklib.families import shape_of
 from blocklib.kinds import parent_architecture
 from blocklib.parent import child_config
 from cost_models.metrics import METRICS

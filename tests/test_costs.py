@@ -23,9 +23,9 @@ from cost_models.cost import MEASURED, ZERO, Cost
 from cost_models.geometry import FIXED, Geometry, geometries, geometry
 from cost_models.metrics import METRICS, error_of
 from cost_models.scenario import Scenario
-from cost_models.timing.attribute import Whole, attribute
+from cost_models.timing.least_squares import Whole, attribute
+from cost_models.timing.pair import Subject
 from cost_models.timing.stack import random_model
-from cost_models.timing.timing import Subject
 
 few = settings(max_examples=25, deadline=None)
 

@@ -2,7 +2,7 @@
 
 import warnings
 
-from nas.report.distilled import Curve, Panel
+from nas.report.distillation import Curve, Panel
 from nas.report.plots import curves_figure, file_bytes
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blocklib.block import Choice, Subblock
 from blocklib.ffn.dip import PrunedFFN, densities, kept_channels, tokens_apart
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kinds import FFN, choice_touched
 from blocklib.parent import Parent
 from blocklib.stream import variant

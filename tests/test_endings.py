@@ -355,7 +355,7 @@ def test_sigterm_while_the_export_is_loaded_again(timed: Path) -> None:
     running = started(timed / "home", "search", timed / "job.yaml")
     wait_for(running, "heal child: ")
     deadline = time.monotonic() + 240
-    while not any("fresh.py" in " ".join(child.cmdline()) for child in psutil.Process(running.pid).children()):
+    while not any("reload.py" in " ".join(child.cmdline()) for child in psutil.Process(running.pid).children()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     _ends_like_ctrl_c(running, _asked(running, signal.SIGTERM), timed / "home")

@@ -26,9 +26,9 @@ from cost_models.energy.rapl import Rapl
 from cost_models.errors import NoMeterError, TimingError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.metrics import METRICS
-from cost_models.timing.measured import MeasuredGeometry, measure
+from cost_models.timing.measure import MeasuredGeometry, measure
+from cost_models.timing.pair import Comparison, Paired, Rounds, time_models
 from cost_models.timing.stack import random_model
-from cost_models.timing.timing import Comparison, Paired, Rounds, time_models
 from db.store import Store
 from nas.cli import main
 from nas.cli import solve as cli_solve

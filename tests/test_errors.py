@@ -51,13 +51,13 @@ from nas.errors import (
     UnsupportedExportError,
     UsageError,
 )
-from nas.stages.children import load_child
+from nas.stages.child_file import load_child
 from solvers.errors import Infeasible, MemoryLimitError, ProblemError, SolverTimeoutError
 from solvers.problem import Problem
 
 HOUSE = Path(__file__).parents[1]
 ROOMS = ("nas", "blocklib", "cost_models", "solvers", "db")
-SIGNALS = {("solvers/exact/meeting.py", "MergedError"), ("solvers/exact/memory.py", "CrowdedError")}
+SIGNALS = {("solvers/exact/meet_in_the_middle.py", "MergedError"), ("solvers/exact/memory.py", "CrowdedError")}
 """They tell one part of the exact search that another gave up. One that leaves the room is a bug."""
 
 

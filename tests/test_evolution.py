@@ -14,8 +14,8 @@ from rows import search, trial
 
 from db.store import Store
 from nas.compare.evolution import Breeding, Dashboard, Evolved, evolve
-from solvers.exact import optimum
-from solvers.exact.line import score_bound
+from solvers.exact import solver
+from solvers.exact.shortest_path import score_bound
 from solvers.problem import Option, Problem, Solution, verify
 
 pytest_plugins = ["databases"]
@@ -39,7 +39,7 @@ def start_of(problem: Problem) -> Solution:
     cheap = replace(
         problem, options=tuple(replace(o, score=o.costs["latency"] + o.span / 100) for o in problem.options)
     )
-    keys = {option.key for option in optimum.solve(cheap).options}
+    keys = {option.key for option in solver.solve(cheap).options}
     chosen = [option for option in problem.options if option.key in keys]
     return Solution.of(problem, chosen, score_bound(problem), 0.0, "cheapest")
 
@@ -78,7 +78,7 @@ def test_it_finds_better_ones_than_it_began_with() -> None:
         assert found.evaluations == len(values) == len(set(truth.asked)) == 120
         assert truth.value(found.solution) == min(values)
         assert found.solution.solver == "evolution"
-        assert found.solution.bound <= optimum.solve(problem).score
+        assert found.solution.bound <= solver.solve(problem).score
         ratios.append(min(values) / min(values[:16]))
     assert max(ratios) < 1
     assert median(ratios) < 0.75
@@ -86,7 +86,7 @@ def test_it_finds_better_ones_than_it_began_with() -> None:
 
 def test_only_what_is_within_the_limits_is_evaluated_and_never_more_than_allowed() -> None:
     problem = replace(problem_of(budget=0.3), minimums={"latency": 3.0})
-    start = optimum.solve(problem)
+    start = solver.solve(problem)
     for evaluations in (1, 5, 13):
         truth = Truth()
         found = evolve(problem, truth, evaluations, [start], Breeding(6))
@@ -98,13 +98,13 @@ def test_only_what_is_within_the_limits_is_evaluated_and_never_more_than_allowed
 
 def test_it_ends_where_there_is_nothing_new() -> None:
     problem = Problem(2, tuple(Option(s, 1, n, 0.0, {}) for s in range(2) for n in ("a", "b")), {})
-    assert evolve(problem, Truth(), 50, [optimum.solve(problem)], Breeding(4)).evaluations == 4
+    assert evolve(problem, Truth(), 50, [solver.solve(problem)], Breeding(4)).evaluations == 4
 
 
 def test_an_option_that_leads_nowhere_is_not_proposed() -> None:
     options = (Option(0, 1, "a", 0.0, {}), Option(0, 2, "nowhere", 0.0, {}), Option(1, 2, "b", 0.0, {}))
     problem, truth = Problem(3, options, {}), Truth()
-    evolve(problem, truth, 5, [optimum.solve(problem)], Breeding(4))
+    evolve(problem, truth, 5, [solver.solve(problem)], Breeding(4))
     assert truth.asked == [((0, 1, "a"), (1, 2, "b"))]
 
 

@@ -27,16 +27,16 @@ from transformers import (
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice, Subblock
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent
 from nas.errors import ExportMismatchError, UnsupportedExportError
-from nas.export.compare import TOLERANCE
 from nas.export.decilm import export_decilm, ffn_size
 from nas.export.exported import Exported, whole_folder
 from nas.export.hf import export_hf, write_code
 from nas.export.read_decilm import width_of
 from nas.export.subblocks import Placed, repack, subblocks_of
+from nas.export.verify import TOLERANCE
 
 EVERY_KIND = (
     "skip+ffn512 kv2+ffn256 linear+ffn96 kv1+linear kv4+skip skip+skip kv4+fuse(ffn512,ffn96) "

@@ -24,13 +24,14 @@ from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import load_parent
 from cost_models.scenario import Scenario
-from cost_models.timing.timing import Rounds, time_models
+from cost_models.timing.pair import Rounds, time_models
 from nas.errors import ExportMismatchError
 from nas.export.decilm import export_decilm
 from nas.export.exported import whole_folder
-from nas.export.hf import check_work, export_hf
-from nas.export.settings import CHANGED, GENERATION_CHANGED, LEFT_BEHIND, TRANSLATED, check_config, settings_of
-from nas.stages.children import load_child, save_child
+from nas.export.hf import export_hf
+from nas.export.verify import check_work
+from nas.export.parent_settings import CHANGED, GENERATION_CHANGED, LEFT_BEHIND, TRANSLATED, check_config, settings_of
+from nas.stages.child_file import load_child, save_child
 from nas.stages.evaluate import evaluate
 from nas.stages.export import as_assembled
 from nas.stages.heal import heal

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from blocklib.parent import load_parent
 from nas.export.generation import generation_of
 from nas.export.hf import export_hf
-from nas.export.settings import settings_of
+from nas.export.parent_settings import settings_of
 
 __all__ = ["tokenizer"]
 CASE = Path(__file__).parents[1] / "../shared/cases/generation_settings_invalid"

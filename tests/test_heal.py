@@ -24,7 +24,7 @@ from blocklib.parent import Parent
 from nas.files.home import child_file
 from nas.scoring.fidelity import Fidelity
 from nas.stages.child import _ChildTask, _make
-from nas.stages.children import found_with, load_child, save_child
+from nas.stages.child_file import found_with, load_child, save_child
 from nas.stages.evaluate import Evaluations, evaluate
 from nas.stages.heal import heal
 from nas.stages.heal_settings import Healing

@@ -15,19 +15,19 @@ from test_solvers import hard, least_score, library, meets, problems, score, til
 
 from benchmarks.solver import instance
 from solvers.errors import Infeasible
-from solvers.exact import conflict, meeting, minimise, optimum
+from solvers.exact import conflict, meet_in_the_middle, minimise, solver
 from solvers.exact.conflict import settled
-from solvers.exact.dual import dual
 from solvers.exact.labels import CrowdedError
-from solvers.exact.line import Line, scores_of
-from solvers.exact.meeting import MergedError, meet
+from solvers.exact.lagrangian import dual
+from solvers.exact.local_search import improved
+from solvers.exact.meet_in_the_middle import MergedError, meet
 from solvers.exact.minimise import Start
 from solvers.exact.program import Answer, Program, Row
 from solvers.exact.pulp_model import run
-from solvers.exact.reach import over_best, reach
 from solvers.exact.scaled import Relaxation, Scaled
+from solvers.exact.search_width import over_best, reach
 from solvers.exact.settings import Engine, Settings
-from solvers.exact.swaps import improved
+from solvers.exact.shortest_path import Line, scores_of
 from solvers.problem import Option, Problem
 
 
@@ -149,8 +149,8 @@ def test_what_meets_is_the_lightest_within_reach(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("solvers.exact.labels._MANY", 1 if many else 10**9)
         patched.setattr("solvers.exact.labels._BLOCK", 3)
-        patched.setattr("solvers.exact.meeting._BLOCK", 2)
-        patched.setattr("solvers.exact.meeting._PAIRS", 2)
+        patched.setattr("solvers.exact.meet_in_the_middle._BLOCK", 2)
+        patched.setattr("solvers.exact.meet_in_the_middle._PAIRS", 2)
         try:
             found = met(program, prices, share, further * share, merging)
         except MergedError:
@@ -254,13 +254,13 @@ def test_progress_is_told_and_what_is_known_helps() -> None:
 def test_progress_is_told_while_a_mip_solver_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("solvers.exact.minimise._LAST", 0)
     told: list[tuple[float, float]] = []
-    optimum.solve(hard(), Settings(1e-4, 5, progress=lambda best, bound: told.append((best, bound))))
+    solver.solve(hard(), Settings(1e-4, 5, progress=lambda best, bound: told.append((best, bound))))
     assert len(told) > 2
     assert all(bound <= best for best, bound in told)
 
 
 def test_an_answer_comes_with_a_gap_at_once() -> None:
-    solution = optimum.solve(hard(), Settings(0.01, 30))
+    solution = solver.solve(hard(), Settings(0.01, 30))
     assert solution.gap <= 0.01
 
 
@@ -278,7 +278,7 @@ def out_of_reach(slots: int = 40) -> Problem:
 
 def test_a_time_out_without_a_solution_says_so() -> None:
     with pytest.raises(TimeoutError, match=r"in 1e-09 s no solution was found"):
-        optimum.solve(out_of_reach(), Settings(time_limit_s=1e-9))
+        solver.solve(out_of_reach(), Settings(time_limit_s=1e-9))
 
 
 def test_without_time_to_find_the_limits_at_fault_all_are_named() -> None:
@@ -301,7 +301,7 @@ def test_without_time_for_it_no_least_is_told(monkeypatch: pytest.MonkeyPatch) -
     )
     problem = Problem(2, options, {"a": 2.5, "b": 2.5})
     with pytest.raises(Infeasible) as caught:
-        optimum.solve(problem)
+        solver.solve(problem)
     assert caught.value.together == {"a": 4.0, "b": 4.0}
 
     def unproven(*asked: Any, **also: Any) -> Answer:
@@ -310,7 +310,7 @@ def test_without_time_for_it_no_least_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(conflict, "minimise", unproven)
     with pytest.raises(Infeasible) as caught:
-        optimum.solve(problem)
+        solver.solve(problem)
     assert (caught.value.budgets, caught.value.together) == (("a", "b"), {})
 
 
@@ -331,7 +331,7 @@ def test_an_option_of_no_tiling_within_the_limits_however_heavy_changes_nothing(
     found = []
     for problem in (light, replace(light, options=tuple(options))):
         try:
-            found.append(optimum.solve(problem).score)
+            found.append(solver.solve(problem).score)
         except Infeasible:
             found.append(math.inf)
     assert found[0] == pytest.approx(found[1])
@@ -353,7 +353,7 @@ def test_what_can_never_be_chosen_blurs_no_mip_solver(outlier: float, monkeypatc
     impossible = [Option(slot, 1, "never", 0.0, {"latency": outlier, "memory": outlier}) for slot in range(6)]
     best = least_score(problem)
     monkeypatch.setattr("solvers.exact.minimise._LAST", 0)
-    found = optimum.solve(replace(problem, options=(*problem.options, *impossible)))
+    found = solver.solve(replace(problem, options=(*problem.options, *impossible)))
     assert found.score == pytest.approx(best, rel=1e-9)
     assert found.status == "optimal"
 
@@ -378,13 +378,15 @@ def test_exchanges_fill_a_limit_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_join_tells_what_it_found_before_it_has_looked_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[int] = []
-    within = meeting._Grid._within
+    within = meet_in_the_middle._Grid._within
     monkeypatch.setattr(
-        meeting._Grid, "_within", lambda grid, *given: looked_at.append(len(given[2])) or within(grid, *given)
+        meet_in_the_middle._Grid,
+        "_within",
+        lambda grid, *given: looked_at.append(len(given[2])) or within(grid, *given),
     )
     program = filling(6, 14, 0.5)
     near = meet(Relaxation.of(program, dual(program).prices_R), 0.2, 0.2, True)
     first = next(tiling for tiling in near if tiling is not None)
     assert program.holds(first)
     # Pairs of half tilings, of which there are as many as tilings: 14^6.
-    assert 0 < sum(looked_at) <= 2 * meeting._PAIRS
+    assert 0 < sum(looked_at) <= 2 * meet_in_the_middle._PAIRS

@@ -13,7 +13,7 @@ from blocklib.block import Choice, Subblock
 from blocklib.ffn.clusters import balanced_clusters
 from blocklib.ffn.dense import hidden_values
 from blocklib.ffn.moe import MixtureOfExperts, fit_router, negative_entropy
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kinds import FFN, choice_touched
 from blocklib.parent import Parent, load_parent
 from blocklib.stream import inputs_of, variant

@@ -22,7 +22,7 @@ from transformers import (
 
 from blocklib.block import Architecture
 from blocklib.errors import UnsupportedModelError
-from blocklib.family import shape_of
+from blocklib.families import shape_of
 from blocklib.kinds import parameters
 from blocklib.packed import pack, unpack
 from blocklib.parent import Parent, load_parent

@@ -13,7 +13,7 @@ from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Subblock
 from blocklib.distil import Distilled, Texts, Training, distil
 from blocklib.ffn.dip import PrunedFFN
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kinds import parent_block
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent

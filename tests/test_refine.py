@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from solvers.errors import Infeasible
-from solvers.exact import optimum
-from solvers.exact.line import line_of, scores_of
+from solvers.exact import solver
+from solvers.exact.shortest_path import line_of, scores_of
 from solvers.problem import Option, Problem, Solution, verify
 from solvers.refine.interactions import Interactions
 from solvers.refine.refine import refine
@@ -87,7 +87,7 @@ def test_it_finds_the_best_where_the_sum_of_scores_does_not() -> None:
         problem = problem_of(seed, limits=1 + seed % 2)
         truth = truth_of(problem, seed, share=0.6)
         best = least(problem, truth)
-        missed += truth.worth(optimum.solve(problem).options) > best + 1e-9
+        missed += truth.worth(solver.solve(problem).options) > best + 1e-9
         found = refine(problem, truth, 120)
         verify(problem, found.solution)
         assert truth.worth(found.solution.options) == pytest.approx(best, rel=1e-12), seed
@@ -97,7 +97,7 @@ def test_it_finds_the_best_where_the_sum_of_scores_does_not() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_it_is_never_worse_than_the_sum_of_scores_nor_evaluates_more_than_allowed(seed: int) -> None:
     problem = problem_of(seed, slots=8, limits=2)
-    additive = optimum.solve(problem)
+    additive = solver.solve(problem)
     for evaluations in (1, 2, 9, 10, 11, 35):
         truth = truth_of(problem, seed)
         found = refine(problem, truth, evaluations)

@@ -16,9 +16,9 @@ from db.store import Store
 from nas.job.units import parse_budget
 from nas.report import write_front, write_report
 from nas.report.agreement import agreement
-from nas.report.asked import budget_lines
-from nas.report.distilled import lines
+from nas.report.distillation import lines
 from nas.report.drawing import drawing
+from nas.report.request import budget_lines
 from nas.scoring.rank_correlation import spearman
 from nas.solve.front import front_of
 from nas.solve.solve import measured, solve, trial_row

@@ -14,7 +14,7 @@ from blocklib.assemble import assemble, parent_part
 from blocklib.block import SKIP, Choice, Role
 from blocklib.distil import Progress
 from blocklib.errors import NotFiniteError
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from nas.scoring.fidelity import Fidelity

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from test_solvers import few, library, meets, problems, score, tilings
 
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.problem import Option, Problem, Solution, verify
 from solvers.queries.pool import pool
 from solvers.queries.sensitivity import BRIEF, sensitivity
@@ -24,7 +24,7 @@ def solved_with(problem: Problem, option: Option) -> float | None:
 @given(problems(max_slots=4))
 def test_close_calls_are_the_best_there_is_with_another_option(problem: Problem) -> None:
     assume(any(meets(some, problem.limits) for some in tilings(problem)))
-    solution = optimum.solve(problem)
+    solution = solver.solve(problem)
     found = sensitivity(problem, solution, replace(BRIEF, time_limit_s=60.0), close_calls=len(problem.options))
     others = [option for option in problem.options if option not in solution.options]
     least = {option.key: best for option in others if (best := solved_with(problem, option)) is not None}
@@ -43,18 +43,18 @@ def test_a_price_is_what_a_looser_limit_buys() -> None:
     """On a large problem the optimum is nearly as smooth as its relaxation: half a per cent more of a limit buys what
     its price says, to a tenth."""
     problem = library(layers=60, names=12, seed=3)
-    solution = optimum.solve(problem)
+    solution = solver.solve(problem)
     prices = sensitivity(problem, solution, close_calls=0).prices
     for name, maximum in problem.maximums.items():
         looser = replace(problem, maximums={**problem.maximums, name: 1.005 * maximum})
-        bought = solution.score - optimum.solve(looser).score
+        bought = solution.score - solver.solve(looser).score
         assert bought == pytest.approx(0.005 * maximum * prices[name], rel=0.1, abs=0.001 * solution.score)
     assert max(prices.values()) > 0
 
 
 def test_a_limit_that_does_not_bind_is_worth_nothing() -> None:
     problem = library(layers=6, names=4, seed=0, budget=2.0)
-    found = sensitivity(problem, optimum.solve(problem))
+    found = sensitivity(problem, solver.solve(problem))
     assert found.prices == {"latency": 0.0, "memory": 0.0}
     assert 0 < len(found.close_calls) <= 5
 
@@ -63,14 +63,14 @@ def test_a_minimum_has_a_price_too() -> None:
     problem = library(layers=20, names=6, seed=1, budget=0.4)
     least = replace(problem, maximums={}, minimums={"latency": problem.maximums["latency"]})
     turned = tuple(replace(option, score=-option.score) for option in least.options)
-    found = sensitivity(replace(least, options=turned), optimum.solve(replace(least, options=turned)), close_calls=0)
+    found = sensitivity(replace(least, options=turned), solver.solve(replace(least, options=turned)), close_calls=0)
     assert found.prices.keys() == {"minimum latency"}
     assert found.prices["minimum latency"] > 0
 
 
 def test_no_time_no_close_calls() -> None:
     problem = library(layers=6, names=4, seed=0)
-    assert sensitivity(problem, optimum.solve(problem), replace(BRIEF, time_limit_s=0.0)).close_calls == ()
+    assert sensitivity(problem, solver.solve(problem), replace(BRIEF, time_limit_s=0.0)).close_calls == ()
 
 
 def test_what_is_better_than_the_answer_is_said_to_be() -> None:

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_solvers import library, meets, problems, score, tilings
 
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.exact.highs import quiet_highs
 from solvers.problem import Option, Problem, total_costs
 from solvers.queries.sensitivity import sensitivity
@@ -44,7 +44,7 @@ def looser(problem: Problem, name: str, step: float) -> Problem:
 
 
 def prices(problem: Problem) -> dict[str, float]:
-    return dict(sensitivity(problem, optimum.solve(problem), close_calls=0).prices)
+    return dict(sensitivity(problem, solver.solve(problem), close_calls=0).prices)
 
 
 def check(problem: Problem) -> None:
@@ -125,11 +125,11 @@ def test_so_it_is_at_a_corner_and_at_the_edge(problem: Problem, data: st.DataObj
 def test_a_large_problem_at_its_edge(seed: int) -> None:
     """The slope is that of a slightly looser limit, whose prices are the only ones."""
     problem = library(layers=40, names=8, seed=seed)
-    solution = optimum.solve(replace(problem, maximums={"latency": problem.maximums["latency"]}))
+    solution = solver.solve(replace(problem, maximums={"latency": problem.maximums["latency"]}))
     least = sum(min(o.costs["memory"] for o in problem.options if o.first == slot) for slot in range(problem.slots))
     assert least < solution.costs["memory"]
     priced = tuple(replace(option, score=option.costs["memory"]) for option in problem.options)
-    edge = optimum.solve(replace(problem, options=priced, maximums={})).costs["memory"]
+    edge = solver.solve(replace(problem, options=priced, maximums={})).costs["memory"]
     at_edge = prices(replace(problem, maximums={"memory": edge}))["memory"]
     beyond = prices(replace(problem, maximums={"memory": edge * (1 + 1e-6) + 1e-9}))["memory"]
     assert at_edge == pytest.approx(beyond, rel=1e-3)

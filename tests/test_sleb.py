@@ -24,7 +24,7 @@ from nas.scoring.block_influence import block_influence
 from nas.scoring.layer_removal import loss_without
 from solvers.baselines.sleb import LossWithout, Removal, drop_one_by_one, removal_rounds
 from solvers.errors import Infeasible
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.problem import Option, Problem, verify
 
 LAYERS, REMOVED, NEW_TOKENS = 8, 4, 10
@@ -267,8 +267,8 @@ def test_sleb_is_a_baseline_like_the_others(most: int) -> None:
     verify(problem, solution)
     assert solution.solver == "sleb"
     assert solution.costs == {"layers": most}, "more than had to go"
-    assert optimum.solve(problem).score <= solution.score
-    assert solution.bound <= optimum.solve(problem).score
+    assert solver.solve(problem).score <= solution.score
+    assert solution.bound <= solver.solve(problem).score
     with pytest.raises(ValueError, match="do not tile the slots"):
         drop_one_by_one(problem, whole(problem)[1:], added([1.0] * LAYERS))
 

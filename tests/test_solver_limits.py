@@ -15,14 +15,14 @@ import pytest
 from searches import nas, started, wait_for
 from test_solvers import hard, library
 
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.exact.highs import Found, IntegerProgram
 from solvers.exact.highs_process import solve_in_process
-from solvers.exact.line import scores_of
 from solvers.exact.minimise import minimise
 from solvers.exact.program import Program
 from solvers.exact.pulp_model import run
 from solvers.exact.settings import Engine, Settings
+from solvers.exact.shortest_path import scores_of
 from solvers.problem import Option, Problem
 
 HOUSE = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ import psutil
 from benchmarks.solver import instance
 from test_solver_limits import runs
 from test_solvers import hard
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.exact.settings import Settings
 
 problem = {problem}
@@ -77,7 +77,7 @@ def watch():
 
 threading.Thread(target=watch, daemon=True).start()
 try:
-    found = optimum.solve(problem, Settings(gap=0.0, {asked}))
+    found = solver.solve(problem, Settings(gap=0.0, {asked}))
     print("status", found.status, found.gap, flush=True)
 except TimeoutError as error:
     print("nothing", error, flush=True)
@@ -131,7 +131,7 @@ def test_a_search_holds_no_more_than_it_may(engine: Engine, memory: float) -> No
     ("file", "problem", "asked"),
     [
         ("labels.py", "runs()", "time_limit_s=60"),
-        ("meeting.py", "instance('additive', 126, 400, 4, 0)", "time_limit_s=60"),
+        ("meet_in_the_middle.py", "instance('additive', 126, 400, 4, 0)", "time_limit_s=60"),
         ("highs_process.py", "hard()", "time_limit_s=60, memory_bytes=3e8"),
         ("subprocess.py", "hard()", "time_limit_s=60, memory_bytes=3e8, engine='cbc'"),
     ],
@@ -241,4 +241,4 @@ def test_without_memory_for_any_answer_it_says_so(monkeypatch: pytest.MonkeyPatc
     odd = 2.0 * 40 * 500_000 + 1
     monkeypatch.setattr("solvers.exact.minimise._LAST", 0)
     with pytest.raises(TimeoutError, match=r"^with 0.0001 GB of memory no solution was found, nor was it proven"):
-        optimum.solve(Problem(40, tuple(options), {"a": odd}, {"a": odd}), Settings(memory_bytes=1e5))
+        solver.solve(Problem(40, tuple(options), {"a": odd}, {"a": odd}), Settings(memory_bytes=1e5))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers.errors import Infeasible
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.exact.settings import Settings
 from solvers.problem import Constraint, Option, Problem, Solution, total_costs, verify
 
@@ -84,9 +84,9 @@ def test_it_agrees_with_exhaustive_search(problem: Problem) -> None:
     best = least_score(problem)
     if best is None:
         with pytest.raises(Infeasible):
-            optimum.solve(problem)
+            solver.solve(problem)
     else:
-        solution = optimum.solve(problem)
+        solution = solver.solve(problem)
         assert solution.score == pytest.approx(best, abs=1e-9)
         assert solution.status == "optimal"
         assert solution.bound <= best + 1e-9
@@ -99,7 +99,7 @@ def test_infeasible_names_a_smallest_set_of_limits_and_what_they_could_be(proble
     if not any(True for _ in tilings(problem)) or least_score(problem) is not None:
         return
     with pytest.raises(Infeasible) as caught:
-        optimum.solve(problem)
+        solver.solve(problem)
     limits = {limit.name: limit for limit in problem.limits}
     at_fault = tuple(limits[name] for name in caught.value.budgets)
     smaller = [subset for size in range(len(at_fault)) for subset in combinations(problem.limits, size)]
@@ -121,7 +121,7 @@ def test_infeasible_names_a_smallest_set_of_limits_and_what_they_could_be(proble
 def test_the_scale_of_scores_changes_nothing(factor: float) -> None:
     problem = library(layers=12, names=5, seed=1)
     scaled = replace(problem, options=tuple(replace(o, score=o.score * factor) for o in problem.options))
-    one, other = optimum.solve(problem), optimum.solve(scaled)
+    one, other = solver.solve(problem), solver.solve(scaled)
     assert [o.key for o in one.options] == [o.key for o in other.options]
     assert other.score == pytest.approx(one.score * factor, rel=1e-12)
     assert other.status == "optimal"
@@ -132,31 +132,31 @@ def test_the_unit_of_a_cost_changes_nothing(factor: float) -> None:
     problem = library(layers=12, names=5, seed=2)
     maximums = {**problem.maximums, "memory": problem.maximums["memory"] * factor}
     options = tuple(replace(o, costs={**o.costs, "memory": o.costs["memory"] * factor}) for o in problem.options)
-    one, other = optimum.solve(problem), optimum.solve(Problem(problem.slots, options, maximums))
+    one, other = solver.solve(problem), solver.solve(Problem(problem.slots, options, maximums))
     assert [o.key for o in one.options] == [o.key for o in other.options]
 
 
 @pytest.mark.parametrize("outlier", [1e3, 1e9, 1e15])
 def test_one_terrible_option_blurs_nothing(outlier: float) -> None:
     problem = library(layers=12, names=5, seed=4)
-    best = optimum.solve(problem)
+    best = solver.solve(problem)
     # The cheapest at its slot: nothing dominates it, so the solver has to look at it.
     options = tuple(replace(o, score=outlier) if (o.first, o.name) == (0, "o4") else o for o in problem.options)
     assert best.options[0].name != "o4"
-    solution = optimum.solve(replace(problem, options=options))
+    solution = solver.solve(replace(problem, options=options))
     assert solution.score == pytest.approx(best.score, rel=1e-6)
     assert solution.status == "optimal"
 
 
 def test_a_larger_budget_never_scores_worse() -> None:
-    scores = [optimum.solve(library(layers=10, names=5, seed=5, budget=0.3 + 0.05 * step)).score for step in range(12)]
+    scores = [solver.solve(library(layers=10, names=5, seed=5, budget=0.3 + 0.05 * step)).score for step in range(12)]
     assert all(wider <= tighter * (1 + 1e-6) for tighter, wider in pairwise(scores))
     assert scores[-1] < scores[0]
 
 
 def test_no_limits_is_a_shortest_path() -> None:
     problem = replace(library(layers=6, names=3, seed=6), maximums={})
-    solution = optimum.solve(problem)
+    solution = solver.solve(problem)
     assert (solution.score, solution.gap) == (pytest.approx(0, abs=1e-12), 0)
     assert {option.name for option in solution.options} == {"o0"}
 
@@ -175,7 +175,7 @@ def at_its_limit(excess: float, slots: int = 4) -> Problem:
 @pytest.mark.parametrize("excess", [9e-11, 1e-11])
 def test_a_sum_over_its_limit_by_less_than_the_solver_sees_is_not_returned(excess: float) -> None:
     problem = at_its_limit(excess)
-    solution = optimum.solve(problem)
+    solution = solver.solve(problem)
     assert solution.costs["a"] <= 0
     assert solution.score == least_score(problem)
     assert solution.status == "optimal"
@@ -183,7 +183,7 @@ def test_a_sum_over_its_limit_by_less_than_the_solver_sees_is_not_returned(exces
 
 def test_sums_a_mip_solver_cannot_tell_from_their_limit_are_told_apart() -> None:
     problem = at_its_limit(1e-12, slots=8)
-    solution = optimum.solve(problem)
+    solution = solver.solve(problem)
     assert solution.score == least_score(problem)
     assert solution.costs["a"] <= 0
 
@@ -201,7 +201,7 @@ def hard(seed: int = 0) -> Problem:
 
 def test_a_time_out_is_never_called_optimal() -> None:
     problem = hard()
-    solution = optimum.solve(problem, Settings(0.0, 1.5))
+    solution = solver.solve(problem, Settings(0.0, 1.5))
     verify(problem, solution)
     assert solution.status == "feasible"
     assert 1e-6 < solution.gap < 1
@@ -211,7 +211,7 @@ def test_a_time_out_is_never_called_optimal() -> None:
 
 def test_a_coarse_gap_is_not_called_optimal() -> None:
     problem = library(layers=20, names=6, seed=7)
-    coarse, fine = optimum.solve(problem, Settings(gap=0.2)), optimum.solve(problem)
+    coarse, fine = solver.solve(problem, Settings(gap=0.2)), solver.solve(problem)
     assert fine.status == "optimal"
     assert coarse.bound <= fine.score <= coarse.score
     assert (coarse.status == "optimal") == (coarse.gap <= 1e-6)
@@ -219,7 +219,7 @@ def test_a_coarse_gap_is_not_called_optimal() -> None:
 
 
 def test_solving_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    optimum.solve(library(layers=6, names=4, seed=8))
+    solver.solve(library(layers=6, names=4, seed=8))
     assert capfd.readouterr() == ("", "")
 
 
@@ -234,14 +234,14 @@ def two_slots() -> Problem:
 
 def test_one_budget_too_small_is_named_with_its_least() -> None:
     with pytest.raises(Infeasible) as caught:
-        optimum.solve(replace(two_slots(), maximums={"memory": 100.0, "latency": 1.5}))
+        solver.solve(replace(two_slots(), maximums={"memory": 100.0, "latency": 1.5}))
     assert str(caught.value) == "a limit that cannot be met: latency has maximum 1.5 and is 2 at the least"
     assert (caught.value.budgets, caught.value.least, caught.value.together) == (("latency",), {"latency": 2}, {})
 
 
 def test_two_budgets_that_conflict_are_named_with_what_each_leaves_the_other() -> None:
     with pytest.raises(Infeasible) as caught:
-        optimum.solve(replace(two_slots(), maximums={"latency": 9.0, "memory": 9.0}))
+        solver.solve(replace(two_slots(), maximums={"latency": 9.0, "memory": 9.0}))
     assert str(caught.value) == (
         "limits that cannot be met together: latency has maximum 9 and is 2 at the least (18 while the other limits "
         "named here hold); memory has maximum 9 and is 2 at the least (18 while the other limits named here hold)"
@@ -252,13 +252,13 @@ def test_two_budgets_that_conflict_are_named_with_what_each_leaves_the_other() -
 
 def test_a_minimum_is_told_by_the_most_it_can_be() -> None:
     with pytest.raises(Infeasible, match="memory has minimum 20 and is 18 at the most") as caught:
-        optimum.solve(replace(two_slots(), minimums={"memory": 20.0}))
+        solver.solve(replace(two_slots(), minimums={"memory": 20.0}))
     assert caught.value.budgets == ("minimum memory",)
 
 
 def test_an_infeasible_crosses_a_process_whole() -> None:
     with pytest.raises(Infeasible) as caught:
-        optimum.solve(replace(two_slots(), maximums={"latency": 9.0, "memory": 9.0}))
+        solver.solve(replace(two_slots(), maximums={"latency": 9.0, "memory": 9.0}))
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (str(copy), vars(copy)) == (str(caught.value), vars(caught.value))
 
@@ -266,13 +266,13 @@ def test_an_infeasible_crosses_a_process_whole() -> None:
 def test_slots_no_option_covers_are_named() -> None:
     options = tuple(option for option in library(4, 2, 0).options if option.first not in (2, 5) and option.span == 1)
     with pytest.raises(Infeasible, match=r"no option covers slots 2, 5$"):
-        optimum.solve(Problem(8, options, {}))
+        solver.solve(Problem(8, options, {}))
 
 
 def test_slots_no_options_tile_are_named() -> None:
     options = (Option(0, 1, "x", 0, {}), Option(1, 2, "y", 0, {}), Option(2, 2, "z", 0, {}), Option(4, 1, "x", 0, {}))
     with pytest.raises(Infeasible, match=r"do not tile slots 2\.\.3"):
-        optimum.solve(Problem(5, options, {}))
+        solver.solve(Problem(5, options, {}))
 
 
 def tampered(solution: Solution) -> Iterator[tuple[Solution, str]]:
@@ -294,7 +294,7 @@ def tampered(solution: Solution) -> Iterator[tuple[Solution, str]]:
 
 def test_verify_catches_a_tampered_solution() -> None:
     problem = library(layers=6, names=4, seed=9)
-    solution = optimum.solve(problem)
+    solution = solver.solve(problem)
     verify(problem, solution)
     for wrong, why in tampered(solution):
         with pytest.raises(ValueError, match=why):

@@ -16,7 +16,7 @@ from solvers.baselines.random import random_architecture
 from solvers.baselines.shortgpt import drop_layers
 from solvers.baselines.uniform import uniform
 from solvers.errors import Infeasible
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.problem import Option, Problem, Solution, total_costs, verify
 from solvers.refine.joint import paired
 
@@ -73,7 +73,7 @@ def test_no_baseline_beats_the_exact_solver(name: str, seed: int, budget: float)
     problem = library(layers=6, seed=seed, budget=budget)
     solution = BASELINES[name](problem)
     verify(problem, solution)
-    best = optimum.solve(problem)
+    best = solver.solve(problem)
     assert best.score <= solution.score + 1e-9
     assert solution.bound <= best.score + 1e-9
     assert solution.solver == name

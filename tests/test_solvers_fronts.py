@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_solvers import few, least_score, library, meets, problems, score, tilings, two_slots, unlike
 
 from solvers.errors import Infeasible
-from solvers.exact import minimise, optimum
+from solvers.exact import minimise, solver
 from solvers.exact.program import Answer
 from solvers.exact.settings import Engine, Settings
 from solvers.problem import Option, Problem, total_costs
@@ -46,7 +46,7 @@ def test_a_pool_that_runs_out_of_time_says_so_after_what_it_found(monkeypatch: p
     answers = iter([minimise.minimise, lambda *_, **__: Answer("timed out")])
     monkeypatch.setattr(pools, "minimise", lambda *asked, **how: next(answers)(*asked, **how))
     found = pool(two_slots(), Settings(time_limit_s=1.0))
-    assert next(found).score == optimum.solve(two_slots()).score
+    assert next(found).score == solver.solve(two_slots()).score
     with pytest.raises(TimeoutError, match=r"in 1 s no solution was found"):
         next(found)
 
@@ -122,4 +122,4 @@ def test_a_front_begins_at_the_least_cost_whatever_gap_its_scores_may_have() -> 
     problem = Problem(30, tuple(Option(slot, 1, name, score, costs) for slot, name, score, costs in options), limit)
     by_cost = Problem(30, tuple(Option(slot, 1, name, costs["a"], costs) for slot, name, _, costs in options), limit)
     found = pareto.front(problem, "a", 5, Settings(gap=0.3))
-    assert found[0].costs["a"] == pytest.approx(optimum.solve(by_cost).score)
+    assert found[0].costs["a"] == pytest.approx(solver.solve(by_cost).score)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from solvers.baselines.uniform import uniform
 from solvers.errors import Infeasible
-from solvers.exact import optimum
+from solvers.exact import solver
 from solvers.problem import Option, Problem, Solution
 from solvers.refine.joint import paired, parted
 
@@ -61,7 +61,7 @@ def best(problem: Problem) -> float:
 @given(problems())
 def test_the_best_by_joint_scores_is_found(problem: Problem) -> None:
     try:
-        solution = optimum.solve(paired(problem))
+        solution = solver.solve(paired(problem))
     except Infeasible:
         assert best(problem) == float("inf")
         return
@@ -73,8 +73,8 @@ def test_the_best_by_joint_scores_is_found(problem: Problem) -> None:
 def test_a_pair_worse_than_its_parts_is_not_had_for_their_sum() -> None:
     parts = [Option(slot, 1, name, 1.0, {"c": 1.0}) for slot, name in enumerate("ax")]
     problem = Problem(2, (*parts, Option(0, 2, "a+x", 5.0, {"c": 2.0})), {"c": 9.0})
-    assert optimum.solve(problem).score == 2.0
-    assert optimum.solve(paired(problem)).score == 5.0
+    assert solver.solve(problem).score == 2.0
+    assert solver.solve(paired(problem)).score == 5.0
 
 
 def test_the_same_in_every_layer_counts_by_joint_scores_too() -> None:

@@ -22,9 +22,9 @@ from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import cpu_threads, describe, usable_cores
 from cost_models.metrics import METRICS
 from cost_models.timing.contention import Watch
-from cost_models.timing.measured import Additivity, MeasuredGeometry, TimedStack, measure
+from cost_models.timing.measure import Additivity, MeasuredGeometry, TimedStack, measure
+from cost_models.timing.pair import Comparison, Paired, Rounds, Subject, new_cache, time_models
 from cost_models.timing.stack import EMPTY, Room, Stack, random_model, stack_of
-from cost_models.timing.timing import Comparison, Paired, Rounds, Subject, new_cache, time_models
 
 TWO = Rounds(least=2, most=2)
 

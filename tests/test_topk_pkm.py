@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from blocklib.block import Choice, Subblock
 from blocklib.ffn.pkm import ProductKeyMemory, half_size, look_up
 from blocklib.ffn.topk import TopKFFN
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kinds import FFN, choice_touched
 from blocklib.parent import Parent
 from blocklib.stream import variant

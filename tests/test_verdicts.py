@@ -7,8 +7,8 @@ import pytest
 import rows
 from small_costs import SCENARIO
 
+from cost_models.timing.pair import Comparison, Paired
 from cost_models.timing.quality import ANY, Quality
-from cost_models.timing.timing import Comparison, Paired
 from db import models
 from nas.cli.printed import print_trial
 from nas.job.units import parse_budget

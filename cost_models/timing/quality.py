@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from cost_models.timing.timing import Comparison
+from cost_models.timing.pair import Comparison
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, SeedOssConfig
 
 from blocklib.assemble import assemble
 from blocklib.block import Choice
-from blocklib.family import FAMILIES, Family
+from blocklib.families import FAMILIES, Family
 from blocklib.parent import load_parent
 
 FAMILIES["seed_oss"] = Family(qkv_bias="attention_bias", o_bias="attention_out_bias", mlp_bias="mlp_bias")

@@ -17,14 +17,14 @@ from transformers import AutoTokenizer
 from blocklib.block import Choice, Subblock
 from blocklib.errors import SubblockError
 from blocklib.ffn.dense import norm_weights
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kind import Kind, ParentLayer
 from blocklib.kinds import FFN, FFN_MODULES, choice_parameters
 from blocklib.parent import Parent, load_parent
 from blocklib.shape import Shape
 from nas.job.request import checkpoint_of
 from nas.scoring.replace_one import score
-from solvers.exact.optimum import solve
+from solvers.exact.solver import solve
 from solvers.problem import Option, Problem, Solution
 
 

@@ -13,8 +13,8 @@ from functools import partial
 import nas
 from nas.compare.strategies import STRATEGIES
 from nas.stages.contest import Chosen
-from solvers.exact import optimum
-from solvers.exact.line import check_tiling, score_bound
+from solvers.exact import solver
+from solvers.exact.shortest_path import check_tiling, score_bound
 from solvers.problem import Problem, Solution
 
 
@@ -24,7 +24,7 @@ def cheapest(problem: Problem, cost: str) -> Solution:
     check_tiling(problem)
     priced = replace(problem, options=tuple(replace(each, score=each.costs[cost]) for each in problem.options))
     own = {option.key: option for option in problem.options}
-    chosen = [own[option.key] for option in optimum.solve(priced).options]
+    chosen = [own[option.key] for option in solver.solve(priced).options]
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "cheapest")
 
 

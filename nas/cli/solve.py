@@ -323,7 +323,7 @@ def _compare(asked: CompareRequest) -> None:
         known = nas.load(asked.search, db=asked.db, progress=talk)
     lines = known.compare(limits, evaluations=asked.evaluations, seeds=asked.seeds, heal=asked.heal, time=asked.time)
     if asked.plot is not None:
-        from nas.report.versus import write_comparison
+        from nas.report.strategies import write_comparison
 
         write_comparison(lines, asked.plot)
     print_comparison(known.row, lines, asked.as_json)

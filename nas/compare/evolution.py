@@ -18,7 +18,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from solvers.errors import ProblemError
-from solvers.exact.line import check_tiling, score_bound
+from solvers.exact.shortest_path import check_tiling, score_bound
 from solvers.problem import Option, Problem, Solution, total_costs
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -28,12 +28,12 @@ from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from nas.errors import UnsupportedExportError
 from nas.export import configuration_decilm
-from nas.export.compare import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
 from nas.export.configuration_decilm import DeciLMConfig
 from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.parent_settings import ParentSettings, check_settings
 from nas.export.read_decilm import WIDTH_MULTIPLE, read_decilm, width_of
-from nas.export.settings import ParentSettings, check_settings
 from nas.export.subblocks import Layer, repack, subblocks_of
+from nas.export.verify import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
 
 _CARRIED_ROTARY = ("default", "linear", "llama3")
 _CHANGED = {

@@ -11,7 +11,7 @@ from nas.errors import UnsupportedExportError
 from nas.export.decilm import check_decilm, export_decilm
 from nas.export.exported import Exported
 from nas.export.hf import export_hf
-from nas.export.settings import ParentSettings
+from nas.export.parent_settings import ParentSettings
 
 FORMATS: dict[
     str, Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path, str, ParentSettings | None], Exported]

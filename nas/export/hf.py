@@ -6,15 +6,9 @@ registers its classes.
 """
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -23,11 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM, PuzzleNasModel
-from nas.errors import ExportMismatchError
-from nas.export.compare import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
 from nas.export.exported import Exported, files_in, whole_folder, write_card
-from nas.export.settings import ParentSettings, check_settings
+from nas.export.parent_settings import ParentSettings, check_settings
 from nas.export.source import self_contained
+from nas.export.verify import compare_in_fresh_process
 
 _CONFIGURATION, _MODELING = "configuration_puzzle_nas", "modeling_puzzle_nas"
 _AUTO_MAP = {
@@ -35,8 +28,6 @@ _AUTO_MAP = {
     "AutoModel": f"{_MODELING}.PuzzleNasModel",
     "AutoModelForCausalLM": f"{_MODELING}.PuzzleNasForCausalLM",
 }
-ONE_TOKEN_A_STEP = ("greedy_search", "sample", "beam_search", "beam_sample")
-"""transformers' ways to generate that read one token a step; others guess several and check them at once."""
 _LOADING = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -77,7 +68,7 @@ def export_hf(
         if parent is not None:
             notes += check_settings(folder, PuzzleNasConfig.from_pretrained(folder), parent, {})
         write_card(folder, card, _LOADING, ["custom_code"], notes)
-        difference, told = _compare_in_fresh_process(child, tokenizer, folder)
+        difference, told = compare_in_fresh_process(child, tokenizer, folder)
         if told:
             notes += told
             write_card(folder, card, _LOADING, ["custom_code"], notes)
@@ -114,78 +105,3 @@ def _add_auto_map(config_file: Path) -> None:
     # transformers writes an auto_map only for classes whose own file it copies beside it.
     config = json.loads(config_file.read_text(encoding="utf-8")) | {"auto_map": _AUTO_MAP}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _compare_in_fresh_process(
-    child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> tuple[float, tuple[str, ...]]:
-    """The largest difference of logits, and notes on what a user will meet."""
-    ids_BT = probe_ids(child.config.vocab_size)
-    answer = _ask_fresh_process(folder, {"ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads()})
-    for fault in ("missing_keys", "unexpected_keys"):
-        if answer[fault]:
-            raise ExportMismatchError(
-                f"the exported checkpoint has {fault.replace('_', ' ')}: {', '.join(answer[fault])}"
-            )
-    made, expected = answer["base_classes"]
-    if made != expected:
-        raise ExportMismatchError(f"AutoModel makes a {made} of the exported folder, not a {expected}")
-    difference = logit_difference(logits_of(child, ids_BT), answer["logits"], "the exported model, reloaded,")
-    same_tokens(tokenizer, answer["tokens"], "the exported tokenizer, reloaded,")
-    new = answer["continuations"]
-    for way in ("cached", "static cache"):
-        if new[way] != new["uncached"]:
-            raise ExportMismatchError(f"greedy tokens {way} are {new[way]}, but {new['uncached']} without a cache")
-    if new["uncached"][-1:] != new["alone"]:
-        raise ExportMismatchError(
-            f"greedy tokens after left padding are {new['uncached'][-1:]}, but {new['alone']} without"
-        )
-    if answer["plainly"]["refused"] is not None:
-        raise ExportMismatchError(f"generate fails: {answer['plainly']['refused']}")
-    for used in (answer["as_called"], answer["plainly"]):
-        check_work(ids_BT.shape[1], used)
-    refused = answer["as_called"]["refused"]
-    if refused is None:
-        return difference, ()
-    return difference, (f"`generate(ids)` fails with the generation settings that are the parent's: {refused}.",)
-
-
-def check_work(prompt: int, used: Mapping[str, Any]) -> None:
-    """Raise ExportMismatchError where a `generate` after `prompt` tokens read more than one token in a step.
-
-    `used` is what `fresh.py` counted: `seen`, the tokens a sequence that each forward read. A parent with its cache
-    reads the prompt, in one piece or several, then a token a step.
-    """
-    if used["refused"] is not None or used["mode"] not in ONE_TOKEN_A_STEP:
-        return
-    seen, read = list(used["seen"]), 0
-    while seen and read < prompt:
-        read += seen.pop(0)
-    if read != prompt or any(tokens != 1 for tokens in seen):
-        ratio = sum(used["seen"]) / (prompt + len(seen))
-        raise ExportMismatchError(
-            f"generate reads {used['seen']} tokens in its forwards after a prompt of {prompt}, {ratio:.2g} times as "
-            "many as a parent with a KV cache: the cache is not used"
-        )
-
-
-def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="puzzle-nas-export-") as scratch:
-        asked, answered = Path(scratch, "question.pt"), Path(scratch, "answer.pt")
-        torch.save(question, asked)
-        script = Path(__file__).with_name("fresh.py")
-        # transformers copies the folder's code to a cache that goes by the folder's name: no old copy may be found.
-        environment = os.environ | {"HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
-        process = subprocess.run(
-            [sys.executable, "-I", str(script), str(folder.absolute()), str(asked), str(answered)],
-            cwd=scratch,
-            env=environment,
-            stdin=subprocess.DEVNULL,  # Nobody is there to answer a question.
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-        )
-        if process.returncode != 0:
-            raise ExportMismatchError(f"the exported model does not load and run in a fresh process:\n{process.stderr}")
-        loaded: dict[str, Any] = torch.load(answered)
-        return loaded

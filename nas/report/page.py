@@ -22,15 +22,15 @@ from nas.errors import UsageError
 from nas.files.output import write_whole
 from nas.job.stored import request_of, scenario_in
 from nas.job.units import Limit, format_quantity, said_budget
-from nas.report import distilled
+from nas.report import distillation
 from nas.report.additivity import ScoreAdditivity, additivity
 from nas.report.agreement import Agreement, agreement
-from nas.report.asked import budget_lines, budget_of, facts
 from nas.report.dependency import dependency_map
 from nas.report.drawing import drawing
 from nas.report.heatmap import heatmap
-from nas.report.offered import offers
+from nas.report.options import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
+from nas.report.request import budget_lines, budget_of, facts
 from nas.report.trade_off import trade_off
 from nas.solve.budget_loop import uncertainty
 from nas.solve.explain import Explained
@@ -75,8 +75,8 @@ def _sections(
     options, budget = store.options(search.id), budget_of(search, chosen)
     child = Architecture.parse(chosen.architecture) if chosen else None
     metric = request_of(search).metric
-    distillations = distilled.distillations(options)
-    panels = distilled.panels(distillations)
+    distillations = distillation.distillations(options)
+    panels = distillation.panels(distillations)
     agreed = agreement(search, trials)
     return {
         "search": search,
@@ -96,7 +96,7 @@ def _sections(
         "dependency": dependency_map(search.dependency, child),
         "offers": offers(options, metric, _cost_asked(budget), scenario_in(search), child),
         "cost_asked": _cost_asked(budget).name,
-        "distilled": distilled.lines(distillations),
+        "distilled": distillation.lines(distillations),
         "curves": inlined(curves_figure(panels), "training loss against tokens, by kind") if panels else None,
         "stages": _stage_lines(store.stages(search.id)),
         "failures": store.failures(search.id),

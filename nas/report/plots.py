@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from cost_models.metrics import METRICS
 from nas.job.units import format_quantity
 from nas.report.agreement import Pair
-from nas.report.distilled import Panel
+from nas.report.distillation import Panel
 
 _INK = "#1b2733"
 """Text and axes. In a page it becomes the page's own colour, which may be light on dark."""

@@ -16,8 +16,8 @@ from db.store import Store
 from nas.errors import BudgetNotMetError, UnfinishedSearchError
 from nas.files.output import image_format, write_whole
 from nas.job.units import Limit
-from nas.report.asked import bounded, measured_share
 from nas.report.plots import Mark, file_bytes, front_figure, inlined
+from nas.report.request import bounded, measured_share
 from nas.solve.front import Point, front_of
 from nas.solve.solve import Measured, measured
 

@@ -27,8 +27,8 @@ from nas.job.stored import StoredRequest, parent_costs_of, request_of, scenario_
 from nas.job.units import Limit, did_you_mean, format_quantity
 from nas.solve.effort import USUAL, Effort
 from solvers.errors import Infeasible
-from solvers.exact.optimum import solve as solve_exactly
 from solvers.exact.settings import Settings
+from solvers.exact.solver import solve as solve_exactly
 from solvers.problem import Option, Problem, Solution
 from solvers.queries.batch_sweep import sweep
 from solvers.refine.joint import paired, parted

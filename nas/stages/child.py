@@ -28,8 +28,8 @@ from cost_models.hardware import describe
 from cost_models.metrics import METRICS
 from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
+from cost_models.timing.pair import Comparison, Rounds, time_models
 from cost_models.timing.quality import Quality
-from cost_models.timing.timing import Comparison, Rounds, time_models
 from db import models
 from nas.cluster.tasks import STARTING, Cluster, Report
 from nas.files.home import child_file
@@ -37,8 +37,8 @@ from nas.job.request import Request
 from nas.job.units import Limit, needs_meter
 from nas.scoring.fidelity import Fidelity
 from nas.solve.budget_loop import Times, limits_of, reached, times_of, verdict
+from nas.stages.child_file import found_with, save_child
 from nas.stages.child_times import timed_until_decided, times_in
-from nas.stages.children import found_with, save_child
 from nas.stages.context import Context
 from nas.stages.costs import quality_of
 from nas.stages.evaluate import Evaluations, evaluate, perplexity

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from cost_models.metrics import METRICS
+from cost_models.timing.pair import Comparison
 from cost_models.timing.quality import Quality
-from cost_models.timing.timing import Comparison
 from nas.job.units import Limit
 from nas.solve.budget_loop import Times, of_all, verdict
 

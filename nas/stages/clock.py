@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from cost_models.cost import MEASURED
 from cost_models.geometry import Geometry
-from cost_models.timing.measured import MeasuredGeometry
+from cost_models.timing.measure import MeasuredGeometry
 from db import models
 
 

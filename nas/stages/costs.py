@@ -23,9 +23,9 @@ from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.metrics import error_of
 from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
-from cost_models.timing.measured import MeasuredGeometry, TimedStack, measure, suspicions
+from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure, suspicions
+from cost_models.timing.pair import Rounds, time_models
 from cost_models.timing.quality import ANY, Quality
-from cost_models.timing.timing import Rounds, time_models
 from db import models
 from db.store import Store
 from nas.cluster.tasks import STARTING, Report

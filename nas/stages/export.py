@@ -13,12 +13,12 @@ from db import models
 from db.store import Store
 from nas.export.exported import Exported
 from nas.export.formats import export
+from nas.export.parent_settings import settings_of
 from nas.export.published import published_name
-from nas.export.settings import settings_of
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
 from nas.job.stored import request_of, scenario_in
-from nas.stages.children import load_child
+from nas.stages.child_file import load_child
 from nas.terminal.printable import printable
 from nas.text.tokenizer import load_tokenizer
 from nas.view.table import comparison, markdown

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from blocklib.checkpoint import Checkpoint
-from blocklib.family import positions_of
+from blocklib.families import positions_of
 from blocklib.kinds import choice_parameters, parameters, parent_architecture
 from blocklib.loading import check_range, readable
 from blocklib.parent import child_config
@@ -20,7 +20,7 @@ from cost_models.hardware import describe, total_bytes, usable_cores
 from cost_models.scenario import Scenario
 from nas.errors import JobError
 from nas.export.formats import check_format
-from nas.job.positions import check_positions
+from nas.job.context_length import check_positions
 from nas.job.request import Request
 from nas.job.space import check_kinds, choices
 from nas.job.units import format_quantity

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blocklib.block import Choice, Role, Subblock
 from blocklib.ffn.dip import PrunedFFN
-from blocklib.fit import build
+from blocklib.initial_weights import build
 from blocklib.kinds import choice_kv_values, kind_of, parent_block
 from blocklib.parent import Parent
 from blocklib.stream import inputs_of, variant
@@ -32,7 +32,7 @@ from cost_models.flash.flash import (
 from cost_models.flash.masking import Selection, play
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
-from cost_models.timing.measured import MeasuredGeometry
+from cost_models.timing.measure import MeasuredGeometry
 
 # Sequences played, and tokens of each: a cache has settled after some tens.
 _SEQUENCES, _TOKENS = 2, 128

@@ -31,7 +31,7 @@ from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
 from nas.stages.context import Context
 from nas.stages.prepare import CHECKED, Job
-from nas.stages.shares import by_count, by_layers
+from nas.stages.task_ranges import by_count, by_layers
 from nas.terminal.progress import bar, rarely
 
 Ids = NDArray[np.int32]

@@ -12,7 +12,7 @@ from cost_models.energy.meter import POWERCAP, meter_of
 from cost_models.errors import NoMeterError
 from nas.cluster.tasks import Cluster
 from nas.errors import JobError
-from nas.job.positions import check_positions
+from nas.job.context_length import check_positions
 from nas.job.request import Request
 from nas.job.units import needs_meter
 from nas.text.tokenizer import check_tokenizer

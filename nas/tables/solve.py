@@ -13,8 +13,8 @@ from typing import Any
 from nas.errors import TableError
 from nas.solve.effort import USUAL, Effort
 from nas.tables.read import Imported, load, parse_limits
-from solvers.exact.optimum import solve
 from solvers.exact.settings import Settings
+from solvers.exact.solver import solve
 from solvers.problem import Constraint, Option, Solution
 from solvers.queries.sensitivity import BRIEF, Sensitivity, sensitivity
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import sub
 
-from solvers.exact.line import score_bound
+from solvers.exact.shortest_path import score_bound
 from solvers.problem import Option, Problem, Solution, infeasible_choice, total_costs
 
 _SKIPPED_LAYER = "skip+skip"

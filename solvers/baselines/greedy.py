@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from solvers.errors import Infeasible
-from solvers.exact.line import check_tiling, score_bound
+from solvers.exact.shortest_path import check_tiling, score_bound
 from solvers.problem import LIMIT_TOLERANCE, Constraint, Option, Problem, Solution, infeasible_choice, total_costs
 
 Variant = tuple[Option, ...]

@@ -8,9 +8,9 @@ total.
 import time
 from dataclasses import replace
 
-from solvers.exact import optimum
-from solvers.exact.line import check_tiling, score_bound
+from solvers.exact import solver
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import check_tiling, score_bound
 from solvers.problem import Problem, Solution
 
 
@@ -26,7 +26,7 @@ def max_parameters(problem: Problem, cost: str = "parameters", settings: Setting
     if cost not in names:
         raise ValueError(f"no option has the cost {cost!r}; they have {', '.join(names)}")
     turned = replace(problem, options=tuple(replace(each, score=-each.costs[cost]) for each in problem.options))
-    found = optimum.solve(turned, settings)
+    found = solver.solve(turned, settings)
     own = {option.key: option for option in problem.options}
     chosen = [own[option.key] for option in found.options]
     return Solution.of(problem, chosen, score_bound(problem), time.monotonic() - started, "max_parameters")

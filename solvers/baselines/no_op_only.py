@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from solvers.errors import Infeasible
-from solvers.exact import optimum
-from solvers.exact.line import check_tiling, score_bound
+from solvers.exact import solver
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import check_tiling, score_bound
 from solvers.problem import Option, Problem, Solution
 
 _SKIPPED = "skip"
@@ -32,7 +32,7 @@ def no_op_only(problem: Problem, parent: Sequence[Option], settings: Settings = 
         check_tiling(fewer)
     except Infeasible as error:
         raise Infeasible(f"with only the parent's own options and skip: {error}") from error
-    found = optimum.solve(fewer, settings)
+    found = solver.solve(fewer, settings)
     return Solution.of(problem, found.options, score_bound(problem), time.monotonic() - started, "no_op_only")
 
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.exact.conflict import settled
-from solvers.exact.line import Weights, check_tiling, costs_of, score_bound
 from solvers.exact.minimise import minimise
 from solvers.exact.program import Answer, Program
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import Weights, check_tiling, costs_of, score_bound
 from solvers.problem import Constraint, Problem, Solution, total_costs
 
 _GAP = 1e-3

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from solvers.baselines.drop import Layers, drop_until_within, layers_of
 from solvers.errors import ProblemError
-from solvers.exact.line import check_tiling
+from solvers.exact.shortest_path import check_tiling
 from solvers.problem import Option, Problem, Solution
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from solvers.baselines.drop import Layers, drop_until_within, fewest_dropped
 from solvers.errors import ProblemError
-from solvers.exact.line import check_tiling
+from solvers.exact.shortest_path import check_tiling
 from solvers.problem import Option, Problem, Solution
 
 LossWithout = Callable[[Sequence[int], Sequence[int]], Sequence[float]]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from solvers.errors import Infeasible
-from solvers.exact.line import check_tiling, score_bound
+from solvers.exact.shortest_path import check_tiling, score_bound
 from solvers.problem import Option, Problem, Solution, infeasible_choice, total_costs
 from solvers.refine.joint import joined, paired, parted
 

@@ -12,10 +12,10 @@ from itertools import combinations
 import numpy as np
 
 from solvers.errors import Infeasible, SolverTimeoutError
-from solvers.exact.line import costs_of, line_of
 from solvers.exact.minimise import minimise
 from solvers.exact.program import Answer, Program
 from solvers.exact.settings import Settings
+from solvers.exact.shortest_path import costs_of, line_of
 from solvers.problem import OPTIMAL_GAP, Constraint, Option, Problem, relative_gap
 
 

@@ -15,10 +15,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.exact.line import Indices, Line, Weights
 from solvers.exact.memory import CrowdedError, Held
-from solvers.exact.reach import over_best
 from solvers.exact.scaled import Scaled
+from solvers.exact.search_width import over_best
+from solvers.exact.shortest_path import Indices, Line, Weights
 
 MOST = 12_000_000
 """The most labels held at once, those included that keep only the way back."""

@@ -1,9 +1,9 @@
 """The least weight of any tiling within the limits, exact, and fast where a line of slots makes that easy.
 
-Prices of the limits bound every tiling (`dual.py`) and, by how much the bound rises, tell of most options that no
+Prices of the limits bound every tiling (`lagrangian.py`) and, by how much the bound rises, tell of most options that no
 better tiling than the best known holds them: reduced-cost fixing. The first tilings known are met on the way, and made
-better by exchanges (`swaps.py`). Then all tilings near the bound are looked for, farther from it each time
-(`meeting.py`), until they prove the gap that was asked for. Where they become too many first, a MIP solver
+better by exchanges (`local_search.py`). Then all tilings near the bound are looked for, farther from it each time
+(`meet_in_the_middle.py`), until they prove the gap that was asked for. Where they become too many first, a MIP solver
 (`pulp_model.py`) gets the options that are left. This file does not know what the weights and sums stand for.
 """
 
@@ -16,17 +16,17 @@ from typing import Literal
 import numpy as np
 
 from solvers.errors import RoundingError
-from solvers.exact.dual import Dual, dual
 from solvers.exact.labels import Labels
-from solvers.exact.line import Indices, Weights
-from solvers.exact.meeting import MergedError, meet
+from solvers.exact.lagrangian import Dual, dual
+from solvers.exact.local_search import improved
+from solvers.exact.meet_in_the_middle import MergedError, meet
 from solvers.exact.memory import CrowdedError
 from solvers.exact.program import Answer, Program, scale_of
 from solvers.exact.pulp_model import run
-from solvers.exact.reach import reach, reach_bytes
 from solvers.exact.scaled import Relaxation, Scaled
+from solvers.exact.search_width import reach, reach_bytes
 from solvers.exact.settings import DEFAULT, Settings
-from solvers.exact.swaps import improved
+from solvers.exact.shortest_path import Indices, Weights
 from solvers.problem import relative_gap
 
 _FIRST, _MORE, _LAST = 16e3, 4.0, 1e14

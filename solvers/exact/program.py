@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from solvers.exact.line import Indices, Line, Weights, costs_of, line_of
+from solvers.exact.shortest_path import Indices, Line, Weights, costs_of, line_of
 from solvers.problem import LIMIT_TOLERANCE, Constraint, Problem
 
 Progress = Callable[[float, float], None]

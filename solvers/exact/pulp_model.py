@@ -21,9 +21,9 @@ import pulp  # type: ignore[import-untyped]
 from solvers.errors import RoundingError, SolverCrashError
 from solvers.exact.highs import SMALLEST, TOLERANCE, IntegerProgram, let_it_greet
 from solvers.exact.highs_process import solve_in_process
-from solvers.exact.line import Indices, Weights
 from solvers.exact.program import Answer, Program, Row, scale_of
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import Indices, Weights
 
 _RETRIES = 100
 _WIDEST = 1e8

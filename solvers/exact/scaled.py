@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.exact.line import Line, Weights
 from solvers.exact.program import Program, scale_of
+from solvers.exact.shortest_path import Line, Weights
 
 ROUNDING = 1e-12
 """More than a sum of numbers up to 1 is off, for each of its terms."""

@@ -10,11 +10,11 @@ from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 from solvers.errors import Infeasible, SolverTimeoutError
-from solvers.exact import optimum
-from solvers.exact.dual import dual
-from solvers.exact.line import check_tiling, scores_of
+from solvers.exact import solver
+from solvers.exact.lagrangian import dual
 from solvers.exact.program import Program
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import check_tiling, scores_of
 from solvers.problem import Problem, Solution
 
 Batch = TypeVar("Batch", bound=Hashable)
@@ -41,7 +41,7 @@ def sweep(problems: Mapping[Batch, Problem], settings: Settings = DEFAULT) -> tu
         if best is not None and bounds[batch] >= best[1].score:
             continue
         try:
-            found = optimum.solve(problems[batch], settings)
+            found = solver.solve(problems[batch], settings)
         except Infeasible as error:
             infeasible = error
             bounds[batch] = float("inf")

@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.exact.conflict import settled
-from solvers.exact.line import check_tiling, costs_of, scores_of
 from solvers.exact.minimise import Start, minimise
-from solvers.exact.optimum import solution_of
 from solvers.exact.program import Answer, Program, Row
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import check_tiling, costs_of, scores_of
+from solvers.exact.solver import solution_of
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution, total_costs
 
 

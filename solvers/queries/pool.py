@@ -14,11 +14,11 @@ import numpy as np
 
 from solvers.errors import SolverTimeoutError
 from solvers.exact.conflict import settled
-from solvers.exact.line import check_tiling, scores_of
 from solvers.exact.minimise import Start, minimise
-from solvers.exact.optimum import solution_of
 from solvers.exact.program import Program, Row
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import check_tiling, scores_of
+from solvers.exact.solver import solution_of
 from solvers.problem import Option, Problem, Solution
 from solvers.refine.joint import filled
 

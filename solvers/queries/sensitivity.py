@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solvers.exact.line import scores_of
 from solvers.exact.minimise import minimise
-from solvers.exact.optimum import solution_of
 from solvers.exact.program import Program
 from solvers.exact.settings import Settings
+from solvers.exact.shortest_path import scores_of
+from solvers.exact.solver import solution_of
 from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
 from solvers.queries.shadow import shadow
 

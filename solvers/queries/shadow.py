@@ -3,8 +3,8 @@
 Prices that prove the best bound need not be unique. At a corner of the least weight, every price between the slope on
 the looser side and the slope on the tighter side proves it. If nothing fits a tighter limit, every price above the
 looser slope does. So the slope on the looser side is the lowest price of a row among all the best prices of the rows
-together. It is found by the same planes as the best bound (`dual.py`): a row's price is taken down as far as the planes
-let it, and the tiling that is best under these prices is the next plane, until it lets them be.
+together. It is found by the same planes as the best bound (`lagrangian.py`): a row's price is taken down as far as the
+planes let it, and the tiling that is best under these prices is the next plane, until it lets them be.
 
 Legend of shape suffixes: O options, R rows, S slots and the end.
 """
@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import highspy
 import numpy as np
 
-from solvers.exact.dual import CuttingPlanes
 from solvers.exact.highs import exact_highs
-from solvers.exact.line import Indices, Line, Weights
+from solvers.exact.lagrangian import CuttingPlanes
 from solvers.exact.memory import MEMORY_BYTES
 from solvers.exact.program import Program, scale_of
 from solvers.exact.scaled import ROUNDING, Scaled
+from solvers.exact.shortest_path import Indices, Line, Weights
 
 _TOLERANCE = 1e-9
 """Prices are among the best where their bound is below the best by no more, as a share of all that the limits cost."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solvers.exact.line import Indices, Line, Weights
 from solvers.exact.program import scale_of
+from solvers.exact.shortest_path import Indices, Line, Weights
 
 PAIRS = 3.0
 """How much more of the error of a sum is attributed to pairs than to single options."""

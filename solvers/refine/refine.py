@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from solvers.errors import ProblemError
-from solvers.exact import optimum
-from solvers.exact.line import Indices, Weights, scores_of
+from solvers.exact import solver
 from solvers.exact.minimise import minimise
 from solvers.exact.program import Program, Row
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import Indices, Weights, scores_of
 from solvers.problem import Problem, Solution
 from solvers.refine.interactions import Interactions
 
@@ -78,7 +78,7 @@ def refine(
     started = time.monotonic()
     if evaluations < 1 or batch < 1:
         raise ValueError(f"refining needs at least one evaluation, not {evaluations}, {batch} at a time")
-    first = optimum.solve(problem, settings)
+    first = solver.solve(problem, settings)
     step = replace(settings, gap=_STEP_GAP, progress=None)
     place = {option.key: index for index, option in enumerate(problem.options)}
     program = Program.of(problem, scores_of(problem), problem.limits)

@@ -7,7 +7,7 @@ from cost_models.metrics import LATENCY
 from cost_models.scenario import Scenario
 from db import models
 from db.measured import KnownOption
-from nas.report.offered import Offer, offers
+from nas.report.options import Offer, offers
 
 SCENARIO = Scenario("cpu", "float32", batch=2, prompt_tokens=8, generated_tokens=1)
 LAYERS = 2

@@ -7,8 +7,8 @@ brought within. It proves nothing. Legend of shape suffixes: O options, R rows, 
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.exact.line import Indices, Weights
 from solvers.exact.program import Program
+from solvers.exact.shortest_path import Indices, Weights
 
 _ROUNDS = 200
 _MOST_PAIRED = 1200

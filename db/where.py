@@ -54,7 +54,7 @@ _ORDER: dict[type[ast.cmpop], Callable[[Any, Any], ColumnElement[bool]]] = {
 _LANGUAGE = "use columns, numbers, strings, + - * /, comparisons, in (...), is None, and, or, not"
 
 
-def where(expression: str) -> ColumnElement[bool]:
+def condition(expression: str) -> ColumnElement[bool]:
     """The condition `expression` says, over the columns of a trial; true or false for every row.
 
     Raises QueryError.

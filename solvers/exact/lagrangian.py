@@ -16,10 +16,10 @@ import highspy
 import numpy as np
 
 from solvers.exact.highs import exact_highs
-from solvers.exact.line import Indices, Weights
 from solvers.exact.memory import MEMORY_BYTES
 from solvers.exact.program import Program
 from solvers.exact.scaled import Scaled
+from solvers.exact.shortest_path import Indices, Weights
 
 _TOLERANCE = 1e-7
 _ROUNDS = 400

@@ -10,7 +10,7 @@ in its slot of every layer, the parent's own in the other.
 
 A time that is too noisy, or impossible, is measured again; its result comes with the noise that is left.
 
-Knows what to time and what follows from it; `timing.py` holds the clock, `stack.py` the models.
+Knows what to time and what follows from it; `pair.py` holds the clock, `stack.py` the models.
 """
 
 from collections import Counter
@@ -31,10 +31,10 @@ from cost_models.geometry import FIXED, Geometry
 from cost_models.hardware import available_bytes, last_level_cache_bytes
 from cost_models.metrics import error_of
 from cost_models.scenario import Scenario
-from cost_models.timing.attribute import Whole, attribute
+from cost_models.timing.least_squares import Whole, attribute
+from cost_models.timing.pair import ROUNDS, Comparison, Paired, Rounds, time_models
 from cost_models.timing.quality import ANY, Quality
 from cost_models.timing.stack import EMPTY, Room, Stack, random_model, stack_of
-from cost_models.timing.timing import ROUNDS, Comparison, Paired, Rounds, time_models
 
 _LEAST_SPREAD = 0.005
 """A few rounds may agree by chance; no ratio is taken to be surer than this."""

@@ -8,10 +8,10 @@ there is no answer is `conflict.py`'s.
 import time
 
 from solvers.exact.conflict import settled
-from solvers.exact.line import check_tiling, scores_of
 from solvers.exact.minimise import minimise
 from solvers.exact.program import Answer, Program
 from solvers.exact.settings import DEFAULT, Settings
+from solvers.exact.shortest_path import check_tiling, scores_of
 from solvers.problem import Problem, Solution
 
 

@@ -1,6 +1,6 @@
 """Load an exported folder as a stranger would, and say what it computes. Run as a script in a process of its own.
 
-`python -I fresh.py FOLDER QUESTION ANSWER`, the last two being torch files. This project cannot be imported here, even
+`python -I reload.py FOLDER QUESTION ANSWER`, the last two being torch files. This project cannot be imported here, even
 where it is installed: only what lies in the folder can make the model run. Judges nothing; `nas/export/hf.py` does.
 """
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from solvers.exact.labels import MERGED, Labelling, Labels
-from solvers.exact.line import Indices, Weights
 from solvers.exact.memory import MEMORY_BYTES, Held
 from solvers.exact.scaled import Relaxation, Scaled
+from solvers.exact.shortest_path import Indices, Weights
 
 _AXES = 3
 """Sums that make the grid, at most."""

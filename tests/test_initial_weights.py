@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blocklib.block import Choice
 from blocklib.distil import normalised_error
-from blocklib.fit import build, fit_output
+from blocklib.initial_weights import build, fit_output
 from blocklib.kinds import kind_of
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, delta, embed, inputs_of, rotary, slots, variant

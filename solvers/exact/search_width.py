@@ -7,7 +7,7 @@ Legend of shape suffixes: O options, S slots and the end, B bins.
 
 import numpy as np
 
-from solvers.exact.line import Line, Weights
+from solvers.exact.shortest_path import Line, Weights
 
 _BINS = 256
 _FEW_BINS = 32

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from db.errors import QueryError
 from db.models import SearchRow, TrialRow
-from db.queries import LONGEST, column, where
 from db.store import Store
+from db.where import LONGEST, column, condition
 
 pytest_plugins = ["databases"]
 
@@ -230,7 +230,7 @@ TOKENS = (
 )
 def test_any_text_is_a_condition_or_a_query_error(text: str) -> None:
     with suppress(QueryError):
-        where(text)
+        condition(text)
 
 
 def test_not_in_is_false_for_an_empty_column_as_every_comparison_is(store: Store) -> None:
@@ -300,7 +300,7 @@ def test_what_a_string_says_stays_a_string(store: Store) -> None:
 )
 def test_a_mistake_is_pointed_at(expression: str, message: str, under: str) -> None:
     with pytest.raises(QueryError) as error:
-        where(expression)
+        condition(expression)
     first, line, carets = str(error.value).splitlines()[:3]
     assert message in first
     assert line[carets.index("^") : carets.rindex("^") + 1] == under
@@ -311,7 +311,7 @@ def test_a_mistake_is_pointed_at(expression: str, message: str, under: str) -> N
 )
 def test_what_is_not_even_python_is_shown_with_a_caret(expression: str) -> None:
     with pytest.raises(QueryError, match="this is not a condition") as error:
-        where(expression)
+        condition(expression)
     assert expression in str(error.value)
     assert "^" in str(error.value)
 
@@ -329,7 +329,7 @@ def test_what_is_not_even_python_is_shown_with_a_caret(expression: str) -> None:
 )
 def test_conditions_too_small_and_too_large(expression: str, message: str) -> None:
     with pytest.raises(QueryError, match=message):
-        where(expression)
+        condition(expression)
 
 
 def test_the_longest_condition_runs(store: Store) -> None:

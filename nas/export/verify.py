@@ -1,0 +1,139 @@
+"""Whether a reloaded export is the child: the same logits on the same tokens, the same tokens for the same text.
+
+Everything is compared in float32 on the CPU, where rounding stays far under the tolerance, whatever type and device the
+child has.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import model_with
+from nas.errors import ExportMismatchError
+
+TOLERANCE = 1e-4
+"""Largest absolute difference of two logits that counts as rounding."""
+
+ONE_TOKEN_A_STEP = ("greedy_search", "sample", "beam_search", "beam_sample")
+"""transformers' ways to generate that read one token a step; others guess several and check them at once."""
+
+SAMPLE_TEXT = "Once upon a time, there were 1,234 naïve puzzles:\n    def f(x): return x"
+
+
+def probe_ids(vocabulary: int) -> Tensor:
+    """Token ids [2, 16] to compare on, the same for every run."""
+    return torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits_of(child: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
+    """The child's logits [B, T, vocabulary] in float32 on the CPU. The child itself stays as it is."""
+    weights = {name: tensor.detach().float().cpu() for name, tensor in child.state_dict().items()}
+    logits: Tensor = model_with(child.config, weights)(ids_BT, use_cache=False).logits
+    return logits
+
+
+def logit_difference(child_BTV: Tensor, reloaded_BTV: Tensor, target: str) -> float:
+    """The largest absolute difference. Raises ExportMismatchError where it is above the tolerance, or not a number."""
+    difference = (child_BTV - reloaded_BTV).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise ExportMismatchError(
+            f"{target} gives logits up to {difference:.3g} off the child's; {TOLERANCE} is rounding"
+        )
+    return difference
+
+
+def same_tokens(tokenizer: PreTrainedTokenizerBase, reloaded: list[int], target: str) -> None:
+    """Raise ExportMismatchError where `reloaded`, the tokens of SAMPLE_TEXT, are not the tokenizer's own."""
+    own = tokenizer(SAMPLE_TEXT)["input_ids"]
+    if own != reloaded:
+        raise ExportMismatchError(
+            f"{target} splits text into other tokens than the child's: {reloaded[:8]}, not {own[:8]}"
+        )
+
+
+def compare_in_fresh_process(
+    child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> tuple[float, tuple[str, ...]]:
+    """Reload the folder in a process that cannot import this package (`reload.py`), and compare it with the child.
+
+    Returns the largest difference of logits, and notes on what a user will meet. Raises ExportMismatchError.
+    """
+    ids_BT = probe_ids(child.config.vocab_size)
+    answer = _ask_fresh_process(folder, {"ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads()})
+    for fault in ("missing_keys", "unexpected_keys"):
+        if answer[fault]:
+            raise ExportMismatchError(
+                f"the exported checkpoint has {fault.replace('_', ' ')}: {', '.join(answer[fault])}"
+            )
+    made, expected = answer["base_classes"]
+    if made != expected:
+        raise ExportMismatchError(f"AutoModel makes a {made} of the exported folder, not a {expected}")
+    difference = logit_difference(logits_of(child, ids_BT), answer["logits"], "the exported model, reloaded,")
+    same_tokens(tokenizer, answer["tokens"], "the exported tokenizer, reloaded,")
+    new = answer["continuations"]
+    for way in ("cached", "static cache"):
+        if new[way] != new["uncached"]:
+            raise ExportMismatchError(f"greedy tokens {way} are {new[way]}, but {new['uncached']} without a cache")
+    if new["uncached"][-1:] != new["alone"]:
+        raise ExportMismatchError(
+            f"greedy tokens after left padding are {new['uncached'][-1:]}, but {new['alone']} without"
+        )
+    if answer["plainly"]["refused"] is not None:
+        raise ExportMismatchError(f"generate fails: {answer['plainly']['refused']}")
+    for used in (answer["as_called"], answer["plainly"]):
+        check_work(ids_BT.shape[1], used)
+    refused = answer["as_called"]["refused"]
+    if refused is None:
+        return difference, ()
+    return difference, (f"`generate(ids)` fails with the generation settings that are the parent's: {refused}.",)
+
+
+def check_work(prompt: int, used: Mapping[str, Any]) -> None:
+    """Raise ExportMismatchError where a `generate` after `prompt` tokens read more than one token in a step.
+
+    `used` is what `reload.py` counted: `seen`, the tokens a sequence that each forward read. A parent with its cache
+    reads the prompt, in one piece or several, then a token a step.
+    """
+    if used["refused"] is not None or used["mode"] not in ONE_TOKEN_A_STEP:
+        return
+    seen, read = list(used["seen"]), 0
+    while seen and read < prompt:
+        read += seen.pop(0)
+    if read != prompt or any(tokens != 1 for tokens in seen):
+        ratio = sum(used["seen"]) / (prompt + len(seen))
+        raise ExportMismatchError(
+            f"generate reads {used['seen']} tokens in its forwards after a prompt of {prompt}, {ratio:.2g} times as "
+            "many as a parent with a KV cache: the cache is not used"
+        )
+
+
+def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="puzzle-nas-export-") as scratch:
+        asked, answered = Path(scratch, "question.pt"), Path(scratch, "answer.pt")
+        torch.save(question, asked)
+        script = Path(__file__).with_name("reload.py")
+        # transformers copies the folder's code to a cache that goes by the folder's name: no old copy may be found.
+        environment = os.environ | {"HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
+        process = subprocess.run(
+            [sys.executable, "-I", str(script), str(folder.absolute()), str(asked), str(answered)],
+            cwd=scratch,
+            env=environment,
+            stdin=subprocess.DEVNULL,  # Nobody is there to answer a question.
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        if process.returncode != 0:
+            raise ExportMismatchError(f"the exported model does not load and run in a fresh process:\n{process.stderr}")
+        loaded: dict[str, Any] = torch.load(answered)
+        return loaded

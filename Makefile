@@ -11,11 +11,14 @@ demo: $(READY)  ## a whole search on the embedded parent
 	@$(BIN)/nas init > runs/demo.yaml
 	NAS_HOME=$(CURDIR)/runs $(BIN)/nas search runs/demo.yaml
 
+# Three workers on two cores: many tests wait for processes that they start.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)  ## the suite, without what takes minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(TESTS)
 
 slow: $(READY)  ## everything
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+	$(TESTS) -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

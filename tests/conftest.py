@@ -20,6 +20,9 @@ settings.load_profile("house")
 # Fixtures that several files share, and that are made once for all of them.
 pytest_plugins = ("searches",)
 
+LONGEST = ("compare", "submission", "search", "readme", "solver_limits", "adding", "cli", "endings", "every_kind")
+"""Files that take longest, longest first: workers that begin with them end together."""
+
 EMBEDDED = Path(__file__).parents[1] / "nas/embedded/parent"
 SHARED = Path(__file__).parents[1] / "../shared"
 STORIES = SHARED / "parents/stories260K"
@@ -49,3 +52,8 @@ def text_ids(trained_parent: Parent) -> Tensor:
         ids += [tokenizer.bos_token_id, *encoded]
     assert len(ids) >= _SEQUENCES * _TOKENS, f"{len(ids)} tokens are too few"
     return torch.tensor(ids[: _SEQUENCES * _TOKENS]).view(_SEQUENCES, _TOKENS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

@@ -29,8 +29,8 @@ from nas.errors import ExportMismatchError
 from nas.export.decilm import export_decilm
 from nas.export.exported import whole_folder
 from nas.export.hf import export_hf
-from nas.export.verify import check_work
 from nas.export.parent_settings import CHANGED, GENERATION_CHANGED, LEFT_BEHIND, TRANSLATED, check_config, settings_of
+from nas.export.verify import check_work
 from nas.stages.child_file import load_child, save_child
 from nas.stages.evaluate import evaluate
 from nas.stages.export import as_assembled

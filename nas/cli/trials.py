@@ -63,8 +63,7 @@ def trials(
 
     Example: nas trials --where "latency_ratio < 0.6 and kl < 0.3" --sort kl
     """
-    query = nas.TrialQuery(search, where, sort, descending, ids, limit)
-    _trials(TrialsRequest(query, delete, yes, db, as_json))
+    _trials(TrialsRequest(nas.TrialQuery(search, where, sort, descending, ids, limit), delete, yes, db, as_json))
 
 
 def _trials(asked: TrialsRequest) -> None:

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from nas.cli.main import main
+from nas.cluster.tasks import Cluster
 
 _TEXT = Path(sysconfig.get_paths()["stdlib"], "asyncio/*.py")
 _JOB: dict[str, Any] = {
@@ -213,6 +214,15 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return subprocess.CompletedProcess(line, ended.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A Ray that this process starts once for all tests of a file, and whose workers have loaded what they need. Only
+    for commands in this process."""
+    with Cluster("local") as cluster:
+        cluster.places(cpus=1, gpus=0)
+        yield
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from nas.solve.pool import MOST, Alternative, Wanted, alternatives
 from nas.solve.solve import BY_EVALUATION, Measured, measured, solve, trial_row
 from nas.stages.contest import Contest
 from nas.stages.real_values import Reality
+from nas.trial_query import TrialList, TrialQuery
 from solvers.problem import Solution
 
 
@@ -129,9 +130,9 @@ def test_brackets_in_what_is_printed_stay(
     other = Store.open(tmp_path / "other.db")
     search = add_search(other, tmp_path, name="llama [b:x:4]")
     add_measured(other, search)
-    print_trials([trial], {search.id: search.name}, "none")
+    print_trials(TrialList((trial,), {search.id: search}, ""), TrialQuery())
     print_trial(search, trial)
-    print_trials([], {}, "no trials in /data/[old]/nas.db")
+    print_trials(TrialList((), {}, "/data/[old]/nas.db"), TrialQuery())
     printed = capsys.readouterr().out
     assert printed.count("llama [b:x:4]") == 2
     assert "/data/[old]/nas.db" in printed
@@ -271,9 +272,9 @@ def test_answers_stop_after_the_time_for_all(store: Store, known: Measured, caps
     assert found.ended == "time"
     assert [one.trial.id for one in found.found] == [trial.id for trial in store.trials()]
     assert len(found.found) <= 2
-    print_alternatives(known, found, MOST, as_json=False)
+    print_alternatives(known.search, found, MOST, as_json=False)
     assert capsys.readouterr().out.endswith(f"{len(found.found)} of {MOST}: no other was found in time\n")
-    print_alternatives(known, found, MOST, as_json=True)
+    print_alternatives(known.search, found, MOST, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["ended"], told["timed_out"]) == ("time", True)
 
@@ -287,7 +288,7 @@ def test_what_was_found_before_ctrl_c_is_kept_and_told(
 
     found = alternatives(store, known, (), Wanted(9), tell=stop)
     assert (len(found.found), found.ended, len(store.trials())) == (3, "interrupted", 3)
-    print_alternatives(known, found, 9, as_json=False)
+    print_alternatives(known.search, found, 9, as_json=False)
     assert capsys.readouterr().out.endswith("3 of 9: interrupted; the ones found are kept\n")
 
 

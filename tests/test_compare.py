@@ -3,7 +3,6 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,18 @@ from typing import Any
 import optuna
 import pytest
 from rich.console import Console
-from searches import Here, files, job, nas, rows, the_error
+from searches import Here, files, job, rows, the_error
 
-import nas.compare.strategies as comparing
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
 from db.store import Store
-from nas.compare.strategies import Asked, StrategyResult, compare
+from nas.cli.printed import print_comparison
+from nas.compare.strategies import STRATEGIES, Asked, Strategy, StrategyResult, compare
 from nas.errors import BudgetNotMetError, StaleSearchError
 from nas.job.units import parse_budget
 from nas.scoring.block_influence import block_influence
 from nas.scoring.layer_removal import loss_without
-from nas.solve.solve import measured, solve
-from nas.stages import child
+from nas.solve.solve import measured
 from nas.stages.contest import Chosen, Contest
 from nas.stages.evaluate import evaluate
 from nas.stages.library import choice_weights, tensor
@@ -48,6 +46,9 @@ def at_home(folder: Path, **changed: Any) -> Path:
     return home
 
 
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+
 def opened(home: Path) -> Store:
     return Store.open(home / "nas.db")
 
@@ -55,10 +56,6 @@ def opened(home: Path) -> Store:
 def run(home: Path, **asked: Any) -> list[StrategyResult]:
     with opened(home) as store:
         return compare(store, store.find_search("tiny"), Asked(**asked), Console(quiet=True))
-
-
-def only(monkeypatch: pytest.MonkeyPatch, **strategies: Callable[[Contest], Chosen]) -> None:
-    monkeypatch.setattr(comparing, "STRATEGIES", strategies)
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +116,14 @@ def test_a_second_run_measures_nothing(here: Here, compared: Path) -> None:
     assert set(later) == {0}
 
 
-def test_layers_are_removed_only_as_far_as_the_budget_asks(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_removed_only_as_far_as_the_budget_asks(copy: Path) -> None:
     """Each round is measured once, whatever the budgets; a budget that nothing meets asks for none."""
     home = at_home(copy)
-    only(monkeypatch, SLEB=comparing.STRATEGIES["SLEB"])
+    sleb = {"SLEB": STRATEGIES["SLEB"]}
     layers = Architecture.parse(rows(home, "search")[0]["parent_architecture"]).layers
 
     def rounds_after(budget: str) -> list[dict[str, float]]:
-        (line,) = run(home, seeds=0, budget=parse_budget(budget))
+        (line,) = run(home, seeds=0, budget=parse_budget(budget), strategies=sleb)
         if line.trial is not None:
             dropped = line.trial.architecture.split().count("skip+skip")
             assert line.evaluations == sum(layers - 2 - before for before in range(dropped)), budget
@@ -153,11 +150,10 @@ def test_layers_are_removed_only_as_far_as_the_budget_asks(copy: Path, monkeypat
     assert measured == pytest.approx(loss_without(parent, text, [int(first)], left), rel=1e-4)
 
 
-def test_shortgpt_needs_no_rounds(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shortgpt_needs_no_rounds(copy: Path) -> None:
     home = at_home(copy)
-    only(monkeypatch, ShortGPT=comparing.STRATEGIES["ShortGPT"])
     for _ in range(2):
-        run(home, seeds=0, budget=parse_budget("parameters=75%"))
+        run(home, seeds=0, budget=parse_budget("parameters=75%"), strategies={"ShortGPT": STRATEGIES["ShortGPT"]})
     (search,) = rows(home, "search")
     removal = json.loads(search["removal"])
     assert removal.keys() == {"influence"}
@@ -167,17 +163,15 @@ def test_shortgpt_needs_no_rounds(copy: Path, monkeypatch: pytest.MonkeyPatch) -
     assert removal["influence"] == pytest.approx(block_influence(parent, text), rel=1e-4)
 
 
-def test_who_cannot_meet_the_budget_says_so_in_a_line(
-    here: Here, compared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-
+def test_who_cannot_meet_the_budget_says_so_in_a_line(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def late(contest: Contest) -> Chosen:
         raise TimeoutError("in 0 s no solution was found")
 
-    only(monkeypatch, SLEB=comparing.STRATEGIES["SLEB"], late=late)
-    done = here(compared, "compare", "tiny", "--budget", "parameters=20%", "--seeds", "0")
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-2:]
+    strategies: dict[str, Strategy] = {"SLEB": STRATEGIES["SLEB"], "late": late}
+    lines = run(compared, seeds=0, budget=parse_budget("parameters=20%"), strategies=strategies)
+    with opened(compared) as store:
+        print_comparison(store.find_search("tiny"), lines, as_json=False)
+    last = capsys.readouterr().out.splitlines()[-2:]
     assert last[0].startswith("SLEB: with 8 layers dropped, the most possible; parameters ")
     assert ": its value is " in last[0]
     assert last[0].endswith("% of the parent's)")
@@ -190,18 +184,18 @@ def test_layers_that_must_stay_are_told_before_anything_is_measured(copy: Path) 
         lean = replace(known, options=tuple(option for option in known.options if option.key != (4, 1, "skip")))
         contest = Contest(store, lean, parse_budget("parameters=75%"), reality, 6)
         with pytest.raises(Infeasible, match=r"not every inner layer can be left out; give space\.drop_blocks"):
-            comparing.STRATEGIES["SLEB"](contest)
+            STRATEGIES["SLEB"](contest)
         whole = replace(lean, options=tuple(one for one in lean.options if "skip" not in one.name))
         with pytest.raises(Infeasible, match=r"^no layer can be left out; give space\.drop_blocks"):
-            comparing.STRATEGIES["ShortGPT"](replace(contest, known=whole))
+            STRATEGIES["ShortGPT"](replace(contest, known=whole))
         assert reality.measured == 0
 
 
-def test_healed_and_timed_alike(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_healed_and_timed_alike(copy: Path) -> None:
     home = at_home(copy)
-    only(monkeypatch, mip=lambda c: Chosen(solve(c.known, c.budget)), uniform=comparing.STRATEGIES["uniform"])
-    lines = run(home, seeds=0, heal=True, time=True)
-    assert sorted(line.strategy for line in lines) == ["mip", "uniform"]
+    strategies = {name: STRATEGIES[name] for name in ("MIP", "uniform")}
+    lines = run(home, seeds=0, heal=True, time=True, strategies=strategies)
+    assert sorted(line.strategy for line in lines) == ["MIP", "uniform"]
     for line in lines:
         trial = line.trial
         assert trial is not None
@@ -211,15 +205,19 @@ def test_healed_and_timed_alike(copy: Path, monkeypatch: pytest.MonkeyPatch) -> 
     # The search's own trial is one of them: it was healed and timed already.
     assert len(rows(home, "trial")) == 2
     assert work_done(home) == [2 + 2]
-    run(home, seeds=0, heal=True, time=True)
+    run(home, seeds=0, heal=True, time=True, strategies=strategies)
     assert work_done(home) == [2 + 2, 0]
 
 
-def test_times_of_another_machine_are_not_put_beside_the_searchs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, mip=lambda c: Chosen(solve(c.known, c.budget)))
-    monkeypatch.setattr(child, "describe", lambda device, threads: "M2")
-    with pytest.raises(StaleSearchError, match=r"timed on another machine.*: here it is M2"):
-        run(at_home(copy), seeds=0, time=True, budget=parse_budget("parameters=80%"))
+def test_times_of_another_machine_are_not_put_beside_the_searchs(copy: Path) -> None:
+    home = at_home(copy)
+    (search,) = rows(home, "search")
+    with sqlite3.connect(home / "nas.db") as connection:
+        connection.execute("UPDATE search SET hardware = 'M2'")
+    connection.close()
+    with pytest.raises(StaleSearchError, match=r"timed on another machine.*, M2: here it is ") as said:
+        run(home, seeds=0, time=True, budget=parse_budget("parameters=80%"))
+    assert f"here it is {search['hardware']}" in str(said.value)
 
 
 def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
@@ -260,10 +258,10 @@ def test_a_search_is_solved_past_its_sum_of_scores(here: Here, compared: Path) -
     )
 
 
-def test_a_job_may_go_past_the_sum_of_scores(copy: Path) -> None:
+def test_a_job_may_go_past_the_sum_of_scores(here: Here, copy: Path) -> None:
     """The library is there; what is new is measured, the best of it built, and nothing is done twice."""
     home, asked = copy / "home", job(copy, solver={"refine": 6})
-    done = nas(home, "search", asked, "--json")
+    done = here(home, "search", asked, "--json")
     assert done.returncode == 0, done.stderr
     trial = json.loads(done.stdout)
     assert (trial["solver"], trial["kl"] is not None) == ("refine", True)
@@ -272,7 +270,7 @@ def test_a_job_may_go_past_the_sum_of_scores(copy: Path) -> None:
     assert len(evaluated) == 6
     assert evaluated[trial["architecture"]] == min(evaluated.values())
     written = files(home)
-    again = nas(home, "search", asked, "--json")
+    again = here(home, "search", asked, "--json")
     assert json.loads(again.stdout)["id"] == trial["id"]
     assert files(home) == written
     assert [row["work_done"] for row in rows(home, "stage") if row["name"] == "refine"] == [6, 0]

@@ -26,6 +26,7 @@ def commands() -> list[list[str]]:
     return [[_ASKED.get(word, word) for word in line[: line.index(">") if ">" in line else None]] for line in found]
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_the_commands_of_the_readme_run(here: Here, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy)
     option = {"stats": {"memory_mib": 800}, "metrics": {"kl_div": 0.1}}

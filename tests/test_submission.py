@@ -131,12 +131,14 @@ def test_a_token_that_is_not_shown_is_asked_for(head: str, tmp_path: Path) -> No
     assert "asks for its token; put it in ~/.ray/auth_token" in the_error(done.stderr)
 
 
-def test_a_search_joins_a_cluster_by_its_port(head: str, timed: Path) -> None:
-    """Which asks for the token as well."""
+def test_a_search_joins_a_cluster_by_its_port(head: str, copy: Path) -> None:
+    """Which asks for the token as well. The child is all that is left to do."""
     port = re.search(r"--port=(\d+)", " ".join(psutil.Process(_HEADS[-1]).cmdline()))
     assert port
-    done = nas(timed / "home", "search", job(timed, ray={"address": f"127.0.0.1:{port[1]}"}))
+    changed = {"ray": {"address": f"127.0.0.1:{port[1]}"}, "heal": {"tokens": 1024}}
+    done = nas(copy / "home", "search", job(copy, **changed))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert [trial["heal_tokens"] for trial in rows(copy / "home", "trial")] == [2048, 1024]
 
 
 @pytest.mark.slow

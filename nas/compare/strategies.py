@@ -4,8 +4,8 @@ Every strategy is asked with the same options, costs and limits; its answer is a
 `STRATEGIES` is the list of them. Nothing that is in the store is measured again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 
@@ -116,13 +116,15 @@ class StrategyResult:
 @dataclass(frozen=True)
 class Asked:
     """`budget` empty: the search's own. `evaluations` are the whole models that evolution and refining may run each,
-    `seeds` how many random architectures there are; answers are healed, or timed, where that is asked."""
+    `seeds` how many random architectures there are; answers are healed, or timed, where that is asked. `strategies`
+    are compared beside the random ones."""
 
     budget: tuple[Limit, ...] = ()
     evaluations: int = 100
     seeds: int = 3
     heal: bool = False
     time: bool = False
+    strategies: Mapping[str, Strategy] = field(default_factory=lambda: STRATEGIES)
 
 
 def compare(store: Store, search: models.SearchRow, asked: Asked, console: Console) -> list[StrategyResult]:
@@ -138,8 +140,10 @@ def compare(store: Store, search: models.SearchRow, asked: Asked, console: Conso
         if asked.time:
             reality.check_machine()  # before the work rather than after
         contest = Contest(store, known, budget, reality, asked.evaluations)
-        strategies = STRATEGIES | {f"random, seed {seed}": partial(_random, seed=seed) for seed in range(asked.seeds)}
-        answers = {name: _answer(contest, name, choose) for name, choose in strategies.items()}
+        random: dict[str, Strategy] = {
+            f"random, seed {seed}": partial(_random, seed=seed) for seed in range(asked.seeds)
+        }
+        answers = {name: _answer(contest, name, choose) for name, choose in (dict(asked.strategies) | random).items()}
         chosen = {name: answer for name, answer in answers.items() if isinstance(answer, Chosen)}
         trials = contest.trials([answer.solution for answer in chosen.values()], asked.heal)
         if asked.time:

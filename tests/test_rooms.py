@@ -135,17 +135,17 @@ def test_the_vocabulary_needs_the_standard_library_and_the_errors_alone() -> Non
         assert {module.split(".")[0] for module in others} <= sys.stdlib_module_names, file
 
 
-@pytest.mark.parametrize("path", [*FILES, *BESIDE], ids=name)
-def test_a_file_is_a_page_that_says_what_it_is(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400
-    assert text == "" or ast.get_docstring(ast.parse(text)), "no docstring"
+def test_a_file_is_a_page_that_says_what_it_is() -> None:
+    texts = {name(path): path.read_text(encoding="utf-8") for path in [*FILES, *BESIDE]}
+    assert [file for file, text in texts.items() if len(text.splitlines()) > 400] == [], "files of more than 400 lines"
+    assert [file for file, text in texts.items() if text and not ast.get_docstring(ast.parse(text))] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_a_function_fits_a_screen(path: Path) -> None:
-    long = {function.name for function in functions(path) if (function.end_lineno or 0) - function.lineno >= 60}
-    assert long == set(), "functions of 60 lines or more"
+def test_a_function_fits_a_screen() -> None:
+    ends = {
+        f"{name(path)}: {one.name}": (one.end_lineno or 0) - one.lineno for path in FILES for one in functions(path)
+    }
+    assert [place for place, lines in ends.items() if lines >= 60] == [], "functions of 60 lines or more"
 
 
 def test_no_file_is_a_drawer_for_everything() -> None:

@@ -1,4 +1,6 @@
-"""Where a model family keeps its parts, as data. Adding a family of a known layout is adding a row.
+"""Where a model family keeps its parts, as data. A new family of a known layout is a new row.
+
+If its configuration has fields that an export leaves behind, `nas/export/parent_settings.py` says why.
 
 Two layouts, both of pre-norm decoder layers. Llama's: RMS norms, rotary positions, gated FFN. GPT-2's: layer norms,
 learned positions, an FFN of two matrices with biases. Tensors go by Llama's names (`model.layers.N.input_layernorm`,

@@ -2,8 +2,9 @@
 
 A row says what a metric is called, how its values are written, which way is better, how it follows from a cost, and
 what measures it. Everything that needs to know more than one metric reads this table: budgets, the solver's costs,
-help texts, tables, reports, the columns of a trial. To add a metric is to add a row; one that takes a new measurement
-also needs fields of `Cost`, and a migration for the columns that `Metric.columns` names.
+help texts, tables, reports, the columns of a trial. A new metric needs a row here, the columns that `Metric.columns`
+names in `db/models.py`, their migration and a line in the job template; one that takes a new measurement also needs
+fields of `Cost`. See docs/adding/metric.md.
 
 All metrics but the reciprocal ones are linear in the cost, so a solver may sum them over its options. Throughput is
 the reciprocal of latency, so a floor on it is a ceiling on latency (Puzzle, arXiv 2411.19146, section 4.3, and its

@@ -1,7 +1,7 @@
 """The command line: each command parses its arguments, calls one function, and prints what it returns.
 
-Heavy imports happen inside the commands that need them, the database's among them, so that each answers at once. How
-they end, in mistakes as well, is `endings.py`'s.
+The function is one of the Python API, which loads its libraries when it is called, so that each command answers at once.
+How commands end, in mistakes as well, is decided in `nas/terminal/exits.py`.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or 
 
 
 def open_store(db: str | None, access: "Access" = "create") -> "AbstractContextManager[Store]":
-    """The store that `Db` names. Only what runs searches makes one where there is none."""
+    """The store that `Db` names. Only commands that run searches create it if it is missing."""
     from db.patience import Patience
     from db.store import Store  # It loads SQLAlchemy.
 
@@ -25,7 +25,7 @@ def open_store(db: str | None, access: "Access" = "create") -> "AbstractContextM
 
 def _trial_number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise typer.BadParameter(f"{text!r} is no trial's number; `nas trials` lists them")
+        raise typer.BadParameter(f"{text!r} is not the number of a trial; `nas trials` lists them")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""The commands that hand a search to a Ray cluster and follow it. `nas/cli/main.py` puts them beside the others."""
+"""The commands that submit a search to a Ray cluster and follow it. `nas/cli/main.py` registers them."""
 
 import sys
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ JobNumber = Annotated[str, typer.Argument(help="The number that `nas submit` pri
 
 
 def submit(
-    job: Annotated[Path, typer.Argument(help="The job file. The cluster must see its paths and its home.")],
+    job: Annotated[Path, typer.Argument(help="The job file. All nodes must see the paths that it names.")],
     address: Head = None,
     db: Db = None,
     wait: Annotated[bool, typer.Option(help="Follow the logs until the job ends.")] = True,
@@ -83,7 +83,7 @@ def _say(line: str) -> None:
 
 
 def _followed(job: str, head: "Address") -> str:
-    """Write the job's output as it comes, and return how it ended. The bar before its first line goes to stderr."""
+    """Write the job's output as it comes, and return its final state. The bar before its first line goes to stderr."""
     from nas.cluster import submission
 
     with ExitStack() as waiting:
@@ -99,4 +99,4 @@ def _followed(job: str, head: "Address") -> str:
 
 def _end_with(state: str, job: str) -> None:
     if state != "SUCCEEDED":
-        raise JobFailedError(f"job {job} ended as {state}")
+        raise JobFailedError(f"job {job} ended as {state}; its output above says why")

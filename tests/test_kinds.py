@@ -234,7 +234,7 @@ def test_bfloat16_runs_stay_bfloat16() -> None:
         ("L0.ffn=ffn49", "the parent's FFN is 48 wide; use ffn1 to ffn48"),
         ("L0.ffn=linear7", "a linear FFN takes no number"),
         ("L0.ffn=fuse(ffn48)", "at least two members"),
-        ("L0.ffn=fuse(ffn48,linear)", "only dense FFNs can be fused, and linear is none"),
+        ("L0.ffn=fuse(ffn48,linear)", "only dense FFNs can be fused, and linear is not dense"),
         ("L0.ffn=fuse_last(ffn48,ffn49)", "use ffn1 to ffn48"),
         ("L5.ffn=fuse(ffn48,ffn48)", "L5.ffn=fuse(ffn48,ffn48) reaches past the parent's last layer, 5"),
         ("L6.attention=kv4", "reaches past the parent's last layer, 5"),

@@ -1,7 +1,7 @@
 """Whether a reloaded export is the child: the same logits on the same tokens, the same tokens for the same text.
 
-Knows no format and loads nothing. Everything is compared in float32 on the CPU, where rounding stays far under the
-tolerance, whatever type and device the child has.
+This file knows no format and loads nothing. It compares everything in float32 on the CPU, where rounding stays far
+below the tolerance, whatever type and device the child has.
 """
 
 import torch
@@ -32,11 +32,11 @@ def logits_of(child: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
 
 
 def logit_difference(child_BTV: Tensor, reloaded_BTV: Tensor, target: str) -> float:
-    """The largest absolute difference. Raises ExportMismatchError where it is above the tolerance, or not a number."""
+    """The largest absolute difference. Raises ExportMismatchError if it exceeds the tolerance, or is not a number."""
     difference = (child_BTV - reloaded_BTV).abs().max().item()
     if not difference <= TOLERANCE:
         raise ExportMismatchError(
-            f"{target} gives logits up to {difference:.3g} off the child's; {TOLERANCE} is rounding"
+            f"{target} gives logits up to {difference:.3g} away from the child's; at most {TOLERANCE} is allowed"
         )
     return difference
 
@@ -46,5 +46,5 @@ def same_tokens(tokenizer: PreTrainedTokenizerBase, reloaded: list[int], target:
     own = tokenizer(SAMPLE_TEXT)["input_ids"]
     if own != reloaded:
         raise ExportMismatchError(
-            f"{target} splits text into other tokens than the child's: {reloaded[:8]}, not {own[:8]}"
+            f"{target} does not tokenise text as the child's tokenizer does: {reloaded[:8]}, not {own[:8]}"
         )

@@ -1,8 +1,8 @@
 """Export to Hugging Face transformers: a folder that `from_pretrained(folder, trust_remote_code=True)` loads anywhere.
 
-The folder carries its own modelling code, taken from this package's live sources, with only the kinds of subblock the
-child has. Carries every child. Where this package is imported, the folder loads without the flag: `blocklib/model.py`
-registers its classes.
+The folder carries its own modelling code, copied from this package's sources, with only the kinds of subblock that the
+child has. This format can carry every child. If this package is imported, the folder loads without the flag:
+`blocklib/model.py` registers its classes.
 """
 
 import json
@@ -36,7 +36,8 @@ _AUTO_MAP = {
     "AutoModelForCausalLM": f"{_MODELING}.PuzzleNasForCausalLM",
 }
 ONE_TOKEN_A_STEP = ("greedy_search", "sample", "beam_search", "beam_sample")
-"""transformers' ways to generate that read one token a step; others guess several and check them at once."""
+"""The generation modes of transformers that read one token per step. The others guess several tokens and check them at
+once."""
 _LOADING = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,11 +61,11 @@ def export_hf(
     with a dynamic cache, a static cache and none, left-padded and not, token for token; and, loaded by the card's own
     code, that `generate` reads one token a step. `card` is Markdown, with YAML front matter or without.
 
-    Generates as `parent` does, and is held against it: every field of the configurations that differs does so on
-    purpose. `notes` of the result say what of the parent's settings it could not keep.
+    The child generates with the settings of `parent`. Every field of the configurations that differs must be on the
+    list of allowed differences. `notes` of the result say which of the parent's settings it could not keep.
 
-    Raises FileExistsError where `out` is not empty, ExportMismatchError where the reloaded model is not the child. Then
-    nothing is left behind.
+    Raises FileExistsError where `out` is not empty, ExportMismatchError where the reloaded model is not the child.
+    After an error nothing is left behind.
     """
     notes: tuple[str, ...] = ()
     if parent is not None:
@@ -100,7 +101,7 @@ def write_code(config: PuzzleNasConfig, folder: Path) -> None:
 
 
 def _modules_used(config: PuzzleNasConfig) -> dict[str, dict[str, type[nn.Module]]]:
-    """The tables the model looks its subblocks up in, cut down to what this child's layers name."""
+    """The tables in which the model looks up its subblocks, with only the kinds of this child's layers."""
     layers = list(config.per_layer_config)
     attentions = {layer.attention_kind for layer in layers if "attention" not in getattr(layer, "skip", [])}
     ffns = {layer.ffn_kind for layer in layers if "mlp" not in getattr(layer, "skip", [])}
@@ -119,7 +120,7 @@ def _add_auto_map(config_file: Path) -> None:
 def _compare_in_fresh_process(
     child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> tuple[float, tuple[str, ...]]:
-    """The largest difference of logits, and notes on what a user will meet."""
+    """The largest difference of logits, and notes for the user."""
     ids_BT = probe_ids(child.config.vocab_size)
     answer = _ask_fresh_process(folder, {"ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads()})
     for fault in ("missing_keys", "unexpected_keys"):
@@ -129,7 +130,7 @@ def _compare_in_fresh_process(
             )
     made, expected = answer["base_classes"]
     if made != expected:
-        raise ExportMismatchError(f"AutoModel makes a {made} of the exported folder, not a {expected}")
+        raise ExportMismatchError(f"AutoModel loads the exported folder as a {made}, not as a {expected}")
     difference = logit_difference(logits_of(child, ids_BT), answer["logits"], "the exported model, reloaded,")
     same_tokens(tokenizer, answer["tokens"], "the exported tokenizer, reloaded,")
     new = answer["continuations"]
@@ -147,14 +148,13 @@ def _compare_in_fresh_process(
     refused = answer["as_called"]["refused"]
     if refused is None:
         return difference, ()
-    return difference, (f"`generate(ids)` fails with the generation settings that are the parent's: {refused}.",)
+    return difference, (f"`generate(ids)` fails with the parent's generation settings: {refused}.",)
 
 
 def check_work(prompt: int, used: Mapping[str, Any]) -> None:
-    """Raise ExportMismatchError where a `generate` after `prompt` tokens read more than one token in a step.
-
-    `used` is what `fresh.py` counted: `seen`, the tokens a sequence that each forward read. A parent with its cache
-    reads the prompt, in one piece or several, then a token a step.
+    """Raise ExportMismatchError if a `generate` after `prompt` tokens read more than one token in a step. `used` is the
+    answer of `fresh.py`; its `seen` are the tokens per sequence that each forward read. A parent with its cache reads
+    the prompt, in one piece or several, and then one token per step.
     """
     if used["refused"] is not None or used["mode"] not in ONE_TOKEN_A_STEP:
         return
@@ -174,13 +174,13 @@ def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]
         asked, answered = Path(scratch, "question.pt"), Path(scratch, "answer.pt")
         torch.save(question, asked)
         script = Path(__file__).with_name("fresh.py")
-        # transformers copies the folder's code to a cache that goes by the folder's name: no old copy may be found.
+        # transformers copies the folder's code to a cache under the folder's name. It must not find an old copy there.
         environment = os.environ | {"HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
         process = subprocess.run(
             [sys.executable, "-I", str(script), str(folder.absolute()), str(asked), str(answered)],
             cwd=scratch,
             env=environment,
-            stdin=subprocess.DEVNULL,  # Nobody is there to answer a question.
+            stdin=subprocess.DEVNULL,  # Nobody can answer a prompt here.
             capture_output=True,
             text=True,
             encoding="utf-8",

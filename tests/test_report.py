@@ -232,7 +232,7 @@ def test_a_search_without_rows_says_so_in_every_section(store: Store, tmp_path: 
         "scores": "No option is scored yet",
         "distillation": "Nothing is distilled yet",
         "stages": "No stage has ended yet",
-        "failures": "Nothing went wrong",
+        "failures": "There were no failures",
         "trials": "No trial yet",
     }.items():
         assert words in page.sections[section]

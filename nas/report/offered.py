@@ -125,7 +125,7 @@ def _judged(offer: Offer, all_offers: Sequence[Offer], dense_names: Collection[s
         beside = min(dense, key=lambda other: abs(other.active_parameters - offer.active_parameters))
         control = beside.name
         if offer.score >= beside.score:
-            why = f"loses to its control {control}: offered, not recommended"
+            why = f"no closer to the parent than its control {control}; not recommended"
         elif offer.cost > beside.cost:
             why = f"closer to the parent than its control {control}, but costs more here"
     better = [other for other in rivals if other.score <= offer.score and other.cost <= offer.cost]

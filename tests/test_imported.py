@@ -331,7 +331,7 @@ def test_a_table_of_another_shape_is_told_what_would_be_right(
         ([], r"this table needs --objective, .*like metrics\.kl_div"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory=3"], r"did you mean 'stats\.memory_mib'\?"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib"], r"is not NAME=NUMBER.*in quotes"),
-        (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=3 GiB"], r"'3 GiB' is not a number; .*own unit"),
+        (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=3 GiB"], r"'3 GiB' is not a number; .*unit"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=nan"], r"'nan' is not a number"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=3,stats.memory_mib<=4"], r"twice"),
         (["--objective", "metrics.kl_div", "--metric", "kl"], r"--metric goes with a search, not with --table"),

@@ -100,7 +100,7 @@ def inspect(folder: Path) -> Checkpoint:
             _check_pickle(path)
     for name, file in index.items() if tensors else ():
         if name not in tensors or tensors[name].file.name != file:
-            raise CheckpointError(folder / WEIGHTS[1], f"says that {file} holds {name}, and it does not", _AGAIN)
+            raise CheckpointError(folder / WEIGHTS[1], f"says that {file} holds {name}, but it does not", _AGAIN)
     for name, tensor in tensors.items():
         _check_float(name, tensor)
     _check_vocabulary(tensors, config.get("vocab_size"))
@@ -158,7 +158,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise CheckpointError(file, "is nested too deep for JSON of a checkpoint", _AGAIN) from error
     if not isinstance(found, dict):
-        raise CheckpointError(file, f"holds a {type(found).__name__} where keys and values should be", _AGAIN)
+        raise CheckpointError(file, f"holds a {type(found).__name__} instead of keys and values", _AGAIN)
     return found
 
 
@@ -281,7 +281,7 @@ def weight_map(index: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(index, "has no weight_map of tensors and their files", _AGAIN)
     if outside := sorted({name for name in found.values() if Path(name).name != name}):
-        raise CheckpointError(index, f"names {outside[0]!r}, which is no file beside it", _AGAIN)
+        raise CheckpointError(index, f"names {outside[0]!r}, which is not a file beside it", _AGAIN)
     return found
 
 
@@ -301,7 +301,7 @@ def _header(path: Path) -> dict[str, Tensor]:
     if size == 0:
         raise CheckpointError(path, "is empty", _AGAIN)
     if text[:1] != b"{":
-        raise CheckpointError(path, "is no safetensors file, or cut within its header", _AGAIN)
+        raise CheckpointError(path, "is not a safetensors file, or is cut within its header", _AGAIN)
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
@@ -331,7 +331,7 @@ def _check_pickle(path: Path) -> None:
     if begin[:2] == b"PK" and b"PK\x05\x06" not in end:
         raise CheckpointError(path, "is cut: its archive has no end", _AGAIN)
     if begin[:2] not in (b"PK", b"\x80\x02"):
-        raise CheckpointError(path, "is no file of torch's", _AGAIN)
+        raise CheckpointError(path, "is not a file that torch wrote", _AGAIN)
 
 
 def _check_float(name: str, tensor: Tensor) -> None:

@@ -55,7 +55,7 @@ def kind_of(role: Role, subblock: Subblock) -> Kind:
     """The kind of a subblock. Raises SubblockError naming the kinds its slot can hold."""
     kinds = ATTENTION if role == "attention" else FFN
     if subblock.kind not in kinds:
-        raise SubblockError(f"{subblock}: no {role} is of kind {subblock.kind!r}; kinds: {', '.join(kinds)}")
+        raise SubblockError(f"{subblock}: there is no kind {subblock.kind!r} of {role}; kinds: {', '.join(kinds)}")
     return kinds[subblock.kind]
 
 

@@ -125,7 +125,7 @@ def _pickled(weights: tuple[Path, ...]) -> dict[str, Tensor]:
     for path in weights:
         for name, tensor in _unpickled(path, "meta").items():
             if not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(path, f"{name} is no tensor but a {type(tensor).__name__}", _AGAIN)
+                raise CheckpointError(path, f"{name} is a {type(tensor).__name__}, not a tensor", _AGAIN)
             if not tensor.is_floating_point() and not is_old_buffer(name):
                 raise CheckpointError(path, f"{name} is stored as {tensor.dtype}, quantised", "give a float checkpoint")
             found[name] = Tensor(path, str(tensor.dtype), tuple(tensor.shape))
@@ -211,7 +211,7 @@ def _check_names(
     if left:
         raise CheckpointError(
             named[left[0]].file,
-            f"holds {enumerated(left)}, which the model of its config.json has no place for",
+            f"holds {enumerated(left)}, which its config.json's model does not have",
             f"{_AGAIN}; a parent is a plain causal model, saved by save_pretrained",
         )
 

@@ -17,7 +17,7 @@ class Skip(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.size:
-            raise SubblockError(f"{subblock}: skip takes no number")
+            raise SubblockError(f"{subblock}: skip takes no number; write skip")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         return {"skip": [self._part]}

@@ -34,10 +34,10 @@ class Unit:
         wrong unit."""
         match = None if isinstance(text, bool) else NUMBER.fullmatch(str(text).strip())
         if match is None:
-            raise QuantityError(f"{text!r} is no value for {name}; write it like {self.examples}")
+            raise QuantityError(f"{text!r} is not a value for {name}; write it like {self.examples}")
         unit = (match[2] or "").strip()
         if unit not in self.factors:
-            problem = f"{unit!r} in {text!r} is no unit of {name}" if unit else f"{text!r} has no unit"
+            problem = f"{unit!r} in {text!r} is not a unit of {name}" if unit else f"{text!r} has no unit"
             units = ", ".join(unit for unit in self.factors if unit)
             raise QuantityError(f"{problem}; {name} is given in {units}, like {self.examples}")
         return float(match[1]) * self.factors[unit]

@@ -29,7 +29,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
-            raise ScenarioError(f"device {self.device!r} is none torch has; use cpu, cuda, cuda:1, xpu or mps")
+            raise ScenarioError(f"device {self.device!r} is not one of torch's; use cpu, cuda, cuda:1, xpu or mps")
         bytes_per_value(self.dtype)
         for name in ("batch", "prompt_tokens", "generated_tokens"):
             if getattr(self, name) < 1:

@@ -39,13 +39,13 @@ _SQLITE_ADVICE = {
     "SQLITE_CANTOPEN": f"it cannot be opened; {_ALLOW}",
     "SQLITE_FULL": "the disk is full; free some space and run again: nothing of this write was kept",
     "SQLITE_IOERR": "the disk failed or is full; check it and run again: nothing of this write was kept",
-    "SQLITE_BUSY": "another process kept it locked; run again when that one is done",
+    "SQLITE_BUSY": "another process kept it locked; run again when that process is done",
 }
 _NOT_OUR_TABLES = ("no such table", "no such column")
 _OTHER_TABLES = "its tables are not the ones this program makes; restore a copy, or name another with --db or NAS_DB"
 _POSTGRES_ADVICE = {
-    "42501": "this user may not do that; ask its owner for the rights (GRANT), or name another database",
-    "25006": "it is open for reading only; name one that can be written",
+    "42501": "this user lacks the rights; ask the owner for them (GRANT), or name another database",
+    "25006": "it is open for reading only; name a database that can be written",
     "42P01": _OTHER_TABLES,
     "42703": _OTHER_TABLES,
 }
@@ -75,7 +75,7 @@ def locate(text: str | Path | None) -> URL:
     if url.drivername == "postgresql":
         return url.set(drivername="postgresql+psycopg")  # what SQLAlchemy 2.1 makes of it, and 2.0 does not
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise DatabaseError(f"{url.drivername}:// is no database for our rows; use sqlite:// or postgresql://")
+        raise DatabaseError(f"{url.drivername}:// is not supported; use sqlite:// or postgresql://")
     if url.drivername == "sqlite" and (url.database or ":memory:").startswith((":memory:", "file:")):
         raise DatabaseError(f"{url} does not name a file; write it like sqlite:////path/nas.db")
     return url

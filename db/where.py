@@ -194,7 +194,7 @@ class _Reading:
         if {one.kind, other.kind} == {"moment", "text"}:
             one, other = self.moment(left, one), self.moment(right, other)
         if one.kind != other.kind:
-            raise self.wrong(right, f"this is a {other.kind}, and it is compared with a {one.kind}")
+            raise self.wrong(right, f"this is a {other.kind}, but it is compared with a {one.kind}")
         return one, other
 
     def moment(self, node: ast.expr, value: _Value) -> _Value:
@@ -217,7 +217,7 @@ class _Reading:
 
     def _check(self, node: ast.expr, depth: int) -> None:
         if depth > DEEPEST:
-            raise self.wrong(node, f"this is nested more than {DEEPEST} deep; write it flatter")
+            raise self.wrong(node, f"this is nested more than {DEEPEST} deep; use fewer parentheses")
 
 
 def _pointing(source: str, message: str, line: int | None, column: int | None, width: int = 1) -> str:

@@ -53,7 +53,7 @@ def proven_to(known: Measured, solution: Solution, share: float) -> Solution:
 
 
 def test_a_score_that_is_none_is_named(store: Store, known: Measured) -> None:
-    with pytest.raises(ValueError, match="'choice' is no score to minimise; known: kl, lm_loss"):
+    with pytest.raises(ValueError, match="'choice' is not a score to minimise; known: kl, lm_loss"):
         measured(store, known.search, "choice")
     assert measured(store, known.search, "lm_loss").metric == "lm_loss"
 

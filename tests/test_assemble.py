@@ -152,7 +152,7 @@ def test_a_trained_parents_child_is_cached_right(trained_parent: Parent, text_id
     [
         ("kv4+ffn48", "the architecture spans 1 layers; the parent has 6"),
         (" ".join(["kv4+ffn48"] * 5 + ["kv3+ffn48"]), "kv3: 3 KV heads do not divide"),
-        (" ".join(["kv4+ffn48"] * 5 + ["kv4+mlp4"]), "no ffn is of kind 'mlp'"),
+        (" ".join(["kv4+ffn48"] * 5 + ["kv4+mlp4"]), "there is no kind 'mlp' of ffn"),
     ],
 )
 def test_what_does_not_fit_is_refused(spelling: str, message: str) -> None:

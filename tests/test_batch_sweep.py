@@ -101,7 +101,7 @@ def test_a_budget_no_batch_size_meets_is_told_for_each() -> None:
     ("other", "message"),
     [
         (measured(1, 1e-3), r"batch1 \(b1\) is named twice"),
-        (measured(8, 1e-3, parent_digest="another"), "batch1 and batch8 do not compare: another parent"),
+        (measured(8, 1e-3, parent_digest="another"), "batch1 and batch8 cannot be compared: the parents"),
         (measured(8, 1e-3, score_text="another"), "cannot be compared: they come from different text"),
     ],
 )

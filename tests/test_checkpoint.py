@@ -77,12 +77,12 @@ def test_cut_pickles_are_named(keep: float, folder: Path) -> None:
     [
         ("config.json", '{"model_type": "llama",', "is not JSON, or cut: line 1"),
         ("config.json", "", "is empty"),
-        ("config.json", "[1, 2]", "holds a list where keys and values should be"),
+        ("config.json", "[1, 2]", "holds a list instead of keys and values"),
         ("config.json", '{"a": ' * 20_000, "nested too deep"),
         ("config.json", "{}", "has no model_type"),
         ("generation_config.json", "<!DOCTYPE html>", "is not JSON"),
-        ("model.safetensors", "<!DOCTYPE html>" * 9, "is no safetensors file"),
-        ("pytorch_model.bin", "<!DOCTYPE html>" * 9, "is no file of torch's"),
+        ("model.safetensors", "<!DOCTYPE html>" * 9, "is not a safetensors file"),
+        ("pytorch_model.bin", "<!DOCTYPE html>" * 9, "is not a file that torch wrote"),
     ],
 )
 def test_a_file_that_is_something_else(name: str, text: str, said: str, folder: Path) -> None:
@@ -140,7 +140,7 @@ def test_an_index_and_a_shard_that_disagree(folder: Path) -> None:
     said = json.loads(index.read_text())
     said["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(said))
-    expected = f"{index}: says that model-00001-of-00002.safetensors holds model.extra.weight, and it does not"
+    expected = f"{index}: says that model-00001-of-00002.safetensors holds model.extra.weight, but it does not"
     assert refused(folder).startswith(expected)
 
 

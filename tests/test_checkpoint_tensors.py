@@ -68,7 +68,7 @@ def test_a_tensor_of_another_shape(folder: Path) -> None:
 
 def test_a_tensor_left_over(folder: Path) -> None:
     rewrite(folder, lambda weights: weights.update({"score.weight": torch.ones(2, 32)}))
-    assert f"{folder / 'model.safetensors'}: holds score.weight, which the model" in refused(folder)
+    assert f"{folder / 'model.safetensors'}: holds score.weight, which its config" in refused(folder)
 
 
 def test_a_bias_the_configuration_leaves_out(folder: Path) -> None:

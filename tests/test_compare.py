@@ -232,7 +232,7 @@ def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
     (row,) = rows(home, "search")
     data = json.loads(row["request"])["data"]
     at_home(copy, data=data | {"score_tokens": 512})
-    with pytest.raises(StaleSearchError, match="its text or the libraries changed since; run `nas search` on its job"):
+    with pytest.raises(StaleSearchError, match="its text or the libraries have changed; run `nas search` on its job"):
         run(home, seeds=0, evaluations=1)
 
 

@@ -258,12 +258,12 @@ def test_what_is_no_number_is_no_quantity(value: float) -> None:
 
 MISTAKES = [
     (dict(budget={"latncy": "60%"}), "budget.latncy: .*did you mean 'latency'"),
-    (dict(budget={"latency": "3 GiB"}), "budget.latency: 'GiB' in '3 GiB' is no unit of latency; .*ms"),
+    (dict(budget={"latency": "3 GiB"}), "budget.latency: 'GiB' in '3 GiB' is not a unit of latency; .*ms"),
     (dict(budget={"latency": 12}), "budget.latency: 12 has no unit"),
     (dict(budget={"latency": "160%"}), r"budget.latency: 160% .*\(0, 100\]"),
     (dict(budget={"memory": "0%"}), "budget.memory: '0%' is not a positive percentage"),
     (dict(budget={"memory": "-1 GiB"}), "budget.memory: .*positive"),
-    (dict(budget={"memory": True}), "budget.memory: True is no value for memory"),
+    (dict(budget={"memory": True}), "budget.memory: True is not a value for memory"),
     (dict(budget={}), "budget: .*at least one limit"),
     (dict(budget="60%"), "budget: '60%' .*like latency: 60%"),
     (dict(budget={"decode": "60%"}), "budget.decode: .*generated_tokens: 2"),
@@ -303,7 +303,7 @@ MISTAKES = [
     (dict(solver={"time_limit": 60}), "solver.time_limit: 60 has no unit"),
     (dict(solver={"refine": 20}, score={"metric": "lm_loss"}), "solver.refine: refining corrects sums of KL"),
     (dict(parent="./none"), "parent: there is no /.*/none"),
-    (dict(name="a/b"), "name: 'a/b' is no name"),
+    (dict(name="a/b"), "name: 'a/b' is not a name"),
 ]
 
 

@@ -236,5 +236,5 @@ def test_a_part_too_small_to_see_is_zero_and_the_rest_fitted_without_it() -> Non
 
 
 def test_wholes_that_do_not_tell_parts_apart_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not tell a, b apart"):
+    with pytest.raises(ValueError, match="do not determine a, b"):
         attribute([Whole({"a": 1, "b": 1}, 1.0, 0.01), Whole({"a": 2, "b": 2}, 2.0, 0.01)])

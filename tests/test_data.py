@@ -244,7 +244,7 @@ def test_a_local_dataset_is_read_as_its_rows(rows: Path, tmp_path: Path, tokeniz
     ("given", "message"),
     [
         ({"column": "text"}, "data.train: .*/rows/train.jsonl, line 1 has no column 'text'; it has story, number"),
-        ({"column": "number"}, "data.train: .*/rows/train.jsonl, line 1: 'number' is no text but a number: 0"),
+        ({"column": "number"}, "data.train: .*/rows/train.jsonl, line 1: 'number' is a number, not text: 0"),
         ({"split": "trian"}, 'data.train: .*/rows: Unknown split "trian"'),
         ({"config": "french"}, "data.train: .*/rows: BuilderConfig 'french' not found"),
     ],

@@ -199,7 +199,7 @@ def test_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("mysql://user@host/nas", "mysql:// is no database for our rows; use sqlite:// or postgresql://"),
+        ("mysql://user@host/nas", "mysql:// is not supported; use sqlite:// or postgresql://"),
         ("sqlite://", "does not name a file"),
         ("sqlite:///:memory:", "does not name a file"),
         ("://user:secret@host", "the database's URL cannot be read"),

@@ -378,7 +378,7 @@ def test_a_stale_ray_address_is_told_in_a_line(tmp_path: Path) -> None:
         command("search", _case("ray_address_stale")), env=known, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1
-    assert "nobody answers at 127.0.0.1:1 (from $RAY_ADDRESS)" in the_error(done.stderr)
+    assert "no cluster answers at 127.0.0.1:1 (from $RAY_ADDRESS)" in the_error(done.stderr)
 
 
 def _case(name: str) -> Path:

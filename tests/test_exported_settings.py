@@ -207,7 +207,7 @@ def test_a_field_that_differs_for_no_reason_is_refused(field: str, value: Any) -
     child = child_of(random_parent(), EVERY_KIND)
     setattr(child.config, field, value)
     with pytest.raises(
-        ExportMismatchError, match=f"config.json: {field} is .*, the parent's h.*nothing asked for that"
+        ExportMismatchError, match=f"config.json: {field} is .*, but the parent's config.json h.*they must agree"
     ):
         check_config(child.config, FAMILIES["llama"](), {})
 
@@ -222,7 +222,7 @@ def test_a_cache_that_is_off_is_refused_in_config_too() -> None:
 def test_what_only_the_parent_says_is_told() -> None:
     child = child_of(random_parent(), EVERY_KIND)
     (note,) = check_config(child.config, FAMILIES["llama"](trained_by="someone", use_cache=False), {})
-    assert note == "config.json of the parent also says trained_by, which is not carried over."
+    assert note == "The parent's config.json also has trained_by; this is not carried over."
 
 
 def test_every_exception_has_its_reason_and_one_place() -> None:
@@ -245,7 +245,9 @@ def test_decilm_is_held_against_its_parent_too(tokenizer: PreTrainedTokenizerFas
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == [1, 5]
     child = child_of(parent, "kv2+ffn256 skip+ffn512")
     child.config.max_position_embeddings = 63
-    with pytest.raises(ExportMismatchError, match=r"config\.json: max_position_embeddings is 63, the parent's has 64"):
+    with pytest.raises(
+        ExportMismatchError, match=r"max_position_embeddings is 63, but the parent's config\.json has 64"
+    ):
         export_decilm(child, tokenizer, tmp_path / "other", CARD, asked)
 
 

@@ -131,9 +131,9 @@ def test_a_home_that_is_elsewhere_is_no_mistake(said: Said, home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--delete", "--yes"], "--delete: say which trials: name a search, or give --where or --ids"),
+        (["--delete", "--yes"], "--delete would delete all trials; name a search, or give --where or --ids"),
         (["--ids", "2", "--delete"], "--delete: there is no terminal to ask on; give --yes to delete them"),
-        (["--yes"], "--yes goes with --delete"),
+        (["--yes"], "--yes does nothing without --delete; give both"),
         (["--ids", "2,99", "--delete", "--yes"], "--ids 99: there is no such trial among those asked for"),
         (["other", "--ids", "2", "--delete", "--yes"], "--ids 2: there is no such trial among those asked for"),
         (["nowhere", "--delete", "--yes"], "no search 'nowhere'"),

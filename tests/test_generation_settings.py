@@ -114,7 +114,7 @@ def test_settings_that_generate_refuses_are_told_of(
     done, written = exported("stop strings", folder, tmp_path, tokenizer)
     assert written["stop_strings"] == ["\n\n"]
     (note,) = done.notes
-    assert note.startswith("`generate(ids)` fails with the generation settings that are the parent's: ")
+    assert note.startswith("`generate(ids)` fails with the parent's generation settings: ")
     assert "tokenizer" in note
     assert note in (tmp_path / "out/README.md").read_text()
 

@@ -197,4 +197,4 @@ def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
             later.result(timeout=0.5)
         save_child(file, child, found.plain())
     assert later.result() == found
-    assert told == ["waiting for another process, which builds the same child"]
+    assert told == ["waiting for another process that builds the same child"]

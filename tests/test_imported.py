@@ -331,12 +331,12 @@ def test_a_table_of_another_shape_is_told_what_would_be_right(
         ([], r"this table needs --objective, .*like metrics\.kl_div"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory=3"], r"did you mean 'stats\.memory_mib'\?"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib"], r"is not NAME=NUMBER.*in quotes"),
-        (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=3 GiB"], r"'3 GiB' is no number; .*own unit"),
-        (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=nan"], r"'nan' is no number"),
+        (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=3 GiB"], r"'3 GiB' is not a number; .*unit"),
+        (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=nan"], r"'nan' is not a number"),
         (["--objective", "metrics.kl_div", "--budget", "stats.memory_mib=3,stats.memory_mib<=4"], r"twice"),
         (["--objective", "metrics.kl_div", "--metric", "kl"], r"--metric goes with a search, not with --table"),
         (["--objective", "metrics.kl_div", "--db", "x.db"], r"--db goes with a search, not with --table"),
-        (["tiny", "--objective", "metrics.kl_div"], r"name a search, or a table .*: not both"),
+        (["tiny", "--objective", "metrics.kl_div"], r"name either a search or a table .*: not both"),
     ],
 )  # fmt: skip
 def test_a_question_that_makes_no_sense_is_answered_in_a_line(
@@ -350,8 +350,8 @@ def test_a_question_that_makes_no_sense_is_answered_in_a_line(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], r"name a search, or a table .* --table FILE\.json: neither is given"),
-        (["tiny"], r"a search is solved for a --budget, like latency=50%"),
+        ([], r"name either a search or a table \(--table FILE\.json\): neither is given"),
+        (["tiny"], r"there is no --budget; give one, like latency=50%"),
         (["tiny", "--budget", "latency=50%", "--objective", "x"], r"--objective goes with --table, not a search"),
         (["tiny", "--budget", "latency=50%", "--maximise"], r"--maximise goes with --table, not a search"),
         (["tiny", "--budget", "latency=50%", "--budget", "latency=40%"], r"limits latency twice"),

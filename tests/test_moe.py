@@ -143,10 +143,10 @@ def test_counts_by_hand() -> None:
 @pytest.mark.parametrize(
     ("spelling", "message"),
     [
-        ("moe4", "spell experts, width and how many are used, as in moe16x3k4"),
+        ("moe4", "write the experts, their width and how many are used, as in moe16x3k4"),
         ("moe4x11k2", r"4 experts of width 11 do not hold the parent's 48 neurons; give each 12"),
-        ("moe4x12k5", r"5 \+ 0 of 4 experts cannot be used"),
-        ("moe4x12k3s2", r"3 \+ 2 of 4 experts cannot be used"),
+        ("moe4x12k5", r"a token cannot use 5 \+ 0 of 4 experts"),
+        ("moe4x12k3s2", r"a token cannot use 3 \+ 2 of 4 experts"),
         ("moe4x12k0", r"0 \+ 0 of 4"),
     ],
 )
@@ -177,7 +177,7 @@ def test_clusters_are_of_one_size_and_find_what_fires_together() -> None:
     order = balanced_clusters(activity, 4)
     assert sorted(order.tolist()) == list(range(24))
     assert all(len(set(group.tolist())) == 1 for group in owner[order].split(6))
-    with pytest.raises(ValueError, match="24 neurons are not 5 clusters"):
+    with pytest.raises(ValueError, match="24 neurons cannot form 5 clusters"):
         balanced_clusters(activity, 5)
 
 

@@ -82,7 +82,7 @@ def test_scaled_positions_count(parent: Path, tmp_path: Path) -> None:
             "DeciLM engines have no",
         ),
         ({"scenario": TINY | {"device": "mps"}}, "scenario.device: device 'mps': torch"),
-        ({"scenario": TINY | {"threads": 4096}}, "scenario.threads: 4,096 threads, and this process may use"),
+        ({"scenario": TINY | {"threads": 4096}}, "scenario.threads: 4,096 threads, but this process may use"),
         ({"scenario": TINY | {"batch": 10**23}}, "scenario: takes at least"),
         ({"scenario": TINY | {"batch": 10**13}}, "scenario: takes at least"),
         ({"data": {"distillation_tokens": 10**16}, "distill": {"batch": 10**15}}, "distill.batch: takes at least"),

@@ -149,7 +149,7 @@ def test_three_trials_are_ranked(store: Store, tmp_path: Path) -> None:
     assert agreement.count("Spearman") == 3, "latency, score, and the sum of scores of whole architectures"
     assert agreement.count("1.000") >= 3
     assert "3 architectures were assembled" in agreement
-    assert "The real KL is 1.50 times the sum of scores" in agreement
+    assert "The median ratio of the real KL to the sum of scores is 1.50" in agreement
     assert page.tags.count("svg") == 4, "front, agreement, sums, curves"
 
 
@@ -232,7 +232,7 @@ def test_a_search_without_rows_says_so_in_every_section(store: Store, tmp_path: 
         "scores": "No option is scored yet",
         "distillation": "Nothing is distilled yet",
         "stages": "No stage has ended yet",
-        "failures": "Nothing went wrong",
+        "failures": "There were no failures",
         "trials": "No trial yet",
     }.items():
         assert words in page.sections[section]

@@ -51,7 +51,7 @@ def test_a_sparse_option_is_judged_beside_the_dense_one_that_does_as_much() -> N
     dense = [OWN, ("ffn32", 0.5, 2.0, 320), ("ffn16", 1.0, 1.0, 160)]
     found = offered(*dense, ("dip50", 0.6, 1.5, 321), ("moe4x16k1", 0.9, 0.9, 165), ("dip25", 0.8, 1.2, 161))
     assert found["dip50"].control == "ffn32"
-    assert found["dip50"].why == "loses to its control ffn32: offered, not recommended"
+    assert found["dip50"].why == "no closer to the parent than its control ffn32; not recommended"
     assert found["moe4x16k1"].control == "ffn16"
     assert "not near this budget" in found["moe4x16k1"].why
     assert found["dip25"].why == "closer to the parent than its control ffn16, but costs more here"

@@ -116,25 +116,25 @@ REFUSED = {
     "latin.jsonl": (LINES.encode() + b'\n{"text": "\xe9"}', "line 101: byte 0xe9 is not UTF-8"),
     "latin.csv": (b"text\nyes\n\xe9\n", "line 3: byte 0xe9 is not UTF-8"),
     "late.txt": (b"x\n" * 500_000 + b"\xff", "line 500001: byte 0xff is not UTF-8"),
-    "cut_character.txt": ("abc\né".encode()[:-1], "line 2: the file ends within a character, so it is cut"),
+    "cut_character.txt": ("abc\né".encode()[:-1], "line 2: the file ends within a character, so a part is missing"),
     "unmarked.txt": (PLAIN.encode("utf-16-le"), "looks like UTF-16 without a byte order mark; convert it"),
-    "cut.jsonl": (LINES[:-9].encode(), "line 100 is no JSON: .*; it is cut; fetch the file again"),
-    "broken.jsonl": (LINES.replace('"number": 7,', '"number": 7;').encode(), "line 8 is no JSON.*; mend or remove it"),
+    "cut.jsonl": (LINES[:-9].encode(), "line 100 is not JSON: .*; it is cut; fetch the file again"),
+    "broken.jsonl": (LINES.replace('"number": 7,', '"number": 7;').encode(), "line 8 is not JSON.*; mend or remove it"),
     "lists.jsonl": (b'["a"]\n["b"]', "line 1 is a list, not an object"),
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000, "line 1: maximum recursion depth"),
     "digits.jsonl": (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1: Exceeds the limit"),
-    "number.jsonl": (LINES.encode() + b'\n{"text": 3}', "line 101: 'text' is no text but a number: 3"),
+    "number.jsonl": (LINES.encode() + b'\n{"text": 3}', "line 101: 'text' is a number, not text: 3"),
     "chat.jsonl": (b'{"messages": [], "id": 1}', "line 1 has no column 'text'; it has messages, id; write {dataset: "),
     "later.jsonl": (LINES.encode() + b'\n{"id": 3}', "line 101 has no column 'text'; it has id;"),
     "notebook.ipynb": (b'{\n "cells": [],\n "nbformat": 4\n}', "has no column 'text'; it has cells, nbformat"),
-    "settings.json": (b'{\n "a": 1\n', "line 3 is no JSON"),
+    "settings.json": (b'{\n "a": 1\n', "line 3 is not JSON"),
     "other.csv": (b"id,body\n1,a\n", "has no column 'text'; it has id, body; write {dataset: "),
     "cut.csv": (table(",")[:-9].encode(), "line 301: unexpected end of data; it may be cut"),
     "unquoted.csv": (b"id,text\n1,a\n2,a, b\n", "line 3: 3 fields, and the header names 2"),
     "other.parquet": (parquet(pa.table({"id": [1], "body": ["a"]})), "has no column 'text'; it has id, body"),
-    "number.parquet": (parquet(pa.table({"text": [1]})), "row 1: 'text' is no text but a number: 1"),
+    "number.parquet": (parquet(pa.table({"text": [1]})), "row 1: 'text' is a number, not text: 1"),
     "cut.parquet": (parquet()[:-500], "cannot be read: Parquet magic bytes not found"),
-    "no.parquet": (PLAIN.encode(), "is named .parquet, and is no Parquet file"),
+    "no.parquet": (PLAIN.encode(), "is named .parquet, but is not a Parquet file"),
     "packed.parquet.gz": (gzip.compress(parquet()), "is a compressed Parquet file"),
     "cut.arrow": (arrow(pa.ipc.new_stream)[:-3000], "is damaged or cut"),
     "cut.txt.gz": (gzip.compress(PLAIN.encode())[:-50], "is damaged or cut: .*; fetch it again"),
@@ -264,7 +264,7 @@ def test_the_file_at_fault_in_a_folder_is_named(split: str, tmp_path: Path, toke
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows/a.jsonl").write_text(LINES)
     (tmp_path / "rows/b.jsonl").write_text(LINES[:-9])
-    with pytest.raises(TextError, match=r"data.train: .*/rows/b.jsonl, line 100 is no JSON.*cut"):
+    with pytest.raises(TextError, match=r"data.train: .*/rows/b.jsonl, line 100 is not JSON.*cut"):
         load_tokens(data(train={"dataset": str(tmp_path / "rows"), "split": split}), tokenizer, VOCABULARY)
 
 
@@ -279,7 +279,7 @@ def test_a_single_file_has_no_other_split(tmp_path: Path, tokenizer: PreTrainedT
     ("case", "message"),
     [
         ("dataset_latin1", r"latin1.jsonl, line 1: byte 0xe9 is not UTF-8"),
-        ("dataset_truncated", r"truncated.jsonl, line 400 is no JSON: .*it is cut"),
+        ("dataset_truncated", r"truncated.jsonl, line 400 is not JSON: .*it is cut"),
         ("jsonl_as_text", None),
         ("dataset_save_to_disk", None),
     ],

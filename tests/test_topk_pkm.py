@@ -152,5 +152,5 @@ def test_what_a_memory_reads_by_hand() -> None:
 
 @pytest.mark.parametrize("spelling", ["pkm5", "pkm5x2", "pkm1x2k1", "pkm5x0k3", "pkm5x2k6", "pkm5x2k0", "pkm129x1k1"])
 def test_what_is_no_memory_is_said(spelling: str) -> None:
-    with pytest.raises(ValueError, match=r"spell the side|a side of 2 to 128, one head or more, and 1 to"):
+    with pytest.raises(ValueError, match=r"write the side|use a side of 2 to 128, at least one head, and 1 to"):
         FFN["pkm"].check(Subblock.parse(spelling), random_parent().shape)

@@ -20,9 +20,8 @@ from blocklib.shape import Shape
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal attention, over a sliding window where the layer has one, with rotary positions where it is given tables.
-
-    Biases and per-head query/key norms as the configuration says (Llama, Mistral, Qwen2, Qwen3, GPT-2, GPT-Neo).
+    """Causal attention. It uses a sliding window if the layer has one, and rotary positions if it is given tables. The
+    configuration decides on biases and per-head query/key norms (Llama, Mistral, Qwen2, Qwen3, GPT-2, GPT-Neo).
     """
 
     def __init__(self, config: Any, layer_idx: int):
@@ -65,7 +64,7 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         elif attention_mask is None and self.sliding_window is not None:
-            # Whole sequences without a model around us: nobody made the mask.
+            # Whole sequences without a model: no caller made the mask.
             attention_mask = window_mask(key.shape[-2], self.sliding_window, key.device)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -87,7 +86,8 @@ class GroupedQueryAttention(nn.Module):
 
 
 def window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor | None:
-    """[1, 1, T, T], true where a token may look: at itself and the window - 1 before it. None where that is all."""
+    """[1, 1, T, T], true where a token may attend: to itself and the window - 1 tokens before it. None if no mask is
+    needed."""
     if tokens <= window:
         return None
     behind = torch.arange(tokens, device=device)[:, None] - torch.arange(tokens, device=device)

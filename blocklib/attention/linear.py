@@ -1,7 +1,7 @@
 """`linear` in an attention slot: one linear map of the token itself (Puzzle, arXiv 2411.19146, section 2).
 
-First weights are W_o expand(W_v), each token attending only to itself: equal to the attention on a sequence of one
-token. No cache, no positions.
+First weights are W_o expand(W_v): each token attends only to itself, which equals attention on a sequence of one token.
+There is no cache, and there are no positions.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class LinearAttentionKind(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.size:
-            raise SubblockError(f"{subblock}: linear attention takes no number")
+            raise SubblockError(f"{subblock}: linear attention takes no number; write linear")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         return {"attention_kind": "linear"}
@@ -62,6 +62,6 @@ class LinearAttentionKind(Kind):
 
 
 def _expand(values: Tensor, shape: Shape) -> Tensor:
-    """[K*E, ...] -> [H*E, ...]: each KV head repeated for the query heads of its group, as attention does."""
+    """[K*E, ...] -> [H*E, ...]: each KV head is repeated for the query heads of its group, as in attention."""
     heads = values.view(shape.kv_heads, shape.head_dim, *values.shape[1:])
     return heads.repeat_interleave(shape.heads // shape.kv_heads, dim=0).flatten(0, 1)

@@ -1,7 +1,7 @@
-"""`windowN`: the parent's attention, each token looking at itself and the N - 1 before it.
+"""`windowN`: the parent's attention, where each token attends to itself and the N - 1 tokens before it.
 
-Longformer, arXiv 2004.05150, section 3.1; Mistral 7B, arXiv 2310.06825, section 2. Its cache keeps only what the next
-token will look at. First weights are the parent's.
+Longformer, arXiv 2004.05150, section 3.1; Mistral 7B, arXiv 2310.06825, section 2. Its cache keeps only the tokens that
+the next token attends to. First weights are the parent's.
 """
 
 from collections.abc import Sequence

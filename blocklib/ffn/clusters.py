@@ -1,7 +1,7 @@
-"""Neurons that fire together, in groups of one size: how a dense FFN is parted into experts.
+"""Groups of equal size of neurons that are active together. They split a dense FFN into experts.
 
 Balanced k-means on co-activation, after MoEfication (arXiv 2110.01786, section 3.1) and CMoE (arXiv 2502.04416, section
-3.2). Knows activations only.
+3.2). This file uses activations only.
 """
 
 import torch
@@ -12,15 +12,15 @@ _ROUNDS = 8
 
 
 def balanced_clusters(activity_NF: Tensor, clusters: int) -> Tensor:
-    """A permutation of the F neurons, [F]: each F / `clusters` of them in a row are one cluster.
+    """A permutation of the F neurons, [F]. Every F / `clusters` consecutive neurons are one cluster.
 
-    `activity_NF` is how much each neuron does for each token, none negative. Two neurons are near where they do it for
-    the same tokens. Deterministic. Raises ValueError where the clusters cannot be of one size.
+    `activity_NF` is the activity of each neuron for each token, at least 0. Two neurons are close if they are active
+    for the same tokens. Deterministic. Raises ValueError where the clusters cannot be of one size.
     """
     width = activity_NF.shape[1]
     if width % clusters:
-        raise ValueError(f"{width} neurons are not {clusters} clusters of one size")
-    # A subset spread over all tokens tells enough.
+        raise ValueError(f"{width} neurons cannot form {clusters} clusters of equal size")
+    # A subset spread over all tokens is enough.
     picked_NF = activity_NF[:: max(1, len(activity_NF) // _TOKENS)].float()
     profiles_FN = torch.nn.functional.normalize(picked_NF.T, dim=1)
     seeded = torch.Generator().manual_seed(0)
@@ -37,7 +37,8 @@ def balanced_clusters(activity_NF: Tensor, clusters: int) -> Tensor:
 
 
 def _assign(likeness_FC: Tensor, size: int) -> Tensor:
-    """Each neuron's cluster: the likest pairs first, as long as the cluster has room."""
+    """Each neuron's cluster. The most similar pairs of neuron and cluster come first, as long as the cluster has
+    room."""
     neurons, clusters = likeness_FC.shape
     order = likeness_FC.flatten().argsort(descending=True, stable=True).tolist()
     cluster, room, left = [-1] * neurons, [size] * clusters, neurons

@@ -74,12 +74,12 @@ class Dense(Kind):
 
 
 def norm_weights(layer: ParentLayer) -> dict[str, Tensor]:
-    """The tensors of the norm a layer's FFN reads through."""
+    """The tensors of the norm before a layer's FFN."""
     return {name: tensor for name, tensor in layer.weights.items() if name.startswith("post_attention_layernorm.")}
 
 
 def hidden_values(weights: Weights, input_ND: Tensor, shape: Shape) -> Tensor:
-    """The input of a dense FFN's down projection, [N, F], for inputs behind the norm, [N, D]."""
+    """The input of a dense FFN's down projection, [N, F], for normed inputs, [N, D]."""
 
     def projected(name: str) -> Tensor:
         return functional.linear(input_ND, weights[f"mlp.{name}.weight"], weights.get(f"mlp.{name}.bias"))

@@ -1,10 +1,11 @@
-"""`dipN`: the parent's FFN, of which each token reads N % (Dynamic Input Pruning, arXiv 2412.01380, section 4).
+"""`dipN`: the parent's FFN. Each token reads N % of it (Dynamic Input Pruning, arXiv 2412.01380, section 4).
 
-The input channels of largest magnitude are kept, the same for gate and up; the largest of the hidden values computed
-from them are kept for down. Nothing is rescaled. `dip_thresholdN` keeps what exceeds two thresholds, calibrated
-to keep as much, which spares the search for the largest. The weights are the parent's, stored a row per input channel
-and a row per neuron, so that a single token reads the rows it needs and no others; many tokens together need nearly
-all, and are multiplied densely, masked. A few are taken one by one, as long as that reads no more than a dense pass.
+It keeps the input channels of largest magnitude, the same for gate and up. From the hidden values that they give, it
+keeps the largest for down. Nothing is rescaled. `dip_thresholdN` keeps the values above two thresholds, which are
+calibrated to keep the same share; it needs no search for the largest values. The weights are the parent's, stored a row
+per input channel and a row per neuron, so that a single token reads only the rows it needs. Many tokens together need
+nearly all rows, so they go through a dense, masked product. A few tokens go one by one, as long as that reads no more
+than a dense pass.
 """
 
 import math
@@ -27,7 +28,7 @@ _FEW_TOKENS = 8
 
 
 class PrunedFFN(nn.Module):
-    """A dense FFN of which each token uses a part of the input channels and a part of the hidden ones."""
+    """A dense FFN where each token uses a part of the input channels and a part of the hidden ones."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -56,14 +57,14 @@ class PrunedFFN(nn.Module):
         return output
 
     def of_one_token(self, input_D: torch.Tensor) -> torch.Tensor:
-        """The same, reading only what is kept."""
+        """The same result, but it reads only the rows that are kept."""
         inputs_K = self.chosen(input_D, self.kept_inputs, "input_threshold")
         hidden_F = self.activated(self.in_proj.picked(inputs_K, input_D[inputs_K]))
         hidden_K = self.chosen(hidden_F, self.kept_hidden, "hidden_threshold")
         return self.down_proj.picked(hidden_K, hidden_F[hidden_K])
 
     def activated(self, projected: torch.Tensor) -> torch.Tensor:
-        """Hidden values of what the joint projection gives."""
+        """The hidden values, from the output of the joint projection."""
         if self.gated:
             gate, up = projected.chunk(2, dim=-1)
             hidden: torch.Tensor = self.act_fn(gate) * up
@@ -75,11 +76,11 @@ class PrunedFFN(nn.Module):
         """The mask of the kept part of the last dimension."""
         sizes = values.detach().abs()
         if self.by_threshold:
-            return ~(sizes <= self.get_parameter(threshold))  # NaN is kept, as the largest there is.
+            return ~(sizes <= self.get_parameter(threshold))  # NaN counts as the largest value, so it is kept.
         return torch.zeros_like(sizes, dtype=torch.bool).scatter_(-1, kept_indices(sizes, kept), True)
 
     def chosen(self, values: torch.Tensor, kept: int, threshold: str) -> torch.Tensor:
-        """The indices of what is kept of one vector."""
+        """The indices of the kept values of one vector."""
         if self.by_threshold:
             return (~(values.abs() <= self.get_parameter(threshold))).nonzero().flatten()
         return kept_indices(values.abs(), kept)
@@ -91,10 +92,9 @@ def kept_indices(scores: torch.Tensor, kept: int) -> torch.Tensor:
 
 
 def densities(keep: float, gated: bool) -> tuple[float, float]:
-    """Which shares of input and of hidden channels to keep so that a share `keep` of the weights is read.
-
-    For a gated FFN the rule fitted in the paper's code: two of its three matrices read the input's channels. For one of
-    two matrices, the same share of the input, and what is left for the other matrix.
+    """The shares of input and of hidden channels to keep so that a share `keep` of the weights is read. For a gated FFN
+    this is the rule that the paper's code fits: two of its three matrices read the input's channels. An FFN of two
+    matrices keeps the same share of the input, and the second matrix gets the rest.
     """
     if keep >= 1:
         return 1.0, 1.0
@@ -104,15 +104,14 @@ def densities(keep: float, gated: bool) -> tuple[float, float]:
 
 
 def kept_channels(percent: int, gated: bool, hidden_size: int, width: int) -> tuple[int, int]:
-    """How many input and how many hidden channels that is, rounded down as in the paper's code."""
+    """The numbers of input and hidden channels for these shares, rounded down as in the paper's code."""
     inputs, hidden = densities(percent / 100, gated)
     return int(inputs * hidden_size), int(hidden * width)
 
 
 def tokens_apart(percent: int) -> int:
-    """Up to how many tokens are taken one by one: as long as they read no more than one dense pass.
-
-    A product of few tokens with a whole matrix takes longer than its bytes ask, and so loses even where it ties.
+    """The largest number of tokens that go one by one: those that together read no more than one dense pass. A product
+    of few tokens with a whole matrix takes longer than its bytes suggest, so one by one is faster even at equal bytes.
     """
     return max(1, min(_FEW_TOKENS, 100 // percent))
 
@@ -142,7 +141,7 @@ class DynamicInputPruning(Kind):
         return {"ffn_kind": subblock.kind, "ffn_options": sizes}
 
     def runs_as(self, subblock: Subblock) -> Subblock:
-        # Random thresholds would keep anything; finding the largest takes no less time.
+        # Random thresholds would keep any number of values; a search for the largest takes the same time.
         return Subblock("dip", subblock.size)
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
@@ -178,7 +177,8 @@ class DynamicInputPruning(Kind):
 
 
 def _thresholds(layer: ParentLayer, inputs: int, hidden: int, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Magnitudes exceeded, over all tokens and channels of the calibration text, as often as so many are kept."""
+    """The two magnitudes that the values of the calibration text exceed as often as these numbers of channels are
+    kept."""
     input_ND = layer.ffn_input_ND[:: max(1, len(layer.ffn_input_ND) // _THRESHOLD_TOKENS)]
     input_threshold = exceeded(input_ND, inputs)
     pruned_ND = input_ND.masked_fill(input_ND.abs() <= input_threshold, 0)

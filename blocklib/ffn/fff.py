@@ -1,13 +1,13 @@
 """`fffDxW`: a fast feedforward network, a binary tree of depth D whose 2^D leaves are FFNs of width W.
 
-D nodes lead a token to the one leaf it runs (Belcak and Wattenhofer, arXiv 2308.14711). Leaves have the parent's form,
-gated where it is, each with an output bias of its own. In training a token runs all leaves, mixed by the nodes'
-sigmoids; the nodes' entropy is added to the loss, so that little is lost when their decisions become hard.
+D nodes choose the one leaf that a token runs (Belcak and Wattenhofer, arXiv 2308.14711). Leaves have the parent's form
+(gated if it is) and each has an output bias of its own. In training a token runs all leaves, mixed by the nodes'
+sigmoids. The nodes' entropy is added to the loss, so that hard decisions at inference change little.
 
-First weights: the nodes halve the calibration tokens again and again (`blocklib/ffn/tree.py`); each leaf holds copies
-of the parent's channels that contribute most on its tokens, with the down projection and the output bias fitted there
-by ridge regression. A channel may be in several leaves. Legend of shape suffixes: N tokens, D hidden, F FFN width,
-C nodes, L leaves, W leaf width, M leaves side by side: L times W.
+First weights: each node splits its calibration tokens into halves (`blocklib/ffn/tree.py`). Each leaf holds copies of
+the parent's channels that contribute most on its tokens; ridge regression on these tokens fits its down projection and
+output bias. A channel may be in several leaves. Legend of shape suffixes: N tokens, D hidden, F FFN width, C nodes, L
+leaves, W leaf width, M leaves side by side: L times W.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from blocklib.shape import Shape
 
 _DEEPEST = 15
 _RIDGE = 0.1
-# Nearly hard from the start. From a spread of 4, a few hundred steps teach the mixture what it cannot do when hard.
+# Nearly hard from the start. With a spread of 4, a few hundred steps train the mixture to depend on soft decisions.
 _SPREAD = 32.0
 
 
 class FastFeedforward(nn.Module):
-    """Soft while training with nodes that want gradients; else hard, a token reading D nodes and one leaf.
+    """Soft in training if the nodes want gradients; else hard: a token reads D nodes and one leaf.
 
     A logit of exactly 0 goes right, as in the paper's inference; its training code rounds that 0.5 down, to the left.
     """
@@ -44,7 +44,7 @@ class FastFeedforward(nn.Module):
     """Weight of the nodes' mean entropy, nats, in a loss that is the normalised squared error."""
 
     region_leak = 0.0
-    """Probability that a node's two sides are swapped for a token; in soft training only."""
+    """Probability that a node's two sides are swapped for a token. It applies in soft training only."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -77,7 +77,8 @@ class FastFeedforward(nn.Module):
         return output.view_as(hidden_states)
 
     def mixed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Every leaf's output, [N, D], by the product of the decisions that lead to it; sets `regulariser`."""
+        """The sum of all leaves' outputs, [N, D], each weighted by the product of the decisions that lead to it. Sets
+        `regulariser`."""
         logit = functional.linear(tokens, self.node_weight, self.node_bias)
         self.regulariser = self.hardening * decision_entropy(logit.float()).mean()
         right = torch.sigmoid(logit)
@@ -91,7 +92,7 @@ class FastFeedforward(nn.Module):
         return hidden.flatten(1) @ self.down_weight.flatten(0, 1) + shares @ self.down_bias
 
     def routed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Each token's own leaf's output, [N, D]; tokens of one leaf run together."""
+        """The output of each token's own leaf, [N, D]; tokens of one leaf run together."""
         leaf_of = self.leaf_of_each(tokens)
         order = leaf_of.argsort()
         groups = tokens[order].split(leaf_of.bincount(minlength=self.leaves).tolist())
@@ -119,7 +120,7 @@ class FastFeedforward(nn.Module):
         return hidden
 
     def usage(self, tokens: torch.Tensor) -> torch.Tensor:
-        """How many of the tokens, [N, D], each leaf gets in inference, [L]. An unused leaf is a dead one."""
+        """The number of the tokens, [N, D], that each leaf gets in inference, [L]."""
         return self.leaf_of_each(tokens).bincount(minlength=self.leaves)
 
     def leaf_of_one(self, token: torch.Tensor) -> int:
@@ -156,7 +157,8 @@ class Fast(Kind):
     is_sparse = True
 
     def sized(self, subblock: Subblock, shape: Shape) -> Subblock:
-        """`fff3` is fff3xW, W an eighth of the parent's width: as many hidden values in all as the parent has."""
+        """`fff3` is fff3xW, where W is an eighth of the parent's width: all leaves together have as many hidden values
+        as the parent."""
         if not subblock.size.isdigit():
             return subblock
         return Subblock(subblock.kind, f"{subblock.size}x{max(1, shape.ffn_width // 2**subblock.number)}")
@@ -166,7 +168,7 @@ class Fast(Kind):
             raise SubblockError(f"{subblock}: spell it like fff3x1024, for depth 3 and leaves 1024 wide, or fff3")
         depth, width = _sizes(subblock)
         if not 1 <= depth <= _DEEPEST:
-            raise SubblockError(f"{subblock}: a tree of depth {depth}; use 1 to {_DEEPEST}")
+            raise SubblockError(f"{subblock}: the tree has depth {depth}; use 1 to {_DEEPEST}")
         if not 1 <= width <= shape.ffn_width:
             raise SubblockError(
                 f"{subblock}: a leaf takes at most the parent's {shape.ffn_width} channels; "
@@ -203,7 +205,7 @@ class Fast(Kind):
 
 
 def expected_union(places: int, tokens: int) -> float:
-    """How many of so many places at least one token goes to, each going to one at random."""
+    """The expected number of places that get at least one token, if each token goes to a random place."""
     return places * (1 - (1 - 1 / places) ** tokens)
 
 

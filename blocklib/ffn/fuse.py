@@ -1,10 +1,10 @@
-"""`fuse(...)` and `fuse_last(...)`: a run of FFNs, the attentions between them gone, as one wide FFN (FFN Fusion,
+"""`fuse(...)` and `fuse_last(...)`: a run of FFNs, without the attentions between them, as one wide FFN (FFN Fusion,
 arXiv 2503.18908, section 3, theorem 3.1).
 
-All members read the same input: gate and up are stacked along the output axis, down along the input axis, output
-biases are added. Their norms differ, though. `fuse` folds each member's norm scale into its own gate and up columns
-and leaves a norm of ones, which is exact; `fuse_last` is the paper's form, where every member reads through the norm of
-the last. A layer norm's bias folds into the biases of gate and up.
+All members read the same input: gate and up are stacked along the output axis, down along the input axis, output biases
+are added. But their norms differ. `fuse` folds each member's norm scale into its own gate and up columns and leaves a
+norm of ones, which is exact. `fuse_last` is the paper's form: every member reads through the norm of the last one. A
+layer norm's bias folds into the biases of gate and up.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Fuse(Kind):
             raise SubblockError(f"{subblock}: a fused run has at least two members, as in fuse(ffn512,ffn512)")
         for part in subblock.parts:
             if part.kind != "ffn":
-                raise SubblockError(f"{subblock}: only dense FFNs can be fused, and {part} is none")
+                raise SubblockError(f"{subblock}: only dense FFNs can be fused, and {part} is not dense")
             self._member.check(part, shape)
         if shape.layer_norm and not shape.mlp_bias:
             raise SubblockError(f"{subblock}: the parent's layer norms have biases and its FFNs none to fold them into")

@@ -32,7 +32,7 @@ class LinearFFNKind(Kind):
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if subblock.size:
-            raise SubblockError(f"{subblock}: a linear FFN takes no number")
+            raise SubblockError(f"{subblock}: a linear FFN takes no number; write linear")
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         return {"ffn_kind": "linear"}

@@ -1,10 +1,11 @@
-"""`moeExGkK`, `moeExGkKsS`: the parent's neurons parted into E experts of width G; every token uses the S shared ones
-and K of the others, its own choice. `sigma_moe...` is the same with the published gates.
+"""`moeExGkK`, `moeExGkKsS`: the parent's neurons, split into E experts of width G. Every token uses the S shared
+experts and K of the others, which a router chooses. `sigma_moe...` is the same with the published gates.
 
-Experts are clusters of neurons that fire together, stored as contiguous slices; shared ones hold the most active
-neurons (CMoE, arXiv 2502.04416). A linear router with sigmoid scores chooses (sigma-MoE, arXiv 2310.10837, section 4).
-In `moe` a chosen expert enters with the gate 1 + u s, u beginning at 0, so that all experts chosen are the parent
-itself; in `sigma_moe` with its score s alone, as published: y = sum of s_e W_2^e act(W_1^e x), not normalised.
+Experts are clusters of neurons that are active together, stored as contiguous slices. Shared experts hold the most
+active neurons (CMoE, arXiv 2502.04416). A linear router with sigmoid scores chooses (sigma-MoE, arXiv 2310.10837,
+section 4). In `moe` the gate of a chosen expert is 1 + u s, where u starts at 0: with all experts chosen, the FFN
+equals the parent's. In `sigma_moe` the gate is the score s alone, as published: y = sum of s_e W_2^e act(W_1^e x), not
+normalised.
 """
 
 import math
@@ -23,7 +24,7 @@ from blocklib.ffn.dense import hidden_values, norm_weights
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 
-# Published for 47 M parameters (appendix A.3); the authors' layer suggests the same dropout.
+# The value published for 47 M parameters (appendix A.3). The authors' code suggests the same dropout.
 EXPERT_DROPOUT = 0.05
 ENTROPY_WEIGHT = 1e-3
 
@@ -69,15 +70,16 @@ class MixtureOfExperts(nn.Module):
         return output_ND.view_as(hidden_states)
 
     def route(self, inputs_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each token's chosen experts, counted from the first that is not shared, and their gates, both [N, K]."""
+        """Each token's chosen experts and their gates, both [N, K]. Experts are numbered from the first that is not
+        shared."""
         logits_NE = self.router(inputs_ND)
         scores_NE = logits_NE.sigmoid()
-        # The order of the scores is that of the logits, where large scores are not all 1.
+        # The logits order the experts as the scores do, but large scores round to 1.
         wanted_NE = logits_NE.detach()
         self.regulariser = None
         if self.training:
             self.regulariser = ENTROPY_WEIGHT * negative_entropy(logits_NE)
-            # A dropped expert comes last, not never: where fewer than K are left, some of it is used after all.
+            # A dropped expert comes last. If fewer than K others are left, a token still uses it.
             dropped_NE = torch.rand_like(wanted_NE) < EXPERT_DROPOUT
             wanted_NE = wanted_NE.masked_fill(dropped_NE, torch.finfo(wanted_NE.dtype).min)
         chosen_NK = wanted_NE.topk(self.active, dim=-1).indices
@@ -85,7 +87,8 @@ class MixtureOfExperts(nn.Module):
         return chosen_NK, gates_NK if self.sigma else 1 + self.gate_scale[chosen_NK] * gates_NK
 
     def of_one_token(self, input_D: torch.Tensor, chosen: list[int], gates_K: torch.Tensor) -> torch.Tensor:
-        """The chosen experts one after the other, as matrix-vector products of their slices; no other is read."""
+        """Run the chosen experts one after the other, as matrix-vector products of their slices. The others are not
+        read."""
         output_D = torch.zeros_like(input_D)
         for expert, gate in zip(chosen, gates_K, strict=True):
             up_G = torch.mv(self.up_proj[expert], input_D)
@@ -98,7 +101,7 @@ class MixtureOfExperts(nn.Module):
         return output_D
 
     def of_many_tokens(self, inputs_ND: torch.Tensor, chosen_NK: torch.Tensor, gates_NK: torch.Tensor) -> torch.Tensor:
-        """Tokens sorted by expert, each expert's together; of experts nobody chose nothing is read."""
+        """Run the tokens sorted by expert, those of one expert together. Experts that no token chose are not read."""
         expert_P, order_P = chosen_NK.flatten().sort(stable=True)
         token_P = order_P // chosen_NK.shape[1]
         counts_E = torch.bincount(expert_P, minlength=self.experts)
@@ -129,8 +132,8 @@ class MixtureOfExperts(nn.Module):
 
 
 def negative_entropy(logits_NE: torch.Tensor) -> torch.Tensor:
-    """sum of p log p, p being the mean over tokens of the softmax: 0 where one expert gets all, -log E at its least,
-    where all get the same (sigma-MoE, section 4.1). In log space."""
+    """sum of p log p, where p is the mean of the softmax over tokens, computed in log space. It is 0 if one expert gets
+    all tokens, and at least -log E, if all get the same number (sigma-MoE, section 4.1)."""
     log_p_E = logits_NE.float().log_softmax(-1).logsumexp(0) - math.log(len(logits_NE))
     return (log_p_E.exp() * log_p_E).sum()
 
@@ -143,7 +146,7 @@ class Experts(Kind):
         self._sigma = sigma
 
     def sized(self, subblock: Subblock, shape: Shape) -> Subblock:
-        """`moe16k4` is of experts that share out the parent's width."""
+        """`moe16k4` has experts that together have the parent's width."""
         numbers = subblock.numbers
         if "x" in numbers or not numbers.get(""):
             return subblock
@@ -154,7 +157,7 @@ class Experts(Kind):
         numbers, spelling = subblock.numbers, f"{subblock.kind}16x{-(-shape.ffn_width // 16)}k4"
         if list(numbers) not in (["", "x", "k"], ["", "x", "k", "s"]):
             raise SubblockError(
-                f"{subblock}: spell experts, width and how many are used, as in {spelling} or {spelling}s2"
+                f"{subblock}: write the experts, their width and how many are used, as in {spelling} or {spelling}s2"
             )
         experts, width, active, shared = _sizes(subblock)
         if width < 1 or experts * width < shape.ffn_width:
@@ -163,7 +166,10 @@ class Experts(Kind):
                 f"give each {-(-shape.ffn_width // max(1, experts))}"
             )
         if active < 1 or active + shared > experts:
-            raise SubblockError(f"{subblock}: {active} + {shared} of {experts} experts cannot be used; one to all can")
+            raise SubblockError(
+                f"{subblock}: a token cannot use {active} + {shared} of {experts} experts; choose 1 or more, and "
+                f"at most {experts} with the shared ones"
+            )
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
         experts, width, active, shared = _sizes(subblock)
@@ -206,7 +212,7 @@ class Experts(Kind):
         weights["mlp.router.weight"] = router_ED.to(dtype)
         if self._sigma:
             scores_NE = (layer.ffn_input_ND.float() @ router_ED.T).sigmoid()
-            # The mean gate of what is chosen, so that experts enter about as the parent's neurons did.
+            # The mean gate of the chosen experts, so that they contribute about as much as the parent's neurons did.
             gate = float(scores_NE.topk(active, dim=1).values.mean())
             scale_E11 = torch.ones(experts, 1, 1, device=router_ED.device)
             scale_E11[shared:] /= gate
@@ -217,7 +223,7 @@ class Experts(Kind):
 
 
 def _sizes(subblock: Subblock) -> tuple[int, int, int, int]:
-    """Experts in all, their width, how many a token chooses, how many are shared."""
+    """The number of experts, their width, how many a token chooses and how many are shared."""
     numbers = subblock.numbers
     return numbers[""], numbers["x"], numbers["k"], numbers.get("s", 0)
 
@@ -231,12 +237,12 @@ def _parted(activity_NF: Tensor, width: int, shared: int) -> Tensor:
 
 
 def _padded(values_NF: Tensor, order_F: Tensor) -> Tensor:
-    """Columns in a new order that may name more of them than there are; those are zeros."""
+    """Columns in a new order. An index past the last column gives zeros."""
     return functional.pad(values_NF, (0, len(order_F) - values_NF.shape[1]))[:, order_F]
 
 
 def _experts_of(layer: ParentLayer, name: str, order_F: Tensor, stack: tuple[int, int]) -> dict[str, Tensor]:
-    """One projection's slices, and their biases; neurons the parent does not have are zeros."""
+    """The slices of one projection, and their biases. Neurons that the parent does not have are zeros."""
     weight, bias = layer.weights[f"mlp.{name}.weight"], layer.weights.get(f"mlp.{name}.bias")
     if name == "down_proj":
         sliced = _padded(weight, order_F).unflatten(1, stack).transpose(0, 1).contiguous()
@@ -249,9 +255,9 @@ def _experts_of(layer: ParentLayer, name: str, order_F: Tensor, stack: tuple[int
 
 
 def fit_router(input_ND: Tensor, done_NE: Tensor, active: int) -> Tensor:
-    """A linear router, [E, D], that finds the experts which do most for a token: ridge regression, in closed form.
-
-    `done_NE` is how much each expert does for each token. The target is 1 for the `active` best and -1 for the others.
+    """A linear router, [E, D], that finds the most active experts for a token: ridge regression, in closed form.
+    `done_NE` is the activity of each expert for each token. The target is 1 for the `active` best and -1 for the
+    others.
     """
     target_NE = -torch.ones_like(done_NE, dtype=torch.float64)
     target_NE.scatter_(1, done_NE.topk(active, dim=1).indices, 1.0)

@@ -4,8 +4,8 @@ Keys, arXiv 1907.05242; with ReLU in place of softmax after sigma-MoE, arXiv 231
 
 A head's query is cut in two; each half is compared with N half-keys. Slot (i, j) scores the sum of half-key i's and
 half-key j's, so the best K slots are among the K x K sums of the best K of each half: N^2 slots for 2 N comparisons.
-Heads share the values. There is no published way from a dense FFN. Here the half-keys are inputs of the calibration
-text as two projections see them, and the values the ridge regression of the parent's output on the slots they choose.
+Heads share the values. No published method starts from a dense FFN. Here the half-keys are projected inputs of the
+calibration text, and ridge regression of the parent's output on the chosen slots gives the values.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from blocklib.shape import Shape
 
 _RIDGE = 1e-2
 _LARGEST = 128
-"""The most slots along a side: initial weights solve for the values of all slots at once."""
+"""The most slots along a side. The limit exists because initial weights solve for the values of all slots at once."""
 
 
 class ProductKeyMemory(nn.Module):
-    """Values of the slots whose keys answer a token's queries best, weighted by how well they do."""
+    """The values of the slots whose keys match a token's queries best, weighted by the match."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -74,7 +74,7 @@ def look_up(
 
 
 def half_size(hidden_size: int) -> int:
-    """Numbers in half a query, where the model's hidden size is so large: an eighth of it, at least 4."""
+    """The size of half a query for a model of this hidden size: an eighth of it, at least 4."""
     return max(4, hidden_size // 8)
 
 
@@ -88,14 +88,14 @@ class ProductKeys(Kind):
     def check(self, subblock: Subblock, shape: Shape) -> None:
         if list(subblock.numbers) != ["", "x", "k"]:
             raise SubblockError(
-                f"{subblock}: spell the side of the memory, the heads and how many slots each reads, "
+                f"{subblock}: write the side of the memory, the heads and how many slots each reads, "
                 f"as in {subblock.kind}22x2k16"
             )
         side, heads, kept = subblock.numbers.values()
         if not 2 <= side <= _LARGEST or heads < 1 or not 1 <= kept <= side:
             raise SubblockError(
-                f"{subblock}: a side of 2 to {_LARGEST}, one head or more, and 1 to {side} slots; "
-                f"not {side}, {heads}, {kept}"
+                f"{subblock}: side {side}, {heads} heads, {kept} slots; use a side of 2 to {_LARGEST}, at least one "
+                f"head, and 1 to {side} slots"
             )
 
     def layer_config(self, subblock: Subblock) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class ProductKeys(Kind):
         return self._fixed(subblock, shape) + read * shape.hidden
 
     def _fixed(self, subblock: Subblock, shape: Shape) -> int:
-        """Queries, keys, the output's bias and the norm: what every token reads."""
+        """The parameters that every token reads: queries, keys, the output's bias and the norm."""
         side, heads, _ = subblock.numbers.values()
         half = half_size(shape.hidden)
         return 2 * heads * half * (shape.hidden + side) + shape.hidden + shape.norm_parameters
@@ -125,7 +125,7 @@ class ProductKeys(Kind):
         input_ND = layer.ffn_input_ND.float()
         query_QD = torch.randn(heads * 2 * half, shape.hidden, generator=seeded).to(input_ND) / shape.hidden**0.5
         seen_NHSC = (input_ND @ query_QD.T).unflatten(-1, (heads, 2, half))
-        # Tokens drawn anew for every head and half; directions only, so that no key answers everything.
+        # Every head and half draws its own tokens. Keys have norm 1, so that no key matches every query.
         drawn_HSn = torch.randint(len(input_ND), (heads, 2, side), generator=seeded)
         keys = [[seen_NHSC[drawn_HSn[h, s], h, s] for s in (0, 1)] for h in range(heads)]
         keys_HSnC = functional.normalize(torch.stack([torch.stack(pair) for pair in keys]), dim=-1)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class RowLinear(nn.Module):
-    """x @ weight + bias: an nn.Linear with its weight, [in, out], the other way round."""
+    """x @ weight + bias: an nn.Linear whose weight is transposed, [in, out]."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool):
         super().__init__()
@@ -28,8 +28,8 @@ class RowLinear(nn.Module):
 def row_product(inputs: torch.Tensor, weight_CO: torch.Tensor) -> torch.Tensor:
     """inputs @ weight, [..., O], for inputs [..., C] and a matrix stored a row per input.
 
-    On a processor without AVX-512, torch takes hundreds of times as long for this in bfloat16 as in float32. There one
-    row is taken as a vector, and more go through float32.
+    On a processor without AVX-512, torch takes hundreds of times as long for this in bfloat16 as in float32. There a
+    single input is a vector product, and several inputs are computed in float32.
     """
     slow = weight_CO.device.type == "cpu" and weight_CO.dtype == torch.bfloat16
     if slow and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
@@ -42,8 +42,8 @@ def row_product(inputs: torch.Tensor, weight_CO: torch.Tensor) -> torch.Tensor:
 def weighted_rows(rows_NR: torch.Tensor, index_K: torch.Tensor, coefficients_K: torch.Tensor) -> torch.Tensor:
     """The sum over k of coefficients[k] * rows[index[k]], [R]. Rows that are not picked are not read.
 
-    On a CPU with a compiler, a native operation (`blocklib/native`); else torch's embedding_bag, one bag per thread.
-    Never index_select, which first copies the rows and takes several times as long as the whole product.
+    On a CPU with a compiler this is a native operation (`blocklib/native`), else torch's embedding_bag with one bag per
+    thread. It avoids index_select, which copies the rows first and takes several times as long as the whole product.
     """
     if rows_NR.device.type == "cpu" and rows_NR.dtype in (torch.float32, torch.bfloat16) and rows_NR.is_contiguous():
         native = native_operation()

@@ -1,9 +1,7 @@
-"""`topkN`: of all hidden values of a token, the N of largest magnitude are kept and the rest zeroed (sigma-MoE, arXiv
-2310.10837, section 2.1; of a gated FFN the products are ranked).
-
-All of gate and up is computed, so only the down projection is spared; it is stored a row per neuron, so that a single
-token reads the N rows it needs. The weights are the parent's. Useful as a bound: no predictor of which neurons matter
-can do better with as many.
+"""`topkN`: the N hidden values of largest magnitude of each token are kept, the rest are set to zero (sigma-MoE, arXiv
+2310.10837, section 2.1; a gated FFN ranks the products). Gate and up are computed in full, so only the down projection
+reads less. It is stored a row per neuron, so that a single token reads the N rows it needs. The weights are the
+parent's. It is a bound: no predictor of the important neurons can do better with the same number.
 """
 
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from blocklib.shape import Shape
 
 
 class TopKFFN(nn.Module):
-    """A dense FFN of which each token uses the largest hidden values only."""
+    """A dense FFN where each token uses the largest hidden values only."""
 
     def __init__(self, config: Any):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Balanced binary trees over a layer's calibration tokens, and the regression that fits their parts to the parent.
+"""Balanced binary trees over a layer's calibration tokens, and the regression that fits their leaves to the parent.
 
-Nodes are numbered level by level from the root, 0; the children of node n are 2n + 1 and 2n + 2. Knows tokens and
-their projections, and nothing of networks. Legend of shape suffixes: N tokens, D hidden, M features, C nodes.
+Nodes are numbered level by level from the root, 0; the children of node n are 2n + 1 and 2n + 2. This file knows tokens
+and their projections. It does not know networks. Legend of shape suffixes: N tokens, D hidden, M features, C nodes.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _ALIKE = 1e-4
 class Tree:
     """A token x goes right at node c where weight_CD[c] . x + bias_C[c] >= 0.
 
-    `regions` are the indices of the tokens that come to each of the 2^depth leaves, left to right.
+    `regions` are the indices of the tokens that reach each of the 2^depth leaves, left to right.
     """
 
     weight_CD: Tensor
@@ -28,17 +28,16 @@ class Tree:
 
 
 def median_trees(input_ND: Tensor, trees: int, depth: int, spread: float) -> list[Tree]:
-    """Trees that part the tokens, and each part again, at the median along the direction in which they differ most.
-
-    So every leaf of a tree gets equally many. Each tree leaves out the directions of the roots before it. `spread` is
-    how far logits are from 0, root mean square, over the tokens that come to a node. Tokens that are alike cannot be
-    parted: wherever their node sends them, both its children are made as if they got them. Computed in
-    float32. Raises SettingError where there are no tokens, NotFiniteError where they are not finite.
+    """Trees that split the tokens recursively at the median along the direction of largest variance. So every leaf of a
+    tree gets the same number. Each tree leaves out the directions of the earlier trees' roots. `spread` is the root
+    mean square of the logits over the tokens that reach a node. Equal tokens cannot be split: their node sends all of
+    them to one side, and both its children are made as if they got them. Computed in float32. Raises SettingError where
+    there are no tokens, NotFiniteError where they are not finite.
     """
     if not len(input_ND):
-        raise SettingError("a tree is grown on calibration tokens, and there are none; raise data.calibration_tokens")
+        raise SettingError("a tree needs calibration tokens, and there are none; raise data.calibration_tokens")
     if not torch.isfinite(input_ND).all():
-        raise NotFiniteError("what the parent's FFN reads on the calibration tokens is NaN or infinite at places")
+        raise NotFiniteError("the inputs of the parent's FFN hold NaN or infinite values on the calibration tokens")
     rest_ND = input_ND.float()
     alike = _ALIKE * float(rest_ND.norm(dim=1).mean())
     grown: list[Tree] = []
@@ -66,7 +65,7 @@ def _tree(tokens_ND: Tensor, depth: int, spread: float, alike: float) -> Tree:
 
 
 def _node(tokens_ND: Tensor, spread: float, alike: float) -> tuple[Tensor, Tensor]:
-    """The weight, [D], and the bias that part these tokens in the middle."""
+    """The weight, [D], and the bias that split these tokens into halves."""
     direction_D = principal_direction(tokens_ND)
     projection_N = tokens_ND @ direction_D
     ordered_N = projection_N.sort().values
@@ -77,9 +76,8 @@ def _node(tokens_ND: Tensor, spread: float, alike: float) -> tuple[Tensor, Tenso
 
 
 def principal_direction(tokens_ND: Tensor) -> Tensor:
-    """The unit direction in which the tokens differ most, [D], by a power iteration from the most varied channel.
-
-    Zero where they do not differ.
+    """The unit direction of largest variance of the tokens, [D], by a power iteration from the channel of largest
+    variance. Zero if the tokens do not differ.
     """
     centred_ND = tokens_ND - tokens_ND.mean(0)
     direction_D = torch.zeros_like(tokens_ND[0])

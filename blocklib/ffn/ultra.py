@@ -1,13 +1,12 @@
-"""`ultraKxD`: K binary trees of neurons, of which a token uses the D + 1 on its path down each (UltraFastBERT).
+"""`ultraKxD`: K binary trees of neurons. In each tree a token uses the D + 1 neurons on its path (UltraFastBERT).
 
-Every neuron is one input vector, an input bias and one output vector. Its GELU is added to the output, and the sign of
-what goes into the GELU says where the path goes on (Belcak and Wattenhofer, arXiv 2311.10770, section 2). Decisions are
-hard from the first step of training. There is no gate and no output bias, whatever the parent has.
-
-The papers train it from nothing. Here the input vectors halve the calibration tokens again and again
-(`blocklib/ffn/tree.py`), each tree without the directions of the roots before it, and the output vectors are the ridge
-regression of the parent's output on what the paths hold. Legend of shape suffixes: N tokens, D hidden, K trees, P
-neurons on a path, C neurons of a tree, M neurons of all trees.
+Every neuron is one input vector, an input bias and one output vector. The GELU of its activation weights the output
+vector, and the sign of the activation chooses the next neuron of the path (Belcak and Wattenhofer, arXiv 2311.10770,
+section 2). Decisions are hard from the first step of training. It has no gate and no output bias, even if the parent
+has them. The papers train it from random weights. Here each input vector splits its calibration tokens into halves
+(`blocklib/ffn/tree.py`); each tree leaves out the directions of the earlier trees' roots. Ridge regression of the
+parent's output on the GELUs along the paths gives the output vectors. Legend of shape suffixes: N tokens, D hidden, K
+trees, P neurons on a path, C neurons of a tree, M neurons of all trees.
 """
 
 from collections.abc import Sequence
@@ -29,15 +28,14 @@ from blocklib.shape import Shape
 _DEEPEST = 15
 _RIDGE = 0.01
 _MOST_NEURONS = 16384
-"""In all trees: first weights solve for the output of all at once."""
-# Smaller input vectors fit as well, but the learning rates that suit other kinds then throw tokens off their paths.
+"""The most neurons in all trees. The limit exists because first weights solve for all output vectors at once."""
+# Smaller input vectors fit equally well, but with them the learning rates of other kinds move tokens to other paths.
 _SPREAD = 1.0
 
 
 class UltraFastFeedforward(nn.Module):
-    """A pass that would read fewer neurons along its paths than there are reads only those; another reads all, masked.
-
-    An input of exactly 0 goes left, as in the paper's code.
+    """If the paths of a pass hold fewer neurons than the trees, it reads only those; else it reads all, masked. An
+    input of exactly 0 goes left, as in the paper's code.
     """
 
     def __init__(self, config: Any):
@@ -76,7 +74,7 @@ class UltraFastFeedforward(nn.Module):
 
 
 def path_features(tokens: torch.Tensor, in_weight: torch.Tensor, in_bias: torch.Tensor, depth: int) -> torch.Tensor:
-    """Every neuron's GELU where it is on the token's path and 0 elsewhere, [N, M]."""
+    """Every neuron's GELU if it is on the token's path, else 0, [N, M]."""
     inputs = functional.linear(tokens, in_weight, in_bias)
     neurons = 2 ** (depth + 1) - 1
     neuron = path_roots(tokens, len(in_weight) // neurons, neurons)
@@ -89,12 +87,12 @@ def path_features(tokens: torch.Tensor, in_weight: torch.Tensor, in_bias: torch.
 
 
 def path_roots(tokens: torch.Tensor, trees: int, neurons: int) -> torch.Tensor:
-    """Where every path starts, [N, K], among the neurons of all trees, each of `neurons`."""
+    """The first neuron of every path, [N, K], counted over all trees; each tree has `neurons` neurons."""
     return (torch.arange(trees, device=tokens.device) * neurons).expand(len(tokens), -1)
 
 
 def path_child(neuron: torch.Tensor, inputs: torch.Tensor, neurons: int) -> torch.Tensor:
-    """Where the paths go on, [N, K], given what goes into the neurons they are at."""
+    """The next neuron of every path, [N, K], given the activations of the current ones."""
     return neuron + neuron % neurons + 1 + (inputs > 0).long()
 
 

@@ -35,4 +35,4 @@ def meter_of(device: str, powercap: Path = POWERCAP) -> Meter:
         from cost_models.energy.nvml import Nvml, uuid_of
 
         return Nvml(uuid_of(device))
-    raise NoMeterError(f"no energy meter of {kind} is known; leave energy out of the budget, or measure on cpu or cuda")
+    raise NoMeterError(f"no energy meter fits {kind}; leave energy out of the budget, or measure on cpu or cuda")

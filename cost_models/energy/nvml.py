@@ -25,7 +25,7 @@ class Nvml:
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
             self._start_mj = self._read()
         except pynvml.NVMLError as error:
-            raise NoMeterError(f"{uuid} tells no energy ({error}); leave energy out of the budget") from error
+            raise NoMeterError(f"{uuid} does not report energy ({error}); leave energy out of the budget") from error
 
     def joules(self) -> float:
         return (self._read() - self._start_mj) / 1e3

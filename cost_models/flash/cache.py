@@ -115,7 +115,7 @@ def empty_cache(policy: str, units: int, capacity: int, seed: int = 0) -> UnitCa
     if policy == "belady":
         raise ValueError("policy belady must know the masks to come; make one with Belady(masks, capacity)")
     if policy not in POLICIES:
-        raise ValueError(f"no policy is called {policy!r}; policies: {', '.join(POLICIES)}")
+        raise ValueError(f"there is no policy {policy!r}; policies: {', '.join(POLICIES)}")
     if policy == "lru":
         return LeastRecentlyUsed(units, capacity, seed)
     return LeastFrequentlyUsed(units, 0 if policy == "none" else capacity, seed)

@@ -45,7 +45,7 @@ class MemoryHierarchy:
         if not 0 < self.gamma <= 1:
             raise ScenarioError(f"gamma is {self.gamma}; it must be above 0 and at most 1")
         if self.policy not in POLICIES:
-            raise ScenarioError(f"no policy is called {self.policy!r}; policies: {', '.join(POLICIES)}")
+            raise ScenarioError(f"there is no policy {self.policy!r}; policies: {', '.join(POLICIES)}")
         if self.policy == "belady" and self.gamma != 1:
             raise ScenarioError(f"policy belady must know the masks to come, which a gamma of {self.gamma} changes")
 

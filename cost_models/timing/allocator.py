@@ -1,8 +1,7 @@
-"""Memory that a pass frees is kept for the next one, so that a pass takes as long whatever the process did before.
-
-glibc keeps large blocks or hands them back to the system, by the sizes it has seen. Where it hands them back every pass
-pays for fresh pages, with up to half of its time; and a model and its control need not pay alike. Other C libraries are
-left as they are.
+"""Memory that a pass frees is kept for the next pass, so that its time does not depend on what the process did before.
+glibc keeps large blocks or returns them to the system, depending on the sizes it has seen. If it returns them, every
+pass spends up to half of its time on fresh pages, and a model and its control may spend different times. Other C
+libraries are left unchanged.
 """
 
 import ctypes
@@ -16,7 +15,7 @@ _MIB = 2**20
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Nothing that is freed inside the `with` goes back to the system before its end."""
+    """Memory that is freed inside the `with` returns to the system only after its end."""
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         yield
         return
@@ -25,7 +24,8 @@ def kept_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        # Told once, glibc adapts no more: this is where it ends in a process that frees large blocks.
+        # After a call glibc no longer adapts. These values are those that it reaches in a process that frees large
+        # blocks.
         libc.mallopt(_MMAP_MAX, 65536)
         libc.mallopt(_MMAP_THRESHOLD, 32 * _MIB)
         libc.mallopt(_TRIM_THRESHOLD, 64 * _MIB)

@@ -1,7 +1,7 @@
-"""CPU contention: whether other programs took cores away from what is timed.
+"""CPU contention: whether other programs used cores that a timing needed.
 
-A model and its control are slowed alike where a machine is slower as a whole, but not where threads wait for one that
-has lost its core: small operations lose more than large ones. No spread between rounds tells of that.
+If the whole machine is slower, a model and its control slow down alike. If threads wait for one that lost its core,
+they do not: small operations slow down more than large ones, and the spread between rounds does not show it.
 """
 
 import os
@@ -14,12 +14,12 @@ from cost_models.scenario import Scenario
 
 
 def cores_needed(scenario: Scenario) -> int:
-    """One core for each thread; for another device one core, which keeps the device busy."""
+    """The cores that a timing needs: one for each thread; for another device the one that drives it."""
     return scenario.threads or usable_cores() if scenario.device == "cpu" else 1
 
 
 class Watch:
-    """Counts from its making on, over the cores this process may use."""
+    """Counts from its creation on, over the cores that this process may use."""
 
     def __init__(self, scenario: Scenario):
         self._needed = cores_needed(scenario)
@@ -27,22 +27,23 @@ class Watch:
         self._started = time.monotonic(), _others_s()
 
     def contention(self) -> float:
-        """The share of the cores needed that others kept busy: 0 where there were enough for all."""
+        """The share of the needed cores that others kept busy: 0 if there were enough for all."""
         started, before_s = self._started
         others = (_others_s() - before_s) / (time.monotonic() - started)
         return min(max(0.0, others - self._spare) / self._needed, 1.0)
 
 
 def _others_s() -> float:
-    """CPU seconds used so far by all but this process. The time that other virtual machines took is among them."""
+    """CPU seconds that other processes have used so far, including the time that other virtual machines took."""
     cores = psutil.cpu_times(percpu=True)
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(len(cores)))
-    # A number past the list (cores offline, a container that shows its own only): places in it are no cores' numbers.
+    # A number is past the end of the list (cores are offline, or a container shows only its own), so places in the list
+    # are not core numbers.
     counts_all = max(mine) >= len(cores)
     total = 0.0
     for core, used in enumerate(cores):
         if counts_all or core in mine:
-            # Linux counts what guests use as the user's as well.
+            # Linux counts the time of guests as user time as well.
             idle = used.idle + getattr(used, "iowait", 0.0)
             guests = getattr(used, "guest", 0.0) + getattr(used, "guest_nice", 0.0)
             total += sum(used) - idle - guests

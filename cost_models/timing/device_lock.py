@@ -1,7 +1,6 @@
-"""One timing at a time on a device, whichever program, user or cluster asks: what runs beside a timing spoils it.
-
-The lock is a file's of the whole machine, held by the system for a process: it is free as soon as its holder ends,
-however that ends. A waiting process says which one holds it.
+"""One timing at a time on a device, for all programs, users and clusters, because other work makes a timing wrong. The
+lock is on a file of the whole machine. The system holds it for a process, so it is free as soon as its holder ends, in
+any way. A waiting process says which process holds it.
 """
 
 import os
@@ -20,13 +19,12 @@ _TELL_EVERY_S = 5.0
 def alone_on(
     device: str, told: Callable[[str], None] = lambda words: None, folder: Path | None = None
 ) -> Iterator[None]:
-    """No other timing of ours runs on the device inside the `with`.
-
-    `told` hears at once, and then every few seconds, that another has it. `folder`: where the lock lies; None: where
-    every user of the machine finds it.
+    """No other timing of this package runs on the device inside the `with`. While another process holds the lock,
+    `told` gets a message at once and then every few seconds. `folder`: the lock's folder; None: one that all users of
+    the machine share.
     """
     path = (folder or _shared_folder()) / f"puzzle-nas-timing-{_name(device)}.lock"
-    # Every user may lock it, whoever made it.
+    # Every user may lock the file, whoever created it.
     held = FileLock(path, mode=0o666)
     waited_s = 0.0
     while True:
@@ -45,12 +43,12 @@ def alone_on(
 
 
 def _shared_folder() -> Path:
-    """Not $TMPDIR, which may be a user's own."""
+    """The folder of the lock. It is not $TMPDIR, which may differ between users."""
     return Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
 
 
 def _name(device: str) -> str:
-    """The same device has one name in all processes, though each may number the GPUs it is shown from 0."""
+    """A name of the device that is the same in all processes, although each may number its visible GPUs from 0."""
     found = torch.device(device)
     if found.type in ("cpu", "mps"):
         return found.type  # There is one.
@@ -60,7 +58,7 @@ def _name(device: str) -> str:
 
 
 def _holder(path: Path) -> int | None:
-    """The process that has the lock, as Linux tells it; None where it does not, or nobody has it any more."""
+    """The process that has the lock, according to Linux; None if Linux does not say, or no process has it any more."""
     table = Path("/proc/locks")
     if not table.is_file() or not path.exists():
         return None

@@ -1,6 +1,5 @@
-"""Least squares with no negative part: what each part takes, from wholes that hold known counts of them.
-
-Pure arithmetic: knows no models and no clocks.
+"""Non-negative least squares: the time of each part, from wholes that hold known counts of the parts. Pure arithmetic;
+this file knows no models and no clocks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Whole:
-    """Something measured: how many of each part it holds, its seconds, say, and their relative standard error."""
+    """A measured whole: its count of each part, its amount (such as seconds), and the relative standard error of
+    that."""
 
     counts: Mapping[str, float]
     amount: float
@@ -23,14 +23,13 @@ class Whole:
 
 
 _LEAST_SPREAD = 1e-4
-"""No time is taken to be surer than this; it also keeps the weights finite for what others are timed against."""
+"""The smallest error that a time can have. It also keeps the weight of the control finite."""
 
 
 def attribute(wholes: Sequence[Whole]) -> dict[str, float]:
-    """Amounts of each part, at least 0, so that the wholes' relative errors, over their spreads, are least in square.
-
-    A part whose time comes out negative is too small to be told from nothing: it is set to 0, and the others are fitted
-    again without it. Raises ValueError where the wholes do not tell all parts apart.
+    """The amount of each part, at least 0. They minimise the sum of squares of the wholes' relative errors divided by
+    their spreads. If the amount of a part is negative, it is too small to measure: it is set to 0, and the others are
+    fitted again. Raises ValueError if the wholes do not determine all parts.
     """
     names = sorted({name for whole in wholes for name in whole.counts})
     weights = np.array([1 / (whole.amount * max(whole.spread, _LEAST_SPREAD)) for whole in wholes])
@@ -41,7 +40,7 @@ def attribute(wholes: Sequence[Whole]) -> dict[str, float]:
     lengths = np.linalg.norm(weighted, axis=0)
     scaled = weighted / lengths
     if np.linalg.matrix_rank(scaled) < len(names):
-        raise ValueError(f"{len(wholes)} timed wholes do not tell {', '.join(names)} apart; time others too")
+        raise ValueError(f"{len(wholes)} timed wholes do not determine {', '.join(names)}; time others too")
     kept = list(range(len(names)))
     while True:
         solution = np.linalg.lstsq(scaled[:, kept], amounts * weights, rcond=None)[0] / lengths[kept]

@@ -1,16 +1,15 @@
 """Measured seconds of prefill and of a decode step, of every geometry and of the fixed part.
 
-Whole stacks are timed in the real model, each side by side with a control, the parent's own architecture; what a
-geometry takes is what its stack takes over and above the known rest, per layer. (On decode such slopes came within 2 %
-of whole models, where a loop over a single block was 23 % off.)
+Whole stacks are timed in the real model, each in turns with a control, the parent's own architecture. The time of a
+geometry is the time of its stack less the known rest, per layer. (For decode such times were within 2 % of whole
+models; a loop over a single block was 23 % off.)
 
-Five stacks come first, and tell what the fixed part and the parent's own subblocks take: no layers; the parent's number
-of empty layers; attention alone; FFNs alone; and the control. Then each further geometry takes one stack: that geometry
-in its slot of every layer, the parent's own in the other.
+Five stacks come first and give the times of the fixed part and the parent's own subblocks: no layers; the parent's
+number of empty layers; attention alone; FFNs alone; and the control. Then each further geometry takes one stack: that
+geometry in its slot of every layer, the parent's own in the other.
 
-A time that is too noisy, or impossible, is measured again; its result comes with the noise that is left.
-
-Knows what to time and what follows from it; `pair.py` holds the clock, `stack.py` the models.
+A time that is too noisy, or impossible, is measured again; its result states the remaining noise. This file knows what
+to time and how to compute costs from it; `pair.py` has the clock, `stack.py` the models.
 """
 
 from collections import Counter
@@ -37,17 +36,17 @@ from cost_models.timing.quality import ANY, Quality
 from cost_models.timing.stack import EMPTY, Room, Stack, random_model, stack_of
 
 _LEAST_SPREAD = 0.005
-"""A few rounds may agree by chance; no ratio is taken to be surer than this."""
+"""The smallest error that a ratio can have, because a few rounds may agree by chance."""
 
 _SHARE_OF_MEMORY = 0.4
 """The share of free memory for each of the two stacks timed side by side; the rest is for activations."""
 
 
 _MOST_TAKES = 3
-"""The most times that a suspicious time is measured: it may be right."""
+"""The number of times that a suspicious time is measured, at most: it may be right."""
 
 _SURE = 2.0
-"""Standard errors by which one time must exceed another to be called longer."""
+"""The difference, in standard errors, from which one time counts as longer than another."""
 
 Timer = Callable[..., Comparison]
 """Times two models as `time_models` does."""
@@ -70,12 +69,11 @@ class TimedStack:
 
 @dataclass(frozen=True)
 class MeasuredGeometry:
-    """Seconds and joules that one `geometry` adds to a prefill, and to a decode step, of the whole batch.
-
-    0 where it takes too little to be told from nothing. `spread` is the standard error that it puts into a model full
-    of it, as a share of the parent's, and `*_error_*` what it puts in once: those of the stack it came from,
-    `layers` long. `decode_s` is 0 where decode steps were not timed. `contention` is the share of the cores needed that
-    other programs kept busy meanwhile. None where nobody knows.
+    """Seconds and joules that one `geometry` adds to a prefill, and to a decode step, of the whole batch; 0 if that is
+    too small to measure. `spread` is its standard error in a model made of it alone, as a share of the parent's time;
+    `*_error_*` are those of a single one: those of the stack it came from, `layers` long. `decode_s` is 0 where decode
+    steps were not timed. `contention` is the share of the cores needed that other programs kept busy meanwhile. None
+    where nobody knows.
     """
 
     geometry: Geometry
@@ -109,8 +107,8 @@ _KEPT = tuple(each.name for each in fields(Cost) if each.name in MeasuredGeometr
 
 @dataclass(frozen=True)
 class Residual:
-    """Sum of the parts less what was timed, as a share of the parent's time: of the parent, and of the first stack that
-    fits worst. The parts are fitted to the parent, so `worst` is what tells whether they add up."""
+    """The sum of the parts less the measured time, as a share of the parent's time, for the parent and for the worst of
+    the first stacks. The parts are fitted to the parent, so only `worst` shows whether they add up."""
 
     parent: float
     worst: float
@@ -132,11 +130,11 @@ def measure(
     quality: Quality = ANY,
     timer: Timer = time_models,
 ) -> Iterator[TimedStack | MeasuredGeometry | Additivity]:
-    """Measure the fixed part, the parent's own subblocks, and `geometries`: the own are yielded as soon as they are
-    known, the others at the end.
+    """Measure the fixed part, the parent's own subblocks, and `geometries`. Yields the parent's own as soon as they are
+    known, and the others at the end.
 
-    `config` is the parent's (`parent.model.config`). To resume, ask for what is missing: the fixed part and the own
-    subblocks always come along, since all else is measured against them.
+    `config` is the parent's (`parent.model.config`). To resume, pass the missing geometries: the fixed part and the
+    parent's own subblocks are always measured too, because the others are relative to them.
 
     A time worse than `quality` allows, or suspicious (`suspicions`), is measured again as long as there is
     patience, and yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, TimingError as
@@ -209,7 +207,7 @@ def _longer(one: MeasuredGeometry, other: MeasuredGeometry) -> float | None:
 
 
 class _Bench:
-    """Stacks timed beside the control, each as often as it takes; and what follows from them."""
+    """Stacks timed beside the control, each as often as needed, and the times of the parts."""
 
     def __init__(
         self,
@@ -241,7 +239,7 @@ class _Bench:
         return TimedStack(done, total, str(stack), comparison.rounds, comparison.spread, again)
 
     def again(self, doubts: Callable[[], Mapping[Stack, str]]) -> Iterator[tuple[Stack, str]]:
-        """Time what is in doubt again, until nothing is, or there is no patience left."""
+        """Time doubtful stacks again until there are none, or the patience is used up."""
         while found := doubts():
             for stack, why in found.items():
                 if self._left_s <= 0:
@@ -257,7 +255,7 @@ class _Bench:
         stack_of_geometry: Mapping[Geometry, Stack],
         times: Mapping[Geometry, MeasuredGeometry],
     ) -> dict[Stack, str]:
-        """Which of `stacks` to time again, and why: as long as some are bad, those alone, for they make others look
+        """The `stacks` to time again, with reasons. If some are bad, they come alone, because they can make others look
         suspicious."""
         faults = {
             stack: f"{stack} has {fault}"
@@ -299,7 +297,7 @@ class _Bench:
         self, geometry: Geometry, stack: Stack, parts: Mapping[str, "_FieldParts"], amounts: Mapping[str, float]
     ) -> MeasuredGeometry:
         comparison = self._comparisons[stack]
-        # The layers of a stack share the error of its time; the fixed part is the whole of its own stack.
+        # All layers of a stack share the error of its time; the fixed part is the only part of its stack.
         shares = 1 if geometry == FIXED else stack.layers
         errors = {
             error_of(name): parts[name].control * paired.ratio * _least(paired.spread) / shares
@@ -318,14 +316,13 @@ class _Bench:
 
 @dataclass(frozen=True)
 class _FieldParts:
-    """One measured field of a cost: the stacks it was measured of, the first being the control, and how much of it the
-    control took."""
+    """One measured field of a cost: its stacks, the first of which is the control, and the control's amount."""
 
     control: float
     wholes: tuple[Whole, ...]
 
     def with_(self, stack: Stack, paired: Paired) -> "_FieldParts":
-        """This with one stack more. Its amount is of the moment the control was taken at, so a drift since then
+        """A copy with one stack more. Its amount is scaled to the control's first timing, so that a drift since then
         cancels."""
         measured = Whole(stack.counts, paired.ratio * self.control, _least(paired.spread))
         return _FieldParts(self.control, (*self.wholes, measured))
@@ -347,8 +344,8 @@ def _parts(control: Stack, comparisons: Mapping[Stack, Comparison]) -> dict[str,
     for name in next(iter(comparisons.values())).parts:
         pairs = [comparison.parts[name] for comparison in comparisons.values()]
         amount = median(chain.from_iterable(paired.control_samples for paired in pairs))
-        # All ratios are relative to the control, so it has no spread of its own. The parts meet its time all but
-        # exactly: what the parent is predicted to take is what it took.
+        # All ratios are relative to the control, so it has no spread of its own. The sum of the parts equals its time
+        # almost exactly, so the parent's prediction equals its measurement.
         part = _FieldParts(amount, (Whole(control.counts, amount, spread=0.0),))
         for stack, paired in zip(comparisons, pairs, strict=True):
             part = part.with_(stack, paired)

@@ -1,8 +1,8 @@
 """Two real models timed side by side: prefill from an empty cache, and decode steps on a full one.
 
-A machine's speed drifts by several per cent within seconds, for every program on it alike. So the two models take
-turns, round by round, and what counts is the median over the rounds of the ratio within a round; a time measured alone
-is only as good as the machine was quiet. Knows nothing of architectures: it times any two causal language models.
+A machine's speed drifts by several per cent within seconds, for all its programs alike. So the two models take turns,
+round by round, and the result is the median over the rounds of the ratio within a round. A model timed alone would
+include the drift. This file does not know architectures: it times any two causal language models.
 """
 
 import math
@@ -26,9 +26,9 @@ from cost_models.timing.allocator import kept_memory
 from cost_models.timing.contention import Watch
 
 _SAMPLE_S = 0.02
-"""A pass shorter than this is repeated within a round, until the round's sample is about this long."""
+"""Shorter passes are repeated within a round, until the round's sample is about this long."""
 _MOST_PASSES_PER_S = 2500
-"""Passes in a round's sample, for each second that it should take."""
+"""The number of passes in a round's sample, for each second of the sample."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ ROUNDS = Rounds()
 
 @dataclass(frozen=True)
 class Paired:
-    """One thing measured in both models, one sample of each per round, in the unit of what is measured."""
+    """One quantity measured in both models: one sample of each per round, in the quantity's unit."""
 
     control_samples: tuple[float, ...]
     other_samples: tuple[float, ...]
@@ -72,9 +72,8 @@ class Paired:
 
     @property
     def spread(self) -> float:
-        """Standard error of `ratio`, relative to it: of a median, from the median absolute deviation, as if normal.
-
-        Infinite after a single round, which says nothing of it.
+        """The relative standard error of `ratio`: that of a median, from the median absolute deviation, for a normal
+        distribution. It is infinite after a single round.
         """
         if len(self.ratios) == 1:
             return math.inf
@@ -116,7 +115,7 @@ class Comparison:
         return {name: paired for name, paired in parts.items() if paired is not None}
 
     def of(self, metric: Metric) -> Paired | None:
-        """A linear metric, its parts put together round by round; None where one of them was not measured."""
+        """A linear metric, summed over its parts round by round; None if one of them was not measured."""
         counts = {part: count for part, count in metric.parts(self.scenario).items() if count}
         if not counts.keys() <= self.parts.keys():
             return None
@@ -135,13 +134,13 @@ class Comparison:
 
     @property
     def latency(self) -> Paired:
-        """Until the last token of the whole batch is out.
+        """The time until the last token of the whole batch.
 
         Raises ValueError where the scenario has decode steps and none was timed.
         """
         latency = self.of(LATENCY)
         if latency is None:
-            raise ValueError(f"the latency of {self.scenario} needs decode steps, and none was timed")
+            raise ValueError(f"the latency of {self.scenario} needs decode steps, and no decode step was timed")
         return latency
 
     def and_then(self, later: "Comparison") -> "Comparison":
@@ -188,12 +187,12 @@ class Subject:
         return self._run(self._prompt_BT, new_cache(self._model))
 
     def decode(self) -> float:
-        """Seconds of one step on the kept cache, which is as it was afterwards."""
+        """Seconds of one step on the kept cache, which the step leaves unchanged."""
         layers = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
         before = [dict(vars(layer)) for layer in layers]
         seconds = self._run(self._next_B1, self.cache)
-        # A step leaves these tensors alone and makes longer ones. `crop` would put strided views of the longer ones in
-        # their place, which the next step would be up to three times slower to copy.
+        # A step does not change these tensors; it makes longer ones. `crop` would replace them by strided views of the
+        # longer ones, and the next step would copy those up to three times more slowly.
         for layer, state in zip(layers, before, strict=True):
             vars(layer).update(state)
         return seconds
@@ -206,7 +205,7 @@ class Subject:
         seconds = perf_counter() - started
         if not (math.isfinite(seconds) and seconds > 0):
             raise TimingError(f"a pass over {tuple(ids_BT.shape)} tokens took {seconds} s by the clock")
-        # One row tells: what is not finite in a layer is not finite in every logit of its sequence.
+        # One row is enough: a value that is not finite in a layer makes all logits of its sequence not finite.
         if not torch.isfinite(logits[0]).all():
             raise TimingError(f"the logits of a pass over {tuple(ids_BT.shape)} tokens are not finite")
         return seconds
@@ -215,7 +214,8 @@ class Subject:
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """An empty cache for `model`."""
     cache = DynamicCache(config=model.config)
-    # transformers cannot tell the length of a cache in which no layer keeps anything; one without layers has none.
+    # transformers cannot compute the length of a cache whose layers keep nothing, so such a model gets one without
+    # layers.
     return cache if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers) else DynamicCache()
 
 
@@ -230,9 +230,9 @@ def time_models(
     """Time `other` against `control`, both already of the scenario's device and dtype.
 
     Decode steps are timed where the scenario generates more than one token, on a cache of the prompt and half the
-    generated tokens, the mean over an answer. `heard` is told after each round how many there were, and the seconds
-    they took. `meter` is read around each sample, where one is given. Raises ValueError where a model is not on the
-    device or not of the dtype, TimingError where logits are not finite, the clock gives no time or the meter no joules.
+    generated tokens, the mean over an answer. `heard` gets the number of rounds and their seconds after each round.
+    `meter`, if given, is read around each sample. Raises ValueError where a model is not on the device or not of the
+    dtype, TimingError where logits are not finite, the clock gives no time or the meter no joules.
     """
     with cpu_threads(scenario), kept_memory(), torch.inference_mode():
         pair = Subject(control, scenario), Subject(other, scenario)
@@ -257,7 +257,7 @@ class _Phase:
 
     def __init__(self, passes: Sequence[Callable[[], float]], meter: Meter | None):
         self._passes, self._meter = passes, meter
-        # The first pass of its kind allocates and compiles; the second tells how long one takes.
+        # The first pass allocates and compiles, so the second gives the time of a pass.
         seconds = [min(run(), run()) for run in passes]
         sample_s = _SAMPLE_S if meter is None else meter.sample_s
         self._repeats = [math.ceil(min(_MOST_PASSES_PER_S * sample_s, sample_s / one_s)) for one_s in seconds]

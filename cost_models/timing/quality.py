@@ -1,4 +1,5 @@
-"""How good a time must be to be used, and what becomes of two timings of one thing. Knows no models and no clocks."""
+"""The quality that a time needs, and the combination of two timings of the same thing. This file knows no models and no
+clocks."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +9,7 @@ from cost_models.timing.pair import Comparison
 
 @dataclass(frozen=True)
 class Quality:
-    """The largest spread and CPU contention a time may have, and how many seconds are given to time again what has
-    more.
+    """The largest spread and CPU contention that a time may have, and the seconds that may be spent on timing again.
 
     `worst_spread` is a standard error as a share, `worst_contention` a share of the cores needed.
     """
@@ -28,12 +28,12 @@ class Quality:
         return " and ".join(faults)
 
     def of_both(self, earlier: Comparison, later: Comparison) -> Comparison:
-        """Two timings of one thing as one. Where contention spoils either, the one with less of it stands alone: its
-        rounds are wrong in ways that more rounds do not cure."""
+        """Two timings of the same thing as one. If either has too much contention, only the one with less of it counts:
+        contention causes errors that more rounds do not reduce."""
         if max(earlier.contention, later.contention) > self.worst_contention:
             return min(later, earlier, key=lambda timed: timed.contention)
         return earlier.and_then(later)
 
 
 ANY = Quality()
-"""Whatever comes out is used."""
+"""Any time is used."""

@@ -1,7 +1,6 @@
-"""Stacks: the same block again and again inside the real model, with random weights, to be timed.
-
-A block alone in a loop stays in the processor's caches and comes out far too fast; in a stack every pass walks through
-all layers, as serving does. Knows how many layers a stack needs and can have; it times nothing.
+"""Stacks for timing: the same block many times inside the real model, with random weights. A single block in a loop
+stays in the processor's caches and seems far too fast; in a stack every pass runs through all layers, as in serving.
+This file knows how many layers a stack needs and can have; it times nothing.
 """
 
 import math
@@ -23,7 +22,7 @@ from cost_models.scenario import Scenario
 EMPTY = Block(SKIP, SKIP)
 
 _MOST_LAYERS = 4
-"""A stack of small blocks has at most so many times the parent's layers."""
+"""The most layers of a stack of small blocks, in multiples of the parent's layers."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,17 @@ class Stack:
 
 @dataclass(frozen=True)
 class Room:
-    """Where stacks run: the memory one may take, and the last-level cache (0: unknown, or none)."""
+    """Limits of the device: the memory that a stack may use, and the last-level cache (0: unknown, or none)."""
 
     memory_bytes: int
     cache_bytes: int
 
 
 def stack_of(block: Block, shape: Shape, scenario: Scenario, room: Room) -> Stack:
-    """As many layers of `block` as the parent has, or as fit into memory.
-
-    More, up to four times as many, where the stack would stay in the last-level cache though the parent does not: in a
-    child the other layers push it out between two passes. Where the parent itself stays in the cache, so may a stack.
-    Raises ScenarioError where not even one layer fits into memory.
+    """The number of layers of `block` in a stack: the parent's number, or as many as fit into memory. It is up to four
+    times larger if the stack would fit into the last-level cache but the parent does not: in a child, the other layers
+    evict the block between two passes. If the parent itself fits into the cache, a stack may too. Raises ScenarioError
+    if not even one layer fits into memory.
     """
     whole = architecture_cost(parent_architecture(shape), shape, scenario)
     parent_bytes = whole.metrics(scenario)["memory_bytes"]

@@ -12,7 +12,7 @@ SearchName = Annotated[str, typer.Argument(help="A search: its name, its id, or 
 
 def _trial_number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise typer.BadParameter(f"{text!r} is no trial's number; `nas trials` lists them")
+        raise typer.BadParameter(f"{text!r} is not the number of a trial; `nas trials` lists them")
     return int(text)
 
 

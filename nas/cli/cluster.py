@@ -1,4 +1,4 @@
-"""The commands that hand a search to a Ray cluster and follow it. `nas/cli/main.py` puts them beside the others."""
+"""The commands that submit a search to a Ray cluster and follow it. `nas/cli/main.py` registers them."""
 
 import sys
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ JobNumber = Annotated[str, typer.Argument(help="The number that `nas submit` pri
 
 
 def submit(
-    job: Annotated[Path, typer.Argument(help="The job file. The cluster must see its paths and its home.")],
+    job: Annotated[Path, typer.Argument(help="The job file. All nodes must see the paths that it names.")],
     address: Head = None,
     db: Db = None,
     wait: Annotated[bool, typer.Option(help="Follow the logs until the job ends.")] = True,
@@ -75,4 +75,4 @@ def _follow(job: nas.SubmittedJob) -> None:
 
         state = job.follow(write)
     if state != "SUCCEEDED":
-        raise JobFailedError(f"job {job.number} ended as {state}")
+        raise JobFailedError(f"job {job.number} ended as {state}; its output above says why")

@@ -44,14 +44,14 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from: its traceback.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
 ) -> None:
     """The options of `nas` itself, before any command."""
 
 
 @app.command()
 def init() -> None:
-    """Print a commented job file that runs as it stands.
+    """Print a commented job file that runs without changes.
 
     Example: nas init > job.yaml
     """
@@ -66,7 +66,7 @@ def search(
     remeasure: Annotated[
         bool,
         typer.Option(
-            "--remeasure", help="Measure all times of blocks again on this machine, and noisy times of children."
+            "--remeasure", help="Measure the times of all blocks again on this machine, and noisy times of children."
         ),
     ] = False,
     db: Db = None,
@@ -120,7 +120,7 @@ def build(
 ) -> None:
     """Build a trial's child: assemble, heal, evaluate and time it, as the search's job says.
 
-    A trial that is built already is printed again, and no work is done.
+    If the trial is already built, the command prints it and does no work.
 
     Example: nas build 3
     """
@@ -135,8 +135,8 @@ def build(
 @app.command()
 def export(
     trial: TrialNumber,
-    format: Annotated[str, typer.Option("--format", help="hf or decilm.")] = "hf",
-    out: Annotated[Path, typer.Option("--out", help="The folder to write; new, or empty.")] = ...,  # type: ignore[assignment]
+    format: Annotated[str, typer.Option("--format", help="The format: hf or decilm.")] = "hf",
+    out: Annotated[Path, typer.Option("--out", help="The new or empty folder to write.")] = ...,  # type: ignore[assignment]
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -164,7 +164,7 @@ def report(
     search: SearchName,
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
     trial: Annotated[
-        int | None, typer.Option(help="The trial to show beside the parent. Default: the latest built.")
+        int | None, typer.Option(help="The trial to show beside the parent. Default: the last one built.")
     ] = None,
     db: Db = None,
 ) -> None:
@@ -201,9 +201,9 @@ def dependency(
     longest: Annotated[int, typer.Option(min=2, help="Longest run of FFNs to fuse into one.")] = LONGEST,
     share: Annotated[
         float,
-        typer.Option(min=0.01, max=1, help="Share of all pairs of blocks that counts as low dependency."),
+        typer.Option(min=0.01, max=1, help="Share of all pairs of blocks, least dependent first, that counts as low."),
     ] = LOW_SHARE,
-    window: Annotated[int, typer.Option(min=2, help="Neighbouring blocks that run in parallel.")] = WINDOW,
+    window: Annotated[int, typer.Option(min=2, help="Number of neighbouring blocks that run in parallel.")] = WINDOW,
     html: Annotated[Path | None, typer.Option(help="Write the heat-map to this HTML file too.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 
 _CLOSEST = 3
-"""Close calls that are printed; all are in the JSON and in the report."""
+"""The number of close calls that are printed. The JSON and the report have all of them."""
 
 
 _WIDEST = 10_000
 
 
 def _print_whole(table: Table, where: Console = console) -> None:
-    """Where no terminal breaks lines, as wide as it is, so that no cell is cut."""
+    """Print a table. If the output is no terminal, the table keeps its full width, so that no cell is cut."""
     if not where.is_terminal:
         where = Terminal(file=where.file, width=_WIDEST)
     where.print(table)
 
 
-NOT_KEPT = "It is not kept as a trial, as the database cannot be written here."
+NOT_KEPT = "It is not kept as a trial, because the database is read-only here."
 
 
 def is_kept(trial: "models.TrialRow") -> bool:
-    """Whether the database has it: one that can only be read keeps no answers."""
+    """Whether the database has it. A read-only database keeps no answers."""
     return trial.id is not None
 
 
@@ -146,7 +146,7 @@ def print_alternatives(search: "models.SearchRow", answer: "Alternatives", count
     unproven = [one.solution.gap for one in answer.found if one.solution.gap > OPTIMAL_GAP]
     if unproven:
         console.print(
-            f"{len(unproven)} are proven the best of what was left only to within {max(unproven):.1e}",
+            f"{len(unproven)} are proven the best of the remaining ones only to within {max(unproven):.1e}",
             highlight=False,
         )
 
@@ -190,7 +190,7 @@ def print_answer(answer: "TableAnswer", as_json: bool) -> None:
 
 
 def print_trials(found: "TrialList", query: "TrialQuery", where: Console = console) -> None:
-    """A line each."""
+    """Print a line for each trial."""
     trials = found.trials
     if not trials:
         where.print(f"no trials {'match' if query.names_trials else 'yet'} in {found.place}", soft_wrap=True)
@@ -240,7 +240,7 @@ def _trial_columns(trials: "Sequence[models.TrialRow]") -> dict[str, list[str]]:
 
 
 def _asked_values(trial: "models.TrialRow") -> str:
-    """Its values of the budget's metrics, in their order; latency has a column of its own."""
+    """The trial's values of its budget's metrics, in the budget's order. Latency has a column of its own."""
     asked = [metric for metric in trial.budget if metric in METRICS and metric != "latency"]
     return ", ".join(f"{metric} {_predicted(trial, metric)}{_as_measured(trial, metric)}" for metric in asked)
 
@@ -251,7 +251,7 @@ def _as_measured(trial: "models.TrialRow", metric: str) -> str:
 
 
 def _asked(trials: "Sequence[models.TrialRow]", shown: Sequence[str]) -> list[str]:
-    """The metrics that their budgets name, but for those that are shown in any case."""
+    """The metrics that the trials' budgets name, without those that are always shown."""
     named = {metric for trial in trials for metric in trial.budget}
     return [metric for metric in METRICS if metric in named and metric not in shown]
 
@@ -269,7 +269,7 @@ def _quantity(metric: str, value: float | None) -> str:
 
 
 def print_comparison(search: "models.SearchRow", lines: "Sequence[StrategyResult]", as_json: bool) -> None:
-    """Sorted as they come; those without an answer in a line each, below the table."""
+    """Print the strategies in the given order. Those without an answer get a line each below the table."""
     from nas.scoring.rank_correlation import spearman  # It loads numpy, which a list of trials does not need.
     from nas.solve.caution import cautions
 
@@ -313,7 +313,7 @@ def print_dependency(found: "Dependency", as_json: bool) -> None:
     if as_json:
         print_json(found.plain())
         return
-    meaning = "How far the output of a block (column) turns if one before it (row) is left out: 0 not at all, 1 fully"
+    meaning = "How much the output of a block (column) turns without an earlier block (row): 0 not at all, 1 fully"
     console.print(f"{meaning}\n", soft_wrap=True, highlight=False)
     for line in _shaded(found.matrix):
         console.print(line, soft_wrap=True)
@@ -322,7 +322,7 @@ def print_dependency(found: "Dependency", as_json: bool) -> None:
 
 
 def _shaded(matrix: "Matrix") -> list[Text]:
-    """A line a row, hotter where the dependency is larger."""
+    """One line for each row. A cell is hotter if the dependency is larger."""
     most = max(max(row) for row in matrix) or 1.0
     lines = [Text("   " + "".join(f"{block:5}" for block in range(len(matrix))), style="dim")]
     for index, row in enumerate(matrix):

@@ -1,4 +1,4 @@
-"""The commands that choose architectures on what is measured already. `nas/cli/main.py` puts them beside the others."""
+"""The commands that choose architectures from existing measurements. `nas/cli/main.py` registers them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from nas.solve.effort import Effort
 
 MOST_POINTS, MOST_MODELS, MOST_SEEDS = 1000, 100_000, 1000
-"""More than these is a slip of the finger, which would run for days or fill the memory."""
+"""Larger numbers are taken for typing errors: they would run for days or fill the memory."""
 
 _COSTS = [f"{metric.name}{' (more is better)' if metric.at_least else ''}" for metric in METRICS.values()]
 
 Searches = Annotated[
     list[str] | None,
-    typer.Argument(help="A search: its name, its id, or the start of its id. From several, the best answer is kept."),
+    typer.Argument(help="A search: its name, its id, or the start of its id. For several, it prints the best answer."),
 ]
 TableFile = Annotated[Path | None, typer.Option(help="Instead of a search: a JSON file of options measured elsewhere.")]
 Limits = Annotated[
@@ -47,13 +47,13 @@ Limits = Annotated[
     typer.Option(help="Limits: latency=50%,memory=1.5GiB; plain numbers for a table. May be repeated."),
 ]
 Metric = Annotated[Literal["kl", "lm_loss"] | None, typer.Option(help="Score to minimise. Default: the search's own.")]
-Objective = Annotated[str | None, typer.Option(help="The path to minimise in a table, like metrics.kl_div.")]
+Objective = Annotated[str | None, typer.Option(help="The path in a table whose sum is minimised, like metrics.kl_div.")]
 Gap = Annotated[
     float | None,
     typer.Option(
         min=0,
         max=1,
-        help="How far from the best an answer may be, as a share. Default: the search's own; for a table 1e-6.",
+        help="Largest distance from the best, as a share of the score. Default: the search's own; for a table 1e-6.",
     ),
 ]
 TimeLimit = Annotated[
@@ -66,7 +66,7 @@ Memory = Annotated[
 ]
 EngineName = Annotated[
     Literal["highs", "cbc"] | None,
-    typer.Option(help="MIP solver for what the exact one leaves open. Default: the search's own; for a table highs."),
+    typer.Option(help="MIP solver if the exact one runs out of memory. Default: the search's own; for a table highs."),
 ]
 Evaluations = Annotated[
     int | None,
@@ -78,7 +78,7 @@ Evaluations = Annotated[
 
 @dataclass(frozen=True)
 class SolveRequest:
-    """The arguments of `nas solve`: of a search, or of a table."""
+    """The arguments of `nas solve`, for a search or for a table."""
 
     searches: tuple[str, ...]
     table: Path | None
@@ -92,10 +92,10 @@ class SolveRequest:
     as_json: bool
 
     def check(self) -> None:
-        """Raises UsageError unless one source is named, a search or a table, and no option of the other."""
+        """Raises UsageError unless either a search or a table is named, without options of the other."""
         if bool(self.searches) == (self.table is not None):
             given = "not both" if self.table else "neither is given"
-            raise UsageError(f"name a search, or a table that was measured elsewhere with --table FILE.json: {given}")
+            raise UsageError(f"name either a search or a table (--table FILE.json): {given}")
         of_search = {"--metric": self.metric, "--refine": self.refine, "--db": self.db}
         of_table = {"--objective": self.objective, "--maximise": self.maximise}
         for option, value in (of_search if self.table else of_table).items():
@@ -103,7 +103,7 @@ class SolveRequest:
                 source = "a search, not with --table" if self.table else "--table, not a search"
                 raise UsageError(f"{option} goes with {source}")
         if self.table is None and not self.budget:
-            raise UsageError("a search is solved for a --budget, like latency=50% or memory=1.5GiB")
+            raise UsageError("there is no --budget; give one, like latency=50% or memory=1.5GiB")
         if self.refine is not None and len(self.searches) > 1:
             raise UsageError(
                 f"--refine takes one search, not {len(self.searches)}; name the one that a sweep without --refine "
@@ -128,9 +128,9 @@ def solve(
 ) -> None:
     """Solve a measured search for another budget, or a table.
 
-    It takes seconds: nothing is measured or trained.
-    Several searches with one parent and text, for instance one for each batch size, give the best answer of all.
-    --refine takes longer: it assembles and measures whole architectures, to learn what the sum of scores misses.
+    It takes seconds: nothing is measured or trained. Given several searches with the same parent and text, for instance
+    one for each batch size, it prints the best answer. --refine takes longer: it assembles and measures whole
+    architectures, to correct the sum of scores.
 
     Example: nas solve stories --budget latency=50%
     """
@@ -182,7 +182,7 @@ def pareto(
         str, typer.Option(help=f"{', '.join(_COSTS[:-1])} or {_COSTS[-1]}.")
     ] = "latency",
     budget: Annotated[
-        list[str] | None, typer.Option(help="Other limits to hold, like memory=2GiB. May be repeated.")
+        list[str] | None, typer.Option(help="Other limits to meet, like memory=2GiB. May be repeated.")
     ] = None,
     points: Annotated[int, typer.Option(min=2, max=MOST_POINTS, help="Points along the front.")] = 20,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
@@ -238,7 +238,7 @@ def pool(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="At most this many architectures, up to 1000.")] = 5,
     apart: Annotated[
-        int, typer.Option(min=1, help="Any two differ in at least this many subblocks (attention or FFN, two a layer).")
+        int, typer.Option(min=1, help="Any two differ in at least this many subblocks (attention or FFN).")
     ] = 1,
     time_limit: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for each of them. Default: the search's own.")
@@ -251,7 +251,7 @@ def pool(
     """Find several of the best architectures for a budget.
 
     The first is the best, and each further one is the best of those that differ from all before it. Each becomes a
-    trial as it is found, and stays one after Ctrl-C or the time limit. `nas trials --delete` deletes them.
+    trial when it is found, and Ctrl-C or the time limit does not remove it. `nas trials --delete` deletes them.
 
     Example: nas pool stories --budget latency=50% --count 5 --apart 4
     """
@@ -296,10 +296,10 @@ def compare(
         list[str] | None, typer.Option(help="Limits. Default: the search's own. May be repeated.")
     ] = None,
     evaluations: Annotated[
-        int, typer.Option(min=1, max=MOST_MODELS, help="Whole models that evolution and refining may run each.")
+        int, typer.Option(min=1, max=MOST_MODELS, help="Whole models that evolution may run, and refining as well.")
     ] = 100,
     seeds: Annotated[int, typer.Option(min=0, max=MOST_SEEDS, help="Random architectures to compare with.")] = 3,
-    heal: Annotated[bool, typer.Option(help="Heal every answer, all with as many tokens.")] = False,
+    heal: Annotated[bool, typer.Option(help="Heal every answer, each with the same tokens.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Time every answer beside the parent.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the plot to this .svg or .png file.")] = None,
     db: Db = None,
@@ -330,7 +330,7 @@ def _compare(asked: CompareRequest) -> None:
 
 
 def _check_plot(plot: Path | None) -> None:
-    """Before the work rather than after."""
+    """Check the path before any work."""
     if plot is not None:
         image_format(plot)
         check_output(plot)

@@ -1,4 +1,4 @@
-"""The command that lists and deletes trials. `nas/cli/main.py` puts it beside the others."""
+"""The command that lists and deletes trials. `nas/cli/main.py` registers it."""
 
 import sys
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class TrialsRequest:
     as_json: bool
 
     def check(self) -> None:
-        """Raises UsageError where --delete would delete all, or --yes deletes nothing."""
+        """Raises UsageError if --delete would delete all trials, or if --yes is given without --delete."""
         if self.delete and not self.query.names_trials:
-            raise UsageError("--delete: say which trials: name a search, or give --where or --ids")
+            raise UsageError("--delete would delete all trials; name a search, or give --where or --ids")
         if self.yes and not self.delete:
-            raise UsageError("--yes goes with --delete")
+            raise UsageError("--yes does nothing without --delete; give both")
 
 
 def trials(
@@ -40,17 +40,15 @@ def trials(
     where: Annotated[
         str | None,
         typer.Option(
-            help='A condition on columns, like "decode_s < 0.004 and kl < 0.3"; --json shows all of them. In seconds '
-            "(_s), joules (_j), bytes, nats a token (kl, lm_loss), shares (latency_ratio 0.6)."
+            help='A condition on columns, like "decode_s < 0.004 and kl < 0.3"; --json shows all columns. Units: '
+            "seconds (_s), joules (_j), bytes, nats per token (kl, lm_loss), shares (latency_ratio 0.6)."
         ),
     ] = None,
     sort: Annotated[str | None, typer.Option(help="Column to sort by; trials without a value come last.")] = None,
     descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
     ids: Annotated[str | None, typer.Option(help="Only trials with these numbers, like 3,5,8-12.")] = None,
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Delete the trials that would be listed; see above.")
-    ] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the trials instead of listing them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     db: Db = None,
     as_json: AsJson = False,
@@ -88,7 +86,7 @@ def _may_delete(trials: "TrialList", asked: TrialsRequest) -> bool:
     for search in {trial.search_id: trials.searches[trial.search_id] for trial in trials.trials}.values():
         if search.status == "running":
             typer.echo(
-                f"search {search.name} ({search.id}) is running, or was killed; if it runs, it fails without its trial",
+                f"search {search.name} ({search.id}) is running, or was killed; if it runs, it fails without the trial",
                 err=True,
             )
     count = len(trials.trials)

@@ -85,11 +85,11 @@ def dashboard(flag: str | None) -> Address:
         url = urlsplit(f"{scheme or 'http'}://{rest}")
         host, port = url.hostname, url.port
     except ValueError as error:  # a port that is no number
-        raise AddressError(f"{address} is no address: {error}; give {_THE_DASHBOARD}") from error
+        raise AddressError(f"{address} is not an address: {error}; give {_THE_DASHBOARD}") from error
     if scheme == "ray":
         raise AddressError(f"{address} is an address of Ray Client, which runs no jobs; give {_THE_DASHBOARD}")
     if scheme not in ("", "http", "https") or not host or re.search(r"\s", host) or address.text == "auto":
-        raise AddressError(f"{address} is no dashboard; give {_THE_DASHBOARD}")
+        raise AddressError(f"{address} is not a dashboard; give {_THE_DASHBOARD}")
     # A browser's address bar holds a page of the dashboard behind #.
     place = url.netloc if scheme or port else f"{url.netloc}:{_DASHBOARD_PORT}"
     return Address(f"{url.scheme}://{place}{url.path.rstrip('/')}", address.named_by)
@@ -107,9 +107,9 @@ def ray_version_at(head: Address) -> str | None:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return None
-        found = f"it answers {error.code} to a question any head can answer"
+        found = f"it answers {error.code} to a request that every Ray head can answer"
     except (KeyError, TypeError, ValueError):  # not JSON, or not this one
-        found = "it answers, but not as a head does"
+        found = "its answer is not that of a Ray head"
     except HTTPException:
         port = urlsplit(head.text).port
         found = "it does not speak HTTP" + (f"; {port} may be the port where nodes join" if port else "")
@@ -132,7 +132,7 @@ def cluster(key: str | None) -> Address:
             f"from here, give {_THE_CLUSTER}"
         )
     if address.text not in ("auto", "local") and (scheme not in ("", "ray") or _host_and_port(rest) is None):
-        raise AddressError(f"{address} is no address of a Ray cluster; give {_THE_CLUSTER}")
+        raise AddressError(f"{address} is not an address of a Ray cluster; give {_THE_CLUSTER}")
     return address
 
 
@@ -148,7 +148,7 @@ def ask_for_cluster(address: Address) -> None:
         with socket.create_connection(place, timeout=_ANSWER_S) as connection:
             speaks = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_grpc(connection)
     except OSError as error:
-        raise NoClusterError(f"nobody answers at {address}: {error.strerror or error}; {remedy}") from error
+        raise NoClusterError(f"no cluster answers at {address}: {error.strerror or error}; {remedy}") from error
     if not speaks:
         raise NoClusterError(f"something answers at {address}, but not as a Ray cluster does; {remedy}")
 

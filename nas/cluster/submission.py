@@ -48,7 +48,7 @@ def submit(request: Request, head: Address, db: str | None, say: Callable[[str],
     """
     there, here = ray_version_at(head), metadata.version("ray")
     if there not in (None, here):
-        raise HeadError(f"the head at {head} runs Ray {there}, and here is Ray {here}; install the same on both sides")
+        raise HeadError(f"the head at {head} runs Ray {there}, but Ray {here} is here; install the same on both sides")
     client = _client(head)
     if request.ray.address is not None:
         say(f"ray.address: {request.ray.address} is ignored: a submitted search runs on the cluster of that head")
@@ -195,7 +195,7 @@ def _known(client: Any, job: str) -> Any:
         if error.status != 404:
             raise
         raise HeadError(
-            f"the cluster knows no job {job}; a head forgets its jobs when it is started anew", error.status
+            f"the cluster knows no job {job}; a head forgets its jobs when it restarts", error.status
         ) from error
 
 
@@ -220,7 +220,7 @@ def _client(head: Address) -> Any:
                 return super()._do_request(*request, **{"timeout": _ANSWER_S} | options)
             except requests.exceptions.RequestException as error:
                 why = "no answer in time" if isinstance(error, requests.exceptions.Timeout) else "the connection failed"
-                raise NoClusterError(f"the head at {head} does not answer: {why}; see whether it still runs") from error
+                raise NoClusterError(f"the head at {head} does not answer: {why}; check that it is running") from error
             except AuthenticationError as error:
                 raise HeadError(
                     f"the head at {head} asks for its token; put it in ~/.ray/auth_token, or give it as RAY_AUTH_TOKEN "

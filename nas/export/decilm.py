@@ -1,12 +1,12 @@
 """Export to the DeciLM (Nemotron-NAS) format, which vLLM, SGLang and TensorRT-LLM run from `block_configs`.
 
-Written as NVIDIA's published derived models are (Llama-3.3-Nemotron-Super-49B, Llama-3.1-Nemotron-Ultra-253B): grouped
-attention or none, a gated FFN or none, in every layer. The child's subblocks are packed into as few layers as they
-take; a fused run is one wide FFN. Whatever an engine of the three would refuse, or load and compute wrongly, is refused
-here.
+The files have the form of NVIDIA's published derived models (Llama-3.3-Nemotron-Super-49B,
+Llama-3.1-Nemotron-Ultra-253B): every layer has grouped attention or none, and a gated FFN or none. The child's
+subblocks are packed into as few layers as possible; a fused run is one wide FFN. The export refuses whatever one of the
+three engines would refuse, or would load and compute wrongly.
 
-How it was checked: each export is reloaded by `nas/export/read_decilm.py`, a reader written from the
-engines' sources, and its logits are compared with the child's. The engines themselves are not run.
+Each export is checked: `nas/export/read_decilm.py`, a reader written from the engines' sources, reloads it, and its
+logits are compared with the child's. The engines themselves are not run.
 """
 
 import json
@@ -41,13 +41,13 @@ _CHANGED = {
     "intermediate_size": "set for each block",
     "num_key_value_heads": "set for each block",
 }
-"""Fields of config.json that this format makes differ from the parent's, each with its reason."""
+"""Fields of config.json that differ from the parent's because of this format, each with its reason."""
 _LOADING = """
 ```
 vllm serve FOLDER --trust-remote-code
 ```
 
-The flag lets the engine read `configuration_decilm.py`; the model's own code is the engine's.
+The flag lets the engine run `configuration_decilm.py`; the model's own code is the engine's.
 """
 
 
@@ -60,13 +60,13 @@ def export_decilm(
 ) -> Exported:
     """Write the child to `out`, reload it through the reference reader, and compare logits to 1e-4 in float32.
 
-    Generates as `parent` does, and is held against it: every field of the configurations that differs does so on
-    purpose. No engine runs here, so that what `generate` reads is not counted.
+    The child generates with the settings of `parent`. Every field of the configurations that differs must be on the
+    list of allowed differences. No engine runs here, so the tokens that `generate` reads are not counted.
 
-    `card` is Markdown, with YAML front matter or without. `notes` of the result say which engines cannot take it.
+    `card` is Markdown, with YAML front matter or without. `notes` of the result say which engines cannot load it.
 
     Raises UnsupportedExportError naming the subblock the format cannot carry, FileExistsError where `out` is not empty,
-    ExportMismatchError where the reloaded model is not the child. Then nothing is left behind.
+    ExportMismatchError where the reloaded model is not the child. After an error nothing is left behind.
     """
     stream = subblocks_of(child)
     rotary: dict[str, Any] = dict(child.config.rope_parameters or {})
@@ -90,8 +90,8 @@ def export_decilm(
         write_card(folder, card, _LOADING, tags=["nemotron-nas"], notes=notes)
         ids_BT = probe_ids(child.config.vocab_size)
         difference = logit_difference(logits_of(child, ids_BT), read_decilm(folder)(ids_BT), "the DeciLM export")
-        # Given the configuration, transformers need not run the folder's own code to find it.
-        # Its tokenizer is code only where that was allowed when it was loaded.
+        # With the configuration given, transformers does not run the folder's own code to find it. The tokenizer has
+        # code of its own only if the job allowed that.
         is_code = type(tokenizer)._auto_class is not None
         reloaded = AutoTokenizer.from_pretrained(folder, config=written, trust_remote_code=is_code)
         same_tokens(tokenizer, reloaded(SAMPLE_TEXT)["input_ids"], "the exported tokenizer, reloaded,")
@@ -122,7 +122,7 @@ def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
 
 
 def _attention_fault(subblock: Subblock, shape: Shape) -> str:
-    """The part of it that the format cannot express; empty if there is none."""
+    """The part of the subblock that the format cannot express; empty if there is none."""
     if subblock == SKIP:
         return ""
     if subblock.kind != "kv":
@@ -130,7 +130,7 @@ def _attention_fault(subblock: Subblock, shape: Shape) -> str:
     if shape.qk_norm:
         return "norms of queries and keys"
     if shape.qkv_bias or shape.o_bias:
-        # vLLM would read them; TensorRT-LLM would drop them without a word.
+        # vLLM would read them; TensorRT-LLM would drop them without an error.
         return "biases in attention that all of them read"
     return ""
 
@@ -164,7 +164,7 @@ def _notes(layers: tuple[Layer, ...]) -> tuple[str, ...]:
 
 
 def _no_attention(child: PuzzleNasForCausalLM) -> dict[str, Tensor]:
-    """An attention with one KV head that adds exactly zero."""
+    """An attention with one KV head whose output is exactly zero."""
     shape = own_shape(child.config)
     query, one_head = shape.heads * shape.head_dim, shape.head_dim
     outputs_inputs = {
@@ -243,7 +243,8 @@ def _block(layer: Layer, shape: Shape) -> dict[str, Any]:
 
 
 def ffn_size(width: int, hidden: int) -> dict[str, float | int]:
-    """`ffn_mult` where it rounds to this very width, else `intermediate_size` and no `ffn_mult`: it would win."""
+    """`ffn_mult` if it rounds to exactly this width, else `intermediate_size` without `ffn_mult`, which would take
+    precedence."""
     ffn_mult = round(3 * width / (2 * hidden), 6)
     return {"ffn_mult": ffn_mult} if width_of(ffn_mult, hidden) == width else {"intermediate_size": width}
 

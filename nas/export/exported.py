@@ -1,7 +1,5 @@
-"""The result of an export: a folder that is whole or absent, its model card, and the result.
-
-Knows no format. Every exporter writes into `whole_folder`, reloads what it wrote there, and only then lets it appear
-under its own name.
+"""The result of an export: a folder that is whole or absent, and its model card. This file knows no format. Every
+exporter writes into `whole_folder`, reloads what it wrote there, and only then lets it appear under its own name.
 """
 
 import errno
@@ -21,7 +19,7 @@ from nas.files.permissions import open_as_usual
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that was reloaded and gave the child's logits.
+    """An exported folder. It was reloaded, and its logits are the child's.
 
     `max_logit_difference` is absolute, in float32 on the CPU. `notes` are the limits of this export, a sentence each.
     """
@@ -37,7 +35,7 @@ class Exported:
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into, renamed to `out` at the end of the block; removed where the block raises.
 
-    Raises OutputExistsError where `out` is there already and not an empty folder, or is at the end.
+    Raises OutputExistsError if `out` exists and is not an empty folder, at the start or at the end.
     """
     taken = OutputExistsError(f"{out} exists and is not empty: remove it, or export to another folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -52,7 +50,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         try:
-            # rename(2) replaces an empty folder, and no other.
+            # rename(2) replaces only an empty folder.
             beside.rename(out)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -69,7 +67,7 @@ def files_in(folder: Path) -> tuple[str, ...]:
 def write_card(folder: Path, card: str, loading: str, tags: Sequence[str], notes: Sequence[str] = ()) -> None:
     """Write README.md: the caller's Markdown, the export's limits, how to load it, under YAML front matter.
 
-    Front matter the caller's card begins with (base_model, license, ...) is kept.
+    Front matter at the start of the caller's card (base_model, license, ...) is kept.
     """
     limits = "".join(f"- {note}\n" for note in notes)
     body = f"{card.rstrip()}\n\n## Loading\n\n{loading.strip()}\n" + (f"\n## Limits\n\n{limits}" if limits else "")

@@ -1,4 +1,4 @@
-"""Every format a child can be exported to, written out."""
+"""The table of all export formats."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,8 +22,8 @@ FORMATS: dict[
 
 
 def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
-    """Raise UnsupportedExportError where a child made of such choices could not be written: before any work, not after
-    it."""
+    """Raise UnsupportedExportError if the format cannot carry a child of such choices. This check comes before any
+    work."""
     if format == "decilm":
         check_decilm(choices, config)
 
@@ -36,9 +36,8 @@ def export(
     card: str,
     parent: ParentSettings | None = None,
 ) -> Exported:
-    """`parent`: what its own files say, which the child says too and is held against; None: nothing is.
-
-    Raises UnsupportedExportError for a format there is not, and whatever the format's exporter raises."""
+    """`parent` holds the settings in the parent's files, which the child must keep; None: they are not compared. Raises
+    UnsupportedExportError for an unknown format, and the errors of the format's exporter."""
     if format not in FORMATS:
-        raise UnsupportedExportError(f"no export format {format!r}; formats: {', '.join(FORMATS)}")
+        raise UnsupportedExportError(f"there is no export format {format!r}; formats: {', '.join(FORMATS)}")
     return FORMATS[format](child, tokenizer, out, card, parent)

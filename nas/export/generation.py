@@ -1,7 +1,6 @@
-"""How the parent generates, carried over to a child: its generation settings, mended where transformers refuses them.
-
-transformers loads what it would not save, and refuses some that others have written. A setting it refuses is left out,
-and that is said. Knows no model.
+"""The parent's generation settings for a child, without those that transformers refuses. transformers loads some
+settings that it does not save, and refuses some that other programs wrote. Such a setting is left out, with a note.
+This file knows no model.
 """
 
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from blocklib.checkpoint import read_json
 from blocklib.errors import CheckpointError
 
 _DECIDE = ("do_sample", "num_beams", "return_dict_in_generate", "cache_implementation")
-"""Others are refused or not by these, which are looked at first."""
+"""These are checked first, because transformers accepts other settings only together with them."""
 _NOT_SETTINGS = ("_from_model_config", "transformers_version")
 
 
 @dataclass(frozen=True)
 class Carried:
-    """Settings that transformers saves and loads; `notes` say, a sentence each, what of the parent's they lack."""
+    """Settings that transformers saves and loads. Each of the `notes` is a sentence about a setting of the parent that
+    is left out."""
 
     settings: GenerationConfig
     notes: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Carried:
 def generation_of(checkpoint: str) -> Carried:
     """The generation settings of a checkpoint, a folder or a hub id.
 
-    Where it has no file of them, they are what its configuration says, as transformers itself takes them.
+    Without such a file they come from its configuration, as in transformers itself.
     """
     notes: tuple[str, ...] = ()
     try:
@@ -56,7 +56,7 @@ def _object(checkpoint: str, name: str) -> dict[str, Any] | None:
 
 
 def _mended(said: dict[str, Any]) -> Carried:
-    """Every setting that transformers takes together with those before it."""
+    """Every setting that transformers accepts together with the earlier ones."""
     kept: dict[str, Any] = {}
     notes = []
     if said.get("use_cache") is False:
@@ -73,15 +73,15 @@ def _mended(said: dict[str, Any]) -> Carried:
 
 
 def _refusal(settings: dict[str, Any]) -> str | None:
-    """Why transformers would not load or save such settings; None where it does."""
+    """The reason why transformers does not load or save such settings; None if it does."""
     try:
         GenerationConfig(**settings).validate(strict=True)
-    except Exception as error:  # Anything may stand in a file: whatever the library does with it is a refusal.
+    except Exception as error:  # The file may hold anything, so any exception of the library counts as a refusal.
         return _line(error)
     return None
 
 
 def _line(error: Exception) -> str:
-    """Its first line that is about the setting."""
+    """The first line of the error that is about the setting."""
     lines = [line for line in str(error).splitlines() if line and not line.startswith("GenerationConfig is invalid")]
     return (lines[0] if lines else type(error).__name__).removeprefix("- ").rstrip(".").strip()

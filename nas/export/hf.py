@@ -1,8 +1,8 @@
 """Export to Hugging Face transformers: a folder that `from_pretrained(folder, trust_remote_code=True)` loads anywhere.
 
-The folder carries its own modelling code, taken from this package's live sources, with only the kinds of subblock the
-child has. Carries every child. Where this package is imported, the folder loads without the flag: `blocklib/model.py`
-registers its classes.
+The folder carries its own modelling code, copied from this package's sources, with only the kinds of subblock that the
+child has. This format can carry every child. If this package is imported, the folder loads without the flag:
+`blocklib/model.py` registers its classes.
 """
 
 import json
@@ -51,11 +51,11 @@ def export_hf(
     with a dynamic cache, a static cache and none, left-padded and not, token for token; and, loaded by the card's own
     code, that `generate` reads one token a step. `card` is Markdown, with YAML front matter or without.
 
-    Generates as `parent` does, and is held against it: every field of the configurations that differs does so on
-    purpose. `notes` of the result say what of the parent's settings it could not keep.
+    The child generates with the settings of `parent`. Every field of the configurations that differs must be on the
+    list of allowed differences. `notes` of the result say which of the parent's settings it could not keep.
 
-    Raises FileExistsError where `out` is not empty, ExportMismatchError where the reloaded model is not the child. Then
-    nothing is left behind.
+    Raises FileExistsError where `out` is not empty, ExportMismatchError where the reloaded model is not the child.
+    After an error nothing is left behind.
     """
     notes: tuple[str, ...] = ()
     if parent is not None:
@@ -91,7 +91,7 @@ def write_code(config: PuzzleNasConfig, folder: Path) -> None:
 
 
 def _modules_used(config: PuzzleNasConfig) -> dict[str, dict[str, type[nn.Module]]]:
-    """The tables the model looks its subblocks up in, cut down to what this child's layers name."""
+    """The tables in which the model looks up its subblocks, with only the kinds of this child's layers."""
     layers = list(config.per_layer_config)
     attentions = {layer.attention_kind for layer in layers if "attention" not in getattr(layer, "skip", [])}
     ffns = {layer.ffn_kind for layer in layers if "mlp" not in getattr(layer, "skip", [])}

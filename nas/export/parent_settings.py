@@ -1,6 +1,5 @@
-"""The fields in which an exported configuration may differ from its parent's, each written down with its reason.
-
-Held against the parent's own files after the export is written. Knows no weights.
+"""The fields in which an exported configuration may differ from its parent's, each with its reason. After the export is
+written, its files are compared with the parent's. This file knows no weights.
 """
 
 import json
@@ -63,7 +62,7 @@ TRANSLATED = {
     "rms_norm_eps": "Llama's name for it, of layer norms too",
     "rope_parameters": "Llama's, not used where positions are learned",
 }
-"""Fields in which it may where the parent's family has none of that name, or left it open."""
+"""Fields in which a child may differ if the parent's family has no such field, or leaves it empty."""
 
 LEFT_BEHIND = {
     "activation_function": "hidden_act",
@@ -95,7 +94,7 @@ LEFT_BEHIND = {
     "use_sliding_window": "sliding windows are set for each layer",
     "window_size": "sliding windows are set for each layer",
 }
-"""Fields that only the parent has, and what took their place."""
+"""Fields that only the parent has, and their replacements or the reason why they are left out."""
 
 GENERATION_CHANGED = {
     "_from_model_config": "where it was read from",
@@ -109,14 +108,14 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class ParentSettings:
-    """The parent's configuration, and how it generates as far as a child can."""
+    """The parent's configuration, and its generation settings as far as a child can keep them."""
 
     config: PretrainedConfig
     generation: Carried
 
 
 def settings_of(checkpoint: str) -> ParentSettings:
-    """Read a checkpoint, a folder or a hub id; runs no code of it. Raises CheckpointError where it cannot."""
+    """Read a checkpoint, a folder or a hub id, and run no code of it. Raises CheckpointError if that fails."""
     with reading(Path(checkpoint, "config.json"), "correct it"):
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     return ParentSettings(config, generation_of(checkpoint))
@@ -125,19 +124,17 @@ def settings_of(checkpoint: str) -> ParentSettings:
 def check_settings(
     folder: Path, written: PretrainedConfig, parent: ParentSettings, changed: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Hold what an exported folder says of itself against its parent; `written` is its configuration, read back.
-
-    `changed`: what the format alone says otherwise, with why. Returns notes on what is not carried over. Raises
-    ExportMismatchError naming the field that differs though nothing here says that it may.
+    """Compare the settings of an exported folder with its parent's; `written` is the folder's configuration, read back.
+    `changed` holds the fields that differ because of the format, with reasons. Returns notes on fields that are not
+    carried over. Raises ExportMismatchError, naming the field, if a field differs that is not on these lists.
     """
     check_generation(folder, parent.generation.settings)
     return parent.generation.notes + check_config(written, parent.config, changed)
 
 
 def check_config(written: PretrainedConfig, parent: PretrainedConfig, changed: Mapping[str, str]) -> tuple[str, ...]:
-    """Hold a configuration that was written, as it is read back, against the parent's.
-
-    `changed` and what is returned and raised: as `check_settings`.
+    """Compare a configuration that was written and read back with the parent's. `changed`, the result and the errors
+    are as for `check_settings`.
     """
     mine, theirs = _fields(written), _fields(parent)
     if mine.get("use_cache") is not True:
@@ -148,15 +145,15 @@ def check_config(written: PretrainedConfig, parent: PretrainedConfig, changed: M
         if value != own and not on_purpose:
             told = "has none" if own is _ABSENT else f"has {own!r}"
             raise ExportMismatchError(
-                f"config.json: {name} is {value!r}, the parent's {told}, and nothing asked for that"
+                f"config.json: {name} is {value!r}, but the parent's config.json {told}; they must agree"
             )
     expected = CHANGED | TRANSLATED | LEFT_BEHIND | dict(changed)
     lost = sorted(name for name in theirs.keys() - mine.keys() - expected.keys() if theirs[name] is not None)
-    return (f"config.json of the parent also says {', '.join(lost)}, which is not carried over.",) if lost else ()
+    return (f"The parent's config.json also has {', '.join(lost)}; this is not carried over.",) if lost else ()
 
 
 def check_generation(folder: Path, settings: GenerationConfig) -> None:
-    """Raise ExportMismatchError where the folder's generation settings, as they are read back, are not `settings`."""
+    """Raise ExportMismatchError if the folder's generation settings, read back, are not `settings`."""
     written, asked = (_fields(each) for each in (GenerationConfig.from_pretrained(folder), settings))
     if written.get("use_cache") is False:
         raise ExportMismatchError("generation_config.json: use_cache is off, so that every step would read all again")
@@ -168,7 +165,7 @@ def check_generation(folder: Path, settings: GenerationConfig) -> None:
 
 
 def _fields(settings: PretrainedConfig | GenerationConfig) -> dict[str, Any]:
-    """As JSON has them, under the names transformers gives them in every family."""
+    """The fields as JSON values, under the names that transformers uses for every family."""
     renamed = {own: name for name, own in getattr(settings, "attribute_map", {}).items()}
     fields: dict[str, Any] = json.loads(json.dumps(settings.to_dict(), default=str))
     return {renamed.get(name, name): value for name, value in fields.items()}

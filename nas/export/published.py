@@ -1,6 +1,5 @@
-"""The name a parent is published under, for a model card: a hub refuses a path on somebody's machine.
-
-Reads the folder's own card. Asks no hub.
+"""The published name of a parent, for a model card: a hub refuses a local path there. It comes from the folder's own
+card; no hub is asked.
 """
 
 import re
@@ -14,20 +13,19 @@ from huggingface_hub.utils._validators import validate_repo_id
 from nas.job.request import EMBEDDED
 
 _NAMES = ("model_id", "model_name", "base_model")
-"""Where a card's front matter names the model itself, or else what it was made from, the nearest that is published."""
+"""Keys of a card's front matter that name the model itself, or else the model that it was made from."""
 
 
 def published_name(parent: str) -> str | list[str] | None:
-    """The hub's name of a search's parent: the id that was given, or the one that its card names; None if none.
-
-    A list where its card names several models that it was made from.
+    """The hub's name of a search's parent: the given id, or the id in its card; None if there is neither. It is a list
+    if the card names several models that the parent was made from.
     """
     if parent == EMBEDDED:
         return None
     folder = Path(parent)
     if not folder.is_absolute():
         return parent
-    # The hub's own cache keeps a model under its name.
+    # The hub's cache keeps a model in a folder with its name.
     if cached := re.search(r"/models--([^/]+)--([^/]+)/snapshots/", f"{folder.as_posix()}/"):
         return f"{cached[1]}/{cached[2]}"
     return _named_by_card(folder / "README.md")
@@ -36,7 +34,7 @@ def published_name(parent: str) -> str | list[str] | None:
 def _named_by_card(card: Path) -> str | list[str] | None:
     try:
         data: Any = ModelCard.load(card, ignore_metadata_errors=True).data
-    except Exception:  # Anything may stand in a parent's card, and a child needs none of it.
+    except Exception:  # A parent's card may hold anything, and a child needs none of it.
         return None
     for key in _NAMES:
         value = data.get(key)
@@ -48,7 +46,8 @@ def _named_by_card(card: Path) -> str | list[str] | None:
 
 
 def _is_id(name: Any) -> bool:
-    """Whether it is OWNER/NAME, as the hub has it. A few old models have no owner; nor has a folder's name."""
+    """Whether it has the hub's form OWNER/NAME. A few old models have no owner, but neither does the name of a
+    folder."""
     if not isinstance(name, str) or name.count("/") != 1:
         return False
     try:

@@ -1,8 +1,9 @@
 """A reference reader of DeciLM (Nemotron-NAS) folders, written from the format's published semantics.
 
-It is not an engine. It shares no code with the exporter's writing half and builds plain transformers Llama parts from
-`block_configs` alone, the way vLLM's, SGLang's and TensorRT-LLM's `DeciLMForCausalLM` do in their sources: which keys
-decide, how `ffn_mult` rounds to a width, what a no-op layer lacks. Whole sequences only, no cache.
+It is not an engine. It shares no code with the exporter. It builds plain Llama parts of transformers from
+`block_configs` alone and follows the sources of `DeciLMForCausalLM` in vLLM, SGLang and TensorRT-LLM: which keys
+decide, how `ffn_mult` rounds to a width, and which parameters a no-op layer lacks. It runs whole sequences only and has
+no cache.
 """
 
 from pathlib import Path
@@ -23,13 +24,13 @@ WIDTH_MULTIPLE = 256
 
 
 def width_of(ffn_mult: float, hidden: int) -> int:
-    """The FFN width an `ffn_mult` means: two thirds of that many hidden sizes, rounded up to a multiple of 256."""
+    """The FFN width for an `ffn_mult`: 2/3 x `ffn_mult` x hidden size, rounded up to a multiple of 256."""
     least = int(2 * ffn_mult * hidden / 3)
     return -(-least // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 def read_decilm(folder: Path) -> "DeciLM":
-    """The model in float32. Raises RuntimeError where the tensors are not exactly those `block_configs` ask for."""
+    """The model in float32. Raises RuntimeError if the tensors do not match `block_configs` exactly."""
     config = DeciLMConfig.from_pretrained(folder)
     model = DeciLM(config)
     tensors: dict[str, Tensor] = {}
@@ -99,6 +100,6 @@ class _ReadLayer(nn.Module):
 
 
 def _llama(config: DeciLMConfig, **sizes: int) -> LlamaConfig:
-    # sdpa is causal without being given a mask; eager is not.
+    # sdpa is causal without a mask; eager is not.
     settings: dict[str, Any] = {"attn_implementation": "sdpa"} | sizes
     return LlamaConfig(**{name: getattr(config, name) for name in _SHARED_SIZES}, **settings)

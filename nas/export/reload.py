@@ -1,7 +1,8 @@
-"""Load an exported folder as a stranger would, and say what it computes. Run as a script in a process of its own.
+"""Load an exported folder without this package, and report its outputs. This runs as a script in its own process.
 
-`python -I reload.py FOLDER QUESTION ANSWER`, the last two being torch files. This project cannot be imported here, even
-where it is installed: only what lies in the folder can make the model run. Judges nothing; `nas/export/hf.py` does.
+`python -I reload.py FOLDER QUESTION ANSWER`; the last two are torch files. This project cannot be imported here, even if
+it is installed, so the model runs from the folder alone. This file only reports; `nas/export/verify.py` decides whether the
+answers are right.
 """
 
 import re
@@ -25,10 +26,10 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(question["threads"])
     loaded_by_card = as_the_card_says(folder)
-    # A CPU need not compute in the type a GPU serves in.
+    # A CPU may not support the type that the GPU serves in.
     model, tokens = loaded_by_card["model"].float(), loaded_by_card["tokenizer"](question["text"])["input_ids"]
     as_called = work_of(model, question["ids"][:1])
-    # Whatever the settings ask for, the cache is used.
+    # Use the cache, whatever the settings say.
     model.generation_config = GenerationConfig(use_cache=model.generation_config.use_cache, pad_token_id=0)
     plainly = work_of(model, question["ids"])
     del model, loaded_by_card  # One at a time.
@@ -54,7 +55,7 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_the_card_says(folder: str) -> dict[str, Any]:
-    """The names that the code in README.md defines, run as it stands."""
+    """The names that the code in README.md defines when it is run unchanged."""
     *_, code = _LOADING.findall(Path(folder, "README.md").read_text(encoding="utf-8"))
     names: dict[str, Any] = {"folder": folder}
     exec(code, names)
@@ -62,8 +63,8 @@ def as_the_card_says(folder: str) -> dict[str, Any]:
 
 
 def work_of(model: Any, ids_BT: Tensor) -> dict[str, Any]:
-    """How `generate(ids, max_new_tokens=...)` works: `mode`, the tokens a sequence that each forward read, and what
-    it raised, a setting that it refuses."""
+    """The behaviour of `generate(ids, max_new_tokens=...)`: its `mode`, the tokens per sequence that each forward read,
+    and the error that it raised for a setting it refuses."""
     seen: list[int] = []
     mode, refused = "", None
     hook = model.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
@@ -78,9 +79,8 @@ def work_of(model: Any, ids_BT: Tensor) -> dict[str, Any]:
 
 
 def continuations(model: Any, ids_BT: Tensor) -> dict[str, list[list[int]]]:
-    """New tokens by greedy search after each row, the last row's first tokens replaced by padding.
-
-    `alone` is the last row without its padding and without the rest of the batch.
+    """New tokens by greedy search after each row. Padding replaces the last row's first tokens. `alone` is the last row
+    without its padding and without the rest of the batch.
     """
     mask_BT = torch.ones_like(ids_BT)
     mask_BT[-1, :_PADDING] = 0
@@ -100,7 +100,7 @@ def continuations(model: Any, ids_BT: Tensor) -> dict[str, list[list[int]]]:
 def main() -> None:
     folder, question, answer_file = sys.argv[1:]
     for package in _THIS_PROJECT:
-        # None makes every import of it fail, wherever it is installed.
+        # None makes every import of the package fail, wherever it is installed.
         sys.modules[package] = None  # type: ignore[assignment]
     torch.save(answer(folder, torch.load(Path(question))), Path(answer_file))
 

@@ -1,7 +1,6 @@
-"""Classes of this package as one Python text that stands on its own.
-
-Takes each class's source with everything of ours it names, whatever module that is in, and the imports of others that
-these use. Knows Python's syntax, and nothing of models.
+"""Classes of this package as one self-contained Python text. It holds each class's source, all definitions of this
+package that the source names, whatever module they are in, and the imports that these need. This file knows Python's
+syntax; it does not know models.
 """
 
 import ast
@@ -19,10 +18,9 @@ _LINE = 120
 def self_contained(
     roots: Sequence[type], tables: Mapping[str, Mapping[str, type]], imported_from: Mapping[str, str]
 ) -> str:
-    """The text that defines `roots`, imports first, every definition after those it names.
-
-    `tables` are dictionaries of classes to write out in place of the global of that name; `imported_from` names what is
-    defined in another written file, with the module to import it from.
+    """The text that defines `roots`. Imports come first, and each definition comes after those that it names. `tables`
+    are dictionaries of classes that replace the globals of the same name; `imported_from` names what is defined in
+    another written file, with the module to import it from.
     """
     text = _SourceText(tables, imported_from)
     for root in roots:
@@ -40,7 +38,7 @@ class _SourceText:
         self._owners: dict[str, ModuleType] = {}
 
     def add(self, name: str, module: ModuleType) -> None:
-        """Add what `name` means at the top level of `module`; a builtin or a local name means nothing there."""
+        """Add the definition of `name` at the top level of `module`. A builtin or a local name has none there."""
         binding = _bindings(module).get(name)
         if name in self.tables:
             self._add_table(name)
@@ -86,7 +84,7 @@ def _bindings(module: ModuleType) -> dict[str, ast.stmt]:
 def _bound_by(statement: ast.stmt) -> set[str]:
     match statement:
         case ast.Import() | ast.ImportFrom():
-            # A renamed import is left out: the definition it leads to would bear the other name.
+            # A renamed import is left out, because the definition that it leads to has the other name.
             return {alias.name for alias in statement.names if alias.asname is None}
         case ast.ClassDef() | ast.FunctionDef():
             return {statement.name}
@@ -98,14 +96,14 @@ def _bound_by(statement: ast.stmt) -> set[str]:
 
 
 def _names_in(statement: ast.stmt) -> Iterator[str]:
-    """Every bare name the statement uses, in the order of its text, each once."""
+    """Every bare name in the statement, in the order of its text, each once."""
     names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
     names.sort(key=lambda node: (node.lineno, node.col_offset))
     yield from dict.fromkeys(node.id for node in names)
 
 
 def _source_of(statement: ast.stmt, module: ModuleType) -> str:
-    """Its lines as they stand, decorators and comments included."""
+    """Its source lines, decorators and comments included."""
     decorators = statement.decorator_list if isinstance(statement, ast.ClassDef | ast.FunctionDef) else []
     first = min([statement.lineno, *(decorator.lineno for decorator in decorators)])
     return "\n".join(inspect.getsource(module).splitlines()[first - 1 : statement.end_lineno])

@@ -1,4 +1,4 @@
-"""A child as one ordered stream of subblocks: what every export to a foreign format rewrites.
+"""A child as one ordered list of subblocks, which exports to foreign formats group into layers.
 
 A decoder adds one subblock after the other to the residual, so how they are grouped into layers changes nothing but
 names. Knows no format.
@@ -15,7 +15,7 @@ from blocklib.model import PuzzleNasForCausalLM
 
 @dataclass(frozen=True)
 class Placed:
-    """A subblock that holds something: where it stood in the parent, and its tensors by their names in a layer."""
+    """A subblock with weights: its place in the parent, and its tensors by their names in a layer."""
 
     choice: Choice
     weights: dict[str, Tensor]
@@ -52,7 +52,7 @@ def subblocks_of(child: PuzzleNasForCausalLM) -> tuple[Placed, ...]:
 
 
 def repack(stream: tuple[Placed, ...]) -> tuple[Layer, ...]:
-    """The stream in as few layers as it takes, at least one: `kv8+skip skip+skip skip+ffn512` becomes one layer."""
+    """The list in as few layers as possible, at least one: `kv8+skip skip+skip skip+ffn512` becomes one layer."""
     layers = [Layer()]
     for placed in stream:
         last = layers[-1]

@@ -1,7 +1,7 @@
 """Whether a reloaded export is the child: the same logits on the same tokens, the same tokens for the same text.
 
-Everything is compared in float32 on the CPU, where rounding stays far under the tolerance, whatever type and device the
-child has.
+This file compares everything in float32 on the CPU, where rounding stays far below the tolerance, whatever type and
+device the child has.
 """
 
 import os
@@ -24,7 +24,8 @@ TOLERANCE = 1e-4
 """Largest absolute difference of two logits that counts as rounding."""
 
 ONE_TOKEN_A_STEP = ("greedy_search", "sample", "beam_search", "beam_sample")
-"""transformers' ways to generate that read one token a step; others guess several and check them at once."""
+"""The generation modes of transformers that read one token per step. The others guess several tokens and check them at
+once."""
 
 SAMPLE_TEXT = "Once upon a time, there were 1,234 naïve puzzles:\n    def f(x): return x"
 
@@ -43,11 +44,11 @@ def logits_of(child: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
 
 
 def logit_difference(child_BTV: Tensor, reloaded_BTV: Tensor, target: str) -> float:
-    """The largest absolute difference. Raises ExportMismatchError where it is above the tolerance, or not a number."""
+    """The largest absolute difference. Raises ExportMismatchError if it exceeds the tolerance, or is not a number."""
     difference = (child_BTV - reloaded_BTV).abs().max().item()
     if not difference <= TOLERANCE:
         raise ExportMismatchError(
-            f"{target} gives logits up to {difference:.3g} off the child's; {TOLERANCE} is rounding"
+            f"{target} gives logits up to {difference:.3g} away from the child's; at most {TOLERANCE} is allowed"
         )
     return difference
 
@@ -57,7 +58,7 @@ def same_tokens(tokenizer: PreTrainedTokenizerBase, reloaded: list[int], target:
     own = tokenizer(SAMPLE_TEXT)["input_ids"]
     if own != reloaded:
         raise ExportMismatchError(
-            f"{target} splits text into other tokens than the child's: {reloaded[:8]}, not {own[:8]}"
+            f"{target} does not tokenise text as the child's tokenizer does: {reloaded[:8]}, not {own[:8]}"
         )
 
 
@@ -77,7 +78,7 @@ def compare_in_fresh_process(
             )
     made, expected = answer["base_classes"]
     if made != expected:
-        raise ExportMismatchError(f"AutoModel makes a {made} of the exported folder, not a {expected}")
+        raise ExportMismatchError(f"AutoModel loads the exported folder as a {made}, not as a {expected}")
     difference = logit_difference(logits_of(child, ids_BT), answer["logits"], "the exported model, reloaded,")
     same_tokens(tokenizer, answer["tokens"], "the exported tokenizer, reloaded,")
     new = answer["continuations"]
@@ -95,14 +96,14 @@ def compare_in_fresh_process(
     refused = answer["as_called"]["refused"]
     if refused is None:
         return difference, ()
-    return difference, (f"`generate(ids)` fails with the generation settings that are the parent's: {refused}.",)
+    return difference, (f"`generate(ids)` fails with the parent's generation settings: {refused}.",)
 
 
 def check_work(prompt: int, used: Mapping[str, Any]) -> None:
-    """Raise ExportMismatchError where a `generate` after `prompt` tokens read more than one token in a step.
+    """Raise ExportMismatchError if a `generate` after `prompt` tokens read more than one token in a step.
 
-    `used` is what `reload.py` counted: `seen`, the tokens a sequence that each forward read. A parent with its cache
-    reads the prompt, in one piece or several, then a token a step.
+    `used` is the answer of `reload.py`; its `seen` are the tokens per sequence that each forward read. A parent with its
+    cache reads the prompt, in one piece or several, and then one token per step.
     """
     if used["refused"] is not None or used["mode"] not in ONE_TOKEN_A_STEP:
         return
@@ -122,13 +123,13 @@ def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]
         asked, answered = Path(scratch, "question.pt"), Path(scratch, "answer.pt")
         torch.save(question, asked)
         script = Path(__file__).with_name("reload.py")
-        # transformers copies the folder's code to a cache that goes by the folder's name: no old copy may be found.
+        # transformers copies the folder's code to a cache under the folder's name. It must not find an old copy there.
         environment = os.environ | {"HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
         process = subprocess.run(
             [sys.executable, "-I", str(script), str(folder.absolute()), str(asked), str(answered)],
             cwd=scratch,
             env=environment,
-            stdin=subprocess.DEVNULL,  # Nobody is there to answer a question.
+            stdin=subprocess.DEVNULL,  # Nobody can answer a prompt here.
             capture_output=True,
             text=True,
             encoding="utf-8",

@@ -99,7 +99,7 @@ def _check_size(job: Any, where: str) -> None:
     """Refuse a job whose aliases repeat each other: a few lines may stand for billions of values, too many to check."""
     if _values(job, {}) > _MOST_VALUES:
         raise JobError(
-            f"{where}: its aliases (*name) stand for more than {_MOST_VALUES:,} values; write out what is meant"
+            f"{where}: its aliases (*name) stand for more than {_MOST_VALUES:,} values; write out the values"
         )
 
 
@@ -135,7 +135,7 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         # A number of thousands of digits, a thirteenth month.
         except (ValueError, LookupError, AttributeError) as error:
-            fault = f"{_cut(str(node.value))} is no {node.tag.rpartition(':')[2]}"
+            fault = f"{_cut(str(node.value))} is not a valid {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

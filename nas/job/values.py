@@ -94,7 +94,7 @@ def _file_name(value: str) -> str:
     """A name that files can have."""
     if not re.fullmatch(r"[^\s./\\][^/\\\n]*", value):
         raise ValueError(
-            f"{value!r} is no name: a name has no slash and no line break, and does not begin with a point or a space"
+            f"{value!r} is not a name: a name has no slash and no line break, and does not begin with a dot or a space"
         )
     return value
 

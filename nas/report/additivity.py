@@ -1,7 +1,7 @@
-"""Sums of scores beside the real KLs of whole architectures: how far the sum can be trusted to choose.
+"""Sums of scores beside the real KLs of whole architectures: they show how well the sum predicts the KL.
 
 Knows rows of trials only: those that were assembled and measured without training, by `nas compare` or by refining,
-each architecture once. Scores of another metric than KL are not its prediction, and left out.
+each architecture once. Scores of other metrics do not predict the KL and are left out.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from nas.report.agreement import Pair, ranked
 
 @dataclass(frozen=True)
 class ScoreAdditivity:
-    """A pair an architecture. `spearman` is the rank correlation of sum and real KL, `factor` by how much the median
-    real KL is more than its sum; None where there are too few, or no sum is above 0."""
+    """One pair for each architecture. `spearman` is the rank correlation of sum and real KL, `factor` the median of
+    real KL over sum. They are None if there are too few pairs, or no sum is above 0."""
 
     pairs: tuple[Pair, ...]
     spearman: float | None

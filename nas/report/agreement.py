@@ -1,7 +1,7 @@
 """Predictions beside measurements, for every trial that was built, and how well they rank.
 
-Knows rows of trials only. Predicted latency is a sum over the options; the predicted score is a sum of
-scores of single replacements (Puzzle, arXiv 2411.19146, section 4.1), which nothing forces to hold: here it shows.
+Knows rows of trials only. Predicted latency is a sum over the options; the predicted score is a sum of scores of single
+replacements (Puzzle, arXiv 2411.19146, section 4.1). That sum is an approximation; this section shows its error.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class AgreementLine:
-    """One trial. A dash stands for what was not measured."""
+    """One trial. A dash means that the value was not measured."""
 
     trial: int
     latency: tuple[str, str, str]
@@ -39,8 +39,8 @@ class AgreementLine:
 
 @dataclass(frozen=True)
 class Agreement:
-    """`latency` and `score` are the pairs behind the lines, of scores those in the search's own metric; each rank
-    correlation is None under `FEWEST` pairs."""
+    """`latency` and `score` are the pairs that the lines show; scores are those in the search's own metric. A rank
+    correlation is None for fewer than `FEWEST` pairs."""
 
     lines: tuple[AgreementLine, ...]
     latency: tuple[Pair, ...]
@@ -50,7 +50,8 @@ class Agreement:
 
 
 def agreement(search: models.SearchRow, trials: Sequence[models.TrialRow]) -> Agreement | None:
-    """None where no trial was built. Scores are compared before healing, which they do not foresee."""
+    """None if no trial was built. Scores are compared with the values before healing, because they do not predict
+    healing."""
     built = [trial for trial in trials if trial.latency_s is not None or trial.kl_before_heal is not None]
     if not built:
         return None
@@ -67,8 +68,8 @@ def ranked(pairs: Sequence[Pair]) -> float | None:
 
 
 def _latency(search: models.SearchRow, trial: models.TrialRow) -> Pair | None:
-    """Shares of the parent's: what was predicted of its predicted time, what was measured of the time it took beside
-    the child. Seconds of two days are not compared."""
+    """Latencies as shares of the parent's: the predicted one relative to the parent's predicted time, the measured one
+    relative to the time that the parent took beside the child. Seconds from different days are not compared."""
     if trial.latency_ratio is None:
         return None
     return Pair(trial.id, trial.predicted_latency_s / _parent_latency_s(search), trial.latency_ratio)
@@ -79,7 +80,7 @@ def _parent_latency_s(search: models.SearchRow) -> float:
 
 
 def _score(trial: models.TrialRow) -> Pair | None:
-    """In the metric that the trial was chosen by."""
+    """The scores in the metric that the trial was chosen by."""
     if trial.metric == "kl":
         return None if trial.kl_before_heal is None else Pair(trial.id, trial.score, trial.kl_before_heal)
     parent = trial.parent_lm_loss

@@ -1,4 +1,4 @@
-"""The block-dependency matrix as a heat-map: how hot each pair of blocks is, and which pairs the child joins.
+"""The block-dependency matrix as a heat-map: the heat of each pair of blocks, and the pairs that the child joins.
 
 Knows rows, columns and heat on a linear scale from 0; the template gives it a colour.
 """
@@ -11,7 +11,7 @@ from nas.job.fusion_candidates import Matrix
 
 @dataclass(frozen=True)
 class DependencyCell:
-    """One pair. `heat` is 0 at no dependency and 1 at the largest there is."""
+    """One pair. `heat` is 0 for no dependency and 1 for the largest one."""
 
     text: str
     exact: str
@@ -28,7 +28,7 @@ class DependencyMap:
 
 
 def dependency_map(matrix: Matrix | None, child: Architecture | None = None) -> DependencyMap | None:
-    """The map of a matrix, [layers][layers]; None where there is none, or no pair in it.
+    """The map of a matrix, [layers][layers]; None if there is no matrix, or no pair in it.
 
     A pair is joined where `child` fuses the two layers' FFNs, or runs the two blocks in parallel.
     """

@@ -1,7 +1,7 @@
 """How blockwise distillation went: losses per option over the layers, and curves per kind.
 
-Knows rows of distillations only. Losses are squared errors over the size of what was to be matched: 0 is exact, and 1
-is as far off as giving nothing.
+Knows rows of distillations only. Losses are squared errors divided by the squared size of the target: 0 is exact, and 1
+is the error of an output of zeros.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ class Panel:
 
 
 def distillations(options: Sequence[KnownOption]) -> tuple[models.DistillationRow, ...]:
-    """Each once, though a pair's option may point at the same as its part's."""
+    """Each distillation once: the option of a pair may point at the same row as the option of its part."""
     found = {known.distillation.key: known.distillation for known in options if known.distillation}
     return tuple(found.values())
 
@@ -94,7 +94,7 @@ def panels(rows: Iterable[models.DistillationRow]) -> tuple[Panel, ...]:
 
 
 def _kept(group: Sequence[models.DistillationRow]) -> str:
-    """The step whose weights were kept, counted where the layers differ."""
+    """The step whose weights were kept, with counts if the layers differ."""
     counted = Counter(map(_kept_of, group))
     if len(counted) == 1:
         return next(iter(counted))
@@ -102,7 +102,8 @@ def _kept(group: Sequence[models.DistillationRow]) -> str:
 
 
 def _kept_of(row: models.DistillationRow) -> str:
-    """As `blocklib.distil.distil` decides: training that ends worse than it began is thrown away."""
+    """The decision of `blocklib.distil.distil`: weights from before training are kept if training ends with a larger
+    loss."""
     began = row.loss_first_weights if row.loss_least_squares is None else row.loss_least_squares
     if row.loss_trained is not None and row.loss_trained <= began:
         return "trained"
@@ -111,7 +112,7 @@ def _kept_of(row: models.DistillationRow) -> str:
 
 @dataclass(frozen=True)
 class _Routing:
-    """`blocklib.distil.Usage` as a row keeps it. That one's file loads PyTorch."""
+    """`blocklib.distil.Usage` as a row keeps it. The original is not used here, because its file loads PyTorch."""
 
     parts: int
     unused: int
@@ -121,7 +122,7 @@ class _Routing:
 
 
 def _usage(rows: Sequence[models.DistillationRow]) -> str:
-    """The worst layer's in words; empty where no row has any."""
+    """The usage of the worst layer, in words; empty if no row has any."""
     usages = [_Routing(**row.usage) for row in rows if row.usage]
     if not usages:
         return ""

@@ -1,4 +1,4 @@
-"""The child's architecture beside its parent's, as cells of a table: one row a layer, a bar for what stands there.
+"""The child's architecture beside its parent's, as cells of a table: one row per layer, one bar per subblock.
 
 Knows where each bar goes, how wide it is and what it says; the template draws it. Does not know what a kind computes.
 """
@@ -13,8 +13,8 @@ from blocklib.block import Architecture, Choice, Role, Subblock
 class DrawnSubblock:
     """One subblock. `width` is its size as a share of the largest drawn; `rows` is how many layers it spans.
 
-    `kind` is the subblock's where it has a colour of its own, `gone` for the attention of a layer that a run of FFNs
-    has swallowed, and else `other`.
+    `kind` is the subblock's kind if that has a colour of its own, `gone` for the attention of a layer inside a fused
+    run of FFNs, and else `other`.
     """
 
     kind: str
@@ -26,7 +26,7 @@ class DrawnSubblock:
 
 @dataclass(frozen=True)
 class DrawnLayer:
-    """One layer of the parent. None where a bar that began in an earlier row is still drawn."""
+    """One layer of the parent. A cell is None if a bar from an earlier row covers it."""
 
     layer: int
     parent: tuple[DrawnSubblock | None, DrawnSubblock | None]
@@ -80,7 +80,8 @@ def _bar(what: Subblock, role: Role, largest: dict[Role, float], is_parents_own:
 
 
 def _size(what: Subblock) -> float:
-    """KV heads or FFN width; of a run the mean over its layers, so that areas compare. 0 of what has neither."""
+    """KV heads or FFN width; for a run the mean over its layers, so that areas are comparable; 0 for kinds without
+    either."""
     if what.parts:
         return sum(map(_size, what.parts)) / len(what.parts)
     return float(what.number) if what.kind in ("kv", "ffn") else 0.0

@@ -33,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Cells by layer and column, None where a layer has no such option. `least` and `most` are the scale's ends."""
+    """Cells by layer and column, None if a layer has no such option. `least` and `most` are the ends of the scale."""
 
     columns: tuple[Column, ...]
     layers: tuple[tuple[int, tuple[ScoreCell | None, ...]], ...]
@@ -42,15 +42,14 @@ class Heatmap:
 
     @property
     def roles(self) -> tuple[tuple[Role, int], ...]:
-        """Each role that has columns, with how many."""
+        """Each role that has columns, with their number."""
         counts = [(role, sum(column.role == role for column in self.columns)) for role in _ROLES]
         return tuple((role, count) for role, count in counts if count)
 
 
 def heatmap(options: Sequence[KnownOption], metric: str, architecture: Architecture | None) -> Heatmap | None:
-    """The scores known so far, by `metric`, kl or lm_loss; None where there are none.
-
-    Within a role the columns go from the parent's own to the most harmful, by their median over the layers.
+    """The scores known so far in `metric`, kl or lm_loss; None if there are none. Within a role the columns are sorted
+    by their median over the layers, from the parent's own to the largest.
     """
     scores = {Choice.parse(known.option.choice): _score(known, metric) for known in options}
     own = {Choice.parse(known.option.choice) for known in options if known.option.score_key is None}
@@ -106,5 +105,6 @@ def _heat(score: float, least: float, most: float) -> float:
 
 
 def _is_held(choice: Choice, held: set[Choice]) -> bool:
-    """Whether its subblocks all stand in the architecture, which does not say what was scored as a pair."""
+    """Whether all its subblocks are in the architecture. The architecture does not say which options were scored as a
+    pair."""
     return choice in held or all(part in held for part in choice.parts)

@@ -8,7 +8,7 @@ from nas.view.table import comparison
 
 
 def trial_html(search: models.SearchRow, trial: models.TrialRow) -> str:
-    """Parent beside child: what is predicted and measured, and what stands in each layer."""
+    """Parent beside child: predicted and measured values, and the subblocks of each layer."""
     return (
         environment()
         .get_template("notebook.html.j2")

@@ -1,5 +1,5 @@
-"""The options offered, and why each was chosen or not: each option's score and cost over its layers, sparse ones beside
-their control.
+"""The options of the space, with score and cost over their layers, and the reason why each was chosen or not. Sparse
+options are beside their control.
 
 The control of a sparse FFN is the dense one of the same active width (`blocklib.kinds.control`), found here as the
 dense option whose active parameters are nearest. Knows rows only.
@@ -19,12 +19,12 @@ from nas.solve.solve import cost_of
 
 @dataclass(frozen=True)
 class Offer:
-    """One option, in the mean over the layers it was offered at. `cost` is a share of the parent's own parts' there,
-    `cost_error` its standard error as such a share, and `contention` the worst CPU contention it was timed under; None
-    where nobody noted them.
+    """One option: the mean over the layers that had it. `cost` is a share of the cost of the parent's own parts there,
+    `cost_error` its standard error as such a share, and `contention` the worst CPU contention while it was timed; None
+    if unknown.
 
-    `bytes_per_token` are the weights a decode step reads over its batch. `control` names the dense FFN beside which a
-    sparse one has to prove itself. `why` says in words what speaks against it; empty where nothing does.
+    `bytes_per_token` are the weights a decode step reads over its batch. `control` names the dense FFN that a sparse
+    one is compared with. `why` says in words what is against the option; empty if nothing is.
     """
 
     role: Role
@@ -100,13 +100,14 @@ def _known(option: KnownOption, metric: str, cost: Metric, scenario: Scenario) -
 
 
 def _error(group: Sequence[_Known], cost: Metric, scenario: Scenario, own: float) -> float | None:
-    """0 where it is arithmetic. An error is that of one geometry, and so the same in every layer."""
+    """The error of the cost; 0 if the cost is computed. It is the error of one geometry, and so the same in every
+    layer."""
     error = cost.error(sum((one.row for one in group), ZERO), scenario)
     return None if error is None else error / (own or 1.0)
 
 
 def _own_cost(choice: Choice, own: dict[tuple[Role, int], float]) -> float:
-    """The cost of the parent itself at the slots of `choice`, a run's swallowed attentions included."""
+    """The cost of the parent itself at the slots of `choice`, including the attentions inside a fused run."""
     slots = range(choice.first_slot, choice.first_slot + choice.span)
     return sum(own.get(("ffn" if slot % 2 else "attention", slot // 2), 0.0) for slot in slots)
 
@@ -116,7 +117,7 @@ def _is_dense(choice: Choice) -> bool:
 
 
 def _judged(offer: Offer, all_offers: Sequence[Offer], dense_names: Collection[str]) -> Offer:
-    """`dense_names` are those of the FFNs that a sparse one is held against."""
+    """`dense_names` are the names of the FFNs that a sparse one is compared with."""
     rivals = [other for other in all_offers if other.role == offer.role and other.name != offer.name]
     dense = [other for other in rivals if other.name in dense_names]
     why, control = "", ""
@@ -124,7 +125,7 @@ def _judged(offer: Offer, all_offers: Sequence[Offer], dense_names: Collection[s
         beside = min(dense, key=lambda other: abs(other.active_parameters - offer.active_parameters))
         control = beside.name
         if offer.score >= beside.score:
-            why = f"loses to its control {control}: offered, not recommended"
+            why = f"no closer to the parent than its control {control}; not recommended"
         elif offer.cost > beside.cost:
             why = f"closer to the parent than its control {control}, but costs more here"
     better = [other for other in rivals if other.score <= offer.score and other.cost <= offer.cost]
@@ -133,5 +134,5 @@ def _judged(offer: Offer, all_offers: Sequence[Offer], dense_names: Collection[s
         best = min(better, key=lambda other: (other.score, other.cost))
         why = f"{best.name} is closer to the parent and costs no more"
     if not why and not offer.chosen:
-        why = "on the front, but not near this budget"
+        why = "on the front of score against cost, but not near this budget"
     return Offer(**{**vars(offer), "control": control, "why": why})

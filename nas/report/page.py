@@ -1,7 +1,6 @@
-"""The report: one HTML file that says what was asked, what came out and what it rests on, and opens offline.
-
-Gathers the sections from the store and hands them to the template. Everything shown is a row, or computed from rows;
-the front is solved again. Knows which sections there are, not how any of them is drawn.
+"""The report: one HTML file that opens offline and shows the request, the answer and the measurements behind it. This
+file collects the sections from the store and passes them to the template. Every value is a row, or computed from rows;
+the front is solved again. It knows the sections, and not how they are drawn.
 """
 
 import json
@@ -42,16 +41,16 @@ from nas.view.table import comparison
 def write_report(store: Store, search: models.SearchRow, path: Path, chosen: models.TrialRow | None = None) -> Path:
     """Write the report of `search` to `path`, whole or not at all, and return it. Makes the folder.
 
-    `chosen` is the trial shown beside the parent; None: the latest one measured, else the latest. A search with no
-    trial yet is reported as far as it came. Raises UsageError where `chosen` is another search's, OSError where the
-    file cannot be written.
+    `chosen` is the trial shown beside the parent; None: the latest one measured, else the latest. A search without a
+    trial is reported as far as it got. Raises UsageError where `chosen` is another search's, OSError where the file
+    cannot be written.
     """
     if chosen is not None and chosen.search_id != search.id:
         raise UsageError(
             f"trial {chosen.id} is not one of search {search.name} ({search.id}), but of {chosen.search_id}"
         )
     every = store.trials(search.id)
-    # Hundreds of proposals on the way to an answer would hide the others.
+    # The hundreds of proposals of one strategy would hide the other trials.
     trials = [trial for trial in every if trial.solver not in BY_EVALUATION or _is_measured(trial)]
     sections = _sections(store, search, trials, chosen or _latest(trials)) | _additive(additivity(every))
     page = environment().get_template("report.html.j2").render(sections)
@@ -59,7 +58,8 @@ def write_report(store: Store, search: models.SearchRow, path: Path, chosen: mod
 
 
 def _latest(trials: Sequence[models.TrialRow]) -> models.TrialRow | None:
-    """The latest that was built; else of those timed, that another was built in place of; else of all."""
+    """The latest trial that was built; else the latest that was timed, although another was built; else the latest of
+    all."""
     built = [trial for trial in trials if trial.kl is not None]
     return next(reversed(built or [trial for trial in trials if _is_measured(trial)] or trials), None)
 
@@ -111,7 +111,7 @@ def _cost_asked(budget: Sequence[Limit]) -> Metric:
 
 
 def _additive(found: ScoreAdditivity | None) -> dict[str, Any]:
-    """Sums of scores against what is real, drawn where there are enough to see a trend."""
+    """Sums of scores against real KLs, drawn if there are enough points to see a trend."""
     figure = None
     if found is not None and found.spearman is not None:
         figure = inlined(additivity_figure(found.pairs), "real KL against sum of scores, a dot an architecture")
@@ -119,7 +119,7 @@ def _additive(found: ScoreAdditivity | None) -> dict[str, Any]:
 
 
 def _agreement_plot(agreed: Agreement | None) -> str | None:
-    """Where there are enough to see a trend."""
+    """A plot, if there are enough points to see a trend."""
     if agreed is None or (agreed.latency_spearman is None and agreed.score_spearman is None):
         return None
     return inlined(agreement_figure(agreed.latency, agreed.score), "measured against predicted, a point per trial")
@@ -127,7 +127,7 @@ def _agreement_plot(agreed: Agreement | None) -> str | None:
 
 @dataclass(frozen=True)
 class StageLine:
-    """A stage over all runs of the search, named for what it does. `work` says what was really computed."""
+    """A stage over all runs of the search. Its name says what it does; `work` says how much was computed."""
 
     name: str
     runs: int

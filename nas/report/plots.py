@@ -1,7 +1,7 @@
 """The report's plots: values in, matplotlib figures out, figures in, SVG or PNG out.
 
-Knows axes and colours, not what a search is. Uses no pyplot: a figure is a value, and the settings hold only while one
-is made or written. The same values give the same bytes.
+Knows axes and colours, not what a search is. It does not use pyplot: a figure is a value, and the settings apply only
+while one is made or written. The same values give the same bytes.
 """
 
 import io
@@ -24,11 +24,11 @@ from nas.report.agreement import Pair
 from nas.report.distillation import Panel
 
 _INK = "#1b2733"
-"""Text and axes. In a page it becomes the page's own colour, which may be light on dark."""
+"""The colour of text and axes. In a page it becomes the page's own text colour."""
 _FRONT, _CHOSEN, _OTHER = "#3b7dd8", "#d9622b", "#8a94a0"
 _SERIES = ("#3b7dd8", "#d9622b", "#2f9e77", "#8e5bc4", "#c79a1b", "#c4487d", "#5f7d8c", "#7a9a2e")
 
-# Any: matplotlib spells out every known key as a type, and which there are depends on its version.
+# Any: the typed keys of matplotlib differ between versions.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "puzzle-nas",
@@ -65,11 +65,10 @@ def front_figure(
     marks: Sequence[Mark] = (),
     title: str = "",
 ) -> Figure:
-    """Score against a cost, from the cheapest on, which is the one of most throughput; `front` is (cost, score), costs
-    in the metric's base unit.
-
-    A step, since between two points the cheaper one is still the best there is. A measurement far outside of the front
-    stands at the edge, with its share of the parent, rather than squeeze the front into a corner.
+    """Score against a cost, the cheapest first; for throughput that is the largest. `front` is (cost, score), costs in
+    the metric's base unit. The line is a step, because between two points the cheaper one is still the best. A
+    measurement far outside of the front is drawn at the edge with its share of the parent's value, so that the front
+    keeps its size.
     """
     figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     axes = figure.add_subplot()
@@ -100,13 +99,13 @@ def front_figure(
     shares.set_xlabel("of the parent's")
     _widen(axes, [*scores, *(mark.score for mark in marks)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    # Where the front, which falls towards what is dear, leaves room.
+    # The corner that the front, which falls with the cost, leaves free.
     axes.legend(loc="upper left" if is_floor else "upper right")
     return figure
 
 
 def _draw_marks(axes: Axes, marks: Sequence[Mark], left: float, right: float, parent_cost: float) -> None:
-    """Trials between `left` and `right`; only the chosen one by its number."""
+    """Draw trials between `left` and `right`; only the chosen one gets its number."""
     for is_chosen, color, size, label in ((False, _OTHER, 6, "trial"), (True, _CHOSEN, 9, "chosen trial")):
         some = [mark for mark in marks if mark.is_chosen == is_chosen]
         if not some:
@@ -132,7 +131,8 @@ def _draw_marks(axes: Axes, marks: Sequence[Mark], left: float, right: float, pa
 
 
 def _widen(axes: Axes, scores: Sequence[float]) -> None:
-    """Scores grow by orders of magnitude towards the cheap end, and the parent's own is 0, which no log scale shows."""
+    """Scores grow by orders of magnitude towards the cheap end, and the parent's own score is 0, which a log scale
+    cannot show."""
     most = max((abs(score) for score in scores), default=0.0)
     least = min((abs(score) for score in scores if score), default=0.0)
     if least and most / least > 100:
@@ -144,7 +144,8 @@ def _widen(axes: Axes, scores: Sequence[float]) -> None:
 
 @matplotlib.rc_context(_STYLE)
 def strategies_figure(rows: Sequence[tuple[str, float, float | None, float | None]]) -> Figure:
-    """A bar a strategy, the first on top: (name, real KL, predicted KL, KL healed), None where there is none."""
+    """One bar per strategy, the first on top: (name, real KL, predicted KL, healed KL). None means that there is no
+    value."""
     figure = Figure(figsize=(7.6, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     axes.barh([name for name, *_ in rows], [real for _, real, _, _ in rows], color=_FRONT, alpha=0.75, label="real")
@@ -189,7 +190,7 @@ def _draw_pairs(axes: Axes, pairs: Sequence[Pair], what: str) -> None:
 
 @matplotlib.rc_context(_STYLE)
 def additivity_figure(pairs: Sequence[Pair]) -> Figure:
-    """Real KL against the sum of scores, a dot an architecture; on the dotted line they agree."""
+    """Real KL against the sum of scores, one dot per architecture; on the dotted line they agree."""
     figure = Figure(figsize=(7.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     sums, reals = [pair.predicted for pair in pairs], [pair.measured for pair in pairs]
@@ -203,7 +204,7 @@ def additivity_figure(pairs: Sequence[Pair]) -> Figure:
 
 @matplotlib.rc_context(_STYLE)
 def curves_figure(panels: Sequence[Panel]) -> Figure:
-    """One panel a kind, one line a layer, one colour an option."""
+    """One panel per kind, one line per layer, one colour per option."""
     columns = min(3, len(panels))
     rows = ceil(len(panels) / columns)
     figure = Figure(figsize=(3.1 * columns if columns > 1 else 4.4, 2.7 * rows), layout="constrained")
@@ -243,12 +244,14 @@ def file_bytes(figure: Figure, format: str) -> bytes:
 
 @matplotlib.rc_context(_STYLE)
 def inlined(figure: Figure, description: str) -> Markup:
-    """A figure as an <svg> element: on no ground of its own, in the page's ink, named for those who do not see it."""
+    """A figure as an <svg> element with a transparent background, the page's text colour, and a description for screen
+    readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # HTML knows the namespaces. Names of groups would stand twice in a page of several figures; nothing refers to them.
+    # HTML needs no namespaces. The ids of groups would occur twice in a page of several figures; nothing refers to
+    # them.
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r' id="[^"]*_\d+"', "", svg)
     svg = svg.replace(_INK, "currentColor").replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)

@@ -1,4 +1,4 @@
-"""The request of a search, spelled out for someone who never saw its job file, and whether a trial meets it.
+"""The request of a search for a reader without its job file, and whether a trial meets it.
 
 Knows how a scenario and a budget read as text. Does not know how a budget is solved for.
 """
@@ -24,7 +24,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class BudgetLine:
-    """One limit beside what the trial comes to, and whether the measurement meets it."""
+    """One limit beside the trial's predicted and measured value, and whether the measurement meets it."""
 
     limit: str
     predicted: str
@@ -33,7 +33,7 @@ class BudgetLine:
 
 
 def facts(search: models.SearchRow, budget: Sequence[Limit]) -> tuple[Fact, ...]:
-    """The question, a fact a line."""
+    """The request, one fact per line."""
     layers = Architecture.parse(search.parent_architecture).layers
     metric = {
         "kl": "KL divergence from the parent's next-token distribution",
@@ -66,7 +66,7 @@ def budget_of(search: models.SearchRow, trial: models.TrialRow | None) -> tuple[
 
 
 def bounded(limit: Limit, search: models.SearchRow) -> str:
-    """A limit in words, with its absolute value where the parent's own is known."""
+    """A limit in words, with its absolute value if the parent's own value is known."""
     side = "at least" if limit.at_least else "at most"
     if not limit.relative:
         return f"{limit.metric} {side} {format_quantity(limit.metric, limit.value)}"
@@ -97,8 +97,8 @@ def _line(search: models.SearchRow, trial: models.TrialRow, limit: Limit, verdic
 
 
 def measured_share(trial: models.TrialRow, metric: Metric, found: float, predicted_parent: float) -> float:
-    """The value `found` of a trial's metric, as a share of the parent's: as measured beside it, else of the sum that
-    the parent's parts make."""
+    """The value `found` of a trial's metric as a share of the parent's value: the one measured beside the child, else
+    the sum over the parent's parts."""
     if metric.ratio and not metric.at_least and (ratio := getattr(trial, metric.ratio)) is not None:
         return float(ratio)
     return found / (trial.of_parent.get(metric.column) or predicted_parent)

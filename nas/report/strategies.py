@@ -1,4 +1,4 @@
-"""Strategies beside each other, drawn for `nas compare`: what each answer really is, and what was predicted of it."""
+"""A plot of strategies for `nas compare`: the real and the predicted KL of each answer."""
 
 from collections.abc import Sequence
 from pathlib import Path

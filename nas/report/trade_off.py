@@ -1,6 +1,6 @@
-"""The front of score against a cost, drawn: in the report with the trials on it, and alone for `nas pareto`.
+"""The plot of score against a cost: in the report with the trials on it, and alone for `nas pareto`.
 
-Knows which cost a budget is about. How a front is found is `nas/solve/front.py`'s, how it is drawn `plots.py`'s.
+This file knows which cost a budget is about. `nas/solve/front.py` finds a front, and `plots.py` draws it.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _POINTS = 20
 
 @dataclass(frozen=True)
 class TradeOff:
-    """The section: a plot, or why there is none."""
+    """The section: a plot, or the reason why there is none."""
 
     cost: str
     others: tuple[Limit, ...] = ()
@@ -36,12 +36,12 @@ class TradeOff:
 
     @property
     def no_dearer(self) -> str:
-        """A name for those of no more cost, in words."""
+        """A name for architectures that cost no more, in words."""
         return f"{self.cost} or {'more' if METRICS[self.cost].at_least else 'less'}"
 
     @property
     def unproven(self) -> int:
-        """Points for which a better score was not ruled out."""
+        """The number of points that are not proven to be the best."""
         return sum(point.status != "optimal" for point in self.points)
 
 
@@ -52,7 +52,8 @@ def trade_off(
     trials: Sequence[models.TrialRow],
     chosen: models.TrialRow | None,
 ) -> TradeOff:
-    """The front for the first limit of `budget`, the others holding. Solves; seconds on a large search."""
+    """The front for the cost of the first limit of `budget`; the other limits hold. It solves, which takes seconds on a
+    large search."""
     cost = budget[0].metric if budget else "latency"
     # The front is free of every limit on what it sums.
     summed = METRICS[cost].summed.column

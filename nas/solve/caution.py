@@ -34,9 +34,9 @@ def of_architecture(text: str) -> tuple[str, ...]:
     architecture = Architecture.parse(text)
     subblocks = [subblock for choice in architecture.choices() for _, subblock in choice.subblocks]
     if all(subblock == SKIP for subblock in subblocks):
-        return ("no layer is left: the child is the embedding and the head alone; give it a larger budget",)
+        return ("no layer is left: the child is only the embedding and the head; give a larger budget",)
     if not any(subblock.kind in _MIX_TOKENS for subblock in subblocks):
-        return ("no attention is left: the child sees each token alone, and none before it; give it a larger budget",)
+        return ("no attention is left: the child cannot see earlier tokens; give a larger budget",)
     return ()
 
 

@@ -33,7 +33,7 @@ class Price:
     def said(self, score: str) -> str:
         """In a line; `score` is the score's name, like "predicted KL"."""
         if not self.buys:
-            return f"{self.metric} does not bind: another limit on it would not lower the {score}"
+            return f"{self.metric} does not bind: a looser limit on it would not lower the {score}"
         looser = "less" if METRICS[self.metric].at_least else "more"
         step = format_quantity(self.metric, self.step)
         return f"{step} {looser} {self.metric} (1 % of its limit) would lower the {score} by {self.buys:.2g}"

@@ -154,7 +154,7 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
     """
     metric = metric or request_of(search).metric
     if metric not in SCORES:
-        raise ScoreMetricError(f"{metric!r} is no score to minimise; {did_you_mean(metric, SCORES)}")
+        raise ScoreMetricError(f"{metric!r} is not a score to minimise; {did_you_mean(metric, SCORES)}")
     known, parent = store.options(search.id), parent_costs_of(search)
     missing = [
         option.option.choice
@@ -242,7 +242,7 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
             raise UsageError(f"search {one.name} ({one.id}) is named twice")
         if known.metric != first.metric or one.parent_digest != other.parent_digest:
             raise IncomparableSearchesError(
-                f"the scores of {one.name} and {other.name} do not compare: another parent, or metric"
+                f"the scores of {one.name} and {other.name} cannot be compared: the parents or the metrics differ"
             )
         if one.score_text != other.score_text:
             raise IncomparableSearchesError(
@@ -341,7 +341,7 @@ def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
     if not lines:
         return f"no architecture can be put together: {error}"
     if not error.is_smallest:
-        lines.append("which of these are at fault was not found in the time")
+        lines.append("the time ran out before the smallest set at fault was found")
     together = " together" if len(error.budgets) > 1 else ""
     return f"no architecture of this space meets the budget{together}. " + "; ".join(lines)
 

@@ -1,6 +1,5 @@
-"""Any trial of a search made real: the child that its job's healing makes of it, and how fast that is.
-
-`nas/pipeline.py` builds the trial that meets a job's budget; here somebody names the trial.
+"""Build any trial of a search: make its child, heal it as the job says, and time it. `nas/pipeline.py` builds the trial
+that meets a job's budget; here the caller names the trial.
 """
 
 from rich.console import Console
@@ -18,9 +17,8 @@ def build_trial(
     store: Store, search: models.SearchRow, trial: models.TrialRow, console: Console, time: bool
 ) -> models.TrialRow:
     """The trial itself where its child is built, else the trial of the child that healing makes of it; with `time`,
-    timed beside its parent. Works only where that is not done.
-
-    Raises `nas.errors.StaleSearchError` where the parent, the text or, for times, the machine has changed.
+    timed beside its parent. Does only the missing work. Raises `nas.errors.StaleSearchError` if the parent, the text
+    or, for times, the machine has changed.
     """
     times = time and not request_of(search).is_simulated and not is_timed(trial)
     is_built = trial.kl is not None and child_file(home_of(store, search), trial.child_key).is_file()
@@ -28,7 +26,7 @@ def build_trial(
         return trial
     with Reality(store, search, console) as reality:
         if times:
-            reality.check_machine()  # before the work rather than after
+            reality.check_machine()  # before any work
         if trial.kl is None:
             trial = store.add_trial(healed_row(trial, healing_key(reality.job)))
         if times:

@@ -1,8 +1,7 @@
-"""A trial made real: the child assembled, healed, evaluated and timed beside its parent, and exported.
+"""The child of a trial: assembled, healed, evaluated, timed beside its parent, and exported.
 
-Each step leaves something whole behind (the child's file, columns of the trial's row, the exported folder) and is not
-done again where that is there. `_described`, `_make` and `_time` run on workers: each is given one task and returns one
-result.
+Each step has one result (the child's file, columns of the trial's row, the exported folder) and is skipped if that
+exists. `_described`, `_make` and `_time` run on workers: each gets one task and returns one result.
 """
 
 import shutil
@@ -85,12 +84,12 @@ def hardware_of(request: Request, cluster: Cluster) -> str:
 
 def _described(task: _DescribeTask, report: Report) -> str:
     if task.is_metered:
-        meter_of(task.device)  # before hours of work rather than after
+        meter_of(task.device)  # before hours of work
     return describe(task.device, task.threads)
 
 
 def healing_of(job: Job) -> Healing | None:
-    """How the request heals children; None where it does not."""
+    """The request's settings of healing; None if it does not heal."""
     asked = job.request.heal
     if asked is None:
         return None
@@ -105,7 +104,7 @@ def healing_key(job: Job) -> dict[str, Any] | None:
 
 
 def made(context: Context, trial: models.TrialRow) -> models.TrialRow:
-    """The trial with its child built, healed and evaluated. Works only where that is not done."""
+    """The trial with its child built, healed and evaluated. Does only the missing work."""
     trial = context.store.trial_with_twins(trial.id)
     if trial.kl is not None and child_file(context.job.home, trial.child_key).is_file():
         return trial
@@ -115,8 +114,8 @@ def made(context: Context, trial: models.TrialRow) -> models.TrialRow:
 def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> models.TrialRow:
     """The trial timed beside its parent. Healing changes no shape, so this need not wait for it.
 
-    `remeasure`: time it again if its times decide nothing about its budget, or were taken under unknown or too much CPU
-    contention.
+    `remeasure`: time it again if its times leave the verdict on its budget undecided, or if the CPU contention is
+    unknown or too high.
     """
     if is_timed(trial) and not (remeasure and _is_bad(context.job, trial)):
         return trial
@@ -125,7 +124,7 @@ def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> 
 
 @dataclass(frozen=True)
 class _ChildTask:
-    """`file` is where the child is written, `checkpoints` the folder of a healing that is not at its end."""
+    """`file` is the path of the child, `checkpoints` the folder of an unfinished healing."""
 
     parent: PackedParent
     distillation: Ids
@@ -164,8 +163,8 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
 
 
 def _make(task: _ChildTask, report: Report) -> Evaluations:
-    """Assemble, evaluate, heal, evaluate, write the file. The file holds the results, too: a task that runs again reads
-    them, and so does one that waited for the same child. Two at once would remove each other's checkpoints."""
+    """Assemble, evaluate, heal, evaluate, write the file. The file holds the results too: a task that runs again reads
+    them, and so does a task that waited for the same child. Two tasks at once would remove each other's checkpoints."""
     task.checkpoints.parent.mkdir(parents=True, exist_ok=True)
     with _alone(f"{task.checkpoints}.lock", report):
         if task.file.is_file():
@@ -199,12 +198,12 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
 
 @contextmanager
 def _alone(lock: str, report: Report) -> Iterator[None]:
-    """For as long as no other process has the lock."""
+    """The block runs when no other process has the lock."""
     held = FileLock(lock)
     try:
         held.acquire(blocking=False)
     except Timeout:
-        report(doing="waiting for another process, which builds the same child")
+        report(doing="waiting for another process that builds the same child")
         held.acquire()
     try:
         yield
@@ -224,7 +223,7 @@ class _TimeTask:
 
 def _timed(context: Context, trial: models.TrialRow) -> models.TrialRow:
     job = context.job
-    # The last word on a child is worth more time than one of many measurements.
+    # The final time of a child is worth more effort than one of many measurements.
     asked = job.request.measure
     rounds = Rounds(least=10, most=100, tolerance=asked.tolerance / 2, seconds=3 * asked.time_limit)
     with bar(context.console, "measure child", "s at most", doing=STARTING) as shown:
@@ -240,13 +239,13 @@ def _timed(context: Context, trial: models.TrialRow) -> models.TrialRow:
 
 
 def is_timed(trial: models.TrialRow) -> bool:
-    """Whether it was timed, and every metric was measured that its budget limits."""
+    """Whether the trial was timed, and every metric in its budget was measured."""
     times = times_of(trial)
     return trial.latency_ratio is not None and all(reached(times, asked) for asked in limits_of(trial))
 
 
 def _is_bad(job: Job, trial: models.TrialRow) -> bool:
-    """Whether what was timed of it is better timed again."""
+    """Whether the trial's times should be measured again."""
     allowed, times = job.request.measure.contention_allowed, times_of(trial)
     if trial.contention is None or trial.contention > allowed:
         return True
@@ -254,8 +253,8 @@ def _is_bad(job: Job, trial: models.TrialRow) -> bool:
 
 
 def _time(task: _TimeTask, report: Report) -> Times:
-    """Columns of the trial: the child timed against its parent, interleaved, in the scenario's dtype on its device; and
-    again, as long as there is patience, where that does not decide whether it is within the budget."""
+    """Columns of the trial: the child is timed in turns with its parent, in the scenario's dtype on its device. If that
+    leaves the verdict undecided, it is timed again until the patience is used up."""
     scenario, rounds = task.scenario, task.rounds
     meter = meter_of(scenario.device) if needs_meter(task.budget) else None
     parent = unpack(task.parent)
@@ -264,7 +263,7 @@ def _time(task: _TimeTask, report: Report) -> Times:
     pair = deepcopy(parent.model).to(**where), deepcopy(child).to(**where)
 
     def once(why: str) -> Comparison:
-        # A message takes a moment of the machine that is timed.
+        # A message uses the machine that is being timed.
         heard = rarely(lambda done, s: report(min(s, rounds.seconds), rounds.seconds, f"{why}{done} rounds"))
         return time_models(*pair, scenario, rounds, heard=heard, meter=meter)
 

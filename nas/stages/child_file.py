@@ -1,4 +1,4 @@
-"""Healed children on disk: one safetensors file per trial, which holds the configuration too and needs nothing else."""
+"""Healed children on disk: one safetensors file per trial. It holds the configuration too, so it is complete."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def save_child(path: Path, child: PuzzleNasForCausalLM, found: Mapping[str, Any]) -> None:
-    """The file appears whole or not at all. `found` is what was found out while it was made, as plain JSON."""
+    """The file appears whole or not at all. `found` holds the results of making it, as plain JSON."""
     config = json.dumps(child.config.to_dict())
     weights = child.state_dict()
     if child.config.tie_word_embeddings:
@@ -36,7 +36,7 @@ def load_child(path: Path) -> PuzzleNasForCausalLM:
 
 
 def found_with(path: Path) -> dict[str, Any]:
-    """The results that `save_child` got."""
+    """The results that were passed to `save_child`."""
     found: dict[str, Any] = json.loads(_metadata(path)["found"])
     return found
 

@@ -1,6 +1,5 @@
-"""A child timed beside its parent until it is decided whether it is within its budget, or patience is spent.
-
-Pure, apart from the clock that measures patience: the caller passes in the function that times.
+"""Time a child beside its parent until the verdict on its budget is decided, or the patience is used up. Apart from the
+clock that measures patience, this file is pure: the caller passes the function that times.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from nas.solve.budget_loop import Times, of_all, verdict
 
 
 def times_in(timed: Comparison) -> Times:
-    """The result of a comparison, by the columns of a trial."""
+    """The result of a timing, by the columns of a trial."""
     child: dict[str, float | None] = {}
     parent: dict[str, float | None] = {}
     for metric in METRICS.values():
@@ -30,9 +29,8 @@ def times_in(timed: Comparison) -> Times:
 
 
 def timed_until_decided(once: Callable[[str], Comparison], budget: Sequence[Limit], quality: Quality) -> Comparison:
-    """Time with `once` until the budget is decided or patience runs out; patience counts from the end of the first.
-
-    `once` is given the reason for timing again, and "" at first.
+    """Time with `once` until the verdict is decided or the patience is used up; patience counts from the end of the
+    first timing. `once` gets the reason for timing again, and "" at first.
     """
     timed = once("")
     started = perf_counter()

@@ -1,4 +1,4 @@
-"""Times of different days on one clock: how much faster or slower the machine is now than when others were taken."""
+"""Make times of different days comparable: how much faster or slower the machine is now than at earlier timings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +15,8 @@ def clock(
 ) -> dict[str, float]:
     """The factor for each measured field of a new cost that makes it comparable with the known ones.
 
-    A machine is faster on one day than on another. The parent's `own` parts are timed every time: what is known of the
-    whole parent, over what it took now. 1 where not all of it is known.
+    A machine is faster on one day than on another. The parent's `own` parts are timed every time: the factor is the
+    known time of the whole parent over its time now. It is 1 if a part is not known yet.
     """
     rows = [row for row in map(known.get, own) if row is not None]
     if len(rows) < len(own):

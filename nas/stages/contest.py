@@ -1,4 +1,4 @@
-"""The problem that strategies choose on, and what their answers really are: trials, assembled and measured."""
+"""The problem that strategies solve, and the measurement of their answers: trials, assembled and measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Contest:
-    """The problem that strategies choose on, and the measurement of how good a choice really is."""
+    """The problem that strategies solve, and the measurement of an answer's real KL."""
 
     store: Store
     known: Measured
     budget: Sequence[Limit]
     reality: Reality
     evaluations: int
-    """Whole models that a strategy may run."""
+    """The number of whole models that a strategy may run."""
 
     @cached_property
     def problem(self) -> Problem:
@@ -45,19 +45,19 @@ class Contest:
         return tuple(option for option in self.problem.options if self.known.choice(option) in own)
 
     def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
-        """The choice, with options that were scored together offered only together."""
+        """The problem in which options that were scored together are offered only together."""
         return self.parted(choose(paired(self.problem)))
 
     def parted(self, found: Solution) -> Solution:
-        """A solution of the paired problem as one of the problem itself."""
+        """A solution of the paired problem as a solution of the problem itself."""
         return Solution.of(self.problem, parted(found.options, self.problem), found.bound, found.seconds, found.solver)
 
     def real(self, solutions: Sequence[Solution]) -> list[float]:
-        """The KL of each, assembled and not trained, to the parent. Each becomes a trial."""
+        """The KL to the parent of each architecture, assembled and not trained. Each becomes a trial."""
         return [_known(trial.kl_whole) for trial in self.trials(solutions)]
 
     def trials(self, solutions: Sequence[Solution], is_healed: bool = False) -> list[models.TrialRow]:
-        """Each solution as a trial with its real KL. `is_healed`: the trial is the one of the healed child."""
+        """Each solution as a trial with its real KL. `is_healed`: the trial is that of the healed child."""
         heal = healing_key(self.reality.job) if is_healed else None
         rows = [trial_row(self.known, self.parted(solution), self.budget, heal) for solution in solutions]
         kls: dict[str, float] = {}
@@ -65,7 +65,7 @@ class Contest:
             for architecture, kl in self.reality.kl([row.architecture for row in rows]):
                 kls[architecture] = kl
         finally:
-            # Those that were measured before one failed, too.
+            # This includes those that were measured before one failed.
             kept = [self._kept(row, kls[row.architecture]) for row in rows if row.architecture in kls]
         return kept
 

@@ -1,4 +1,4 @@
-"""One run of a job: what the driver's functions work with and on, from stage to stage."""
+"""One run of a job: the values that the driver's functions use in all stages."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,8 @@ class Shared:
         self._handles: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        """A handle to "parent", or to a set of tokens by its name: as a field of a task it arrives as the value."""
+        """A handle to "parent", or to a set of tokens by its name. A worker gets the value if a field of its task is a
+        handle."""
         if name not in self._handles:
             value = pack(self._job.parent) if name == "parent" else getattr(self._job.tokens, name)
             self._handles[name] = self._cluster.share(value)

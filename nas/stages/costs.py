@@ -41,16 +41,16 @@ from nas.stages.prepare import Job
 from nas.terminal.progress import bar
 
 _BUSY = 0.1
-"""The least CPU contention that is worth a message."""
+"""The smallest CPU contention that causes a message."""
 _SHOWN = 3
-"""Bad times that a message names."""
+"""The number of bad times that a message names."""
 
 
 def measure_costs(context: Context, remeasure: bool = False) -> int:
     """Measure every geometry that has no good time under this scenario on this hardware. Returns how many.
 
     A scenario with Flash is simulated. `remeasure`: measure all. Raises NoisyTimesError if some times stay bad and the
-    budget limits times; the good ones are kept.
+    budget limits times; the good times are kept.
     """
     job, store = context.job, context.store
     keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
@@ -73,7 +73,7 @@ def measure_costs(context: Context, remeasure: bool = False) -> int:
 
 
 def quality_of(job: Job) -> Quality:
-    """How good a time must be. Any will do where the budget limits none, or nothing is timed."""
+    """The quality that times need. Any quality is enough if the budget limits no time, or nothing is timed."""
     if job.hierarchy is not None or not any(limit.row.is_measured for limit in job.request.budget):
         return ANY
     asked = job.request.measure
@@ -85,7 +85,8 @@ def _is_metered(job: Job) -> bool:
 
 
 def _missing(job: Job, known: Mapping[Geometry, models.CostRow], remeasure: bool) -> list[Geometry]:
-    """The parts to measure: all if the parent's own are among them, since all else is measured against those."""
+    """The parts to measure. If the parent's own are among them, these are all parts, because the others are measured
+    relative to those."""
     bad = {part for part, row in known.items() if _fault(job, _timed(part, row))}
     missing = [part for part in job.to_measure if part not in known or part in bad]
     is_all = remeasure or (job.hierarchy is None and not set(_own(job)).isdisjoint(missing))
@@ -93,7 +94,7 @@ def _missing(job: Job, known: Mapping[Geometry, models.CostRow], remeasure: bool
 
 
 def _own(job: Job) -> list[Geometry]:
-    """The parent's parts, each as often as it has them."""
+    """The parent's parts, each as often as the parent has it."""
     return [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
 
 
@@ -142,7 +143,7 @@ def _measured_or_simulated(context: Context, missing: Sequence[Geometry]) -> dic
 
 
 def _on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> MeasuredGeometry:
-    """Every measured amount, and its error, times its factor; what nobody measured stays unknown."""
+    """Every measured amount and its error, times its factor. A value that was not measured stays unknown."""
     scaled: dict[str, Any] = {}
     for name, factor in factors.items():
         amount, error = getattr(timed, name), getattr(timed, error_of(name))
@@ -152,19 +153,19 @@ def _on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> Measured
 
 
 def _fault(job: Job, timed: MeasuredGeometry) -> str:
-    """The fault of a time, in words. A time of 0 that has an error was already measured twice."""
+    """The faults of a time, in words. A time of 0 with an error was already measured twice, so it is none."""
     quality = quality_of(job)
     fault = quality.fault(timed.spread, timed.contention)
     seconds = [timed.prefill_s] + ([timed.decode_s] if job.scenario.generated_tokens > 1 else [])
     if not fault and _is_metered(job) and timed.prefill_j is None:
-        return "no joules, as no meter was read"
+        return "no energy in joules, because no meter was read"
     if not fault and quality != ANY and timed.prefill_error_s is None and min(seconds) <= 0:
-        return "no time at all, though it holds weights"
+        return "a time of 0, although it holds weights"
     return fault
 
 
 def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console) -> None:
-    """Print the warnings about times in every run: they hold in the second run as well."""
+    """Print the warnings about times. They are printed in every run, because they hold in the second run as well."""
     asked, lines = job.request.measure, []
     busy = [timed.contention for timed in times.values() if (timed.contention or 0.0) > _BUSY]
     if busy:
@@ -184,7 +185,7 @@ def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console
     for line in lines:
         console.print(line, style="yellow", soft_wrap=True, highlight=False)
     if lines:
-        console.print("to measure all times again: nas search JOB --remeasure", soft_wrap=True, highlight=False)
+        console.print("to measure all times again, run: nas search JOB --remeasure", soft_wrap=True, highlight=False)
 
 
 def _known(value: float | None) -> float:
@@ -270,7 +271,7 @@ def write_options(job: Job, store: Store) -> None:
 
 
 def parent_costs(job: Job, store: Store) -> dict[str, Any]:
-    """The fixed part's cost and the parent's whole, which is its parts' sum, as the search row keeps them."""
+    """The cost of the fixed part and of the whole parent (the sum of its parts), as the search's row keeps them."""
     measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
     fixed = cost_of(measured[job.cost_key(FIXED)])
     own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]

@@ -13,14 +13,15 @@ from nas.scoring.fidelity import Fidelity, FidelityMeter
 
 @dataclass(frozen=True)
 class Evaluations:
-    """A child on held-out tokens before and after it is healed, and the parent beside itself, for its own loss."""
+    """Evaluations on held-out tokens: the child before and after healing, and the parent against itself, for its own
+    loss."""
 
     parent: Fidelity
     before: Fidelity
     after: Fidelity
 
     def plain(self) -> dict[str, dict[str, float]]:
-        """As the child's file keeps it."""
+        """The evaluation as the child's file keeps it."""
         return {name: vars(fidelity) for name, fidelity in vars(self).items()}
 
     @staticmethod

@@ -1,4 +1,5 @@
-"""A built trial as a directory an inference engine loads: its child's file and its search's row are all it takes."""
+"""Export a built trial as a directory that an inference engine loads. It needs only the child's file and the search's
+row."""
 
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, format
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
-    """The child's weights under the configuration that it was assembled with; no later change of that is kept."""
+    """The child's weights under the configuration that it was assembled with. Later changes of the configuration are
+    dropped."""
     config = child.config
     return model_with(
         child_config(config, Architecture.parse(config.architecture), own_shape(config)), child.state_dict()

@@ -1,5 +1,5 @@
-"""Whether this machine can do what a job asks of its parent: arithmetic on sizes, and one look at the weights if their
-type is wider than the one they are served in. Loads no model.
+"""Whether this machine can run a job on its parent. This takes arithmetic on sizes, and one pass over the weights if
+their type is wider than the scenario's. It loads no model.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ from nas.job.space import check_kinds, choices
 from nas.job.units import format_quantity
 from nas.text.tokenizer import load_tokenizer
 
-# No node of any cluster holds as much: 1 PiB.
+# 1 PiB: no node of a cluster has as much memory.
 _NOWHERE = 1 << 50
 _TRAINED = 4
-"""Bytes of a number in float32, in which everything is loaded and trained."""
+"""Bytes of a number in float32, the type in which everything is loaded and trained."""
 
 
 def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> None:
-    """Raise JobError or CheckpointError where the checkpoint is no parent of such a search, or this machine cannot do
-    it.
+    """Raise JobError or CheckpointError if the checkpoint cannot be the parent of this search, or this machine cannot
+    run it.
 
     `is_here`: the work is done on this machine. Reads weights only for a scenario in a narrower type than theirs.
     """
@@ -60,7 +60,7 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
 
 
 def scenario_of(request: Request) -> Scenario:
-    """The scenario of a request, as cost models take it."""
+    """The scenario of a request, in the form that cost models use."""
     asked = request.scenario
     return Scenario(asked.device, asked.dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads)
 
@@ -73,17 +73,17 @@ def _check_device(request: Request) -> None:
         raise JobError(f"scenario.device: {error}") from error
     if request.gpus_per_task and not torch.cuda.is_available():
         asks = f"{request.gpus_per_task:g} a task, and torch {torch.__version__} finds no cuda here"
-        raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster that has some")
+        raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster with GPUs")
     if asked.device == "cpu" and asked.threads is not None and asked.threads > usable_cores():
         raise JobError(
-            f"scenario.threads: {asked.threads:,} threads, and this process may use {usable_cores()} cores; give at "
-            "most as many"
+            f"scenario.threads: {asked.threads:,} threads, but this process may use {usable_cores()} cores; give at "
+            "most that number"
         )
 
 
 @dataclass(frozen=True)
 class _Need:
-    """Bytes that something takes at least: the key that asks for it, what they are, and where."""
+    """A lower bound on memory in bytes: the key that asks for it, its content and its place."""
 
     key: str
     held_bytes: int

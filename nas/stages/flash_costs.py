@@ -1,9 +1,9 @@
-"""Costs on a machine whose DRAM does not hold the model: what the memory hierarchy says in place of a clock.
+"""Costs on a machine whose DRAM does not hold the model: a model of the memory hierarchy replaces the clock.
 
 Each FFN has an equal share of the DRAM that the parent's other parts leave (`cost_models/flash/flash.py`). A dense FFN
-streams what its share does not hold. For a `dip` FFN the parent's own activations are played through the cache-aware
-choice and the cache, token by token; its cost is the mean over the layers. For the other sparse kinds the cached part
-of a token's reads is the part of the weights that the share holds. Batches of one.
+streams what its share does not hold. For a `dip` FFN the parent's own activations run through the cache-aware choice
+and the cache, token by token; its cost is the mean over the layers. For the other sparse kinds the cached part of a
+token's reads is the part of the weights that the share holds. Batches of one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
 from cost_models.timing.measure import MeasuredGeometry
 
-# Sequences played, and tokens of each: a cache has settled after some tens.
+# The number of simulated sequences and their tokens. A cache is in a steady state after some tens of tokens.
 _SEQUENCES, _TOKENS = 2, 128
 
 

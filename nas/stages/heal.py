@@ -1,9 +1,9 @@
 """Healing: global knowledge distillation (GKD) of an assembled child from its parent.
 
-The loss is KL(parent || child) on the logits plus the cosine distance of hidden states after every block (Puzzle,
-arXiv 2411.19146, section 5), plus what sparse FFNs add of their own. transformers' Trainer does the training, in
-float32 on one device; checkpoints and resuming are its own. Embeddings and head stay as they are: they are the
-parent's, and often one tensor. Only the child's weights change: what the trainer does to its settings is undone.
+The loss is KL(parent || child) on the logits plus the cosine distance of hidden states after every block (Puzzle, arXiv
+2411.19146, section 5), plus the regularisers of sparse FFNs. transformers' Trainer trains it in float32 on one device,
+writes checkpoints and resumes. Embeddings and head do not change: they are the parent's, and often one tensor. Only the
+child's weights change: changes of its settings by the trainer are undone.
 """
 
 import json
@@ -53,7 +53,8 @@ def heal(
 
 @contextmanager
 def _settings_kept(model: PuzzleNasForCausalLM) -> Iterator[None]:
-    """The model's configurations end as they were: the trainer turns the KV cache of what it trains off for good."""
+    """The model's configurations are restored at the end, because the trainer turns off the KV cache of its model
+    permanently."""
     kept = [(settings, deepcopy(vars(settings))) for settings in (model.config, model.generation_config)]
     try:
         yield
@@ -80,9 +81,9 @@ def _healing(
         train_dataset=_Sequences(ids_BT),
         callbacks=[_StepReports(events, batch * ids_BT.shape[1])],
     )
-    trainer.remove_callback(PrinterCallback)  # It prints the loss on standard output.
+    trainer.remove_callback(PrinterCallback)  # This callback prints the loss on standard output.
     trainer.distil_from(parent, settings.hidden_weight)
-    # The trainer reports through callbacks and our caller wants an iterator: a thread stands between them.
+    # The trainer reports through callbacks and our caller needs an iterator, so the trainer runs in a thread.
     worker = threading.Thread(target=_train, args=(trainer, checkpoints, torch.get_num_threads(), events), daemon=True)
     worker.start()
     while (event := events.get()) is not None:
@@ -96,7 +97,7 @@ def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use
         output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=batch,
-        dataloader_drop_last=True,  # Every step is of as many tokens.
+        dataloader_drop_last=True,  # Every step has the same number of tokens.
         learning_rate=settings.learning_rate,
         warmup_steps=int(settings.warmup * steps),
         lr_scheduler_type="cosine",
@@ -117,7 +118,7 @@ def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use
 
 
 def _thaw(child: PuzzleNasForCausalLM) -> None:
-    """All of it is trained, but for what is the parent's own and what a kind says stays."""
+    """Train all weights except the embeddings, the head and those that a kind freezes."""
     child.requires_grad_(True)
     child.model.embed_tokens.requires_grad_(False)
     child.lm_head.requires_grad_(False)
@@ -139,7 +140,7 @@ def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Pro
 
 
 def _last_whole(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was written to its end; what a kill cut short is removed."""
+    """The newest complete checkpoint. Incomplete ones, left by a kill, are removed."""
     for folder in checkpoints.glob("checkpoint-*"):
         if not _is_whole(folder):
             shutil.rmtree(folder)
@@ -199,7 +200,7 @@ class _HealingTrainer(Trainer):
         child: PuzzleNasForCausalLM = self.accelerator.unwrap_model(model)
         with torch.no_grad():
             target = self._parent.model(ids_BT, **asked)
-        # Its decoder alone: a forward of the whole would make all logits.
+        # Only the decoder, because a forward of the whole model would compute all logits.
         output = child.model(ids_BT, **asked)
         loss = logit_kl(
             output.last_hidden_state, target.last_hidden_state, child.lm_head.weight, self._parent.lm_head.weight

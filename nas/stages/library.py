@@ -1,7 +1,7 @@
 """The stages that fill the library and the store: build every subblock, score every choice. `costs.py` measures them.
 
-Each stage asks the store and the library what is already there, has workers do the rest, and writes their answers as
-they come. `_depend`, `_build` and `_score` run on workers: each is given one task and returns one result.
+Each stage looks up what the store and the library have, gives the rest to workers, and writes each of their results at
+once. `_depend`, `_build` and `_score` run on workers: each is given one task and returns one result.
 """
 
 import json
@@ -36,7 +36,7 @@ from nas.terminal.progress import bar, rarely
 
 Ids = NDArray[np.int32]
 
-# Tokens that tell how blocks depend on each other; more hardly change the matrix.
+# The tokens to measure block dependency on; more tokens hardly change the matrix.
 _DEPENDENCY_TOKENS = 8192
 
 
@@ -74,7 +74,7 @@ class _Building:
 
 @dataclass(frozen=True)
 class _BuildTask:
-    """`root` is the library's folder, `heldout` the text that tells how well a subblock learnt."""
+    """`root` is the library's folder, `heldout` the text on which the losses of subblocks are measured."""
 
     parent: PackedParent
     calibration: Ids
@@ -110,7 +110,7 @@ def build_library(context: Context) -> int:
     if not missing:
         return 0
     resources = job.request.ray
-    # Each task passes over the text for its own layers: together they do what one would do for all.
+    # Each task passes over the text for its own layers. So the work of all tasks is that of one task for all layers.
     most = max(job.training(part).tokens for part in missing)
     with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
         groups = _shares(context, missing, lambda part: part.span)
@@ -136,8 +136,8 @@ def build_library(context: Context) -> int:
 
 
 def _build(task: _BuildTask, report: Report) -> tuple[_Record, ...]:
-    """Build what the library lacks. Returns a record of all, each read back from its file: a task started again after
-    it was killed has all of them."""
+    """Build the missing subblocks. Returns the records of all, read back from their files, so that a restarted task has
+    them all."""
     library = Library(task.root)
     keys = {one.choice: one.key for one in task.work}
     missing = {one.choice: one.training for one in task.work if not library.has(one.choice, one.key)}
@@ -197,7 +197,7 @@ def score_choices(context: Context) -> int:
     per_slot = (parameters(job.parent.architecture, shape) - shape.fixed_parameters) / slots
     resources, text = job.request.ray, job.tokens.score.size
     with bar(context.console, "score options", "tokens", text, STARTING) as shown:
-        # The parameters that a token passes from the start of a choice to the logits.
+        # The number of parameters between the start of a choice and the logits.
         groups = _shares(context, missing, lambda choice: head + per_slot * (slots - choice.first_slot))
         tasks = [
             _ScoreTask(
@@ -251,12 +251,12 @@ def tensor(ids: Ids, device: str) -> torch.Tensor:
 
 
 def device_of(job: Job) -> str:
-    """Where workers compute. Ray shows a task only the GPUs that are its own."""
+    """The device of workers. Ray shows a task only its own GPUs."""
     return "cuda" if job.request.gpus_per_task else "cpu"
 
 
 def gpus_to_time(job: Job) -> int:
-    """GPUs a timing asks for: the one it times on."""
+    """The number of GPUs for a timing: the one that it times on."""
     return int(job.scenario.device.startswith("cuda"))
 
 

@@ -1,7 +1,5 @@
-"""Checks of a job before anything is loaded, distilled or timed: by its parent's files, its sizes and this
-machine.
-
-Looks at the files first, which takes no torch; that is imported for what follows. Does no work of a search.
+"""Check a job before anything is loaded, distilled or timed: its parent's files, its sizes and this machine. The files
+come first, because they do not need torch; it is imported for the other checks.
 """
 
 from pathlib import Path
@@ -19,7 +17,7 @@ from nas.text.tokenizer import check_tokenizer
 
 
 def check(request: Request) -> None:
-    """Raise a NasError that names the file or the key where a search of this request cannot end well.
+    """Raise a NasError that names the file or the key if a search of this request would fail.
 
     Checks that depend on this machine are left out if the work is done on a cluster.
     """
@@ -27,10 +25,11 @@ def check(request: Request) -> None:
 
 
 def check_submitted(request: Request) -> None:
-    """The same of a request that runs elsewhere, as far as its files are seen here; and no code of a checkpoint's."""
+    """The same for a request that runs elsewhere, as far as its files exist here. It must not ask for code of a
+    checkpoint."""
     if request.allow_remote_code:
         raise JobError(
-            "allow_remote_code: a submitted job runs no code of a checkpoint's; leave it out, or run `nas search` on a "
+            "allow_remote_code: a submitted job runs no code from a checkpoint; leave it out, or run `nas search` on a "
             "machine of your own"
         )
     if Path(request.checkpoint).is_dir():
@@ -44,7 +43,7 @@ def check_meter(request: Request, powercap: Path = POWERCAP) -> None:
         return
     if request.scenario.flash is not None:
         raise NoMeterError(
-            "budget.energy: a machine that is simulated (scenario.flash) has no meter; leave one of them out"
+            "budget.energy: a simulated machine (scenario.flash) has no energy meter; leave out one of the two"
         )
     from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
 

@@ -1,7 +1,7 @@
-"""A request made concrete: the parent loaded, the text in tokens, the space spelled out, and a key for everything.
+"""Prepare a request: load the parent, tokenise the text, list the space, and make a key for everything.
 
 A key is a digest of *what* and *under what*: two things with one key are the same thing, so what a key names is never
-computed twice. Does no work beyond loading.
+computed twice. It does no other work.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ _MEASURE_VERSION = 1
 _HOW_TIMED = ("tolerance", "time_limit")
 """The keys of `measure` that decide how a time is taken, not which times are used."""
 CHECKED = 16
-"""Sequences of the score text that tell how well a subblock learnt."""
+"""The sequences of the score text on which losses of subblocks are measured."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Job:
     scenario: Scenario
     hardware: str
     dependency: Matrix | None = None
-    """How much each block depends on each before it, once that is measured."""
+    """How much each block depends on each earlier one, when that is measured."""
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
@@ -69,13 +69,14 @@ class Job:
 
     @property
     def wants_dependency(self) -> bool:
-        """Whether the space joins blocks that depend little on each other, and nobody has measured which do."""
+        """Whether the space joins blocks of low dependency, and the dependency is not measured yet."""
         joins = self.request.space.fuse is not None or self.request.space.parallel is not None
         return joins and self.dependency is None and self.parent.shape.layers > 1
 
     @cached_property
     def id(self) -> str:
-        """The search: everything but the budget, how it is solved for, and what is done with the answer."""
+        """The key of the search: it covers everything except the budget, the solver's settings, and the use of the
+        answer."""
         under = self.request
         spaces = {"space": _plain(under.space), "distill": _plain(under.distill), "score": _plain(under.score)}
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
@@ -143,7 +144,8 @@ class Job:
         return digest(vars(self.parent.shape), self.scenario.key(), self.hardware, how, str(geometry))
 
     def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
-        """The parts of a choice whose weights come from the library, not from the parent and not from nowhere."""
+        """The parts of a choice whose weights come from the library. The others come from the parent, or have no
+        weights."""
         return tuple(part for part in choice.parts if part.what != SKIP and not self.parent.own(part))
 
     def built_keys(self, choices: Iterable[Choice]) -> dict[Choice, str]:

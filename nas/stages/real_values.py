@@ -1,7 +1,7 @@
 """The real values of a search's architectures: from the store, or measured on workers if they are not there yet.
 
-The parent is loaded, and Ray started, when something is first to be measured. `_whole`, `_influence` and
-`_removed` run on workers: each is given one task and returns one result.
+The first measurement loads the parent and starts Ray. `_whole`, `_influence` and `_removed` run on workers: each is
+given one task and returns one result.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ from solvers.baselines.sleb import removal_rounds
 
 
 class Reality:
-    """One search's. A context manager; `measured` counts what was really computed."""
+    """One search's. A context manager; `measured` counts the values that were computed."""
 
     def __init__(self, store: Store, search: models.SearchRow, console: Console):
         self._store, self._search, self._console = store, search, console
@@ -60,7 +60,8 @@ class Reality:
 
     @contextmanager
     def counting(self, name: str, models: int | None = None) -> Iterator[None]:
-        """One bar for all whole models that are run meanwhile; at most so many, where that is known."""
+        """Show one bar for all whole models that run inside the block; the argument is their largest number, if
+        known."""
         with bar(self._console, name, "models", models, "choosing") as self._counting:
             try:
                 yield
@@ -69,7 +70,7 @@ class Reality:
 
     @contextmanager
     def _bar(self, name: str) -> Iterator[Bar]:
-        """The bar that counts, or one for this alone; everything is loaded that tasks need."""
+        """The current bar, or one for this call alone. Loads everything that tasks need."""
         if self._counting is None:
             with bar(self._console, name, "models") as shown:
                 yield self._loaded(shown)
@@ -85,12 +86,12 @@ class Reality:
 
     @cached_property
     def job(self) -> Job:
-        """As the search was run. Raises StaleSearchError where that cannot be had any more."""
+        """The job as the search was run. Raises StaleSearchError if it cannot be restored."""
         search = self._search
         job = replace(prepare(self._request, search.hardware), dependency=search.dependency)
         if job.id != search.id:
             raise StaleSearchError(
-                f"search {search.name} ({search.id}): its parent, its text or the libraries changed since; "
+                f"search {search.name} ({search.id}): its parent, its text or the libraries have changed; "
                 "run `nas search` on its job"
             )
         return job
@@ -119,7 +120,7 @@ class Reality:
         with self._bar(f"real KL of {len(architectures)}") as shown:
             job, asked = self.job, self.job.request.ray
             places = self._cluster.places(asked.cpus_per_task, job.request.gpus_per_task)
-            # Sorted, those that begin alike are neighbours, and share what they begin with.
+            # Sorted, so that architectures with the same first choices are neighbours and share that work.
             size = -(-len(architectures) // places)
             parsed = [Architecture.parse(text) for text in architectures]
             groups = [parsed[start : start + size] for start in range(0, len(parsed), size)]
@@ -158,7 +159,7 @@ class Reality:
             self._keep(replace(self._removal, rounds=found))
 
     def losses(self, removed: Sequence[int], candidates: Sequence[int]) -> list[float]:
-        """As `solvers.baselines.sleb.LossWithout` wants them; the first and the last layer stay."""
+        """The losses in the form of `solvers.baselines.sleb.LossWithout`; the first and the last layer stay."""
         self.remove(len(removed) + 1)
         losses = self._removal.rounds[len(removed)]
         return [losses[layer] for layer in candidates]
@@ -244,7 +245,7 @@ def _influence(task: _InfluenceTask, report: Report) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _RemovalTask:
-    """`wanted` rounds of SLEB, those that are `known` among them."""
+    """`wanted` rounds of SLEB, including the `known` ones."""
 
     parent: PackedParent
     calibration: Ids

@@ -1,4 +1,5 @@
-"""A search solved past the sum of scores: the best of so many architectures, each assembled and its real KL measured.
+"""Solve a search beyond the sum of scores: choose the best of several architectures, each assembled and its real KL
+measured.
 
 `solvers/refine/refine.py` proposes them; here each becomes a trial as soon as its round is measured. The same question
 leads to the same proposals, so an interrupted run resumes, and a finished one only prints its answer.
@@ -53,12 +54,13 @@ def solve_refined(
 
 
 def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
-    """The best of the whole architectures that may be run: past the sum of scores.
-
-    Raises ScoreMetricError where it would learn from the KL what another score misses.
+    """The best of the architectures that may be run, beyond the sum of scores. Raises ScoreMetricError if the scores
+    are not KLs, because refining learns from KLs.
     """
     if contest.known.metric != "kl":
-        raise ScoreMetricError(f"refining corrects sums of KL, but the scores here are {contest.known.metric}")
+        raise ScoreMetricError(
+            f"refining corrects sums of KL, but these scores are {contest.known.metric}; search with score.metric: kl"
+        )
     settings = effort.over(contest.known.settings)
     found = refine(paired(contest.problem), contest.real, contest.evaluations, settings)
     return Chosen(found.solution, found.evaluations)

@@ -1,4 +1,4 @@
-"""A sentence by the child, so that a person sees what came out."""
+"""A sentence by the child, so that a person can judge it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def sample(child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, eval
     """Greedy continuation of the first held-out tokens, prompt included."""
     prompt = torch.from_numpy(evaluation[:1, :_PROMPT_TOKENS].copy()).long()
     model: Any = child  # generate's own types ask for a protocol no model states
-    # A parent may have learned fewer positions; the last token is not read any more.
+    # A parent may have fewer learned positions. The last token is generated and never read.
     new = min(_NEW_TOKENS, max(1, child.config.max_position_embeddings + 1 - prompt.shape[1]))
     model.generation_config = GenerationConfig()  # Greedy, whatever the parent's settings are.
     generated = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, pad_token_id=0)

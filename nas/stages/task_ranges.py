@@ -1,4 +1,4 @@
-"""Work shared out between tasks. Arithmetic only."""
+"""Divide work between tasks. Arithmetic only."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -7,13 +7,13 @@ from blocklib.block import Choice
 
 
 def by_layers(choices: Sequence[Choice], tasks: int, work: Callable[[Choice], float]) -> list[list[Choice]]:
-    """At most `tasks` groups of about equal `work`, each of neighbouring layers, which can share the parent's passes.
+    """At most `tasks` groups of about equal `work`. Each has neighbouring layers, which can share the parent's passes.
 
     A layer is never split.
     """
     layers = sorted({choice.layer for choice in choices})
     loads = [sum(work(choice) for choice in choices if choice.layer == layer) for layer in layers]
-    # A layer goes where the middle of its work falls.
+    # A layer goes into the group that the middle of its work falls into.
     middles = [up_to - load / 2 for up_to, load in zip(accumulate(loads), loads, strict=True)]
     group = {layer: int(tasks * middle / sum(loads)) for layer, middle in zip(layers, middles, strict=True)}
     groups = [[choice for choice in choices if group[choice.layer] == task] for task in range(tasks)]

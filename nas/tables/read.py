@@ -173,7 +173,7 @@ def parse_limits(texts: Collection[str]) -> tuple[Constraint, ...]:
             value = math.nan
         if not math.isfinite(value):
             raise TableError(
-                f"budget {name}: {text!r} is no number; a table's budget is a number in the table's own unit"
+                f"budget {name}: {text!r} is not a number; a table's budget is a number in the table's own unit"
             )
         limit = Constraint(name, value, minimum=sign == ">=")
         if limit.name in limits:
@@ -200,7 +200,7 @@ def _by_layer(document: Mapping[str, Any], where: str) -> Imported:
         place = f"{where}: layer {_number_of(layer)}"
         options = taken(document[layer], dict, place, 'an object, like {"ffn_0.5": {"stats": {...}, "metrics": {...}}}')
         if not options:
-            raise TableError(f"{place} has no options; give what stands there, if only one")
+            raise TableError(f"{place} has no options; give at least one")
         for name, option in options.items():
             at = f'{place}, option "{name}"'
             numbers = taken(option, dict, at, 'an object, like {"stats": {...}, "metrics": {...}}')
@@ -266,7 +266,7 @@ def _entry(found: object, index: int, where: str) -> Entry:
         if value is not None:
             number(value, place, cost)
     if "score" in costs:
-        raise TableError(f"{place}: a cost cannot be called score, that is what is minimised")
+        raise TableError(f"{place}: a cost cannot be called score, the name of the minimised number; rename it")
     score = leaves({"score": option["score"]} if "score" in option else {}, place)
     span = whole(option["span"], f"{place}: span", 1, _MOST_SLOTS) if "span" in option else 1
     first = whole(option.get("first"), f"{place}: first", 0, _MOST_SLOTS)

@@ -90,7 +90,7 @@ class TextFile:
     def _undecodable(self, error: UnicodeDecodeError, line: int) -> str:
         line += error.object[: error.start].decode(error.encoding, errors="ignore").count("\n")
         if "unexpected end" in error.reason or "truncated" in error.reason:
-            return f"{self.path}, line {line}: the file ends within a character, so it is cut; fetch it again"
+            return f"{self.path}, line {line}: the file ends within a character, so a part is missing; fetch it again"
         byte = error.object[error.start : error.start + 1]
         meant = byte.decode("cp1252", errors="replace")
         return (
@@ -197,7 +197,7 @@ def checked(text: object, column: str, place: str) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise TextError(f"{place}: {column!r} is no text but {_a(text)}: {str(text)[:60]}")
+        raise TextError(f"{place}: {column!r} is {_a(text)}, not text: {str(text)[:60]}")
     return text
 
 
@@ -229,7 +229,7 @@ def _parsed(text: str, place: str, is_last: bool) -> Any:
         elif error.msg.startswith("Extra data"):
             remedy = "a file of one object a line is named .jsonl"
         where = place if ", line" in place else f"{place}, line {error.lineno}"
-        raise TextError(f"{where} is no JSON: {error.msg}: character {error.colno}; {remedy}") from error
+        raise TextError(f"{where} is not JSON: {error.msg}: character {error.colno}; {remedy}") from error
     except (ValueError, RecursionError) as error:
         # Nested too deep, or a number of too many digits.
         raise TextError(f"{place}: {str(error).partition(';')[0]}; mend or remove it") from error

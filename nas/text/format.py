@@ -27,7 +27,7 @@ _COMPRESSED: dict[bytes, Compression] = {
     rb"(\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)": "zstd",
 }
 _TABLES: dict[bytes, Kind] = {rb"PAR1": "parquet", rb"(ARROW1|\xff\xff\xff\xff)": "arrow"}
-_UNPACK = "unpack it and name what is in it"
+_UNPACK = "unpack it and name the files in it"
 _EXPORT = "export its text as plain text or JSON lines"
 _NO_TEXT = {
     rb"version https://git-lfs\.github\.com/spec": (
@@ -83,7 +83,7 @@ def format_of(path: Path) -> Format:
     name = _name_without_compression(path)
     if table is None and name in _TABLE_NAMES and head:
         raise TextError(
-            f"{path} is named {name}, and is no {_TABLE_NAMES[name].capitalize()} file; fetch or write it again"
+            f"{path} is named {name}, but is not a {_TABLE_NAMES[name].capitalize()} file; fetch or write it again"
         )
     if table:
         return Format(table, None, "utf-8")

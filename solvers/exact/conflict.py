@@ -1,7 +1,6 @@
-"""An answer made an outcome for the user: the chosen options, or which limits cannot be met together.
-
-A conflict is told in numbers: what each cost can reach alone, and what it can reach while the other limits at fault
-hold. This file does not know how the program is solved, nor what it minimised.
+"""The outcome of an answer for the user: the chosen options, or the limits that cannot be met together. A conflict
+comes with numbers: the value that each cost can reach alone, and the value that it can reach while the other limits at
+fault hold. This file does not know how the program is solved, nor what it minimised.
 """
 
 import math
@@ -20,10 +19,8 @@ from solvers.problem import OPTIMAL_GAP, Constraint, Option, Problem, relative_g
 
 
 def settled(problem: Problem, answer: Answer, settings: Settings) -> tuple[Option, ...]:
-    """The options an answer chose. Raises Infeasible where there are none to choose, SolverTimeoutError where none was
-    found, whether time or memory was too little.
-
-    To find which limits are at fault takes up to the time limit again.
+    """The options an answer chose. Raises Infeasible if there is no solution, and SolverTimeoutError if none was found
+    because time or memory ran out. The search for the limits at fault takes up to the time limit again.
     """
     if answer.outcome == "infeasible":
         raise _conflict(problem, settings)
@@ -34,9 +31,8 @@ def settled(problem: Problem, answer: Answer, settings: Settings) -> tuple[Optio
 
 
 def _conflict(problem: Problem, settings: Settings) -> Infeasible:
-    """The smallest set of limits that no tiling meets, of a problem known to have no solution.
-
-    Where time or memory run out before it is found, all limits are named, and the message says so.
+    """The smallest set of limits that no tiling meets, for a problem without a solution. If time or memory runs out
+    first, all limits are named, and the message says so.
     """
     asked, deadline = Settings(memory_bytes=settings.memory_bytes), time.monotonic() + settings.time_limit_s
     for size in range(1, len(problem.limits)):
@@ -85,7 +81,7 @@ def _together(problem: Problem, limits: Sequence[Constraint], asked: Settings, d
         others = [other for other in limits if other != limit]
         answer = minimise(Program.of(problem, values, others), asked.until(deadline))
         least = math.fsum(values[list(answer.chosen)])
-        # Where either ran out, an answer is one that was found, not the least.
+        # If either ran out, an answer is a found value and may not be the least.
         if answer.outcome == "solved" and relative_gap(least, answer.bound) <= OPTIMAL_GAP:
             reached[limit.name] = limit.sign * least
     return reached

@@ -1,6 +1,5 @@
-"""HiGHS without its greeting, which would mix with the caller's output. Solves an integer program given as arrays.
-
-This file does not know what the program is of, nor in which process it runs (`highs_process.py`).
+"""HiGHS for an integer program given as arrays, without its banner, which would mix with the caller's output. This file
+does not know the meaning of the program, nor the process that it runs in (`highs_process.py`).
 """
 
 import os
@@ -17,23 +16,24 @@ import psutil  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 TOLERANCE = 1e-10
-"""The smallest HiGHS takes; it is absolute, and every row is scaled so that its largest number is 1."""
+"""The smallest tolerance that HiGHS accepts. It is absolute, and every row is scaled so that its largest number is
+1."""
 SMALLEST = 1e-12
-"""Numbers in a row that are smaller are taken for 0."""
+"""Smaller numbers in a row count as 0."""
 
 _LOOK_S = 0.05
-"""Between two looks at what is held."""
+"""Seconds between two checks of the memory."""
 _SHARE = 0.8
-"""The share of the memory at which it stops. It looks only now and then."""
+"""The share of the memory at which it stops. It is below 1, because the check runs only now and then."""
 
 Tell = Callable[[float, float], None]
-"""Hears of the best value known and the proven bound, where either is new."""
+"""A listener for the best known value and the proven bound, called if either is new."""
 
 
 @dataclass(frozen=True, eq=False)
 class IntegerProgram:
-    """An integer program, least first: a cost a column, which is 0 or 1, and rows between `low` and `high`, their
-    numbers one after the other, those of row i from `starts[i]` on."""
+    """An integer program to minimise. It has one cost per column; columns are 0 or 1. Rows lie between `low` and
+    `high`; their numbers are stored one after the other, those of row i from `starts[i]` on."""
 
     cost: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -74,8 +74,8 @@ def exact_highs() -> highspy.Highs:
 
 @cache
 def let_it_greet() -> None:
-    """HiGHS 1.16 prints its name when a process makes its first solver, on standard output and whatever its options
-    say. That output may be JSON: the greeting goes nowhere."""
+    """HiGHS 1.16 prints a banner on standard output when a process makes its first solver, whatever its options say.
+    That output may be JSON, so the banner is discarded."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -90,9 +90,8 @@ def let_it_greet() -> None:
 def solve_program(
     rows: IntegerProgram, gap: float, limit_s: float, tell: Tell | None = None, memory_bytes: float | None = None
 ) -> Found:
-    """The least of an integer program to a relative gap, or what is found in the time and the memory.
-
-    Ctrl-C is heard when it ends. Without `tell` and `memory_bytes` nothing of Python runs before that.
+    """The minimum of an integer program to a relative gap, or the best found in the time and the memory. Ctrl-C takes
+    effect when it ends. Without `tell` and `memory_bytes` no Python code runs before that.
     """
     highs = quiet_highs()
     for name, value in {
@@ -116,8 +115,8 @@ def solve_program(
 
 
 class _MipCallback:
-    """HiGHS asks thousands of times a second whether to go on: what it says then is passed on where it is new, and it
-    is told to stop where it has grown too large."""
+    """HiGHS calls this thousands of times a second. It passes new values on, and stops HiGHS if the memory is too
+    large."""
 
     def __init__(self, tell: Tell | None, memory_bytes: float | None):
         self._tell = tell
@@ -154,7 +153,7 @@ def _model(rows: IntegerProgram) -> highspy.HighsLp:
 
 
 def _found(highs: highspy.Highs, is_full: bool) -> Found:
-    """HiGHS's word for why it stopped tells a time-limited answer from an optimal one."""
+    """The status of HiGHS distinguishes a time-limited answer from an optimal one."""
     status, info = highs.getModelStatus(), highs.getInfo()
     has_answer = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     values = np.array(highs.getSolution().col_value) if has_answer else None

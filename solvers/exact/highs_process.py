@@ -1,7 +1,7 @@
 """HiGHS in a process of its own, which can be stopped at any moment and has a limit of memory.
 
-HiGHS runs for seconds without asking whether to go on, and Python hears no signal meanwhile. A process can be killed.
-Its start takes a part of a second, so what may be done in less is tried here first.
+HiGHS runs for seconds without a callback, and Python handles no signal meanwhile. A process can be killed. It takes a
+part of a second to start, so small programs are first tried in this process.
 """
 
 import os
@@ -22,15 +22,16 @@ from solvers.exact.highs import Found, IntegerProgram, Tell, solve_program
 
 _MOMENT_S = 0.4
 _SMALL = 30_000
-"""Numbers in the rows of a program that is tried here first: HiGHS looks at the clock often enough."""
+"""The most numbers in the rows of a program that is tried in this process first. For those HiGHS checks the clock often
+enough."""
 _SERVE = "from solvers.exact.highs_process import serve; serve()"
 
 
 def solve_in_process(
     rows: IntegerProgram, gap: float, deadline: float, memory_bytes: float, tell: Tell | None = None
 ) -> Found:
-    """The least of an integer program to a relative gap, or what is found by the deadline (`time.monotonic`) and within
-    the memory; Ctrl-C ends it within a moment.
+    """The minimum of an integer program to a relative gap, or the best found by the deadline (`time.monotonic`) and
+    within the memory. Ctrl-C ends it at once.
 
     Raises SolverCrashError where a signal ends the process before it has begun, RuntimeError where it fails by itself.
     """
@@ -51,7 +52,7 @@ def solve_in_process(
 
 
 def _started(errors: IO[bytes]) -> "subprocess.Popen[bytes]":
-    """A Python that finds this package wherever it lies, and nothing in the folder it is started in."""
+    """A Python command that finds this package in any place, and imports nothing from the current folder."""
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _SERVE],
@@ -81,7 +82,7 @@ def _asked(process: "subprocess.Popen[bytes]", asked: object, tell: Tell | None,
         errors.seek(0)
         written = errors.read().decode(errors="replace").strip()
         if has_begun and (process.returncode < 0 or "MemoryError" in "".join(written.splitlines()[-1:])):
-            # It was refused what it asked for, or the machine's own keeper of memory ended it.
+            # An allocation failed, or the system's out-of-memory killer ended the process.
             return Found("out of memory")
         if process.returncode < 0:
             raise SolverCrashError(f"HiGHS's process was ended by signal {-process.returncode}; try again") from None
@@ -89,12 +90,11 @@ def _asked(process: "subprocess.Popen[bytes]", asked: object, tell: Tell | None,
 
 
 def serve() -> None:
-    """The process: one question on standard input; progress now and then, and the answer, on standard
-    output."""
+    """The process: it reads one program from standard input, and writes progress and the answer to standard output."""
     for sent in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sent, signal.SIG_IGN)  # A shell sends them to all; whoever asked ends this one.
+        signal.signal(sent, signal.SIG_IGN)  # A shell sends them to all processes; the parent ends this one.
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # Whatever HiGHS says is no answer.
+    os.dup2(2, 1)  # Output of HiGHS itself must not mix with the answer.
 
     def say(what: object) -> None:
         pickle.dump(what, out)

@@ -1,9 +1,9 @@
-"""Partial tilings from the first slot on, all that may become a tiling near the bound: labels.
+"""Labels: partial tilings from the first slot on, all that can still become a tiling near the bound.
 
 Dynamic programming with bounds (Marsten and Morin, 1978). For any prices of the limits, a label's charged weight plus a
-shortest path through the remaining slots bounds what the label can become. The best prices are known for each step
-before it is taken. Where labels are many, other prices, near and far, bound them from other sides, so that a label that
-uses too much of one limit and too little of another is soon dropped. Only the lightest of labels with equal sums stays.
+shortest path through the remaining slots bounds what the label can become. This bound is known before a step is taken.
+If labels are many, other price vectors, near the best and far from it, give more bounds, so that a label that uses too
+much of one limit and too little of another is dropped early. From labels with equal sums only the lightest stays.
 
 Legend of shape suffixes: L labels, O options, R rows, P price vectors, S slots and the end.
 """
@@ -21,32 +21,32 @@ from solvers.exact.search_width import over_best
 from solvers.exact.shortest_path import Indices, Line, Weights
 
 MOST = 12_000_000
-"""The most labels held at once, those included that keep only the way back."""
+"""The most labels held at once, including those of which only the path is kept."""
 MERGED = 1e-12
-"""Sums in cells of this size are the same."""
+"""Sums in the same cell of this size count as equal."""
 
 _MANY = 2_000
-"""With so many labels at a slot, bounds by several prices are worth their time."""
+"""From this number of labels at a slot on, bounds by several prices are worth their time."""
 _NEW = 4
-"""A new label takes so many times the memory while it is made."""
+"""The memory of a label while it is made, as a multiple of its later memory."""
 _BLOCK = 65_536
 _CHUNK = 1_000_000
-"""Labels that one call of numpy sees at most: a signal is heard between two of them."""
+"""The most labels in one call of numpy: signals are handled between two calls."""
 _USELESS = 0.97
 _TRIED = 10_000
-"""Merging that left so large a share of so many labels is not tried again."""
+"""If merging leaves more than this share of at least this many labels, it is not tried again."""
 _SPREADS = (0.03, 0.1, 0.3, 1.0)
 _PRICES = 32
 """Price vectors for each spread."""
 _SAMPLE = 500
 _TELLING = 8
 _SIDES_SHARE = 0.05
-"""The share of the memory for labels that sums by many prices may take for a moment."""
+"""The share of the labels' memory that sums by many prices may use temporarily."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Labels at one slot: by how much each is over the bound, its sums, its last option, the label it was before."""
+    """Labels at one slot: the excess of each over the bound, its sums, its last option, and its predecessor."""
 
     over_L: Weights
     sums_LR: Weights
@@ -70,7 +70,7 @@ class Labels:
 
     @property
     def traces(self) -> "Labels":
-        """The part that leads back from later labels."""
+        """The part that later labels need for their paths."""
         return replace(self, over_L=self.over_L[:0].copy(), sums_LR=self.sums_LR[:0].copy())
 
     def with_one(self, option: int, over_O: Weights, values_OR: Weights) -> "Labels":
@@ -86,8 +86,8 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class _Taking:
-    """Options that begin at a slot and end at one, those over the best by least first, and how many labels they make of
-    those there; `is_one_each`: each label takes the first of them alone."""
+    """Options that begin at one slot and end at another, sorted by their excess over the best, and the number of labels
+    that they make. `is_one_each`: each label takes only the first option."""
 
     options: Indices
     makes: int
@@ -95,10 +95,8 @@ class _Taking:
 
 
 class Labelling:
-    """The labels at every slot up to `slot`, and past it those that an option from before it leads to.
-
-    Labels farther back than the longest option reaches keep only what leads to other labels. `held` counts the memory
-    of all labels of a search.
+    """The labels at every slot up to `slot`, and those past it that earlier options lead to. Labels farther back than
+    the longest option keep only the paths of other labels. `held` counts the memory of all labels of a search.
     """
 
     def __init__(self, scaled: Scaled, line: Line, prices_R: Weights, distance: float, merging: bool, held: Held):
@@ -128,11 +126,11 @@ class Labelling:
 
     @property
     def coming(self) -> int:
-        """How many labels the next step makes, before it is seen which of them are lost."""
+        """The number of labels that the next step makes, before any of them are dropped."""
         return sum(taking.makes for taking in self._next)
 
     def step(self) -> Iterator[None]:
-        """Follows the labels at its slot, and goes on to the next; a moment's work at a time. Raises CrowdedError."""
+        """Extends the labels at its slot and moves to the next slot, in short pieces of work. Raises CrowdedError."""
         for taking in self._next:
             yield from self._take(self._at[self.slot], taking)
         self.slot += 1
@@ -161,8 +159,8 @@ class Labelling:
         self._count += len(labels.option_L) - (len(before.option_L) if before else 0)
 
     def _taking(self) -> list[_Taking]:
-        """The options that the labels at its slot take. They are only counted: with many ends and many labels, all of
-        them are too many to hold."""
+        """The options that the labels at its slot take. They are only counted, because with many ends and many labels
+        they would need too much memory."""
         here = self._at.get(self.slot)
         if here is None or self.slot == self.line.slots:
             return []
@@ -178,11 +176,11 @@ class Labelling:
         return found
 
     def _taken(self, here: Labels, options: Indices, start: int) -> Indices:
-        """How many of the options each of a chunk of labels takes."""
+        """The number of options that each label of a chunk takes."""
         return np.searchsorted(self._over_O[options], self._distance - here.over_L[start : start + _CHUNK])
 
     def _take(self, here: Labels, taking: _Taking) -> Iterator[None]:
-        """Each label with the first so many of the options, where they may lead to a tiling near the bound."""
+        """Each label extended by its first options, as far as these can lead to a tiling near the bound."""
         options = taking.options
         end = int(self.line.ends[options[0]])
         there = self._at.get(end)
@@ -195,7 +193,7 @@ class Labelling:
         made = 0
         for new in self._made(here, options, end):
             made += len(new.over_L)
-            # Those new and those there are copied when they are put together.
+            # Joining the new and the old labels copies both.
             copied = Labels.bytes_of(2 * made, self._rows) + (there.bytes if there else 0)
             self._check(made, copied)
             found.append(new)
@@ -204,7 +202,7 @@ class Labelling:
             self._put(end, Labels.together(found))
 
     def _made(self, here: Labels, options: Indices, end: int) -> Iterator[Labels]:
-        """The labels at `end` that are not seen to be lost, a block at a time."""
+        """The labels at `end` that no bound rules out, a block at a time."""
         are_many = len(here.over_L) >= _MANY
         for begin in range(0, len(here.over_L), _CHUNK):
             taken_L = self._taken(here, options, begin)
@@ -225,7 +223,7 @@ class Labelling:
                 yield new
 
     def _check(self, new: int, more_bytes: float) -> None:
-        """Raises CrowdedError where so many new labels, or so many more bytes, are too many."""
+        """Raises CrowdedError if this number of new labels or bytes is too large."""
         if self._count + _NEW * new > MOST:
             raise CrowdedError
         self._held.check(more_bytes)
@@ -247,7 +245,7 @@ class Labelling:
         for start in range(0, count, _CHUNK):
             mixed_L[start : start + _CHUNK] = _cells(here.sums_LR[start : start + _CHUNK]) @ mixed_R
             yield None
-        # Equal sums are mixed to equal numbers, so that those of a range of numbers are among themselves.
+        # Equal sums have equal hashes, so labels of one range of hashes can be merged by themselves.
         lowest, highest = np.iinfo(np.int64).min, np.iinfo(np.int64).max
         edges = np.linspace(lowest, highest, -(-count // _CHUNK) + 1)[1:-1]
         range_L = np.searchsorted(edges, mixed_L) if len(edges) else None
@@ -271,7 +269,8 @@ def _cells(sums_LR: Weights) -> NDArray[np.int64]:
 
 
 class _Sides:
-    """Prices near the best and far, always the same, and what they say of labels beside what the best do."""
+    """A fixed set of prices near the best and far from it, and the bounds that they give in addition to the best
+    prices."""
 
     def __init__(self, scaled: Scaled, line: Line, prices_R: Weights, most_bytes: float):
         seeded = np.random.default_rng(0)
@@ -288,7 +287,7 @@ class _Sides:
             self._more_SP = onward_SP - best_S[:, None] - scaled.most_R @ self._more_RP
 
     def near(self, slot: int, labels: Labels, distance: float) -> NDArray[np.bool_]:
-        """Which labels are not seen to be lost, by the few prices that tell most of a sample of them."""
+        """The labels that are not ruled out by the few prices that rule out most of a sample."""
         sample = slice(None, None, max(1, len(labels.over_L) // _SAMPLE))
         more_LP = labels.sums_LR[sample] @ self._more_RP + self._more_SP[slot]
         lost_LP = labels.over_L[sample][:, None] + more_LP >= distance

@@ -1,9 +1,9 @@
 """The price of a unit of each limit, and the bound that it proves: the Lagrangian dual of the tiling program.
 
-Take the limits away and charge a price for what each sum uses instead: the best tiling is then a shortest path, and
-its weight less the price of all that may be used is a bound on every tiling within the limits, whatever the prices. The
-best prices are found by cutting planes (Kelley, 1960) asked for between the best prices known and the plane's own
-(Ben-Ameur and Neto, 2007). Since a line of slots is integral, the bound is that of the linear relaxation.
+Each limit is replaced by a price per unit of its sum. The best tiling is then a shortest path. Its charged weight less
+the prices of the limits is a bound on every tiling within the limits, for any prices. Cutting planes (Kelley, 1960)
+find the best prices; each query lies between the best known prices and those of the planes (in-out separation:
+Ben-Ameur and Neto, 2007). Since a line of slots is integral, the bound is that of the linear relaxation.
 
 Legend of shape suffixes: O options, R rows.
 """
@@ -27,15 +27,15 @@ _TOWARDS_BEST = 0.6
 _CEILING, _HIGHEST_CEILING = 1e4, 1e10
 _ROUNDING = 4e-16
 _SEEN_SHARE = 0.05
-"""The share of the memory for tilings met on the way."""
+"""The share of the memory for tilings that the search meets."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dual:
     """`bound` is at most the weight of every tiling within the rows, proven by `prices_R`, one per unit of each row.
 
-    `slack_O` is by how much the bound rises for tilings that hold an option: 0 for those of the best path. `seen` are
-    tilings met on the way, within the rows or not, the last ones nearest to the end.
+    `slack_O` is the rise of the bound for tilings that hold an option; it is 0 for options of the best path. `seen` are
+    tilings that the search met, within the rows or not, the latest last.
     """
 
     bound: float
@@ -45,10 +45,9 @@ class Dual:
 
 
 def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes: float = MEMORY_BYTES) -> Dual:
-    """The best bound there is of this kind, to rounding. `start_R` are prices that may be near the best.
-
-    Where no tiling meets the rows even in part, the bound grows beyond any tiling's weight. The last
-    tilings met on the way are kept, as many as there is room for.
+    """The best Lagrangian bound, to rounding. `start_R` are prices that may be near the best. If even the linear
+    relaxation is infeasible, the bound grows beyond any tiling's weight. The latest tilings that the search meets are
+    kept, as many as memory allows.
     """
     search = CuttingPlanes(Scaled.of(program), memory_bytes)
     search.ask(np.zeros(len(program.rows)) if start_R is None else search.scaled(start_R))
@@ -57,8 +56,8 @@ def dual(program: Program, start_R: Sequence[float] | None = None, memory_bytes:
 
 
 class CuttingPlanes:
-    """Prices tried so far for a scaled program, the best of them, and the planes that they gave: a tiling's weight,
-    and by how much it passes each row."""
+    """The best prices so far for a scaled program, and the planes from all queries: a tiling's weight, and its excess
+    over each row."""
 
     def __init__(self, scaled: Scaled, memory_bytes: float, tolerance: float = _TOLERANCE):
         self._scaled = scaled
@@ -72,7 +71,7 @@ class CuttingPlanes:
         return self._scaled.prices(prices_R)
 
     def ask(self, prices_R: Weights) -> float:
-        """The bound by these prices. Adds the plane that the best tiling under them is."""
+        """The bound by these prices. Adds the plane of the best tiling under them."""
         scaled = self._scaled
         charged_O = scaled.charged(prices_R)
         chosen = scaled.line.least(charged_O)
@@ -86,7 +85,7 @@ class CuttingPlanes:
         return bound
 
     def climb(self) -> None:
-        """Ask until the best prices are found, to the tolerance."""
+        """Query until the best prices are found, to the tolerance."""
         ceiling = _CEILING
         while len(self.best_R):
             self._climb(ceiling)
@@ -95,8 +94,8 @@ class CuttingPlanes:
             ceiling *= 1e3
 
     def _climb(self, ceiling: float) -> None:
-        """Ask until no prices up to the ceiling can be better by more than the tolerance, or the highest point of the
-        planes stays where it is: what they differ by there is below what their linear program tells apart."""
+        """Query until no prices up to the ceiling can be better by more than the tolerance, or the highest point of the
+        planes does not move any more: the differences are then below the precision of the linear program."""
         planes = _Planes(len(self.best_R), ceiling)
         for cut in self.planes:
             planes.add(*cut)
@@ -110,7 +109,7 @@ class CuttingPlanes:
             self.ask(between_R)
             planes.add(*self.planes[-1])
             if planes.height(self.planes[-1], prices_R) >= most - near:
-                # The plane cuts next to nothing off where the highest point was: ask there.
+                # The plane hardly lowers the highest point, so the next query is at that point.
                 self.ask(prices_R)
                 planes.add(*self.planes[-1])
             last_R = prices_R
@@ -124,7 +123,7 @@ class CuttingPlanes:
 
 
 class _Planes:
-    """The least of some planes over prices from 0 to a ceiling, and where it is highest: a small linear program."""
+    """The minimum of some planes over prices from 0 to a ceiling, and its highest point, by a small linear program."""
 
     def __init__(self, prices: int, ceiling: float):
         self._prices = prices

@@ -1,7 +1,6 @@
-"""A tiling made better by exchanging one or two of its options for others over the same slots.
-
-Local search: the best exchange that stays within the limits, again and again; a tiling that breaks them is first
-brought within. It proves nothing. Legend of shape suffixes: O options, R rows, E exchanges.
+"""Local search: improve a tiling by exchanging one or two of its options for others over the same slots. It repeats the
+best exchange within the limits. A tiling that breaks the limits is repaired first. It proves nothing. Legend of shape
+suffixes: O options, R rows, E exchanges.
 """
 
 import numpy as np
@@ -12,11 +11,11 @@ from solvers.exact.shortest_path import Indices, Weights
 
 _ROUNDS = 200
 _MOST_PAIRED = 1200
-"""Exchanges looked at two by two, at most: all pairs of them are held at once."""
+"""The most exchanges that are combined in pairs: all pairs are in memory at once."""
 
 
 def improved(program: Program, values_OR: Weights, most_R: Weights, chosen: Indices) -> Indices | None:
-    """The tiling no one or two exchanges improve; None where it cannot be brought within the limits.
+    """The tiling that one or two exchanges cannot improve; None if it cannot be repaired.
 
     `values_OR` and `most_R` are the program's rows, in any scale.
     """

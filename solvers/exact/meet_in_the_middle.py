@@ -1,8 +1,8 @@
-"""All tilings within the limits that weigh little more than the bound: partial ones from both ends, that meet.
+"""All tilings within the limits whose weight is near the bound, joined from partial tilings from both ends.
 
-Meeting in the middle (Horowitz and Sahni, 1974), with bounds. So near to the bound a tiling uses its limits up almost
-whole: a label from one end is held only against those from the other that leave next to nothing of any limit. They are
-found by cells of a grid over the sums.
+Meeting in the middle (Horowitz and Sahni, 1974), with bounds. A tiling near the bound uses almost all of its limits. So
+a label from one end is compared only with those from the other end that leave almost nothing of any limit. A grid over
+the sums finds them.
 
 Legend of shape suffixes: L labels of one end, K of the other, R rows, N pairs.
 """
@@ -17,28 +17,28 @@ from solvers.exact.scaled import Relaxation, Scaled
 from solvers.exact.shortest_path import Indices, Weights
 
 _AXES = 3
-"""Sums that make the grid, at most."""
+"""The largest number of sums in the grid."""
 _BLOCK = 50_000
-"""Labels of one end that are held against the other's at a time."""
+"""The number of labels of one end that are compared with the other's at a time."""
 _PAIRS = 200_000
 _GRID = 2_000_000
-"""Labels of the other end that are put in order at a time: a signal is heard before the next."""
+"""The number of labels of the other end that are sorted at a time: signals are handled in between."""
 _LABELS_SHARE, _GRID_SHARE, _BLOCK_SHARE = 0.6, 0.25, 0.05
-"""Shares of the memory: for labels, and for the join's data on those of the other end, and of this one's."""
+"""Shares of the memory: for labels, for the join's data on labels of the other end, and for its data on this end's."""
 
 
 class MergedError(Exception):
-    """A tiling was within the limits but for rounding, where labels of the same sums were taken for one."""
+    """A tiling breaks the limits only by rounding, and labels with equal sums were merged, so a better one may be
+    lost."""
 
 
 def meet(
     relaxation: Relaxation, distance: float, further: float, merging: bool, memory_bytes: float = MEMORY_BYTES
 ) -> Iterator[Indices | None]:
-    """Tilings within the rows, each lighter than those before; the last is the lightest within `distance`, if any is.
-
-    Distances are from the bound. Tilings as far as `further` are looked for as well, but not all are seen. Now and then
-    None, for the caller to look at the clock. Raises CrowdedError where labels are too many, or take more than the
-    memory, MergedError where merging might have lost one.
+    """Yields tilings within the rows, each lighter than the one before; the last is the lightest within `distance`, if
+    there is one. Distances are from the bound. Tilings up to `further` are searched too, but not completely. Now and
+    then it yields None, so that the caller can check the clock. Raises CrowdedError if the labels are too many or need
+    too much memory, and MergedError if merging may have lost a tiling.
     """
     scaled, prices_R = relaxation.scaled, relaxation.prices_R
     held = Held(_LABELS_SHARE * memory_bytes)
@@ -53,7 +53,7 @@ def meet(
 
 
 class _Join:
-    """The labels of both ends put together, each time to a tiling that is lighter than those before."""
+    """Joins the labels of both ends to tilings, each lighter than the one before."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Join:
                     is_open, self._further = lighter < self._further, min(self._further, lighter)
                     yield tiling
                 if is_open:
-                    # The rest of the block is compared with less.
+                    # The rest of the block is compared with the smaller weight.
                     break
 
     def _first(self, found: Iterator[tuple[int, int]], slot: int) -> Indices | None:
@@ -116,15 +116,14 @@ class _Join:
 
 
 def _as_many(most: int, share_bytes: float, each_bytes: int) -> int:
-    """At most so many, as far as their share of the memory goes."""
+    """At most this number, as far as their share of the memory allows."""
     return max(1, min(most, int(share_bytes / each_bytes)))
 
 
 class _Grid:
-    """Labels of one end in cells over the sums that tell most of them apart, those nearest the bound first in each.
-
-    A cell is as wide as what a tiling may leave of a limit: labels that go with one from the other end are in two cells
-    along each sum. `begin` is the place of the first of them.
+    """Labels of one end in the cells of a grid over the sums that separate them best; in each cell those nearest the
+    bound come first. A cell is as wide as the largest unused part of a limit, so the counterparts of a label lie in two
+    cells along each sum. `begin` is the place of the first label.
     """
 
     def __init__(self, scaled: Scaled, prices_R: Weights, labels: Labels, begin: int, passed: float, further: float):
@@ -148,8 +147,8 @@ class _Grid:
         self._places = begin + order
 
     def pairs(self, others: Labels, start: int, further: float) -> Iterator[Iterator[tuple[int, int]]]:
-        """Which of the others, the first of them at place `start`, make a tiling lighter than `further` from the bound
-        with which of these, some at a time, lightest first, to rounding."""
+        """Pairs of one of the others (the first is at place `start`) and one of these that make a tiling within
+        `further` of the bound: a few at a time, the lightest first, to rounding."""
         room_L = further + self._passed - others.over_L
         most_LR = self._most_R - others.sums_LR
         mine_N, cell_N = self._cells(room_L, most_LR)
@@ -191,7 +190,7 @@ class _Grid:
         return placed
 
     def _share(self, over: Weights) -> Weights:
-        """Less than a half, so that keys of different cells are told apart."""
+        """Less than a half, so that different cells have different keys."""
         share: Weights = np.clip(over / self._most_room, 0, 1) * 0.5
         return share
 
@@ -208,7 +207,8 @@ class _Grid:
 
 
 def _cut(mine_N: Indices, first_N: Indices, count_N: Indices) -> tuple[Indices, Indices, Indices]:
-    """Runs of counterparts, each a label's, its first and how many, none longer than are looked at at a time."""
+    """Runs of counterparts: the label, the first counterpart and their number, which is at most the size of one
+    comparison."""
     pieces_N = -(-count_N // _PAIRS)
     which = np.repeat(np.arange(len(count_N)), pieces_N)
     passed = _PAIRS * (np.arange(len(which)) - np.repeat(np.cumsum(pieces_N) - pieces_N, pieces_N))

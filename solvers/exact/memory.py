@@ -1,4 +1,4 @@
-"""How much memory an exact search may take: counted before anything is allocated, never found out afterwards.
+"""The memory that an exact search may use. It is counted before anything is allocated.
 
 It counts the memory that a search holds beside the problem it was given. This file does not know what is held.
 """
@@ -20,7 +20,7 @@ def checked_memory(memory_bytes: float) -> float:
 
 
 class CrowdedError(Exception):
-    """The search would hold more than it may."""
+    """The search would need more memory than it may use."""
 
 
 class Held:

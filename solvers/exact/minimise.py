@@ -1,10 +1,10 @@
 """The least weight of any tiling within the limits, exact, and fast where a line of slots makes that easy.
 
-Prices of the limits bound every tiling (`lagrangian.py`) and, by how much the bound rises, tell of most options that no
-better tiling than the best known holds them: reduced-cost fixing. The first tilings known are met on the way, and made
-better by exchanges (`local_search.py`). Then all tilings near the bound are looked for, farther from it each time
-(`meet_in_the_middle.py`), until they prove the gap that was asked for. Where they become too many first, a MIP solver
-(`pulp_model.py`) gets the options that are left. This file does not know what the weights and sums stand for.
+Prices of the limits bound every tiling (`lagrangian.py`). The rise of this bound rules out most options: no tiling better
+than the best known holds them (reduced-cost fixing). The search for prices also finds the first tilings, and exchanges
+improve them (`local_search.py`). Then the solver finds all tilings near the bound, farther from it each time (`meet_in_the_middle.py`),
+until they prove the required gap. If they become too many first, a MIP solver (`pulp_model.py`) gets the remaining
+options. This file does not know what the weights and sums stand for.
 """
 
 import math
@@ -30,21 +30,24 @@ from solvers.exact.shortest_path import Indices, Weights
 from solvers.problem import relative_gap
 
 _FIRST, _MORE, _LAST = 16e3, 4.0, 1e14
-"""Partial tilings, as counted beforehand: at first, times as many each time, and more than there is any use in."""
+"""The number of partial tilings, as counted beforehand: the first one, the factor for each next one, and the largest
+one."""
 _FIRST_SHARE = 0.05
-"""The share of the memory for those looked for at first."""
+"""The share of the memory for the first search."""
 _NEARLY_CROWDED = 0.8
 _FURTHER = 2.0
-"""Tilings are looked for as far as this beyond where all are seen: the best known rules out the more."""
+"""The search goes this far beyond the distance within which it is complete, because a better known tiling rules out
+more options."""
 _TRIED, _TRIED_MOST, _POOR = 2, 8, 0.005
 """Tilings that exchanges begin with, and how many where what they make of those is farther than this from the bound."""
 _BESIDE = 300
-"""Options beyond one a slot among which exchanges are looked for."""
+"""The number of options, beyond one per slot, that exchanges choose from."""
 _ROUNDING = 1e-13
 _BLURRED = 1e3
-"""Weights so much larger than those of any use blur them: they are left out first."""
+"""Options with weights larger than the useful ones by this factor are left out first, because they would lose
+precision."""
 _NEARLY = 0.999
-"""The share of the gap asked for that is aimed at, so that the proof is within it whatever the rounding."""
+"""The share of the required gap that the search aims at, so that the proof holds after rounding."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def minimise(program: Program, settings: Settings = DEFAULT, start: Start = _COL
     """The best tiling to the gap of the settings, or the best found in their time and memory, which is what is held
     beside the program. Rows hold as given, to `LIMIT_TOLERANCE`.
 
-    A "solved" answer that ran out of either says so by its bound.
+    If time or memory ran out, a "solved" answer shows it by its bound.
     """
     deadline = time.monotonic() + settings.time_limit_s
     if any(
@@ -93,7 +96,7 @@ def _minimise(program: Program, settings: Settings, deadline: float, start: Star
     if scale_of(program.weights[worthy]) * _BLURRED < scale_of(program.weights):
         known = search.answer().chosen
         return _minimise_only(worthy, program, settings, deadline, Start(tilings=[known] if known else ()))
-    # They are counted where they are fewest; there may be as many at every slot.
+    # They are counted at the slot with the fewest, and every slot may have that number.
     first = _FIRST_SHARE * settings.memory_bytes / Labels.bytes_of(program.line.slots, len(program.rows))
     most = labels = min(_FIRST, first)
     crowd = math.inf
@@ -127,12 +130,12 @@ class _Incumbent:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is."""
+        """Whether the time is over."""
         return time.monotonic() >= self._deadline
 
     @property
     def _wanted(self) -> float:
-        """A tiling of less weight is worth finding."""
+        """The weight below which a tiling is worth finding."""
         return self.weight - _NEARLY * self._settings.gap * abs(self.weight) if self._best is not None else math.inf
 
     @property
@@ -149,7 +152,7 @@ class _Incumbent:
         return Answer("solved", tuple(self._best.tolist()), self.bound, prices)
 
     def try_tilings(self, given: Sequence[Sequence[int]]) -> None:
-        """Those given, those that the dual met, and what exchanges make of the best of them."""
+        """The given tilings, those that the dual met, and the results of exchanges in the best of them."""
         met = [np.asarray(tiling, dtype=np.intp) for tiling in given] + list(self._dual.seen)
         for tiling in met:
             self._keep(tiling)
@@ -239,14 +242,14 @@ class _Incumbent:
 
     @property
     def open_options(self) -> int:
-        """How many options a better tiling may hold: the fewer, the better one is known."""
+        """The number of options that a better tiling may hold. It falls as the best known tiling improves."""
         return len(self._open())
 
     def worthy(self) -> Indices:
-        """The options that are not alone too heavy for a better tiling, limits set aside."""
+        """The options that a better tiling may hold if limits are ignored."""
         through_O = self._program.line.through(self._program.weights)
         sizes_O = np.abs(through_O) + np.abs(self._program.weights)
-        # One that is part of no tiling weighs infinitely much, as does the best where none is known.
+        # An option in no tiling has infinite weight, as has the best tiling if none is known.
         return np.flatnonzero(np.isfinite(through_O) & (through_O <= self.weight + 1e-9 * sizes_O))
 
     def _open(self) -> Indices:
@@ -271,15 +274,15 @@ class _Incumbent:
             self._settings.progress(self.weight, self.bound)
 
     def _hear(self, weight: float, bound: float) -> None:
-        """Pass on the progress of a MIP solver on the options it was given. It knows no tiling but its own."""
+        """Pass on the progress of a MIP solver on the options that it got. It knows only its own tilings."""
         if self._settings.progress is not None:
             known = max(self.bound, min(bound, self._wanted))
             self._settings.progress(max(min(weight, self.weight), known), known)
 
 
 def _possible(program: Program) -> Indices:
-    """The options that some tiling within each row, taken alone, holds. One that is impossible may be of any size, and
-    would blur the others."""
+    """The options that can be in a tiling within any single row. Impossible options may have numbers of any size, which
+    would cost precision."""
     possible = np.isfinite(program.line.through(np.zeros(len(program.weights))))
     for row in program.rows:
         most = row.most + row.tolerance + _rounding(program, row.values)
@@ -293,5 +296,5 @@ def _least(program: Program, values: Weights) -> float:
 
 
 def _rounding(program: Program, values: Weights) -> float:
-    """More than the sum over a tiling can be off by rounding."""
+    """An upper bound on the rounding error of the sum over a tiling."""
     return _ROUNDING * program.line.slots * scale_of(values)

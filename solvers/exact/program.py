@@ -15,7 +15,8 @@ from solvers.exact.shortest_path import Indices, Line, Weights, costs_of, line_o
 from solvers.problem import LIMIT_TOLERANCE, Constraint, Problem
 
 Progress = Callable[[float, float], None]
-"""Hears of every step the weight of the best tiling known, infinite where there is none, and the proven bound."""
+"""A listener that gets, at every step, the weight of the best known tiling (infinite if there is none) and the proven
+bound."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Row:
         return LIMIT_TOLERANCE * abs(self.most)
 
     def holds(self, chosen: Sequence[int] | Indices) -> bool:
-        """Whether the chosen options stay under the limit, summed with the care that the answer's check takes."""
+        """Whether the chosen options stay under the limit, summed as exactly as in the check of the answer."""
         return math.fsum(self.values[list(chosen)]) - self.most <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Program:
-    """Tile a line with options at the least total weight, under the rows: a weight an option, and a value a row."""
+    """Tile a line with options at the least total weight, under the rows. An option has one weight, and one value per
+    row."""
 
     line: Line
     weights: Weights
@@ -54,7 +56,7 @@ class Program:
         return Program(self.line.only(kept), self.weights[kept], rows)
 
     def holds(self, chosen: Sequence[int] | Indices) -> bool:
-        """Whether every row does."""
+        """Whether every row holds."""
         return all(row.holds(chosen) for row in self.rows)
 
     def weight(self, chosen: Sequence[int] | Indices) -> float:
@@ -66,9 +68,8 @@ class Program:
 class Answer:
     """`chosen` are indices into the options, in slot order, empty unless solved; `bound` is proven.
 
-    "solved" says that `chosen` is right, not that it is best: that is for the bound to say. `prices` are what the
-    bound's proof pays for a unit of each row: by so much the least weight falls, at best, when the row's limit rises by
-    one.
+    "solved" means that `chosen` is feasible, not that it is the best: the bound shows that. `prices` are the prices of
+    the bound's proof, one per unit of each row: the largest fall of the least weight when the row's limit rises by one.
     """
 
     outcome: Literal["solved", "infeasible", "timed out", "out of memory"]

@@ -1,7 +1,7 @@
 """A program put to a MIP solver through PuLP: one binary per option, each slot covered once, sums under their limits.
 
-The only file that imports PuLP, and the one place where tolerances meet: solvers work on scaled numbers and are right
-to about 1e-10 of them, the answer is checked on the numbers as given. For what `minimise.py` cannot settle by itself.
+The only file that imports PuLP, and the one place where tolerances meet: solvers work on scaled numbers, exact to about
+1e-10; the answer is checked on the original numbers. `minimise.py` calls it for problems that it cannot solve itself.
 """
 
 import os
@@ -30,18 +30,17 @@ _WIDEST = 1e8
 _OPTION_BYTES, _NUMBER_BYTES = 700, 160
 """The bytes that PuLP takes for an option, and for each number in a row."""
 _LOOK_S = 0.05
-"""Between two looks at what CBC holds."""
+"""Seconds between two checks of CBC's memory."""
 
 
 def run(program: Program, settings: Settings = DEFAULT) -> Answer:
     """The best tiling to the gap of the settings, or the best found in their time and memory.
 
-    Progress is what HiGHS says of its own; CBC says nothing. Ctrl-C ends either within a moment.
-
-    Rows hold on the numbers as given, and the bound allows for what the solver rounds. An answer that the solver finds
-    right and we find wrong is excluded: that is exact, and unlike a tighter limit it leaves every right answer, and the
-    bound, as they are. Raises RoundingError where that has no end. Where the numbers of a row are of sizes too
-    different for the solver, its word that nothing is within is not taken: "timed out".
+    HiGHS reports its progress; CBC reports none. Ctrl-C ends either at once. Rows hold on the original numbers, and the
+    bound allows for the solver's rounding. An answer that the solver accepts and our check rejects is excluded (a
+    no-good cut). This is exact: unlike a tighter limit it excludes no feasible answer and leaves the bound valid.
+    Raises RoundingError if this repeats too often. If the numbers of a row differ too much in size for the solver, an
+    answer of "infeasible" is not trusted: the status is "timed out".
     """
     deadline = time.monotonic() + settings.time_limit_s
     wrong: list[tuple[int, ...]] = []
@@ -53,12 +52,12 @@ def run(program: Program, settings: Settings = DEFAULT) -> Answer:
             return answer
         wrong.append(answer.chosen)
     raise RoundingError(
-        f"{_RETRIES} choices meet all limits for {settings.engine}, yet pass one by rounding; use rounder limits"
+        f"{_RETRIES} choices meet all limits for {settings.engine}, but break one by rounding; use rounder limits"
     )
 
 
 def _run(program: Program, wrong: Sequence[tuple[int, ...]], settings: Settings, deadline: float) -> Answer:
-    """One run on scaled numbers. `wrong` are choices it may not make."""
+    """One run on scaled numbers. `wrong` are excluded choices."""
     left_bytes = settings.memory_bytes - _model_bytes(program, wrong)
     if left_bytes < 0:
         return Answer("out of memory")
@@ -81,7 +80,7 @@ def _run(program: Program, wrong: Sequence[tuple[int, ...]], settings: Settings,
 
 
 def _rows(model: pulp.LpProblem, chosen_of: Sequence[pulp.LpVariable]) -> tuple[IntegerProgram, Indices]:
-    """A model as PuLP gives it to HiGHS, and the columns of its variables, whose order is PuLP's own."""
+    """The model in the form that PuLP gives to HiGHS, and the columns of its variables, in PuLP's order."""
     let_it_greet()
     solver = pulp.HiGHS(msg=False, small_matrix_value=SMALLEST)
     solver.createAndConfigureSolver(model)
@@ -103,7 +102,7 @@ def _rows(model: pulp.LpProblem, chosen_of: Sequence[pulp.LpVariable]) -> tuple[
 def _run_cbc(
     program: Program, wrong: Sequence[tuple[int, ...]], gap: float, deadline: float, memory_bytes: float
 ) -> Answer:
-    """CBC is a program of its own: it ends when we are told to end, or when it holds too much."""
+    """CBC is a separate program. We end it on a signal to end, or when it uses too much memory."""
     model, chosen_of = _model(program, wrong)
     limit_s = None if np.isinf(deadline) else max(deadline - time.monotonic(), 0.0)
     solver = pulp.PULP_CBC_CMD(msg=False, gapRel=gap, gapAbs=0.0, timeLimit=limit_s, threads=1)
@@ -131,7 +130,7 @@ def _run_cbc(
 
 
 def _ends_within(running: "subprocess.Popen[bytes]", memory_bytes: float) -> bool:
-    """Waits for its end; False where it comes to hold more first."""
+    """Waits for its end; False if it uses more memory first."""
     seen = psutil.Process(running.pid)
     while True:
         try:

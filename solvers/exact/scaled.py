@@ -1,4 +1,4 @@
-"""A program in a scale where rounding is the same everywhere: the largest weight, and the largest of each row, are 1.
+"""A program scaled so that rounding errors are comparable: the largest weight and the largest number of each row are 1.
 
 Searches work on such programs. Their answers are checked on the numbers as given (`Program.holds`).
 
@@ -14,7 +14,7 @@ from solvers.exact.program import Program, scale_of
 from solvers.exact.shortest_path import Line, Weights
 
 ROUNDING = 1e-12
-"""More than a sum of numbers up to 1 is off, for each of its terms."""
+"""An upper bound on the rounding error of a sum of numbers up to 1, for each of its terms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Scaled:
         return charged_O
 
     def rounding(self, prices_R: Weights) -> float:
-        """More than what a tiling is charged can be off by rounding."""
+        """An upper bound on the rounding error of a tiling's charge."""
         return ROUNDING * self.line.slots * float(1 + np.abs(prices_R).sum())
 
     def bound(self, prices_R: Weights) -> float:

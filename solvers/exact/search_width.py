@@ -1,8 +1,9 @@
-"""How far from the bound tilings can be looked for, by how many partial ones that makes: counted, not made.
+"""The distance from the bound within which tilings can be searched, given the number of partial ones. They are counted,
+not made.
 
 Partial tilings are counted by how far they are from the best there is, in bins: one pass over the options, whatever the
-count. Where all of them up to the distance wanted are too many, the distance is taken down to what can be afforded.
-Legend of shape suffixes: O options, S slots and the end, B bins.
+count. If there are too many up to the wanted distance, the distance is reduced. Legend of shape suffixes: O options, S
+slots and the end, B bins.
 """
 
 import numpy as np
@@ -20,7 +21,8 @@ def reach_bytes(line: Line) -> int:
 
 
 def reach(line: Line, charged_O: Weights, wanted: float, labels: float) -> float:
-    """As far as wanted, or as far as there are so many partial tilings; 0 where there are more at no distance."""
+    """The wanted distance, or the largest one with at most this number of partial tilings; 0 if distance 0 already has
+    more."""
     distance = wanted
     for _ in range(_ZOOMS):
         count_SB = _counts(line, charged_O, distance)
@@ -33,8 +35,8 @@ def reach(line: Line, charged_O: Weights, wanted: float, labels: float) -> float
 
 
 def over_best(line: Line, charged_O: Weights) -> Weights:
-    """How much more each option is charged for than the best there is from its first slot on; infinite for those that
-    lead nowhere."""
+    """The excess of each option over the best path from its first slot on; infinite for options that are in no
+    tiling."""
     onward_S = line.onward(charged_O)
     leads_O = np.isfinite(onward_S[line.ends])
     over_O = np.full(len(charged_O), np.inf)
@@ -44,7 +46,7 @@ def over_best(line: Line, charged_O: Weights) -> Weights:
 
 
 def _counts(line: Line, charged_O: Weights, distance: float) -> Weights:
-    """How many partial tilings there are up to each slot and share of the distance or before, or a few more, [S, B]."""
+    """The number of partial tilings up to each slot and share of the distance, or a little more, [S, B]."""
     over_O = over_best(line, charged_O)
     near = np.flatnonzero(over_O < distance)
     near = near[np.argsort(line.firsts[near], kind="stable")]

@@ -1,4 +1,4 @@
-"""The settings of one run of the exact solver: how good an answer has to be, and what finding it may take.
+"""The settings of one run of the exact solver: the required quality, and the time and memory that it may use.
 
 This file does not know how a program is solved.
 """
@@ -13,14 +13,14 @@ from solvers.exact.program import Progress
 from solvers.problem import OPTIMAL_GAP
 
 Engine = Literal["highs", "cbc"]
-"""The MIP solver for what the exact solver leaves open."""
+"""The MIP solver that takes over if the exact solver needs too much memory."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """`gap`: how far the answer may be from the best, as a share of its score. `time_limit_s`: infinite for no limit.
-    `memory_bytes`: the most that the run holds beside the problem. `progress` hears of each step the best score known
-    and the proven bound.
+    `memory_bytes`: the most that the run holds beside the problem. `progress` gets the best known score and the proven
+    bound at each step.
     """
 
     gap: float = OPTIMAL_GAP

@@ -1,8 +1,8 @@
 """Slots in a row, options as steps along it: the least weight of any tiling is a shortest path.
 
-This is what the limits alone make hard: without them the best tiling takes one pass. So the file gives exact bounds for
-any one sum, in no time, to everything around the integer program. Options over the same slots are one step of the path,
-as light as the lightest of them. It does not know limits, nor which sum is the score.
+Only the limits make the problem hard: without them the best tiling takes one pass. So this file quickly gives exact
+bounds on any single sum. Options over the same slots are one step of the path, with the weight of the lightest. This
+file does not know limits, nor which sum is the score.
 """
 
 from collections.abc import Sequence
@@ -131,9 +131,8 @@ class Steps:
         return found
 
     def exchanges(self, tiling: Indices) -> tuple[Indices, Indices]:
-        """The options that could stand for one of the tiling's, over the same slots, and the places in it where.
-
-        Two arrays of one length, by ascending option.
+        """The options that could replace one of the tiling's options over the same slots, and the places of these in
+        the tiling. Two arrays of one length, by ascending option.
         """
         place_of_step = np.full(len(self.starts), -1)
         place_of_step[self.of_option[tiling]] = np.arange(len(tiling))

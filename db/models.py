@@ -188,7 +188,7 @@ class OptionRow(Base, kw_only=True):
     name: Mapped[str]
     score_key: Mapped[str | None] = mapped_column(ForeignKey("score.key"), default=None)
     cost_keys: Mapped[list[str]] = mapped_column(default_factory=list)
-    """Of the costs whose sum is the option's: one for a subblock, several for a block, none where nothing is left."""
+    """The keys of the costs that add up to the option's: one for a subblock, several for a block, none if all is skipped."""
     distillation_key: Mapped[str | None] = mapped_column(default=None)
 
 
@@ -284,7 +284,7 @@ class TrialRow(Base, kw_only=True):
 
     @property
     def explained(self) -> dict[str, Any] | None:
-        """What its score hangs on, as `nas/solve/explain.py` reads it; None where nobody asked."""
+        """Its shadow prices and close calls, as `nas/solve/explain.py` reads them; None if they were not computed."""
         found: dict[str, Any] | None = self.details.get("explained")
         return found
 
@@ -296,7 +296,7 @@ class TrialRow(Base, kw_only=True):
 
     @property
     def of_parent(self) -> dict[str, float | None]:
-        """What was measured of the parent beside the child, by the child's columns."""
+        """The measurements of the parent beside the child, by the child's columns."""
         return dict(self.details.get("parent", {}))
 
     @property

@@ -49,7 +49,7 @@ class Search:
     db: str = field(repr=False)
     progress: Progress = field(default=True, repr=False)
     outcome: "Outcome | None" = field(default=None, repr=False)
-    """What `nas.run` ended with: the trial, its child and the report. None for a search that was loaded."""
+    """The trial, the child and the report of `nas.run`. None for a search that was loaded."""
 
     @property
     def id(self) -> str:

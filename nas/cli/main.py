@@ -1,7 +1,7 @@
 """The command line: each command parses its arguments, calls one function, and prints what it returns.
 
-The function is one of the Python API, which loads its libraries when it is called, so that each command answers at once.
-How commands end, in mistakes as well, is decided in `nas/terminal/exits.py`.
+The function belongs to the Python API, which loads libraries only when they are needed, so each command answers at
+once. `nas/terminal/exits.py` decides how a command ends, after an error as well.
 """
 
 from dataclasses import dataclass

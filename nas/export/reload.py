@@ -1,8 +1,8 @@
 """Load an exported folder without this package, and report its outputs. This runs as a script in its own process.
 
-`python -I reload.py FOLDER QUESTION ANSWER`; the last two are torch files. This project cannot be imported here, even if
-it is installed, so the model runs from the folder alone. This file only reports; `nas/export/verify.py` decides whether the
-answers are right.
+`python -I reload.py FOLDER QUESTION ANSWER`; the last two are torch files. This project cannot be imported here, even
+if it is installed, so the model runs from the folder alone. This file only reports; `nas/export/verify.py` decides
+whether the answers are right.
 """
 
 import re

@@ -102,8 +102,8 @@ def compare_in_fresh_process(
 def check_work(prompt: int, used: Mapping[str, Any]) -> None:
     """Raise ExportMismatchError if a `generate` after `prompt` tokens read more than one token in a step.
 
-    `used` is the answer of `reload.py`; its `seen` are the tokens per sequence that each forward read. A parent with its
-    cache reads the prompt, in one piece or several, and then one token per step.
+    `used` is the answer of `reload.py`; its `seen` are the tokens per sequence that each forward read. A parent with
+    its cache reads the prompt, in one piece or several, and then one token per step.
     """
     if used["refused"] is not None or used["mode"] not in ONE_TOKEN_A_STEP:
         return

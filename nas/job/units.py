@@ -36,7 +36,7 @@ class Limit:
             raise BudgetError(f"a limit on {self.metric} is positive and finite, not {self.value}")
         if self.relative and not self.at_least and self.value > 1:
             raise BudgetError(
-                f"{self.text} of the parent's {self.metric} limits nothing, as the parent meets it; "
+                f"{self.text} of the parent's {self.metric} limits nothing, because the parent itself meets it; "
                 "write a percentage in (0, 100]"
             )
 

@@ -47,7 +47,7 @@ def of_parent(trial: models.TrialRow) -> tuple[str, ...]:
         return ()
     return (
         f"the parent predicts no better than chance: perplexity {math.exp(min(loss, 700)):,.0f} of {vocabulary:,} "
-        "tokens; a child that is faithful to it is no better: check the parent's weights, and that the "
+        "tokens, and its children will be no better. Check the parent's weights, and whether the "
         "text is in its language",
     )
 

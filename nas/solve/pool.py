@@ -64,10 +64,10 @@ class Alternatives:
 
 
 def check_count(count: int) -> None:
-    """Raises UsageError for more than anybody reads."""
+    """Raises UsageError if more answers are asked for than `MOST`."""
     if count > MOST:
         raise UsageError(
-            f"--count is {count}; the most is {MOST}: each answer is harder to find than the last and becomes a trial. "
+            f"--count is {count}; the most is {MOST}: each answer takes longer than the one before and becomes a trial. "
             "Ask for a larger --apart to see answers that differ more, or use `nas pareto` for a front"
         )
 

@@ -60,7 +60,7 @@ class Measured:
 
     @cached_property
     def request(self) -> StoredRequest:
-        """What the search's job asks."""
+        """The search's job."""
         return request_of(self.search)
 
     @property

@@ -188,8 +188,8 @@ def _by_layer(document: Mapping[str, Any], where: str) -> Imported:
         match = _LAYER.fullmatch(key)
         if match is None or _PART_OF_A_NUMBER.fullmatch(key) or len(match[1]) > _MOST_DIGITS:
             raise TableError(
-                f"{where}: {shown(key, repr)} is no layer; its key ends with its number, a whole one, like 12, "
-                "layer_12 or model.layers.12"
+                f"{where}: {shown(key, repr)} is not a layer: a key ends with a whole number, like 12, layer_12 "
+                "or model.layers.12"
             )
     layers = sorted(document, key=_number_of)
     for before, after in pairwise(layers):
@@ -239,8 +239,8 @@ def _covered(indices: object, place: str) -> list[int]:
             raise TableError(f"{place}: {_COVERS} names layer {before} twice")
         if after != before + 1:
             raise TableError(
-                f"{place}: {_COVERS} names {before} and {after} and none between; a replacement stands for layers that "
-                "follow each other"
+                f"{place}: {_COVERS} names {before} and {after} and no layer between; a replacement stands for "
+                "consecutive layers"
             )
     return layers
 

@@ -91,8 +91,8 @@ def format_of(path: Path) -> Format:
     text = head.decode(encoding, errors="ignore").lstrip("\ufeff")
     if _MARKUP.match(text):
         raise TextError(
-            f"{path} is HTML or XML, whose tags would be learnt as text; take the text out of it, or, where the "
-            'model shall write tags, put it into JSON lines: {"text": "<html>..."}'
+            f"{path} is HTML or XML, and the model would learn the tags as text; extract the text, or, if the model "
+            'must write tags, put it into JSON lines: {"text": "<html>..."}'
         )
     return Format(_kind_of(path, name, text), compression, encoding)
 

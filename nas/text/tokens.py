@@ -233,7 +233,7 @@ def _sequences(data: Data, split: Split, ids: NDArray[np.int32], vocabulary: int
     if ids.max() >= vocabulary:
         raise TextError(
             f"data.{split}_tokens: the tokenizer gives token {ids.max()}, and the parent has {vocabulary} embeddings; "
-            "it is not this parent's tokenizer"
+            "this tokenizer does not belong to this parent"
         )
     ids.flags.writeable = False
     return ids.reshape(-1, data.sequence_length)

@@ -1,10 +1,10 @@
 """The least weight of any tiling within the limits, exact, and fast where a line of slots makes that easy.
 
-Prices of the limits bound every tiling (`lagrangian.py`). The rise of this bound rules out most options: no tiling better
-than the best known holds them (reduced-cost fixing). The search for prices also finds the first tilings, and exchanges
-improve them (`local_search.py`). Then the solver finds all tilings near the bound, farther from it each time (`meet_in_the_middle.py`),
-until they prove the required gap. If they become too many first, a MIP solver (`pulp_model.py`) gets the remaining
-options. This file does not know what the weights and sums stand for.
+Prices of the limits bound every tiling (`lagrangian.py`). The rise of this bound rules out most options: no tiling
+better than the best known holds them (reduced-cost fixing). The search for prices also finds the first tilings, and
+exchanges improve them (`local_search.py`). Then the solver finds all tilings near the bound, farther from it each
+time (`meet_in_the_middle.py`), until they prove the required gap. If they become too many first, a MIP solver
+(`pulp_model.py`) gets the remaining options. This file does not know what the weights and sums stand for.
 """
 
 import math

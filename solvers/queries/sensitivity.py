@@ -20,7 +20,7 @@ from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution
 from solvers.queries.shadow import shadow
 
 BRIEF = Settings(gap=1e-4, time_limit_s=1.0)
-"""What close calls may take by default."""
+"""The default settings of the search for close calls."""
 
 
 @dataclass(frozen=True)

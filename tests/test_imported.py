@@ -288,7 +288,7 @@ def test_nan_is_refused_where_nobody_asked_for_it(mistake: Mistake, tmp_path: Pa
         ("[1, 2]", r"a table is an object, of layers, of replacements or of slots .*, not a list; docs/tables\.md"),
         ("{}", r"not an empty object"),
         ('"x"', r'not "x"'),
-        ('{"layers": {}}', r"'layers' is no layer; its key ends with its number, a whole one, like 12"),
+        ('{"layers": {}}', r"'layers' is not a layer: a key ends with a whole number, like 12"),
         ('{"0": [1]}', r'layer 0 is a list; it is an object, like \{"ffn_0\.5"'),
         ('{"0": {}}', r"layer 0 has no options"),
         ('{"0": {"a": 3}}', r'layer 0, option "a" is 3; it is an object'),

@@ -14,7 +14,7 @@ def test_a_number_of_thousands_of_digits_is_an_error_with_a_place() -> None:
         parse('{"slots":\n ' + digits + "}", "t.json")
     with pytest.raises(TableError, match=r"^t\.json, line 3: a number has too many digits$"):
         parse(f'{{"{2 * digits}": 1.{2 * digits},\n"a \\" ": 1,\n"b": -{digits}}}', "t.json")
-    with pytest.raises(TableError, match=r"^t\.json: '1{40,60}\.\.\. is no layer"):
+    with pytest.raises(TableError, match=r"^t\.json: '1{40,60}\.\.\. is not a layer"):
         parse(f'{{"{digits}": {{}}}}', "t.json")
 
 
@@ -36,7 +36,7 @@ def test_a_number_of_thousands_of_digits_is_an_error_with_a_place() -> None:
     ],
 )
 def test_a_layer_whose_number_is_not_whole_is_none(key: str) -> None:
-    with pytest.raises(TableError, match=r"is no layer; its key ends with its number, a whole one"):
+    with pytest.raises(TableError, match=r"is not a layer: a key ends with a whole number"):
         parse(json.dumps({"layer_0": {"a": {"x": 1}}, key: {"a": {"x": 1}}}), "t.json")
 
 

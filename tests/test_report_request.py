@@ -252,7 +252,7 @@ def test_a_budget_that_the_parent_meets_is_told_of(store: Store, known: Measured
     trial = solved(store, metric, said, value)
     (caution,) = trial["cautions"]
     assert caution.startswith(f"{metric} {value} is {'less' if metric == 'throughput' else 'more'} than the parent")
-    assert caution.endswith("it limits nothing, as the parent meets it")
+    assert caution.endswith("it limits nothing, because the parent itself meets it")
     assert trial["score"] == 0
     cli_solve.solve(["s"], budget=[f"{metric}={value}"], db=store.url)
     assert f"caution: {caution}" in said()

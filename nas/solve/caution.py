@@ -63,5 +63,5 @@ def _limits_nothing(limit: Limit, parent: float | None) -> str | None:
     side, takes = ("less", "reaches") if limit.at_least else ("more", "takes")
     return (
         f"{limit.metric} {said} is {side} than the parent {takes}, {format_quantity(limit.metric, parent)}: it limits "
-        "nothing, as the parent meets it"
+        "nothing, because the parent itself meets it"
     )

@@ -67,7 +67,7 @@ def check_count(count: int) -> None:
     """Raises UsageError if more answers are asked for than `MOST`."""
     if count > MOST:
         raise UsageError(
-            f"--count is {count}; the most is {MOST}: each answer takes longer than the one before and becomes a trial. "
+            f"--count is {count}; the most is {MOST}: each answer takes longer than the last, and becomes a trial. "
             "Ask for a larger --apart to see answers that differ more, or use `nas pareto` for a front"
         )
 

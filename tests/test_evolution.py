@@ -126,8 +126,8 @@ def test_its_study_lies_beside_our_rows(url: str) -> None:
         store.add_search(search())
         for name, evaluations in ((names[0], 12), (names[1], 4), (names[0], 20), (names[0], 20)):
             truth = Truth()
-            show = Dashboard(store.url, name).show
-            found = evolve(problem, truth, evaluations, [start_of(problem)], Breeding(6), show)
+            with Dashboard(store.url, name) as dashboard:
+                found = evolve(problem, truth, evaluations, [start_of(problem)], Breeding(6), dashboard.show)
         assert store.add_trial(trial()).id == 1
     with Store.open(url) as store:
         assert [kept.key for kept in store.trials()] == ["t1"]
@@ -142,7 +142,8 @@ def test_its_study_lies_beside_our_rows(url: str) -> None:
 
 def test_optuna_first_then_our_rows(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/nas.db"
-    Dashboard(url, "before")
+    with Dashboard(url, "before"):
+        pass
     with Store.open(url) as store:
         assert store.add_search(search()).id == "5ea5c4"
     assert optuna.get_all_study_names(url) == ["before"]

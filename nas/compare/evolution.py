@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -52,17 +53,25 @@ class Evolved:
 
 
 class Dashboard:
-    """The study `name` in the database at `url`, for optuna-dashboard to show. Nothing is bred from it.
+    """The study `name` in the database at `url`, for optuna-dashboard to show. Nothing is bred from it. A context
+    manager, which closes its connections.
 
     Optuna's tables are named otherwise than ours, its version table too (`db/migrate.py`): one database holds both.
     """
 
     def __init__(self, url: str, name: str):
         patient = {"timeout": 60} if url.startswith("sqlite") else {}
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": patient})
-        self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        self._storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": patient})
+        self._study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         self._there = len(self._study.get_trials(deepcopy=False))
         self._seen = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def show(self, trials: Sequence[FrozenTrial]) -> None:
         """Add the next trials, but for those that an earlier run of the same evolution added."""

@@ -69,8 +69,8 @@ def _evolution(contest: Contest) -> Chosen:
     starts = [random_architecture(problem, seed, settings=contest.known.settings) for seed in seeds]
     search = contest.known.search
     limits = ", ".join(f"{limit.metric} {limit.text}" for limit in contest.budget)
-    dashboard = Dashboard(contest.store.url, f"{search.name} ({search.id}): {limits}, evolution")
-    found = evolve(problem, contest.real, contest.evaluations, starts, show=dashboard.show)
+    with Dashboard(contest.store.url, f"{search.name} ({search.id}): {limits}, evolution") as dashboard:
+        found = evolve(problem, contest.real, contest.evaluations, starts, show=dashboard.show)
     return Chosen(found.solution, found.evaluations)
 
 

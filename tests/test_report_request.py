@@ -303,5 +303,5 @@ def test_a_parent_that_predicts_nothing_is_told_of(
 ) -> None:
     trial = store.trial(solved(store, "latency", said)["id"])
     trial = store.update_trial(trial.id, details={"parent": {"lm_loss": loss, "vocabulary": 2048}})
-    expected = f"the parent predicts no better than chance: perplexity {math.exp(loss):,.0f} of 2,048 tokens; "
+    expected = f"the parent predicts no better than chance: perplexity {math.exp(loss):,.0f} of 2,048 tokens, "
     assert [sentence.startswith(expected) for sentence in cautions(known.search, trial)] == [True] * told

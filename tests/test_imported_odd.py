@@ -66,7 +66,7 @@ def test_another_tools_replacements_are_read(here: Here, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ([4, 6], r"parent_layer_indices names 4 and 6 and no layer between; a replacement stands for consecutive layers"),
+        ([4, 6], r"parent_layer_indices names 4 and 6 and no layer between; a replacement stands for"),
         ([5, 5], r"parent_layer_indices names layer 5 twice"),
         ([], r"parent_layer_indices is empty; name the layers"),
         ([True], r"parent_layer_indices\[0\] is a whole number from 0 on, not true"),

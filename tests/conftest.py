@@ -20,7 +20,7 @@ settings.load_profile("house")
 # Fixtures that several files share, and that are made once for all of them.
 pytest_plugins = ("searches",)
 
-LONGEST = ("compare", "submission", "search", "readme", "solver_limits", "adding", "cli", "exits", "every_kind")
+LONGEST = ("submission", "search", "compare", "adding", "readme", "solver_limits", "every_kind", "exits", "cli", "api")
 """Files that take longest, longest first: workers that begin with them end together."""
 
 EMBEDDED = Path(__file__).parents[1] / "nas/embedded/parent"

@@ -56,40 +56,38 @@ def test_asking_a_search_loads_no_torch(copy: Path) -> None:
     assert told.split() == ["True", "True", "True", "True", "False"]
 
 
-def test_a_trial_is_built_and_exported(copy: Path) -> None:
+@pytest.mark.usefixtures("ray_here")
+def test_a_trial_is_built_and_exported(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines of the README, and what the database then holds."""
-    script = """
-import nas
-search = nas.run("job.yaml")                       # finished: does no work
-trial = search.solve("parameters=70%")
-built = search.build(trial)
-exported = search.export(built, "child", format="hf")
-print(built.id, built.kl, exported.max_logit_difference)
-print(search.build(built.id).id == built.id, search.trial.id == built.id)
-print(search.report("page.html"))
-"""
-    told = python(copy / "home", script).splitlines()
-    number, kl, difference = told[-3].split()
-    assert float(difference) < 1e-4
-    assert told[-2:] == ["True True", "page.html"]
+    for name, value in environment(copy / "home").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(copy)
+    search = nas.run("job.yaml")  # finished: does no work
+    trial = search.solve("parameters=70%")
+    built = search.build(trial)
+    exported = search.export(built, "child", format="hf")
+    assert search.outcome is not None
+    assert search.outcome.report.is_file()
+    assert exported.max_logit_difference < 1e-4
+    assert search.build(built.id or 0).id == built.id
+    assert search.trial is not None
+    assert search.trial.id == built.id
+    assert search.report("page.html") == Path("page.html")
     assert (copy / "child/config.json").is_file()
-    trial = next(row for row in rows(copy / "home", "trial") if row["id"] == int(number))
-    assert trial["kl"] == pytest.approx(float(kl))
-    assert trial["heal_tokens"] == 2048
-    assert trial["latency_ratio"] > 0
+    row = next(row for row in rows(copy / "home", "trial") if row["id"] == built.id)
+    assert row["kl"] == built.kl
+    assert row["heal_tokens"] == 2048
+    assert row["latency_ratio"] > 0
 
 
 def test_a_built_trial_is_the_one_that_the_job_would_build(copy: Path) -> None:
     """One key for one child, whoever asks for it."""
-    script = """
-import nas
-search = nas.load("tiny")
-first = search.trial
-again = search.build(search.solve({metric: text for metric, text in first.budget.items()}))
-print(first.row.child_key == again.row.child_key, first.kl == again.kl)
-"""
+    search = nas.load("tiny", db=copy / "home/nas.db", progress=False)
+    first = search.trial
+    assert first is not None
     before = {path: path.stat().st_mtime_ns for path in (copy / "home/children").iterdir()}
-    assert python(copy / "home", script).split() == ["True", "True"]
+    again = search.build(search.solve(first.budget))
+    assert (again.row.child_key, again.kl) == (first.row.child_key, first.kl)
     assert {path: path.stat().st_mtime_ns for path in (copy / "home/children").iterdir()} == before
 
 

@@ -137,6 +137,7 @@ def test_a_moved_home_exports_what_it_built(here: Here, copy: Path, tmp_path: Pa
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_a_moved_home_builds_from_its_own_library_what_is_gone(here: Here, copy: Path) -> None:
     home = moved(copy)
     (trial,) = rows(home, "trial")

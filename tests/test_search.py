@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from searches import (
+    Here,
     assert_files_are_whole,
     command,
     environment,
@@ -58,13 +59,14 @@ def test_a_search_ends_with_a_child_and_all_it_measured(finished: Path) -> None:
     assert_files_are_whole(home)
 
 
-def test_a_second_run_measures_nothing_and_trains_nothing(copy: Path) -> None:
+@pytest.mark.usefixtures("ray_here")
+def test_a_second_run_measures_nothing_and_trains_nothing(here: Here, copy: Path) -> None:
     home = copy / "home"
-    assert nas(home, "search", copy / "job.yaml").returncode == 0
+    assert here(home, "search", copy / "job.yaml").returncode == 0
     # The first run in a copy writes down where its child lies now; from then on nothing changes at all.
     before = {table: rows(home, table) for table in _TABLES}
     files_before, stages_before = files(home), len(rows(home, "stage"))
-    assert nas(home, "search", copy / "job.yaml").returncode == 0
+    assert here(home, "search", copy / "job.yaml").returncode == 0
     again = rows(home, "stage")[stages_before:]
     assert {"distil", "score", "measure", "solve"} <= {row["name"] for row in again}
     assert {row["name"]: row["work_done"] for row in again if row["work_done"]} == {}
@@ -142,9 +144,10 @@ def _busy_worker(driver: int) -> psutil.Process:
     pytest.fail("no worker runs a task")
 
 
-def test_distillation_that_diverges_is_an_error_with_a_place(timed: Path) -> None:
+@pytest.mark.usefixtures("ray_here")
+def test_distillation_that_diverges_is_an_error_with_a_place(here: Here, timed: Path) -> None:
     file = job(timed, distill={"learning_rate": 1e30, "least_squares": False})
-    done = nas(timed / "home", "search", file)
+    done = here(timed / "home", "search", file)
     assert done.returncode == 1
     error = the_error(done.stderr)
     assert re.match(r"error: L\d+\.(attention|ffn)=.* loss is (nan|inf).*distill\.learning_rate", error), error
@@ -154,9 +157,10 @@ def test_distillation_that_diverges_is_an_error_with_a_place(timed: Path) -> Non
     assert rows(timed / "home", "trial") == []
 
 
-def test_a_budget_out_of_reach_ends_a_search_with_what_is_in_reach(copy: Path) -> None:
+@pytest.mark.usefixtures("ray_here")
+def test_a_budget_out_of_reach_ends_a_search_with_what_is_in_reach(here: Here, copy: Path) -> None:
     file = job(copy, budget={"memory": "1 KiB"})
-    done = nas(copy / "home", "search", file)
+    done = here(copy / "home", "search", file)
     assert done.returncode == 1
     assert "memory 1.00 KiB: the least reachable is " in the_error(done.stderr)
     assert [search["status"] for search in rows(copy / "home", "search")] == ["failed"]

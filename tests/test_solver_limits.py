@@ -120,8 +120,8 @@ def ended(running: "subprocess.Popen[str]", sent: signal.Signals) -> int:
 @pytest.mark.parametrize("memory", [100e6, 300e6])
 @pytest.mark.parametrize("engine", ["highs", "cbc"])
 def test_a_search_holds_no_more_than_it_may(engine: Engine, memory: float) -> None:
-    """Without a count of what lies ahead it came to 3.9 GB in this time, and went on."""
-    running = solving("runs()", f"memory_bytes={memory}, time_limit_s=8, engine={engine!r}")
+    """Without a count of what lies ahead it came to gigabytes in this time, and went on."""
+    running = solving("runs()", f"memory_bytes={memory}, time_limit_s=4, engine={engine!r}")
     said, _ = running.communicate(timeout=300)
     words = dict(line.split(" ", 1) for line in said.splitlines() if line.startswith(("status", "bytes")))
     status, gap = words["status"].split()

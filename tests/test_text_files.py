@@ -142,7 +142,7 @@ REFUSED = {
     "cut.txt.bz2": (bz2.compress(PLAIN.encode())[:-50], "is damaged or cut"),
     "cut.txt.xz": (lzma.compress(PLAIN.encode())[:-50], "is damaged or cut"),
     "cut.txt.zst": (pa.compress(PLAIN.encode(), "zstd", asbytes=True)[:-50], "is damaged or cut"),
-    "page.html": (b"<!DOCTYPE html>\n<html><body>Yes.", "is HTML or XML, whose tags would be learnt"),
+    "page.html": (b"<!DOCTYPE html>\n<html><body>Yes.", "is HTML or XML, and the model would learn the tags as text"),
     "page_of_other_name.txt": (b"\n<html lang='en'>Yes.", "is HTML or XML"),
     "dump.xml": (b"\xef\xbb\xbf<?xml version='1.0'?><a>Yes.</a>", "is HTML or XML"),
     "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*git lfs pull"),

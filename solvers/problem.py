@@ -21,13 +21,17 @@ OPTIMAL_GAP = 1e-6
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that may stand at slots first .. first + span - 1. `name` is its spelling, like "ffn256"."""
+    """One thing that may stand at slots first .. first + span - 1. `name` is its spelling, like "ffn256".
+
+    `parts` are the names of what fills its slots, one for each, if it is made of such things; else it is empty.
+    """
 
     first: int
     span: int
     name: str
     score: float
     costs: Mapping[str, float]
+    parts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         slots = f"slot {self.first}" if self.span == 1 else f"slots {self.first}..{self.end - 1}"

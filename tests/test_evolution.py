@@ -29,7 +29,7 @@ def problem_of(layers: int = 4, seed: int = 0, budget: float = 0.6) -> Problem:
         for slot, names in enumerate((("kv4", "kv1", "skip"), ("ffn8", "ffn4", "skip"))):
             for name, cost in zip(names, (2.0, 1.0, 0.0), strict=True):
                 options.append(Option(2 * layer + slot, 1, name, (2 - cost) * rng.random(), {"latency": cost}))
-        options.append(Option(2 * layer, 2, "skip+skip", rng.uniform(1, 2), {"latency": 0.0}))
+        options.append(Option(2 * layer, 2, "skip+skip", rng.uniform(1, 2), {"latency": 0.0}, ("skip", "skip")))
     options.append(Option(1, 3, "fuse(ffn8,ffn8)", 0.1, {"latency": 3.0}))
     return Problem(2 * layers, tuple(options), {"latency": budget * 4 * layers})
 

@@ -34,7 +34,7 @@ def problem_of(own: Sequence[str], most: int, kept: Sequence[int] = ()) -> Probl
     """Whole layers of cost 1, of which `most` may stay; those in `kept` have no option that leaves them out."""
     options = [Option(2 * layer, 2, name, 0.0, {"layers": 1.0}) for layer, name in enumerate(own)]
     skips = [layer for layer in range(len(own)) if layer not in kept]
-    options += [Option(2 * layer, 2, "skip+skip", 1.0, {"layers": 0.0}) for layer in skips]
+    options += [Option(2 * layer, 2, "skip+skip", 1.0, {"layers": 0.0}, ("skip", "skip")) for layer in skips]
     return Problem(2 * len(own), tuple(options), {"layers": float(most)})
 
 

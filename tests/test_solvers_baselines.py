@@ -18,7 +18,7 @@ from solvers.baselines.uniform import uniform
 from solvers.errors import Infeasible
 from solvers.exact import solver
 from solvers.problem import Option, Problem, Solution, total_costs, verify
-from solvers.refine.joint import paired
+from solvers.refine.joint import filled, paired
 
 
 def library(layers: int, seed: int, budget: float) -> Problem:
@@ -38,7 +38,9 @@ def library(layers: int, seed: int, budget: float) -> Problem:
             lost = {0: 1.0, 1: 3.0}[slot] - share
             score = harm * lost * rng.uniform(0.5, 1.5)
             options.append(Option(2 * layer + slot, 1, name, score, {"latency": share, "bytes": 10 * share}))
-        options.append(Option(2 * layer, 2, "skip+skip", harm * rng.uniform(3, 5), {"latency": 0.0, "bytes": 0.0}))
+        options.append(
+            Option(2 * layer, 2, "none", harm * rng.uniform(3, 5), {"latency": 0.0, "bytes": 0.0}, ("skip", "skip"))
+        )
     for layer in range(0, layers - 1, 2):
         options.append(Option(2 * layer + 1, 3, "fuse", rng.uniform(0, 1), {"latency": 3.5, "bytes": 60.0}))
     return Problem(2 * layers, tuple(options), {"latency": budget * 4.0 * layers})
@@ -49,7 +51,7 @@ def parent_of(problem: Problem) -> tuple[Option, ...]:
 
 
 def influence_of(problem: Problem) -> list[float]:
-    return [option.score for option in problem.options if option.name == "skip+skip"]
+    return [option.score for option in problem.options if option.name == "none"]
 
 
 def latency(solution: Solution) -> float:
@@ -141,8 +143,8 @@ def test_greedy_weighs_whole_blocks() -> None:
     """Apart both subblocks score 2; dropped together they score 1, and that is one of the layer's variants."""
     halves = [Option(slot, 1, "skip", 2.0, {"latency": 0.0}) for slot in range(2)]
     full = [Option(slot, 1, "full", 0.0, {"latency": 1.0}) for slot in range(2)]
-    whole = Option(0, 2, "skip+skip", 1.0, {"latency": 0.0})
-    assert names(greedy(Problem(2, (*halves, *full, whole), {"latency": 1.0}))) == ["skip+skip"]
+    whole = Option(0, 2, "none", 1.0, {"latency": 0.0}, ("skip", "skip"))
+    assert names(greedy(Problem(2, (*halves, *full, whole), {"latency": 1.0}))) == ["none"]
 
 
 def test_greedy_needs_layers_that_stand_alone() -> None:
@@ -212,14 +214,14 @@ def test_random_without_a_maximum_and_with_a_wrong_share() -> None:
 def test_shortgpt_drops_the_least_influential_layers_and_no_more_than_needed() -> None:
     problem = library(layers=5, seed=4, budget=0.6)
     solution = drop_layers(problem, parent_of(problem), [0.3, 0.1, 0.5, 0.2, 0.4])
-    assert names(solution) == ["kv8", "ffn512", "skip+skip", "kv8", "ffn512", "skip+skip", "kv8", "ffn512"]
+    assert names(solution) == ["kv8", "ffn512", "none", "kv8", "ffn512", "none", "kv8", "ffn512"]
     whole = drop_layers(replace(problem, maximums={}), parent_of(problem), [0.3, 0.1, 0.5, 0.2, 0.4])
     assert set(names(whole)) == {"kv8", "ffn512"}
 
 
 def test_shortgpt_drops_by_halves_and_keeps_what_cannot_be_dropped() -> None:
     problem = library(layers=3, seed=4, budget=2 / 3)
-    options = [o for o in problem.options if o.name != "skip+skip" and not (o.name == "skip" and o.first < 2)]
+    options = [o for o in problem.options if o.name != "none" and not (o.name == "skip" and o.first < 2)]
     halves = replace(problem, options=tuple(options))
     solution = drop_layers(halves, parent_of(problem), [0.0, 0.2, 0.1])
     assert names(solution) == ["kv8", "ffn512", "kv8", "ffn512", "skip", "skip"]
@@ -273,12 +275,11 @@ def test_no_op_only_is_the_best_of_what_is_kept_or_left_out(offered: Callable[[P
     problem = offered(library(layers=3, seed=6, budget=0.6))
     solution = no_op_only(problem, parent_of(library(layers=3, seed=6, budget=0.6)))
     kept = {"kv8", "ffn512", "skip"}
-    assert {part for option in solution.options for part in option.name.split("+")} <= kept
+    assert set(filled(solution.options).values()) <= kept
     found = [
         math.fsum(option.score for option in tiling)
         for tiling in tilings(problem)
-        if {part for option in tiling for part in option.name.split("+")} <= kept
-        and problem.limits[0].holds(total_costs(tiling)["latency"])
+        if set(filled(tiling).values()) <= kept and problem.limits[0].holds(total_costs(tiling)["latency"])
     ]
     assert solution.score == pytest.approx(min(found))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from blocklib.block import Architecture, Choice
+from blocklib.block import Architecture, Block, Choice
 from cost_models.cost import ZERO, Cost
 from cost_models.metrics import METRICS
 from cost_models.scenario import Scenario
@@ -184,12 +184,19 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
                 # The parent's own options have no score row: they move nothing.
                 getattr(known_option.score, metric) if known_option.score else 0.0,
                 linear[choice],
+                _parts(choice),
             )
             for choice, known_option in zip(choices, known, strict=True)
         ),
         metric=metric,
         costs=costs,
     )
+
+
+def _parts(choice: Choice) -> tuple[str, ...]:
+    """The subblocks of a whole block, one for each slot."""
+    parts = tuple(str(part.what) for part in choice.parts)
+    return parts if choice.role == "block" and len(parts) == choice.span and isinstance(choice.what, Block) else ()
 
 
 def _known_of_all(costs: Mapping[Choice, Cost], fixed: Cost, scenario: Scenario) -> dict[Choice, dict[str, float]]:

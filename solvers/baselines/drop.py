@@ -13,8 +13,7 @@ from operator import sub
 from solvers.exact.shortest_path import score_bound
 from solvers.problem import Option, Problem, Solution, infeasible_choice, total_costs
 
-_SKIPPED_LAYER = "skip+skip"
-_SKIPPED_SLOT = "skip"
+_SKIPPED = "skip"
 
 Options = tuple[Option, ...]
 
@@ -115,9 +114,9 @@ def _skip(problem: Problem, layer: int, slots_per_layer: int) -> Options:
     """The options that leave a layer out; none where the problem has no such options."""
     first = layer * slots_per_layer
     at_layer = {option.key: option for option in problem.options if first <= option.first < first + slots_per_layer}
-    whole = at_layer.get((first, slots_per_layer, _SKIPPED_LAYER))
-    if whole is not None:
-        return (whole,)
-    slots = [at_layer.get((slot, 1, _SKIPPED_SLOT)) for slot in range(first, first + slots_per_layer)]
+    whole = [option for option in at_layer.values() if option.parts == (_SKIPPED,) * slots_per_layer]
+    if whole:
+        return (whole[0],)
+    slots = [at_layer.get((slot, 1, _SKIPPED)) for slot in range(first, first + slots_per_layer)]
     found = tuple(option for option in slots if option is not None)
     return found if len(found) == slots_per_layer else ()

@@ -1,7 +1,7 @@
 """Baseline: subblocks are kept as the parent has them or left out, as in Puzzle's no-op-only ablation (arXiv
 2411.19146).
 
-The exact solver on fewer options. This file knows names joined by "+" and that "skip" leaves a slot out.
+The exact solver on fewer options. This file knows that "skip" leaves a slot out.
 """
 
 import time
@@ -13,6 +13,7 @@ from solvers.exact import solver
 from solvers.exact.settings import DEFAULT, Settings
 from solvers.exact.shortest_path import check_tiling, score_bound
 from solvers.problem import Option, Problem, Solution
+from solvers.refine.joint import filled
 
 _SKIPPED = "skip"
 
@@ -26,7 +27,7 @@ def no_op_only(problem: Problem, parent: Sequence[Option], settings: Settings = 
     """
     started = time.monotonic()
     check_tiling(problem)
-    own = {option.first + place: part for option in parent for place, part in enumerate(option.name.split("+"))}
+    own = filled(parent)
     fewer = replace(problem, options=tuple(option for option in problem.options if _is_kept_or_left_out(option, own)))
     try:
         check_tiling(fewer)
@@ -37,7 +38,4 @@ def no_op_only(problem: Problem, parent: Sequence[Option], settings: Settings = 
 
 
 def _is_kept_or_left_out(option: Option, own: Mapping[int, str]) -> bool:
-    parts = option.name.split("+")
-    return len(parts) == option.span and all(
-        part in (_SKIPPED, own.get(option.first + place)) for place, part in enumerate(parts)
-    )
+    return all(name in (_SKIPPED, own.get(slot)) for slot, name in filled((option,)).items())

@@ -20,9 +20,8 @@ def drop_layers(
     """The parent less its least influential layers: the fewest, in that order, that bring it within the limits.
 
     `parent` are the options of the problem that stand for the parent as it is, in any order; `block_influence` is one
-    number per layer. A layer that has neither the option "skip+skip" nor "skip" at each of its slots is kept. Raises
-    Infeasible where no number of dropped layers meets the limits, and ValueError where `parent` does not tile the
-    layers or the influences do not match them.
+    number per layer. A layer that no options leave out is kept. Raises Infeasible where no number of dropped layers
+    meets the limits, and ValueError where `parent` does not tile the layers or the influences do not match them.
     """
     started = time.monotonic()
     check_tiling(problem)

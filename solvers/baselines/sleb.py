@@ -50,11 +50,11 @@ def drop_one_by_one(
 ) -> Removal:
     """The parent less the fewest layers, in the order of `removal_rounds`, that bring it within the limits.
 
-    `parent` are the options of the problem that stand for the parent as it is, in any order. A layer that has neither
-    the option "skip+skip" nor "skip" at each of its slots is kept, as are the first and the last. A round's losses are
-    asked for when one more layer has to go. Raises Infeasible where no number of dropped layers meets the limits,
-    before any loss is asked for where no order can, and ValueError where `parent` does not tile the layers or a loss is
-    not finite.
+    `parent` are the options of the problem that stand for the parent as it is, in any order. A layer that no options
+    leave out is kept, as are the first and the last. A round's losses are asked for when one more layer has to go.
+
+    Raises Infeasible where no number of dropped layers meets the limits, before any loss is asked for where no order
+    can, and ValueError where `parent` does not tile the layers or a loss is not finite.
     """
     started = time.monotonic()
     check_tiling(problem)

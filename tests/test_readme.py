@@ -14,7 +14,14 @@ from searches import Here, environment, parent_folder
 import nas
 
 HOUSE = Path(__file__).parents[1]
-_ASKED = {"SEARCH": "tiny", "TRIAL": "1", "DIR": "child", "TABLE": "table.json", "PARENT": str(parent_folder())}
+_ASKED = {
+    "20": "3",
+    "SEARCH": "tiny",
+    "TRIAL": "1",
+    "DIR": "child",
+    "TABLE": "table.json",
+    "PARENT": str(parent_folder()),
+}
 _ON_A_CLUSTER = {"submit", "status", "logs", "stop"}
 ROOMS = ("nas", "blocklib", "cost_models", "solvers", "db")
 

@@ -12,8 +12,8 @@ from solvers.problem import Option, Problem
 
 def problem_of(ms: Sequence[float], most: float) -> tuple[Problem, tuple[Option, ...]]:
     """Whole layers that take so long each, all of which may go; and those that are the parent's own."""
-    own = tuple(Option(2 * layer, 2, "kv4+ffn48", 0.0, {"ms": each}) for layer, each in enumerate(ms))
-    skips = tuple(Option(2 * layer, 2, "skip+skip", 1.0, {"ms": 0.0}) for layer in range(len(ms)))
+    own = tuple(Option(2 * layer, 2, "kv4+ffn48", 0.0, {"ms": each}, ("kv4", "ffn48")) for layer, each in enumerate(ms))
+    skips = tuple(Option(2 * layer, 2, "skip+skip", 1.0, {"ms": 0.0}, ("skip", "skip")) for layer in range(len(ms)))
     return Problem(2 * len(ms), own + skips, {"ms": most}), own
 
 

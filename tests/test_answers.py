@@ -70,6 +70,14 @@ def test_a_front_under_limits_out_of_reach_is_told_in_the_users_units(known: Mea
         front_of(known, "latency", parse_budget("memory=1B"), 5)
 
 
+def test_the_parents_own_architecture_scores_nothing_and_costs_what_the_parent_costs(known: Measured) -> None:
+    solution = solve(known, ())
+    assert str(known.architecture(solution.options)) == known.search.parent_architecture
+    assert solution.score == 0.0
+    last = front_of(known, "latency", (), 5)[-1]
+    assert (last.score, last.of_parent) == (0.0, pytest.approx(1.0))
+
+
 def test_points_of_a_front_say_what_is_proven_of_them(known: Measured) -> None:
     points = front_of(known, "latency", (), 5)
     assert {point.status for point in points} == {"optimal"}

@@ -74,6 +74,15 @@ def test_no_set_sees_documents_it_must_not(tmp_path: Path, tokenizer: PreTrained
         assert not seen[one] & seen[other]
 
 
+def test_a_paragraph_of_many_documents_is_in_one_set_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A licence at the end of every file would else be trained on, scored on and evaluated on."""
+    licence = " ".join(f"licence{word}" for word in range(40))
+    documents = [f"{story}\n\n{licence}" for story in stories(100)]
+    tokens = load_tokens(data(train=[write(tmp_path / "all.txt", documents)]), tokenizer, VOCABULARY)
+    sets = [tokenizer.decode(ids.ravel().tolist()) for ids in (tokens.distillation, tokens.score, tokens.evaluation)]
+    assert ["licence" in text for text in sets].count(True) == 1
+
+
 def test_sets_are_whole_read_only_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     asked = data(train=[write(tmp_path / "all.txt", stories(100))], score_tokens=250)
     tokens = load_tokens(asked, tokenizer, VOCABULARY)

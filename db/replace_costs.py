@@ -1,4 +1,4 @@
-"""Costs written in place of others, and what was summed of those.
+"""Costs written in place of others, and the parent's sum that they were part of.
 
 This file knows what depends on a cost. The caller of the store decides when costs are replaced.
 """

@@ -61,6 +61,9 @@ class Store:
         """Opened to read, where nobody here may write: every method that writes raises DatabaseError."""
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
+        # What belongs together is read as it was at one moment; SQLite does so by itself.
+        is_postgresql = engine.dialect.name == "postgresql"
+        self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if is_postgresql else engine
 
     @classmethod
     def open(cls, url: str | Path | None = None, access: Access = "create", patience: Patience = USUAL) -> Self:
@@ -332,7 +335,7 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        with explained(self._engine.url), Session(self._engine, expire_on_commit=False) as session:
+        with explained(self._engine.url), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager

@@ -152,7 +152,7 @@ def test_sums_of_costs_become_the_costs_that_they_were_of(url: str) -> None:
         found = {one.option.choice: one.option.cost_keys for one in store.options("5ea5c4")}
         assert found == {
             "L0.attention=kv2": ["k"], "L0.ffn=ffn64": ["f"], "L0.block=kv2+ffn64": ["k", "f"],
-            "L0.block=skip+skip": [], "L1.block=a+b": ["ff"], "L1.ffn=skip": [],
+            "L0.block=skip+skip": [], "L1.block=a+b": ["ff"], "L1.ffn=skip": [""],
         }  # fmt: skip
         assert store.costs(list(costs)).keys() == {"k", "f", "ff"}
 

@@ -30,7 +30,7 @@ def upgrade() -> None:
     for search_id, options in _options(connection):
         own = {names[key]: key for key in options.values() if key in names and not _is_sum(names[key])}
         for choice, key in options.items():
-            name = names.get(key, "")
+            name = names.get(key, "")  # An option without a key is not measured: no row has the key "".
             parts = name.split(_SUM) if name != _NOTHING else []
             keys = [own[part] for part in parts] if _is_sum(name) and own.keys() >= {*parts} else [key]
             (kept if keys == [key] else replaced).add(key)
@@ -50,7 +50,5 @@ def _options(connection: sa.Connection) -> Iterator[tuple[str, dict[str, str]]]:
     rows = connection.execute(sa.select(_OPTION.c.search_id, _OPTION.c.choice, _OPTION.c.cost_key))
     found: dict[str, dict[str, str]] = {}
     for search_id, choice, key in rows:
-        found.setdefault(search_id, {})
-        if key is not None:
-            found[search_id][choice] = key
+        found.setdefault(search_id, {})[choice] = key or ""
     yield from found.items()

@@ -34,10 +34,10 @@ def run(
         from nas.stages.preflight import check
 
         check(request)
+        import nas.terminal.quiet  # noqa: F401  (silences libraries before they load)
         from nas.files.database import opened
         from nas.pipeline import search
         from nas.search import Search
-        from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
 
     with opened(db, "create", progress) as store:
         outcome = search(request, store, console, remeasure)
@@ -81,8 +81,8 @@ def dependency(
     """
     console = console_of(progress)
     with loading(console, f"block dependency of {parent}"):
+        import nas.terminal.quiet  # noqa: F401
         from nas.job.fusion_candidates import Joining
         from nas.scoring.block_dependency import dependency_of
-        from nas.terminal import quiet  # noqa: F401
 
     return dependency_of(parent, texts, tokens, joining or Joining(), console)

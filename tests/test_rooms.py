@@ -108,6 +108,11 @@ def test_the_command_line_works_through_the_python_api(path: Path) -> None:
     assert not {module for module in used if module.split(".")[0] == "db"}
 
 
+def test_libraries_are_silenced_before_they_load() -> None:
+    """A plain import stands before all `from ... import` of its block, and so before what loads the libraries."""
+    assert not [name(path) for path in FILES if "from nas.terminal import quiet" in path.read_text(encoding="utf-8")]
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_errors_need_nothing_but_their_root(room: str) -> None:
     modules = imported(HOUSE / room / "errors.py") - {ROOT_ERROR}

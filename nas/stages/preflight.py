@@ -45,7 +45,7 @@ def check_meter(request: Request, powercap: Path = POWERCAP) -> None:
         raise NoMeterError(
             "budget.energy: a simulated machine (scenario.flash) has no energy meter; leave out one of the two"
         )
-    from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
+    import nas.terminal.quiet  # noqa: F401  (silences libraries before they load)
 
     try:
         meter_of(request.scenario.device, powercap)
@@ -61,7 +61,7 @@ def _check(request: Request, is_here: bool) -> None:
     check_tokenizer(folder, request.allow_remote_code)
     if checkpoint.positions is not None:
         check_positions(request, checkpoint.positions)
+    import nas.terminal.quiet  # noqa: F401  (silences libraries before they load)
     from nas.stages.feasible import check_parent
-    from nas.terminal import quiet  # noqa: F401  (silences libraries before they load)
 
     check_parent(request, checkpoint, is_here)

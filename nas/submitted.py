@@ -1,5 +1,6 @@
 """Searches that run on a Ray cluster: submitted, followed, stopped."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,14 @@ class SubmittedJob:
 
         return submission.status(self.number, self.head)
 
-    def follow(self, write: Callable[[str], Any] = print) -> str:
-        """Hand the job's output to `write` as it comes, until the job ends; returns how it ended."""
+    def follow(self, write: Callable[[str], Any] | None = None) -> str:
+        """Hand the job's output to `write` as it comes, until the job ends; returns how it ended.
+
+        `write` gets pieces of text, not lines; None: standard output.
+        """
         from nas.cluster import submission
 
-        return submission.follow(self.number, self.head, write)
+        return submission.follow(self.number, self.head, write or _written_at_once)
 
     def stop(self) -> str:
         """Stop the job and wait until it has ended; returns how it ended. It resumes when it is submitted again."""
@@ -48,6 +52,11 @@ class SubmittedJob:
         from nas.cluster import addresses
 
         return addresses.dashboard(self.address)
+
+
+def _written_at_once(output: str) -> None:
+    sys.stdout.write(output)
+    sys.stdout.flush()
 
 
 def submit(

@@ -69,9 +69,9 @@ def _follow(job: nas.SubmittedJob) -> None:
         waiting.enter_context(bar(talk_beside(as_json=True), f"job {job.number}", doing="waiting for its first line"))
 
         def write(output: str) -> None:
-            if output:
-                waiting.close()
-                sys.stdout.write(output)
+            waiting.close()
+            sys.stdout.write(output)
+            sys.stdout.flush()
 
         state = job.follow(write)
     if state != "SUCCEEDED":

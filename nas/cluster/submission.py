@@ -98,7 +98,8 @@ def follow(job: str, head: Address, write: Callable[[str], Any]) -> str:
     while True:
         state = str(_known(client, job).status.value)
         output = client.get_job_logs(job)
-        write(output[printed:])
+        if len(output) > printed:
+            write(output[printed:])
         printed = len(output)
         if state in _ENDED:
             return state

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from db import models
 from db.store import Store
+from nas.errors import UsageError
 from nas.files.database import opened
 from nas.files.forget import Deleted, Numbers
 from nas.files.forget import delete_trials as forget
@@ -58,7 +59,9 @@ def delete_trials(
     query: TrialQuery, confirm: Callable[[TrialList], bool], db: str | Path | None = None, progress: Progress = True
 ) -> Deleted | None:
     """Delete the trials that match if `confirm` agrees; None where it does not. A child in the database's own home goes
-    with its last trial. Raises as `find_trials` does."""
+    with its last trial. Raises UsageError for a query that names no trials, and as `find_trials` does."""
+    if not query.names_trials:
+        raise UsageError("the query names no trials, so all would be deleted; give a search, `where` or `ids`")
     with opened(db, "write", progress) as store:
         found = _found(query, store)
         return forget(store, found.trials, found.searches) if confirm(found) else None

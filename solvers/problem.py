@@ -123,6 +123,8 @@ class Problem:
 def _check_option(option: Option, slots: int, cost_names: Sequence[str]) -> None:
     if option.span < 1 or option.first < 0 or option.end > slots:
         raise ProblemError(f"{option} is not within slots 0..{slots - 1}")
+    if option.parts and len(option.parts) != option.span:
+        raise ProblemError(f"{option} has {len(option.parts)} parts; an option has one for each of its slots, or none")
     if not _is_finite(option.score):
         raise ProblemError(f"{option} has score {option.score}; it must be a finite number")
     for name in cost_names:

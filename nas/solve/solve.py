@@ -194,9 +194,9 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
 
 
 def _parts(choice: Choice) -> tuple[str, ...]:
-    """The subblocks of a whole block, one for each slot."""
-    parts = tuple(str(part.what) for part in choice.parts)
-    return parts if choice.role == "block" and len(parts) == choice.span and isinstance(choice.what, Block) else ()
+    """The two subblocks of a block in one layer; a block with a fused run, or several in parallel, is one thing."""
+    is_of_one_layer = isinstance(choice.what, Block) and choice.what.layers == 1
+    return tuple(str(part.what) for part in choice.parts) if is_of_one_layer else ()
 
 
 def _known_of_all(costs: Mapping[Choice, Cost], fixed: Cost, scenario: Scenario) -> dict[Choice, dict[str, float]]:

@@ -11,6 +11,7 @@ again. This file knows options and limits; it does not know what is evaluated, n
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -62,11 +63,15 @@ class Dashboard:
     def __init__(self, url: str, name: str):
         patient = {"timeout": 60} if url.startswith("sqlite") else {}
         self._storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": patient})
-        self._study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
-        self._there = len(self._study.get_trials(deepcopy=False))
+        self._name = name
         self._seen = 0
 
     def __enter__(self) -> Self:
+        with ExitStack() as otherwise:
+            otherwise.push(self.__exit__)
+            self._study = optuna.create_study(storage=self._storage, study_name=self._name, load_if_exists=True)
+            self._there = len(self._study.get_trials(deepcopy=False))
+            otherwise.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

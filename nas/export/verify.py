@@ -126,15 +126,17 @@ def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]
         # transformers copies the folder's code to a cache under the folder's name. It must not find an old copy there.
         environment = os.environ | {"HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
         process = subprocess.run(
-            [sys.executable, "-I", str(script), str(folder.absolute()), str(asked), str(answered)],
+            [sys.executable, "-I", "-X", "utf8", str(script), str(folder.absolute()), str(asked), str(answered)],
             cwd=scratch,
             env=environment,
             stdin=subprocess.DEVNULL,  # Nobody can answer a prompt here.
             capture_output=True,
             text=True,
             encoding="utf-8",
+            errors="replace",
         )
         if process.returncode != 0:
-            raise ExportMismatchError(f"the exported model does not load and run in a fresh process:\n{process.stderr}")
+            why = process.stderr.strip() or f"it ended with status {process.returncode}, perhaps for want of memory"
+            raise ExportMismatchError(f"the exported model does not load and run in a fresh process:\n{why}")
         loaded: dict[str, Any] = torch.load(answered)
         return loaded

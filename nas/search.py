@@ -88,11 +88,11 @@ class Search:
         if refine is None:
             return solve_across([self], budget, metric=metric, effort=effort)
         with loading(self._console, f"refine {self.name}"):
+            import nas.terminal.quiet  # noqa: F401
             from nas.stages.refine import solve_refined
-            from nas.terminal import quiet  # noqa: F401
         limits = limits_of(budget)
         with opened(self.db, "write", self.progress) as store:
-            known = measured(store, self.row, metric)
+            known = measured(store, store.find_search(self.id), metric)
             return self._trial(solve_refined(store, known, limits, refine, self._console, effort)[1])
 
     def front(self, cost: str = "latency", budget: Budget = "", points: int = 20, effort: Effort = USUAL) -> Front:
@@ -103,7 +103,7 @@ class Search:
         """
         limits = limits_of(budget)
         with opened(self.db, "read", self.progress) as store, bar(self._console, f"front of {points} points"):
-            known = measured(store, self.row)
+            known = measured(store, store.find_search(self.id))
             found = front_of(known, cost, limits, points, effort)
             return Front(cost, found, known, limits, tuple(store.trials(self.id)))
 
@@ -130,7 +130,7 @@ class Search:
             opened(self.db, "read", self.progress) as store,
             counted(self._console, wanted.count, wanted.total_s) as told,
         ):
-            known = measured(store, self.row)
+            known = measured(store, store.find_search(self.id))
             limits = limits_of(budget) or known.budget
             return alternatives(store, known, limits, wanted, effort.with_progress(told.solving), told.found)
 
@@ -143,16 +143,21 @@ class Search:
         `time`: heal, or time, every answer.
         """
         with loading(self._console, f"compare {self.name}"):
+            import nas.terminal.quiet  # noqa: F401
             from nas.compare.strategies import Asked, compare
-            from nas.terminal import quiet  # noqa: F401
         with opened(self.db, "write", self.progress) as store:
-            return compare(store, self.row, Asked(limits_of(budget), evaluations, seeds, heal, time), self._console)
+            return compare(
+                store,
+                store.find_search(self.id),
+                Asked(limits_of(budget), evaluations, seeds, heal, time),
+                self._console,
+            )
 
     def layers(self, trial: Trial | int) -> tuple[LayerLine, ...]:
         """The trial layer by layer: what stands where, what it scores and what it costs."""
         found = self._own(trial)
         with opened(self.db, "read", self.progress) as store:
-            return layers_of(store, self.row, found.row)
+            return layers_of(store, store.find_search(self.id), found.row)
 
     def build(self, trial: Trial | int, *, time: bool = True) -> Trial:
         """The trial's child assembled, healed as the search's job says, evaluated and, unless `time` is False, timed
@@ -163,10 +168,10 @@ class Search:
         """
         found = self._own(trial)
         with loading(self._console, f"build {found.id}"):
+            import nas.terminal.quiet  # noqa: F401
             from nas.stages.build import build_trial
-            from nas.terminal import quiet  # noqa: F401
         with opened(self.db, "write", self.progress) as store:
-            return self._trial(build_trial(store, self.row, found.row, self._console, time))
+            return self._trial(build_trial(store, store.find_search(self.id), found.row, self._console, time))
 
     def export(self, trial: Trial | int, out: str | Path, *, format: str = "hf") -> "Exported":
         """Write a built trial's child as a folder that transformers ("hf") or vLLM ("decilm") loads, load it again, and
@@ -178,8 +183,8 @@ class Search:
         if number is None:
             raise NotFoundError("the trial is not kept, as its database can only be read: solve in a copy of it")
         with loading(self._console, f"export {number}"):
+            import nas.terminal.quiet  # noqa: F401
             from nas.stages.export import export_trial
-            from nas.terminal import quiet  # noqa: F401
         with opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
             return export_trial(store, number, format, Path(out))
 
@@ -188,7 +193,7 @@ class Search:
         from nas.report import write_report
 
         with opened(self.db, "read", self.progress) as store, bar(self._console, "write the report"):
-            chosen = store.trial(trial) if isinstance(trial, int) else trial.row if trial is not None else None
+            chosen = None if trial is None else self._own(trial).row
             return write_report(store, store.find_search(self.id), Path(out), chosen)
 
     def __str__(self) -> str:
@@ -225,7 +230,7 @@ def solve_across(
         raise UsageError("name one search or several of one database")
     first = searches[0]
     with opened(first.db, "read", first.progress) as store, shown(console_of(first.progress)) as heard:
-        known = [measured(store, search.row, metric) for search in searches]
+        known = [measured(store, store.find_search(search.id), metric) for search in searches]
         best, solution = solve.solve_across(known, limits, effort.with_progress(heard))
         trial = proposed(store, best, solution, limits)
         return Trial(explain(store, best, limits, solution, trial), best.search)

@@ -218,8 +218,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    """A Ray that this process starts once for all tests of a file, and whose workers have loaded what they need. Only
-    for commands in this process."""
+    """A Ray that this process starts once for all tests of a file, and whose workers load what they need once. Only for
+    commands in this process."""
     with Cluster("local") as cluster:
         cluster.places(cpus=1, gpus=0)
         yield

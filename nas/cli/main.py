@@ -1,7 +1,7 @@
-"""The command line: each command parses its arguments, calls one function, and prints what it returns.
+"""The command line: each command parses its arguments, calls the Python API, and prints the answer.
 
-The function belongs to the Python API, which loads libraries only when they are needed, so each command answers at
-once. `nas/terminal/exits.py` decides how a command ends, after an error as well.
+The Python API loads libraries only when they are needed, so each command answers at once. `nas/terminal/exits.py`
+decides how a command ends, after an error as well.
 """
 
 from dataclasses import dataclass

@@ -33,7 +33,8 @@ def talk_beside(as_json: bool) -> Console:
 
 
 Progress = bool | Callable[[str], None] | Console
-"""True: a bar on a terminal, else lines, on standard error. False: nothing. A function gets each line."""
+"""True: a bar on a terminal, else lines, on standard error. False: nothing. A function gets each line. A console is
+written to."""
 
 
 def console_of(progress: Progress) -> Console:

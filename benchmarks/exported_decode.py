@@ -26,10 +26,11 @@ import nas.terminal.quiet  # isort: skip
 import torch
 from transformers import GenerationConfig
 
+from cost_models.engines.torch_eager import TorchSubject
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.scenario import Scenario
 from cost_models.timing.allocator import kept_memory
-from cost_models.timing.pair import Paired, Subject
+from cost_models.timing.pair import Paired
 from db.store import Store
 from nas.files.home import child_file, home_of
 from nas.stages.child_file import load_child
@@ -76,7 +77,7 @@ class Here:
         where: dict[str, Any] = {"device": scenario.device, "dtype": getattr(torch, scenario.dtype)}
         self._model: Any = load_child(child).to(**where)
         self._model.generation_config = GenerationConfig(pad_token_id=0)
-        self._scenario, self._subject = scenario, Subject(self._model, scenario)
+        self._scenario, self._subject = scenario, TorchSubject(self._model, scenario)
         seeded = torch.Generator().manual_seed(0)
         size = (scenario.batch, scenario.prompt_tokens + scenario.generated_tokens // 2)
         ids_BT = torch.randint(self._model.config.vocab_size, size, generator=seeded)

@@ -20,12 +20,12 @@ from blocklib.block import Architecture, Block, Subblock
 from blocklib.kinds import parent_block
 from blocklib.parent import Parent, load_parent
 from cost_models.analytic import architecture_cost
+from cost_models.engines.engines import describe
+from cost_models.engines.torch_eager import random_model, time_models
 from cost_models.geometry import FIXED, Geometry, geometries
-from cost_models.hardware import describe
 from cost_models.scenario import Scenario
 from cost_models.timing.measure import Additivity, MeasuredGeometry, measure
-from cost_models.timing.pair import Rounds, time_models
-from cost_models.timing.stack import random_model
+from cost_models.timing.pair import Rounds
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     summary = {
         "parent": asked.parent,
         "scenario": scenario.key(),
-        "hardware": describe(scenario.device, scenario.threads),
+        "hardware": describe(scenario),
         "mape": fmean(abs(row["predicted_s"] / row["timed_s"] - 1) for row in rows),
         "kendall_tau": kendall_tau([(row["predicted_s"], row["timed_s"]) for row in rows]),
         "worst_spread_of_timed": max(row["spread"] for row in rows),

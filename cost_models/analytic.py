@@ -5,25 +5,34 @@ an expectation, as if each chose for itself.
 """
 
 from blocklib.block import Architecture, Choice
+from blocklib.formats.gguf import gguf_bytes, gguf_fixed_bytes
 from blocklib.kinds import choice_kv_values, choice_parameters, choice_touched
 from blocklib.shape import Shape
 from cost_models.cost import Cost
-from cost_models.scenario import Scenario, bytes_per_value
+from cost_models.scenario import Scenario
 
 
 def choice_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
     """The bytes that `choice` holds and reads in a child of a parent of this shape, its norms included."""
-    size = bytes_per_value(scenario.dtype)
-    parameters = choice_parameters(choice, shape)
+    parameters, held = choice_parameters(choice, shape), stored_bytes(choice, shape, scenario)
+    size = held / parameters if parameters else 0.0
     prompts = scenario.batch * scenario.prompt_tokens
+    cached = choice_kv_values(choice, shape, scenario.context_tokens)
     return Cost(
         parameters=parameters,
         active_parameters=round(choice_touched(choice, shape, 1)),
-        weight_bytes=parameters * size,
+        weight_bytes=held,
         prefill_bytes=round(choice_touched(choice, shape, prompts) * size),
         decode_bytes=round(choice_touched(choice, shape, scenario.batch) * size),
-        cache_bytes=choice_kv_values(choice, shape, scenario.context_tokens) * scenario.batch * size,
+        cache_bytes=cached * scenario.batch * scenario.bytes_per_value,
     )
+
+
+def stored_bytes(choice: Choice, shape: Shape, scenario: Scenario) -> int:
+    """The bytes of its weights in the form that the scenario's engine loads."""
+    if scenario.engine == "llama_cpp":
+        return gguf_bytes(choice, shape, scenario.dtype)
+    return choice_parameters(choice, shape) * scenario.bytes_per_value
 
 
 def fixed_cost(shape: Shape, scenario: Scenario) -> Cost:
@@ -31,14 +40,19 @@ def fixed_cost(shape: Shape, scenario: Scenario) -> Cost:
 
     A pass reads one row of the embeddings per token, which is left out; it reads all rows of a tied one, as the head.
     """
-    parameters, size = shape.fixed_parameters, bytes_per_value(scenario.dtype)
+    parameters = shape.fixed_parameters
     read = shape.vocabulary * shape.hidden + shape.norm_parameters
+    if scenario.engine == "llama_cpp":
+        held = gguf_fixed_bytes(shape, scenario.dtype)
+        read_bytes = round(held * read / parameters)
+    else:
+        held, read_bytes = (count * scenario.bytes_per_value for count in (parameters, read))
     return Cost(
         parameters=parameters,
         active_parameters=read,
-        weight_bytes=parameters * size,
-        prefill_bytes=read * size,
-        decode_bytes=read * size,
+        weight_bytes=held,
+        prefill_bytes=read_bytes,
+        decode_bytes=read_bytes,
     )
 
 

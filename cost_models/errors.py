@@ -21,3 +21,15 @@ class TimingError(CostModelError, ValueError):
 
 class NoMeterError(CostModelError, ValueError):
     """This machine has no energy meter for a device, or does not let this process read it."""
+
+
+class MissingEngineError(CostModelError, ValueError):
+    """An engine is not installed; says the command that installs it."""
+
+
+class UnsupportedByEngineError(CostModelError, ValueError):
+    """An engine cannot run a choice, a type or a scenario; says which, and why."""
+
+
+class EngineStoppedError(CostModelError, OSError):
+    """An engine did not start, or ended while it was timed; says what it printed last."""

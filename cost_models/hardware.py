@@ -15,21 +15,21 @@ from cost_models.errors import ScenarioError
 from cost_models.scenario import Scenario
 
 
-def describe(device: str, threads: int | None) -> str:
-    """One line naming what a time depends on besides the model: the same line, the same times.
+def machine(scenario: Scenario) -> str:
+    """One line that names the machine, as far as times depend on it.
 
-    `threads` as in a scenario: None means all cores this process may use. Raises ScenarioError for a device torch does
-    not find here.
+    Raises ScenarioError for a device that torch does not find here.
     """
+    device = scenario.device
     if device == "cpu":
-        return f"{processor()}, {threads or usable_cores()} of {usable_cores()} cores, torch {torch.__version__}"
+        return f"{processor()}, {scenario.threads or usable_cores()} of {usable_cores()} cores"
     kind = torch.device(device).type
     module = torch.get_device_module(kind)
     if not module.is_available():
         raise ScenarioError(f"device {device!r}: torch {torch.__version__} finds no {kind} here; use cpu")
     if kind == "mps":
-        return f"{processor()} GPU, torch {torch.__version__}"
-    return f"{module.device_count()} x {module.get_device_name(device)}, torch {torch.__version__}"
+        return f"{processor()} GPU"
+    return f"{module.device_count()} x {module.get_device_name(device)}"
 
 
 def processor() -> str:

@@ -4,11 +4,23 @@ Knows nothing of the machine itself: `hardware.py` does.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cost_models.errors import ScenarioError
 
 _BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_GGUF = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k")
+"""The precisions of `blocklib/formats/gguf_types.py`, which this file does not import, as it loads no library."""
+_LLAMA_CPP_CACHE_BYTES = 2
+"""llama.cpp keeps keys and values in f16, whatever the type of the weights."""
+ENGINES: Mapping[str, tuple[str, ...]] = {
+    "torch": tuple(_BYTES_PER_VALUE),
+    "llama_cpp": _GGUF,
+}
+"""The engines, and the names that each has for the types it can hold weights in."""
+USUAL_DTYPE: Mapping[str, str] = {"torch": "float32", "llama_cpp": "q8_0"}
+"""The type of the weights in an engine if nothing else is asked for."""
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
 
@@ -17,7 +29,8 @@ class Scenario:
     """A batch of requests that come in together: each has `prompt_tokens`, and is answered with `generated_tokens`.
 
     The first generated token comes out of the prefill; each other one takes a decode step. `threads` are torch's on
-    the CPU; None means all cores this process may use. Raises ScenarioError where a value makes no sense.
+    the CPU; None means all cores this process may use. `engine` runs the model, and `dtype` is its own name for the
+    type of the weights. Raises ScenarioError where a value makes no sense.
     """
 
     device: str
@@ -26,11 +39,16 @@ class Scenario:
     prompt_tokens: int
     generated_tokens: int
     threads: int | None = None
+    engine: str = "torch"
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
             raise ScenarioError(f"device {self.device!r} is not one of torch's; use cpu, cuda, cuda:1, xpu or mps")
-        bytes_per_value(self.dtype)
+        if self.engine not in ENGINES:
+            raise ScenarioError(f"engine {self.engine!r} is not one of {', '.join(ENGINES)}")
+        if self.dtype not in ENGINES[self.engine]:
+            names = ", ".join(ENGINES[self.engine])
+            raise ScenarioError(f"dtype {self.dtype!r} is not supported by the engine {self.engine}; use {names}")
         for name in ("batch", "prompt_tokens", "generated_tokens"):
             if getattr(self, name) < 1:
                 raise ScenarioError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -47,19 +65,14 @@ class Scenario:
 
     @property
     def bytes_per_value(self) -> int:
-        return bytes_per_value(self.dtype)
+        """Bytes of a number that is computed or cached."""
+        return _LLAMA_CPP_CACHE_BYTES if self.engine == "llama_cpp" else _BYTES_PER_VALUE[self.dtype]
 
     def key(self) -> str:
         """Its one spelling: equal scenarios, and no others, have the same."""
         threads = "all" if self.threads is None else self.threads
+        engine = "" if self.engine == "torch" else f",engine={self.engine}"
         return (
             f"{self.device},{self.dtype},batch={self.batch},prompt={self.prompt_tokens},"
-            f"generated={self.generated_tokens},threads={threads}"
+            f"generated={self.generated_tokens},threads={threads}{engine}"
         )
-
-
-def bytes_per_value(dtype: str) -> int:
-    """Bytes of one number. Raises ScenarioError naming the dtypes there are."""
-    if dtype not in _BYTES_PER_VALUE:
-        raise ScenarioError(f"dtype {dtype!r} is not supported; use {', '.join(_BYTES_PER_VALUE)}")
-    return _BYTES_PER_VALUE[dtype]

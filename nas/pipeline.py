@@ -151,7 +151,7 @@ def _within_budget(context: Context, remeasure: bool) -> models.TrialRow:
                 limits = solve_for if trial.solved_for is not None else request.budget
                 trial = explain(store, known, limits, solution, trial)
             done.append(int(not is_timed(trial)))
-            if job.hierarchy is not None:
+            if not job.is_timed_here:
                 return trial  # There is no such machine here to time it on.
             is_known = trial.id in distances
             distances[trial.id] = distance

@@ -1,5 +1,7 @@
 """The tiny parent and the scenario that tests of costs and of timings share."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import LlamaConfig
@@ -10,9 +12,21 @@ from blocklib.kinds import parent_architecture, parent_block
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import child_config
 from blocklib.shape import Shape
+from cost_models.engines.torch_eager import TorchEager, time_models
 from cost_models.scenario import Scenario
+from cost_models.timing.pair import Comparison, Heard, Rounds, unheard
 
 SCENARIO = Scenario("cpu", "float32", batch=2, prompt_tokens=5, generated_tokens=4, threads=1)
+
+
+@dataclass(frozen=True)
+class Clocked(TorchEager):
+    """The engine torch with another clock."""
+
+    clock: Callable[..., Comparison] = time_models
+
+    def time(self, control: Any, other: Any, scenario: Scenario, rounds: Rounds, heard: Heard = unheard) -> Comparison:
+        return self.clock(control, other, scenario, rounds)
 
 
 def config_of(family: type[Any] = LlamaConfig, **given: Any) -> PuzzleNasConfig:

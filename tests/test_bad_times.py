@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from small_costs import SCENARIO, config_of
+from small_costs import SCENARIO, Clocked, config_of
 
 from blocklib.block import Role, Subblock
 from blocklib.model import PuzzleNasConfig
@@ -62,7 +62,7 @@ def measured(
     config: PuzzleNasConfig, clock: Clock, quality: Quality
 ) -> tuple[dict[Geometry, MeasuredGeometry], list[str]]:
     """And why anything was timed again."""
-    found = list(measure(config, [FFN12, FFN48], SCENARIO, quality=quality, timer=clock))
+    found = list(measure(config, [FFN12, FFN48], SCENARIO, quality=quality, engine=Clocked(clock=clock)))
     return times(found), [one.again for one in found if isinstance(one, TimedStack) and one.again]
 
 

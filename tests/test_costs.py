@@ -20,12 +20,11 @@ from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from cost_models import analytic
 from cost_models.cost import MEASURED, ZERO, Cost
+from cost_models.engines.torch_eager import TorchSubject, random_model
 from cost_models.geometry import FIXED, Geometry, geometries, geometry
 from cost_models.metrics import METRICS, error_of
 from cost_models.scenario import Scenario
 from cost_models.timing.least_squares import Whole, attribute
-from cost_models.timing.pair import Subject
-from cost_models.timing.stack import random_model
 
 few = settings(max_examples=25, deadline=None)
 
@@ -181,7 +180,7 @@ def test_arithmetic_equals_what_a_child_holds_to_the_byte(
     # A subject keeps the prompt and half of what is generated.
     half = replace(scenario, generated_tokens=scenario.generated_tokens // 2)
     held = analytic.architecture_cost(architecture, shape, half).cache_bytes
-    assert cache_bytes(Subject(model, scenario).cache) == held <= cost.cache_bytes
+    assert cache_bytes(TorchSubject(model, scenario).cache) == held <= cost.cache_bytes
 
 
 def cache_bytes(cache: Any) -> int:

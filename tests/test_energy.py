@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import stored
 import torch
 from powercap import add_zone, running
-from small_costs import SCENARIO, config_of
+from small_costs import SCENARIO, Clocked, config_of
 
 from blocklib.block import Subblock
 from blocklib.model import PuzzleNasConfig
@@ -23,12 +22,12 @@ from cost_models.cost import ZERO, Cost
 from cost_models.energy.meter import POWERCAP, meter_of
 from cost_models.energy.nvml import Nvml
 from cost_models.energy.rapl import Rapl
+from cost_models.engines.torch_eager import TorchEager, random_model, time_models
 from cost_models.errors import NoMeterError, TimingError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.metrics import METRICS
 from cost_models.timing.measure import MeasuredGeometry, measure
-from cost_models.timing.pair import Comparison, Paired, Rounds, time_models
-from cost_models.timing.stack import random_model
+from cost_models.timing.pair import Comparison, Paired, Rounds
 from db.store import Store
 from nas.cli import main
 from nas.cli import solve as cli_solve
@@ -152,7 +151,7 @@ def fifty_watts(*models: Any, **how: Any) -> Comparison:
 
 
 def test_joules_are_shared_out_as_seconds_are(config: PuzzleNasConfig) -> None:
-    seen = list(measure(config, [FFN12], SCENARIO, TWO, timer=fifty_watts))
+    seen = list(measure(config, [FFN12], SCENARIO, TWO, engine=Clocked(clock=fifty_watts)))
     found = {one.geometry: one.cost for one in seen if isinstance(one, MeasuredGeometry)}
     assert set(found) >= {FIXED, FFN12}
     for cost in found.values():
@@ -170,7 +169,7 @@ def test_joules_are_shared_out_as_seconds_are(config: PuzzleNasConfig) -> None:
 def test_a_meter_that_stands_still_is_an_error(config: PuzzleNasConfig, folder: Path) -> None:
     add_zone(folder, "intel-rapl:0", "package-0")
     with pytest.raises(TimingError, match="J while a model ran"):
-        list(measure(config, [], SCENARIO, TWO, timer=partial(time_models, meter=Rapl(folder))))
+        list(measure(config, [], SCENARIO, TWO, engine=TorchEager(Rapl(folder))))
 
 
 def test_a_child_measured_beside_its_parent(config: PuzzleNasConfig) -> None:

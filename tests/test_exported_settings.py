@@ -23,8 +23,9 @@ from blocklib.block import Choice
 from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import load_parent
+from cost_models.engines.torch_eager import time_models
 from cost_models.scenario import Scenario
-from cost_models.timing.pair import Rounds, time_models
+from cost_models.timing.pair import Rounds
 from nas.errors import ExportMismatchError
 from nas.export.decilm import export_decilm
 from nas.export.exported import whole_folder

@@ -17,14 +17,16 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from cost_models import analytic
+from cost_models.engines.engines import describe
+from cost_models.engines.torch_eager import TorchSubject, new_cache, random_model, time_models
 from cost_models.errors import TimingError
 from cost_models.geometry import FIXED, Geometry, geometries
-from cost_models.hardware import cpu_threads, describe, usable_cores
+from cost_models.hardware import cpu_threads, usable_cores
 from cost_models.metrics import METRICS
 from cost_models.timing.contention import Watch
 from cost_models.timing.measure import Additivity, MeasuredGeometry, TimedStack, measure
-from cost_models.timing.pair import Comparison, Paired, Rounds, Subject, new_cache, time_models
-from cost_models.timing.stack import EMPTY, Room, Stack, random_model, stack_of
+from cost_models.timing.pair import Comparison, Paired, Rounds
+from cost_models.timing.stack import EMPTY, Room, Stack, stack_of
 
 TWO = Rounds(least=2, most=2)
 
@@ -39,7 +41,7 @@ def config() -> PuzzleNasConfig:
 
 @pytest.mark.parametrize("text", ["kv2+ffn24 kv2+ffn24", "skip+ffn24 linear+skip kv1+ffn24"])
 def test_a_decode_step_leaves_the_cache_as_it_was(config: PuzzleNasConfig, text: str) -> None:
-    subject = Subject(random_model(config, Architecture.parse(text), SCENARIO), SCENARIO)
+    subject = TorchSubject(random_model(config, Architecture.parse(text), SCENARIO), SCENARIO)
     layers: list[Any] = subject.cache.layers
     kept = [(layer.keys, layer.values) for layer in layers]
     assert subject.cache.get_seq_length() == 5 + 2
@@ -202,15 +204,15 @@ def test_what_is_too_big_for_memory_is_said_before_anything_is_timed(config: Puz
 
 
 def test_the_machines_line_is_stable_and_names_what_times_depend_on() -> None:
-    line = describe("cpu", 1)
-    assert line == describe("cpu", 1) != describe("cpu", 2)
+    line, two = (describe(replace(SCENARIO, threads=threads)) for threads in (1, 2))
+    assert line == describe(replace(SCENARIO, threads=1)) != two
     assert torch.__version__ in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_device_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ValueError, match="finds no cuda here"):
-        describe("cuda", None)
+        describe(replace(SCENARIO, device="cuda"))
 
 
 def test_what_other_programs_take_of_the_cores_needed_is_told() -> None:

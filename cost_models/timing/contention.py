@@ -6,6 +6,7 @@ they do not: small operations slow down more than large ones, and the spread bet
 
 import os
 import time
+from collections.abc import Callable, Sequence
 
 import psutil  # type: ignore[import-untyped]
 
@@ -19,22 +20,29 @@ def cores_needed(scenario: Scenario) -> int:
 
 
 class Watch:
-    """Counts from its creation on, over the cores that this process may use."""
+    """Counts from its creation on, over the cores that this process may use.
 
-    def __init__(self, scenario: Scenario):
+    `own` count the CPU seconds of other processes that do what is timed.
+    """
+
+    def __init__(self, scenario: Scenario, own: Sequence[Callable[[], float]] = ()):
         self._needed = cores_needed(scenario)
         self._spare = max(0, usable_cores() - self._needed)
-        self._started = time.monotonic(), _others_s()
+        self._own = tuple(own)
+        self._started = time.monotonic(), self._others_s()
 
     def contention(self) -> float:
         """The share of the needed cores that others kept busy: 0 if there were enough for all."""
         started, before_s = self._started
-        others = (_others_s() - before_s) / (time.monotonic() - started)
+        others = (self._others_s() - before_s) / (time.monotonic() - started)
         return min(max(0.0, others - self._spare) / self._needed, 1.0)
 
+    def _others_s(self) -> float:
+        return _all_s() - time.process_time() - sum(used_s() for used_s in self._own)
 
-def _others_s() -> float:
-    """CPU seconds that other processes have used so far, including the time that other virtual machines took."""
+
+def _all_s() -> float:
+    """CPU seconds that all processes have used so far, including the time that other virtual machines took."""
     cores = psutil.cpu_times(percpu=True)
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(len(cores)))
     # A number is past the end of the list (cores are offline, or a container shows only its own), so places in the list
@@ -47,4 +55,4 @@ def _others_s() -> float:
             idle = used.idle + getattr(used, "iowait", 0.0)
             guests = getattr(used, "guest", 0.0) + getattr(used, "guest_nice", 0.0)
             total += sum(used) - idle - guests
-    return total - time.process_time()
+    return total

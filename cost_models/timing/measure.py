@@ -26,14 +26,16 @@ from blocklib.kinds import parent_block
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from cost_models.cost import Cost
+from cost_models.engines.engine import Engine, Runnable
+from cost_models.engines.torch_eager import TORCH
 from cost_models.geometry import FIXED, Geometry
 from cost_models.hardware import available_bytes, last_level_cache_bytes
 from cost_models.metrics import error_of
 from cost_models.scenario import Scenario
 from cost_models.timing.least_squares import Whole, attribute
-from cost_models.timing.pair import ROUNDS, Comparison, Paired, Rounds, time_models
+from cost_models.timing.pair import ROUNDS, Comparison, Paired, Rounds
 from cost_models.timing.quality import ANY, Quality
-from cost_models.timing.stack import EMPTY, Room, Stack, random_model, stack_of
+from cost_models.timing.stack import EMPTY, Room, Stack, stack_of
 
 _LEAST_SPREAD = 0.005
 """The smallest error that a ratio can have, because a few rounds may agree by chance."""
@@ -47,9 +49,6 @@ _MOST_TAKES = 3
 
 _SURE = 2.0
 """The difference, in standard errors, from which one time counts as longer than another."""
-
-Timer = Callable[..., Comparison]
-"""Times two models as `time_models` does."""
 
 
 @dataclass(frozen=True)
@@ -128,17 +127,17 @@ def measure(
     scenario: Scenario,
     rounds: Rounds = ROUNDS,
     quality: Quality = ANY,
-    timer: Timer = time_models,
+    engine: Engine = TORCH,
 ) -> Iterator[TimedStack | MeasuredGeometry | Additivity]:
-    """Measure the fixed part, the parent's own subblocks, and `geometries`. Yields the parent's own as soon as they are
-    known, and the others at the end.
+    """Measure the fixed part, the parent's own subblocks, and `geometries`. Yields each as soon as it is known, and
+    once more if it was measured again: the last is the one that counts.
 
     `config` is the parent's (`parent.model.config`). To resume, pass the missing geometries: the fixed part and the
     parent's own subblocks are always measured too, because the others are relative to them.
 
     A time worse than `quality` allows, or suspicious (`suspicions`), is measured again as long as there is
-    patience, and yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, TimingError as
-    `timer` does.
+    patience, and yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, and what `engine`
+    raises.
     """
     shape = own_shape(config)
     own = parent_block(shape)
@@ -153,8 +152,17 @@ def measure(
         for wanted in geometries
         if wanted not in own_parts and wanted.subblock != SKIP
     }
+    control = stack_of(own, shape, scenario, room)
+    with engine.random(config, control.architecture, scenario) as control_model:
+        bench = _Bench(_Setting(config, scenario, rounds, quality, engine), control, control_model)
+        yield from _events(bench, own_parts, further)
+
+
+def _events(
+    bench: "_Bench", own_parts: Mapping[Geometry, Stack], further: Mapping[Geometry, Stack]
+) -> Iterator[TimedStack | MeasuredGeometry | Additivity]:
+    """`own_parts` are the stacks of the fixed part and the parent's own subblocks, `further` those of the others."""
     first = [Stack(EMPTY, 0), *own_parts.values()]
-    bench = _Bench(config, stack_of(own, shape, scenario, room), scenario, rounds, quality, timer)
     total = len(first) + len(further)
     for done, stack in enumerate(first, 1):
         bench.time(stack)
@@ -165,17 +173,20 @@ def measure(
     yield from own_times.values()
     parts = bench.parts(first)
     yield Additivity(*(parts[name].residual() for name in ("prefill_s", "decode_s") if name in parts))
-    for done, stack in enumerate(further.values(), len(first) + 1):
+    for done, (wanted, stack) in enumerate(further.items(), len(first) + 1):
         bench.time(stack)
         yield bench.progress(done, total, stack)
+        yield bench.time_of(wanted, stack, parts)
 
     def times() -> dict[Geometry, MeasuredGeometry]:
         return own_times | {wanted: bench.time_of(wanted, stack, parts) for wanted, stack in further.items()}
 
+    again = set()
     for stack, why in bench.again(lambda: bench.doubts(list(further.values()), further, times())):
+        again.add(stack)
         yield bench.progress(total, total, stack, why)
     for wanted, timed in times().items():
-        if wanted in further:
+        if further.get(wanted) in again:
             yield timed
 
 
@@ -206,30 +217,33 @@ def _longer(one: MeasuredGeometry, other: MeasuredGeometry) -> float | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """How stacks are timed; `config` is the parent's."""
+
+    config: PuzzleNasConfig
+    scenario: Scenario
+    rounds: Rounds
+    quality: Quality
+    engine: Engine
+
+
 class _Bench:
     """Stacks timed beside the control, each as often as needed, and the times of the parts."""
 
-    def __init__(
-        self,
-        config: PuzzleNasConfig,
-        control: Stack,
-        scenario: Scenario,
-        rounds: Rounds,
-        quality: Quality,
-        timer: Timer,
-    ):
-        self._config, self._control, self._scenario, self._quality = config, control, scenario, quality
-        self._control_model = random_model(config, control.architecture, scenario)
-        self._timer, self._rounds = timer, rounds
-        self._layers = own_shape(config).layers
+    def __init__(self, setting: _Setting, control: Stack, control_model: Runnable):
+        self._setting, self._quality = setting, setting.quality
+        self._control, self._control_model = control, control_model
+        self._layers = own_shape(setting.config).layers
         self._comparisons: dict[Stack, Comparison] = {}
         self._takes: Counter[Stack] = Counter()
-        self._left_s = quality.patience_s
+        self._left_s = setting.quality.patience_s
 
     def time(self, stack: Stack) -> None:
         """Once, or once more."""
-        model = random_model(self._config, stack.architecture, self._scenario)
-        found = self._timer(self._control_model, model, self._scenario, self._rounds)
+        how = self._setting
+        with how.engine.random(how.config, stack.architecture, how.scenario) as model:
+            found = how.engine.time(self._control_model, model, how.scenario, how.rounds)
         earlier = self._comparisons.get(stack)
         self._comparisons[stack] = found if earlier is None else self._quality.of_both(earlier, found)
         self._takes[stack] += 1

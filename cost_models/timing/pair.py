@@ -1,8 +1,8 @@
-"""Two real models timed side by side: prefill from an empty cache, and decode steps on a full one.
+"""Two models timed side by side: prefill from an empty cache, and decode steps on a full one.
 
 A machine's speed drifts by several per cent within seconds, for all its programs alike. So the two models take turns,
 round by round, and the result is the median over the rounds of the ratio within a round. A model timed alone would
-include the drift. This file does not know architectures: it times any two causal language models.
+include the drift. This file knows no engine and no model: it calls the passes that an engine gives it.
 """
 
 import math
@@ -11,18 +11,12 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from statistics import median
 from time import perf_counter
-
-import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from typing import Protocol
 
 from cost_models.energy.meter import Meter
 from cost_models.errors import TimingError
-from cost_models.hardware import cpu_threads, synchronize
 from cost_models.metrics import LATENCY, Metric
 from cost_models.scenario import Scenario
-from cost_models.timing.allocator import kept_memory
 from cost_models.timing.contention import Watch
 
 _SAMPLE_S = 0.02
@@ -163,92 +157,56 @@ class Comparison:
         return max(paired.spread for paired in self.parts.values())
 
 
-class Subject:
-    """A model ready to be timed: it has run once, and keeps a cache of the prompt and half the generated tokens.
+Heard = Callable[[int, float], None]
+"""Gets the number of rounds so far and their seconds."""
 
-    Raises ValueError where the model is not on the scenario's device or not of its dtype.
-    """
 
-    def __init__(self, model: PreTrainedModel, scenario: Scenario):
-        device, dtype = torch.device(scenario.device), getattr(torch, scenario.dtype)
-        if model.device.type != device.type or model.dtype != dtype:
-            raise ValueError(f"the scenario is {scenario}; the model is {model.dtype} on {model.device}: move it first")
-        self._model = model
-        seeded = torch.Generator().manual_seed(0)
-        size = (scenario.batch, scenario.prompt_tokens + scenario.generated_tokens // 2)
-        ids_BT = torch.randint(model.config.vocab_size, size, generator=seeded).to(model.device)
-        self._prompt_BT = ids_BT[:, : scenario.prompt_tokens].contiguous()
-        self._next_B1 = ids_BT[:, :1].contiguous()
-        self.cache = new_cache(model)
-        self._run(ids_BT, self.cache)
+def unheard(rounds: int, seconds: float) -> None:
+    """Tell nobody."""
+
+
+class Subject(Protocol):
+    """A model that an engine holds ready to be timed."""
+
+    def used_s(self) -> float:
+        """CPU seconds that processes of its own, not this one, have used so far."""
+        ...
 
     def prefill(self) -> float:
-        """Seconds from an empty cache to the logits of the last token."""
-        return self._run(self._prompt_BT, new_cache(self._model))
+        """Seconds from an empty cache to the first token of every sequence."""
+        ...
 
     def decode(self) -> float:
-        """Seconds of one step on the kept cache, which the step leaves unchanged."""
-        layers = [layer for layer in self.cache.layers if isinstance(layer, CacheLayerMixin)]
-        before = [dict(vars(layer)) for layer in layers]
-        seconds = self._run(self._next_B1, self.cache)
-        # A step does not change these tensors; it makes longer ones. `crop` would replace them by strided views of the
-        # longer ones, and the next step would copy those up to three times more slowly.
-        for layer, state in zip(layers, before, strict=True):
-            vars(layer).update(state)
-        return seconds
-
-    def _run(self, ids_BT: Tensor, cache: DynamicCache) -> float:
-        synchronize(self._model.device)
-        started = perf_counter()
-        logits = self._model(input_ids=ids_BT, cache=cache, use_cache=True, logits_to_keep=1).logits
-        synchronize(self._model.device)
-        seconds = perf_counter() - started
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise TimingError(f"a pass over {tuple(ids_BT.shape)} tokens took {seconds} s by the clock")
-        # One row is enough: a value that is not finite in a layer makes all logits of its sequence not finite.
-        if not torch.isfinite(logits[0]).all():
-            raise TimingError(f"the logits of a pass over {tuple(ids_BT.shape)} tokens are not finite")
-        return seconds
+        """Seconds of one decode step of all sequences, with as much in the cache as half-way through an answer."""
+        ...
 
 
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache for `model`."""
-    cache = DynamicCache(config=model.config)
-    # transformers cannot compute the length of a cache whose layers keep nothing, so such a model gets one without
-    # layers.
-    return cache if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers) else DynamicCache()
-
-
-def time_models(
-    control: PreTrainedModel,
-    other: PreTrainedModel,
+def time_pair(
+    control: Subject,
+    other: Subject,
     scenario: Scenario,
     rounds: Rounds = ROUNDS,
-    heard: Callable[[int, float], None] = lambda rounds, seconds: None,
+    heard: Heard = unheard,
     meter: Meter | None = None,
 ) -> Comparison:
-    """Time `other` against `control`, both already of the scenario's device and dtype.
+    """Time `other` against `control`. Decode steps are timed where the scenario generates more than one token.
 
-    Decode steps are timed where the scenario generates more than one token, on a cache of the prompt and half the
-    generated tokens, the mean over an answer. `heard` gets the number of rounds and their seconds after each round.
-    `meter`, if given, is read around each sample. Raises ValueError where a model is not on the device or not of the
-    dtype, TimingError where logits are not finite, the clock gives no time or the meter no joules.
+    `heard` is called after each round. `meter`, if given, is read around each sample. Raises TimingError where the
+    meter counts no joules, and what the passes raise.
     """
-    with cpu_threads(scenario), kept_memory(), torch.inference_mode():
-        pair = Subject(control, scenario), Subject(other, scenario)
-        phases = {"prefill": _Phase([subject.prefill for subject in pair], meter)}
-        if scenario.generated_tokens > 1:
-            phases["decode"] = _Phase([subject.decode for subject in pair], meter)
-        started, watch = perf_counter(), Watch(scenario)
-        for done in count(1):
-            for phase in phases.values():
-                phase.take(reverse=done % 2 == 0)
-            energy = {f"{name}_j": phase.energy() for name, phase in phases.items()} if meter else {}
-            comparison = Comparison(scenario, *(phase.paired() for phase in phases.values()), energy=energy)
-            spent_s = perf_counter() - started
-            heard(done, spent_s)
-            if rounds.enough(done, comparison.spread, spent_s):
-                break
+    phases = {"prefill": _Phase([control.prefill, other.prefill], meter)}
+    if scenario.generated_tokens > 1:
+        phases["decode"] = _Phase([control.decode, other.decode], meter)
+    started, watch = perf_counter(), Watch(scenario, (control.used_s, other.used_s))
+    for done in count(1):
+        for phase in phases.values():
+            phase.take(reverse=done % 2 == 0)
+        energy = {f"{name}_j": phase.energy() for name, phase in phases.items()} if meter else {}
+        comparison = Comparison(scenario, *(phase.paired() for phase in phases.values()), energy=energy)
+        spent_s = perf_counter() - started
+        heard(done, spent_s)
+        if rounds.enough(done, comparison.spread, spent_s):
+            break
     return replace(comparison, contention=watch.contention())
 
 

@@ -6,13 +6,8 @@ This file knows how many layers a stack needs and can have; it times nothing.
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from blocklib.block import SKIP, Architecture, Block, Choice
 from blocklib.kinds import parent_architecture
-from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.parent import child_config, model_with, own_shape
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost, choice_cost, fixed_cost
 from cost_models.errors import ScenarioError
@@ -79,26 +74,3 @@ def stack_of(block: Block, shape: Shape, scenario: Scenario, room: Room) -> Stac
             f"{scenario}, and a stack may take {room.memory_bytes}; lower the batch or the tokens, or leave it out"
         )
     return Stack(block, layers)
-
-
-def random_model(config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> PuzzleNasForCausalLM:
-    """`architecture` with random weights, on the scenario's device. `config` is the parent's.
-
-    The architecture need not span the parent's layers. Random, not constant: how fast a GPU multiplies depends on the
-    numbers; norms are ones, so that nothing vanishes or overflows.
-    """
-    own = child_config(config, architecture, own_shape(config))
-    with torch.device("meta"):
-        empty = PuzzleNasForCausalLM(own).state_dict()
-    dtype = getattr(torch, scenario.dtype)
-    seeded = torch.Generator(scenario.device).manual_seed(0)
-
-    def fill(name: str, like: Tensor) -> Tensor:
-        if "norm" in name:
-            return torch.ones(like.shape, dtype=dtype, device=scenario.device)
-        tensor = torch.empty(like.shape, dtype=dtype, device=scenario.device)
-        return tensor.uniform_(-0.05, 0.05, generator=seeded)
-
-    weights = {name: fill(name, tensor) for name, tensor in empty.items()}
-    with torch.device(scenario.device):
-        return model_with(own, weights)

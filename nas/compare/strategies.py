@@ -167,8 +167,11 @@ def _check(asked: Asked, search: models.SearchRow) -> None:
     request = request_of(search)
     if asked.heal and not request.heals:
         raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
-    if asked.time and request.is_simulated:
-        raise UsageError(f"search {search.name} simulates its machine, so nothing can be timed; leave out --time")
+    if asked.time and not request.is_timed_here:
+        raise UsageError(
+            f"search {search.name} simulates its machine or was given its costs, so nothing can be timed; leave "
+            "out --time"
+        )
 
 
 def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:

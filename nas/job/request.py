@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
+from cost_models.scenario import ENGINES, USUAL_DTYPE
 from nas.errors import JobError
 from nas.job.paths import local_or_hub
 from nas.job.sections import (
@@ -77,6 +78,17 @@ class Request(Section):
         return checkpoint_of(self.parent)
 
     @property
+    def engine(self) -> str:
+        """What the child is served with, and times are taken in."""
+        asked, serves_gguf = self.scenario, self.export.format == "gguf" and self.scenario.device == "cpu"
+        return asked.engine or ("llama_cpp" if serves_gguf else "torch")
+
+    @property
+    def dtype(self) -> str:
+        """The type of the weights, by the engine's own name."""
+        return self.scenario.dtype or USUAL_DTYPE[self.engine]
+
+    @property
     def gpus_per_task(self) -> float:
         """GPUs of each Ray task: what was asked, else one where the scenario is CUDA's."""
         asked = self.ray.gpus_per_task
@@ -98,6 +110,12 @@ class Request(Section):
                 raise wrong(key, f"{tokens} is less than one sequence; {least}")
         if any(limit.metric == "decode" for limit in self.budget) and self.scenario.generated_tokens == 1:
             raise wrong("budget.decode", "nothing is decoded after the first token; give scenario.generated_tokens: 2")
+        types = ENGINES[self.engine]
+        if self.scenario.dtype not in (None, *types):
+            raise wrong(
+                "scenario.dtype",
+                f"the engine {self.engine} has no {self.scenario.dtype!r}; did you mean one of {', '.join(types)}?",
+            )
         if self.solver.refine is not None and self.score.metric != "kl":
             raise wrong(
                 "solver.refine", f"refining corrects sums of KL; give score.metric: kl, not {self.score.metric}"

@@ -180,11 +180,14 @@ class Flash(Section):
 class ScenarioSection(Section):
     """The conditions the child will be served under. `threads` None: every core. The worker picks the GPU.
 
-    `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not hold the model.
+    `engine` None: llama.cpp where the child is exported as GGUF and served on a CPU, else torch. `dtype` is the
+    engine's own name for the type of the weights; None: its usual one. `flash` None: times are measured; else they are
+    simulated, of a machine whose DRAM does not hold the model.
     """
 
     device: Literal["cpu", "cuda", "mps", "xpu"] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    engine: Literal["torch", "llama_cpp"] | None = None
+    dtype: str | None = None
     batch: Count = 16
     prompt_tokens: Count = 256
     generated_tokens: Count = 1
@@ -247,8 +250,11 @@ class Measure(Section):
     parent's time), or was taken while other programs kept more than `worst_contention` of the cores needed busy, is not
     used for a budget that limits times, but taken again, all such times together for up to `patience`; so is a child's
     that leaves undecided whether it is within the budget. None: in proportion to the tolerance.
+
+    `table`: nothing is timed; the seconds are those of a file that `nas measure` wrote on the machine that serves.
     """
 
+    table: AbsolutePath | None = None
     tolerance: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.01
     time_limit: Seconds = 20.0
     worst_spread: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
@@ -301,7 +307,7 @@ class Heal(Section):
 class Export(Section):
     """`out` None: a folder of the trial's own under `home`."""
 
-    format: Literal["hf", "decilm"] = "hf"
+    format: Literal["hf", "decilm", "gguf"] = "hf"
     out: AbsolutePath | None = None
 
 

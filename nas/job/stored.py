@@ -46,9 +46,9 @@ class StoredRequest:
         return self._section("measure", Measure)
 
     @property
-    def is_simulated(self) -> bool:
-        """Whether the scenario is of a machine that is simulated, so that nothing can be timed on it."""
-        return self._section("scenario", sections.ScenarioSection).flash is not None
+    def is_timed_here(self) -> bool:
+        """Whether times are taken; else the machine is simulated, or its costs were measured elsewhere."""
+        return self._section("scenario", sections.ScenarioSection).flash is None and self.measure.table is None
 
     @property
     def heals(self) -> bool:

@@ -55,7 +55,8 @@ def served(scenario: Scenario) -> str:
     where = f"{scenario.device} ({threads})" if scenario.device == "cpu" else scenario.device
     prompt, answer = _counted(scenario.prompt_tokens, "token"), _counted(scenario.generated_tokens, "generated token")
     batch = _counted(scenario.batch, "sequence")
-    return f"a batch of {batch}, each {prompt} of prompt and {answer}, in {scenario.dtype} on {where}"
+    engine = "" if scenario.engine == "torch" else f" by {scenario.engine}"
+    return f"a batch of {batch}, each {prompt} of prompt and {answer}, in {scenario.dtype} on {where}{engine}"
 
 
 def budget_of(search: models.SearchRow, trial: models.TrialRow | None) -> tuple[Limit, ...]:

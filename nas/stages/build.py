@@ -20,7 +20,7 @@ def build_trial(
     timed beside its parent. Does only the missing work. Raises `nas.errors.StaleSearchError` if the parent, the text
     or, for times, the machine has changed.
     """
-    times = time and not request_of(search).is_simulated and not is_timed(trial)
+    times = time and request_of(search).is_timed_here and not is_timed(trial)
     is_built = trial.kl is not None and child_file(home_of(store, search), trial.child_key).is_file()
     if is_built and not times:
         return trial

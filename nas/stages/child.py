@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from blocklib.assemble import assemble
@@ -23,11 +22,11 @@ from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
 from cost_models.analytic import architecture_cost
 from cost_models.energy.meter import meter_of
-from cost_models.hardware import describe
+from cost_models.engines.engines import describe, engine_of
 from cost_models.metrics import METRICS
 from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
-from cost_models.timing.pair import Comparison, Rounds, time_models
+from cost_models.timing.pair import Comparison, Rounds
 from cost_models.timing.quality import Quality
 from db import models
 from nas.cluster.tasks import STARTING, Cluster, Report
@@ -41,6 +40,7 @@ from nas.stages.child_times import timed_until_decided, times_in
 from nas.stages.context import Context
 from nas.stages.costs import quality_of
 from nas.stages.evaluate import Evaluations, evaluate, perplexity
+from nas.stages.feasible import scenario_of
 from nas.stages.heal_settings import Healing
 from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, tensor
 from nas.stages.prepare import Job
@@ -67,25 +67,24 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _DescribeTask:
-    device: str
-    threads: int | None
+    scenario: Scenario
     is_metered: bool
 
 
 def hardware_of(request: Request, cluster: Cluster) -> str:
     """The machine that times are taken on, as `describe` names it: this one, or a node of a cluster."""
-    device, threads = request.scenario.device, request.scenario.threads
+    scenario = scenario_of(request)
     if cluster.is_here:
-        return describe(device, threads)
-    task = _DescribeTask(device, threads, needs_meter(request.budget))
-    ((_, found),) = cluster.run(_described, [task], gpus=int(device == "cuda"), whole_node=True)
+        return describe(scenario)
+    task = _DescribeTask(scenario, needs_meter(request.budget))
+    ((_, found),) = cluster.run(_described, [task], gpus=int(scenario.device == "cuda"), whole_node=True)
     return found
 
 
 def _described(task: _DescribeTask, report: Report) -> str:
     if task.is_metered:
-        meter_of(task.device)  # before hours of work
-    return describe(task.device, task.threads)
+        meter_of(task.scenario.device)  # before hours of work
+    return describe(task.scenario)
 
 
 def healing_of(job: Job) -> Healing | None:
@@ -256,17 +255,20 @@ def _time(task: _TimeTask, report: Report) -> Times:
     """Columns of the trial: the child is timed in turns with its parent, in the scenario's dtype on its device. If that
     leaves the verdict undecided, it is timed again until the patience is used up."""
     scenario, rounds = task.scenario, task.rounds
-    meter = meter_of(scenario.device) if needs_meter(task.budget) else None
+    engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(task.budget) else None)
     parent = unpack(task.parent)
     child = task.parts.assembled(parent)
-    where: dict[str, Any] = {"device": scenario.device, "dtype": getattr(torch, scenario.dtype)}
-    pair = deepcopy(parent.model).to(**where), deepcopy(child).to(**where)
 
-    def once(why: str) -> Comparison:
-        # A message uses the machine that is being timed.
-        heard = rarely(lambda done, s: report(min(s, rounds.seconds), rounds.seconds, f"{why}{done} rounds"))
-        return time_models(*pair, scenario, rounds, heard=heard, meter=meter)
+    with (
+        alone_on(scenario.device, lambda words: report(doing=words)),
+        engine.real(parent.model, scenario) as control,
+        engine.real(child, scenario) as other,
+    ):
 
-    with alone_on(scenario.device, lambda words: report(doing=words)):
+        def once(why: str) -> Comparison:
+            # A message uses the machine that is being timed.
+            heard = rarely(lambda done, s: report(min(s, rounds.seconds), rounds.seconds, f"{why}{done} rounds"))
+            return engine.time(control, other, scenario, rounds, heard)
+
         report(doing="first passes")
         return times_in(timed_until_decided(once, task.budget, task.quality))

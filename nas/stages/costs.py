@@ -7,7 +7,6 @@ and `_simulate` run on workers: each is given one task and returns one result.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -18,13 +17,15 @@ from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import choice_cost, fixed_cost
 from cost_models.cost import Cost
 from cost_models.energy.meter import meter_of
+from cost_models.engines.engines import engine_of
+from cost_models.errors import EngineStoppedError
 from cost_models.flash.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.metrics import error_of
 from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure, suspicions
-from cost_models.timing.pair import Rounds, time_models
+from cost_models.timing.pair import Rounds
 from cost_models.timing.quality import ANY, Quality
 from db import models
 from db.store import Store
@@ -49,23 +50,29 @@ _SHOWN = 3
 def measure_costs(context: Context, remeasure: bool = False) -> int:
     """Measure every geometry that has no good time under this scenario on this hardware. Returns how many.
 
-    A scenario with Flash is simulated. `remeasure`: measure all. Raises NoisyTimesError if some times stay bad and the
-    budget limits times; the good times are kept.
+    A scenario with Flash is simulated, and a job may name a table of costs. `remeasure`: measure all. Raises
+    NoisyTimesError if some times stay bad and the budget limits times, EngineStoppedError where the engine ends; the
+    good times are kept.
     """
     job, store = context.job, context.store
     keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
     known = store.costs(list(keys.values()))
     missing = _missing(job, {part: known[key] for part, key in keys.items() if key in known}, remeasure)
     if missing:
-        found = _measured_or_simulated(context, missing)
+        found, stopped = _measured_or_simulated(context, missing)
+        if stopped and not set(_own(job)) <= found.keys():
+            raise EngineStoppedError(stopped)
+        missing = [part for part in missing if part in found]
         # Read again: another search may have measured some in the meantime.
         kept = {part: row for part, row in _rows(job, store).items() if part not in missing or keys[part] not in known}
-        factors = {} if job.hierarchy is not None else clock(kept, found, _own(job))
-        if job.hierarchy is None and any(part in kept for part in _own(job)):
+        factors = clock(kept, found, _own(job)) if job.is_timed_here else {}
+        if job.is_timed_here and any(part in kept for part in _own(job)):
             _refuse(job, {part: why for part in _own(job) if (why := _fault(job, found[part]))})
         rows = {part: _cost_row(job, _on_clock(found[part], factors), keys[part]) for part in missing}
         store.add_costs([row for row in rows.values() if row.key not in known])
         store.replace_costs([row for row in rows.values() if row.key in known])
+        if stopped:
+            raise EngineStoppedError(f"{stopped}; the {len(missing)} times taken before that are kept")
     times = {part: _timed(part, row) for part, row in _rows(job, store).items()}
     _tell(job, times, context.console)
     _refuse(job, {part: why for part, timed in times.items() if (why := _fault(job, timed))})
@@ -74,7 +81,7 @@ def measure_costs(context: Context, remeasure: bool = False) -> int:
 
 def quality_of(job: Job) -> Quality:
     """The quality that times need. Any quality is enough if the budget limits no time, or nothing is timed."""
-    if job.hierarchy is not None or not any(limit.row.is_measured for limit in job.request.budget):
+    if not job.is_timed_here or not any(limit.row.is_measured for limit in job.request.budget):
         return ANY
     asked = job.request.measure
     return Quality(asked.spread_allowed, asked.contention_allowed, asked.patience)
@@ -89,7 +96,7 @@ def _missing(job: Job, known: Mapping[Geometry, models.CostRow], remeasure: bool
     relative to those."""
     bad = {part for part, row in known.items() if _fault(job, _timed(part, row))}
     missing = [part for part in job.to_measure if part not in known or part in bad]
-    is_all = remeasure or (job.hierarchy is None and not set(_own(job)).isdisjoint(missing))
+    is_all = remeasure or (job.is_timed_here and not set(_own(job)).isdisjoint(missing))
     return list(job.to_measure) if is_all else missing
 
 
@@ -125,21 +132,27 @@ class _SimulateTask:
     hierarchy: MemoryHierarchy
 
 
-def _measured_or_simulated(context: Context, missing: Sequence[Geometry]) -> dict[Geometry, MeasuredGeometry]:
-    """The missing geometries and the parent's own parts, measured or simulated."""
+def _measured_or_simulated(
+    context: Context, missing: Sequence[Geometry]
+) -> tuple[dict[Geometry, MeasuredGeometry], str]:
+    """The missing geometries and the parent's own parts, measured or simulated. If the engine stopped before the end,
+    these are the ones until then, and the text says why."""
     job, shared = context.job, context.shared
+    if job.table is not None:
+        assert job.request.measure.table is not None
+        return job.table.measured(missing, job.request.measure.table), ""
     wanted = [geometry for geometry in missing if geometry != FIXED]
     how: dict[str, Any] = {"gpus": gpus_to_time(job), "whole_node": True}
     with bar(context.console, "measure costs", "stacks", doing=STARTING) as shown:
         if job.hierarchy is not None:
             simulation = _SimulateTask(shared["parent"], shared["calibration"], wanted, job.scenario, job.hierarchy)
-            ((_, found),) = context.cluster.run(_simulate, [simulation], **how, progress=shown)
+            ((_, (found, stopped)),) = context.cluster.run(_simulate, [simulation], **how, progress=shown)
         else:
             rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
             config = job.parent.model.config.to_dict()
             timing = _MeasureTask(config, wanted, job.scenario, rounds, quality_of(job), _is_metered(job))
-            ((_, found),) = context.cluster.run(_measure, [timing], **how, progress=shown)
-    return {timed.geometry: timed for timed in found}
+            ((_, (found, stopped)),) = context.cluster.run(_measure, [timing], **how, progress=shown)
+    return {timed.geometry: timed for timed in found}, stopped
 
 
 def _on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> MeasuredGeometry:
@@ -179,7 +192,7 @@ def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console
             f"{len(rough)} of {len(times)} times are uncertain: a model made of the worst alone would have a standard "
             f"error of {max(rough):.0%}"
         )
-    odd = {} if job.hierarchy is not None else suspicions(times, job.scenario.generated_tokens > 1)
+    odd = suspicions(times, job.scenario.generated_tokens > 1) if job.is_timed_here else {}
     lines += [f"{part} {why}" for part, why in list(odd.items())[:_SHOWN]]
     lines += [f"and so {len(odd) - _SHOWN} more"] if len(odd) > _SHOWN else []
     for line in lines:
@@ -208,28 +221,35 @@ def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
     )
 
 
-def _measure(task: _MeasureTask, report: Report) -> tuple[MeasuredGeometry, ...]:
+_Measured = tuple[tuple[MeasuredGeometry, ...], str]
+"""Times, and why there are no more of them; empty if all are there."""
+
+
+def _measure(task: _MeasureTask, report: Report) -> _Measured:
     found: list[MeasuredGeometry] = []
     scenario = task.scenario
-    timer = partial(time_models, meter=meter_of(scenario.device) if task.is_metered else None)
+    engine = engine_of(scenario.engine, meter_of(scenario.device) if task.is_metered else None)
     with alone_on(scenario.device, lambda words: report(doing=words)):
         report(doing="the parent and its parts")
         config = PuzzleNasConfig.from_dict(dict(task.config))
-        for event in measure(config, task.wanted, scenario, task.rounds, quality=task.quality, timer=timer):
-            if isinstance(event, MeasuredGeometry):
-                found.append(event)
-            elif isinstance(event, TimedStack):
-                report(event.done, event.total, f"timed again: {event.again}" if event.again else "")
-    return tuple(found)
+        try:
+            for event in measure(config, task.wanted, scenario, task.rounds, quality=task.quality, engine=engine):
+                if isinstance(event, MeasuredGeometry):
+                    found.append(event)
+                elif isinstance(event, TimedStack):
+                    report(event.done, event.total, f"timed again: {event.again}" if event.again else "")
+        except EngineStoppedError as error:
+            return tuple(found), str(error)
+    return tuple(found), ""
 
 
-def _simulate(task: _SimulateTask, report: Report) -> tuple[MeasuredGeometry, ...]:
+def _simulate(task: _SimulateTask, report: Report) -> _Measured:
     found: list[MeasuredGeometry] = []
     ids_BT = tensor(task.calibration, "cpu")
     for simulated in simulate(unpack(task.parent), task.wanted, task.scenario, task.hierarchy, ids_BT):
         found.append(simulated)
         report(len(found), len(task.wanted) + 1)
-    return tuple(found)
+    return tuple(found), ""
 
 
 def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.CostRow:

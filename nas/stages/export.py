@@ -3,13 +3,13 @@ row."""
 
 from pathlib import Path
 
-import torch
 from huggingface_hub import ModelCardData
 
 from blocklib.block import Architecture
 from blocklib.hub import folder_of
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import child_config, model_with, own_shape
+from cost_models.engines.torch_eager import torch_dtype
 from db import models
 from db.store import Store
 from nas.export.exported import Exported
@@ -37,7 +37,7 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, format
     """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
     settings, and a card that holds the comparison."""
     child = as_assembled(load_child(child_file(home, trial.child_key)))
-    child.to(dtype=getattr(torch, scenario_in(search).dtype))  # type: ignore[call-arg]
+    child.to(dtype=torch_dtype(scenario_in(search)))  # type: ignore[call-arg]
     allowed = request_of(search).allows_remote_code
     folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)

@@ -15,8 +15,10 @@ from blocklib.loading import check_range, readable
 from blocklib.parent import child_config
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost
+from cost_models.engines.engines import engine_of
+from cost_models.engines.torch_eager import torch_dtype
 from cost_models.errors import ScenarioError
-from cost_models.hardware import describe, total_bytes, usable_cores
+from cost_models.hardware import machine, total_bytes, usable_cores
 from cost_models.scenario import Scenario
 from nas.errors import JobError
 from nas.export.formats import check_format
@@ -42,9 +44,11 @@ def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> Non
     check_sizes(request, found.shape, found.config)
     if is_here:
         _check_device(request)
+        if request.measure.table is None:
+            engine_of(request.engine).check_installed()
     _check_memory(request, found.shape, is_here)
     load_tokenizer(checkpoint.folder, request.allow_remote_code)
-    check_range(checkpoint, getattr(torch, request.scenario.dtype))
+    check_range(checkpoint, torch_dtype(scenario_of(request)))
 
 
 def check_sizes(request: Request, shape: Shape, config: Any) -> None:
@@ -55,20 +59,24 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
     """
     check_kinds(request.distill.kinds)
     own = child_config(config, parent_architecture(shape), shape)
-    check_format(request.export.format, choices(request.space, shape), own)
+    found, scenario = choices(request.space, shape), scenario_of(request)
+    check_format(request.export.format, found, own)
+    engine_of(scenario.engine).check(found, own, scenario)
     check_positions(request, positions_of(config))
 
 
 def scenario_of(request: Request) -> Scenario:
     """The scenario of a request, in the form that cost models use."""
-    asked = request.scenario
-    return Scenario(asked.device, asked.dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads)
+    asked, dtype, engine = request.scenario, request.dtype, request.engine
+    return Scenario(
+        asked.device, dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads, engine
+    )
 
 
 def _check_device(request: Request) -> None:
     asked = request.scenario
     try:
-        describe(asked.device, asked.threads)
+        machine(scenario_of(request))
     except ScenarioError as error:
         raise JobError(f"scenario.device: {error}") from error
     if request.gpus_per_task and not torch.cuda.is_available():

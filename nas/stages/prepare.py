@@ -18,15 +18,16 @@ from blocklib.distil import Training
 from blocklib.hub import folder_of
 from blocklib.library import Library
 from blocklib.parent import Parent, load_parent
+from cost_models.engines.engines import describe
 from cost_models.flash.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
-from cost_models.hardware import describe
 from cost_models.scenario import Scenario
 from nas.job.digest import digest
 from nas.job.fusion_candidates import Matrix
 from nas.job.request import Request
 from nas.job.sections import Section
 from nas.job.space import choices
+from nas.stages.cost_table import CostTable, read_cost_table
 from nas.stages.feasible import check_sizes, scenario_of
 from nas.text.tokenizer import load_tokenizer
 from nas.text.tokens import Tokens, digest_of, load_tokens
@@ -51,6 +52,8 @@ class Job:
     tokens: Tokens
     scenario: Scenario
     hardware: str
+    table: CostTable | None = None
+    """Costs that were measured elsewhere; None: they are measured here."""
     dependency: Matrix | None = None
     """How much each block depends on each earlier one, when that is measured."""
 
@@ -68,6 +71,11 @@ class Job:
         return MemoryHierarchy(asked.dram, *speeds, asked.concurrent, asked.gamma, asked.policy)
 
     @property
+    def is_timed_here(self) -> bool:
+        """Whether times are taken, on this machine or a node; else they are simulated, or were measured elsewhere."""
+        return self.hierarchy is None and self.table is None
+
+    @property
     def wants_dependency(self) -> bool:
         """Whether the space joins blocks of low dependency, and the dependency is not measured yet."""
         joins = self.request.space.fuse is not None or self.request.space.parallel is not None
@@ -83,6 +91,7 @@ class Job:
         timed = under.measure.model_dump(mode="json", include=set(_HOW_TIMED))
         flash = under.scenario.flash
         machine = [self.hardware, None if flash is None else _plain(flash), timed]
+        machine += [] if self.table is None else [self.table.digest]
         under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 
@@ -141,6 +150,8 @@ class Job:
         how = [_MEASURE_VERSION, timed, transformers.__version__]
         if self.hierarchy is not None:
             how = [_MEASURE_VERSION, vars(self.hierarchy), self.parent.digest, self.tokens.digest("calibration")]
+        if self.table is not None:
+            how = [_MEASURE_VERSION, self.table.digest]
         return digest(vars(self.parent.shape), self.scenario.key(), self.hardware, how, str(geometry))
 
     def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
@@ -167,12 +178,17 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
     tokenizer = load_tokenizer(folder, request.allow_remote_code)
     parent = load_parent(request.checkpoint)
     check_sizes(request, parent.shape, parent.model.config)
-    asked = request.scenario
+    scenario, table = scenario_of(request), None
+    if request.measure.table is not None:
+        table = read_cost_table(request.measure.table)
+        table.check_scenario(scenario, request.measure.table)
+        hardware = table.hardware
     return Job(
         request=request,
         parent=parent,
         tokenizer=tokenizer,
         tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary),
-        scenario=scenario_of(request),
-        hardware=hardware or describe(asked.device, asked.threads),
+        scenario=scenario,
+        hardware=hardware or describe(scenario),
+        table=table,
     )

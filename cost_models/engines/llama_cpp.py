@@ -1,0 +1,182 @@
+"""The engine `llama_cpp`: llama.cpp on GGUF files, each model in a server process of its own.
+
+The clock is llama.cpp's: the server reports the milliseconds of a prompt and of the decode steps after it, as
+llama-bench does for pp and tg. A batch is as many sequences in parallel. Keys and values are f16; threads are the
+scenario's, or all cores. If memory does not hold two models, their processes take turns as well.
+"""
+
+import random
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blocklib.block import Architecture, Choice
+from blocklib.errors import UnsupportedFormatError
+from blocklib.formats.gguf import check_gguf, write_gguf, write_random_gguf
+from blocklib.formats.gguf_vocabulary import dummy_vocabulary
+from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.parent import own_shape
+from cost_models.analytic import architecture_cost
+from cost_models.engines.engine import Engine
+from cost_models.engines.llama_server import LlamaServer
+from cost_models.errors import TimingError, UnsupportedByEngineError
+from cost_models.hardware import available_bytes, usable_cores
+from cost_models.scenario import Scenario
+from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
+
+_STEPS = 32
+"""The most decode steps of one sample: they stand in the middle of an answer, so their mean is the answer's."""
+_SPARE_TOKENS = 8
+"""The server wants room for a little more than it is asked."""
+_SHARE_OF_MEMORY = 0.8
+"""The share of free memory that two models may fill together; otherwise they take turns."""
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file to time: its size of vocabulary, and the bytes that it takes with its cache."""
+
+    file: Path
+    vocabulary: int
+    held_bytes: int
+
+
+@dataclass(frozen=True)
+class LlamaCpp(Engine):
+    """Runs what a GGUF file carries."""
+
+    name = "llama_cpp"
+    package = "xllamacpp"
+    install = "pip install 'puzzle-nas[llama-cpp]'"
+
+    def version(self) -> str:
+        self.check_installed()
+        return f"llama.cpp of xllamacpp {version('xllamacpp')}"
+
+    def check(self, choices: Iterable[Choice], config: PuzzleNasConfig, scenario: Scenario) -> None:
+        if scenario.device != "cpu":
+            raise UnsupportedByEngineError(
+                f"the engine llama_cpp runs on the CPU here, not on {scenario.device}; give scenario.device: cpu"
+            )
+        try:
+            check_gguf(choices, config)
+        except UnsupportedFormatError as error:
+            raise UnsupportedByEngineError(f"the engine llama_cpp cannot run it: {error}") from error
+
+    @contextmanager
+    def random(self, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> Iterator[GgufFile]:
+        with _file() as file:
+            write_random_gguf(file, config, architecture, scenario.dtype)
+            yield _model(file, config, architecture, scenario)
+
+    @contextmanager
+    def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> Iterator[GgufFile]:
+        with _file() as file:
+            write_gguf(file, model, scenario.dtype, dummy_vocabulary(model.config.vocab_size))
+            yield _model(file, model.config, Architecture.parse(model.config.architecture), scenario)
+
+    def time(
+        self, control: GgufFile, other: GgufFile, scenario: Scenario, rounds: Rounds, heard: Heard = unheard
+    ) -> Comparison:
+        held = control.held_bytes + other.held_bytes
+        stays = held <= _SHARE_OF_MEMORY * available_bytes(torch.device("cpu"))
+        with ExitStack() as servers:
+            one, two = (servers.enter_context(_subject(model, scenario, stays)) for model in (control, other))
+            return time_pair(one, two, scenario, rounds, heard, self.meter)
+
+
+class LlamaSubject:
+    """A GGUF model ready to be timed. `stays`: its server runs all the time; else only while it is timed."""
+
+    def __init__(self, model: GgufFile, scenario: Scenario, stays: bool):
+        self._model, self._scenario, self._stays = model, scenario, stays
+        self._server: LlamaServer | None = None
+        self._ended_s = 0.0
+        self._steps = min(_STEPS, scenario.generated_tokens - 1)
+        half_way = scenario.prompt_tokens + (scenario.generated_tokens - self._steps) // 2
+        seeded = random.Random(0)
+        self._prompts = [[seeded.randrange(model.vocabulary) for _ in range(half_way)] for _ in range(scenario.batch)]
+
+    def prefill(self) -> float:
+        """Seconds from an empty cache to the first token of every sequence."""
+        with self._running() as server:
+            prompts = [prompt[: self._scenario.prompt_tokens] for prompt in self._prompts]
+            return self._most("prompt_ms", self._complete(server, prompts, 1, is_cached=False))
+
+    def decode(self) -> float:
+        """Seconds of one step of all sequences, the mean of those in the middle of an answer."""
+        with self._running() as server:
+            self._complete(server, self._prompts, 1, is_cached=True)
+            # All that is left of the prompts is a token each, so all sequences start together.
+            found = self._complete(server, self._prompts, self._steps + 1, is_cached=True)
+            return self._most("predicted_ms", found) / self._steps
+
+    def used_s(self) -> float:
+        """CPU seconds that its servers have used so far."""
+        return self._ended_s + (0.0 if self._server is None else self._server.used_s())
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._ended_s += self._server.used_s()
+            self._server.close()
+            self._server = None
+
+    @contextmanager
+    def _running(self) -> Iterator[LlamaServer]:
+        if self._server is None:
+            asked = self._scenario
+            settings = {
+                "file": str(self._model.file),
+                "threads": asked.threads or usable_cores(),
+                "sequences": asked.batch,
+                "context_tokens": asked.context_tokens + _SPARE_TOKENS,
+                "batch_tokens": asked.batch * asked.prompt_tokens,
+            }
+            self._server = LlamaServer(settings)
+        yield self._server
+        if not self._stays:
+            self.close()
+
+    @staticmethod
+    def _complete(server: LlamaServer, prompts: list[list[int]], tokens: int, is_cached: bool) -> list[Any]:
+        asked = {"prompt": prompts, "n_predict": tokens, "temperature": 0, "ignore_eos": True}
+        answer = server.ask("/completion", asked | {"cache_prompt": is_cached})
+        found: list[Any] = answer if isinstance(answer, list) else [answer]
+        if any(one["tokens_predicted"] != tokens for one in found):
+            told = [one["tokens_predicted"] for one in found]
+            raise TimingError(f"llama.cpp generated {told} tokens where {tokens} were asked of each sequence")
+        return found
+
+    @staticmethod
+    def _most(name: str, found: list[Any]) -> float:
+        """The seconds of the sequence that took longest: they run together."""
+        seconds = max(one["timings"][name] for one in found) / 1000
+        if seconds <= 0:
+            raise TimingError(f"llama.cpp says that {name} was {seconds} s")
+        return float(seconds)
+
+
+@contextmanager
+def _subject(model: GgufFile, scenario: Scenario, stays: bool) -> Iterator[LlamaSubject]:
+    subject = LlamaSubject(model, scenario, stays)
+    try:
+        yield subject
+    finally:
+        subject.close()
+
+
+@contextmanager
+def _file() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
+        yield Path(folder, "model.gguf")
+
+
+def _model(file: Path, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> GgufFile:
+    held = architecture_cost(architecture, own_shape(config), scenario)
+    return GgufFile(file, config.vocab_size, file.stat().st_size + held.cache_bytes)

@@ -1,0 +1,127 @@
+"""A table of costs measured elsewhere: the seconds that each geometry adds, as JSON.
+
+`nas measure` writes one on the machine that serves; a job with `measure: {table: FILE}` reads it on the machine that
+builds. A table may also come from a phone, or from any program: only `scenario`, `hardware` and `geometries` are
+needed.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from blocklib.block import Subblock
+from blocklib.errors import BlocklibError
+from cost_models.errors import ScenarioError
+from cost_models.geometry import FIXED, Geometry
+from cost_models.scenario import Scenario
+from cost_models.timing.measure import MeasuredGeometry
+from nas.errors import TableError
+from nas.files.output import write_whole
+from nas.job.digest import digest
+
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class GeometryTimes(_Strict):
+    """Seconds that one geometry adds for the whole batch: to a prefill, and to one decode step.
+
+    `*_error_*` are standard errors; `spread` is that of a model made of it alone, as a share of the parent's time. None
+    where nobody knows.
+    """
+
+    prefill_s: _Amount
+    decode_s: _Amount = 0.0
+    prefill_error_s: _Amount | None = None
+    decode_error_s: _Amount | None = None
+    prefill_j: _Amount | None = None
+    decode_j: _Amount | None = None
+    prefill_error_j: _Amount | None = None
+    decode_error_j: _Amount | None = None
+    spread: _Amount = 0.0
+    contention: _Amount | None = None
+
+
+class CostTable(_Strict):
+    """`scenario` has the fields of a `Scenario`; `hardware` names the machine and the engine; `geometries` are by name,
+    as `attention.kv8`, `ffn.ffn5504`, or `fixed`."""
+
+    scenario: dict[str, Any]
+    hardware: str
+    geometries: dict[str, GeometryTimes]
+
+    @property
+    def digest(self) -> str:
+        return digest(self.model_dump(mode="json"))
+
+    def measured(self, wanted: Iterable[Geometry], where: Path) -> dict[Geometry, MeasuredGeometry]:
+        """The times of `wanted`. Raises TableError that names the geometries that are missing."""
+        missing = [str(geometry) for geometry in wanted if str(geometry) not in self.geometries]
+        if missing:
+            raise TableError(
+                f"{where}: no times of {', '.join(missing)}; add them, or leave the options that need them out of space"
+            )
+        return {geometry: _measured(geometry, self.geometries[str(geometry)]) for geometry in wanted}
+
+    def check_scenario(self, asked: Scenario, where: Path) -> None:
+        """Raise TableError where the table was measured under another scenario."""
+        theirs, mine = Scenario(**self.scenario), asdict(asked)
+        differ = [
+            f"{name} {value!r}, not {mine[name]!r}" for name, value in asdict(theirs).items() if value != mine[name]
+        ]
+        if differ:
+            raise TableError(f"{where}: it was measured under another scenario: {'; '.join(differ)}")
+
+
+def read_cost_table(path: Path) -> CostTable:
+    """Raises TableError, which names the place, where the file is no table of costs."""
+    try:
+        table = CostTable.model_validate_json(path.read_text(encoding="utf-8"))
+        Scenario(**table.scenario)
+        for name in table.geometries:
+            _geometry(name)
+    except OSError as error:
+        raise TableError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path}: not UTF-8 at byte {error.start}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise TableError(f"{path}: {f'{place}: ' if place else ''}{first['msg']}") from error
+    except (ScenarioError, BlocklibError, TypeError) as error:
+        raise TableError(f"{path}: {error}") from error
+    return table
+
+
+def write_cost_table(
+    path: Path, scenario: Scenario, hardware: str, times: Mapping[Geometry, MeasuredGeometry]
+) -> CostTable:
+    """Write the table as a whole or not at all."""
+    fields = GeometryTimes.model_fields
+    geometries = {
+        str(geometry): GeometryTimes(**{name: value for name, value in asdict(timed).items() if name in fields})
+        for geometry, timed in times.items()
+    }
+    table = CostTable(scenario=asdict(scenario), hardware=hardware, geometries=geometries)
+    write_whole(path, f"{json.dumps(table.model_dump(mode='json'), indent=2)}\n".encode())
+    return table
+
+
+def _geometry(name: str) -> Geometry:
+    role, _, spelling = name.partition(".")
+    if name == str(FIXED):
+        return FIXED
+    if role not in ("attention", "ffn"):
+        raise TableError(f"geometries.{name}: a geometry is named like attention.kv8, ffn.ffn5504, or fixed")
+    return Geometry("attention" if role == "attention" else "ffn", Subblock.parse(spelling))
+
+
+def _measured(geometry: Geometry, times: GeometryTimes) -> MeasuredGeometry:
+    return MeasuredGeometry(geometry, rounds=0, layers=0, **times.model_dump())

@@ -50,3 +50,11 @@ class MissingSubblockError(BlocklibError, FileNotFoundError):
 
 class WeightsFileError(BlocklibError, OSError):
     """A file of weights that this package keeps cannot be written, or is damaged."""
+
+
+class UnsupportedFormatError(BlocklibError, ValueError):
+    """A file format cannot carry a subblock, a feature of the parent, or a precision; says which and why."""
+
+
+class MissingLlamaCppError(BlocklibError, ImportError):
+    """llama.cpp is needed and not installed; says what to type."""

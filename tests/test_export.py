@@ -27,6 +27,7 @@ from transformers import (
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice, Subblock
+from blocklib.formats.subblocks import Placed, repack, subblocks_of
 from blocklib.initial_weights import build
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent
@@ -35,7 +36,6 @@ from nas.export.decilm import export_decilm, ffn_size
 from nas.export.exported import Exported, whole_folder
 from nas.export.hf import export_hf, write_code
 from nas.export.read_decilm import width_of
-from nas.export.subblocks import Placed, repack, subblocks_of
 from nas.export.verify import TOLERANCE
 
 EVERY_KIND = (

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from blocklib.block import SKIP, Choice, Parallel, Subblock
+from blocklib.formats.subblocks import Layer, repack, subblocks_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
@@ -32,7 +33,6 @@ from nas.export.configuration_decilm import DeciLMConfig
 from nas.export.exported import Exported, files_in, whole_folder, write_card
 from nas.export.parent_settings import ParentSettings, check_settings
 from nas.export.read_decilm import WIDTH_MULTIPLE, read_decilm, width_of
-from nas.export.subblocks import Layer, repack, subblocks_of
 from nas.export.verify import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
 
 _CARRIED_ROTARY = ("default", "linear", "llama3")

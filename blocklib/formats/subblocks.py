@@ -11,6 +11,7 @@ from torch import Tensor
 from blocklib.assemble import MODULES
 from blocklib.block import SKIP, Architecture, Choice, Role, Subblock
 from blocklib.model import PuzzleNasForCausalLM
+from blocklib.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,53 @@ def repack(stream: tuple[Placed, ...]) -> tuple[Layer, ...]:
         else:
             layers.append(Layer(ffn=placed.weights))
     return tuple(layers)
+
+
+def tensor_shapes(choice: Choice, shape: Shape) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a subblock by its name in a layer, for the kinds that engines of other formats run:
+    `kv`, both `linear`, dense and fused FFNs."""
+    subblock = choice.what
+    assert isinstance(subblock, Subblock)
+    if subblock == SKIP:
+        return {}
+    matrices = _attention(subblock, shape) if choice.role == "attention" else _ffn(subblock, shape)
+    found: dict[str, tuple[int, ...]] = {f"{MODULES[choice.role][0]}.weight": (shape.hidden,)}
+    for name, (outputs, inputs, bias) in matrices.items():
+        found[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            found[f"{name}.bias"] = (outputs,)
+    if shape.qk_norm and subblock.kind == "kv":
+        found |= {"self_attn.q_norm.weight": (shape.head_dim,), "self_attn.k_norm.weight": (shape.head_dim,)}
+    return found
+
+
+_Matrices = dict[str, tuple[int, int, bool]]
+"""Outputs, inputs, and whether there is a bias, by the name of the module."""
+
+
+def _attention(subblock: Subblock, shape: Shape) -> _Matrices:
+    if subblock.kind == "linear":
+        return {"self_attn.linear_attn": (shape.hidden, shape.hidden, shape.qkv_bias or shape.o_bias)}
+    query, kv = shape.heads * shape.head_dim, subblock.number * shape.head_dim
+    return {
+        "self_attn.q_proj": (query, shape.hidden, shape.qkv_bias),
+        "self_attn.k_proj": (kv, shape.hidden, shape.qkv_bias),
+        "self_attn.v_proj": (kv, shape.hidden, shape.qkv_bias),
+        "self_attn.o_proj": (shape.hidden, query, shape.o_bias),
+    }
+
+
+def _ffn(subblock: Subblock, shape: Shape) -> _Matrices:
+    if subblock.kind == "linear":
+        return {"mlp.linear_mlp": (shape.hidden, shape.hidden, shape.mlp_bias)}
+    width = width_of(subblock)
+    return {
+        "mlp.gate_proj": (width, shape.hidden, shape.mlp_bias),
+        "mlp.up_proj": (width, shape.hidden, shape.mlp_bias),
+        "mlp.down_proj": (shape.hidden, width, shape.mlp_bias),
+    }
+
+
+def width_of(ffn: Subblock) -> int:
+    """The width of a dense FFN or of a fused run."""
+    return sum(part.number for part in ffn.parts) if ffn.parts else ffn.number

@@ -1,0 +1,212 @@
+"""A child as a GGUF file, which llama.cpp and everything built on it (Ollama, LM Studio, ...) loads.
+
+A file is written tensor by tensor: it needs the memory of the largest one beside the model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blocklib.block import Architecture, Choice, Subblock
+from blocklib.families import positions_of
+from blocklib.formats.gguf_carrier import Carrier, carrier_of, check_gguf, kv_heads_of
+from blocklib.formats.gguf_tensors import fixed_tensors, is_head, layer_tensors
+from blocklib.formats.gguf_types import PRECISIONS, precision_type, quantise, stored_bytes, tensor_type
+from blocklib.formats.gguf_vocabulary import Vocabulary, add_vocabulary, dummy_vocabulary
+from blocklib.formats.reblock import MixerLayer, Needs, reblock
+from blocklib.formats.subblocks import subblocks_of, tensor_shapes, width_of
+from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.parent import own_shape
+from blocklib.shape import Shape
+
+__all__ = ["PRECISIONS", "check_gguf", "gguf_bytes", "gguf_fixed_bytes", "write_gguf", "write_random_gguf"]
+
+_TILE_ROWS = 64
+"""Rows of random numbers that are quantised; a matrix repeats them."""
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """What a file says beside its vocabulary and weights."""
+
+    config: PuzzleNasConfig
+    carrier: Carrier
+    layers: tuple[MixerLayer, ...]
+    precision: str
+
+
+def write_gguf(
+    path: Path,
+    child: PuzzleNasForCausalLM,
+    precision: str,
+    vocabulary: Vocabulary,
+    about: Mapping[str, str] | None = None,
+) -> GgufModel:
+    """Write the child's own weights. `about` are the texts of `general.*` keys, such as `name` and `license`.
+
+    Raises UnsupportedFormatError where llama.cpp cannot run the child, MissingLlamaCppError where only it can quantise.
+    """
+    model = _model(child.config, Architecture.parse(child.config.architecture), precision)
+    placed = {part.choice: part.weights for part in subblocks_of(child)}
+    tensors = _tensors(model, child.state_dict(), placed.__getitem__)
+    _write(path, model, vocabulary, tensors, about or {})
+    return model
+
+
+def write_random_gguf(path: Path, config: PuzzleNasConfig, architecture: Architecture, precision: str) -> GgufModel:
+    """Write a model of the same tensors and sizes as `write_gguf` does, with random weights and a vocabulary without
+    meaning. `config` is the parent's. For timing: a matrix repeats a few random rows, and norms are ones."""
+    model = _model(config, architecture, precision)
+    shape = own_shape(config)
+
+    def weights_of(choice: Choice) -> dict[str, Tensor]:
+        return {name: torch.empty(size, device="meta") for name, size in tensor_shapes(choice, shape).items()}
+
+    table = torch.empty((shape.vocabulary, shape.hidden), device="meta")
+    fixed = {
+        "model.embed_tokens.weight": table,
+        "lm_head.weight": table,
+        "model.norm.weight": torch.empty(shape.hidden, device="meta"),
+    }
+    _write(path, model, dummy_vocabulary(shape.vocabulary), _tensors(model, fixed, weights_of), {"name": "random"})
+    return model
+
+
+def gguf_bytes(choice: Choice, shape: Shape, precision: str) -> int:
+    """Bytes of a choice's tensors in the file.
+
+    Subblocks of zeros, which llama.cpp needs beside some (`reblock.py`), come on top. They depend on the whole child:
+    about 3 * hidden * 32 numbers for each attention or linear map that no FFN follows, and 4 * hidden * head_dim in a
+    first layer without attention.
+    """
+    return sum(
+        stored_bytes(size, tensor_type(size, precision))
+        for part in choice.parts
+        for size in tensor_shapes(part, shape).values()
+    )
+
+
+def gguf_fixed_bytes(shape: Shape, precision: str) -> int:
+    """Bytes of embedding, head and final norm in the file. (llama3 scaling adds head_dim / 2 floats.)"""
+    table = (shape.vocabulary, shape.hidden)
+    types = [tensor_type(table, precision, is_head=shape.tied)]
+    if not shape.tied:
+        types.append(tensor_type(table, precision, is_head=True))
+    return sum(stored_bytes(table, type) for type in types) + stored_bytes(
+        (shape.hidden,), gguf.GGMLQuantizationType.F32
+    )
+
+
+def _model(config: PuzzleNasConfig, architecture: Architecture, precision: str) -> GgufModel:
+    zero_width = max(32, gguf.GGML_QUANT_SIZES[precision_type(precision)][0])
+    carrier = carrier_of(config, architecture)
+    needs = Needs(zero_width, carrier.attention_everywhere)
+    parts = [part for choice in architecture.choices() for part in choice.parts]
+    return GgufModel(config, carrier, reblock(parts, needs), precision)
+
+
+def _tensors(
+    model: GgufModel, fixed: Mapping[str, Tensor], weights_of: Callable[[Choice], dict[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    yield from fixed_tensors(dict(fixed), model.config).items()
+    shape = own_shape(model.config)
+    for index, layer in enumerate(model.layers):
+        for name, tensor in layer_tensors(layer, weights_of, model.carrier, shape).items():
+            yield f"blk.{index}.{name}", tensor
+
+
+def _write(
+    path: Path,
+    model: GgufModel,
+    vocabulary: Vocabulary,
+    tensors: Iterator[tuple[str, Tensor]],
+    about: Mapping[str, str],
+) -> None:
+    writer = gguf.GGUFWriter(path, model.carrier.name)
+    for key, text in about.items():
+        writer.add_string(f"general.{key}", text)
+    _add_sizes(writer, model)
+    add_vocabulary(writer, vocabulary)
+    kept = list(tensors)
+    types = {name: tensor_type(tuple(tensor.shape), model.precision, is_head(name, model.config.tie_word_embeddings))
+             for name, tensor in kept}  # fmt: skip
+    for name, tensor in kept:
+        size = stored_bytes(tuple(tensor.shape), types[name])
+        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, types[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    tiles: dict[tuple[int, gguf.GGMLQuantizationType], NDArray[Any]] = {}
+    for name, tensor in kept:
+        writer.write_tensor_data(_stored(tensor, types[name], tiles))
+    writer.close()
+
+
+def _stored(
+    tensor: Tensor, type: gguf.GGMLQuantizationType, tiles: dict[tuple[int, gguf.GGMLQuantizationType], NDArray[Any]]
+) -> NDArray[Any]:
+    """The tensor as it lies in the file; random numbers, the rows of a tile again and again, if it is meta."""
+    if not tensor.is_meta:
+        return quantise(tensor.detach().float().cpu().numpy(), type)
+    if tensor.dim() == 1:
+        return np.ones(tensor.shape, dtype=np.float32)
+    rows, numbers = tensor.shape
+    if (numbers, type) not in tiles:
+        normal = np.random.default_rng(0).standard_normal((_TILE_ROWS, numbers), dtype=np.float32)
+        tiles[numbers, type] = quantise(normal / np.float32(numbers**0.5), type)
+    return np.resize(tiles[numbers, type], (rows, tiles[numbers, type].shape[1]))
+
+
+def _add_sizes(writer: gguf.GGUFWriter, model: GgufModel) -> None:
+    """The keys that llama.cpp builds its graph from."""
+    config, shape, layers = model.config, own_shape(model.config), model.layers
+    rope: dict[str, Any] = dict(config.rope_parameters or {})
+    type = precision_type(model.precision)
+    heads = [1 if layer.zero_mixer else shape.heads if layer.mixer else 0 for layer in layers]
+    kv_heads = [kv_heads_of(layer) for layer in layers]
+    widths = [layer.zero_width or (_width(layer.ffn) if layer.ffn else 0) for layer in layers]
+    writer.add_type("model")
+    writer.add_file_type(_file_type(type))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_context_length(positions_of(config))
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(len(layers))
+    writer.add_head_count(heads if model.carrier.by_layer else heads[0])
+    writer.add_head_count_kv(kv_heads if model.carrier.by_layer else kv_heads[0])
+    writer.add_feed_forward_length(widths if model.carrier.by_layer else widths[0])
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(
+            int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+        )
+        for bound in ("fast", "slow"):
+            if rope.get(f"beta_{bound}"):
+                getattr(writer, f"add_rope_scaling_yarn_beta_{bound}")(float(rope[f"beta_{bound}"]))
+
+
+def _width(ffn: Choice) -> int:
+    assert isinstance(ffn.what, Subblock)
+    return width_of(ffn.what)
+
+
+def _file_type(type: gguf.GGMLQuantizationType) -> gguf.LlamaFileType:
+    """llama.cpp's name for a whole file of mostly this type."""
+    known = gguf.LlamaFileType.__members__
+    return (
+        known["ALL_F32"] if type.name == "F32" else known.get(f"MOSTLY_{type.name}") or known[f"MOSTLY_{type.name}_S"]
+    )

@@ -272,7 +272,10 @@ MISTAKES = [
     (dict(scenario={"batch": 0}), "scenario.batch: should be greater than 0, not 0"),
     (dict(scenario={"batch": 1.5}), "scenario.batch: should be a valid integer, not 1.5"),
     (dict(scenario={"batch": True}), "scenario.batch: should be a valid integer, not True"),
-    (dict(scenario={"dtype": "float31"}), "scenario.dtype: the engine torch has no 'float31'; did you mean one of float32, bfloat16, float16"),
+    (
+        dict(scenario={"dtype": "float31"}),
+        "scenario.dtype: the engine torch has no 'float31'; did you mean one of float32, bfloat16, float16",
+    ),
     (dict(scenario={"device": "gpu"}), "scenario.device: .*not 'gpu'"),
     (dict(scenario=3), "scenario: should be keys and values, not 3"),
     (dict(data={}), "data.train: is missing"),

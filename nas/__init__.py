@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nas.answers import Front, Trial
-    from nas.api import dependency, load, of_trial, run
+    from nas.api import dependency, load, measure, of_trial, run
     from nas.search import Search, solve_across
     from nas.solve.effort import Effort
     from nas.submitted import SubmittedJob, submit
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Effort", "Front", "Search", "SubmittedJob", "Trial", "TrialQuery", "delete_trials", "dependency", "find_trials",
-    "load", "of_trial", "run", "solve_across", "solve_table", "submit", "trials",
+    "load", "measure", "of_trial", "run", "solve_across", "solve_table", "submit", "trials",
 ]  # fmt: skip
 
 _FILE_OF = {
@@ -36,6 +36,7 @@ _FILE_OF = {
     "dependency": "nas.api",
     "find_trials": "nas.trial_query",
     "load": "nas.api",
+    "measure": "nas.api",
     "of_trial": "nas.api",
     "run": "nas.api",
     "solve_across": "nas.search",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nas.job.request import Request
     from nas.scoring.block_dependency import Dependency
     from nas.search import Search
+    from nas.stages.cost_table import CostTable
 
 
 def run(
@@ -63,6 +64,33 @@ def of_trial(trial: int, *, db: str | Path | None = None, progress: Progress = T
 
     with opened(db, "read", progress) as store:
         return Search(store.find_search(store.trial(trial).search_id), store.url, progress)
+
+
+def measure(
+    job: "str | Path | Request",
+    out: str | Path,
+    *,
+    engine: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = True,
+) -> "CostTable":
+    """Measure the costs of a job's options on this machine, and write them to `out` as JSON; a job on another machine
+    reads them by `measure: {table: OUT}`. Needs the parent's checkpoint, and no text.
+
+    `engine` and `dtype`: None: the job's. An interrupted run goes on. Raises `nas.errors.JobError` for a job that is
+    wrong, `nas.errors.TableError` where `out` holds times of another machine or scenario.
+    """
+    from nas.files.output import check_output
+    from nas.job import config
+
+    file = check_output(Path(out))
+    request = config.load(job) if isinstance(job, str | Path) else job
+    console = console_of(progress)
+    with loading(console, f"measure {request.name}"):
+        import nas.terminal.quiet  # noqa: F401
+        from nas.stages.measure_table import measure_table
+
+    return measure_table(config.served_by(request, engine, dtype), file, console)
 
 
 def dependency(

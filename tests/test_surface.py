@@ -42,13 +42,14 @@ COMMANDS = {
     "build": ["TRIAL", "--time/--no-time", "--db", "--json"],
     "export": ["TRIAL", "--format", "--out", "--db", "--json"],
     "report": ["SEARCH", "--out", "--trial", "--db"],
+    "measure": ["JOB", "--out", "--engine", "--dtype", "--json"],
     "dependency": ["PARENT", "--data", "--tokens", "--longest", "--share", "--window", "--html", "--json"],
     "submit": ["JOB", "--address", "--db", "--wait/--no-wait"],
     "status": ["JOB", "--address"],
     "logs": ["JOB", "--address"],
     "stop": ["JOB", "--address"],
 }  # fmt: skip
-NEEDED = {("export", "--out")}
+NEEDED = {("export", "--out"), ("measure", "--out")}
 EXPORTED = {
     "nas": [
         "Effort",
@@ -61,6 +62,7 @@ EXPORTED = {
         "dependency",
         "find_trials",
         "load",
+        "measure",
         "of_trial",
         "run",
         "solve_across",

@@ -14,6 +14,7 @@ import typer
 import nas
 from nas.cli.arguments import AsJson, Db, SearchName, TrialNumber
 from nas.cli.cluster import logs, status, stop, submit
+from nas.cli.costs import measure
 from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
 from nas.cli.solve import compare, pareto, pool, solve
 from nas.cli.trials import trials
@@ -229,6 +230,7 @@ def _dependency(asked: DependencyRequest) -> None:
     print_dependency(found, asked.as_json)
 
 
+app.command()(measure)
 app.command()(submit)
 app.command()(status)
 app.command()(logs)

@@ -69,6 +69,17 @@ def restored(values: dict[str, Any], where: str) -> Request:
         raise JobError("\n".join(f"{where}: {_describe(error)}" for error in errors.errors())) from errors
 
 
+def served_by(request: Request, engine: str | None, dtype: str | None) -> Request:
+    """The same request with another engine, or another type of weights; None: its own.
+
+    Another engine has its usual type if none is given. Raises JobError where the engine has no such type.
+    """
+    usual = request.scenario.dtype if engine in (None, request.engine) else None
+    served = {"engine": engine or request.engine, "dtype": dtype or usual}
+    values = request.canonical()
+    return restored(values | {"scenario": values["scenario"] | served}, request.name)
+
+
 def template() -> str:
     """A commented job that runs as it stands: the embedded parent, the standard library's text, small sizes."""
     return resources.files("nas").joinpath("templates/job.yaml").read_text(encoding="utf-8")

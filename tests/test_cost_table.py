@@ -1,0 +1,124 @@
+"""Costs measured elsewhere: a search that reads them gives the answer of one that measured them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parents import FAMILIES, random_model
+from typer.testing import CliRunner
+
+import nas
+from cost_models.scenario import Scenario
+from nas.cli.main import app
+from nas.errors import JobError, TableError
+from nas.job import config
+from nas.stages.cost_table import CostTable, read_cost_table
+
+SCENARIO = {"batch": 1, "prompt_tokens": 8, "generated_tokens": 3, "threads": 1}
+SPACE = {"attention": ["kv1", "skip"], "ffn": ["50%"], "fuse": None, "drop_blocks": False}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parent")
+    random_model(FAMILIES["llama"](num_hidden_layers=2)).save_pretrained(folder)
+    return folder
+
+
+def job(parent: Path, **changed: Any) -> Any:
+    values: dict[str, Any] = {"name": "table", "parent": str(parent), "data": {"train": "stdlib"},
+                              "budget": {"latency": "80%"}, "scenario": SCENARIO, "space": SPACE,
+                              "measure": {"time_limit": "0.1 s"}}  # fmt: skip
+    return config.restored(values | changed, "job.yaml")
+
+
+@pytest.fixture(scope="module")
+def measured(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("table") / "costs.json"
+    nas.measure(job(parent), out, progress=False)
+    return out
+
+
+def test_a_table_holds_every_geometry_of_the_space(measured: Path) -> None:
+    table = read_cost_table(measured)
+    assert set(table.geometries) == {"fixed", "attention.kv2", "ffn.ffn24", "attention.kv1", "ffn.ffn16"} or {
+        "fixed",
+        "attention.kv1",
+    } <= set(table.geometries)
+    assert table.scenario["prompt_tokens"] == 8
+    assert "torch" in table.hardware
+
+
+def test_a_table_that_is_whole_is_left_as_it_is(parent: Path, measured: Path) -> None:
+    before = measured.read_bytes()
+    nas.measure(job(parent), measured, progress=False)
+    assert measured.read_bytes() == before
+
+
+def test_only_what_a_table_lacks_is_measured(parent: Path, measured: Path, tmp_path: Path) -> None:
+    held = json.loads(measured.read_text())
+    del held["geometries"]["attention.kv1"]
+    part = tmp_path / "part.json"
+    part.write_text(json.dumps(held))
+    nas.measure(job(parent), part, progress=False)
+    whole = read_cost_table(part)
+    assert "attention.kv1" in whole.geometries
+    assert whole.geometries["fixed"] == CostTable(**held).geometries["fixed"]
+
+
+def test_another_engine_is_measured_with_its_usual_type(parent: Path) -> None:
+    request = config.served_by(job(parent), "llama_cpp", None)
+    assert (request.engine, request.dtype) == ("llama_cpp", "q8_0")
+    with pytest.raises(JobError, match="the engine llama_cpp has no 'float32'"):
+        config.served_by(job(parent), "llama_cpp", "float32")
+
+
+def test_a_missing_geometry_is_named(measured: Path) -> None:
+    from blocklib.block import Subblock
+    from cost_models.geometry import Geometry
+
+    wanted = [Geometry("ffn", Subblock("ffn", "7")), Geometry("attention", Subblock("linear"))]
+    with pytest.raises(TableError, match=r"no times of ffn\.ffn7, attention\.linear"):
+        read_cost_table(measured).measured(wanted, measured)
+
+
+def test_another_scenario_is_told(measured: Path) -> None:
+    asked = Scenario("cpu", "float32", 4, 8, 3, 1)
+    with pytest.raises(TableError, match="another scenario: batch 1, not 4"):
+        read_cost_table(measured).check_scenario(asked, measured)
+
+
+WRONG = [
+    ("{", "JSON"),
+    ('{"scenario": {}, "hardware": "x", "geometries": {}}', "missing"),
+    (dict(hardware=3), "hardware: Input should be a valid string"),
+    (dict(geometries={"ffn.ffn8": {"prefill_s": -1.0}}), r"geometries\.ffn\.ffn8\.prefill_s: .*greater than or equal"),
+    (dict(geometries={"ffn.ffn8": {"prefill_s": 1.0, "seconds": 2}}), "Extra inputs are not permitted"),
+    (dict(geometries={"mlp.ffn8": {"prefill_s": 1.0}}), "named like attention.kv8"),
+    (dict(scenario={"device": "cpu", "dtype": "f99"}), "missing|not supported"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG)
+def test_what_is_no_table_is_refused_with_its_place(wrong: Any, said: str, measured: Path, tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    text = wrong if isinstance(wrong, str) else json.dumps(json.loads(measured.read_text()) | wrong)
+    file.write_text(text)
+    with pytest.raises(TableError, match=said):
+        read_cost_table(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="No such file"):
+        read_cost_table(tmp_path / "costs.json")
+
+
+def test_the_command_says_what_to_write_into_the_job(parent: Path, measured: Path, tmp_path: Path) -> None:
+    import yaml
+
+    written = tmp_path / "job.yaml"
+    written.write_text(yaml.safe_dump(job(parent).canonical()))
+    done = CliRunner().invoke(app, ["measure", str(written), "--out", str(measured)])
+    assert done.exit_code == 0, done.output
+    assert "measure: {table: costs.json}" in done.output

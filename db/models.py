@@ -5,6 +5,7 @@ content key is made, or where the database is.
 
     search ──< option      what a search could choose from; points at what was measured of each option
       ├─────< trial        the architectures it proposed, predicted and measured
+      ├─────< whole_time   whole architectures timed beside the parent, to check sums of costs
       ├─────< stage        what it did and how long it took
       └─────< failure      what went wrong and where
 
@@ -31,6 +32,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     TypeDecorator,
+    UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
@@ -321,6 +323,28 @@ OF_THE_CHILD = (
 
 OF_THE_HEALED = ("kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine", "heal_tokens")
 """Those of them that depend on healing. The others depend on the architecture alone: healing changes no shape."""
+
+
+class WholeTimeRow(Base, kw_only=True):
+    """A whole architecture of a search timed beside the parent, to check the sums of costs.
+
+    `take` counts the timings of one architecture from 0. The decode columns are None where nothing is decoded.
+    """
+
+    __tablename__ = "whole_time"
+    __table_args__ = (UniqueConstraint("search_id", "architecture", "take"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    search_id: Mapped[str] = mapped_column(ForeignKey("search.id"), index=True)
+    architecture: Mapped[str]
+    take: Mapped[int]
+    prefill_s: Mapped[float]
+    parent_prefill_s: Mapped[float]
+    prefill_spread: Mapped[float]
+    contention: Mapped[float]
+    decode_s: Mapped[float | None] = mapped_column(default=None)
+    parent_decode_s: Mapped[float | None] = mapped_column(default=None)
+    decode_spread: Mapped[float | None] = mapped_column(default=None)
 
 
 class StageRow(Base, kw_only=True):

@@ -38,6 +38,7 @@ from db.models import (
     SearchStatus,
     StageRow,
     TrialRow,
+    WholeTimeRow,
     now,
 )
 from db.patience import USUAL, Patience
@@ -50,7 +51,7 @@ from db.where import column, condition
 _LARGEST = 2**63 - 1
 """The largest whole number that a database takes."""
 
-Row = TypeVar("Row", StageRow, FailureRow)
+Row = TypeVar("Row", StageRow, FailureRow, WholeTimeRow)
 
 
 class Store:
@@ -311,6 +312,17 @@ class Store:
                 return list(session.scalars(query))
         except exc.DataError as error:  # PostgreSQL's, where SQLite would make it infinite or empty
             raise QueryError(f"the condition cannot be computed on these trials: {error.orig}") from error
+
+    # Times of whole architectures
+
+    def add_whole_time(self, row: WholeTimeRow) -> WholeTimeRow:
+        return self._add(WholeTimeRow, row)
+
+    def whole_times(self, search_id: str) -> list[WholeTimeRow]:
+        """In the order they were added."""
+        query = select(WholeTimeRow).where(WholeTimeRow.search_id == search_id).order_by(WholeTimeRow.id)
+        with self._reading() as session:
+            return list(session.scalars(query))
 
     # Stages and failures
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from nas.compare.strategies import StrategyResult
     from nas.export.exported import Exported
     from nas.pipeline import Outcome
+    from nas.solve.whole_times import CostCheck
+    from nas.stages.cost_table import CostTable
 
 Budget = str | Mapping[str, str] | Sequence[Limit]
 
@@ -152,6 +154,35 @@ class Search:
                 Asked(limits_of(budget), evaluations, seeds, heal, time),
                 self._console,
             )
+
+    def check_costs(self, children: int = 12, *, seed: int = 0) -> "CostCheck":
+        """How far sums of costs are from the times of whole architectures: `children` random ones are timed beside the
+        parent in the search's engine, each twice, where that is not done yet. 0: those that were timed before.
+
+        Raises `nas.errors.UsageError` where none was timed, `nas.errors.StaleSearchError` on another machine than the
+        search's.
+        """
+        with loading(self._console, f"check the costs of {self.name}"):
+            import nas.terminal.quiet  # noqa: F401
+            from nas.solve.whole_times import cost_check
+            from nas.stages.check_costs import time_wholes
+        with opened(self.db, "write", self.progress) as store:
+            known = measured(store, store.find_search(self.id))
+            if children:
+                time_wholes(store, known, children, seed, self._console)
+            found = cost_check(known, store.whole_times(self.id))
+        if found is None:
+            raise UsageError(f"no whole architecture of {self.name} was timed; give --children 12")
+        return found
+
+    def export_costs(self, out: str | Path) -> "CostTable":
+        """Write the times that this search was solved on to a JSON file, for a job of another machine, which reads them
+        by `measure: {table: OUT}`."""
+        with loading(self._console, f"costs of {self.name}"):
+            import nas.terminal.quiet  # noqa: F401
+            from nas.stages.cost_table import table_of
+        with opened(self.db, "read", self.progress) as store:
+            return table_of(store, store.find_search(self.id)).write(Path(out))
 
     def layers(self, trial: Trial | int) -> tuple[LayerLine, ...]:
         """The trial layer by layer: what stands where, what it scores and what it costs."""

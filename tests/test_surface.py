@@ -43,13 +43,15 @@ COMMANDS = {
     "export": ["TRIAL", "--format", "--out", "--db", "--json"],
     "report": ["SEARCH", "--out", "--trial", "--db"],
     "measure": ["JOB", "--out", "--engine", "--dtype", "--json"],
+    "costs export": ["SEARCH", "--out", "--db", "--json"],
+    "costs check": ["SEARCH", "--children", "--seed", "--db", "--json"],
     "dependency": ["PARENT", "--data", "--tokens", "--longest", "--share", "--window", "--html", "--json"],
     "submit": ["JOB", "--address", "--db", "--wait/--no-wait"],
     "status": ["JOB", "--address"],
     "logs": ["JOB", "--address"],
     "stop": ["JOB", "--address"],
 }  # fmt: skip
-NEEDED = {("export", "--out"), ("measure", "--out")}
+NEEDED = {("export", "--out"), ("measure", "--out"), ("costs export", "--out")}
 EXPORTED = {
     "nas": [
         "Effort",
@@ -84,7 +86,10 @@ def spelled(parameter: click.Parameter) -> str:
 
 def commands() -> dict[str, click.Command]:
     group = typer.main.get_command(app)
-    found: dict[str, click.Command] = group.commands  # type: ignore[attr-defined]
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= {name: command} if inner is None else {f"{name} {each}": one for each, one in inner.items()}
     return found
 
 

@@ -30,6 +30,7 @@ from nas.report.heatmap import heatmap
 from nas.report.options import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.request import budget_lines, budget_of, facts
+from nas.report.sums_of_costs import sums_of_costs
 from nas.report.trade_off import trade_off
 from nas.solve.budget_loop import uncertainty
 from nas.solve.explain import Explained
@@ -91,6 +92,7 @@ def _sections(
         "explained": Explained.of(chosen) if chosen else None,
         "agreement": agreed,
         "agreement_plot": _agreement_plot(agreed),
+        "sums": sums_of_costs(store, search),
         "heatmap": heatmap(options, metric, child),
         "metric": metric,
         "dependency": dependency_map(search.dependency, child),

@@ -19,9 +19,12 @@ from cost_models.errors import ScenarioError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
 from cost_models.timing.measure import MeasuredGeometry
+from db import models
+from db.store import Store
 from nas.errors import TableError
 from nas.files.output import write_whole
 from nas.job.digest import digest
+from nas.solve.solve import measured
 
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -70,6 +73,11 @@ class CostTable(_Strict):
             )
         return {geometry: _measured(geometry, self.geometries[str(geometry)]) for geometry in wanted}
 
+    def write(self, path: Path) -> "CostTable":
+        """Write it as JSON, whole or not at all. Returns the table."""
+        write_whole(path, f"{json.dumps(self.model_dump(mode='json'), indent=2)}\n".encode())
+        return self
+
     def check_scenario(self, asked: Scenario, where: Path) -> None:
         """Raise TableError where the table was measured under another scenario."""
         theirs, mine = Scenario(**self.scenario), asdict(asked)
@@ -109,9 +117,20 @@ def write_cost_table(
         str(geometry): GeometryTimes(**{name: value for name, value in asdict(timed).items() if name in fields})
         for geometry, timed in times.items()
     }
-    table = CostTable(scenario=asdict(scenario), hardware=hardware, geometries=geometries)
-    write_whole(path, f"{json.dumps(table.model_dump(mode='json'), indent=2)}\n".encode())
-    return table
+    return CostTable(scenario=asdict(scenario), hardware=hardware, geometries=geometries).write(path)
+
+
+def table_of(store: Store, search: models.SearchRow) -> CostTable:
+    """The times that a finished search was solved on, as a table. Raises UnfinishedSearchError before that."""
+    known = measured(store, search)
+    rows = {row.name: row for option in store.options(search.id) for row in option.costs or ()}
+    fields = GeometryTimes.model_fields
+    geometries = {
+        name: GeometryTimes(**{field: getattr(row, field) for field in fields}) for name, row in sorted(rows.items())
+    }
+    fixed = {field: getattr(known.fixed, field) for field in fields if field != "spread"}
+    geometries = {str(FIXED): GeometryTimes(**fixed), **geometries}
+    return CostTable(scenario=asdict(known.scenario), hardware=search.hardware, geometries=geometries)
 
 
 def _geometry(name: str) -> Geometry:

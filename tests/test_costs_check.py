@@ -1,0 +1,120 @@
+"""Sums of costs beside whole architectures that were timed. Times are made up, or nobody looks at them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import EMBEDDED
+from searches import Here, job, rows
+from stored import add_measured, add_search
+
+from blocklib.block import Architecture
+from cost_models.timing.prediction_error import prediction_error
+from db import models
+from db.store import Store
+from nas.solve.solve import Measured, measured
+from nas.solve.whole_times import cost_check
+from nas.stages.check_costs import random_architectures
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "nas.db")
+
+
+@pytest.fixture
+def known(store: Store, tmp_path: Path) -> Measured:
+    search = add_search(store, tmp_path, generated_tokens=5)
+    add_measured(store, search)
+    return measured(store, search)
+
+
+def timed(known: Measured, architecture: str, factor: float, take: int = 0) -> models.WholeTimeRow:
+    """As if it had taken `factor` times its prediction, on a machine half as fast as on the day of the costs."""
+    cost = sum((known.costs[choice] for choice in Architecture.parse(architecture).choices()), known.fixed)
+    return models.WholeTimeRow(
+        search_id=known.search.id, architecture=architecture, take=take, prefill_spread=0.01, contention=0.1 * take,
+        prefill_s=2 * factor * cost.prefill_s, parent_prefill_s=2 * known.parent.prefill_s,
+        decode_s=2 * factor * cost.decode_s, parent_decode_s=2 * known.parent.decode_s, decode_spread=0.01,
+    )  # fmt: skip
+
+
+def test_errors_are_of_shares_of_the_parents_time(store: Store, known: Measured) -> None:
+    texts = [str(one) for one in random_architectures(known, 4, seed=0)]
+    for text, factor in zip(texts, (1.0, 1.0, 1.25, 1.0), strict=True):
+        store.add_whole_time(timed(known, text, factor))
+        store.add_whole_time(timed(known, text, factor * 1.1, take=1))
+    found = cost_check(known, store.whole_times(known.search.id))
+    assert found is not None
+    assert [whole.error for whole in found.wholes] == pytest.approx([1 / 1.05 - 1] * 2 + [0.8 / 1.05 - 1, 1 / 1.05 - 1])
+    assert found.error.worst == pytest.approx(0.8 / 1.05 - 1)
+    assert found.error.bias == pytest.approx(-found.error.mape)
+    assert found.repeats is not None
+    assert found.repeats.mape == pytest.approx(0.1)
+    assert found.repeats.tau == 1.0
+    assert found.phases["prefill"].mape == pytest.approx(found.phases["decode"].mape)
+    assert {whole.contention for whole in found.wholes} == {0.1}
+
+
+def test_nothing_timed_is_no_check(known: Measured) -> None:
+    assert cost_check(known, []) is None
+
+
+def test_architectures_are_distinct_and_of_the_searchs_options(known: Measured) -> None:
+    found = random_architectures(known, 30, seed=1)
+    assert len({str(one) for one in found}) == 30
+    for one in found:
+        assert one.layers == known.layers
+        assert set(one.choices()) <= set(known.costs)
+    assert found == random_architectures(known, 30, seed=1) != random_architectures(known, 30, seed=2)
+
+
+def test_an_error_is_a_share_of_the_value_and_tau_counts_pairs() -> None:
+    found = prediction_error([1.1, 1.8, 3.0], [1.0, 2.0, 3.0])
+    assert (found.mape, found.bias, found.worst) == pytest.approx((0.2 / 3, 0.0, 0.1))
+    assert found.tau == 1.0
+    assert prediction_error([2.0, 1.0, 3.0], [1.0, 2.0, 3.0]).tau == pytest.approx(1 / 3)
+    assert prediction_error([1.0], [2.0]).tau is None
+    with pytest.raises(ValueError, match="no prediction"):
+        prediction_error([], [])
+
+
+@pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")
+def test_a_search_is_checked_once(copy: Path, here: Here) -> None:
+    home = copy / "home"
+    assert here(home, "costs", "check", "tiny", "--children", "0").returncode == 2
+    done = here(home, "costs", "check", "tiny", "--children", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [len(whole["timed"]) for whole in found["wholes"]] == [2, 2]
+    assert found["repeats"]["mape"] >= 0
+    kept = rows(home, "whole_time")
+    assert len(kept) == 4
+    again = here(home, "costs", "check", "tiny", "--children", "2")
+    assert rows(home, "whole_time") == kept
+    assert "a repeated timing of latency: mean absolute error" in again.stdout
+    assert here(home, "report", "tiny", "--out", copy / "report.html").returncode == 0
+    assert "a repeated timing of latency" in (copy / "report.html").read_text()
+
+
+@pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")
+@pytest.mark.usefixtures("ray_here")
+def test_a_table_from_elsewhere_gives_the_answer_of_the_machine_that_measured_it(copy: Path, here: Here) -> None:
+    """The machine that measured is this one, and its search is done: the table holds its very times."""
+    home, table = copy / "home", copy / "costs.json"
+    done = here(home, "costs", "export", "tiny", "--out", str(table))
+    assert done.returncode == 0, done.stderr
+    given = job(copy, measure={"table": str(table)}, name="given", heal=False)
+    done = here(home, "search", given, "--json")
+    assert done.returncode == 0, done.stderr
+    first, *_, second = rows(home, "trial")
+    assert first["search_id"] != second["search_id"]
+    assert second["architecture"] == first["architecture"]
+    assert second["predicted_latency_s"] == first["predicted_latency_s"]
+    assert second["latency_s"] is None, "nothing is timed here"
+    held = json.loads(table.read_text())
+    del held["geometries"]["attention.kv1"]
+    table.write_text(json.dumps(held))
+    refused = here(home, "search", given)
+    assert refused.returncode == 1
+    assert "no times of attention.kv1" in refused.stderr

@@ -14,7 +14,7 @@ from blocklib.formats.gguf import PRECISIONS, as_stored, check_gguf, write_gguf,
 from blocklib.formats.gguf_vocabulary import dummy_vocabulary
 from blocklib.parent import Parent
 from nas.errors import ExportMismatchError
-from nas.export.verify_gguf import EXACT, Engine, compare_closely, compare_exactly
+from nas.export.verify_gguf import EXACT, LlamaCppRun, compare_closely, compare_exactly
 
 pytest.importorskip("xllamacpp")
 
@@ -144,7 +144,7 @@ def test_a_random_model_loads_and_its_logits_are_finite(tmp_path: Path) -> None:
     source = parent()
     architecture = Architecture.parse("skip+ffn96 kv2+skip linear+linear kv4+ffn96")
     write_random_gguf(tmp_path / "random.gguf", source.model.config, architecture, "q4_0")
-    answer = Engine(tmp_path / "random.gguf", exact=False).ask(dummy_vocabulary(VOCABULARY), [[5, 6, 7], [9, 8]])
+    answer = LlamaCppRun(tmp_path / "random.gguf", exact=False).ask(dummy_vocabulary(VOCABULARY), [[5, 6, 7], [9, 8]])
     values = torch.tensor([value for likely in answer["likely"] for _, value in likely])
     assert torch.isfinite(values).all()
     assert [len(new) for new in answer["batch"]] == [24, 24]

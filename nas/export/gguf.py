@@ -5,10 +5,10 @@ Children of parents of Llama's layout: any head counts, KV heads and FFN widths 
 probabilities, greedy tokens and token ids are compared with the child's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import ModelCard
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ from nas.export.gguf_tokenizer import normalisation_of, vocabulary_of
 from nas.export.parent_settings import ParentSettings
 from nas.export.verify_gguf import check_llama_cpp, compare_closely, compare_exactly
 
+Made = TypeVar("Made")
 DEFAULT_PRECISION = "f16"
 _LOADING = """
 ```
@@ -57,19 +58,20 @@ def export_gguf(
     nothing is left behind.
     """
     check_llama_cpp()
+    _translated(partial(precision_type, precision))
     vocabulary = vocabulary_of(tokenizer, child.config.vocab_size)
     plain = model_with(child.config, {name: value.detach().float().cpu() for name, value in child.state_dict().items()})
     about = _about(card, out.name)
     with whole_folder(out) as folder:
         file = folder / f"model-{precision.upper()}.gguf"
         exact = folder / "exact.gguf"
-        model = _written(partial(write_gguf, exact, plain, "f32", vocabulary, about))
+        model = _translated(partial(write_gguf, exact, plain, "f32", vocabulary, about))
         agreement = compare_exactly(exact, plain, vocabulary)
         if precision == "f32":
             exact.rename(file)
         else:
             exact.unlink()
-            model = _written(partial(write_gguf, file, plain, precision, vocabulary, about))
+            model = _translated(partial(write_gguf, file, plain, precision, vocabulary, about))
         rounded = compare_closely(file, as_stored(plain, precision), vocabulary, tokenizer)
         notes = _notes(model, tokenizer, rounded.kl)
         (folder / "Modelfile").write_text(modelfile(file.name, vocabulary, parent), encoding="utf-8")
@@ -77,13 +79,9 @@ def export_gguf(
     return Exported(out, "gguf", agreement.difference, files_in(out), notes)
 
 
-def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig, precision: str = DEFAULT_PRECISION) -> None:
-    """Raise UnsupportedExportError at what a GGUF file cannot carry, and for a precision that there is not."""
-    try:
-        precision_type(precision)
-        gguf.check_gguf(choices, config)
-    except UnsupportedFormatError as error:
-        raise UnsupportedExportError(str(error)) from error
+def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
+    """Raise UnsupportedExportError at what a GGUF file cannot carry."""
+    _translated(partial(gguf.check_gguf, choices, config))
 
 
 def modelfile(file: str, vocabulary: Vocabulary, parent: ParentSettings | None) -> str:
@@ -101,14 +99,14 @@ def modelfile(file: str, vocabulary: Vocabulary, parent: ParentSettings | None) 
     return "\n".join(lines) + "\n"
 
 
-def _written(write: Any) -> GgufModel:
+def _translated(step: Callable[[], Made]) -> Made:
+    """What the step makes; errors of files as errors of exports."""
     try:
-        model: GgufModel = write()
+        return step()
     except UnsupportedFormatError as error:
         raise UnsupportedExportError(str(error)) from error
     except MissingLlamaCppError as error:
         raise MissingFileError(str(error)) from error
-    return model
 
 
 def _notes(model: GgufModel, tokenizer: PreTrainedTokenizerBase, kl: float) -> tuple[str, ...]:

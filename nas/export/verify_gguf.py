@@ -39,7 +39,7 @@ _BEST = 512
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Closeness:
     """How far the engine is from the child: the largest difference of log-probabilities among the most likely tokens,
     and the mean KL divergence over them and a rest, in nats."""
 
@@ -48,7 +48,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Engine:
+class LlamaCppRun:
     """llama.cpp on one file. `exact`: keys and values in f32, as the comparison of a file in f32 needs."""
 
     file: Path
@@ -99,10 +99,10 @@ def check_llama_cpp() -> None:
         )
 
 
-def compare_exactly(file: Path, child: PuzzleNasForCausalLM, vocabulary: Vocabulary) -> Agreement:
+def compare_exactly(file: Path, child: PuzzleNasForCausalLM, vocabulary: Vocabulary) -> Closeness:
     """A file in f32 with the child in float32. Raises ExportMismatchError where they differ by more than rounding."""
     prompts = _prompts(child)
-    answer = Engine(file, exact=True).ask(vocabulary, prompts)
+    answer = LlamaCppRun(file, exact=True).ask(vocabulary, prompts)
     found = _agreement(child, prompts, answer)
     if not found.difference <= EXACT:
         raise ExportMismatchError(
@@ -115,14 +115,16 @@ def compare_exactly(file: Path, child: PuzzleNasForCausalLM, vocabulary: Vocabul
 
 def compare_closely(
     file: Path, rounded: PuzzleNasForCausalLM, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase | None
-) -> Agreement:
+) -> Closeness:
     """The file as it is delivered, with the child in float32 whose weights are rounded as the file's.
 
     Raises ExportMismatchError where their mean KL exceeds what rounding does, where a greedy token is none of the
     child's, or where the ids of a text are not the tokenizer's.
     """
     prompts, texts = _prompts(rounded), _texts(tokenizer)
-    answer = Engine(file, exact=False).ask(vocabulary, prompts, texts)
+    if tokenizer is not None:
+        prompts = _text_prompts(tokenizer, texts, prompts)
+    answer = LlamaCppRun(file, exact=False).ask(vocabulary, prompts, texts)
     found = _agreement(rounded, prompts, answer)
     if not found.kl <= CLOSE:
         raise ExportMismatchError(
@@ -144,6 +146,17 @@ def _prompts(child: PuzzleNasForCausalLM) -> list[list[int]]:
     ]
 
 
+def _text_prompts(
+    tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], prompts: list[list[int]]
+) -> list[list[int]]:
+    """Prompts of real text, as long as `prompts`. Rounding moves a model further where it reads what it never saw."""
+    found = []
+    for text, prompt in zip(texts, prompts, strict=False):
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        found.append(ids[: len(prompt)])
+    return found
+
+
 def _letter(vocabulary: Vocabulary) -> int:
     """A token that is a whole character by itself."""
     for index, (token, type) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
@@ -159,7 +172,7 @@ def _log_probabilities(child: PuzzleNasForCausalLM, ids: list[int]) -> Tensor:
     return found
 
 
-def _agreement(child: PuzzleNasForCausalLM, prompts: list[list[int]], answer: dict[str, Any]) -> Agreement:
+def _agreement(child: PuzzleNasForCausalLM, prompts: list[list[int]], answer: dict[str, Any]) -> Closeness:
     differences, divergences = [], []
     for prompt, likely in zip(prompts, answer["likely"], strict=True):
         own_V = _log_probabilities(child, prompt)[-1]
@@ -168,7 +181,7 @@ def _agreement(child: PuzzleNasForCausalLM, prompts: list[list[int]], answer: di
         differences.append((own_V[ids] - theirs).abs().max().item())
         divergences.append(_kl(own_V[ids], theirs))
     worst = torch.tensor(differences).max().item()
-    return Agreement(worst, sum(divergences) / len(divergences))
+    return Closeness(worst, sum(divergences) / len(divergences))
 
 
 def _kl(own: Tensor, theirs: Tensor) -> float:

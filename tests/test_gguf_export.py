@@ -107,7 +107,7 @@ def test_a_folder_holds_all_that_an_engine_needs(child: PuzzleNasForCausalLM, tm
     assert done.files == ("Modelfile", "README.md", "model-Q8_0.gguf")
     assert done.max_logit_difference < 1e-4
     keys = keys_of(done.folder)
-    assert (keys["general.architecture"], keys["general.name"]) == ("deci", "my child")
+    assert (keys["general.architecture"], keys["general.name"]) == ("deci", "A child")
     assert keys["general.license"] == "apache-2.0"
     assert keys["general.base_model.0.repo_url"] == "https://huggingface.co/someone/parent"
     assert keys["deci.context_length"] == 128
@@ -121,7 +121,7 @@ def test_a_folder_holds_all_that_an_engine_needs(child: PuzzleNasForCausalLM, tm
     assert {"PARAMETER temperature 0.7", "PARAMETER top_k 40", 'PARAMETER stop "<|end|>"'} <= set(modelfile)
     card = (done.folder / "README.md").read_text()
     assert "llama-server -m model-Q8_0.gguf" in card
-    assert "ollama create my-child -f Modelfile" in card
+    assert "ollama create a-child -f Modelfile" in card
     assert "stored as f16" in card, "33 is no multiple of 32"
     assert "the file has one of zeros" in card
     assert all(torch.equal(tensor, before[name]) for name, tensor in child.state_dict().items())

@@ -151,7 +151,10 @@ def _write(
 ) -> None:
     writer = gguf.GGUFWriter(path, model.carrier.name)
     for key, value in about.items():
-        (writer.add_string if isinstance(value, str) else writer.add_uint32)(f"general.{key}", value)
+        if isinstance(value, str):
+            writer.add_string(f"general.{key}", value)
+        else:
+            writer.add_uint32(f"general.{key}", value)
     _add_sizes(writer, model)
     add_vocabulary(writer, vocabulary)
     kept = list(tensors)

@@ -61,7 +61,7 @@ def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig, uniform: bool
                 raise UnsupportedFormatError(
                     f"{choice}: no architecture of llama.cpp carries {missing}; export as hf, which does"
                 )
-        only = "" if uniform else _uniform_only(shape, rotary)
+        only = "" if uniform else _uniform_only(shape)
         if only and not _keeps_layers_alike(choice, shape):
             raise UnsupportedFormatError(
                 f"{choice}: llama.cpp runs a model with {only} only if all its layers are alike; drop whole blocks, "
@@ -114,6 +114,7 @@ def _rotary_type(config: PuzzleNasConfig) -> str:
 
 
 def _parent_fault(config: PuzzleNasConfig, shape: Shape, rotary: str) -> str:
+    """What is missing for any child of this parent; empty if nothing is."""
     if shape.layer_norm or shape.positions or not shape.gated:
         return "the GPT-2 layout with layers of any size"
     if shape.hidden_act != "silu":
@@ -155,11 +156,13 @@ def _choice_fault(choice: Choice, shape: Shape) -> str:
     return "a linear subblock with a bias" if subblock.kind == "linear" and biased else ""
 
 
-def _uniform_only(shape: Shape, rotary: str) -> str:
+def _uniform_only(shape: Shape) -> str:
+    """The features that bind a model to layers that are all alike; empty if there are none."""
     return "norms of queries and keys and an untied head" if shape.qk_norm and not shape.tied else ""
 
 
 def _keeps_layers_alike(choice: Choice, shape: Shape) -> bool:
+    """Whether it is the parent's own, or an empty block."""
     own = parent_block(shape)
     alike = {"attention": own.attention, "ffn": own.ffn}
     whole = [part.what for part in choice.parts]

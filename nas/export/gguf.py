@@ -61,7 +61,8 @@ def export_gguf(
     _translated(partial(precision_type, precision))
     vocabulary = vocabulary_of(tokenizer, child.config.vocab_size)
     plain = model_with(child.config, {name: value.detach().float().cpu() for name, value in child.state_dict().items()})
-    about = _about(card, out.name)
+    title = _title(card) or out.name
+    about = _about(card, title)
     with whole_folder(out) as folder:
         file = folder / f"model-{precision.upper()}.gguf"
         exact = folder / "exact.gguf"
@@ -75,7 +76,7 @@ def export_gguf(
         rounded = compare_closely(file, as_stored(plain, precision), vocabulary, tokenizer)
         notes = _notes(model, tokenizer, rounded.kl)
         (folder / "Modelfile").write_text(modelfile(file.name, vocabulary, parent), encoding="utf-8")
-        write_card(folder, card, _LOADING.format(file=file.name, name=_slug(out.name)), tags=["gguf"], notes=notes)
+        write_card(folder, card, _LOADING.format(file=file.name, name=_slug(title)), tags=["gguf"], notes=notes)
     return Exported(out, "gguf", agreement.difference, files_in(out), notes)
 
 
@@ -144,7 +145,7 @@ def _other_types(model: GgufModel) -> set[str]:
 
 def _about(card: str, name: str) -> dict[str, str | int]:
     """The file's `general.*` texts, from the card's front matter."""
-    data = ModelCard(card).data.to_dict()
+    data: Any = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]
     base: Any = data.get("base_model")
     about: dict[str, str | int] = {"name": name}
     if data.get("license"):
@@ -155,6 +156,11 @@ def _about(card: str, name: str) -> dict[str, str | int]:
         if first.count("/") == 1:
             about["base_model.0.repo_url"] = f"https://huggingface.co/{first}"
     return about
+
+
+def _title(card: str) -> str:
+    """The card's first heading; empty if it has none."""
+    return next((line[2:].strip() for line in card.splitlines() if line.startswith("# ")), "")
 
 
 def _slug(name: str) -> str:

@@ -29,7 +29,7 @@ def answer(file: str, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _server(file: str, question: dict[str, Any]) -> Any:
-    import xllamacpp
+    import xllamacpp  # type: ignore[import-untyped]
 
     settings = xllamacpp.CommonParams()
     settings.model.path = file

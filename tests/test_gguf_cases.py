@@ -127,6 +127,14 @@ def test_rotary_scaling_is_carried(rope: dict[str, Any], spelling: str, tmp_path
     compared(parent(rope_parameters=rope), spelling, tmp_path)
 
 
+@pytest.mark.parametrize("rope", [LINEAR, LLAMA3, YARN], ids=lambda rope: str(rope["rope_type"]))
+def test_a_lost_rotary_scaling_is_noticed(rope: dict[str, Any], tmp_path: Path) -> None:
+    vocabulary = dummy_vocabulary(VOCABULARY)
+    write_gguf(tmp_path / "unscaled.gguf", parent().model, "f32", vocabulary)
+    with pytest.raises(ExportMismatchError, match="away from the child's"):
+        compare_exactly(tmp_path / "unscaled.gguf", parent(rope_parameters=rope).model, vocabulary)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision_loads_and_computes(precision: str, tmp_path: Path) -> None:
     """Against the child with its weights rounded the same way; 256 wide, so that K-quants keep their own blocks."""

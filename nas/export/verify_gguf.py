@@ -30,8 +30,8 @@ from nas.export.mixed_text import mixed_text
 EXACT = 1e-3
 """Largest difference of two log-probabilities that counts as rounding in f32. (SmolLM2, 30 layers: 2e-4.)"""
 CLOSE = 0.2
-"""Largest mean KL divergence, in nats, between the engine and the child with its weights rounded. Rounding of what enters
-the matrices makes 2e-5 at f16 and 4e-3 at q8_0 for SmolLM2, and 4e-2 for a child of it that was never trained."""
+"""Largest mean KL divergence, in nats, between the engine and the child with its weights rounded. Rounding of what
+enters the matrices makes 2e-5 at f16 and 4e-3 at q8_0 for SmolLM2, and 4e-2 for a child that was never trained."""
 
 _NEW_TOKENS = 24
 _LENGTHS = (16, 16, 1, 5, 40)

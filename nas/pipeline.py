@@ -18,6 +18,7 @@ from db.models import now
 from db.store import Store
 from nas.cluster.tasks import Cluster
 from nas.errors import BudgetNotMetError, OutputExistsError
+from nas.export.formats import Target
 from nas.files.home import child_file
 from nas.job.request import Request
 from nas.job.units import Limit
@@ -211,14 +212,14 @@ def _delivered(context: Context, trial: models.TrialRow) -> Outcome:
     found = store.find_search(job.id)
     child = load_child(child_file(job.home, trial.child_key))
     _refuse_taken(job, trial)
-    out = _out(job, trial)
+    out, target = _out(job, trial), _target(job)
     # Noted before it is there: a run killed in between finds a folder of ours, not a stranger's.
-    trial = store.own_child_path(trial.id, str(out), job.request.export.format)
+    trial = store.own_child_path(trial.id, str(out), str(target))
     # A folder appears under its name only when it is whole.
     if not _is_filled(out):
         with _stage(context, "export"), bar(console, "export and reload"):
             try:
-                notes = deliver(job.home, found, trial, job.request.export.format, out).notes
+                notes = deliver(job.home, found, trial, target, out).notes
             except FileExistsError:
                 notes = ("another run of this search exported the child in the meantime",)
         for note in notes:
@@ -249,15 +250,19 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.SearchRow:
     )
 
 
+def _target(job: Job) -> Target:
+    return Target(job.request.export.format, job.request.export.precision)
+
+
 def _out(job: Job, trial: models.TrialRow) -> Path:
     """Where the child is exported to."""
-    return job.request.export.out or job.home / "exports" / trial.key / job.request.export.format
+    return job.request.export.out or job.home / "exports" / trial.key / str(_target(job))
 
 
 def _refuse_taken(job: Job, trial: models.TrialRow) -> None:
     """Where something else than this trial's child, in this format, stands in its place."""
     out = _out(job, trial)
-    ours = trial.child_path == str(out) and trial.export_format == job.request.export.format
+    ours = trial.child_path == str(out) and trial.export_format == str(_target(job))
     if job.request.export.out is not None and _is_filled(out) and not ours:
         raise OutputExistsError(
             f"export.out: {out} holds another child, or this one in another format; remove it, or name another folder"

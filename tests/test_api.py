@@ -66,6 +66,8 @@ def test_a_trial_is_built_and_exported(copy: Path, monkeypatch: pytest.MonkeyPat
     trial = search.solve("parameters=70%")
     built = search.build(trial)
     exported = search.export(built, "child", format="hf")
+    stored = search.export(built, "stored", format="gguf", precision="q4_0")
+    assert "model-Q4_0.gguf" in stored.files
     assert search.outcome is not None
     assert search.outcome.report.is_file()
     assert exported.max_logit_difference < 1e-4

@@ -23,10 +23,10 @@ from blocklib.formats.gguf_vocabulary import Vocabulary, add_vocabulary, dummy_v
 from blocklib.formats.reblock import MixerLayer, Needs, reblock
 from blocklib.formats.subblocks import subblocks_of, tensor_shapes, width_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.parent import own_shape
+from blocklib.parent import model_with, own_shape
 from blocklib.shape import Shape
 
-__all__ = ["PRECISIONS", "check_gguf", "gguf_bytes", "gguf_fixed_bytes", "write_gguf", "write_random_gguf"]
+__all__ = ["PRECISIONS", "as_stored", "check_gguf", "gguf_bytes", "gguf_fixed_bytes", "write_gguf", "write_random_gguf"]
 
 _TILE_ROWS = 64
 """Rows of random numbers that are quantised; a matrix repeats them."""
@@ -41,15 +41,20 @@ class GgufModel:
     layers: tuple[MixerLayer, ...]
     precision: str
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The FFN width of each layer, 0 where there is none."""
+        return tuple(layer.zero_width or (_width(layer.ffn) if layer.ffn else 0) for layer in self.layers)
+
 
 def write_gguf(
     path: Path,
     child: PuzzleNasForCausalLM,
     precision: str,
     vocabulary: Vocabulary,
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, str | int] | None = None,
 ) -> GgufModel:
-    """Write the child's own weights. `about` are the texts of `general.*` keys, such as `name` and `license`.
+    """Write the child's own weights. `about` are `general.*` keys, such as `name` and `license`.
 
     Raises UnsupportedFormatError where llama.cpp cannot run the child, MissingLlamaCppError where only it can quantise.
     """
@@ -77,6 +82,21 @@ def write_random_gguf(path: Path, config: PuzzleNasConfig, architecture: Archite
     }
     _write(path, model, dummy_vocabulary(shape.vocabulary), _tensors(model, fixed, weights_of), {"name": "random"})
     return model
+
+
+@torch.no_grad()
+def as_stored(child: PuzzleNasForCausalLM, precision: str) -> PuzzleNasForCausalLM:
+    """The child in float32 with its weights rounded as a file of this precision rounds them."""
+    tied = bool(child.config.tie_word_embeddings)
+    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    rounded: dict[str, Tensor] = {}
+    for name, tensor in child.state_dict().items():
+        type = tensor_type(tuple(tensor.shape), precision, is_head=name == head)
+        read = gguf.dequantize(quantise(tensor.detach().float().cpu().numpy(), type), type)
+        rounded[name] = torch.from_numpy(read).reshape(tensor.shape)
+    if tied:
+        rounded["lm_head.weight"] = rounded[head]
+    return model_with(child.config, rounded)
 
 
 def gguf_bytes(choice: Choice, shape: Shape, precision: str) -> int:
@@ -127,11 +147,14 @@ def _write(
     model: GgufModel,
     vocabulary: Vocabulary,
     tensors: Iterator[tuple[str, Tensor]],
-    about: Mapping[str, str],
+    about: Mapping[str, str | int],
 ) -> None:
     writer = gguf.GGUFWriter(path, model.carrier.name)
-    for key, text in about.items():
-        writer.add_string(f"general.{key}", text)
+    for key, value in about.items():
+        if isinstance(value, str):
+            writer.add_string(f"general.{key}", value)
+        else:
+            writer.add_uint32(f"general.{key}", value)
     _add_sizes(writer, model)
     add_vocabulary(writer, vocabulary)
     kept = list(tensors)
@@ -171,7 +194,7 @@ def _add_sizes(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     type = precision_type(model.precision)
     heads = [1 if layer.zero_mixer else shape.heads if layer.mixer else 0 for layer in layers]
     kv_heads = [kv_heads_of(layer) for layer in layers]
-    widths = [layer.zero_width or (_width(layer.ffn) if layer.ffn else 0) for layer in layers]
+    widths = list(model.widths)
     writer.add_type("model")
     writer.add_file_type(_file_type(type))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

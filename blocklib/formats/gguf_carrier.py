@@ -49,15 +49,19 @@ def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig, uniform: bool
     shape, rotary = own_shape(config), _rotary_type(config)
     missing = _parent_fault(config, shape, rotary)
     if missing:
-        raise UnsupportedFormatError(f"llama.cpp has no {missing}; export as hf, which carries it")
+        raise UnsupportedFormatError(f"no architecture of llama.cpp carries {missing}; export as hf, which does")
     for choice in choices:
         if isinstance(choice.what, Parallel):
-            raise UnsupportedFormatError(f"{choice}: llama.cpp has no blocks in parallel; export as hf, which does")
+            raise UnsupportedFormatError(
+                f"{choice}: no architecture of llama.cpp carries blocks in parallel; export as hf, which does"
+            )
         for part in choice.parts:
             missing = _choice_fault(part, shape)
             if missing:
-                raise UnsupportedFormatError(f"{choice}: llama.cpp has no {missing}; export as hf, which carries it")
-        only = "" if uniform else _uniform_only(shape, rotary)
+                raise UnsupportedFormatError(
+                    f"{choice}: no architecture of llama.cpp carries {missing}; export as hf, which does"
+                )
+        only = "" if uniform else _uniform_only(shape)
         if only and not _keeps_layers_alike(choice, shape):
             raise UnsupportedFormatError(
                 f"{choice}: llama.cpp runs a model with {only} only if all its layers are alike; drop whole blocks, "
@@ -110,21 +114,22 @@ def _rotary_type(config: PuzzleNasConfig) -> str:
 
 
 def _parent_fault(config: PuzzleNasConfig, shape: Shape, rotary: str) -> str:
+    """What is missing for any child of this parent; empty if nothing is."""
     if shape.layer_norm or shape.positions or not shape.gated:
-        return "layers of GPT-2's layout whose sizes differ from the usual"
+        return "the GPT-2 layout with layers of any size"
     if shape.hidden_act != "silu":
-        return f"gated FFN with activation {shape.hidden_act} in these architectures, which all have silu"
+        return f"layers of any size whose FFN has activation {shape.hidden_act}, not silu"
     if config.attention_scale is not None:
         return f"attention scaled by {config.attention_scale}"
     if shape.qk_norm and (shape.o_bias or shape.mlp_bias or shape.qkv_bias):
-        return "biases beside norms of queries and keys"
+        return "biases in a model with norms of queries and keys"
     if rotary not in ROTARY:
-        return f"rotary embedding of type {rotary!r}; it has {', '.join(ROTARY)}"
+        return f"rotary embedding of type {rotary!r} (known: {', '.join(ROTARY)})"
     unusual = {"attention_factor", "mscale", "mscale_all_dim", "truncate"} & _set_keys(config)
     if rotary == "yarn" and unusual:
-        return f"yarn scaling with {', '.join(sorted(unusual))} that this export has checked"
+        return f"yarn scaling with {', '.join(sorted(unusual))}"
     if rotary == "llama3" and shape.qk_norm:
-        return "llama3 scaling beside norms of queries and keys"
+        return "llama3 scaling in a model with norms of queries and keys"
     return ""
 
 
@@ -140,22 +145,24 @@ def _choice_fault(choice: Choice, shape: Shape) -> str:
         return ""
     if choice.role == "attention":
         if subblock.kind not in ("kv", "linear"):
-            return f"{subblock.kind} attention in layers that differ"
+            return f"{subblock.kind} attention"
         biased = shape.qkv_bias or shape.o_bias
     else:
         if subblock.kind not in ("ffn", "fuse", "fuse_last", "linear"):
-            return f"{subblock.kind} FFN"
+            return f"a {subblock.kind} FFN"
         biased = shape.mlp_bias
     if subblock.kind == "linear" and shape.qk_norm:
-        return "linear subblock in a model with norms of queries and keys"
-    return "linear subblock with a bias" if subblock.kind == "linear" and biased else ""
+        return "a linear subblock in a model with norms of queries and keys"
+    return "a linear subblock with a bias" if subblock.kind == "linear" and biased else ""
 
 
-def _uniform_only(shape: Shape, rotary: str) -> str:
+def _uniform_only(shape: Shape) -> str:
+    """The features that bind a model to layers that are all alike; empty if there are none."""
     return "norms of queries and keys and an untied head" if shape.qk_norm and not shape.tied else ""
 
 
 def _keeps_layers_alike(choice: Choice, shape: Shape) -> bool:
+    """Whether it is the parent's own, or an empty block."""
     own = parent_block(shape)
     alike = {"attention": own.attention, "ffn": own.ffn}
     whole = [part.what for part in choice.parts]

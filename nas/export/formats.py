@@ -1,6 +1,8 @@
 """The table of all export formats."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -10,15 +12,31 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from nas.errors import UnsupportedExportError
 from nas.export.decilm import check_decilm, export_decilm
 from nas.export.exported import Exported
+from nas.export.gguf import check_gguf, export_gguf
 from nas.export.hf import export_hf
 from nas.export.parent_settings import ParentSettings
 
-FORMATS: dict[
-    str, Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path, str, ParentSettings | None], Exported]
-] = {
+Exporter = Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path, str, ParentSettings | None], Exported]
+"""Takes the child, its tokenizer, the folder to write, the card as Markdown, and the settings in the parent's files,
+which the child must keep; None: they are not compared."""
+
+FORMATS: dict[str, Exporter] = {
     "hf": export_hf,
     "decilm": export_decilm,
+    "gguf": export_gguf,
 }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be written: a format, and for GGUF the type of most matrices. None: what the scenario serves in, if
+    llama.cpp serves, else f16."""
+
+    format: str
+    precision: str | None = None
+
+    def __str__(self) -> str:
+        return self.format if self.precision is None else f"{self.format}-{self.precision}"
 
 
 def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
@@ -26,18 +44,20 @@ def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig
     work."""
     if format == "decilm":
         check_decilm(choices, config)
+    if format == "gguf":
+        check_gguf(choices, config)
 
 
-def export(
-    format: str,
-    child: PuzzleNasForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    card: str,
-    parent: ParentSettings | None = None,
-) -> Exported:
-    """`parent` holds the settings in the parent's files, which the child must keep; None: they are not compared. Raises
-    UnsupportedExportError for an unknown format, and the errors of the format's exporter."""
+def exporter(target: Target) -> Exporter:
+    """The function that writes it. Raises UnsupportedExportError for a format that there is not, and for a precision
+    beside another format than GGUF."""
+    format, precision = target.format, target.precision
     if format not in FORMATS:
         raise UnsupportedExportError(f"there is no export format {format!r}; formats: {', '.join(FORMATS)}")
-    return FORMATS[format](child, tokenizer, out, card, parent)
+    if precision is None:
+        return FORMATS[format]
+    if format != "gguf":
+        raise UnsupportedExportError(
+            f"precision {precision} is one of format gguf; {format} has the type that the scenario serves in"
+        )
+    return partial(export_gguf, precision=precision)

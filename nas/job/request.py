@@ -116,6 +116,11 @@ class Request(Section):
                 "scenario.dtype",
                 f"the engine {self.engine} has no {self.scenario.dtype!r}; did you mean one of {', '.join(types)}?",
             )
+        if self.export.precision is not None and self.export.format != "gguf":
+            raise wrong("export.precision", f"format {self.export.format} has none; give export.format: gguf")
+        if self.export.precision not in (None, *ENGINES["llama_cpp"]):
+            names = ", ".join(ENGINES["llama_cpp"])
+            raise wrong("export.precision", f"{self.export.precision!r} is not known; did you mean one of {names}?")
         if self.solver.refine is not None and self.score.metric != "kl":
             raise wrong(
                 "solver.refine", f"refining corrects sums of KL; give score.metric: kl, not {self.score.metric}"

@@ -305,9 +305,11 @@ class Heal(Section):
 
 
 class Export(Section):
-    """`out` None: a folder of the trial's own under `home`."""
+    """`precision` is the type of most matrices of a GGUF file; None: what the scenario serves in, if llama.cpp serves,
+    else f16. `out` None: a folder of the trial's own under `home`."""
 
     format: Literal["hf", "decilm", "gguf"] = "hf"
+    precision: str | None = None
     out: AbsolutePath | None = None
 
 

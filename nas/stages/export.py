@@ -13,7 +13,7 @@ from cost_models.engines.torch_eager import torch_dtype
 from db import models
 from db.store import Store
 from nas.export.exported import Exported
-from nas.export.formats import export
+from nas.export.formats import Target, exporter
 from nas.export.parent_settings import settings_of
 from nas.export.published import published_name
 from nas.files.home import child_file, home_of
@@ -25,23 +25,28 @@ from nas.text.tokenizer import load_tokenizer
 from nas.view.table import comparison, markdown
 
 
-def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exported:
-    """Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what the
+def export_trial(store: Store, trial_id: int, format: str, out: Path, precision: str | None = None) -> Exported:
+    """`precision` of a GGUF file; None: its default.
+
+    Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what the
     format's exporter raises."""
     trial = store.trial(trial_id)
     search = store.find_search(trial.search_id)
-    return deliver(home_of(store, search), search, trial, format, out)
+    return deliver(home_of(store, search), search, trial, Target(format, precision), out)
 
 
-def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, format: str, out: Path) -> Exported:
+def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target: Target, out: Path) -> Exported:
     """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
     settings, and a card that holds the comparison."""
-    child = as_assembled(load_child(child_file(home, trial.child_key)))
-    child.to(dtype=torch_dtype(scenario_in(search)))  # type: ignore[call-arg]
+    scenario, child = scenario_in(search), as_assembled(load_child(child_file(home, trial.child_key)))
+    if target.format != "gguf":  # A GGUF file is rounded once, from the weights as they are.
+        child.to(dtype=torch_dtype(scenario))  # type: ignore[call-arg]
+    elif target.precision is None and scenario.engine == "llama_cpp":
+        target = Target("gguf", scenario.dtype)
     allowed = request_of(search).allows_remote_code
     folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
-    return export(format, child, tokenizer, out, _card(search, trial), settings_of(str(folder)))
+    return exporter(target)(child, tokenizer, out, _card(search, trial), settings_of(str(folder)))
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:

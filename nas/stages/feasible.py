@@ -22,6 +22,7 @@ from cost_models.hardware import machine, total_bytes, usable_cores
 from cost_models.scenario import Scenario
 from nas.errors import JobError
 from nas.export.formats import check_format
+from nas.export.verify_gguf import check_llama_cpp
 from nas.job.context_length import check_positions
 from nas.job.request import Request
 from nas.job.space import check_kinds, choices
@@ -46,6 +47,8 @@ def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> Non
         _check_device(request)
         if request.measure.table is None:
             engine_of(request.engine).check_installed()
+        if request.export.format == "gguf":
+            check_llama_cpp()
     _check_memory(request, found.shape, is_here)
     load_tokenizer(checkpoint.folder, request.allow_remote_code)
     check_range(checkpoint, torch_dtype(scenario_of(request)))

@@ -1,0 +1,178 @@
+"""Claim: the sum of measured costs predicts the latency of whole children in an engine, and ranks children by it.
+
+    python benchmarks/costs.py PARENT [--engine torch] [--dtype float32] [--children 40] [--calibrate 24]
+        [--batch 1] [--prompt 128] [--generated 128] [--threads N] [--out costs.json]
+
+Measures every geometry of a small space in the engine. Then it draws random architectures, and times each, with random
+weights, in turns with the parent: `--children` unseen ones twice, and `--calibrate` others once. Prints how far the
+plain sum is off, how far the sum calibrated on the others is, and how far the second timing is from the first, which no
+prediction can beat: mean absolute error, bias, worst and Kendall's tau of the latency as a share of the parent's. Run
+it on a machine that does nothing else.
+"""
+
+import argparse
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+
+from blocklib.block import Architecture, Block, Subblock
+from blocklib.checkpoint import inspect
+from blocklib.hub import folder_of
+from blocklib.kinds import parent_architecture, parent_block
+from blocklib.loading import readable
+from blocklib.model import PuzzleNasConfig
+from blocklib.parent import child_config
+from blocklib.shape import Shape
+from cost_models.engines.engines import describe, engine_of
+from cost_models.geometry import FIXED, geometries
+from cost_models.scenario import USUAL_DTYPE, Scenario
+from cost_models.timing.calibration import calibrated
+from cost_models.timing.least_squares import Whole
+from cost_models.timing.measure import MeasuredGeometry, measure
+from cost_models.timing.pair import Comparison, Rounds
+from cost_models.timing.prediction_error import PredictionError, prediction_error
+
+PHASES = ("prefill_s", "decode_s")
+
+
+def main() -> None:
+    asked = arguments()
+    scenario = Scenario("cpu", asked.dtype or USUAL_DTYPE[asked.engine], asked.batch, asked.prompt, asked.generated,
+                        asked.threads, asked.engine)  # fmt: skip
+    rounds = Rounds(least=9, most=asked.rounds, tolerance=0.003, seconds=asked.seconds)
+    found = readable(inspect(folder_of(asked.parent)))
+    parent = parent_architecture(found.shape)
+    config = child_config(found.config, parent, found.shape)
+    drawn = random.Random(asked.seed)
+    unseen, others = (
+        [random_architecture(found.shape, drawn) for _ in range(count)] for count in (asked.children, asked.calibrate)
+    )
+    parts = measured_parts(config, [parent, *unseen, *others], scenario, rounds)
+    first, again, training = (
+        timed(config, parent, children, scenario, rounds) for children in (unseen, unseen, others)
+    )
+    better = {phase: calibrated(parts[phase], wholes(parts, parent, others, training, phase)) for phase in PHASES}
+    measured = [fmean(pair) for pair in zip(ratios(first), ratios(again), strict=True)]
+    errors = {
+        "plain sum": prediction_error([predicted(parts, child, parent, scenario) for child in unseen], measured),
+        "calibrated": prediction_error([predicted(better, child, parent, scenario) for child in unseen], measured),
+        "repeat": prediction_error(ratios(again), ratios(first)),
+    }
+    print(f"{scenario.key()} on {describe(scenario)}")
+    for name, error in errors.items():
+        print(f"{name:12} {said(error)}")
+    rows = [{"architecture": str(child), "plain": predicted(parts, child, parent, scenario), "first": one, "again": two}
+            for child, one, two in zip(unseen, ratios(first), ratios(again), strict=True)]  # fmt: skip
+    summary = {"scenario": scenario.key(), "hardware": describe(scenario)}
+    asked.out.write_text(json.dumps(summary | {n: asdict(e) for n, e in errors.items()} | {"children": rows}, indent=2))
+
+
+def random_architecture(shape: Shape, drawn: random.Random) -> Architecture:
+    """Each subblock of each layer drawn by itself; each child keeps another share of what the parent has."""
+    own = parent_block(shape)
+    attentions = [Subblock("kv", str(n)) for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0]
+    ffns = [Subblock("ffn", str(max(32, shape.ffn_width * percent // 100 // 32 * 32))) for percent in (25, 50, 75)]
+    kept = drawn.random() * 0.9
+
+    def draw(parents: Subblock, options: list[Subblock]) -> Subblock:
+        return parents if drawn.random() < kept else drawn.choice(options)
+
+    skip = Subblock("skip")
+    return Architecture(
+        tuple(
+            Block(draw(own.attention, [*attentions, skip]), draw(own.ffn, [*ffns, skip])) for _ in range(shape.layers)
+        )
+    )
+
+
+def measured_parts(
+    config: PuzzleNasConfig, architectures: list[Architecture], scenario: Scenario, rounds: Rounds
+) -> dict[str, dict[str, float]]:
+    """By phase, the seconds of every geometry in the architectures, by its name."""
+    wanted = {part for each in architectures for choice in each.choices() for part in geometries(choice)}
+    times: dict[str, MeasuredGeometry] = {}
+    for event in measure(config, sorted(wanted, key=str), scenario, rounds, engine=engine_of(scenario.engine)):
+        if isinstance(event, MeasuredGeometry):
+            times[str(event.geometry)] = event
+    return {phase: {name: getattr(time, phase) for name, time in times.items()} for phase in PHASES}
+
+
+def timed(
+    config: PuzzleNasConfig, parent: Architecture, children: list[Architecture], scenario: Scenario, rounds: Rounds
+) -> list[Comparison]:
+    engine = engine_of(scenario.engine)
+    found = []
+    with engine.random(config, parent, scenario) as control:
+        for child in children:
+            with engine.random(config, child, scenario) as other:
+                found.append(engine.time(control, other, scenario, rounds))
+            print(f"{found[-1].latency.ratio:6.1%} {child}", flush=True)
+    return found
+
+
+def ratios(timings: list[Comparison]) -> list[float]:
+    return [timing.latency.ratio for timing in timings]
+
+
+def counts(architecture: Architecture) -> Counter[str]:
+    return Counter(map(str, [FIXED, *(part for choice in architecture.choices() for part in geometries(choice))]))
+
+
+def wholes(
+    parts: Mapping[str, Mapping[str, float]],
+    parent: Architecture,
+    children: list[Architecture],
+    timings: list[Comparison],
+    phase: str,
+) -> list[Whole]:
+    """The children's seconds of one phase, on the clock of the day when the parts were measured."""
+    own = sum(parts[phase][name] * count for name, count in counts(parent).items())
+    return [
+        Whole(counts(child), timing.parts[phase].ratio * own, max(0.003, timing.parts[phase].spread))
+        for child, timing in zip(children, timings, strict=True)
+        if phase in timing.parts
+    ]
+
+
+def predicted(
+    parts: Mapping[str, Mapping[str, float]], child: Architecture, parent: Architecture, scenario: Scenario
+) -> float:
+    """The child's latency as a share of the parent's."""
+
+    def seconds(architecture: Architecture) -> float:
+        steps = {"prefill_s": 1, "decode_s": scenario.generated_tokens - 1}
+        return sum(
+            steps[phase] * parts[phase][name] * n for phase in PHASES for name, n in counts(architecture).items()
+        )
+
+    return seconds(child) / seconds(parent)
+
+
+def said(error: PredictionError) -> str:
+    return f"MAPE {error.mape:6.2%}  bias {error.bias:+6.2%}  worst {error.worst:+6.1%}  tau {error.tau or 0.0:.3f}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Predicted against timed latency of random children, in an engine.")
+    parser.add_argument("parent", help="a local folder or a hub id; only its sizes are read")
+    parser.add_argument("--engine", default="torch")
+    parser.add_argument("--dtype", default=None, help="by the engine's name; default: its usual one")
+    parser.add_argument("--children", type=int, default=40, help="unseen ones, each timed twice; at least 2")
+    parser.add_argument("--calibrate", type=int, default=24, help="others, to calibrate the parts")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--generated", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=30, help="of each comparison, at most")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each comparison, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("costs.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

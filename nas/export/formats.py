@@ -12,12 +12,14 @@ from nas.export.decilm import check_decilm, export_decilm
 from nas.export.exported import Exported
 from nas.export.hf import export_hf
 from nas.export.parent_settings import ParentSettings
+from nas.export.plain import check_plain, export_plain
 
 FORMATS: dict[
     str, Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path, str, ParentSettings | None], Exported]
 ] = {
     "hf": export_hf,
     "decilm": export_decilm,
+    "plain": export_plain,
 }
 
 
@@ -26,6 +28,8 @@ def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig
     work."""
     if format == "decilm":
         check_decilm(choices, config)
+    if format == "plain":
+        check_plain(choices, config)
 
 
 def export(

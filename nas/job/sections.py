@@ -307,7 +307,7 @@ class Heal(Section):
 class Export(Section):
     """`out` None: a folder of the trial's own under `home`."""
 
-    format: Literal["hf", "decilm", "gguf"] = "hf"
+    format: Literal["hf", "decilm", "gguf", "plain"] = "hf"
     out: AbsolutePath | None = None
 
 

@@ -9,6 +9,7 @@ learned positions, an FFN of two matrices with biases. Tensors go by Llama's nam
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class Family:
     """How one family fills its layout. A string names the configuration attribute that decides.
 
-    `gpt`: the layout is GPT-2's. `names` are the family's own tensor names (patterns) and ours; `transposed` says that
-    its matrices are stored [in, out].
+    `gpt`: the layout is GPT-2's. `names` are the beginnings of the family's own tensor names and ours, `#` being a
+    layer; `transposed` says that its matrices are stored [in, out].
     """
 
     qkv_bias: bool | str = False
@@ -37,17 +38,23 @@ class Family:
 
 
 _GPT_NAMES = {
-    r"transformer\.wte\.": "model.embed_tokens.",
-    r"transformer\.wpe\.": "model.embed_positions.",
-    r"transformer\.ln_f\.": "model.norm.",
-    r"transformer\.h\.(\d+)\.ln_1\.": r"model.layers.\1.input_layernorm.",
-    r"transformer\.h\.(\d+)\.ln_2\.": r"model.layers.\1.post_attention_layernorm.",
-    r"transformer\.h\.(\d+)\.mlp\.c_fc\.": r"model.layers.\1.mlp.up_proj.",
-    r"transformer\.h\.(\d+)\.mlp\.c_proj\.": r"model.layers.\1.mlp.down_proj.",
-    r"transformer\.h\.(\d+)\.attn\.attention\.(q|k|v)_proj\.": r"model.layers.\1.self_attn.\2_proj.",
-    r"transformer\.h\.(\d+)\.attn\.attention\.out_proj\.": r"model.layers.\1.self_attn.o_proj.",
-    r"transformer\.h\.(\d+)\.attn\.c_attn\.": r"model.layers.\1.self_attn.qkv_proj.",
-    r"transformer\.h\.(\d+)\.attn\.c_proj\.": r"model.layers.\1.self_attn.o_proj.",
+    "transformer.wte.": "model.embed_tokens.",
+    "transformer.wpe.": "model.embed_positions.",
+    "transformer.ln_f.": "model.norm.",
+    "transformer.h.#.ln_1.": "model.layers.#.input_layernorm.",
+    "transformer.h.#.ln_2.": "model.layers.#.post_attention_layernorm.",
+    "transformer.h.#.mlp.c_fc.": "model.layers.#.mlp.up_proj.",
+    "transformer.h.#.mlp.c_proj.": "model.layers.#.mlp.down_proj.",
+}
+_GPT2_NAMES = _GPT_NAMES | {
+    "transformer.h.#.attn.c_attn.": "model.layers.#.self_attn.qkv_proj.",
+    "transformer.h.#.attn.c_proj.": "model.layers.#.self_attn.o_proj.",
+}
+_GPT_NEO_NAMES = _GPT_NAMES | {
+    "transformer.h.#.attn.attention.q_proj.": "model.layers.#.self_attn.q_proj.",
+    "transformer.h.#.attn.attention.k_proj.": "model.layers.#.self_attn.k_proj.",
+    "transformer.h.#.attn.attention.v_proj.": "model.layers.#.self_attn.v_proj.",
+    "transformer.h.#.attn.attention.out_proj.": "model.layers.#.self_attn.o_proj.",
 }
 
 FAMILIES = {
@@ -55,8 +62,8 @@ FAMILIES = {
     "mistral": Family(),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True),
-    "gpt2": Family(qkv_bias=True, o_bias=True, mlp_bias=True, gpt=True, names=_GPT_NAMES, transposed=True),
-    "gpt_neo": Family(o_bias=True, mlp_bias=True, gpt=True, names=_GPT_NAMES),
+    "gpt2": Family(qkv_bias=True, o_bias=True, mlp_bias=True, gpt=True, names=_GPT2_NAMES, transposed=True),
+    "gpt_neo": Family(o_bias=True, mlp_bias=True, gpt=True, names=_GPT_NEO_NAMES),
 }
 
 
@@ -100,6 +107,30 @@ def shape_of(config: Any) -> Shape:
 def _width(config: Any) -> int:
     width = config.n_inner if config.model_type == "gpt2" else config.intermediate_size
     return int(4 * config.hidden_size if width is None else width)
+
+
+def resized(config: Any, layers: int, kv_heads: int, ffn_width: int) -> Any:
+    """The configuration of the same family with so many layers, all of one size.
+
+    Raises UnsupportedModelError where the family has no other number of KV heads than of heads.
+    """
+    is_gpt = FAMILIES[config.model_type].gpt
+    if is_gpt and kv_heads != config.num_attention_heads:
+        raise UnsupportedModelError(
+            f"{kv_heads} KV heads: {type(config).__name__} has as many as heads, {config.num_attention_heads}"
+        )
+    changed: dict[str, Any] = {"num_hidden_layers": layers}
+    changed["n_inner" if config.model_type == "gpt2" else "intermediate_size"] = ffn_width
+    if not is_gpt:
+        changed["num_key_value_heads"] = kv_heads
+    if getattr(config, "layer_types", None) is not None:
+        changed["layer_types"] = ["full_attention"] * layers
+    if config.model_type == "gpt_neo":
+        changed |= {"attention_types": [[["global"], layers]], "attention_layers": ["global"] * layers}
+    found = deepcopy(config)
+    for name, value in changed.items():
+        setattr(found, name, value)
+    return found
 
 
 def positions_of(config: Any) -> int:
@@ -150,10 +181,8 @@ def own_names(model_type: str, weights: "Mapping[str, Tensor]") -> "dict[str, Te
     family = FAMILIES[model_type]
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        ours = name
-        for pattern, replacement in family.names.items():
-            ours = re.sub(f"^{pattern}", replacement, ours)
-        if family.transposed and re.search(r"(_proj)\.weight$", ours):
+        ours = _renamed(name, family.names)
+        if family.transposed and _is_matrix(ours):
             tensor = tensor.T.contiguous()
         if ".qkv_proj." in ours:
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
@@ -161,3 +190,40 @@ def own_names(model_type: str, weights: "Mapping[str, Tensor]") -> "dict[str, Te
         else:
             found[ours] = tensor
     return found
+
+
+def family_names(model_type: str, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Tensors under our names as a checkpoint of the family holds them. Undoes `own_names`."""
+    family = FAMILIES[model_type]
+    theirs = {ours: name for name, ours in family.names.items()}
+    is_joint = any(".qkv_proj." in ours for ours in theirs)
+    found: dict[str, Tensor] = {}
+    for name, tensor in (_with_joint_projections(weights) if is_joint else weights).items():
+        is_turned = family.transposed and _is_matrix(name)
+        found[_renamed(name, theirs)] = tensor.T.contiguous() if is_turned else tensor
+    return found
+
+
+def _with_joint_projections(weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Queries, keys and values of a layer as one tensor, in this order."""
+    import torch  # Reading a configuration needs none.
+
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if ".q_proj." in name:
+            parts = [weights[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            found[name.replace(".q_proj.", ".qkv_proj.")] = torch.cat(parts)
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            found[name] = tensor
+    return found
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    for beginning, replacement in names.items():
+        pattern = re.escape(beginning).replace(r"\#", r"(\d+)")
+        name = re.sub(f"^{pattern}", replacement.replace("#", r"\1"), name)
+    return name
+
+
+def _is_matrix(name: str) -> bool:
+    return name.endswith("_proj.weight")

@@ -291,6 +291,12 @@ class TrialRow(Base, kw_only=True):
         return found
 
     @property
+    def plain(self) -> dict[str, Any] | None:
+        """Of an answer whose layers are of one size: what that costs, as `nas/solve/plain_price.py` reads it."""
+        found: dict[str, Any] | None = self.details.get("plain")
+        return found
+
+    @property
     def export_format(self) -> str | None:
         """The format of what stands at `child_path`."""
         found: str | None = self.details.get("export_format")

@@ -21,11 +21,12 @@ from nas.errors import BudgetNotMetError, OutputExistsError
 from nas.export.formats import Target
 from nas.files.home import child_file
 from nas.job.request import Request
-from nas.job.units import Limit
+from nas.job.units import Limit, parse_limit
 from nas.report import write_report
 from nas.solve.budget_loop import ATTEMPTS, Verdict, of_all, retargeted, times_of, verdict, worst_overshoot
 from nas.solve.effort import Effort, shown
 from nas.solve.explain import explain
+from nas.solve.plain_price import priced, with_real_kls
 from nas.solve.predicted import predict_again
 from nas.solve.solve import Measured, measured, solve, trial_row
 from nas.stages.child import hardware_of, healing_key, is_timed, made, timed
@@ -125,7 +126,17 @@ def _found(context: Context, remeasure: bool) -> models.TrialRow:
     _refuse_taken(context.job, trial)
     with _stage(context, "heal") as done:
         done.append(int(trial.kl is None))
-        return made(context, trial)
+        return _priced(context, made(context, trial))
+
+
+def _priced(context: Context, trial: models.TrialRow) -> models.TrialRow:
+    """The trial with the price of being plain, if it is, for the limits that it was solved for."""
+    job, store = context.job, context.store
+    known = measured(store, store.find_search(job.id), job.request.score.metric)
+    limits = (
+        job.request.budget if trial.solved_for is None else [parse_limit(*limit) for limit in trial.solved_for.items()]
+    )
+    return priced(store, known, limits, trial)
 
 
 def _within_budget(context: Context, remeasure: bool) -> models.TrialRow:
@@ -214,7 +225,7 @@ def _delivered(context: Context, trial: models.TrialRow) -> Outcome:
     _refuse_taken(job, trial)
     out, target = _out(job, trial), _target(job)
     # Noted before it is there: a run killed in between finds a folder of ours, not a stranger's.
-    trial = store.own_child_path(trial.id, str(out), str(target))
+    trial = with_real_kls(store, store.own_child_path(trial.id, str(out), str(target)))
     # A folder appears under its name only when it is whole.
     if not _is_filled(out):
         with _stage(context, "export"), bar(console, "export and reload"):

@@ -5,7 +5,7 @@ PyTorch. Budgets are written as on the command line, "latency=50%,memory=1.5GiB"
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from db import models
 from db.errors import NotFoundError
+from db.store import Store
 from nas.answers import Front, Trial
 from nas.errors import UsageError
 from nas.files.database import opened
@@ -23,8 +24,9 @@ from nas.solve.counting import counted
 from nas.solve.effort import USUAL, Effort, shown
 from nas.solve.explain import explain
 from nas.solve.front import front_of
+from nas.solve.plain_price import priced, with_real_kls
 from nas.solve.pool import Alternatives, Wanted, alternatives, check_count
-from nas.solve.solve import measured, proposed
+from nas.solve.solve import Measured, measured, proposed
 from nas.solve.summary import summary
 from nas.terminal.console import Progress, console_of
 from nas.terminal.progress import bar, loading
@@ -75,27 +77,36 @@ class Search:
     def __getitem__(self, trial: int) -> Trial:
         """The trial of that number. Raises `db.errors.NotFoundError` where there is none, or it is another search's."""
         with opened(self.db, "read", self.progress) as store:
-            row = store.trial(trial)
+            row = with_real_kls(store, store.trial(trial))
         return self._own(self._trial(row))
 
     def solve(
-        self, budget: Budget, *, metric: str | None = None, refine: int | None = None, effort: Effort = USUAL
+        self,
+        budget: Budget,
+        *,
+        metric: str | None = None,
+        refine: int | None = None,
+        plain: bool = False,
+        effort: Effort = USUAL,
     ) -> Trial:
         """The best architecture for a budget, predicted in seconds: nothing is measured or trained.
 
         `metric`: the score to minimise, "kl" or "lm_loss"; None: the search's own. `refine`: assemble so many
-        candidates, measure the real KL of each, and take the best; that loads PyTorch and takes longer. Raises
+        candidates, measure the real KL of each, and take the best; that loads PyTorch and takes longer. `plain`: the
+        best whose layers are all of one size, which the export "plain" carries; a search whose space is plain has no
+        other answers. Raises
         `nas.errors.BudgetNotMetError` where no architecture meets the budget, saying how near each limit can be met.
         """
         if refine is None:
-            return solve_across([self], budget, metric=metric, effort=effort)
+            return solve_across([self], budget, metric=metric, plain=plain, effort=effort)
         with loading(self._console, f"refine {self.name}"):
             import nas.terminal.quiet  # noqa: F401
             from nas.stages.refine import solve_refined
         limits = limits_of(budget)
         with opened(self.db, "write", self.progress) as store:
-            known = measured(store, store.find_search(self.id), metric)
-            return self._trial(solve_refined(store, known, limits, refine, self._console, effort)[1])
+            known = _known(store, self, metric, plain)
+            trial = solve_refined(store, known, limits, refine, self._console, effort)[1]
+            return self._trial(priced(store, known, limits, trial, effort))
 
     def front(self, cost: str = "latency", budget: Budget = "", points: int = 20, effort: Effort = USUAL) -> Front:
         """Find the best score at every cost, from the cheapest architecture to the parent.
@@ -202,13 +213,15 @@ class Search:
             import nas.terminal.quiet  # noqa: F401
             from nas.stages.build import build_trial
         with opened(self.db, "write", self.progress) as store:
-            return self._trial(build_trial(store, store.find_search(self.id), found.row, self._console, time))
+            row = build_trial(store, store.find_search(self.id), found.row, self._console, time)
+            return self._trial(with_real_kls(store, row))
 
     def export(
         self, trial: Trial | int, out: str | Path, *, format: str = "hf", precision: str | None = None
     ) -> "Exported":
-        """Write a built trial's child as a folder that transformers ("hf"), vLLM ("decilm") or llama.cpp ("gguf")
-        loads, load it again, and compare logits. `precision`: of a GGUF file, such as "q8_0".
+        """Write a built trial's child as a folder that transformers ("hf"), vLLM ("decilm"), llama.cpp ("gguf") or
+        whatever loads its parent ("plain") loads, load it again, and compare logits. `precision`: of a GGUF file, such
+        as "q8_0".
 
         Raises FileNotFoundError where the trial is not built, FileExistsError where `out` is taken.
         """
@@ -250,12 +263,17 @@ class Search:
 
 
 def solve_across(
-    searches: Sequence[Search], budget: Budget, *, metric: str | None = None, effort: Effort = USUAL
+    searches: Sequence[Search],
+    budget: Budget,
+    *,
+    metric: str | None = None,
+    plain: bool = False,
+    effort: Effort = USUAL,
 ) -> Trial:
     """The best architecture over searches that differ in their scenario, for instance one for each batch size.
 
-    All are in the database of the first. A relative limit is of the parent's value in each scenario. `metric` and what
-    is raised are as of `Search.solve`; raises `nas.errors.IncomparableSearchesError` where their scores are of
+    All are in the database of the first. A relative limit is of the parent's value in each scenario. `metric`, `plain`
+    and what is raised are as of `Search.solve`; raises `nas.errors.IncomparableSearchesError` where their scores are of
     different parents or texts.
     """
     limits = limits_of(budget)
@@ -263,10 +281,17 @@ def solve_across(
         raise UsageError("name one search or several of one database")
     first = searches[0]
     with opened(first.db, "read", first.progress) as store, shown(console_of(first.progress)) as heard:
-        known = [measured(store, store.find_search(search.id), metric) for search in searches]
-        best, solution = solve.solve_across(known, limits, effort.with_progress(heard))
-        trial = proposed(store, best, solution, limits)
-        return Trial(explain(store, best, limits, solution, trial), best.search)
+        known = [_known(store, search, metric, plain) for search in searches]
+        effort = effort.with_progress(heard)
+        best, solution = solve.solve_across(known, limits, effort)
+        trial = explain(store, best, limits, solution, proposed(store, best, solution, limits))
+        return Trial(priced(store, best, limits, trial, effort), best.search)
+
+
+def _known(store: Store, search: Search, metric: str | None, plain: bool) -> Measured:
+    """What the store knows of a search. `plain` asks for answers whose layers are of one size, whatever its space."""
+    found = measured(store, store.find_search(search.id), metric)
+    return replace(found, is_plain=found.is_plain or plain)
 
 
 def limits_of(budget: Budget) -> tuple[Limit, ...]:

@@ -18,7 +18,7 @@ COMMANDS = {
     "solve": [
         "[SEARCH]", "--table", "--budget", "--metric", "--objective", "--maximise", "--gap", "--time-limit",
         "--memory",
-        "--engine", "--refine", "--db", "--json",
+        "--engine", "--refine", "--plain", "--db", "--json",
     ],
     "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json", "--memory"],
     "pool": [

@@ -68,6 +68,17 @@ def repack(stream: tuple[Placed, ...]) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
+def tensors_of(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> dict[str, Tensor]:
+    """Every tensor of the child in these layers, by the names of Llama checkpoints. A tied head is not there twice."""
+    state = {name: tensor for name, tensor in child.state_dict().items() if not name.startswith("model.layers.")}
+    if child.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    for index, layer in enumerate(layers):
+        for part in (layer.attention, layer.ffn):
+            state |= {f"model.layers.{index}.{name}": tensor for name, tensor in (part or {}).items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
 def tensor_shapes(choice: Choice, shape: Shape) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a subblock by its name in a layer, for the kinds that engines of other formats run:
     `kv`, both `linear`, dense and fused FFNs."""

@@ -74,6 +74,7 @@ def print_trial(search: "models.SearchRow", trial: "models.TrialRow") -> None:
     from nas.solve.budget_loop import uncertainty
     from nas.solve.caution import cautions
     from nas.solve.explain import Explained  # They load what a list of trials does not need.
+    from nas.solve.plain_price import PlainPrice
     from nas.view.table import comparison
 
     proven = "" if trial.gap is None else f", {trial.status}, gap {trial.gap:.1e}"
@@ -91,7 +92,9 @@ def print_trial(search: "models.SearchRow", trial: "models.TrialRow") -> None:
         table.add_row(row.what, row.parent, row.child)
     _print_whole(table)
     print_cautions(cautions(search, trial))
-    explained = Explained.of(trial)
+    plain_price, explained = PlainPrice.of(trial), Explained.of(trial)
+    if plain_price is not None:
+        console.print(plain_price.said(trial.metric), soft_wrap=True, highlight=False)
     if explained is None:
         return
     score = "predicted loss" if trial.metric == "lm_loss" else "predicted KL"

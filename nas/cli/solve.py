@@ -88,6 +88,7 @@ class SolveRequest:
     maximise: bool
     effort: "Effort"
     refine: int | None
+    plain: bool
     db: str | None
     as_json: bool
 
@@ -96,7 +97,7 @@ class SolveRequest:
         if bool(self.searches) == (self.table is not None):
             given = "not both" if self.table else "neither is given"
             raise UsageError(f"name either a search or a table (--table FILE.json): {given}")
-        of_search = {"--metric": self.metric, "--refine": self.refine, "--db": self.db}
+        of_search = {"--metric": self.metric, "--refine": self.refine, "--plain": self.plain, "--db": self.db}
         of_table = {"--objective": self.objective, "--maximise": self.maximise}
         for option, value in (of_search if self.table else of_table).items():
             if value:
@@ -123,6 +124,9 @@ def solve(
     memory: Memory = None,
     engine: EngineName = None,
     refine: Evaluations = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Layers of one size, which `nas export --format plain` carries.")
+    ] = False,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
@@ -130,14 +134,15 @@ def solve(
 
     It takes seconds: nothing is measured or trained. Given several searches with the same parent and text, for instance
     one for each batch size, it prints the best answer. --refine takes longer: it assembles and measures whole
-    architectures, to correct the sum of scores.
+    architectures, to correct the sum of scores. --plain finds the best child that is a plain checkpoint of its parent's
+    family, and says what that costs.
 
     Example: nas solve stories --budget latency=50%
     """
     _solve(
         SolveRequest(
             tuple(search or ()), table, tuple(budget or ()), metric, objective, maximise,
-            _effort(gap, time_limit, engine, memory), refine, db, as_json,
+            _effort(gap, time_limit, engine, memory), refine, plain, db, as_json,
         )
     )  # fmt: skip
 
@@ -156,9 +161,11 @@ def _solve(asked: SolveRequest) -> None:
     limits = _limits(asked.budget)
     searches = [nas.load(name, db=asked.db, progress=talk) for name in asked.searches]
     if asked.refine is None:
-        trial = nas.solve_across(searches, limits, metric=asked.metric, effort=asked.effort)
+        trial = nas.solve_across(searches, limits, metric=asked.metric, plain=asked.plain, effort=asked.effort)
     else:
-        trial = searches[0].solve(limits, metric=asked.metric, refine=asked.refine, effort=asked.effort)
+        trial = searches[0].solve(
+            limits, metric=asked.metric, refine=asked.refine, plain=asked.plain, effort=asked.effort
+        )
     _print_solved(trial, asked.as_json)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from blocklib.block import SKIP, Choice, Parallel, Subblock
-from blocklib.formats.subblocks import Layer, repack, subblocks_of
+from blocklib.formats.subblocks import Layer, repack, subblocks_of, tensors_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
@@ -78,7 +78,7 @@ def export_decilm(
     if parent is not None:
         child.generation_config = deepcopy(parent.generation.settings)
     with whole_folder(out) as folder:
-        save_torch_state_dict(_state_dict(child, layers), folder)
+        save_torch_state_dict(tensors_of(child, layers), folder)
         config = _config(child, layers, rotary)
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copy(configuration_decilm.__file__, folder / "configuration_decilm.py")
@@ -177,17 +177,6 @@ def _no_attention(child: PuzzleNasForCausalLM) -> dict[str, Tensor]:
     return norm | {
         f"self_attn.{name}.weight": torch.zeros(size, dtype=child.dtype) for name, size in outputs_inputs.items()
     }
-
-
-def _state_dict(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> dict[str, Tensor]:
-    """Every tensor to write, by the names Llama checkpoints have. A tied head is not written twice."""
-    state = {name: tensor for name, tensor in child.state_dict().items() if not name.startswith("model.layers.")}
-    if child.config.tie_word_embeddings:
-        del state["lm_head.weight"]
-    for index, layer in enumerate(layers):
-        for part in (layer.attention, layer.ffn):
-            state |= {f"model.layers.{index}.{name}": tensor for name, tensor in (part or {}).items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _config(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...], rotary: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from nas.export.exported import Exported
 from nas.export.gguf import check_gguf, export_gguf
 from nas.export.hf import export_hf
 from nas.export.parent_settings import ParentSettings
+from nas.export.plain import check_plain, export_plain
 
 Exporter = Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path, str, ParentSettings | None], Exported]
 """Takes the child, its tokenizer, the folder to write, the card as Markdown, and the settings in the parent's files,
@@ -24,6 +25,7 @@ FORMATS: dict[str, Exporter] = {
     "hf": export_hf,
     "decilm": export_decilm,
     "gguf": export_gguf,
+    "plain": export_plain,
 }
 
 
@@ -46,6 +48,8 @@ def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig
         check_decilm(choices, config)
     if format == "gguf":
         check_gguf(choices, config)
+    if format == "plain":
+        check_plain(choices, config)
 
 
 def exporter(target: Target) -> Exporter:

@@ -34,18 +34,18 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
     plainly = work_of(model, question["ids"])
     del model, loaded_by_card  # One at a time.
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
+        folder, trust_remote_code=question["remote_code"], dtype=torch.float32, output_loading_info=True
     )
     model, info = loaded
     model.generation_config = GenerationConfig()  # Greedy, to the last token.
     with torch.device("meta"):
-        base: Any = AutoModel.from_config(model.config, trust_remote_code=True)
+        base: Any = AutoModel.from_config(model.config, trust_remote_code=question["remote_code"])
     with torch.no_grad():
         logits = model(question["ids"], use_cache=False, return_dict=True).logits
     return {
         "missing_keys": sorted(info["missing_keys"]),
         "unexpected_keys": sorted(info["unexpected_keys"]),
-        "base_classes": [type(base).__name__, type(model.model).__name__],
+        "base_classes": [type(base).__name__, type(model.base_model).__name__],
         "logits": logits,
         "tokens": tokens,
         "as_called": as_called,

@@ -63,14 +63,18 @@ def same_tokens(tokenizer: PreTrainedTokenizerBase, reloaded: list[int], target:
 
 
 def compare_in_fresh_process(
-    child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path
+    child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, remote_code: bool = True
 ) -> tuple[float, tuple[str, ...]]:
     """Reload the folder in a process that cannot import this package (`reload.py`), and compare it with the child.
 
-    Returns the largest difference of logits, and notes on what a user will meet. Raises ExportMismatchError.
+    `remote_code`: whether the model is code in the folder, which transformers runs only if it is told to. Returns the
+    largest difference of logits, and notes on what a user will meet. Raises ExportMismatchError.
     """
     ids_BT = probe_ids(child.config.vocab_size)
-    answer = _ask_fresh_process(folder, {"ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads()})
+    question = {
+        "ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads(), "remote_code": remote_code,
+    }  # fmt: skip
+    answer = _ask_fresh_process(folder, question)
     for fault in ("missing_keys", "unexpected_keys"):
         if answer[fault]:
             raise ExportMismatchError(

@@ -108,6 +108,11 @@ class Request(Section):
             if tokens is not None and 0 < tokens < self.data.sequence_length:
                 least = f"give at least data.sequence_length, {self.data.sequence_length}"
                 raise wrong(key, f"{tokens} is less than one sequence; {least}")
+        if self.export.format == "plain" and not self.space.plain:
+            raise wrong(
+                "export.format",
+                "plain carries children whose layers are all of one size; give space.plain: true, or export as hf",
+            )
         if any(limit.metric == "decode" for limit in self.budget) and self.scenario.generated_tokens == 1:
             raise wrong("budget.decode", "nothing is decoded after the first token; give scenario.generated_tokens: 2")
         types = ENGINES[self.engine]

@@ -136,11 +136,16 @@ class FuseSection(Section):
     widest: Count | None = None
 
 
+_OF_PLAIN: dict[str, object] = {"attention": ("kv50%",), "ffn": ("75%", "50%", "25%"), "fuse": None}
+"""The defaults of a space whose layers are all of one size."""
+
+
 class Space(Section):
     """The options beside the parent's own, which is always one of them.
 
     `drop_blocks`: whole layers may go, scored as a whole. `pairs`: a layer's attention and FFN are scored together.
-    `parallel`: windows of so many layers may read one input and add up (FFN Fusion, appendix B).
+    `parallel`: windows of so many layers may read one input and add up (FFN Fusion, appendix B). `plain`: the layers
+    that are kept have one number of KV heads and one FFN width, as in any checkpoint of the parent's family.
     """
 
     attention: Annotated[tuple[AttentionOption, ...], AfterValidator(distinct)] = Field(
@@ -153,6 +158,22 @@ class Space(Section):
     drop_blocks: Flag = True
     pairs: Flag = False
     parallel: Annotated[int, Field(ge=2, strict=True)] | None = None
+    plain: Flag = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_plain(cls, value: object) -> object:
+        return _OF_PLAIN | value if isinstance(value, dict) and value.get("plain") is True else value
+
+    @model_validator(mode="after")
+    def _of_one_size(self) -> Self:
+        options = {"attention": (self.attention, "kv"), "ffn": (self.ffn, "ffn")}
+        wrongs = [f"{key}: {one}" for key, (named, kind) in options.items() for one in named if one.kind != kind]
+        wrongs += [key for key in ("fuse", "parallel") if getattr(self, key) is not None]
+        if self.plain and wrongs:
+            taken = "takes only numbers of KV heads (kv50%, kv2), widths of the FFN (50%, ffn512) and drop_blocks"
+            raise wrong("plain", f"a plain child {taken}; leave out {', '.join(wrongs)}, or plain")
+        return self
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -308,7 +329,7 @@ class Export(Section):
     """`precision` is the type of most matrices of a GGUF file; None: what the scenario serves in, if llama.cpp serves,
     else f16. `out` None: a folder of the trial's own under `home`."""
 
-    format: Literal["hf", "decilm", "gguf"] = "hf"
+    format: Literal["hf", "decilm", "gguf", "plain"] = "hf"
     precision: str | None = None
     out: AbsolutePath | None = None
 

@@ -51,6 +51,11 @@ class StoredRequest:
         return self._section("scenario", sections.ScenarioSection).flash is None and self.measure.table is None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the layers of its children are all of one size."""
+        return bool(self._values.get("space", {}).get("plain"))
+
+    @property
     def heals(self) -> bool:
         """Whether children are healed."""
         return self._values.get("heal", True) is not None

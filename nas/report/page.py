@@ -34,6 +34,7 @@ from nas.report.sums_of_costs import sums_of_costs
 from nas.report.trade_off import trade_off
 from nas.solve.budget_loop import uncertainty
 from nas.solve.explain import Explained
+from nas.solve.plain_price import PlainPrice, with_real_kls
 from nas.solve.solve import BY_EVALUATION
 from nas.solve.summary import summary
 from nas.view.table import comparison
@@ -90,6 +91,7 @@ def _sections(
         "trade_off": trade_off(store, search, budget, trials, chosen),
         "uncertainty": uncertainty(chosen) if chosen else "",
         "explained": Explained.of(chosen) if chosen else None,
+        "plain_price": PlainPrice.of(with_real_kls(store, chosen)) if chosen else None,
         "agreement": agreed,
         "agreement_plot": _agreement_plot(agreed),
         "sums": sums_of_costs(store, search),

@@ -13,7 +13,7 @@ from nas.job.units import Limit, format_quantity
 from nas.solve.solve import Measured
 from solvers.problem import Problem, Solution
 from solvers.queries.sensitivity import BRIEF, CloseCall, sensitivity
-from solvers.refine.joint import joined, paired, parted
+from solvers.refine.joint import joined, parted
 
 SHARE = 0.01
 """The share of a limit by which it is made looser, to say how much that buys."""
@@ -86,9 +86,9 @@ def explain(
 
 
 def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> Explained:
-    """Explain `solution`, the best within the budget. Takes up to about a second."""
-    problem = known.problem(budget)
-    pairs = paired(problem)
+    """Explain `solution`, the best within the budget; if it is plain, beside others of its sizes. Takes up to about a
+    second."""
+    problem, pairs = known.problem(budget), known.question_of(budget, solution.options)
     whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
     found = sensitivity(pairs, whole, replace(BRIEF, memory_bytes=known.settings.memory_bytes))
     most = known.ceilings(budget)

@@ -11,8 +11,8 @@ from nas.solve.effort import USUAL, Effort
 from nas.solve.solve import Measured, not_met
 from nas.solve.summary import summary
 from solvers.errors import Infeasible
-from solvers.queries.pareto import front
-from solvers.refine.joint import paired, parted
+from solvers.queries.pareto import front_of_all
+from solvers.refine.joint import parted
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def front_of(
         raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
     metric, whole, problem = METRICS[cost], known.whole(cost), known.problem(budget)
     try:
-        solutions = front(paired(problem), metric.summed.column, points, effort.over(known.settings))
+        questions = tuple(known.questions(budget).values())
+        solutions = front_of_all(questions, metric.summed.column, points, effort.over(known.settings))
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
     found = []

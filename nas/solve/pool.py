@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
@@ -16,8 +16,8 @@ from nas.solve.solve import Measured, not_met, proposed
 from nas.terminal.signals import SIGNALS
 from solvers.errors import Infeasible
 from solvers.problem import Solution
-from solvers.queries.pool import pool
-from solvers.refine.joint import filled, paired, parted
+from solvers.queries.pool import pool_of_all
+from solvers.refine.joint import filled
 
 MOST = 1000
 """Answers that may be asked for."""
@@ -90,8 +90,8 @@ def alternatives(
     subblocks, apart = 2 * known.layers, wanted.apart
     if not 1 <= apart <= subblocks:
         raise UsageError(f"--apart is {apart}; the model has {subblocks} subblocks, so it is between 1 and {subblocks}")
-    problem = paired(known.problem(budget))
-    answers = pool(problem, effort.over(known.settings), apart=apart, total_s=wanted.total_s)
+    questions = tuple(known.questions(budget).values())
+    answers = pool_of_all(questions, effort.over(known.settings), apart=apart, total_s=wanted.total_s)
     found: list[Alternative] = []
     ended: Ending = "exhausted"
     try:
@@ -121,7 +121,7 @@ def _kept(
 ) -> models.TrialRow:
     """The proof about all architectures within the budget is the one of the best."""
     problem, is_best = known.problem(budget), solution is best
-    options = parted(solution.options, problem)
-    whole = Solution.of(problem, options, best.bound, solution.seconds, solution.solver if is_best else "pool")
+    solver = solution.solver if is_best else "pool"
+    whole = known.answer(problem, replace(solution, bound=best.bound, solver=solver))
     trial = proposed(store, known, whole, budget)
     return explain(store, known, budget, whole, trial) if is_best else trial

@@ -7,7 +7,8 @@ from nas.solve.solve import Measured
 def predict_again(store: Store, known: Measured) -> int:
     """Sum every trial of the search anew. Returns how many came out otherwise.
 
-    The proof and the explanation of such a trial belong to the old costs and are removed. Its measurements stay.
+    The proof, the explanation and the price of such a trial belong to the old costs and are removed. Its measurements
+    stay.
     """
     spelled = {str(choice): choice for choice in known.costs}
     changed = 0
@@ -19,7 +20,7 @@ def predict_again(store: Store, known: Measured) -> int:
             continue
         is_proven = trial.gap is not None
         unproven = {"bound": None, "gap": None, "status": "feasible"} if is_proven else {}
-        store.update_trial(trial.id, **columns, **unproven, details={"explained": None, "solved_for": None})
+        store.update_trial(trial.id, **columns, **unproven, details=dict.fromkeys(("explained", "solved_for", "plain")))
         changed += 1
     return changed
 

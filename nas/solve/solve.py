@@ -26,18 +26,19 @@ from nas.job.digest import digest
 from nas.job.stored import StoredRequest, parent_costs_of, request_of, scenario_in
 from nas.job.units import Limit, did_you_mean, format_quantity
 from nas.solve.effort import USUAL, Effort
+from nas.solve.plain import plain_questions
 from solvers.errors import Infeasible
 from solvers.exact.settings import Settings
-from solvers.exact.solver import solve as solve_exactly
 from solvers.problem import Option, Problem, Solution
-from solvers.queries.batch_sweep import sweep
-from solvers.refine.joint import paired, parted
+from solvers.queries.batch_sweep import best_of, sweep
+from solvers.refine.joint import filled, paired, parted
 
+EXACT, PLAIN = "mip", "plain"
+"""The names that answers of the exact solver go by: the best of all, and the best whose layers are of one size."""
 SCORES = ("kl", "lm_loss")
 """The scores that may be minimised; less is better."""
 BY_EVALUATION = ("refine", "evolution")
-"""Solvers that choose by what whole architectures really are: how near their sum of scores is to the least says nothing
-of how good they are."""
+"""Solvers that choose by what whole architectures really are; their sums of scores prove nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Measured:
     """The kind of the options' scores, kl or lm_loss."""
     costs: Mapping[Choice, Cost]
     """Those of the choices that the options stand for, with how far they may be off."""
+    is_plain: bool = False
+    """Whether the layers of an answer are all of one size, as in any checkpoint of the parent's family."""
 
     @property
     def layers(self) -> int:
@@ -112,6 +115,23 @@ class Measured:
         fixed = self.fixed.metrics(self.scenario)
         most = {cost: value - fixed[cost] for cost, value in self.ceilings(budget).items()}
         return Problem(2 * self.layers, self.options, most)
+
+    def questions(self, budget: Sequence[Limit]) -> dict[str, Problem]:
+        """The problems whose best answer is that to the budget, options that were scored together offered in pairs:
+        one, or, by the sizes that all layers share, one for each."""
+        problem = self.problem(budget)
+        return plain_questions(problem, self.costs) if self.is_plain else {"": paired(problem)}
+
+    def question_of(self, budget: Sequence[Limit], options: Sequence[Option]) -> Problem:
+        """The question that these options answer."""
+        questions, names = self.questions(budget), filled(options)
+        sizes = [f"{names[slot]}+{names[slot + 1]}" for slot in range(0, 2 * self.layers, 2)]
+        return next((questions[each] for each in sizes if each in questions), next(iter(questions.values())))
+
+    def answer(self, problem: Problem, found: Solution) -> Solution:
+        """The solution of a question as one of `problem`."""
+        solver = PLAIN if self.is_plain and found.solver == EXACT else found.solver
+        return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, solver)
 
     def ceilings(self, budget: Sequence[Limit]) -> dict[str, float]:
         """The most that a whole model may cost: the tightest limit on each cost, such as latency with throughput."""
@@ -190,6 +210,7 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
         ),
         metric=metric,
         costs=costs,
+        is_plain=request_of(search).is_plain,
     )
 
 
@@ -215,10 +236,10 @@ def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> S
     """The best architecture within the budget. Raises BudgetNotMetError."""
     problem = known.problem(budget)
     try:
-        found = solve_exactly(paired(problem), effort.over(known.settings))
+        _, found = best_of(known.questions(budget), effort.over(known.settings))
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
-    return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
+    return known.answer(problem, found)
 
 
 def solve_across(
@@ -229,16 +250,21 @@ def solve_across(
     A relative limit is of the parent's value in each scenario. Raises BudgetNotMetError where none has an answer, and
     IncomparableSearchesError where their scores are of different parents or texts, and do not compare.
     """
+    if len(searches) == 1:
+        return searches[0], solve(searches[0], budget, effort)
     _check_comparable(searches)
-    by_name = {f"{known.search.name} ({known.search.id})": known for known in searches}
-    problems = {name: known.problem(budget) for name, known in by_name.items()}
-    asked = {name: paired(problem) for name, problem in problems.items()}
+    asked = {
+        " ".join(filter(None, (f"{known.search.name} ({known.search.id})", sizes))): (known, question)
+        for known in searches
+        for sizes, question in known.questions(budget).items()
+    }
     try:
-        name, found = sweep(asked, effort.over(searches[0].settings))
+        questions = {name: question for name, (_, question) in asked.items()}
+        name, found = sweep(questions, effort.over(searches[0].settings))
     except Infeasible as error:
-        raise BudgetNotMetError(_none_of(searches, budget, effort, error)) from error
-    options = parted(found.options, problems[name])
-    return by_name[name], Solution.of(problems[name], options, found.bound, found.seconds, found.solver)
+        raise BudgetNotMetError(_none_of(searches, budget, effort)) from error
+    known, _ = asked[name]
+    return known, known.answer(known.problem(budget), found)
 
 
 def _check_comparable(searches: Sequence[Measured]) -> None:
@@ -262,10 +288,8 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
             )
 
 
-def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort, error: Infeasible) -> str:
-    """The message of `error` for one search; a line each for several, each asked again."""
-    if len(searches) == 1:
-        return not_met(searches[0], budget, error)
+def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort) -> str:
+    """A line for each search, which is asked again."""
     lines = []
     for known in searches:
         try:
@@ -350,7 +374,8 @@ def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
     if not error.is_smallest:
         lines.append("the time ran out before the smallest set at fault was found")
     together = " together" if len(error.budgets) > 1 else ""
-    return f"no architecture of this space meets the budget{together}. " + "; ".join(lines)
+    plain = " with layers of one size" if known.is_plain else ""
+    return f"no architecture{plain} of this space meets the budget{together}. " + "; ".join(lines)
 
 
 def reached(known: Measured, budget: Sequence[Limit], error: Infeasible, words: tuple[str, str]) -> list[str]:

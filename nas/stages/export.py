@@ -19,6 +19,7 @@ from nas.export.published import published_name
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
 from nas.job.stored import request_of, scenario_in
+from nas.solve.plain_price import PlainPrice, with_real_kls
 from nas.stages.child_file import load_child
 from nas.terminal.printable import printable
 from nas.text.tokenizer import load_tokenizer
@@ -30,7 +31,7 @@ def export_trial(store: Store, trial_id: int, format: str, out: Path, precision:
 
     Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what the
     format's exporter raises."""
-    trial = store.trial(trial_id)
+    trial = with_real_kls(store, store.trial(trial_id))
     search = store.find_search(trial.search_id)
     return deliver(home_of(store, search), search, trial, Target(format, precision), out)
 
@@ -60,4 +61,6 @@ def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
 
 def _card(search: models.SearchRow, trial: models.TrialRow) -> str:
     known = ModelCardData(base_model=published_name(search.parent), library_name="transformers", tags=["puzzle-nas"])
-    return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n"
+    price = PlainPrice.of(trial)
+    told = "" if price is None else f"\nIn numbers, {price.said(trial.metric)}.\n"
+    return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n{told}"

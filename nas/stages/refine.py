@@ -21,7 +21,7 @@ from nas.stages.contest import Chosen, Contest
 from nas.stages.real_values import Reality
 from solvers.errors import Infeasible
 from solvers.problem import Solution
-from solvers.refine.joint import paired
+from solvers.queries.batch_sweep import best_of
 from solvers.refine.refine import refine
 
 
@@ -54,13 +54,15 @@ def solve_refined(
 
 
 def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
-    """The best of the architectures that may be run, beyond the sum of scores. Raises ScoreMetricError if the scores
-    are not KLs, because refining learns from KLs.
+    """The best of the architectures that may be run, beyond the sum of scores; plain ones keep the sizes of the sum's
+    best. Raises ScoreMetricError if the scores are not KLs, because refining learns from KLs.
     """
     if contest.known.metric != "kl":
         raise ScoreMetricError(
             f"refining corrects sums of KL, but these scores are {contest.known.metric}; search with score.metric: kl"
         )
     settings = effort.over(contest.known.settings)
-    found = refine(paired(contest.problem), contest.real, contest.evaluations, settings)
+    questions = contest.known.questions(contest.budget)
+    sizes = best_of(questions, settings)[0] if contest.known.is_plain else ""
+    found = refine(questions[sizes], contest.real, contest.evaluations, settings)
     return Chosen(found.solution, found.evaluations)

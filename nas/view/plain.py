@@ -17,10 +17,11 @@ def _jsonable(value: Any) -> Any:
 
 
 def answered(search: "models.SearchRow", trial: "models.TrialRow") -> dict[str, Any]:
-    """A trial as JSON takes it, the verdict on its budget and on each limit, and what to be told of it."""
+    """A trial as JSON takes it, the verdict on its budget and on each limit, what being plain costs, and what to be
+    told of it."""
     from nas.solve.budget_loop import of_all, verdicts
     from nas.solve.caution import cautions
 
     found = verdicts(search, trial)
     verdict = {"verdict": of_all(found.values()), "verdicts": found}
-    return plain(trial) | verdict | {"cautions": list(cautions(search, trial))}
+    return plain(trial) | verdict | {"plain": trial.plain} | {"cautions": list(cautions(search, trial))}

@@ -23,28 +23,29 @@ def settled(problem: Problem, answer: Answer, settings: Settings) -> tuple[Optio
     because time or memory ran out. The search for the limits at fault takes up to the time limit again.
     """
     if answer.outcome == "infeasible":
-        raise _conflict(problem, settings)
+        raise conflict((problem,), settings)
     if answer.outcome != "solved":
         scarce = _time(settings) if answer.outcome == "timed out" else _memory(settings)
         raise SolverTimeoutError(f"{scarce} no solution was found, nor was it proven that there is none")
     return tuple(problem.options[i] for i in answer.chosen)
 
 
-def _conflict(problem: Problem, settings: Settings) -> Infeasible:
-    """The smallest set of limits that no tiling meets, for a problem without a solution. If time or memory runs out
-    first, all limits are named, and the message says so.
+def conflict(problems: Sequence[Problem], settings: Settings) -> Infeasible:
+    """The smallest set of limits that no tiling of any of the problems meets. They have the same limits, and none has a
+    solution. If time or memory runs out first, all limits are named, and the message says so.
     """
     asked, deadline = Settings(memory_bytes=settings.memory_bytes), time.monotonic() + settings.time_limit_s
-    for size in range(1, len(problem.limits)):
-        for limits in combinations(problem.limits, size):
-            can_be_met = _can_be_met(problem, limits, asked, deadline)
+    every = problems[0].limits
+    for size in range(1, len(every)):
+        for limits in combinations(every, size):
+            can_be_met = _can_be_met(problems, limits, asked, deadline)
             if can_be_met is None:
                 scarce = _time(settings) if time.monotonic() >= deadline else _memory(settings)
                 note = f" (the smallest set of limits at fault was not found {scarce})"
-                return _explained(problem, problem.limits, {}, note)
+                return _explained(problems, every, {}, note)
             if not can_be_met:
-                return _explained(problem, limits, _together(problem, limits, asked, deadline))
-    return _explained(problem, problem.limits, _together(problem, problem.limits, asked, deadline))
+                return _explained(problems, limits, _together(problems, limits, asked, deadline))
+    return _explained(problems, every, _together(problems, every, asked, deadline))
 
 
 def _time(settings: Settings) -> str:
@@ -55,42 +56,62 @@ def _memory(settings: Settings) -> str:
     return f"with {settings.memory_bytes / 1e9:g} GB of memory"
 
 
-def _can_be_met(problem: Problem, limits: Sequence[Constraint], asked: Settings, deadline: float) -> bool | None:
-    """None where time or memory ran out first."""
+def _can_be_met(
+    problems: Sequence[Problem], limits: Sequence[Constraint], asked: Settings, deadline: float
+) -> bool | None:
+    """Whether one of the problems can meet them all; None where time or memory ran out first."""
     if len(limits) == 1:
-        return limits[0].holds(_alone(problem, limits[0]))
-    nothing = np.zeros(len(problem.options))
-    answer = minimise(Program.of(problem, nothing, limits), asked.until(deadline))
-    return answer.outcome == "solved" if answer.outcome in ("solved", "infeasible") else None
+        return limits[0].holds(_alone(problems, limits[0]))
+    outcomes = set()
+    for problem in problems:
+        nothing = np.zeros(len(problem.options))
+        outcomes.add(minimise(Program.of(problem, nothing, limits), asked.until(deadline)).outcome)
+    if "solved" in outcomes:
+        return True
+    return False if outcomes == {"infeasible"} else None
 
 
-def _alone(problem: Problem, limit: Constraint) -> float:
+def _alone(problems: Sequence[Problem], limit: Constraint) -> float:
     """The least its cost can be with no limit at all (the most, for a minimum)."""
-    values = limit.sign * costs_of(problem, limit.cost)
-    chosen = line_of(problem).least(values)
-    return limit.sign * math.fsum(values[list(chosen)])
+    least = []
+    for problem in problems:
+        values = limit.sign * costs_of(problem, limit.cost)
+        least.append(math.fsum(values[list(line_of(problem).least(values))]))
+    return limit.sign * min(least)
 
 
-def _together(problem: Problem, limits: Sequence[Constraint], asked: Settings, deadline: float) -> dict[str, float]:
+def _together(
+    problems: Sequence[Problem], limits: Sequence[Constraint], asked: Settings, deadline: float
+) -> dict[str, float]:
     """The least each cost can be while the other limits hold, by limit; left out where time or memory ran out."""
     reached = {}
     for limit in limits:
         if len(limits) == 1:
             break
-        values = limit.sign * costs_of(problem, limit.cost)
         others = [other for other in limits if other != limit]
-        answer = minimise(Program.of(problem, values, others), asked.until(deadline))
-        least = math.fsum(values[list(answer.chosen)])
-        # If either ran out, an answer is a found value and may not be the least.
-        if answer.outcome == "solved" and relative_gap(least, answer.bound) <= OPTIMAL_GAP:
-            reached[limit.name] = limit.sign * least
+        found = [_least(problem, limit, others, asked.until(deadline)) for problem in problems]
+        least = [value for value in found if value is not None]
+        if least and len(least) == len(found) and math.isfinite(min(least)):
+            reached[limit.name] = limit.sign * min(least)
     return reached
 
 
+def _least(problem: Problem, limit: Constraint, others: Sequence[Constraint], asked: Settings) -> float | None:
+    """The least of its cost, in the direction of its sign, while others hold: infinite where they cannot; None where
+    time or memory ran out."""
+    values = limit.sign * costs_of(problem, limit.cost)
+    answer = minimise(Program.of(problem, values, others), asked)
+    if answer.outcome == "infeasible":
+        return math.inf
+    least = math.fsum(values[list(answer.chosen)])
+    # If either ran out, an answer is a found value and may not be the least.
+    return least if answer.outcome == "solved" and relative_gap(least, answer.bound) <= OPTIMAL_GAP else None
+
+
 def _explained(
-    problem: Problem, limits: Sequence[Constraint], together: dict[str, float], note: str = ""
+    problems: Sequence[Problem], limits: Sequence[Constraint], together: dict[str, float], note: str = ""
 ) -> Infeasible:
-    least = {limit.name: _alone(problem, limit) for limit in limits}
+    least = {limit.name: _alone(problems, limit) for limit in limits}
     told = []
     for limit in limits:
         kind, reach = ("minimum", "most") if limit.minimum else ("maximum", "least")

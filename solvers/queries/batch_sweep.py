@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from solvers.errors import Infeasible, SolverTimeoutError
 from solvers.exact import solver
+from solvers.exact.conflict import conflict
 from solvers.exact.lagrangian import dual
 from solvers.exact.program import Program
 from solvers.exact.settings import DEFAULT, Settings
@@ -62,3 +63,14 @@ def sweep(problems: Mapping[Batch, Problem], settings: Settings = DEFAULT) -> tu
     return batch, Solution.of(
         problems[batch], found.options, min(bounds.values()), time.monotonic() - started, found.solver
     )
+
+
+def best_of(problems: Mapping[str, Problem], settings: Settings = DEFAULT) -> tuple[str, Solution]:
+    """The same for problems with the same limits. Infeasible has the limits at fault for all of them together."""
+    if len(problems) == 1:
+        ((name, problem),) = problems.items()
+        return name, solver.solve(problem, settings)
+    try:
+        return sweep(problems, settings)
+    except Infeasible as error:
+        raise conflict(tuple(problems.values()), settings) from error

@@ -8,17 +8,18 @@ cost is.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from solvers.exact.conflict import settled
+from solvers.exact.conflict import conflict, settled
 from solvers.exact.minimise import Start, minimise
 from solvers.exact.program import Answer, Program, Row
 from solvers.exact.settings import DEFAULT, Settings
 from solvers.exact.shortest_path import check_tiling, costs_of, scores_of
 from solvers.exact.solver import solution_of
-from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution, total_costs
+from solvers.problem import OPTIMAL_GAP, Option, Problem, Solution, relative_gap, total_costs
 
 
 def front(problem: Problem, cost: str, points: int = 20, settings: Settings = DEFAULT) -> tuple[Solution, ...]:
@@ -33,19 +34,37 @@ def front(problem: Problem, cost: str, points: int = 20, settings: Settings = DE
     one for which nothing is found raises SolverTimeoutError. Raises Infeasible where the problem has no solution at
     all.
     """
+    return front_of_all((problem,), cost, points, settings)
+
+
+def front_of_all(
+    problems: Sequence[Problem], cost: str, points: int = 20, settings: Settings = DEFAULT
+) -> tuple[Solution, ...]:
+    """The front of all solutions of several problems with the same limits, as of one in `front`."""
     if points < 2:
         raise ValueError(f"a front has at least its two ends, not {points} points")
-    if problem.options and cost not in problem.options[0].costs:
-        raise ValueError(f"no option has the cost {cost!r}; they have {', '.join(sorted(problem.options[0].costs))}")
-    check_tiling(problem)
-    sweep = _Sweep(problem, cost, settings)
-    cheapest = sweep.cheapest()
-    found = [sweep.point(None)]
-    for value in np.linspace(cheapest, found[0].costs[cost], points)[-2::-1].tolist():
+    for problem in problems:
+        if problem.options and cost not in problem.options[0].costs:
+            known = ", ".join(sorted(problem.options[0].costs))
+            raise ValueError(f"no option has the cost {cost!r}; they have {known}")
+        check_tiling(problem)
+    sweeps = [_Sweep(problem, cost, settings) for problem in problems]
+    cheapest = {sweep: least for sweep in sweeps if (least := sweep.cheapest()) is not None}
+    if not cheapest:
+        raise conflict(problems, settings)
+    found = [_best([sweep.point(None) for sweep in cheapest], cost)]
+    for value in np.linspace(min(cheapest.values()), found[0].costs[cost], points)[-2::-1].tolist():
         # A point may lie far below its limit; the limits in between would only find it again.
         if value < found[-1].costs[cost]:
-            found.append(sweep.point(value))
+            found.append(_best([sweep.point(value) for sweep, least in cheapest.items() if least <= value], cost))
     return _undominated(found, cost)
+
+
+def _best(points: Sequence[Solution], cost: str) -> Solution:
+    """The best score, and of its equals the least cost. Its bound is one on all of them."""
+    best, bound = min(points, key=lambda point: (point.score, point.costs[cost])), min(one.bound for one in points)
+    gap = relative_gap(best.score, bound)
+    return replace(best, bound=bound, gap=gap, status="optimal" if gap <= OPTIMAL_GAP else "feasible")
 
 
 class _Sweep:
@@ -60,12 +79,12 @@ class _Sweep:
         self._cheapest: Answer | None = None
         self._prices: tuple[float, ...] | None = None
 
-    def cheapest(self) -> float:
-        """The least the cost was found to be within the limits."""
+    def cheapest(self) -> float | None:
+        """The least the cost was found to be within the limits; None where nothing is within them."""
         program = replace(self._program, weights=self._costs)
         # Whatever gap the scores may have: the grid begins here.
         self._cheapest = answer = minimise(program, replace(self._settings, gap=OPTIMAL_GAP))
-        return total_costs(self._settled(answer))[self._cost]
+        return None if answer.outcome == "infeasible" else total_costs(self._settled(answer))[self._cost]
 
     def point(self, most: float | None) -> Solution:
         """The best score where the cost is at most so much, and of its equals one of least cost."""

@@ -16,8 +16,8 @@ _SLOTS = 2
 """Slots of a layer."""
 
 
-def paired(problem: Problem) -> Problem:
-    """The same problem with the layers that have a joint option offered in pairs.
+def paired(problem: Problem, throughout: bool = False) -> Problem:
+    """The same problem with the layers that have a joint option offered in pairs; `throughout`: all layers.
 
     A layer's first slot may still be filled alone, where what spans layers begins at its second.
     """
@@ -28,7 +28,7 @@ def paired(problem: Problem) -> Problem:
     for first in range(0, problem.slots, _SLOTS):
         here, second = by_first.get(first, []), by_first.get(first + 1, [])
         joint = {option.parts for option in here if option.span == _SLOTS and option.parts}
-        if not joint:
+        if not joint and not throughout:
             found += here + second
             continue
         singles = [[option for option in options if option.span == 1] for options in (here, second)]

@@ -1,0 +1,147 @@
+"""Export as a plain checkpoint of the parent's own family, which every loader of that family takes as it is.
+
+Such a checkpoint has one size for all layers: so many KV heads, so wide an FFN. The child's subblocks are packed into
+as few layers as possible, so whole blocks may be missing. The configuration is the parent's with these sizes; the
+tensors go by the family's names (`blocklib/families.py`).
+
+The export is checked in a fresh process, which loads it with transformers alone: no flag, and no code but its own.
+"""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+
+from blocklib.block import SKIP, Architecture, Block, Choice, Parallel
+from blocklib.families import family_names, resized
+from blocklib.formats.subblocks import Layer, repack, subblocks_of, tensors_of
+from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.parent import own_shape
+from nas.errors import UnsupportedExportError
+from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.parent_settings import ParentSettings, check_settings
+from nas.export.verify import compare_in_fresh_process
+
+_KINDS = {"attention": "kv", "ffn": "ffn"}
+_INSTEAD = "export as hf, which carries it, or search with space.plain: true"
+_CHANGED = {
+    "attention_layers": "one layer for each block",
+    "attention_types": "one layer for each block",
+    "intermediate_size": "the child's FFN width",
+    "n_inner": "the child's FFN width",
+    "num_key_value_heads": "the child's KV heads",
+}
+"""Fields of config.json that differ from the parent's because of this format, each with its reason."""
+_LOADING = """
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{flag})
+```
+
+No flag and no code of its own: it is a {architecture} like its parent, with one size for all layers. So whatever loads
+its parent loads it:
+
+```
+vllm serve FOLDER
+lm_eval --model hf --model_args pretrained=FOLDER --tasks TASKS
+python convert_hf_to_gguf.py FOLDER
+```
+"""
+
+
+def export_plain(
+    child: PuzzleNasForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    card: str,
+    parent: ParentSettings | None = None,
+) -> Exported:
+    """Write the child to `out` as its parent's family, reload it in a fresh process that cannot import this package and
+    runs no code of the folder, and compare, as `export_hf` does.
+
+    `card` is Markdown, with YAML front matter or without.
+
+    Raises UnsupportedExportError naming the subblock that such a checkpoint cannot carry, FileExistsError where `out`
+    is not empty, ExportMismatchError where the reloaded model is not the child. After an error nothing is left behind.
+    """
+    if parent is None:
+        raise UnsupportedExportError("a plain checkpoint is of its parent's family; give the parent's settings")
+    model = _of_family(child, parent.config)
+    model.generation_config = deepcopy(parent.generation.settings)
+    has_code = type(tokenizer)._auto_class is not None
+    loading = _LOADING.format(flag=", trust_remote_code=True" if has_code else "", architecture=type(model).__name__)
+    with whole_folder(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        notes = check_settings(folder, AutoConfig.from_pretrained(folder), parent, _CHANGED)
+        write_card(folder, card, loading, [], notes)
+        difference, told = compare_in_fresh_process(child, tokenizer, folder, remote_code=False)
+        if told:
+            notes += told
+            write_card(folder, card, loading, [], notes)
+    return Exported(out, "plain", difference, files_in(out), notes)
+
+
+def check_plain(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
+    """Raise UnsupportedExportError at the first choice that no child with layers of one size can have."""
+    shape = own_shape(config)
+    for choice in choices:
+        if choice.what == Block(SKIP, SKIP):
+            continue
+        for role, subblock in choice.subblocks:
+            if isinstance(choice.what, Parallel) or subblock.kind != _KINDS[role]:
+                raise UnsupportedExportError(
+                    f"{choice}: all layers of a plain checkpoint have attention with KV heads and an FFN of the "
+                    f"parent's kind, one after the other; {_INSTEAD}"
+                )
+            if shape.layer_norm and role == "attention" and subblock.number != shape.heads:
+                raise UnsupportedExportError(
+                    f"{choice}: the parent's family has as many KV heads as heads, {shape.heads}; leave it out of "
+                    "space.attention, or export as hf, which carries it"
+                )
+
+
+def plain_layers(child: PuzzleNasForCausalLM) -> tuple[Layer, ...]:
+    """The child's layers, each with an attention and an FFN, all of one size. Raises UnsupportedExportError, naming the
+    subblock."""
+    architecture, stream = Architecture.parse(child.config.architecture), subblocks_of(child)
+    check_plain((choice for choice in architecture.choices() if isinstance(choice.what, Parallel)), child.config)
+    check_plain((placed.choice for placed in stream), child.config)
+    if not stream:
+        raise UnsupportedExportError("the child has no layer left, and a plain checkpoint has at least one")
+    for place, placed in enumerate(stream):
+        like = stream[place % 2]
+        if placed.role != ("attention", "ffn")[place % 2]:
+            raise UnsupportedExportError(
+                f"{placed.choice}: every layer of a plain checkpoint has attention, then an FFN, and here one of them "
+                f"is missing; {_INSTEAD}"
+            )
+        if placed.subblock != like.subblock:
+            raise UnsupportedExportError(
+                f"{placed.choice}: a plain checkpoint has one size for all layers, and {like.choice} is of another; "
+                f"{_INSTEAD}"
+            )
+    if len(stream) % 2:
+        raise UnsupportedExportError(f"{stream[-1].choice}: the last layer has no FFN; {_INSTEAD}")
+    return repack(stream)
+
+
+def _of_family(child: PuzzleNasForCausalLM, parent: PretrainedConfig) -> Any:
+    """The child as a model of its parent's own class."""
+    layers = plain_layers(child)
+    attention, ffn = (placed.subblock for placed in subblocks_of(child)[:2])
+    config = resized(parent, len(layers), attention.number, ffn.number)
+    config.tie_word_embeddings, config.use_cache = child.config.tie_word_embeddings, True
+    weights = tensors_of(child, layers)
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=child.dtype, trust_remote_code=False)
+    model.load_state_dict(family_names(config.model_type, weights), strict=True, assign=True)
+    model.tie_weights()
+    return model

@@ -1,0 +1,252 @@
+"""Exports as plain checkpoints of the parent's family, loaded by transformers alone and by what builds on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import EMBEDDED
+from parents import FAMILIES, child_of, random_model
+from safetensors.torch import load_file
+from test_export import CARD, tokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+
+from blocklib.block import SKIP, Block, Choice, Subblock
+from blocklib.families import family_names, own_names
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import Parent, load_parent
+from nas.errors import ExportMismatchError, UnsupportedExportError
+from nas.export.formats import check_format, export
+from nas.export.parent_settings import ParentSettings, settings_of
+from nas.export.plain import export_plain
+from nas.export.verify import TOLERANCE, logits_of, probe_ids
+
+__all__ = ["tokenizer"]
+
+
+def saved(folder: Path, config: PretrainedConfig) -> tuple[Parent, ParentSettings]:
+    random_model(config).save_pretrained(folder)
+    return load_parent(str(folder)), settings_of(str(folder))
+
+
+def plain_child(parent: Parent) -> PuzzleNasForCausalLM:
+    """Two blocks dropped, narrower FFNs, and fewer KV heads where the family has them."""
+    block = f"kv{parent.shape.heads if parent.shape.layer_norm else 2}+ffn16"
+    return child_of(parent, f"{block} skip+skip {block} {block} skip+skip {block}")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parent, ParentSettings]:
+    return saved(tmp_path_factory.mktemp("llama"), FAMILIES["llama"](vocab_size=272))
+
+
+@pytest.fixture(scope="module")
+def embedded_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[PuzzleNasForCausalLM, Path]:
+    """A plain child of the parent in the package, and its export."""
+    parent = load_parent(str(EMBEDDED))
+    block = f"kv{parent.shape.kv_heads}+ffn{parent.shape.ffn_width // 2}"
+    child = child_of(parent, " ".join(["skip+skip" if layer == 1 else block for layer in range(parent.shape.layers)]))
+    out = tmp_path_factory.mktemp("embedded") / "out"
+    export("plain", child, AutoTokenizer.from_pretrained(EMBEDDED), out, CARD, settings_of(str(EMBEDDED)))
+    return child, out
+
+
+def greedy(model: Any, ids_BT: Tensor) -> list[list[int]]:
+    mask_BT = torch.ones_like(ids_BT)
+    new: Tensor = model.generate(ids_BT, attention_mask=mask_BT, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    return new[:, ids_BT.shape[1] :].tolist()
+
+
+# Loaded by stock transformers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_child_of_every_family_loads_with_no_code_of_ours(
+    family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    parent, settings = saved(tmp_path / "parent", FAMILIES[family](vocab_size=272))
+    child, out = plain_child(parent), tmp_path / "out"
+    exported = export_plain(child, tokenizer, out, CARD, settings)
+    assert exported.max_logit_difference <= TOLERANCE
+    assert exported.notes == ()
+    assert not list(out.glob("*.py"))
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == family
+    assert config["architectures"] == settings.config.architectures
+    assert "auto_map" not in config
+    assert "per_layer_config" not in config
+    loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert loaded.config.num_hidden_layers == 4
+    with torch.no_grad():
+        logits = loaded.float()(probe_ids(272)).logits
+    assert torch.allclose(logits, logits_of(child, probe_ids(272)), atol=TOLERANCE)
+    # A plain child is a parent like any other.
+    assert load_parent(str(out)).shape.ffn_width == 16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_of_a_family_come_back_from_ours(family: str) -> None:
+    own = random_model(FAMILIES[family]()).state_dict()
+    back = family_names(family, own_names(family, own))
+    assert back.keys() == own.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in own.items())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_tied_as_the_parent_has_it(tied: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    parent, settings = saved(tmp_path / "parent", FAMILIES["qwen3"](vocab_size=272, tie_word_embeddings=tied))
+    export_plain(plain_child(parent), tokenizer, tmp_path / "out", CARD, settings)
+    assert ("lm_head.weight" in load_file(tmp_path / "out/model.safetensors")) == (not tied)
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] == tied
+
+
+def test_the_card_loads_it_without_a_flag(embedded_export: tuple[PuzzleNasForCausalLM, Path]) -> None:
+    _, out = embedded_export
+    card = (out / "README.md").read_text()
+    assert "trust_remote_code" not in card
+    assert "custom_code" not in card
+    assert "vllm serve FOLDER" in card
+    assert card.startswith("---\n")
+    assert "license: apache-2.0" in card
+
+
+def test_the_dtype_is_the_child_s(
+    llama: tuple[Parent, ParentSettings], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    child = plain_child(llama[0])
+    child.to(torch.bfloat16)
+    export_plain(child, tokenizer, tmp_path / "out", CARD, llama[1])
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_generation_settings_are_the_parent_s(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    random_model(FAMILIES["llama"](vocab_size=272)).save_pretrained(tmp_path / "parent")
+    asked = {"do_sample": True, "temperature": 0.5, "use_cache": False}
+    (tmp_path / "parent/generation_config.json").write_text(json.dumps(asked))
+    exported = export_plain(
+        plain_child(load_parent(str(tmp_path / "parent"))), tokenizer, tmp_path / "out", CARD,
+        settings_of(str(tmp_path / "parent")),
+    )  # fmt: skip
+    written = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert written["temperature"] == 0.5
+    assert "use_cache" not in written
+    assert any("KV cache" in note for note in exported.notes)
+
+
+def test_half_layers_that_make_whole_ones_are_packed_together(
+    llama: tuple[Parent, ParentSettings], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    child = child_of(llama[0], "kv4+ffn48 kv4+skip skip+ffn48 skip+skip skip+skip kv4+ffn48")
+    export_plain(child, tokenizer, tmp_path / "out", CARD, llama[1])
+    assert json.loads((tmp_path / "out/config.json").read_text())["num_hidden_layers"] == 3
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("spelling", "named"),
+    [
+        ("kv4+ffn48 kv4+ffn16 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "L1.ffn=ffn16"),
+        ("kv4+ffn48 kv4+ffn48 kv2+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "L2.attention=kv2"),
+        ("kv4+ffn48 skip+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "L1.ffn=ffn48"),
+        ("kv4+ffn48 kv4+ffn48 kv4+skip kv4+ffn48 kv4+ffn48 kv4+ffn48", "L3.attention=kv4"),
+        ("kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+skip", "L5.attention=kv4"),
+        ("linear+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "L0.attention=linear"),
+        ("window8+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "L0.attention=window8"),
+        ("kv4+linear kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "L0.ffn=linear"),
+        ("kv4+topk16 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "L0.ffn=topk16"),
+        ("kv4+fuse(ffn48,ffn48) kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "L0.ffn=fuse(ffn48,ffn48)"),
+        ("kv4+ffn48|kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48", "kv4+ffn48|kv4+ffn48"),
+        ("skip+skip skip+skip skip+skip skip+skip skip+skip skip+skip", "no layer left"),
+    ],
+)
+def test_what_a_plain_checkpoint_cannot_carry_is_refused_by_name(
+    spelling: str, named: str, llama: tuple[Parent, ParentSettings], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UnsupportedExportError) as refused:
+        export_plain(child_of(llama[0], spelling), tokenizer, tmp_path / "out", CARD, llama[1])
+    assert named in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_without_kv_heads_is_refused_before_any_work(tmp_path: Path) -> None:
+    parent, _ = saved(tmp_path, FAMILIES["gpt2"](vocab_size=272))
+    with pytest.raises(UnsupportedExportError, match="as many KV heads as heads, 8"):
+        check_format("plain", [Choice(0, "attention", Subblock("kv", "2"))], parent.model.config)
+    check_format("plain", [Choice(0, "block", Block(SKIP, SKIP))], parent.model.config)
+
+
+def test_a_checkpoint_that_is_not_the_child_is_refused(
+    llama: tuple[Parent, ParentSettings], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The parent's file says another RoPE than the child computes with."""
+    parent, settings = llama
+    child = plain_child(parent)
+    child.config.rope_parameters = {"rope_type": "default", "rope_theta": 3.0}
+    with pytest.raises(ExportMismatchError, match="logits"):
+        export_plain(child, tokenizer, tmp_path / "out", CARD, settings)
+    assert not (tmp_path / "out").exists()
+
+
+# Taken by what builds on transformers
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_peft_adapts_a_plain_child(embedded_export: tuple[PuzzleNasForCausalLM, Path]) -> None:
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(embedded_export[1])
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights="gaussian"))
+    optimizer = torch.optim.SGD([one for one in adapted.parameters() if one.requires_grad], lr=0.5)
+    ids_BT = probe_ids(model.config.vocab_size)
+    before = adapted(ids_BT, labels=ids_BT).loss
+    before.backward()
+    optimizer.step()
+    assert adapted(ids_BT, labels=ids_BT).loss < before
+
+
+def test_lm_eval_scores_a_plain_child_as_it_scores_ours(
+    embedded_export: tuple[PuzzleNasForCausalLM, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    child, out = embedded_export
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "def f(x):\n    return x + 1\n"}) + "\n")
+    (tmp_path / "toy.yaml").write_text(
+        "task: toy\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'text.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        "metric_list: [{metric: word_perplexity}]\n"
+    )
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+
+    def perplexity(model: Any) -> float:
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu", max_length=64, dtype="float32")
+        found = simple_evaluate(model=lm, tasks=["toy"], bootstrap_iters=0, task_manager=tasks)
+        return float(found["results"]["toy"]["word_perplexity,none"])
+
+    assert perplexity(str(out)) == pytest.approx(perplexity(child.float()), rel=1e-4)
+
+
+def test_vllm_gives_the_greedy_tokens_of_a_plain_child(
+    embedded_export: tuple[PuzzleNasForCausalLM, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = pytest.importorskip("vllm")
+    for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}.items():
+        monkeypatch.setenv(name, value)
+    child, out = embedded_export
+    ids_BT = probe_ids(child.config.vocab_size)
+    engine = vllm.LLM(str(out), dtype="float32", enforce_eager=True, max_model_len=64)
+    settings = vllm.SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    answers = engine.generate([{"prompt_token_ids": row} for row in ids_BT.tolist()], settings)
+    child.generation_config.eos_token_id = None
+    assert [list(answer.outputs[0].token_ids) for answer in answers] == greedy(child.float(), ids_BT)

@@ -204,9 +204,11 @@ class Search:
         with opened(self.db, "write", self.progress) as store:
             return self._trial(build_trial(store, store.find_search(self.id), found.row, self._console, time))
 
-    def export(self, trial: Trial | int, out: str | Path, *, format: str = "hf") -> "Exported":
+    def export(
+        self, trial: Trial | int, out: str | Path, *, format: str = "hf", dtype: str | None = None
+    ) -> "Exported":
         """Write a built trial's child as a folder that transformers ("hf") or vLLM ("decilm") loads, load it again, and
-        compare logits.
+        compare logits. `dtype`: float32, bfloat16 or float16; None: the one that the search's scenario serves in.
 
         Raises FileNotFoundError where the trial is not built, FileExistsError where `out` is taken.
         """
@@ -217,7 +219,7 @@ class Search:
             import nas.terminal.quiet  # noqa: F401
             from nas.stages.export import export_trial
         with opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
-            return export_trial(store, number, format, Path(out))
+            return export_trial(store, number, format, Path(out), dtype)
 
     def report(self, out: str | Path = "report.html", trial: Trial | int | None = None) -> Path:
         """Write one HTML page that opens offline. `trial`: the one to show beside the parent; None: the last built."""

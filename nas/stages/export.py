@@ -3,7 +3,7 @@ row."""
 
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
+import torch
 
 from blocklib.block import Architecture
 from blocklib.hub import folder_of
@@ -12,10 +12,11 @@ from blocklib.parent import child_config, model_with, own_shape
 from cost_models.engines.torch_eager import torch_dtype
 from db import models
 from db.store import Store
+from nas.errors import UnsupportedExportError
 from nas.export.exported import Exported
 from nas.export.formats import export
 from nas.export.parent_settings import settings_of
-from nas.export.published import published_name
+from nas.export.published import card_data
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
 from nas.job.stored import request_of, scenario_in
@@ -24,24 +25,34 @@ from nas.terminal.printable import printable
 from nas.text.tokenizer import load_tokenizer
 from nas.view.table import comparison, markdown
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""The types that the weights of an `hf` or `decilm` export can have."""
 
-def export_trial(store: Store, trial_id: int, format: str, out: Path) -> Exported:
-    """Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what the
-    format's exporter raises."""
+
+def export_trial(store: Store, trial_id: int, format: str, out: Path, dtype: str | None = None) -> Exported:
+    """Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what
+    `deliver` raises."""
     trial = store.trial(trial_id)
     search = store.find_search(trial.search_id)
-    return deliver(home_of(store, search), search, trial, format, out)
+    return deliver(home_of(store, search), search, trial, format, out, dtype)
 
 
-def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, format: str, out: Path) -> Exported:
-    """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
-    settings, and a card that holds the comparison."""
+def deliver(
+    home: Path, search: models.SearchRow, trial: models.TrialRow, format: str, out: Path, dtype: str | None = None
+) -> Exported:
+    """Export the child in that home, with the parent's tokenizer and generation settings, and a card that holds the
+    comparison. `dtype` None: the one it is to be served in, as the search's scenario says.
+
+    Raises UnsupportedExportError for an unknown dtype, and what the format's exporter raises.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UnsupportedExportError(f"dtype {dtype!r}: a child is written in {', '.join(DTYPES)}")
     child = as_assembled(load_child(child_file(home, trial.child_key)))
-    child.to(dtype=torch_dtype(scenario_in(search)))  # type: ignore[call-arg]
+    child.to(dtype=getattr(torch, dtype) if dtype else torch_dtype(scenario_in(search)))  # type: ignore[call-arg]
     allowed = request_of(search).allows_remote_code
     folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
-    return export(format, child, tokenizer, out, _card(search, trial), settings_of(str(folder)))
+    return export(format, child, tokenizer, out, _card(search, trial, folder), settings_of(str(folder)))
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
@@ -53,6 +64,6 @@ def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
     )
 
 
-def _card(search: models.SearchRow, trial: models.TrialRow) -> str:
-    known = ModelCardData(base_model=published_name(search.parent), library_name="transformers", tags=["puzzle-nas"])
+def _card(search: models.SearchRow, trial: models.TrialRow, folder: Path) -> str:
+    known = card_data(search.parent, folder)
     return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n"

@@ -138,7 +138,7 @@ def export(
     trial: TrialNumber,
     format: Annotated[str, typer.Option("--format", help="The format: hf or decilm.")] = "hf",
     out: Annotated[Path, typer.Option("--out", help="The new or empty folder to write.")] = ...,  # type: ignore[assignment]
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default: as served.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; or as served.")] = None,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -148,9 +148,7 @@ def export(
 
     Example: nas export 3 --format hf --dtype bfloat16 --out ./child
     """
-    done = nas.of_trial(trial, db=db, progress=talk_beside(as_json)).export(
-        trial, out, format=format, dtype=dtype
-    )
+    done = nas.of_trial(trial, db=db, progress=talk_beside(as_json)).export(trial, out, format=format, dtype=dtype)
     if as_json:
         print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
                      "max_logit_difference": done.max_logit_difference})  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from blocklib.checkpoint import read_json
+from nas.export.parent_settings import ParentSettings
 
 _CONFIG = "tokenizer_config.json"
 _TOKENIZER = (
@@ -20,8 +21,9 @@ _TOKENIZER = (
 _LICENCE = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def write_tokenizer(tokenizer: PreTrainedTokenizerBase, parent_folder: Path | None, out: Path) -> None:
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, parent: ParentSettings | None, out: Path) -> None:
     """The tokenizer's files in `out`: the parent's where there are some, the loaded tokenizer's for the rest."""
+    parent_folder = None if parent is None else parent.folder
     if parent_folder is None or not _is_whole(parent_folder):
         tokenizer.save_pretrained(out)
     if parent_folder is not None:

@@ -104,7 +104,7 @@ def export_decilm(
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _write_code(folder)
         child.generation_config.save_pretrained(folder)
-        write_tokenizer(tokenizer, parent and parent.folder, folder)
+        write_tokenizer(tokenizer, parent, folder)
         if parent is not None:
             notes += check_settings(folder, DeciLMConfig.from_pretrained(folder), parent, _CHANGED)
         write_card(folder, card, _LOADING, tags=_TAGS, notes=notes)

@@ -22,8 +22,8 @@ from nas.export.exported import Exported, files_in, whole_folder, write_card
 from nas.export.least_version import LEAST_TRANSFORMERS, checked
 from nas.export.parent_settings import ParentSettings, check_settings
 from nas.export.source import self_contained
-from nas.export.vllm_flags import serving, vllm_limits
 from nas.export.verify import compare_in_fresh_process
+from nas.export.vllm_flags import serving, vllm_limits
 
 _CONFIGURATION, _MODELING = "configuration_puzzle_nas", "modeling_puzzle_nas"
 _AUTO_MAP = {
@@ -69,7 +69,7 @@ def export_hf(
     with whole_folder(out) as folder:
         child.save_pretrained(folder)
         _add_auto_map(folder / "config.json")
-        write_tokenizer(tokenizer, parent and parent.folder, folder)
+        write_tokenizer(tokenizer, parent, folder)
         write_code(child.config, folder)
         if parent is not None:
             notes += check_settings(folder, PuzzleNasConfig.from_pretrained(folder), parent, {})

@@ -23,8 +23,7 @@ from transformers.models.llama.modeling_llama import (
 from nas.export.configuration_decilm import DeciLMConfig
 
 
-
-def sized(config: DeciLMConfig, **sizes: int) -> LlamaConfig:
+def sized(config: DeciLMConfig, **sizes: Any) -> LlamaConfig:
     """The configuration of one half of a layer."""
     shared = ("hidden_size", "num_attention_heads", "head_dim", "hidden_act", "attention_bias", "attention_dropout")
     return LlamaConfig(**{name: getattr(config, name) for name in (*shared, "mlp_bias")}, **sizes)

@@ -49,7 +49,7 @@ def _named_by_card(card: Path) -> str | list[str] | None:
     for key in _NAMES:
         value = data.get(key)
         names = value if isinstance(value, list) else [value]
-        ids = [name for name in names if _is_id(name)]
+        ids = [str(name) for name in names if _is_id(name)]
         if ids and len(ids) == len(names):
             return ids if isinstance(value, list) else str(ids[0])
     return None

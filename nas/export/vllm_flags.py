@@ -13,7 +13,8 @@ def vllm_limits(config: PuzzleNasConfig) -> tuple[str, ...]:
     missing = _missing(config)
     if not missing:
         return ()
-    return (f"vLLM has no {missing}: it runs this folder with {PLUGIN}; else export as decilm, if that carries it.",)
+    remedy = f"with {PLUGIN} it does; or export as decilm, where that carries the child"
+    return (f"vLLM alone does not run {missing}: {remedy}.",)
 
 
 def vllm_flags(config: PuzzleNasConfig) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from blocklib.ffn.dense import DenseFFN
 from blocklib.kinds import ATTENTION_MODULES, FFN, FFN_MODULES
 from blocklib.model import layer_type, new_norm
 
-_STACKED = {
+_STACKED: dict[str, tuple[str, str | int]] = {
     ".q_proj.": (".qkv_proj.", "q"),
     ".k_proj.": (".qkv_proj.", "k"),
     ".v_proj.": (".qkv_proj.", "v"),
@@ -58,7 +58,13 @@ class ServedAttention(nn.Module):
             )
         quantised = vllm_config.quant_config
         self.qkv_proj = QKVParallelLinear(
-            config.hidden_size, size, heads, kv_heads, config.qkv_bias, quant_config=quantised, prefix=f"{prefix}.qkv_proj"
+            config.hidden_size,
+            size,
+            heads,
+            kv_heads,
+            config.qkv_bias,
+            quant_config=quantised,
+            prefix=f"{prefix}.qkv_proj",
         )
         self.o_proj = RowParallelLinear(
             heads * size, config.hidden_size, config.o_bias, quant_config=quantised, prefix=f"{prefix}.o_proj"
@@ -238,7 +244,8 @@ class ServedForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Fill the parameters, and return the names of the filled ones. A name that has no place here is an error."""
-        parameters, loaded = dict(self.named_parameters()), set()
+        parameters: dict[str, Any] = dict(self.named_parameters())
+        loaded = set()
         for name, tensor in weights:
             if name == "lm_head.weight" and self.tied:
                 continue
@@ -264,7 +271,7 @@ def check_settings(config: Any, vllm_config: VllmConfig) -> None:
             )
 
 
-def _place(name: str, parameters: dict[str, nn.Parameter]) -> tuple[str, str | int | None]:
+def _place(name: str, parameters: dict[str, Any]) -> tuple[str, str | int | None]:
     """The parameter that holds a tensor of the checkpoint, and which part of it; None for the whole."""
     if name not in parameters:
         for own, (stacked, part) in _STACKED.items():

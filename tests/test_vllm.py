@@ -26,28 +26,27 @@ from nas.export.vllm_flags import vllm_flags, vllm_limits
 VLLM = os.environ.get("PUZZLE_NAS_VLLM", "")
 TOLERANCE = 1e-4
 """Of log-probabilities in float32."""
-SIZES: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4}
+GPT_SIZES: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4}
+SIZES: dict[str, Any] = GPT_SIZES | {"num_key_value_heads": 4, "head_dim": 32}
 """Heads of 32, the smallest that vLLM has on a CPU."""
-KV: dict[str, Any] = {"num_key_value_heads": 4}
 PROMPTS = [[5, 40, 17, 9, 33, 60, 2, 11, 25], [7, 19, 3], [50, 51, 52, 8, 12, 61, 30, 44, 1, 20, 6, 15]]
 
 CASES = {
-    "every dense kind": ("llama", SIZES | KV | {"head_dim": 32},
-                         "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)"),
-    "no attention": ("llama", SIZES | KV, "skip+ffn48 linear+ffn16 linear+linear skip+skip skip+ffn48 skip+ffn40"),
-    "GPT-2's layout": ("gpt2", SIZES, "skip+ffn48 kv4+ffn16 linear+linear skip+skip kv4+fuse(ffn48,ffn24)"),
-    "norms of queries": ("qwen3", SIZES | KV | {"head_dim": 32}, "skip+ffn48 kv2+ffn16 linear+linear kv1+skip kv4+ffn48 kv2+ffn48"),
-    "in parallel": ("llama", SIZES | KV, "kv2+ffn48 kv4+ffn48|kv4+ffn48 kv4+ffn48 kv4+ffn48 skip+ffn48"),
-    "sparse": ("llama", SIZES | KV, "skip+moe4x12k2 kv4+sigma_moe4x12k2 kv2+fff2x8 kv4+dip50 linear+topk20 kv1+pkm6x2k4"),
-}  # fmt: skip
+    "every dense kind": ("llama", "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)"),
+    "no attention": ("llama", "skip+ffn48 linear+ffn16 linear+linear skip+skip skip+ffn48 skip+ffn40"),
+    "GPT-2's layout": ("gpt2", "skip+ffn48 kv4+ffn16 linear+linear skip+skip kv4+fuse(ffn48,ffn24)"),
+    "norms of queries": ("qwen3", "skip+ffn48 kv2+ffn16 linear+linear kv1+skip kv4+ffn48 kv2+ffn48"),
+    "in parallel": ("llama", "kv2+ffn48 kv4+ffn48|kv4+ffn48 kv4+ffn48 kv4+ffn48 skip+ffn48"),
+    "sparse": ("llama", "skip+moe4x12k2 kv4+sigma_moe4x12k2 kv2+fff2x8 kv4+dip50 linear+topk20 kv1+pkm6x2k4"),
+}
 DECILM = "skip+ffn48 kv2+skip skip+ffn16 kv1+fuse(ffn48,ffn24) kv4+ffn48"
 
 in_vllm = pytest.mark.skipif(not VLLM, reason="PUZZLE_NAS_VLLM names no Python with vLLM")
 
 
 def child_for(case: str) -> PuzzleNasForCausalLM:
-    family, sizes, spelling = CASES[case]
-    return child_of(random_parent(family, **sizes), spelling)
+    family, spelling = CASES[case]
+    return child_of(random_parent(family, **(GPT_SIZES if family == "gpt2" else SIZES)), spelling)
 
 
 def answers(folder: Path, settings: dict[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -96,16 +95,14 @@ def test_the_plugin_runs_it(case: str, tmp_path: Path) -> None:
 
 @in_vllm
 def test_stock_vllm_runs_a_child_with_attention_in_every_layer(tmp_path: Path) -> None:
-    sizes = SIZES | KV | {"head_dim": 32}
-    child = child_of(random_parent("llama", **sizes), "kv2+ffn16 kv4+skip kv1+linear kv4+ffn48 kv2+ffn40 kv4+ffn48")
+    child = child_of(random_parent("llama", **SIZES), "kv2+ffn16 kv4+skip kv1+linear kv4+ffn48 kv2+ffn40 kv4+ffn48")
     export_hf(child, tokenizer(), tmp_path / "child", "# A child")
     check(child, tmp_path / "child", "TransformersForCausalLM", {"enforce_eager": True}, VLLM_PLUGINS="none")
 
 
 @in_vllm
 def test_stock_vllm_runs_decilm(tmp_path: Path) -> None:
-    sizes = SIZES | KV | {"head_dim": 32, "attention_bias": False, "mlp_bias": False}
-    child = child_of(random_parent("llama", **sizes), DECILM)
+    child = child_of(random_parent("llama", **SIZES, attention_bias=False, mlp_bias=False), DECILM)
     export_decilm(child, tokenizer(), tmp_path / "child", "# A child")
     check(child, tmp_path / "child", "DeciLMForCausalLM", {"enforce_eager": True}, VLLM_PLUGINS="none")
 

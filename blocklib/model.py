@@ -147,10 +147,9 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        cache = past_key_values if cache is None else cache
+        cache = kwargs.pop("past_key_values", cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds

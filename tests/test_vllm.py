@@ -132,5 +132,5 @@ def test_a_child_that_stock_vllm_lacks_says_so() -> None:
 
 
 def test_registering_imports_neither_torch_nor_vllm() -> None:
-    code = "import sys, nas.vllm_plugin; assert not {'torch', 'vllm', 'transformers'} & sys.modules.keys()"
+    code = "import sys, nas.vllm_plugin.registration; assert not {'torch', 'vllm', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from blocklib.checkpoint import WEIGHTS, read_configuration, weight_map
 from blocklib.errors import CheckpointError
 
-_SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
 _CODE = "*.py"
 
 

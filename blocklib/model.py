@@ -7,6 +7,7 @@ exporter copies these classes, as text, into the directory it writes. Layers wit
 `layer_types` entry is `moe`, which is how transformers marks a layer the cache must not count.
 """
 
+import inspect
 from dataclasses import field
 from typing import Any
 
@@ -22,6 +23,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
+
+# transformers called the cache `past_key_values` before 5.24. Its own functions and outputs take the name of the time.
+CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 
 class PuzzleNasConfig(LlamaConfig):
@@ -145,6 +149,7 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
+        cache = kwargs.pop("past_key_values", cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -165,7 +170,7 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
                 common: dict[str, Any] = {
                     "inputs_embeds": hidden_states,
                     "attention_mask": attention_mask,
-                    "cache": cache,
+                    CACHE_NAME: cache,
                     "position_ids": position_ids,
                 }
                 if window is None:
@@ -181,7 +186,8 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
                 cache=cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), cache=cache)
+        outputs: dict[str, Any] = {"last_hidden_state": self.norm(hidden_states), CACHE_NAME: cache}
+        return BaseModelOutputWithPast(**outputs)
 
 
 class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):

@@ -217,11 +217,19 @@ class Search:
             return self._trial(with_real_kls(store, row))
 
     def export(
-        self, trial: Trial | int, out: str | Path, *, format: str = "hf", precision: str | None = None
+        self,
+        trial: Trial | int,
+        out: str | Path,
+        *,
+        format: str = "hf",
+        precision: str | None = None,
+        dtype: str | None = None,
     ) -> "Exported":
         """Write a built trial's child as a folder that transformers ("hf"), vLLM ("decilm"), llama.cpp ("gguf") or
-        whatever loads its parent ("plain") loads, load it again, and compare logits. `precision`: of a GGUF file, such
-        as "q8_0".
+        whatever loads its parent ("plain") loads, load it again, and compare logits.
+
+        `precision`: of a GGUF file, such as "q8_0". `dtype`: of the other formats, float32, bfloat16 or float16. None:
+        what the search's scenario serves in.
 
         Raises FileNotFoundError where the trial is not built, FileExistsError where `out` is taken.
         """
@@ -230,9 +238,10 @@ class Search:
             raise NotFoundError("the trial is not kept, as its database can only be read: solve in a copy of it")
         with loading(self._console, f"export {number}"):
             import nas.terminal.quiet  # noqa: F401
+            from nas.export.formats import Target
             from nas.stages.export import export_trial
         with opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
-            return export_trial(store, number, format, Path(out), precision)
+            return export_trial(store, number, Target(format, precision, dtype), Path(out))
 
     def report(self, out: str | Path = "report.html", trial: Trial | int | None = None) -> Path:
         """Write one HTML page that opens offline. `trial`: the one to show beside the parent; None: the last built."""

@@ -35,7 +35,7 @@ from nas.errors import ExportMismatchError, UnsupportedExportError
 from nas.export.decilm import export_decilm, ffn_size
 from nas.export.exported import Exported, whole_folder
 from nas.export.hf import export_hf, write_code
-from nas.export.read_decilm import width_of
+from nas.export.modeling_decilm import width_of
 from nas.export.verify import TOLERANCE
 
 EVERY_KIND = (

@@ -23,6 +23,7 @@ MAY_IMPORT = {
 ROOMS_OF_NAS = (
     *("errors", "terminal", "job", "files", "text", "cluster", "export", "scoring", "solve", "view", "stages"),
     *("compare", "tables", "report", "pipeline", "answers", "trial_query", "submitted", "search", "api", "cli"),
+    "vllm_plugin",
 )
 """Each may import those before it, and no other."""
 ROOT_ERROR = "nas.errors.NasError"

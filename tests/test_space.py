@@ -1,5 +1,7 @@
 """A space is spelled out for the parent at hand: its own first, nothing twice, nothing it cannot hold."""
 
+from dataclasses import replace
+
 import pytest
 from small_costs import config_of
 
@@ -52,6 +54,18 @@ def test_pairs_are_every_two_and_a_dropped_block_is_one_of_them() -> None:
     assert blocks == [Block.parse(text) for text in ("kv1+ffn16", "kv1+skip", "skip+ffn16", "skip+skip")]
     assert "L0.block=skip+skip" in spelled(space(drop_blocks=True))
     assert "L0.block=skip+skip" not in spelled(space(**asked))
+
+
+def test_a_decilm_child_starts_with_attention_and_has_widths_that_every_engine_reads() -> None:
+    shape = replace(SHAPE, ffn_width=1536)
+    asked = space(attention=["kv1", "skip"], ffn=["60%", "skip"], pairs=True, drop_blocks=True)
+    found = choices(asked, shape, format="decilm")
+    first, second = ({str(c).split("=")[1] for c in found if c.layer == layer} for layer in (0, 1))
+    assert second - first == {"skip+skip", "skip+ffn1024"}  # 922 rounds to four times 256.
+    skipped = [str(c) for c in found if str(c).endswith("attention=skip")]
+    assert skipped == [f"L{layer}.attention=skip" for layer in (1, 2, 3)]
+    assert "L0.ffn=skip" in map(str, found)
+    assert "L0.ffn=ffn920" in map(str, choices(asked, shape))
 
 
 def test_a_pair_is_made_of_what_the_library_holds() -> None:

@@ -40,7 +40,7 @@ COMMANDS = {
     ],
     "show": ["TRIAL", "--db", "--json"],
     "build": ["TRIAL", "--time/--no-time", "--db", "--json"],
-    "export": ["TRIAL", "--format", "--out", "--precision", "--db", "--json"],
+    "export": ["TRIAL", "--format", "--out", "--precision", "--dtype", "--db", "--json"],
     "report": ["SEARCH", "--out", "--trial", "--db"],
     "measure": ["JOB", "--out", "--engine", "--dtype", "--json"],
     "costs export": ["SEARCH", "--out", "--db", "--json"],

@@ -15,6 +15,7 @@ import nas
 from nas.cli.arguments import AsJson, Db, SearchName, TrialNumber
 from nas.cli.cluster import logs, status, stop, submit
 from nas.cli.costs import costs, measure
+from nas.cli.export import export
 from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
 from nas.cli.solve import compare, pareto, pool, solve
 from nas.cli.trials import trials
@@ -133,41 +134,7 @@ def build(
     console.print(f"\nTo export it: nas export {built.id} --out DIR", soft_wrap=True)
 
 
-@app.command()
-def export(
-    trial: TrialNumber,
-    format: Annotated[str, typer.Option("--format", help="The format: hf, decilm or gguf.")] = "hf",
-    out: Annotated[Path, typer.Option("--out", help="The new or empty folder to write.")] = ...,  # type: ignore[assignment]
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            "--precision",
-            help="The type of a GGUF file's weights: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, q6_k, q5_k, "
-            "q4_k, q3_k or q2_k. Default: the scenario's, if llama.cpp serves; else f16.",
-        ),
-    ] = None,
-    db: Db = None,
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Export a built trial's child for an inference engine.
-
-    The command reloads the directory that it wrote, and compares logits with the child's.
-
-    Example: nas export 3 --format gguf --precision q8_0 --out ./child
-    """
-    done = nas.of_trial(trial, db=db, progress=talk_beside(as_json)).export(
-        trial, out, format=format, precision=precision
-    )
-    if as_json:
-        print_json({"folder": str(done.folder), "format": done.format, "files": done.files, "notes": done.notes,
-                     "max_logit_difference": done.max_logit_difference})  # fmt: skip
-        return
-    console.print(
-        f"{done.folder}: {done.format}, reloaded; logits differ by at most {done.max_logit_difference:.1e}",
-        soft_wrap=True,
-    )
-    for note in done.notes:
-        console.print(note)
+app.command()(export)
 
 
 @app.command()

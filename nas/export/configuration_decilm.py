@@ -2,7 +2,7 @@
 
 Engines that run `DeciLMForCausalLM` read `block_configs` as objects (`block_configs[3].ffn.no_op`), but have no
 configuration class for the model type. So every such folder carries its own. It needs only transformers, version 4 or
-5.
+5; the model beside it needs a newer one and says which.
 """
 
 from types import SimpleNamespace

@@ -5,8 +5,9 @@ Llama-3.1-Nemotron-Ultra-253B): every layer has grouped attention or none, and a
 subblocks are packed into as few layers as possible; a fused run is one wide FFN. The export refuses whatever one of the
 three engines would refuse, or would load and compute wrongly.
 
-Each export is checked: `nas/export/read_decilm.py`, a reader written from the engines' sources, reloads it, and its
-logits are compared with the child's. The engines themselves are not run.
+The folder also carries `modeling_decilm.py`, written from the engines' sources, with which transformers, lm_eval and
+PEFT load it. Each export is reloaded through that file in a fresh process and compared with the child. Exports of every
+form were run once in vLLM 0.32 on a CPU, and gave the child's tokens; `tests/test_vllm.py` repeats that where vLLM is.
 """
 
 import json
@@ -20,7 +21,7 @@ import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from blocklib.block import SKIP, Choice, Parallel, Subblock
 from blocklib.formats.subblocks import Layer, repack, subblocks_of, tensors_of
@@ -28,26 +29,46 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
 from nas.errors import UnsupportedExportError
-from nas.export import configuration_decilm
+from nas.export import configuration_decilm, modeling_decilm
+from nas.export.carried_files import write_tokenizer
 from nas.export.configuration_decilm import DeciLMConfig
 from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.least_version import LEAST_TRANSFORMERS, checked
+from nas.export.modeling_decilm import width_of
 from nas.export.parent_settings import ParentSettings, check_settings
-from nas.export.read_decilm import WIDTH_MULTIPLE, read_decilm, width_of
-from nas.export.verify import SAMPLE_TEXT, logit_difference, logits_of, probe_ids, same_tokens
+from nas.export.verify import compare_in_fresh_process
 
 _CARRIED_ROTARY = ("default", "linear", "llama3")
+_TAGS = ("nemotron-nas", "custom_code")
+_WIDTH_MULTIPLE = 256
+"""Every width that an `ffn_mult` can mean is a multiple of it."""
 _CHANGED = {
     "block_configs": "the child's blocks",
     "intermediate_size": "set for each block",
     "num_key_value_heads": "set for each block",
 }
 """Fields of config.json that differ from the parent's because of this format, each with its reason."""
-_LOADING = """
-```
-vllm serve FOLDER --trust-remote-code
+_AUTO_MAP = {
+    "AutoConfig": "configuration_decilm.DeciLMConfig",
+    "AutoModel": "modeling_decilm.DeciLMModel",
+    "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
+}
+_LOADING = f"""
+In transformers, version {LEAST_TRANSFORMERS} or newer, and so in lm_eval and PEFT:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ```
 
-The flag lets the engine run `configuration_decilm.py`; the model's own code is the engine's.
+In vLLM, by its own code for this format (the flag lets it run `configuration_decilm.py`):
+
+```
+vllm serve FOLDER --trust-remote-code
+python -m vllm.entrypoints.openai.api_server --model FOLDER --trust-remote-code    # the same, in older versions
+```
 """
 
 
@@ -58,10 +79,10 @@ def export_decilm(
     card: str,
     parent: ParentSettings | None = None,
 ) -> Exported:
-    """Write the child to `out`, reload it through the reference reader, and compare logits to 1e-4 in float32.
+    """Write the child to `out`, reload it in a fresh process that cannot import this package, and compare as for `hf`.
 
     The child generates with the settings of `parent`. Every field of the configurations that differs must be on the
-    list of allowed differences. No engine runs here, so the tokens that `generate` reads are not counted.
+    list of allowed differences.
 
     `card` is Markdown, with YAML front matter or without. `notes` of the result say which engines cannot load it.
 
@@ -81,20 +102,16 @@ def export_decilm(
         save_torch_state_dict(tensors_of(child, layers), folder)
         config = _config(child, layers, rotary)
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        shutil.copy(configuration_decilm.__file__, folder / "configuration_decilm.py")
+        _write_code(folder)
         child.generation_config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        written = DeciLMConfig.from_pretrained(folder)
+        write_tokenizer(tokenizer, parent, folder)
         if parent is not None:
-            notes += check_settings(folder, written, parent, _CHANGED)
-        write_card(folder, card, _LOADING, tags=["nemotron-nas"], notes=notes)
-        ids_BT = probe_ids(child.config.vocab_size)
-        difference = logit_difference(logits_of(child, ids_BT), read_decilm(folder)(ids_BT), "the DeciLM export")
-        # With the configuration given, transformers does not run the folder's own code to find it. The tokenizer has
-        # code of its own only if the job allowed that.
-        is_code = type(tokenizer)._auto_class is not None
-        reloaded = AutoTokenizer.from_pretrained(folder, config=written, trust_remote_code=is_code)
-        same_tokens(tokenizer, reloaded(SAMPLE_TEXT)["input_ids"], "the exported tokenizer, reloaded,")
+            notes += check_settings(folder, DeciLMConfig.from_pretrained(folder), parent, _CHANGED)
+        write_card(folder, card, _LOADING, tags=_TAGS, notes=notes)
+        difference, told = compare_in_fresh_process(child, tokenizer, folder)
+        if told:
+            notes += told
+            write_card(folder, card, _LOADING, tags=_TAGS, notes=notes)
     return Exported(out, "decilm", difference, files_in(out), notes)
 
 
@@ -147,13 +164,21 @@ def _ffn_fault(subblock: Subblock, shape: Shape, activation: str) -> str:
     return ""
 
 
+def _write_code(folder: Path) -> None:
+    """Copy the configuration, which any transformers reads, and the model, which looks for it beside itself."""
+    shutil.copy(configuration_decilm.__file__, folder / "configuration_decilm.py")
+    model = Path(modeling_decilm.__file__).read_text(encoding="utf-8")
+    beside = model.replace("from nas.export.configuration_decilm", "from .configuration_decilm")
+    (folder / "modeling_decilm.py").write_text(checked(beside), encoding="utf-8")
+
+
 def _notes(layers: tuple[Layer, ...]) -> tuple[str, ...]:
     notes = []
-    odd = sorted({_width(layer.ffn) for layer in layers if layer.ffn and _width(layer.ffn) % WIDTH_MULTIPLE})
+    odd = sorted({_width(layer.ffn) for layer in layers if layer.ffn and _width(layer.ffn) % _WIDTH_MULTIPLE})
     if odd:
         notes.append(
             f"FFN widths {', '.join(map(str, odd))} are written as intermediate_size, which vLLM reads; SGLang and "
-            f"TensorRT-LLM need multiples of {WIDTH_MULTIPLE}."
+            f"TensorRT-LLM need multiples of {_WIDTH_MULTIPLE}."
         )
     if layers[0].attention is None:
         notes.append(
@@ -190,7 +215,7 @@ def _config(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...], rotary: dict
     written: dict[str, Any] = {name: getattr(config, name) for name in kept} | {
         "architectures": ["DeciLMForCausalLM"],
         "attention_bias": False,
-        "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
+        "auto_map": _AUTO_MAP,
         "block_configs": [_block(layer, shape) for layer in layers],
         "intermediate_size": None,
         "mlp_bias": False,

@@ -31,14 +31,16 @@ FORMATS: dict[str, Exporter] = {
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be written: a format, and for GGUF the type of most matrices. None: what the scenario serves in, if
-    llama.cpp serves, else f16."""
+    """What is to be written. `precision` is the type of most matrices of a GGUF file; None: what the scenario serves
+    in, if llama.cpp serves, else f16. `dtype` is the type of the weights in other formats; None: what the scenario
+    serves in."""
 
     format: str
     precision: str | None = None
+    dtype: str | None = None
 
     def __str__(self) -> str:
-        return self.format if self.precision is None else f"{self.format}-{self.precision}"
+        return "-".join(part for part in (self.format, self.precision, self.dtype) if part is not None)
 
 
 def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
@@ -56,6 +58,8 @@ def exporter(target: Target) -> Exporter:
     """The function that writes it. Raises UnsupportedExportError for a format that there is not, and for a precision
     beside another format than GGUF."""
     format, precision = target.format, target.precision
+    if target.dtype is not None and format == "gguf":
+        raise UnsupportedExportError(f"dtype {target.dtype}: a GGUF file has a precision instead, such as q8_0")
     if format not in FORMATS:
         raise UnsupportedExportError(f"there is no export format {format!r}; formats: {', '.join(FORMATS)}")
     if precision is None:

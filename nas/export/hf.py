@@ -17,10 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM, PuzzleNasModel
+from nas.export.carried_files import write_tokenizer
 from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.least_version import LEAST_TRANSFORMERS, checked
 from nas.export.parent_settings import ParentSettings, check_settings
 from nas.export.source import self_contained
 from nas.export.verify import compare_in_fresh_process
+from nas.export.vllm_flags import serving, vllm_limits
 
 _CONFIGURATION, _MODELING = "configuration_puzzle_nas", "modeling_puzzle_nas"
 _AUTO_MAP = {
@@ -28,7 +31,9 @@ _AUTO_MAP = {
     "AutoModel": f"{_MODELING}.PuzzleNasModel",
     "AutoModelForCausalLM": f"{_MODELING}.PuzzleNasForCausalLM",
 }
-_LOADING = """
+_LOADING = f"""
+In transformers, version {LEAST_TRANSFORMERS} or newer, and so in lm_eval and PEFT:
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,6 +41,7 @@ model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ```
 """
+_TAGS = ("custom_code",)
 
 
 def export_hf(
@@ -57,21 +63,22 @@ def export_hf(
     Raises FileExistsError where `out` is not empty, ExportMismatchError where the reloaded model is not the child.
     After an error nothing is left behind.
     """
-    notes: tuple[str, ...] = ()
+    notes = vllm_limits(child.config)
     if parent is not None:
         child.generation_config = deepcopy(parent.generation.settings)
     with whole_folder(out) as folder:
         child.save_pretrained(folder)
         _add_auto_map(folder / "config.json")
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, parent, folder)
         write_code(child.config, folder)
         if parent is not None:
             notes += check_settings(folder, PuzzleNasConfig.from_pretrained(folder), parent, {})
-        write_card(folder, card, _LOADING, ["custom_code"], notes)
+        loading = _LOADING + serving(child.config)
+        write_card(folder, card, loading, _TAGS, notes)
         difference, told = compare_in_fresh_process(child, tokenizer, folder)
         if told:
             notes += told
-            write_card(folder, card, _LOADING, ["custom_code"], notes)
+            write_card(folder, card, loading, _TAGS, notes)
     return Exported(out, "hf", difference, files_in(out), notes)
 
 
@@ -86,8 +93,8 @@ def write_code(config: PuzzleNasConfig, folder: Path) -> None:
     modelling = self_contained(
         [PuzzleNasModel, PuzzleNasForCausalLM], _modules_used(config), {"PuzzleNasConfig": f".{_CONFIGURATION}"}
     )
-    (folder / f"{_CONFIGURATION}.py").write_text(f"{header}\n{configuration}", encoding="utf-8")
-    (folder / f"{_MODELING}.py").write_text(f"{header}\n{modelling}", encoding="utf-8")
+    (folder / f"{_CONFIGURATION}.py").write_text(checked(f"{header}\n{configuration}"), encoding="utf-8")
+    (folder / f"{_MODELING}.py").write_text(checked(f"{header}\n{modelling}"), encoding="utf-8")
 
 
 def _modules_used(config: PuzzleNasConfig) -> dict[str, dict[str, type[nn.Module]]]:
@@ -103,5 +110,8 @@ def _modules_used(config: PuzzleNasConfig) -> dict[str, dict[str, type[nn.Module
 
 def _add_auto_map(config_file: Path) -> None:
     # transformers writes an auto_map only for classes whose own file it copies beside it.
-    config = json.loads(config_file.read_text(encoding="utf-8")) | {"auto_map": _AUTO_MAP}
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {
+        "auto_map": _AUTO_MAP,
+        "least_transformers": LEAST_TRANSFORMERS,
+    }
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

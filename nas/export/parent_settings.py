@@ -30,6 +30,7 @@ CHANGED = {
     "id2label": "a classifier's head has it; a language model has none",
     "is_encoder_decoder": "a decoder alone",
     "label2id": "a classifier's head has it; a language model has none",
+    "least_transformers": "the oldest version that runs the folder's code",
     "layer_norm": "what the parent's class computes",
     "layer_types": "what the cache keeps of each layer",
     "learned_positions": "what the parent's class computes",
@@ -108,17 +109,20 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class ParentSettings:
-    """The parent's configuration, and its generation settings as far as a child can keep them."""
+    """The parent's configuration, its generation settings as far as a child can keep them, and the folder with its
+    files; None where it has no folder here."""
 
     config: PretrainedConfig
     generation: Carried
+    folder: Path | None = None
 
 
 def settings_of(checkpoint: str) -> ParentSettings:
     """Read a checkpoint, a folder or a hub id, and run no code of it. Raises CheckpointError if that fails."""
     with reading(Path(checkpoint, "config.json"), "correct it"):
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    return ParentSettings(config, generation_of(checkpoint))
+    folder = Path(checkpoint)
+    return ParentSettings(config, generation_of(checkpoint), folder if folder.is_dir() else None)
 
 
 def check_settings(

@@ -21,6 +21,7 @@ from blocklib.formats.subblocks import Layer, repack, subblocks_of, tensors_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from nas.errors import UnsupportedExportError
+from nas.export.carried_files import write_tokenizer
 from nas.export.exported import Exported, files_in, whole_folder, write_card
 from nas.export.parent_settings import ParentSettings, check_settings
 from nas.export.verify import compare_in_fresh_process
@@ -77,7 +78,7 @@ def export_plain(
     loading = _LOADING.format(flag=", trust_remote_code=True" if has_code else "", architecture=type(model).__name__)
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, parent, folder)
         notes = check_settings(folder, AutoConfig.from_pretrained(folder), parent, _CHANGED)
         write_card(folder, card, loading, [], notes)
         difference, told = compare_in_fresh_process(child, tokenizer, folder, remote_code=False)

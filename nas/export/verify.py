@@ -63,18 +63,23 @@ def same_tokens(tokenizer: PreTrainedTokenizerBase, reloaded: list[int], target:
 
 
 def compare_in_fresh_process(
-    child: PuzzleNasForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, remote_code: bool = True
+    child: PuzzleNasForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    remote_code: bool = True,
+    python: str = sys.executable,
 ) -> tuple[float, tuple[str, ...]]:
     """Reload the folder in a process that cannot import this package (`reload.py`), and compare it with the child.
 
-    `remote_code`: whether the model is code in the folder, which transformers runs only if it is told to. Returns the
+    `python` is the interpreter of that process. `remote_code`: whether the model is code in the folder, which
+    transformers runs only if it is told to. Returns the
     largest difference of logits, and notes on what a user will meet. Raises ExportMismatchError.
     """
     ids_BT = probe_ids(child.config.vocab_size)
     question = {
         "ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads(), "remote_code": remote_code,
     }  # fmt: skip
-    answer = _ask_fresh_process(folder, question)
+    answer = _ask_fresh_process(python, folder, question)
     for fault in ("missing_keys", "unexpected_keys"):
         if answer[fault]:
             raise ExportMismatchError(
@@ -122,7 +127,7 @@ def check_work(prompt: int, used: Mapping[str, Any]) -> None:
         )
 
 
-def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]:
+def _ask_fresh_process(python: str, folder: Path, question: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="puzzle-nas-export-") as scratch:
         asked, answered = Path(scratch, "question.pt"), Path(scratch, "answer.pt")
         torch.save(question, asked)
@@ -130,7 +135,7 @@ def _ask_fresh_process(folder: Path, question: dict[str, Any]) -> dict[str, Any]
         # transformers copies the folder's code to a cache under the folder's name. It must not find an old copy there.
         environment = os.environ | {"HF_MODULES_CACHE": str(Path(scratch, "modules")), "HF_HUB_OFFLINE": "1"}
         process = subprocess.run(
-            [sys.executable, "-I", "-X", "utf8", str(script), str(folder.absolute()), str(asked), str(answered)],
+            [python, "-I", "-X", "utf8", str(script), str(folder.absolute()), str(asked), str(answered)],
             cwd=scratch,
             env=environment,
             stdin=subprocess.DEVNULL,  # Nobody can answer a prompt here.

@@ -12,16 +12,20 @@ from nas.job.sections import FuseSection, Space
 from nas.job.values import Share, SpaceOption
 
 
-def choices(space: Space, shape: Shape, dependency: Matrix | None = None) -> tuple[Choice, ...]:
+def choices(space: Space, shape: Shape, dependency: Matrix | None = None, format: str = "hf") -> tuple[Choice, ...]:
     """Every option of every slot, the parent's own first in each, then runs, dropped blocks, pairs and windows.
 
     `dependency` is the parent's matrix (`nas/scoring/block_dependency.py`); without it every run and every window is an
-    option. Raises JobError or SubblockError, naming the option, where the parent cannot hold it.
+    option. `format` is the export's: for `decilm`, shares of a width are multiples of 256 where the parent's width is
+    one, and the first layer keeps its attention. Without it, the export would add an attention of zeros there, with a
+    head in the cache and a time that no cost of the search holds.
+
+    Raises JobError or SubblockError, naming the option, where the parent cannot hold it.
     """
     attentions = _distinct(
-        [Subblock("kv", str(shape.kv_heads)), *(_sized("attention", o, shape) for o in space.attention)]
+        [Subblock("kv", str(shape.kv_heads)), *(_sized("attention", o, shape, format) for o in space.attention)]
     )
-    ffns = _distinct([Subblock("ffn", str(shape.ffn_width)), *(_sized("ffn", o, shape) for o in space.ffn)])
+    ffns = _distinct([Subblock("ffn", str(shape.ffn_width)), *(_sized("ffn", o, shape, format) for o in space.ffn)])
     # A sparse FFN is worth its place only beside a dense one that does as much for a token.
     ffns = _distinct([*ffns, *filter(None, (control(ffn, shape) for ffn in ffns))])
     runs, windowed = _runs(space.fuse, shape, dependency), _windows(space.parallel, shape, dependency)
@@ -36,6 +40,8 @@ def choices(space: Space, shape: Shape, dependency: Matrix | None = None) -> tup
         found += [Choice(layer, "block", pair) for pair in pairs]
         if layer in windowed:
             found.append(Choice(layer, "block", Parallel((parent_block(shape),) * windowed[layer])))
+    if format == "decilm":
+        found = [choice for choice in found if choice.layer or _attends(choice)]
     for choice in found:
         check(choice, shape)
     return tuple(found)
@@ -82,9 +88,15 @@ def check_kinds(named: Iterable[str]) -> None:
             raise JobError(f"distill.kinds.{kind}: there is no such kind; kinds: {', '.join(known)}")
 
 
-def _sized(role: Role, option: SpaceOption, shape: Shape) -> Subblock:
+def _attends(choice: Choice) -> bool:
+    """Whether no attention that it replaces is left out."""
+    return ("attention", SKIP) not in choice.subblocks
+
+
+def _sized(role: Role, option: SpaceOption, shape: Shape, format: str) -> Subblock:
     if isinstance(option, Share):
-        option = Subblock(option.kind, str(_heads(option, shape) if role == "attention" else _width(option, shape)))
+        size = _heads(option, shape) if role == "attention" else _width(option, shape, format)
+        option = Subblock(option.kind, str(size))
     try:
         kind = kind_of(role, option)
         sized = kind.sized(option, shape)
@@ -104,10 +116,11 @@ def _heads(option: Share, shape: Shape) -> int:
     return int(heads)
 
 
-def _width(option: Share, shape: Shape) -> int:
-    """To the nearest multiple of 256 for wide parents whose own width is one, of 8 otherwise: what kernels run well and
-    derived-model formats can carry."""
-    step = 256 if shape.ffn_width % 256 == 0 and shape.ffn_width >= 2048 else 8
+def _width(option: Share, shape: Shape, format: str) -> int:
+    """To the nearest multiple of 256 where the parent's own width is one and it is wide, or the format is `decilm`,
+    which most engines read in such widths only; of 8 otherwise, which kernels run well."""
+    wide = shape.ffn_width >= 2048 or format == "decilm"
+    step = 256 if shape.ffn_width % 256 == 0 and wide else 8
     return min(shape.ffn_width, max(step, round(option.share * shape.ffn_width / step) * step))
 
 

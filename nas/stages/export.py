@@ -3,7 +3,7 @@ row."""
 
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
+import torch
 
 from blocklib.block import Architecture
 from blocklib.hub import folder_of
@@ -12,10 +12,11 @@ from blocklib.parent import child_config, model_with, own_shape
 from cost_models.engines.torch_eager import torch_dtype
 from db import models
 from db.store import Store
+from nas.errors import UnsupportedExportError
 from nas.export.exported import Exported
 from nas.export.formats import Target, exporter
 from nas.export.parent_settings import settings_of
-from nas.export.published import published_name
+from nas.export.published import card_data
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
 from nas.job.stored import request_of, scenario_in
@@ -25,29 +26,35 @@ from nas.terminal.printable import printable
 from nas.text.tokenizer import load_tokenizer
 from nas.view.table import comparison, markdown
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""The types that the weights of an `hf` or `decilm` export can have."""
 
-def export_trial(store: Store, trial_id: int, format: str, out: Path, precision: str | None = None) -> Exported:
-    """`precision` of a GGUF file; None: its default.
 
-    Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what the
-    format's exporter raises."""
+def export_trial(store: Store, trial_id: int, target: Target, out: Path) -> Exported:
+    """Raises FileNotFoundError where the trial was never built, FileExistsError where `out` is taken, and what
+    `deliver` raises."""
     trial = with_real_kls(store, store.trial(trial_id))
     search = store.find_search(trial.search_id)
-    return deliver(home_of(store, search), search, trial, Target(format, precision), out)
+    return deliver(home_of(store, search), search, trial, target, out)
 
 
 def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target: Target, out: Path) -> Exported:
-    """Export the child in that home, in the dtype it is to be served in, with the parent's tokenizer and generation
-    settings, and a card that holds the comparison."""
+    """Export the child in that home, with the parent's tokenizer and generation settings, and a card that holds the
+    comparison. Where the target names no type of weights, it is the one to be served in, as the search's scenario says.
+
+    Raises UnsupportedExportError for an unknown dtype, and what the format's exporter raises.
+    """
+    if target.dtype not in (None, *DTYPES):
+        raise UnsupportedExportError(f"dtype {target.dtype!r}: a child is written in {', '.join(DTYPES)}")
     scenario, child = scenario_in(search), as_assembled(load_child(child_file(home, trial.child_key)))
     if target.format != "gguf":  # A GGUF file is rounded once, from the weights as they are.
-        child.to(dtype=torch_dtype(scenario))  # type: ignore[call-arg]
+        child.to(dtype=getattr(torch, target.dtype) if target.dtype else torch_dtype(scenario))  # type: ignore[call-arg]
     elif target.precision is None and scenario.engine == "llama_cpp":
         target = Target("gguf", scenario.dtype)
     allowed = request_of(search).allows_remote_code
     folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
-    return exporter(target)(child, tokenizer, out, _card(search, trial), settings_of(str(folder)))
+    return exporter(target)(child, tokenizer, out, _card(search, trial, folder), settings_of(str(folder)))
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
@@ -59,8 +66,7 @@ def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
     )
 
 
-def _card(search: models.SearchRow, trial: models.TrialRow) -> str:
-    known = ModelCardData(base_model=published_name(search.parent), library_name="transformers", tags=["puzzle-nas"])
-    price = PlainPrice.of(trial)
+def _card(search: models.SearchRow, trial: models.TrialRow, folder: Path) -> str:
+    known, price = card_data(search.parent, folder), PlainPrice.of(trial)
     told = "" if price is None else f"\nIn numbers, {price.said(trial.metric)}.\n"
     return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n{told}"

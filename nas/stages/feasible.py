@@ -62,7 +62,8 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
     """
     check_kinds(request.distill.kinds)
     own = child_config(config, parent_architecture(shape), shape)
-    found, scenario = choices(request.space, shape), scenario_of(request)
+    format = request.export.format
+    found, scenario = choices(request.space, shape, format=format), scenario_of(request)
     check_format(request.export.format, found, own)
     engine_of(scenario.engine).check(found, own, scenario)
     check_positions(request, positions_of(config))
@@ -123,7 +124,8 @@ def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
         held = cost.weight_bytes + cost.cache_bytes + passed
         what = f"the parent's weights, {_said(cost.cache_bytes)} of cache, and one layer's activations of a prefill"
         yield _Need("scenario", held, what, scenario.device)
-    largest = max(choices(request.space, shape), key=lambda choice: choice_parameters(choice, shape))
+    found = choices(request.space, shape, format=request.export.format)
+    largest = max(found, key=lambda choice: choice_parameters(choice, shape))
     yield _Need(f"space: {largest}", choice_parameters(largest, shape) * _TRAINED, "its weights in float32")
     sequences, trainer = data.distillation_tokens // data.sequence_length, "cuda" if request.gpus_per_task else "cpu"
     batches = {"distill.batch": request.distill.batch, "heal.batch": request.heal.batch if request.heal else 0}

@@ -31,6 +31,7 @@ from db.models import (
     Base,
     CostRow,
     DistillationRow,
+    EvaluationRow,
     FailureRow,
     OptionRow,
     ScoreRow,
@@ -181,6 +182,16 @@ class Store:
     def add_distillations(self, rows: Sequence[DistillationRow]) -> None:
         """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(DistillationRow, rows)
+
+    def evaluations(self, child_key: str) -> list[EvaluationRow]:
+        """All of a child, by task and metric."""
+        query = select(EvaluationRow).where(EvaluationRow.child_key == child_key)
+        with self._reading() as session:
+            return list(session.scalars(query.order_by(EvaluationRow.task, EvaluationRow.metric, EvaluationRow.key)))
+
+    def add_evaluations(self, rows: Sequence[EvaluationRow]) -> None:
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
+        self._add_measured(EvaluationRow, rows)
 
     # Options of a search
 

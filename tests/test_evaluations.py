@@ -14,7 +14,7 @@ from stored import add_measured, add_search, add_trial
 from db.models import EvaluationRow
 from db.store import Store
 from nas.errors import EvaluationError
-from nas.evaluation.paired import Measured, difference_error, paired_error
+from nas.evaluation.paired import ModelScore, difference_error, paired_error
 from nas.evaluation.tasks import tasks_of
 from nas.report import write_report
 from nas.view.evaluation import Evaluation
@@ -38,13 +38,13 @@ def test_the_error_of_a_change_is_of_the_differences_sample_by_sample() -> None:
     parent, child = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
     changes = [theirs - own for own, theirs in zip(parent, child, strict=True)]
 
-    found = paired_error(Measured(fmean(parent), 0.2, parent), Measured(fmean(child), 0.2, child))
+    found = paired_error(ModelScore(fmean(parent), 0.2, parent), ModelScore(fmean(child), 0.2, child))
 
     assert found == pytest.approx(stdev(changes) / math.sqrt(len(changes)))
 
 
 def test_two_equal_models_differ_by_nothing_for_certain() -> None:
-    answers = Measured(0.5, 0.25, [1.0, 0.0, 1.0, 0.0])
+    answers = ModelScore(0.5, 0.25, [1.0, 0.0, 1.0, 0.0])
 
     assert difference_error(answers, answers) == (0.0, True)
 
@@ -56,7 +56,7 @@ def test_bits_per_byte_are_paired_by_leaving_out_one_text_after_the_other() -> N
     def bits(parts: list[tuple[float, int]]) -> float:
         return -sum(part[0] for part in parts) / sum(part[1] for part in parts) / math.log(2)
 
-    found = paired_error(Measured(bits(texts), None, texts), Measured(bits(worse), None, worse))
+    found = paired_error(ModelScore(bits(texts), None, texts), ModelScore(bits(worse), None, worse))
     left = [bits(worse[:at] + worse[at + 1 :]) - bits(texts[:at] + texts[at + 1 :]) for at in range(4)]
 
     assert found == pytest.approx(math.sqrt(3 / 4 * sum((each - fmean(left)) ** 2 for each in left)))
@@ -73,10 +73,10 @@ def test_bits_per_byte_are_paired_by_leaving_out_one_text_after_the_other() -> N
     ],
 )
 def test_samples_that_do_not_explain_the_value_leave_the_root_of_the_sum_of_squares(samples: list[object]) -> None:
-    one, other = Measured(0.25, 0.03, samples), Measured(0.3, 0.04, samples)
+    one, other = ModelScore(0.25, 0.03, samples), ModelScore(0.3, 0.04, samples)
 
     assert difference_error(one, other) == (pytest.approx(0.05), False)
-    assert difference_error(one, Measured(0.3, None, samples)) == (None, False)
+    assert difference_error(one, ModelScore(0.3, None, samples)) == (None, False)
 
 
 # Which tasks

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import rows
+from searches import nas as nas_command
 
 import nas
 from blocklib.assemble import assemble
@@ -137,3 +138,11 @@ def test_an_unknown_task_is_told_with_the_nearest(search: Search) -> None:
 def test_a_chat_template_that_is_not_there_is_told(search: Search, tasks: Path) -> None:
     with pytest.raises(EvaluationError, match="no chat template"):
         search.evaluate(1, str(tasks / "toy_choice.yaml"), chat=True)
+
+
+def test_a_task_whose_data_are_on_the_hub_needs_a_network(search: Search, tmp_path: Path) -> None:
+    done = nas_command(tmp_path / "home", "evaluate", "1", "--tasks", "arc_easy")
+
+    assert done.returncode == 1
+    assert "error: task arc_easy: its data cannot be loaded" in done.stderr
+    assert "offline, give a task file with its data beside it" in done.stderr

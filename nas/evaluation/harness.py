@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas.errors import EvaluationError
-from nas.evaluation.paired import Measured
+from nas.evaluation.paired import ModelScore
 from nas.evaluation.tasks import AskedTask
 
 _INSTALL = "evaluation needs one more library: pip install 'puzzle-nas[eval]'"
@@ -48,7 +48,7 @@ class LoadedTask:
 class Metrics:
     """One model on one task: each metric by its name, with its filter where that is not "none"."""
 
-    values: dict[str, Measured]
+    values: dict[str, ModelScore]
     higher_is_better: dict[str, bool | None]
     version: str
     shots: int
@@ -151,7 +151,7 @@ class EvaluatedModel:
             spread = float(error) if isinstance(error, int | float) and math.isfinite(error) else None
             noted = [sample.get(metric) for sample in in_order if sample["filter"] == filter_name]
             name = metric if filter_name == "none" else key
-            yield name, Measured(float(value), spread, [_plain(each) for each in noted])
+            yield name, ModelScore(float(value), spread, [_plain(each) for each in noted])
 
 
 def _plain(noted: Any) -> Any:

@@ -15,7 +15,7 @@ _CLOSE = 1e-6
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelScore:
     """One model on one metric: the value and its standard error as lm_eval gives them (None: it gives none), and what
     it noted of each sample: a number, or a log-likelihood and a length."""
 
@@ -24,7 +24,7 @@ class Measured:
     samples: Sequence[Any] = ()
 
 
-def paired_error(parent: Measured, child: Measured) -> float | None:
+def paired_error(parent: ModelScore, child: ModelScore) -> float | None:
     """The standard error of child less parent from the samples; None where they do not say how the value is made."""
     if len(parent.samples) != len(child.samples) or len(parent.samples) < 2:
         return None
@@ -37,7 +37,7 @@ def paired_error(parent: Measured, child: Measured) -> float | None:
     return None
 
 
-def difference_error(parent: Measured, child: Measured) -> tuple[float | None, bool]:
+def difference_error(parent: ModelScore, child: ModelScore) -> tuple[float | None, bool]:
     """The standard error of child less parent, and whether it is paired; else it is the root of the sum of squares,
     None where one of the two errors is unknown."""
     paired = paired_error(parent, child)
@@ -56,7 +56,7 @@ def _is_part(sample: Any) -> bool:
     return isinstance(sample, tuple | list) and len(sample) == 2 and all(map(_is_number, sample)) and sample[1] > 0
 
 
-def _is_mean(measured: Measured) -> bool:
+def _is_mean(measured: ModelScore) -> bool:
     mean = math.fsum(measured.samples) / len(measured.samples)
     return math.isclose(mean, measured.value, rel_tol=_CLOSE, abs_tol=_CLOSE)
 
@@ -67,7 +67,7 @@ def _error_of_mean(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
 
 
-def _jackknife(parent: Measured, child: Measured) -> float | None:
+def _jackknife(parent: ModelScore, child: ModelScore) -> float | None:
     """Leave out one sample after the other, of both models at once."""
     for of_ratio in _RATIOS:
         if all(math.isclose(of_ratio(_ratio(one.samples)), one.value, rel_tol=_CLOSE) for one in (parent, child)):
@@ -83,7 +83,7 @@ def _ratio(samples: Sequence[Any]) -> float:
     return math.fsum(part[0] for part in samples) / math.fsum(part[1] for part in samples)
 
 
-def _ratios_without(measured: Measured) -> list[float]:
+def _ratios_without(measured: ModelScore) -> list[float]:
     above = math.fsum(part[0] for part in measured.samples)
     below = math.fsum(part[1] for part in measured.samples)
     return [(above - part[0]) / (below - part[1]) for part in measured.samples]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gguf_files import model_of, written
-from transformers import AutoTokenizer
 
 from blocklib.errors import CheckpointError, UnsupportedModelError
 from blocklib.gguf_header import inspect_gguf
 from blocklib.parent import load_parent
 from nas.errors import JobError
 from nas.job import config
+from nas.stages.preflight import check_submitted
 from nas.text.parent_folder import parent_folder, stored_in
 
 _IDS = torch.arange(40).remainder(64).unsqueeze(0)
@@ -125,20 +125,18 @@ def test_half_precision_stays_half(tmp_path: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_each_digit_is_a_token_where_llama_cpp_cuts_so(tmp_path: Path) -> None:
-    model = model_of()
-    files = {rule: tmp_path / f"{rule}.gguf" for rule in ("smollm", "gpt-2")}
-    made = {
-        rule: AutoTokenizer.from_pretrained(
-            parent_folder(str(written(file, model, tokenizer__ggml__pre=rule)), tmp_path)
-        )
-        for rule, file in files.items()
-    }
+def test_a_submitted_job_looks_at_the_header_alone(tmp_path: Path) -> None:
+    file = written(tmp_path / "m.gguf", model_of())
+    job = tmp_path / "job.yaml"
+    job.write_text("parent: m.gguf\nhome: home\ndata: {train: stdlib}\nbudget: {latency: 80%}\n")
+    request = config.load(job)
 
-    assert made["smollm"].tokenize("12 the") == ["1", "2", "Ġthe"]
-    assert made["gpt-2"].tokenize("12 the") == ["12", "Ġthe"]
-    assert made["smollm"].chat_template == "{{ messages[0]['content'] }}"
-    assert (made["smollm"].bos_token_id, made["smollm"].eos_token_id) == (1, 2)
+    check_submitted(request)
+
+    assert not (tmp_path / "home").exists()
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match="is cut"):
+        check_submitted(request)
 
 
 def test_a_cut_file_is_told_before_it_is_read(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ _GPT2, _DIGITS = "GPT-2's words", "GPT-2's words, and each digit alone"
 _RULES = {
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "jais", "phi-2"), _GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _DIGITS),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "smaug-bpe"), _LLAMA3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
+    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3"), _LLAMA3),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
 }
 _KINDS = ("gpt2", "llama")
 """llama.cpp's names for byte-level BPE and for SentencePiece."""
@@ -46,14 +46,19 @@ def save_tokenizer(header: GgufHeader, folder: Path) -> None:
     check_gguf_tokenizer(header)
     from transformers import AutoTokenizer
 
+    rule = _RULES.get(header.keys.get("tokenizer.ggml.pre", ""))
+    # llama.cpp begins a text of Llama 3's with its first token, unless the file says otherwise.
+    begins = {"add_bos_token": True} if rule == _LLAMA3 else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(header.file.parent, gguf_file=header.file.name)
+        tokenizer = AutoTokenizer.from_pretrained(header.file.parent, gguf_file=header.file.name, **begins)
     except Exception as error:  # The vocabulary may hold anything, and so may what a library says of it.
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(header.file, f"its tokenizer cannot be made: {said}", _ORIGINAL) from error
     backend: Any = tokenizer.backend_tokenizer
     if header.keys["tokenizer.ggml.model"] == "gpt2":
-        backend.pre_tokenizer = _splitter(_RULES[header.keys["tokenizer.ggml.pre"]])
+        assert rule is not None, "checked above"
+        backend.pre_tokenizer = _splitter(rule)
+        backend.model.ignore_merges = rule == _LLAMA3  # a word that is a token is that token
     elif not header.keys.get("tokenizer.ggml.add_space_prefix", True):
         from tokenizers import decoders, pre_tokenizers
 

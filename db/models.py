@@ -190,6 +190,8 @@ class EvaluationRow(Base, kw_only=True):
     shots: Mapped[int]
     limit: Mapped[int | None]
     """The most samples that were asked for; None: all."""
+    is_chat: Mapped[bool]
+    """Whether prompts were wrapped in the tokenizer's chat template."""
     samples: Mapped[int]
     parent_value: Mapped[float]
     child_value: Mapped[float]

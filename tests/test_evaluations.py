@@ -24,7 +24,7 @@ _TASK = "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: min
 
 def _evaluation(child_key: str, metric: str = "acc", **columns: object) -> EvaluationRow:
     given = dict(
-        run="r1", task="toy", version="1.0", higher_is_better=True, shots=0, limit=None, samples=400,
+        run="r1", task="toy", version="1.0", higher_is_better=True, shots=0, limit=None, is_chat=False, samples=400,
         parent_value=0.625, child_value=0.5, parent_error=0.024, child_error=0.025, difference_error=0.0125,
         is_paired=True, harness="0.4.13",
     )  # fmt: skip
@@ -144,7 +144,13 @@ def home(tmp_path: Path) -> Path:
         search = add_search(store, tmp_path)
         add_measured(store, search)
         trial = add_trial(store, search, "latency=60%", 1.0)
-        unpaired = {"difference_error": 0.5, "is_paired": False, "higher_is_better": False, "limit": 400}
+        unpaired = {
+            "difference_error": 0.5,
+            "is_paired": False,
+            "higher_is_better": False,
+            "limit": 400,
+            "is_chat": True,
+        }
         store.add_evaluations([
             _evaluation(trial.child_key),
             _evaluation(trial.child_key, "word_perplexity", parent_value=20.5, child_value=22.75, **unpaired),
@@ -170,7 +176,7 @@ def test_the_first_evaluation_of_a_key_stays(tmp_path: Path) -> None:
 def test_a_trial_is_shown_with_its_evaluations(home: Path, here: Here) -> None:
     shown = here(home, "show", "1").stdout
     assert re.search(r"0\.6250 ± 0\.0240 +0\.5000 ± 0\.0250 +-0\.1250 ± 0\.0125 +400", shown)
-    assert "toy: word_perplexity, less is better" in shown
+    assert "toy (chat): word_perplexity, less is better" in shown
     assert "+2.2500 ± 0.5000 (not paired)  400 (limited)" in shown
 
     told = json.loads(here(home, "show", "1", "--json").stdout)["evaluations"]

@@ -77,6 +77,7 @@ class _Runs:
                 higher_is_better=child.higher_is_better[metric],
                 shots=child.shots,
                 limit=self._how.limit,
+                is_chat=self._how.chat,
                 samples=child.samples,
                 parent_value=own.value,
                 child_value=theirs.value,

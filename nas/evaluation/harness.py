@@ -181,6 +181,9 @@ def _quiet_lm() -> Any:
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **more: Any) -> Any:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
+
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 

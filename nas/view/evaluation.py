@@ -27,6 +27,7 @@ class Evaluation:
     higher_is_better: bool | None
     samples: int
     limit: int | None
+    is_chat: bool
     shots: int
     version: str
     harness: str
@@ -34,7 +35,7 @@ class Evaluation:
     @classmethod
     def of(cls, row: "models.EvaluationRow") -> "Evaluation":
         same = ("task", "metric", "difference", "parent_error", "child_error", "difference_error", "is_paired",
-                "higher_is_better", "samples", "limit", "shots", "version", "harness")  # fmt: skip
+                "higher_is_better", "samples", "limit", "is_chat", "shots", "version", "harness")  # fmt: skip
         return cls(parent=row.parent_value, child=row.child_value, **{name: getattr(row, name) for name in same})
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,7 +46,8 @@ class Evaluation:
     def what(self) -> str:
         """The metric, and which way is better."""
         better = {True: ", more is better", False: ", less is better", None: ""}
-        return f"{self.task}: {self.metric}{better[self.higher_is_better]}"
+        chat = " (chat)" if self.is_chat else ""
+        return f"{self.task}{chat}: {self.metric}{better[self.higher_is_better]}"
 
     @property
     def said_parent(self) -> str:

@@ -15,6 +15,7 @@ def upgrade() -> None:
         sa.Column("higher_is_better", sa.Boolean(), nullable=True),
         sa.Column("shots", _whole(), nullable=False),
         sa.Column("limit", _whole(), nullable=True),
+        sa.Column("is_chat", sa.Boolean(), nullable=False),
         sa.Column("samples", _whole(), nullable=False),
         *(sa.Column(name, sa.Double(), nullable=False) for name in ("parent_value", "child_value")),
         *(sa.Column(f"{name}_error", sa.Double(), nullable=True) for name in ("parent", "child", "difference")),

@@ -7,7 +7,8 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db.models import CostRow, DistillationRow, EvaluationRow, OptionRow, ScoreRow
+from db.evaluations import EvaluationRow
+from db.models import CostRow, DistillationRow, OptionRow, ScoreRow
 
 _CHUNK = 500
 """Keys in one IN list; SQLite builds allow as few as 999 parameters."""

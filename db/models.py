@@ -11,7 +11,7 @@ content key is made, or where the database is.
 
     score, cost, distillation: measured things, shared by all searches, each under a content key that says what was
     measured under what. The first row of a key stays; only a cost is replaced, when it is measured again
-    (`replace_costs.py`). evaluation: the same of a child, which several trials may propose.
+    (`replace_costs.py`). `db/evaluations.py` adds those of a child on tasks.
 
 Columns ending in `_s` are seconds, in `_j` joules, in `_bytes` bytes; losses and KL divergences are nats per token;
 moments are UTC.
@@ -172,43 +172,6 @@ class DistillationRow(Base, kw_only=True):
     usage: Mapped[dict[str, Any] | None] = mapped_column(default=None)
     """How evenly a routed FFN's parts are used, as `blocklib.distil.Usage`; None where it is not routed."""
     created_at: Mapped[datetime] = mapped_column(default_factory=now)
-
-
-class EvaluationRow(Base, kw_only=True):
-    """One metric of one task of lm_eval, of a child and its parent."""
-
-    __tablename__ = "evaluation"
-
-    key: Mapped[str] = mapped_column(primary_key=True)
-    child_key: Mapped[str] = mapped_column(index=True)
-    run: Mapped[str]
-    """The caller's content key of the task, its settings and both models; all metrics of a run have it."""
-    task: Mapped[str]
-    version: Mapped[str]
-    metric: Mapped[str]
-    higher_is_better: Mapped[bool | None]
-    shots: Mapped[int]
-    limit: Mapped[int | None]
-    """The most samples that were asked for; None: all."""
-    is_chat: Mapped[bool]
-    """Whether prompts were wrapped in the tokenizer's chat template."""
-    samples: Mapped[int]
-    parent_value: Mapped[float]
-    child_value: Mapped[float]
-    parent_error: Mapped[float | None]
-    """Standard errors; None where lm_eval gives none."""
-    child_error: Mapped[float | None]
-    difference_error: Mapped[float | None]
-    is_paired: Mapped[bool]
-    """Whether `difference_error` is of the differences sample by sample, and not the root of the sum of squares."""
-    harness: Mapped[str]
-    """The version of lm_eval."""
-    created_at: Mapped[datetime] = mapped_column(default_factory=now)
-
-    @property
-    def difference(self) -> float:
-        """Child less parent."""
-        return self.child_value - self.parent_value
 
 
 class OptionRow(Base, kw_only=True):

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from db.connect import Access, can_write, connect, explained, locate
 from db.errors import NotFoundError, QueryError
+from db.evaluations import EvaluationRow
 from db.measured import KnownOption, Measured, by_key, known_options
 from db.migrate import migrate
 from db.models import (
@@ -31,7 +32,6 @@ from db.models import (
     Base,
     CostRow,
     DistillationRow,
-    EvaluationRow,
     FailureRow,
     OptionRow,
     ScoreRow,

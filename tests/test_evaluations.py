@@ -11,7 +11,7 @@ import pytest
 from searches import Here
 from stored import add_measured, add_search, add_trial
 
-from db.models import EvaluationRow
+from db.evaluations import EvaluationRow
 from db.store import Store
 from nas.errors import EvaluationError
 from nas.evaluation.paired import ModelScore, difference_error, paired_error

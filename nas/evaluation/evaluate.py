@@ -9,6 +9,7 @@ from rich.console import Console
 
 from blocklib.parent import load_parent
 from db import models
+from db.evaluations import EvaluationRow
 from db.store import Store
 from nas.errors import EvaluationError
 from nas.evaluation.harness import EvaluatedModel, HowEvaluated, LoadedTask, Metrics, TaskLoader, harness_version
@@ -27,7 +28,7 @@ from nas.text.tokenizer import load_tokenizer
 
 def evaluate_trial(
     store: Store, trial: models.TrialRow, asked: Sequence[str], how: HowEvaluated, console: Console
-) -> tuple[models.EvaluationRow, ...]:
+) -> tuple[EvaluationRow, ...]:
     """The metrics of the tasks, in the order asked for. Raises EvaluationError for a task that is unknown, broken or
     gives no number, and FileNotFoundError where the trial was never built."""
     harness, tasks = harness_version(), tasks_of(asked)
@@ -63,11 +64,11 @@ class _Runs:
         """The key of a task: the child's covers its parent."""
         return digest(self._child_key, name, asked.content, self._how.limit, self._how.chat, self._harness)
 
-    def rows(self, run: str, loaded: LoadedTask, parent: Metrics, child: Metrics) -> Iterator[models.EvaluationRow]:
+    def rows(self, run: str, loaded: LoadedTask, parent: Metrics, child: Metrics) -> Iterator[EvaluationRow]:
         for metric, theirs in child.values.items():
             own = parent.values[metric]
             error, is_paired = difference_error(own, theirs)
-            yield models.EvaluationRow(
+            yield EvaluationRow(
                 key=digest(run, metric),
                 child_key=self._child_key,
                 run=run,

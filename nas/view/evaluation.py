@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from db import models
+    from db.evaluations import EvaluationRow
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Evaluation:
     harness: str
 
     @classmethod
-    def of(cls, row: "models.EvaluationRow") -> "Evaluation":
+    def of(cls, row: "EvaluationRow") -> "Evaluation":
         same = ("task", "metric", "difference", "parent_error", "child_error", "difference_error", "is_paired",
                 "higher_is_better", "samples", "limit", "is_chat", "shots", "version", "harness")  # fmt: skip
         return cls(parent=row.parent_value, child=row.child_value, **{name: getattr(row, name) for name in same})

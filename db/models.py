@@ -11,7 +11,7 @@ content key is made, or where the database is.
 
     score, cost, distillation: measured things, shared by all searches, each under a content key that says what was
     measured under what. The first row of a key stays; only a cost is replaced, when it is measured again
-    (`replace_costs.py`).
+    (`replace_costs.py`). `db/evaluations.py` adds those of a child on tasks.
 
 Columns ending in `_s` are seconds, in `_j` joules, in `_bytes` bytes; losses and KL divergences are nats per token;
 moments are UTC.

@@ -59,7 +59,7 @@ def _value(column: Column[Any], value: Any, place: str) -> Any:
         _check_finite(value, place)
         return float(value)
     # Strictly, since SQLite takes anything: it would keep a numpy integer as a blob.
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise RowError(f"{place}: {value!r} is a {type(value).__name__}, not a {kind.__name__}")
     if isinstance(value, datetime) and value.tzinfo is None:
         raise RowError(f"{place}: {value} says no time zone; use datetime.now(UTC)")

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from db.connect import Access, can_write, connect, explained, locate
 from db.errors import NotFoundError, QueryError
+from db.evaluations import EvaluationRow
 from db.measured import KnownOption, Measured, by_key, known_options
 from db.migrate import migrate
 from db.models import (
@@ -181,6 +182,16 @@ class Store:
     def add_distillations(self, rows: Sequence[DistillationRow]) -> None:
         """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(DistillationRow, rows)
+
+    def evaluations(self, child_key: str) -> list[EvaluationRow]:
+        """All of a child, by task and metric."""
+        query = select(EvaluationRow).where(EvaluationRow.child_key == child_key)
+        with self._reading() as session:
+            return list(session.scalars(query.order_by(EvaluationRow.task, EvaluationRow.metric, EvaluationRow.key)))
+
+    def add_evaluations(self, rows: Sequence[EvaluationRow]) -> None:
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
+        self._add_measured(EvaluationRow, rows)
 
     # Options of a search
 

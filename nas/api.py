@@ -31,10 +31,10 @@ def run(
 
     request = config.load(job) if isinstance(job, str | Path) else job
     console = console_of(progress)
-    with loading(console, f"search {request.name}"):
+    with loading(console, f"search {request.name}") as shown:
         from nas.stages.preflight import check
 
-        check(request)
+        check(request, shown.say)
         import nas.terminal.quiet  # noqa: F401  (silences libraries before they load)
         from nas.files.database import opened
         from nas.pipeline import search
@@ -103,9 +103,9 @@ def dependency(
 ) -> "Dependency":
     """How much each block of a parent depends on those before it, and which neighbours can be fused or run in parallel.
 
-    `parent`: `embedded`, the folder of a checkpoint or a hub id. `texts`: files and globs; none: Python's own sources.
-    `joining`: what counts as low dependency, and how many neighbours may be joined. Raises a `nas.errors.NasError` that
-    names what is wrong.
+    `parent`: `embedded`, the folder of a checkpoint, a GGUF file or a hub id. `texts`: files and globs; none: Python's
+    own sources. `joining`: what counts as low dependency, and how many neighbours may be joined. Raises a
+    `nas.errors.NasError` that names what is wrong.
     """
     console = console_of(progress)
     with loading(console, f"block dependency of {parent}"):

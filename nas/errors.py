@@ -71,6 +71,10 @@ class NoisyTimesError(NasError, ValueError):
     """Times are too noisy to hold a budget against, after all the time that was given to take them again."""
 
 
+class EvaluationError(NasError, ValueError):
+    """A task of lm_eval is unknown, broken or cannot be fetched, or gives no number; or lm_eval is not installed."""
+
+
 # Files
 
 

@@ -31,6 +31,7 @@ from nas.solve.summary import summary
 from nas.terminal.console import Progress, console_of
 from nas.terminal.progress import bar, loading
 from nas.trial_query import trials
+from nas.view.evaluation import Evaluation
 from nas.view.trial import LayerLine, layers_of
 
 if TYPE_CHECKING:
@@ -242,6 +243,33 @@ class Search:
             from nas.stages.export import export_trial
         with opened(self.db, "read", self.progress) as store, bar(self._console, "export and reload"):
             return export_trial(store, number, Target(format, precision, dtype), Path(out))
+
+    def evaluate(
+        self, trial: Trial | int, tasks: str | Sequence[str], *, limit: int | None = None, batch: int = 8,
+        chat: bool = False,
+    ) -> tuple[Evaluation, ...]:  # fmt: skip
+        """The built child and its parent on tasks of lm_eval: names, task files or folders of them. What is known is
+        not measured again.
+
+        `limit`: the most samples of each task; None: all. `chat`: prompts are wrapped in the tokenizer's template.
+        Raises `nas.errors.EvaluationError` where lm_eval is not installed, and for a task that is unknown, broken or
+        gives no number; FileNotFoundError where the trial is not built.
+        """
+        found = self._own(trial)
+        with loading(self._console, f"evaluate {found.id}"):
+            import nas.terminal.quiet  # noqa: F401
+            from nas.evaluation.evaluate import evaluate_trial
+            from nas.evaluation.harness import HowEvaluated
+        asked = [tasks] if isinstance(tasks, str) else list(tasks)
+        with opened(self.db, "write", self.progress) as store:
+            rows = evaluate_trial(store, found.row, asked, HowEvaluated(limit, batch, chat), self._console)
+            return tuple(map(Evaluation.of, rows))
+
+    def evaluations(self, trial: Trial | int) -> tuple[Evaluation, ...]:
+        """What `evaluate` found of the trial's child so far."""
+        found = self._own(trial)
+        with opened(self.db, "read", self.progress) as store:
+            return tuple(map(Evaluation.of, store.evaluations(found.row.child_key)))
 
     def report(self, out: str | Path = "report.html", trial: Trial | int | None = None) -> Path:
         """Write one HTML page that opens offline. `trial`: the one to show beside the parent; None: the last built."""

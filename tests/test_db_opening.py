@@ -79,6 +79,8 @@ def make_old(url: str, revision: str) -> None:
                 connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         if revision < "0008":
             connection.execute(text("DROP TABLE whole_time"))
+        if revision < "0007":
+            connection.execute(text("DROP TABLE evaluation"))
         if revision < "0006":
             connection.execute(text("ALTER TABLE option ADD COLUMN cost_key TEXT"))
             connection.execute(text("ALTER TABLE option DROP COLUMN cost_keys"))

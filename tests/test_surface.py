@@ -46,12 +46,13 @@ COMMANDS = {
     "costs export": ["SEARCH", "--out", "--db", "--json"],
     "costs check": ["SEARCH", "--children", "--seed", "--db", "--json"],
     "dependency": ["PARENT", "--data", "--tokens", "--longest", "--share", "--window", "--html", "--json"],
+    "evaluate": ["TRIAL", "--tasks", "--limit", "--batch", "--apply-chat-template", "--db", "--json"],
     "submit": ["JOB", "--address", "--db", "--wait/--no-wait"],
     "status": ["JOB", "--address"],
     "logs": ["JOB", "--address"],
     "stop": ["JOB", "--address"],
 }  # fmt: skip
-NEEDED = {("export", "--out"), ("measure", "--out"), ("costs export", "--out")}
+NEEDED = {("export", "--out"), ("measure", "--out"), ("costs export", "--out"), ("evaluate", "--tasks")}
 EXPORTED = {
     "nas": [
         "Effort",

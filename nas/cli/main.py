@@ -15,6 +15,7 @@ import nas
 from nas.cli.arguments import AsJson, Db, SearchName, TrialNumber
 from nas.cli.cluster import logs, status, stop, submit
 from nas.cli.costs import costs, measure
+from nas.cli.evaluate import evaluate, print_evaluations
 from nas.cli.export import export
 from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
 from nas.cli.solve import compare, pareto, pool, solve
@@ -105,12 +106,14 @@ def show(
     """
     search = nas.of_trial(trial, db=db, progress=talk_beside(as_json))
     found = search[trial]
-    layers = search.layers(found)
+    layers, evaluations = search.layers(found), search.evaluations(found)
     if as_json:
-        print_json(found.to_dict() | {"layers": [vars(layer) for layer in layers]})
+        told = {"layers": [vars(layer) for layer in layers], "evaluations": [one.to_dict() for one in evaluations]}
+        print_json(found.to_dict() | told)
         return
     print_layers(layers)
     print_trial(found.search_row, found.row)
+    print_evaluations(evaluations)
 
 
 @app.command()
@@ -171,7 +174,7 @@ class DependencyRequest:
 
 @app.command()
 def dependency(
-    parent: Annotated[str, typer.Argument(help="embedded, the folder of a checkpoint, or a hub id.")],
+    parent: Annotated[str, typer.Argument(help="embedded, the folder of a checkpoint, a GGUF file, or a hub id.")],
     data: Annotated[
         list[str] | None, typer.Option(help="Text: a file or a glob; may be repeated. Default: Python's own sources.")
     ] = None,
@@ -209,6 +212,7 @@ def _dependency(asked: DependencyRequest) -> None:
 
 app.command()(measure)
 app.add_typer(costs, name="costs")
+app.command()(evaluate)
 app.command()(submit)
 app.command()(status)
 app.command()(logs)

@@ -45,6 +45,13 @@ def _print_whole(table: Table, where: Console = console) -> None:
     where.print(table)
 
 
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*heads, box=None)
+    for row in rows:
+        table.add_row(*row)
+    _print_whole(table)
+
+
 NOT_KEPT = "It is not kept as a trial, because the database is read-only here."
 
 

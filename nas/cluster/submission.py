@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import yaml
 
+from blocklib.gguf_header import is_gguf
 from db.connect import locate, sqlite_file
 from nas.cluster import on_head
 from nas.cluster.addresses import Address, ray_version_at, set_aside, show_token
@@ -119,7 +120,8 @@ def stop(job: str, head: Address) -> str:
 def _asked(request: Request, db: str | None, beacon: str | None) -> dict[str, Any]:
     """The questions for the head. The database travels here, not in the command or its variables, which the dashboard
     shows to everyone: its URL may hold a password."""
-    files: list[Path | str] = [] if request.parent == EMBEDDED else [f"{request.parent}/config.json"]
+    in_folder = "" if is_gguf(request.parent) else "/config.json"
+    files: list[Path | str] = [] if request.parent == EMBEDDED else [f"{request.parent}{in_folder}"]
     for source in (request.data.train, request.data.evaluation):
         if isinstance(source, tuple):
             files += source

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
+from blocklib.gguf_header import SUFFIX, is_gguf
 from cost_models.scenario import ENGINES, USUAL_DTYPE
 from nas.errors import JobError
 from nas.job.paths import local_or_hub
@@ -37,20 +38,24 @@ def _parent(value: object, info: ValidationInfo) -> str:
     if value == EMBEDDED:
         return EMBEDDED
     parent = local_or_hub(value, folder_of(info))
-    if os.path.isabs(parent) and not Path(parent, "config.json").is_file():
-        raise JobError(f"{parent} holds no config.json; give the folder of a checkpoint, a hub id, or {EMBEDDED}")
+    if os.path.isabs(parent) and not is_gguf(parent) and not Path(parent, "config.json").is_file():
+        files = sorted(Path(parent).glob(f"*{SUFFIX}"))
+        instead = " or ".join(f"parent: {file}" for file in files[:3])
+        remedy = f"to take a GGUF file, write {instead}" if files else "give the folder of a checkpoint, a GGUF file"
+        raise JobError(f"{parent} holds no config.json; {remedy}{'' if files else f', a hub id, or {EMBEDDED}'}")
     return parent
 
 
 def checkpoint_of(parent: str) -> str:
-    """The argument of `from_pretrained` for a request's parent: a folder or a hub id."""
+    """The place of a request's parent: a folder, a GGUF file or a hub id."""
     return str(resources.files("nas").joinpath("embedded/parent")) if parent == EMBEDDED else parent
 
 
 class Request(Section):
     """One search: parent, data, space, scenario, budget, and how to go about it.
 
-    `parent` is `embedded`, the absolute path of a local checkpoint, or a hub id. `heal` None: the child is not healed.
+    `parent` is `embedded`, the absolute path of a local checkpoint or GGUF file, or a hub id. `heal` None: the child
+    is not healed.
     `allow_remote_code`: a tokenizer that is code in the checkpoint may run, on this machine; no other code of it does.
     """
 
@@ -68,13 +73,13 @@ class Request(Section):
     export: Export = Export()
     ray: Ray = Ray()
     allow_remote_code: Flag = False
-    home: Annotated[AbsolutePath, BeforeValidator(lambda value: _default_home() if value is None else value)] = Field(
+    home: Annotated[AbsolutePath, BeforeValidator(lambda value: default_home() if value is None else value)] = Field(
         default=None, validate_default=True
     )
 
     @property
     def checkpoint(self) -> str:
-        """The argument of `from_pretrained`: a folder or a hub id."""
+        """The place of the parent: a folder, a GGUF file or a hub id."""
         return checkpoint_of(self.parent)
 
     @property
@@ -133,7 +138,7 @@ class Request(Section):
         return self
 
 
-def _default_home() -> str:
+def default_home() -> str:
     return os.environ.get("NAS_HOME") or "~/.puzzle-nas"
 
 

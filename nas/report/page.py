@@ -37,6 +37,7 @@ from nas.solve.explain import Explained
 from nas.solve.plain_price import PlainPrice, with_real_kls
 from nas.solve.solve import BY_EVALUATION
 from nas.solve.summary import summary
+from nas.view.evaluation import Evaluation
 from nas.view.table import comparison
 
 
@@ -87,6 +88,7 @@ def _sections(
         "facts": facts(search, budget),
         "budget": budget_lines(search, chosen) if chosen else (),
         "comparison": comparison(search, chosen) if chosen else (),
+        "evaluations": [Evaluation.of(row) for row in store.evaluations(chosen.child_key)] if chosen else [],
         "drawing": drawing(Architecture.parse(search.parent_architecture), child) if child else (),
         "trade_off": trade_off(store, search, budget, trials, chosen),
         "uncertainty": uncertainty(chosen) if chosen else "",

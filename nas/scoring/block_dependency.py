@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from blocklib.checkpoint import inspect
 from blocklib.errors import NotFiniteError
-from blocklib.hub import folder_of
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import load_parent
 from blocklib.stream import Variant, delta, embed, rotary
 from nas.job.fusion_candidates import Joining, LayerRun, ffn_runs, windows
 from nas.job.paths import local_or_hub, matching_files
-from nas.job.request import EMBEDDED, checkpoint_of
+from nas.job.request import EMBEDDED, checkpoint_of, default_home
 from nas.job.sections import Data, Source
 from nas.scoring.fidelity import numbers_at_once
 from nas.terminal.console import Terminal
 from nas.terminal.progress import bar
+from nas.text.parent_folder import parent_folder
 from nas.text.tokenizer import load_tokenizer
 from nas.text.tokens import load_tokens
 
@@ -60,7 +60,8 @@ def dependency_of(
     joining: Joining = JOINING,
     console: Console | None = None,
 ) -> Dependency:
-    """Load a parent and measure it on text. `parent` is `embedded`, a folder or a hub id, as in a job file.
+    """Load a parent and measure it on text. `parent` is `embedded`, a folder, a GGUF file or a hub
+    id, as in a job file.
 
     `texts` are files and globs, relative to the current folder; none: Python's own sources. `console` is told how it
     goes. Raises a NasError that names what is wrong.
@@ -70,9 +71,9 @@ def dependency_of(
     checkpoint = checkpoint_of(parent if parent == EMBEDDED else local_or_hub(parent, here))
     train: Source = matching_files(texts, here) if texts else "stdlib"
     with bar(console, "block dependency", "tokens", doing="loading the parent and the text") as shown:
-        folder = folder_of(checkpoint)
+        folder = parent_folder(checkpoint, Path(default_home()).expanduser(), say=shown.say)
         inspect(folder)  # what its files say, before the time it takes to load them
-        tokenizer, loaded = load_tokenizer(folder), load_parent(checkpoint)
+        tokenizer, loaded = load_tokenizer(folder), load_parent(str(folder))
         length = min(_SEQUENCE, tokens, loaded.model.config.max_position_embeddings)
         # Calibration is the head of distillation; the other sets are not read.
         data = Data(

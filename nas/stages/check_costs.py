@@ -6,7 +6,6 @@ from rich.console import Console
 
 from blocklib.block import Architecture
 from blocklib.checkpoint import inspect
-from blocklib.hub import folder_of
 from blocklib.kinds import parent_architecture
 from blocklib.loading import readable
 from blocklib.parent import child_config
@@ -16,9 +15,11 @@ from cost_models.timing.pair import Comparison, Rounds
 from db import models
 from db.store import Store
 from nas.errors import StaleSearchError, UsageError
+from nas.files.home import home_of
 from nas.job.request import checkpoint_of
 from nas.solve.solve import Measured
 from nas.terminal.progress import bar
+from nas.text.parent_folder import parent_folder
 from solvers.problem import Option
 
 _TAKES = 2
@@ -41,7 +42,7 @@ def time_wholes(store: Store, known: Measured, children: int, seed: int, console
     missing = [(text, take) for text in map(str, wanted) for take in range(_TAKES) if (text, take) not in there]
     if not missing:
         return
-    folder = folder_of(checkpoint_of(search.parent), code=known.request.allows_remote_code)
+    folder = parent_folder(checkpoint_of(search.parent), home_of(store, search), code=known.request.allows_remote_code)
     found = readable(inspect(folder))
     parent = parent_architecture(found.shape)
     config = child_config(found.config, parent, found.shape)

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from blocklib.block import Architecture
-from blocklib.hub import folder_of
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import child_config, model_with, own_shape
 from cost_models.engines.torch_eager import torch_dtype
@@ -23,6 +22,7 @@ from nas.job.stored import request_of, scenario_in
 from nas.solve.plain_price import PlainPrice, with_real_kls
 from nas.stages.child_file import load_child
 from nas.terminal.printable import printable
+from nas.text.parent_folder import parent_folder
 from nas.text.tokenizer import load_tokenizer
 from nas.view.table import comparison, markdown
 
@@ -52,7 +52,7 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target
     elif target.precision is None and scenario.engine == "llama_cpp":
         target = Target("gguf", scenario.dtype)
     allowed = request_of(search).allows_remote_code
-    folder = folder_of(checkpoint_of(search.parent), weights=False, code=allowed)
+    folder = parent_folder(checkpoint_of(search.parent), home, weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
     return exporter(target)(child, tokenizer, out, _card(search, trial, folder), settings_of(str(folder)))
 

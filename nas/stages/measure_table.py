@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 from blocklib.checkpoint import inspect
-from blocklib.hub import folder_of
 from blocklib.kinds import parent_architecture, parent_block
 from blocklib.loading import readable
 from blocklib.parent import child_config
@@ -26,6 +25,7 @@ from nas.job.units import needs_meter
 from nas.stages.cost_table import CostTable, read_cost_table, write_cost_table
 from nas.stages.feasible import scenario_of
 from nas.terminal.progress import bar
+from nas.text.parent_folder import parent_folder
 
 
 def measure_table(request: Request, out: Path, console: Console) -> CostTable:
@@ -34,7 +34,7 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     times, EngineStoppedError where the engine ends: the times until then are in `out`.
     """
     scenario, asked = scenario_of(request), request.measure
-    found = readable(inspect(folder_of(request.checkpoint, code=request.allow_remote_code)))
+    found = readable(inspect(parent_folder(request.checkpoint, request.home, code=request.allow_remote_code)))
     config = child_config(found.config, parent_architecture(found.shape), found.shape)
     options = choices(request.space, found.shape, format=request.export.format)
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(request.budget) else None)

@@ -2,10 +2,11 @@
 come first, because they do not need torch; it is imported for the other checks.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from blocklib.checkpoint import inspect
-from blocklib.hub import folder_of
+from blocklib.gguf_header import is_gguf
 from cost_models.energy.meter import POWERCAP, meter_of
 from cost_models.errors import NoMeterError
 from nas.cluster.tasks import Cluster
@@ -13,15 +14,16 @@ from nas.errors import JobError
 from nas.job.context_length import check_positions
 from nas.job.request import Request
 from nas.job.units import needs_meter
+from nas.text.parent_folder import check_gguf, parent_folder
 from nas.text.tokenizer import check_tokenizer
 
 
-def check(request: Request) -> None:
+def check(request: Request, say: Callable[[str], object] = lambda _: None) -> None:
     """Raise a NasError that names the file or the key if a search of this request would fail.
 
-    Checks that depend on this machine are left out if the work is done on a cluster.
+    Checks that depend on this machine are left out if the work is done on a cluster. `say` is told what takes long.
     """
-    _check(request, Cluster(request.ray.address).is_here)
+    _check(request, Cluster(request.ray.address).is_here, say)
 
 
 def check_submitted(request: Request) -> None:
@@ -32,7 +34,9 @@ def check_submitted(request: Request) -> None:
             "allow_remote_code: a submitted job runs no code from a checkpoint; leave it out, or run `nas search` on a "
             "machine of your own"
         )
-    if Path(request.checkpoint).is_dir():
+    if is_gguf(request.checkpoint):
+        check_gguf(Path(request.checkpoint))  # the head unpacks it
+    elif Path(request.checkpoint).is_dir():
         _check(request, is_here=False)
 
 
@@ -53,10 +57,10 @@ def check_meter(request: Request, powercap: Path = POWERCAP) -> None:
         raise NoMeterError(f"budget.energy: {error}") from error
 
 
-def _check(request: Request, is_here: bool) -> None:
+def _check(request: Request, is_here: bool, say: Callable[[str], object] = lambda _: None) -> None:
     if is_here or request.scenario.flash is not None:
         check_meter(request)
-    folder = folder_of(request.checkpoint, code=request.allow_remote_code)
+    folder = parent_folder(request.checkpoint, request.home, code=request.allow_remote_code, say=say)
     checkpoint = inspect(folder)
     check_tokenizer(folder, request.allow_remote_code)
     if checkpoint.positions is not None:

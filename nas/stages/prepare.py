@@ -5,7 +5,7 @@ computed twice. It does no other work.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from blocklib.block import SKIP, Choice
 from blocklib.distil import Training
-from blocklib.hub import folder_of
 from blocklib.library import Library
 from blocklib.parent import Parent, load_parent
 from cost_models.engines.engines import describe
@@ -29,6 +28,7 @@ from nas.job.sections import Section
 from nas.job.space import choices
 from nas.stages.cost_table import CostTable, read_cost_table
 from nas.stages.feasible import check_sizes, scenario_of
+from nas.text.parent_folder import parent_folder, stored_in
 from nas.text.tokenizer import load_tokenizer
 from nas.text.tokens import Tokens, digest_of, load_tokens
 
@@ -174,9 +174,10 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
 
     Raises a NasError that names the part that is wrong.
     """
-    folder = folder_of(request.checkpoint, code=request.allow_remote_code)
+    folder = parent_folder(request.checkpoint, request.home, code=request.allow_remote_code)
     tokenizer = load_tokenizer(folder, request.allow_remote_code)
-    parent = load_parent(request.checkpoint)
+    parent = load_parent(str(folder))
+    parent = replace(parent, notes=(*stored_in(request.checkpoint), *parent.notes))
     check_sizes(request, parent.shape, parent.model.config)
     scenario, table = scenario_of(request), None
     if request.measure.table is not None:

@@ -9,6 +9,7 @@ import warnings
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 warnings.filterwarnings("ignore", category=FutureWarning)
 

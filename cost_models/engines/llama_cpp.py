@@ -47,7 +47,6 @@ class GgufFile:
     vocabulary: int
     held_bytes: int
 
-
     @staticmethod
     def of(file: Path, scenario: Scenario) -> "GgufFile":
         """Any GGUF file. Raises CheckpointError where it is none, or is cut."""

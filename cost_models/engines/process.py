@@ -3,6 +3,7 @@
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil  # type: ignore[import-untyped]
 
@@ -60,10 +61,8 @@ class EngineProcess:
         self._process.wait()
         self._process.stdout.close()
         self._said.close()
-        try:
+        with suppress(BrokenPipeError):  # A question was left that nobody reads.
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass  # A question was left that nobody reads.
 
     def stopped(self) -> EngineStoppedError:
         """The error of a process that has ended, or closed its output; it is closed."""

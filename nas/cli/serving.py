@@ -42,7 +42,7 @@ def bench(
         list[str],
         typer.Argument(
             help="A trial's number, a search's name (its last built trial), an exported folder, or a .gguf file.",
-            metavar="CHILD...",
+            metavar="CHILD",
         ),
     ],
     parent: Annotated[

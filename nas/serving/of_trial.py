@@ -6,6 +6,7 @@ What is missing is exported once, into the search's home, and found there the ne
 from pathlib import Path
 
 from gguf import LlamaFileType
+from huggingface_hub import ModelCardData
 from rich.console import Console
 
 from blocklib.gguf_header import is_gguf
@@ -17,11 +18,13 @@ from db.store import Store
 from nas.errors import MissingFileError
 from nas.export.formats import Target, exporter
 from nas.export.parent_settings import settings_of
+from nas.export.published import published_name
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
 from nas.job.stored import request_of, scenario_in
 from nas.serving.artefact import Artefact, artefact_at
 from nas.stages.export import export_trial
+from nas.terminal.printable import printable
 from nas.terminal.progress import bar
 from nas.text.tokenizer import load_tokenizer
 
@@ -73,7 +76,7 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
         with bar(console, f"export the parent as GGUF, {precision}", at_once=True):
             tokenizer = load_tokenizer(folder, code)
             write = exporter(Target("gguf", precision))
-            write(load_parent(str(folder)).model, tokenizer, out, f"# {search.parent}\n", settings_of(str(folder)))
+            write(load_parent(str(folder)).model, tokenizer, out, _card(search), settings_of(str(folder)))
     return Artefact("parent", artefact_at(out).path)
 
 
@@ -81,6 +84,11 @@ def _precision(search: models.SearchRow) -> str:
     """What llama.cpp serves the search's children in."""
     scenario = scenario_in(search)
     return scenario.dtype if scenario.engine == "llama_cpp" else USUAL_DTYPE["llama_cpp"]
+
+
+def _card(search: models.SearchRow) -> str:
+    known = ModelCardData(base_model=published_name(search.parent), tags=["puzzle-nas"])
+    return f"---\n{known.to_yaml()}\n---\n# The parent of {printable(search.name)}\n"
 
 
 def _stored_as(child: Artefact) -> str:

@@ -93,7 +93,9 @@ def served(model: Artefact, engine: str | None, place: Place) -> Iterator[Served
         _ = model.header  # a file that is cut is refused in words
     place.check_free()
     command = _command(model, place)
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno(), process_group=0)
+    # llama.cpp's own lines are on standard error; vLLM's are on both.
+    heard = subprocess.DEVNULL if model.is_gguf else sys.stderr.fileno()
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=heard, process_group=0)
     try:
         _wait_until_it_answers(own, place.address, process)
         yield Served(model.path.stem, own, place.address, model.has_chat_template, process)

@@ -14,7 +14,7 @@ import typer
 import nas
 from nas.cli.arguments import AsJson, Db, SearchName, TrialNumber
 from nas.cli.cluster import logs, status, stop, submit
-from nas.cli.costs import measure
+from nas.cli.costs import costs, measure
 from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
 from nas.cli.serving import bench, serve
 from nas.cli.solve import compare, pareto, pool, solve
@@ -242,6 +242,7 @@ def _dependency(asked: DependencyRequest) -> None:
 
 
 app.command()(measure)
+app.add_typer(costs, name="costs")
 app.command()(bench)
 app.command()(serve)
 app.command()(submit)

@@ -1,7 +1,8 @@
 """The models that a user names: by a trial's number, a search's name (its last built trial), or a path."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from blocklib.gguf_header import is_gguf
 from blocklib.hub import folder_of
 from db import models
-from db.errors import NotFoundError
+from db.errors import DatabaseError, NotFoundError
 from db.store import Store
 from nas.errors import MissingFileError, UsageError
 from nas.files.database import opened
@@ -18,6 +19,8 @@ from nas.job.request import checkpoint_of
 from nas.job.stored import scenario_in
 from nas.serving.artefact import Artefact, artefact_at
 from nas.serving.of_trial import child_of, parent_of
+
+_NOT_HERE = "is no file or folder here, and no trial or search"
 
 Name = str | Path | int
 
@@ -43,7 +46,7 @@ def models_beside_parent(
         if (path := path_of(child)) is not None:
             found.append(artefact_at(path))
             continue
-        with opened(where.db, "read", where.console) as store:
+        with _opened(child, where) as store:
             trial = trial_named(store, child)
             served_by = engine or scenario_in(store.find_search(trial.search_id)).engine
             mine = child_of(store, trial, served_by, where.console)
@@ -61,7 +64,7 @@ def model_named(name: Name, engine: str | None, where: Where) -> Artefact:
     """One model; of a trial its GGUF file, or for another engine its folder. Raises as `models_beside_parent` does."""
     if (path := path_of(name)) is not None:
         return artefact_at(path)
-    with opened(where.db, "read", where.console) as store:
+    with _opened(name, where) as store:
         return child_of(store, trial_named(store, name), engine or "llama_cpp", where.console)
 
 
@@ -80,11 +83,22 @@ def trial_named(store: Store, name: Name) -> models.TrialRow:
     try:
         search = store.find_search(str(name))
     except NotFoundError as error:
-        raise MissingFileError(f"{name} is no file or folder here, and no trial or search: {error}") from error
+        raise MissingFileError(f"{name} {_NOT_HERE}: {error}") from error
     built = store.trials(search.id, where="kl is not None")
     if not built:
         raise MissingFileError(f"search {search.name} has no built trial: nas trials {search.name}")
     return built[-1]
+
+
+@contextmanager
+def _opened(name: Name, where: Where) -> Iterator[Store]:
+    """The database that may know the name."""
+    with ExitStack() as open_ones:
+        try:
+            store = open_ones.enter_context(opened(where.db, "read", where.console))
+        except DatabaseError as error:
+            raise MissingFileError(f"{name} {_NOT_HERE}: {error}") from error
+        yield store
 
 
 def _parent(name: str) -> Artefact:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nas.job.request import Request
     from nas.scoring.block_dependency import Dependency
     from nas.search import Search
-    from nas.serving.bench import Bench, Load
+    from nas.serving.bench import SideBySide, Load
     from nas.serving.serve import Served
     from nas.stages.cost_table import CostTable
 
@@ -127,7 +127,7 @@ def bench(
     engine: str | None = None,
     db: str | Path | None = None,
     progress: Progress = True,
-) -> "Bench":
+) -> "SideBySide":
     """Time models side by side in their engines. A child: a trial's number, a search's name, a folder, a .gguf file.
 
     `parent` None: that of the first trial. `load`: batch, prompt_tokens, generated_tokens, threads, rounds. `engine`:
@@ -162,6 +162,6 @@ def serve(
     with loading(console, "serve"):
         import nas.terminal.quiet  # noqa: F401
         from nas.serving.named import Where, model_named
-        from nas.serving.serve import Place, served
-    with served(model_named(model, engine, Where(db, console)), engine, Place(host, port)) as server:
+        from nas.serving.serve import Endpoint, served
+    with served(model_named(model, engine, Where(db, console)), engine, Endpoint(host, port)) as server:
         yield server

@@ -2,8 +2,8 @@
 
 `python llama_cpp_server.py SETTINGS`, which is JSON: `file`, and optionally `host`, `port`, `threads`; to take times
 also `sequences`, `context_tokens` of each sequence, `batch_tokens` (the most tokens that enter a pass together) and
-`cache` (the type of keys and values, f16). Prints the address that it listens on, and serves until its standard input ends.
-Needs xllamacpp alone.
+`cache` (the type of keys and values, f16). Prints the address that it listens on, and serves until its standard input
+ends. Needs xllamacpp alone.
 
 One server per process: the threads of a second one in the same process slow both down several times over.
 """

@@ -13,7 +13,7 @@ from nas.terminal.console import console, talk_beside
 from nas.terminal.signals import SIGNALS
 
 if TYPE_CHECKING:
-    from nas.serving.bench import Bench, EngineBench, Figure
+    from nas.serving.bench import SideBySide, EngineBench, Figure
 
 _COLUMNS = {
     "file_bytes": "weights file",
@@ -100,7 +100,7 @@ def _bench(asked: BenchRequest) -> None:
     print_bench(found)
 
 
-def print_bench(found: "Bench") -> None:
+def print_bench(found: "SideBySide") -> None:
     """A table for each engine: a line for each model, and below it how it stands to the first."""
     load = found.load
     for group in found.engines:

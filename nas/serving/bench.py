@@ -81,7 +81,7 @@ class EngineBench:
 
 
 @dataclass(frozen=True)
-class Bench:
+class SideBySide:
     """What was timed, under which load."""
 
     load: Load
@@ -89,7 +89,7 @@ class Bench:
     notes: tuple[str, ...] = field(default=())
 
 
-def bench_artefacts(models: Sequence[Artefact], load: Load, console: Console) -> Bench:
+def bench_artefacts(models: Sequence[Artefact], load: Load, console: Console) -> SideBySide:
     """Time all models, the first first. Raises MissingEngineError, with what to type, before anything is timed,
     CheckpointError for a file that is no whole GGUF file, EngineStoppedError where an engine ends."""
     names = list(dict.fromkeys(model.engine for model in models))
@@ -100,7 +100,7 @@ def bench_artefacts(models: Sequence[Artefact], load: Load, console: Console) ->
     if len(groups) > 1:
         firsts = " and ".join(f"{group[0].name} in {name}" for name, group in zip(names, groups, strict=True))
         notes = (f"The models run in different engines, so there is no ratio between them: ratios are to {firsts}.",)
-    return Bench(
+    return SideBySide(
         load, tuple(_timed(name, group, load, console) for name, group in zip(names, groups, strict=True)), notes
     )
 

@@ -28,7 +28,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True)
-class Place:
+class Endpoint:
     """Where a server listens."""
 
     host: str = "127.0.0.1"
@@ -79,7 +79,7 @@ class Served:
 
 
 @contextmanager
-def served(model: Artefact, engine: str | None, place: Place) -> Iterator[Served]:
+def served(model: Artefact, engine: str | None, endpoint: Endpoint) -> Iterator[Served]:
     """Start the server, and wait until it answers; at the end of the block it is gone.
 
     What it prints goes to standard error. Raises UsageError where the engine does not load such a model or the port is
@@ -91,20 +91,20 @@ def served(model: Artefact, engine: str | None, place: Place) -> Iterator[Served
         raise UsageError(f"{model.path} is {form}, which {own} serves, not {engine}")
     if model.is_gguf:
         _ = model.header  # a file that is cut is refused in words
-    place.check_free()
-    command = _command(model, place)
+    endpoint.check_free()
+    command = _command(model, endpoint)
     # llama.cpp's own lines are on standard error; vLLM's are on both.
     heard = subprocess.DEVNULL if model.is_gguf else sys.stderr.fileno()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=heard, process_group=0)
     try:
-        _wait_until_it_answers(own, place.address, process)
-        yield Served(model.path.stem, own, place.address, model.has_chat_template, process)
+        _wait_until_it_answers(own, endpoint.address, process)
+        yield Served(model.path.stem, own, endpoint.address, model.has_chat_template, process)
     finally:
         _end(process)
 
 
-def _command(model: Artefact, place: Place) -> list[str]:
-    host_port = ["--host", place.host, "--port", str(place.port)]
+def _command(model: Artefact, endpoint: Endpoint) -> list[str]:
+    host_port = ["--host", endpoint.host, "--port", str(endpoint.port)]
     if not model.is_gguf:
         code = ["--trust-remote-code"] if model.is_ours else []
         name = ["--served-model-name", model.path.stem]
@@ -117,7 +117,7 @@ def _command(model: Artefact, place: Place) -> list[str]:
     if own := shutil.which("llama-server"):
         return [own, "--model", str(model.path), "--alias", model.path.stem, *host_port]
     engine_of("llama_cpp").check_installed()
-    return server_command({"file": str(model.path), "host": place.host, "port": place.port})
+    return server_command({"file": str(model.path), "host": endpoint.host, "port": endpoint.port})
 
 
 def _wait_until_it_answers(engine: str, address: str, process: "subprocess.Popen[bytes]") -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nas.job.request import Request
     from nas.scoring.block_dependency import Dependency
     from nas.search import Search
-    from nas.serving.bench import SideBySide, Load
+    from nas.serving.bench import Load, SideBySide
     from nas.serving.serve import Served
     from nas.stages.cost_table import CostTable
 

@@ -13,7 +13,7 @@ from nas.terminal.console import console, talk_beside
 from nas.terminal.signals import SIGNALS
 
 if TYPE_CHECKING:
-    from nas.serving.bench import SideBySide, EngineBench, Figure
+    from nas.serving.bench import EngineBench, Figure, SideBySide
 
 _COLUMNS = {
     "file_bytes": "weights file",

@@ -6,10 +6,11 @@ READY := $(VENV)/ready
 
 .PHONY: demo test slow lint clean
 
-demo: $(READY)  ## a whole search on the embedded parent
+demo: $(READY)  ## a whole search on the embedded parent, and its child beside it in llama.cpp
 	@mkdir -p runs
 	@$(BIN)/nas init > runs/demo.yaml
 	NAS_HOME=$(CURDIR)/runs $(BIN)/nas search runs/demo.yaml
+	NAS_HOME=$(CURDIR)/runs $(BIN)/nas bench demo --engine llama_cpp
 
 # Three workers on two cores: many tests wait for processes that they start.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

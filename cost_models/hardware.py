@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
 from cost_models.errors import ScenarioError
@@ -70,6 +71,12 @@ def available_bytes(device: torch.device) -> int:
     if available is not None:
         return int(available.removesuffix("kB")) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def peak_resident_bytes(process: int) -> int:
+    """The most memory that a process has held at once; where a system does not keep count, what it holds now."""
+    peak = _linux(f"{process}/status", "VmHWM")
+    return int(peak.removesuffix("kB")) * 1024 if peak else int(psutil.Process(process).memory_info().rss)
 
 
 def total_bytes(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nas.answers import Front, Trial
-    from nas.api import dependency, load, measure, of_trial, run
+    from nas.api import bench, dependency, load, measure, of_trial, run, serve
     from nas.search import Search, solve_across
     from nas.solve.effort import Effort
     from nas.submitted import SubmittedJob, submit
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from nas.trial_query import TrialQuery, delete_trials, find_trials, trials
 
 __all__ = [
-    "Effort", "Front", "Search", "SubmittedJob", "Trial", "TrialQuery", "delete_trials", "dependency", "find_trials",
-    "load", "measure", "of_trial", "run", "solve_across", "solve_table", "submit", "trials",
+    "Effort", "Front", "Search", "SubmittedJob", "Trial", "TrialQuery", "bench", "delete_trials", "dependency",
+    "find_trials", "load", "measure", "of_trial", "run", "serve", "solve_across", "solve_table", "submit", "trials",
 ]  # fmt: skip
 
 _FILE_OF = {
@@ -32,6 +32,7 @@ _FILE_OF = {
     "SubmittedJob": "nas.submitted",
     "Trial": "nas.answers",
     "TrialQuery": "nas.trial_query",
+    "bench": "nas.api",
     "delete_trials": "nas.trial_query",
     "dependency": "nas.api",
     "find_trials": "nas.trial_query",
@@ -39,6 +40,7 @@ _FILE_OF = {
     "measure": "nas.api",
     "of_trial": "nas.api",
     "run": "nas.api",
+    "serve": "nas.api",
     "solve_across": "nas.search",
     "solve_table": "nas.tables.solve",
     "submit": "nas.submitted",

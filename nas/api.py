@@ -3,7 +3,8 @@
 Each loads the libraries it needs when it is called, so that questions to the database stay quick.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from nas.job.request import Request
     from nas.scoring.block_dependency import Dependency
     from nas.search import Search
+    from nas.serving.bench import Load, SideBySide
+    from nas.serving.serve import Served
     from nas.stages.cost_table import CostTable
 
 
@@ -114,3 +117,51 @@ def dependency(
         from nas.scoring.block_dependency import dependency_of
 
     return dependency_of(parent, texts, tokens, joining or Joining(), console)
+
+
+def bench(
+    children: "Sequence[str | Path | int]",
+    *,
+    parent: str | Path | None = None,
+    load: "Load | Mapping[str, int | None] | None" = None,
+    engine: str | None = None,
+    db: str | Path | None = None,
+    progress: Progress = True,
+) -> "SideBySide":
+    """Time models side by side in their engines. A child: a trial's number, a search's name, a folder, a .gguf file.
+
+    `parent` None: that of the first trial. `load`: batch, prompt_tokens, generated_tokens, threads, rounds. `engine`:
+    what a trial is run in, "torch" or "llama_cpp"; None: that of its scenario. Raises `nas.errors.UsageError`,
+    `MissingFileError`, and the engines' `cost_models.errors`.
+    """
+    console = console_of(progress)
+    with loading(console, "bench"):
+        import nas.terminal.quiet  # noqa: F401
+        from nas.serving.bench import Load, bench_artefacts
+        from nas.serving.named import Where, models_beside_parent
+    asked = load if isinstance(load, Load) else Load(**(load or {}))  # type: ignore[arg-type]
+    return bench_artefacts(models_beside_parent(children, parent, engine, Where(db, console)), asked, console)
+
+
+@contextmanager
+def serve(
+    model: str | Path | int,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    engine: str | None = None,
+    db: str | Path | None = None,
+    progress: Progress = True,
+) -> "Iterator[Served]":
+    """The engine's own OpenAI-compatible server on a model, named as for `bench`, until the end of the block.
+
+    `engine`: "llama_cpp" for GGUF files, "vllm" for folders; None: what the model is, of a trial "llama_cpp". Raises
+    `nas.errors.UsageError` where the port is taken, and the engines' `cost_models.errors`.
+    """
+    console = console_of(progress)
+    with loading(console, "serve"):
+        import nas.terminal.quiet  # noqa: F401
+        from nas.serving.named import Where, model_named
+        from nas.serving.serve import Endpoint, served
+    with served(model_named(model, engine, Where(db, console)), engine, Endpoint(host, port)) as server:
+        yield server

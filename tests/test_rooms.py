@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 ROOMS_OF_NAS = (
     *("errors", "terminal", "job", "files", "text", "cluster", "export", "scoring", "solve", "view", "stages"),
-    *("evaluation",),
+    *("evaluation", "serving"),
     *("compare", "tables", "report", "pipeline", "answers", "trial_query", "submitted", "search", "api", "cli"),
     "vllm_plugin",
 )

@@ -20,6 +20,7 @@ from blocklib.block import Architecture, Choice
 from blocklib.errors import UnsupportedFormatError
 from blocklib.formats.gguf import check_gguf, write_gguf, write_random_gguf
 from blocklib.formats.gguf_vocabulary import dummy_vocabulary
+from blocklib.gguf_header import read_header
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
@@ -35,7 +36,7 @@ _STEPS = 32
 _SPARE_TOKENS = 8
 """The server wants room for a little more than it is asked."""
 _SHARE_OF_MEMORY = 0.8
-"""The share of free memory that two models may fill together; otherwise they take turns."""
+"""The share of free memory that models may fill together."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,20 @@ class GgufFile:
     file: Path
     vocabulary: int
     held_bytes: int
+
+    @staticmethod
+    def of(file: Path, scenario: Scenario) -> "GgufFile":
+        """Any GGUF file. Raises CheckpointError where it is none, or is cut."""
+        header = read_header(file)
+        layers, heads = int(header.own("block_count", 1)), header.own("attention.head_count", 1)
+        kv_heads = header.own("attention.head_count_kv", heads)
+        most = max(heads) if isinstance(heads, list) else heads
+        key = int(header.own("attention.key_length", header.own("embedding_length", 0) // max(most, 1)))
+        value = int(header.own("attention.value_length", key))
+        held = sum(kv_heads) if isinstance(kv_heads, list) else layers * kv_heads
+        cache = held * (key + value) * scenario.bytes_per_value * scenario.batch * scenario.context_tokens
+        vocabulary = header.keys.get("tokenizer.ggml.tokens") or header.own("vocab_size", 1)
+        return GgufFile(file, int(vocabulary), file.stat().st_size + cache)
 
 
 @dataclass(frozen=True)
@@ -84,8 +99,7 @@ class LlamaCpp(Engine):
     def time(
         self, control: GgufFile, other: GgufFile, scenario: Scenario, rounds: Rounds, heard: Heard = unheard
     ) -> Comparison:
-        held = control.held_bytes + other.held_bytes
-        stays = held <= _SHARE_OF_MEMORY * available_bytes(torch.device("cpu"))
+        stays = fit_together([control.held_bytes, other.held_bytes])
         with ExitStack() as servers:
             one, two = (servers.enter_context(_subject(model, scenario, stays)) for model in (control, other))
             return time_pair(one, two, scenario, rounds, heard, self.meter)
@@ -97,7 +111,7 @@ class LlamaSubject:
     def __init__(self, model: GgufFile, scenario: Scenario, stays: bool):
         self._model, self._scenario, self._stays = model, scenario, stays
         self._server: LlamaServer | None = None
-        self._ended_s = 0.0
+        self._ended_s, self._ended_bytes = 0.0, 0
         self._steps = min(_STEPS, scenario.generated_tokens - 1)
         half_way = scenario.prompt_tokens + (scenario.generated_tokens - self._steps) // 2
         seeded = random.Random(0)
@@ -121,9 +135,13 @@ class LlamaSubject:
         """CPU seconds that its servers have used so far."""
         return self._ended_s + (0.0 if self._server is None else self._server.used_s())
 
+    def peak_bytes(self) -> int:
+        """The most memory that a server of it has held at once."""
+        return max(self._ended_bytes, 0 if self._server is None else self._server.peak_bytes())
+
     def close(self) -> None:
         if self._server is not None:
-            self._ended_s += self._server.used_s()
+            self._ended_s, self._ended_bytes = self.used_s(), self.peak_bytes()
             self._server.close()
             self._server = None
 
@@ -160,6 +178,11 @@ class LlamaSubject:
         if seconds <= 0:
             raise TimingError(f"llama.cpp says that {name} was {seconds} s")
         return float(seconds)
+
+
+def fit_together(held_bytes: Iterable[int]) -> bool:
+    """Whether the memory that is free holds models of these sizes at once; otherwise they take turns."""
+    return sum(held_bytes) <= _SHARE_OF_MEMORY * available_bytes(torch.device("cpu"))
 
 
 @contextmanager

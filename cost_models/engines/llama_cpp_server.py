@@ -1,8 +1,9 @@
 """llama.cpp's own server on one GGUF file, in a process of its own. This runs as a script.
 
-`python llama_cpp_server.py SETTINGS`, which is JSON: `file`, `threads`, `sequences`, `context_tokens` of each sequence,
-`batch_tokens` (the most tokens that enter a pass together), and optionally `cache` (the type of keys and values, f16)
-and `port`. Prints the address that it listens on, and serves until its standard input ends. Needs xllamacpp alone.
+`python llama_cpp_server.py SETTINGS`, which is JSON: `file`, and optionally `host`, `port`, `threads`; to take times
+also `sequences`, `context_tokens` of each sequence, `batch_tokens` (the most tokens that enter a pass together) and
+`cache` (the type of keys and values, f16). Prints the address that it listens on, and serves until its standard input
+ends. Needs xllamacpp alone.
 
 One server per process: the threads of a second one in the same process slow both down several times over.
 """
@@ -18,17 +19,24 @@ def parameters(asked: dict[str, Any]) -> Any:
     """The settings of llama.cpp; what is not set here is as its own server has it."""
     found = xllamacpp.CommonParams()
     found.model.path = asked["file"]
+    found.hostnames = [asked.get("host", "127.0.0.1")]
+    found.port = asked.get("port", 0)
+    found.verbosity = 0
+    if "threads" in asked:
+        found.cpuparams.n_threads = found.cpuparams_batch.n_threads = asked["threads"]
+    if "sequences" in asked:
+        _for_times(found, asked)
+    return found
+
+
+def _for_times(found: Any, asked: dict[str, Any]) -> None:
     found.n_parallel = asked["sequences"]
     found.n_ctx = asked["sequences"] * asked["context_tokens"]
     found.n_batch = max(found.n_batch, asked["batch_tokens"])
-    found.cpuparams.n_threads = found.cpuparams_batch.n_threads = asked["threads"]
     cache = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{asked.get('cache', 'f16').upper()}")
     found.cache_type_k = found.cache_type_v = cache
     found.fit_params = False  # else it lowers the context where it thinks that memory is short
     found.cache_ram_mib = 0  # no prompts kept beside the context
-    found.verbosity = 0
-    found.port = asked.get("port", 0)
-    return found
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Two models timed side by side: prefill from an empty cache, and decode steps on a full one.
+"""Models timed side by side: prefill from an empty cache, and decode steps on a full one.
 
-A machine's speed drifts by several per cent within seconds, for all its programs alike. So the two models take turns,
+A machine's speed drifts by several per cent within seconds, for all its programs alike. So the models take turns,
 round by round, and the result is the median over the rounds of the ratio within a round. A model timed alone would
 include the drift. This file knows no engine and no model: it calls the passes that an engine gives it.
 """
@@ -189,29 +189,46 @@ def time_pair(
     heard: Heard = unheard,
     meter: Meter | None = None,
 ) -> Comparison:
-    """Time `other` against `control`. Decode steps are timed where the scenario generates more than one token.
+    """Time `other` against `control`, as `time_all` does."""
+    return time_all([control, other], scenario, rounds, heard, meter)[1]
+
+
+def time_all(
+    subjects: Sequence[Subject],
+    scenario: Scenario,
+    rounds: Rounds = ROUNDS,
+    heard: Heard = unheard,
+    meter: Meter | None = None,
+) -> tuple[Comparison, ...]:
+    """Time each against the first, all in turns; the first answer is the first against itself. Decode steps are timed
+    where the scenario generates more than one token.
 
     `heard` is called after each round. `meter`, if given, is read around each sample. Raises TimingError where the
     meter counts no joules, and what the passes raise.
     """
-    phases = {"prefill": _Phase([control.prefill, other.prefill], meter)}
+    phases = {"prefill": _Phase([subject.prefill for subject in subjects], meter)}
     if scenario.generated_tokens > 1:
-        phases["decode"] = _Phase([control.decode, other.decode], meter)
-    started, watch = perf_counter(), Watch(scenario, (control.used_s, other.used_s))
+        phases["decode"] = _Phase([subject.decode for subject in subjects], meter)
+    started, watch = perf_counter(), Watch(scenario, [subject.used_s for subject in subjects])
     for done in count(1):
         for phase in phases.values():
             phase.take(reverse=done % 2 == 0)
-        energy = {f"{name}_j": phase.energy() for name, phase in phases.items()} if meter else {}
-        comparison = Comparison(scenario, *(phase.paired() for phase in phases.values()), energy=energy)
+        found = [_comparison(scenario, phases, index, meter is not None) for index in range(len(subjects))]
         spent_s = perf_counter() - started
         heard(done, spent_s)
-        if rounds.enough(done, comparison.spread, spent_s):
+        if rounds.enough(done, max(comparison.spread for comparison in found), spent_s):
             break
-    return replace(comparison, contention=watch.contention())
+    contention = watch.contention()
+    return tuple(replace(comparison, contention=contention) for comparison in found)
+
+
+def _comparison(scenario: Scenario, phases: "Mapping[str, _Phase]", index: int, is_metered: bool) -> Comparison:
+    energy = {f"{name}_j": phase.energy(index) for name, phase in phases.items()} if is_metered else {}
+    return Comparison(scenario, *(phase.paired(index) for phase in phases.values()), energy=energy)
 
 
 class _Phase:
-    """The same pass of both models, and its samples so far."""
+    """The same pass of all models, and its samples so far."""
 
     def __init__(self, passes: Sequence[Callable[[], float]], meter: Meter | None):
         self._passes, self._meter = passes, meter
@@ -223,7 +240,7 @@ class _Phase:
         self._samples_j: list[tuple[float, ...]] = [() for _ in passes]
 
     def take(self, reverse: bool) -> None:
-        """One sample of each model: the median of its repeats. `reverse`: the second model first."""
+        """One sample of each model: the median of its repeats. `reverse`: the last model first."""
         for index in sorted(range(len(self._passes)), reverse=reverse):
             run, repeats = self._passes[index], self._repeats[index]
             before_j = 0.0 if self._meter is None else self._meter.joules()
@@ -231,12 +248,13 @@ class _Phase:
             if self._meter is not None:
                 self._samples_j[index] += (self._positive(self._meter.joules() - before_j) / repeats,)
 
-    def paired(self) -> Paired:
-        return Paired(*self._samples_s)
+    def paired(self, index: int) -> Paired:
+        """The seconds of one model against the first's."""
+        return Paired(self._samples_s[0], self._samples_s[index])
 
-    def energy(self) -> Paired:
+    def energy(self, index: int) -> Paired:
         """The same passes in joules; a sample is the mean of its repeats."""
-        return Paired(*self._samples_j)
+        return Paired(self._samples_j[0], self._samples_j[index])
 
     @staticmethod
     def _positive(joules: float) -> float:

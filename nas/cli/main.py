@@ -18,6 +18,7 @@ from nas.cli.costs import costs, measure
 from nas.cli.evaluate import evaluate, print_evaluations
 from nas.cli.export import export
 from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
+from nas.cli.serving import bench, serve
 from nas.cli.solve import compare, pareto, pool, solve
 from nas.cli.trials import trials
 from nas.files.output import check_output
@@ -213,6 +214,8 @@ def _dependency(asked: DependencyRequest) -> None:
 app.command()(measure)
 app.add_typer(costs, name="costs")
 app.command()(evaluate)
+app.command()(bench)
+app.command()(serve)
 app.command()(submit)
 app.command()(status)
 app.command()(logs)

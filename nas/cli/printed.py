@@ -38,7 +38,7 @@ _CLOSEST = 3
 _WIDEST = 10_000
 
 
-def _print_whole(table: Table, where: Console = console) -> None:
+def print_whole(table: Table, where: Console = console) -> None:
     """Print a table. If the output is no terminal, the table keeps its full width, so that no cell is cut."""
     if not where.is_terminal:
         where = Terminal(file=where.file, width=_WIDEST)
@@ -97,7 +97,7 @@ def print_trial(search: "models.SearchRow", trial: "models.TrialRow") -> None:
     table = Table("", "parent", "child", box=None)
     for row in comparison(search, trial):
         table.add_row(row.what, row.parent, row.child)
-    _print_whole(table)
+    print_whole(table)
     print_cautions(cautions(search, trial))
     plain_price, explained = PlainPrice.of(trial), Explained.of(trial)
     if plain_price is not None:
@@ -115,7 +115,7 @@ def print_front(front: "Sequence[Point]", cost: str) -> None:
     table = Table("score", cost, "of parent", "architecture")
     for point in front:
         table.add_row(f"{point.score:.4f}", format_quantity(cost, point.cost), f"{point.of_parent:.1%}", point.summary)
-    _print_whole(table)
+    print_whole(table)
     unproven = [point.gap for point in front if point.status != "optimal"]
     if unproven:
         console.print(
@@ -147,7 +147,7 @@ def print_alternatives(search: "models.SearchRow", answer: "Alternatives", count
             _share(trial.predicted_latency_s / whole_s), _predicted(trial, "memory"),
             *[_predicted(trial, metric) for metric in asked], str(one.unlike), summary(trial.architecture),
         )  # fmt: skip
-    _print_whole(table)
+    print_whole(table)
     print_cautions(told)
     if len(answer.found) < count:
         console.print(f"{len(answer.found)} of {count}: {answer.why_no_more}", highlight=False)
@@ -172,7 +172,7 @@ def print_layers(layers: "Sequence[LayerLine]") -> None:
             uncertain("decode", layer.decode_s, layer.decode_error_s), share_taken(layer.contention),
             format_quantity("memory", layer.memory_bytes), f"{layer.parameters:,}",
         )  # fmt: skip
-    _print_whole(table)
+    print_whole(table)
 
 
 def print_answer(answer: "TableAnswer", as_json: bool) -> None:
@@ -218,7 +218,7 @@ def print_trials(found: "TrialList", query: "TrialQuery", where: Console = conso
             _asked_values(trial),
         ]
         table.add_row(str(trial.id), *cells[: len(named)], *(column[index] for column in columns.values()))
-    _print_whole(table, where)
+    print_whole(table, where)
 
 
 def print_deleted(deleted: "Deleted", as_json: bool) -> None:
@@ -300,7 +300,7 @@ def print_comparison(search: "models.SearchRow", lines: "Sequence[StrategyResult
                  *[_predicted(trial, metric) for metric in asked]]  # fmt: skip
         healed, timed = [_number(line.healed_kl)] * is_healed, [_share(trial.latency_ratio)] * is_timed
         table.add_row(*cells, *healed, *timed)
-    _print_whole(table)
+    print_whole(table)
     print_cautions(list(dict.fromkeys(said for _, trial in found for said in cautions(search, trial))))
     by_kl = [trial for _, trial in found if trial.metric == "kl"]
     rank = spearman([trial.score for trial in by_kl], [trial.kl_whole or 0.0 for trial in by_kl])

@@ -1,0 +1,74 @@
+"""An engine on one model, in a process of its own: started, read line by line, stopped."""
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+
+import psutil  # type: ignore[import-untyped]
+
+from cost_models.errors import EngineStoppedError
+from cost_models.hardware import peak_resident_bytes
+
+
+class EngineProcess:
+    """A process whose first line says that it is ready, and that ends with its standard input.
+
+    `first` is that line. Raises EngineStoppedError, with the last line of its standard error, where the process does
+    not start; so does every question after it has ended.
+    """
+
+    def __init__(self, engine: str, model: str, command: Sequence[str]):
+        self._engine, self._model = engine, model
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (it is open as long as the process may write)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
+        )
+        self.first = self.line()
+
+    @property
+    def process(self) -> int:
+        return self._process.pid
+
+    def line(self, question: str | None = None) -> str:
+        """Its next line, after a line to its standard input if there is a question."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if question is not None:
+            try:
+                self._process.stdin.write(f"{question}\n")
+                self._process.stdin.flush()
+            except OSError as error:
+                raise self.stopped() from error
+        found = self._process.stdout.readline().strip()
+        if not found:
+            raise self.stopped()
+        return found
+
+    def used_s(self) -> float:
+        """CPU seconds that it has used so far."""
+        used = psutil.Process(self._process.pid).cpu_times()
+        return float(used.user + used.system)
+
+    def peak_bytes(self) -> int:
+        """The most memory that it has held at once."""
+        return peak_resident_bytes(self._process.pid)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._said.close()
+        with suppress(BrokenPipeError):  # A question was left that nobody reads.
+            self._process.stdin.close()
+
+    def stopped(self) -> EngineStoppedError:
+        """The error of a process that has ended, or closed its output; it is closed."""
+        status = self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        said = f": {lines[-1].strip()}" if lines else ""
+        self.close()
+        return EngineStoppedError(f"{self._engine} ended with status {status} on {self._model}{said}")

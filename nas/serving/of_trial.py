@@ -1,0 +1,97 @@
+"""A built trial as models that could be served: its export for an engine, and its parent in the same form.
+
+What is missing is exported once, into the search's home, and found there the next time.
+"""
+
+from pathlib import Path
+
+from gguf import LlamaFileType
+from huggingface_hub import ModelCardData
+from rich.console import Console
+
+from blocklib.gguf_header import is_gguf
+from blocklib.parent import load_parent
+from cost_models.scenario import USUAL_DTYPE
+from db import models
+from db.store import Store
+from nas.errors import MissingFileError
+from nas.export.formats import Target, exporter
+from nas.export.parent_settings import settings_of
+from nas.export.published import published_name
+from nas.files.home import child_file, home_of
+from nas.job.request import checkpoint_of
+from nas.job.stored import request_of, scenario_in
+from nas.serving.artefact import Artefact, artefact_at
+from nas.stages.export import export_trial
+from nas.terminal.printable import printable
+from nas.terminal.progress import bar
+from nas.text.parent_folder import parent_folder
+from nas.text.tokenizer import load_tokenizer
+
+
+def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console) -> Artefact:
+    """The child's GGUF file for `llama_cpp`, else its folder for transformers or vLLM.
+
+    Raises MissingFileError where the trial is not built, or has no folder; and what the export raises.
+    """
+    search = store.find_search(trial.search_id)
+    home, name = home_of(store, search), f"trial {trial.id}"
+    if not child_file(home, trial.child_key).is_file():
+        raise MissingFileError(f"trial {trial.id} is not built: nas build {trial.id}")
+    own = Path(trial.child_path) if trial.child_path else None
+    is_there = own is not None and own.is_dir()
+    if engine != "llama_cpp":
+        if own is None or not is_there or trial.export_format == "gguf":
+            raise MissingFileError(
+                f"trial {trial.id} has no folder that {engine} loads: nas export {trial.id} --format hf --out DIR, and "
+                "name that folder"
+            )
+        return Artefact(name, own, is_ours=True)
+    if own is not None and is_there and trial.export_format == "gguf":
+        return Artefact(name, artefact_at(own).path, is_ours=True)
+    precision = _precision(search)
+    out = home / "exports" / trial.key / f"gguf-{precision}"
+    if not out.is_dir():
+        with bar(console, f"export trial {trial.id} as GGUF, {precision}", at_once=True):
+            export_trial(store, trial.id, "gguf", out, precision)
+    return Artefact(name, artefact_at(out).path, is_ours=True)
+
+
+def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Console) -> Artefact:
+    """The parent in the form of the child: its own folder or GGUF file, else a GGUF file made of it as the child's was.
+
+    Raises what the export raises.
+    """
+    search = store.find_search(trial.search_id)
+    checkpoint, home = checkpoint_of(search.parent), home_of(store, search)
+    code = request_of(search).allows_remote_code
+    folder = parent_folder(checkpoint, home, code=code)
+    if not child.is_gguf:
+        return Artefact("parent", folder)
+    if is_gguf(checkpoint):
+        return Artefact("parent", Path(checkpoint))
+    precision = _stored_as(child)
+    out = home / "exports" / f"parent-{search.parent_digest}" / f"gguf-{precision}"
+    if not out.is_dir():
+        with bar(console, f"export the parent as GGUF, {precision}", at_once=True):
+            tokenizer = load_tokenizer(folder, code)
+            write = exporter(Target("gguf", precision))
+            write(load_parent(str(folder)).model, tokenizer, out, _card(search), settings_of(str(folder)))
+    return Artefact("parent", artefact_at(out).path)
+
+
+def _precision(search: models.SearchRow) -> str:
+    """What llama.cpp serves the search's children in."""
+    scenario = scenario_in(search)
+    return scenario.dtype if scenario.engine == "llama_cpp" else USUAL_DTYPE["llama_cpp"]
+
+
+def _card(search: models.SearchRow) -> str:
+    known = ModelCardData(base_model=published_name(search.parent), tags=["puzzle-nas"])
+    return f"---\n{known.to_yaml()}\n---\n# The parent of {printable(search.name)}\n"
+
+
+def _stored_as(child: Artefact) -> str:
+    """The precision that a GGUF file of ours was written in."""
+    name = LlamaFileType(int(child.header.keys["general.file_type"])).name.lower()
+    return name.removeprefix("mostly_").removeprefix("all_").removesuffix("_s")

@@ -1,0 +1,192 @@
+"""Models timed side by side in their engines, and served by them. Nothing here says how fast anything is."""
+
+import json
+import re
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+from searches import Here, parent_folder, started, stop_group, wait_for
+from small_costs import config_of
+
+import nas
+from blocklib.block import Architecture
+from blocklib.errors import CheckpointError
+from blocklib.formats.gguf import write_random_gguf
+from cost_models.errors import EngineStoppedError, MissingEngineError
+from cost_models.scenario import Scenario
+from nas.errors import MissingFileError, UsageError
+from nas.serving.torch_folder import TorchFolder
+
+HOUSE = Path(__file__).parents[1]
+LOAD = {"batch": 2, "prompt_tokens": 5, "generated_tokens": 4, "threads": 1, "rounds": 2}
+TIMES = ["prefill_tokens_per_s", "decode_tokens_per_s", "latency_s"]
+MEMORY = ["file_bytes", "peak_bytes"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with parent.gguf and two children."""
+    folder = tmp_path_factory.mktemp("files")
+    config = config_of(hidden_size=64, intermediate_size=96, head_dim=32, num_attention_heads=2, vocab_size=300)
+    for name, spelling in {"parent": " ".join(["kv2+ffn96"] * 4), "one": "kv1+ffn32", "two": "skip+ffn96"}.items():
+        write_random_gguf(folder / f"{name}.gguf", config, Architecture.parse(spelling), "q8_0")
+    return folder
+
+
+def test_files_take_turns_in_llama_cpp(files: Path) -> None:
+    children = [files / "one.gguf", str(files / "two.gguf")]
+    found = nas.bench(children, parent=files / "parent.gguf", load=LOAD, progress=False)
+    (group,) = found.engines
+    assert (group.engine, group.threads) == ("llama_cpp", 1)
+    assert [line.name for line in group.lines] == ["parent", "one", "two"]
+    for line in group.lines:
+        assert list(line.figures) == [*MEMORY, *TIMES]
+        assert all(figure.value > 0 for figure in line.figures.values())
+        assert all((line.figures[name].error is None) == (name in MEMORY) for name in line.figures)
+        assert line.weights == "q8_0"
+        assert line.figures["file_bytes"].value == Path(line.path).stat().st_size
+    first, one, _ = group.lines
+    assert {figure.ratio for figure in first.figures.values()} == {1.0}
+    assert one.figures["file_bytes"].ratio == Path(one.path).stat().st_size / Path(first.path).stat().st_size
+    assert found.notes == ()
+
+
+def test_one_token_has_no_decode_steps(files: Path) -> None:
+    found = nas.bench([files / "one.gguf"], load=LOAD | {"generated_tokens": 1}, progress=False)
+    assert list(found.engines[0].lines[0].figures) == [*MEMORY, "prefill_tokens_per_s", "latency_s"]
+
+
+def test_no_ratio_spans_two_engines(files: Path) -> None:
+    found = nas.bench([files / "one.gguf", parent_folder()], load=LOAD, progress=False)
+    assert [(group.engine, len(group.lines)) for group in found.engines] == [("llama_cpp", 1), ("torch", 1)]
+    assert all(figure.ratio == 1 for group in found.engines for figure in group.lines[0].figures.values())
+    assert "no ratio between them" in found.notes[0]
+
+
+def test_a_folder_that_memory_does_not_hold_beside_others_takes_turns() -> None:
+    subject = TorchFolder(parent_folder(), Scenario("cpu", "float32", 1, 5, 4, 1), stays=False)
+    assert subject.prefill() > 0
+    before = subject.used_s()
+    assert subject.decode() > 0
+    assert subject.used_s() > before > 0
+    assert subject.peak_bytes() > 0
+    assert not psutil.Process().children()
+
+
+def test_a_folder_that_torch_does_not_load_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nemotron-nas", "auto_map": {"AutoConfig": "a.B"}}')
+    with pytest.raises(EngineStoppedError, match=r"torch ended with status 1 on .*custom code"):
+        nas.bench([tmp_path], load=LOAD, progress=False)
+
+
+def test_what_cannot_be_timed_is_refused_in_words(files: Path, tmp_path: Path) -> None:
+    def bench(child: str | Path, engine: str | None = None) -> None:
+        nas.bench([child], load=LOAD, engine=engine, db=tmp_path / "nas.db", progress=False)
+
+    (tmp_path / "none.gguf").write_bytes(b"nothing of a model")
+    with pytest.raises(CheckpointError, match="is no GGUF file"):
+        bench(tmp_path / "none.gguf")
+    whole = (files / "one.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="is cut"):
+        bench(tmp_path / "cut.gguf")
+    with pytest.raises(MissingFileError, match="is not there"):
+        bench(tmp_path / "gone.gguf")
+    with pytest.raises(UsageError, match=r"neither config\.json nor a \.gguf file"):
+        bench(HOUSE / "docs")
+    with pytest.raises(UsageError, match="which runs in llama_cpp here, not in torch"):
+        bench(files / "one.gguf", "torch")
+    with pytest.raises(UsageError, match="2 or more"):
+        nas.bench([files / "one.gguf"], load={"rounds": 1}, progress=False)
+
+
+def test_a_folder_needs_vllm_and_the_line_to_type_is_given() -> None:
+    pytest.importorskip("xllamacpp")
+    line = r"python -m vllm\.entrypoints\.openai\.api_server --model .*parent --served-model-name parent --host 127"
+    try:
+        import vllm  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        with pytest.raises(MissingEngineError, match=line), nas.serve(parent_folder(), port=free_port()):
+            pass
+
+
+def test_a_server_that_does_not_fit_is_refused_in_words(files: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(UsageError, match=f"port {port}: .*in use; give another --port"),
+            nas.serve(files / "one.gguf", port=port),
+        ):
+            pass
+    with (
+        pytest.raises(UsageError, match="which llama_cpp serves, not vllm"),
+        nas.serve(files / "one.gguf", engine="vllm", port=free_port()),
+    ):
+        pass
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as asked:
+        return int(asked.getsockname()[1])
+
+
+def commands() -> list[list[str]]:
+    """Every `$ nas ...` of the page."""
+    text = (HOUSE / "docs/serving.md").read_text(encoding="utf-8")
+    words = {"3": "1", "DIR": "child", "8080": str(free_port())}
+    return [[words.get(word, word) for word in shlex.split(line)] for line in re.findall(r"\$ nas (.*)", text)]
+
+
+def test_the_commands_of_the_page_run(here: Here, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    home = copy / "home"
+    assert here(home, "export", "1", "--out", "child").returncode == 0
+    trial, folder, server = commands()
+    quick = ("--rounds", "2", "--prompt", "8", "--generate", "4", "--threads", "1")
+
+    done = here(home, *trial, *quick)
+    assert done.returncode == 0, done.stderr
+    assert "llama.cpp of xllamacpp" in done.stdout
+    assert "to parent" in done.stdout
+    exported = sorted(path.relative_to(home / "exports") for path in home.glob("exports/*/gguf-q8_0/*.gguf"))
+    assert len(exported) == 2  # The trial's is beside its folder in the search's own format.
+    written = {path: (home / "exports" / path).stat().st_mtime_ns for path in exported}
+    again = here(home, "bench", "tiny", "--engine", "llama_cpp", *quick, "--json")
+    assert {path: (home / "exports" / path).stat().st_mtime_ns for path in exported} == written
+    lines = json.loads(again.stdout)["engines"][0]["lines"]
+    assert [(line["name"], Path(line["path"]).suffix) for line in lines] == [("parent", ".gguf"), ("trial 1", ".gguf")]
+
+    done = here(home, *folder)
+    assert done.returncode == 0, done.stderr
+    (group,) = json.loads(done.stdout)["engines"]
+    assert [(line["name"], line["weights"]) for line in group["lines"]] == [("parent", "float32"), ("child", "float32")]
+
+    served_and_asked(home, server, signal.SIGINT)
+
+
+def served_and_asked(home: Path, command: Sequence[str], sent: signal.Signals) -> None:
+    running = started(home, *command)
+    said = wait_for(running, "Ctrl-C ends it")
+    (curl,) = re.findall(r"^curl .*$", said, re.MULTILINE)
+    assert "/v1/completions" in curl  # The parent has no chat template.
+    asked = subprocess.run(shlex.split(curl), capture_output=True, text=True, check=True)
+    assert json.loads(asked.stdout)["choices"][0]["text"]
+    url = shlex.split(curl)[1]
+    question = json.dumps({"prompt": "def", "max_tokens": 3, "temperature": 0}).encode()
+    with urlopen(Request(url, question, {"Content-Type": "application/json"})) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 3
+    rest = stop_group(running, sent)
+    assert running.returncode == 0
+    assert "the server has ended" in rest
+
+
+def test_a_mistake_on_the_command_line_is_one_line(mistake: Callable[[Sequence[str | Path]], str]) -> None:
+    assert "is no file or folder here, and no trial or search" in mistake(["bench", "unknown"])
+    assert "is not there" in mistake(["serve", "gone.gguf"])

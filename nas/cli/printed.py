@@ -49,7 +49,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*heads, box=None)
     for row in rows:
         table.add_row(*row)
-    _print_whole(table)
+    print_whole(table)
 
 
 NOT_KEPT = "It is not kept as a trial, because the database is read-only here."

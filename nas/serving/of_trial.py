@@ -53,7 +53,7 @@ def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console
     out = home / "exports" / trial.key / f"gguf-{precision}"
     if not out.is_dir():
         with bar(console, f"export trial {trial.id} as GGUF, {precision}", at_once=True):
-            export_trial(store, trial.id, "gguf", out, precision)
+            export_trial(store, trial.id, Target("gguf", precision), out)
     return Artefact(name, artefact_at(out).path, is_ours=True)
 
 

@@ -140,5 +140,5 @@ def test_vllm_in_an_interpreter_that_has_none_says_what_to_type(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.setenv("NAS_VLLM_PYTHON", str(tmp_path_factory.mktemp("none") / "python"))
-    with pytest.raises(MissingEngineError, match="NAS_VLLM_PYTHON is .*no Python that runs"):
+    with pytest.raises(MissingEngineError, match=r"NAS_VLLM_PYTHON is .*no Python that runs"):
         engine_of("vllm").check_installed()

@@ -65,7 +65,7 @@ def test_kinds_give_the_logits_of_the_eager_model(config: PuzzleNasConfig) -> No
 
 @pytest.mark.parametrize("kind", sorted(REFUSED))
 def test_kinds_that_break_a_graph_are_refused_with_the_reason(config: PuzzleNasConfig, kind: str) -> None:
-    why = "shapes depend on the tokens|operation that torch.compile does not know"
+    why = "depends on the tokens|operation that torch.compile does not know"
     choice = Choice(1, "ffn", spelled(kind))
     with pytest.raises(UnsupportedByEngineError, match=rf"cannot run L1\.ffn={kind}.*({why})"):
         ENGINE.check([choice], config, SCENARIO)
@@ -73,12 +73,13 @@ def test_kinds_that_break_a_graph_are_refused_with_the_reason(config: PuzzleNasC
 
 @pytest.mark.parametrize("kind", sorted(REFUSED))
 def test_they_do_break_it(config: PuzzleNasConfig, kind: str) -> None:
-    """Were one of them captured, it should no longer be refused."""
+    """In the prefill, or in the decode step. Were one of them captured, it should no longer be refused."""
     architecture = Architecture((Block(SKIP, spelled(kind)),))
     with ENGINE.random(config, architecture, SCENARIO) as model, torch.inference_mode():
         subject = CompiledSubject(model, SCENARIO)
         with pytest.raises(Exception, match=r"(?i)graph|trace|fake tensor|data-dependent|skipped"):
-            subject.logits(torch.zeros(1, 1, dtype=torch.long), 0)
+            for tokens in (SCENARIO.prompt_tokens, 1):
+                subject.logits(torch.zeros(1, tokens, dtype=torch.long), 0)
 
 
 def test_layers_of_the_same_sizes_are_compiled_once(config: PuzzleNasConfig) -> None:

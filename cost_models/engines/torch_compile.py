@@ -4,7 +4,7 @@ Layers are compiled one by one, not the model as a whole: layers of the same siz
 once (torch's "regional compilation"). The 30 layers of SmolLM2 took 96 s of CPU time as a whole, again for each stack;
 one by one a new stack took 3 to 5 s. Each layer is given a cache of its own, so that its number is no part of its code.
 
-Kinds of FFN whose shapes depend on the tokens, or which call an operation of this package's own, are refused.
+Kinds of FFN in which the tokens decide what runs, or which call an operation of this package's own, are refused.
 """
 
 import math
@@ -29,7 +29,7 @@ from cost_models.scenario import Scenario
 from cost_models.timing.allocator import kept_memory
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
 
-_TOKENS_DECIDE = "its shapes depend on the tokens"
+_TOKENS_DECIDE = "what runs in it depends on the tokens"
 _OWN_OPERATION = "it picks rows by an operation that torch.compile does not know"
 _REFUSED = {
     "moe": _TOKENS_DECIDE,
@@ -111,6 +111,7 @@ class SeparateCache(StaticCache):
             # Now, since layers that are compiled cannot do it.
             kept.lazy_initialization(like, like)
             for states in (kept.keys, kept.values):
+                assert states is not None
                 states.uniform_(-1, 1, generator=seeded)
 
     def place(self, tokens: int) -> None:

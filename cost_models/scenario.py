@@ -16,10 +16,17 @@ _LLAMA_CPP_CACHE_BYTES = 2
 """llama.cpp keeps keys and values in f16, whatever the type of the weights."""
 ENGINES: Mapping[str, tuple[str, ...]] = {
     "torch": tuple(_BYTES_PER_VALUE),
+    "torch_compile": tuple(_BYTES_PER_VALUE),
     "llama_cpp": _GGUF,
+    "vllm": tuple(_BYTES_PER_VALUE),
 }
 """The engines, and the names that each has for the types it can hold weights in."""
-USUAL_DTYPE: Mapping[str, str] = {"torch": "float32", "llama_cpp": "q8_0"}
+USUAL_DTYPE: Mapping[str, str] = {
+    "torch": "float32",
+    "torch_compile": "float32",
+    "llama_cpp": "q8_0",
+    "vllm": "bfloat16",
+}
 """The type of the weights in an engine if nothing else is asked for."""
 _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -30,7 +37,8 @@ class Scenario:
 
     The first generated token comes out of the prefill; each other one takes a decode step. `threads` are torch's on
     the CPU; None means all cores this process may use. `engine` runs the model, and `dtype` is its own name for the
-    type of the weights. Raises ScenarioError where a value makes no sense.
+    type of the weights. `tensor_parallel` is the number of GPUs among which vLLM divides each layer. Raises
+    ScenarioError where a value makes no sense.
     """
 
     device: str
@@ -40,6 +48,7 @@ class Scenario:
     generated_tokens: int
     threads: int | None = None
     engine: str = "torch"
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -54,6 +63,11 @@ class Scenario:
                 raise ScenarioError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.threads is not None and self.threads < 1:
             raise ScenarioError(f"threads is {self.threads}; it must be at least 1, or None for all cores")
+        if self.tensor_parallel < 1 or (self.tensor_parallel > 1 and self.engine != "vllm"):
+            raise ScenarioError(
+                f"tensor_parallel is {self.tensor_parallel}; it must be at least 1, and only vllm divides layers among "
+                f"GPUs, not {self.engine}"
+            )
 
     def __str__(self) -> str:
         return self.key()
@@ -72,7 +86,8 @@ class Scenario:
         """Its one spelling: equal scenarios, and no others, have the same."""
         threads = "all" if self.threads is None else self.threads
         engine = "" if self.engine == "torch" else f",engine={self.engine}"
+        parallel = "" if self.tensor_parallel == 1 else f",tensor_parallel={self.tensor_parallel}"
         return (
             f"{self.device},{self.dtype},batch={self.batch},prompt={self.prompt_tokens},"
-            f"generated={self.generated_tokens},threads={threads}{engine}"
+            f"generated={self.generated_tokens},threads={threads}{engine}{parallel}"
         )

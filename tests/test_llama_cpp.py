@@ -19,7 +19,7 @@ from cost_models.engines.engines import describe, engine_of
 from cost_models.engines.llama_cpp import GgufFile, LlamaCpp, LlamaSubject
 from cost_models.engines.llama_server import llama_server
 from cost_models.errors import EngineStoppedError, MissingEngineError, ScenarioError, UnsupportedByEngineError
-from cost_models.geometry import FIXED, Geometry
+from cost_models.geometry import Geometry
 from cost_models.scenario import ENGINES, Scenario
 from cost_models.timing.measure import MeasuredGeometry, measure
 from cost_models.timing.pair import Rounds
@@ -38,15 +38,6 @@ def parent(config: PuzzleNasConfig) -> Architecture:
     return parent_architecture(own_shape(config))
 
 
-def test_every_geometry_has_a_time(config: PuzzleNasConfig) -> None:
-    wanted = [Geometry("attention", Subblock("kv", "1")), Geometry("ffn", Subblock("linear"))]
-    seen = list(measure(config, wanted, SCENARIO, TWO, engine=LLAMA_CPP))
-    times = {one.geometry: one for one in seen if isinstance(one, MeasuredGeometry)}
-    assert {FIXED, *wanted} <= times.keys()
-    assert all(one.prefill_s >= 0 and one.decode_s >= 0 for one in times.values())
-    assert times[FIXED].prefill_s > 0
-
-
 def test_real_weights_run_as_random_ones_do(config: PuzzleNasConfig, parent: Architecture) -> None:
     from cost_models.engines.torch_eager import random_model
 
@@ -58,12 +49,6 @@ def test_real_weights_run_as_random_ones_do(config: PuzzleNasConfig, parent: Arc
     assert timed.rounds == 2
     assert 0 <= timed.contention <= 1
     assert not one.file.exists()
-
-
-def test_one_token_takes_no_decode_steps(config: PuzzleNasConfig, parent: Architecture) -> None:
-    alone = replace(SCENARIO, generated_tokens=1)
-    with LLAMA_CPP.random(config, parent, alone) as model:
-        assert LLAMA_CPP.time(model, model, alone, TWO).decode is None
 
 
 def test_models_that_memory_does_not_hold_together_take_turns(config: PuzzleNasConfig, parent: Architecture) -> None:

@@ -4,11 +4,13 @@
 from cost_models.energy.meter import Meter
 from cost_models.engines.engine import Engine
 from cost_models.engines.llama_cpp import LlamaCpp
+from cost_models.engines.torch_compile import TorchCompile
 from cost_models.engines.torch_eager import TorchEager
+from cost_models.engines.vllm_engine import Vllm
 from cost_models.hardware import machine
 from cost_models.scenario import Scenario
 
-_ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (TorchEager, LlamaCpp)}
+_ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (TorchEager, TorchCompile, LlamaCpp, Vllm)}
 
 
 def engine_of(name: str, meter: Meter | None = None) -> Engine:

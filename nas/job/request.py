@@ -131,6 +131,11 @@ class Request(Section):
         if self.export.precision not in (None, *ENGINES["llama_cpp"]):
             names = ", ".join(ENGINES["llama_cpp"])
             raise wrong("export.precision", f"{self.export.precision!r} is not known; did you mean one of {names}?")
+        if self.scenario.tensor_parallel > 1 and self.engine != "vllm":
+            raise wrong(
+                "scenario.tensor_parallel",
+                f"only vllm divides layers among GPUs, not {self.engine}; give 1, or scenario.engine: vllm",
+            )
         if self.solver.refine is not None and self.score.metric != "kl":
             raise wrong(
                 "solver.refine", f"refining corrects sums of KL; give score.metric: kl, not {self.score.metric}"

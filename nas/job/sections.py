@@ -202,17 +202,19 @@ class ScenarioSection(Section):
     """The conditions the child will be served under. `threads` None: every core. The worker picks the GPU.
 
     `engine` None: llama.cpp where the child is exported as GGUF and served on a CPU, else torch. `dtype` is the
-    engine's own name for the type of the weights; None: its usual one. `flash` None: times are measured; else they are
-    simulated, of a machine whose DRAM does not hold the model.
+    engine's own name for the type of the weights; None: its usual one. `tensor_parallel`: the GPUs among which vLLM
+    divides each layer. `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not hold
+    the model.
     """
 
     device: Literal["cpu", "cuda", "mps", "xpu"] = "cpu"
-    engine: Literal["torch", "llama_cpp"] | None = None
+    engine: Literal["torch", "torch_compile", "llama_cpp", "vllm"] | None = None
     dtype: str | None = None
     batch: Count = 16
     prompt_tokens: Count = 256
     generated_tokens: Count = 1
     threads: Count | None = None
+    tensor_parallel: Count = 1
     flash: Flash | None = None
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.metrics import error_of
 from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
+from cost_models.timing.launches import launch_warning
 from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure, suspicions
 from cost_models.timing.pair import Rounds
 from cost_models.timing.quality import ANY, Quality
@@ -195,6 +196,8 @@ def _tell(job: Job, times: Mapping[Geometry, MeasuredGeometry], console: Console
     odd = suspicions(times, job.scenario.generated_tokens > 1) if job.is_timed_here else {}
     lines += [f"{part} {why}" for part, why in list(odd.items())[:_SHOWN]]
     lines += [f"and so {len(odd) - _SHOWN} more"] if len(odd) > _SHOWN else []
+    bound = launch_warning(times, job.parent.shape, job.scenario) if job.is_timed_here else ""
+    lines += [bound] if bound else []
     for line in lines:
         console.print(line, style="yellow", soft_wrap=True, highlight=False)
     if lines:

@@ -71,9 +71,16 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
 
 def scenario_of(request: Request) -> Scenario:
     """The scenario of a request, in the form that cost models use."""
-    asked, dtype, engine = request.scenario, request.dtype, request.engine
+    asked = request.scenario
     return Scenario(
-        asked.device, dtype, asked.batch, asked.prompt_tokens, asked.generated_tokens, asked.threads, engine
+        asked.device,
+        request.dtype,
+        asked.batch,
+        asked.prompt_tokens,
+        asked.generated_tokens,
+        asked.threads,
+        request.engine,
+        asked.tensor_parallel,
     )
 
 

@@ -256,8 +256,8 @@ def device_of(job: Job) -> str:
 
 
 def gpus_to_time(job: Job) -> int:
-    """The number of GPUs for a timing: the one that it times on."""
-    return int(job.scenario.device.startswith("cuda"))
+    """The number of GPUs for a timing: those that it times on."""
+    return job.scenario.tensor_parallel if job.scenario.device.startswith("cuda") else 0
 
 
 def _shares(context: Context, choices: Sequence[Choice], work: Callable[[Choice], float]) -> list[list[Choice]]:

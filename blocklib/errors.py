@@ -56,5 +56,5 @@ class UnsupportedFormatError(BlocklibError, ValueError):
     """A file format cannot carry a subblock, a feature of the parent, or a precision; says which and why."""
 
 
-class MissingLlamaCppError(BlocklibError, ImportError):
+class MissingLlamaCppError(BlocklibError, OSError):
     """llama.cpp is needed and not installed; says what to type."""

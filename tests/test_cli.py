@@ -271,7 +271,7 @@ def _apart(db: Path) -> Path:
         (["solve", "tiny", "--budget", "parameters=90%", "--metric", "lm_loss", "--refine", "5"], r"sums of KL"),
         (["show", "77"], r"no trial has the id 77"),
         (["trials", "--sort", "kll"], r"did you mean kl\?"),
-        (["export", "1", "--format", "gguf", "--out", "nowhere"], r"gguf.*hf"),
+        (["export", "1", "--format", "onnx", "--out", "nowhere"], r"onnx.*hf"),
     ],
 )  # fmt: skip
 def test_a_question_that_makes_no_sense_is_answered_in_a_line(

@@ -100,7 +100,8 @@ def exported(name: str, folder: Path, tmp_path: Path, tokens: PreTrainedTokenize
 def test_an_export_does_not_depend_on_them(tokenizer: PreTrainedTokenizerFast, folder: Path, tmp_path: Path) -> None:
     done, written = exported("sampling that is off", folder, tmp_path, tokenizer)
     assert "temperature" not in written
-    assert [note.split(" is left out")[0].split("setting ")[1] for note in done.notes] == [
+    left_out = [note for note in done.notes if "is left out" in note]
+    assert [note.split(" is left out")[0].split("setting ")[1] for note in left_out] == [
         "min_p: 0.1",
         "temperature: 0.9",
         "top_p: 0.6",
@@ -113,8 +114,7 @@ def test_settings_that_generate_refuses_are_told_of(
 ) -> None:
     done, written = exported("stop strings", folder, tmp_path, tokenizer)
     assert written["stop_strings"] == ["\n\n"]
-    (note,) = done.notes
-    assert note.startswith("`generate(ids)` fails with the parent's generation settings: ")
+    (note,) = (note for note in done.notes if note.startswith("`generate(ids)` fails with the parent's generation"))
     assert "tokenizer" in note
     assert note in (tmp_path / "out/README.md").read_text()
 

@@ -18,7 +18,7 @@ from blocklib.families import family_names, own_names
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent
 from nas.errors import ExportMismatchError, UnsupportedExportError
-from nas.export.formats import check_format, export
+from nas.export.formats import check_format
 from nas.export.parent_settings import ParentSettings, settings_of
 from nas.export.plain import export_plain
 from nas.export.verify import TOLERANCE, logits_of, probe_ids
@@ -49,7 +49,7 @@ def embedded_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[PuzzleNas
     block = f"kv{parent.shape.kv_heads}+ffn{parent.shape.ffn_width // 2}"
     child = child_of(parent, " ".join(["skip+skip" if layer == 1 else block for layer in range(parent.shape.layers)]))
     out = tmp_path_factory.mktemp("embedded") / "out"
-    export("plain", child, AutoTokenizer.from_pretrained(EMBEDDED), out, CARD, settings_of(str(EMBEDDED)))
+    export_plain(child, AutoTokenizer.from_pretrained(EMBEDDED), out, CARD, settings_of(str(EMBEDDED)))
     return child, out
 
 

@@ -88,7 +88,9 @@ def test_trials(store: Store, known: Measured, said: Said, metric: str) -> None:
     assert f"{metric}={ASKED[metric]}" in row
     main.trials(db=store.url, as_json=True)
     (told,) = json.loads(said())
-    assert told == {name: value for name, value in trial.items() if name not in ("cautions", "verdict", "verdicts")}
+    assert told == {
+        name: value for name, value in trial.items() if name not in ("cautions", "plain", "verdict", "verdicts")
+    }
 
 
 @pytest.mark.parametrize("metric", METRICS)

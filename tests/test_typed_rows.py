@@ -61,7 +61,7 @@ def test_a_request_of_an_earlier_version_has_the_defaults_of_what_it_lacks() -> 
     assert [limit.text for limit in request.budget] == ["60%"]
     assert (request.solver.gap, request.solver.time_limit, request.solver.engine) == (0.01, 30.0, "cbc")
     assert request.solver.memory == MEMORY_BYTES
-    assert (request.measure.tolerance, request.metric, request.is_simulated) == (0.01, "kl", False)
+    assert (request.measure.tolerance, request.metric, request.is_timed_here) == (0.01, "kl", True)
     assert (request.heals, request.ray_address, request.allows_remote_code, str(request.home)) == (
         False,
         None,

@@ -86,7 +86,9 @@ class Job:
         """The key of the search: it covers everything except the budget, the solver's settings, and the use of the
         answer."""
         under = self.request
-        spaces = {"space": _plain(under.space), "distill": _plain(under.distill), "score": _plain(under.score)}
+        # A space that is not plain is the same space as before there were plain ones.
+        space = under.space.model_dump(mode="json", exclude=set() if under.space.plain else {"plain"})
+        spaces = {"space": space, "distill": _plain(under.distill), "score": _plain(under.score)}
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
         timed = under.measure.model_dump(mode="json", include=set(_HOW_TIMED))
         flash = under.scenario.flash

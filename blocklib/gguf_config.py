@@ -126,7 +126,7 @@ def _divisors(
     high_freq_factor: float,
     original_max_position_embeddings: int,
 ) -> list[float]:
-    """What Llama 3's scaling divides each frequency by."""
+    """The divisor of each rotary frequency in Llama 3's scaling."""
     found = []
     for frequency in frequencies:
         turns = original_max_position_embeddings * frequency / (2 * math.pi)

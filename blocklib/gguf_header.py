@@ -55,7 +55,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What the header says. Of an array of texts, `keys` holds the length alone."""
+    """The contents of a header. For an array of texts, `keys` holds its length alone."""
 
     file: Path
     keys: Mapping[str, Any]

@@ -292,7 +292,7 @@ class TrialRow(Base, kw_only=True):
 
     @property
     def plain(self) -> dict[str, Any] | None:
-        """Of an answer whose layers are of one size: what that costs, as `nas/solve/plain_price.py` reads it."""
+        """The price of layers of one size, as `nas/solve/plain_price.py` reads it; None for any other answer."""
         found: dict[str, Any] | None = self.details.get("plain")
         return found
 

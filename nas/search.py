@@ -266,7 +266,7 @@ class Search:
             return tuple(map(Evaluation.of, rows))
 
     def evaluations(self, trial: Trial | int) -> tuple[Evaluation, ...]:
-        """What `evaluate` found of the trial's child so far."""
+        """The results of `evaluate` for the trial's child so far."""
         found = self._own(trial)
         with opened(self.db, "read", self.progress) as store:
             return tuple(map(Evaluation.of, store.evaluations(found.row.child_key)))
@@ -326,7 +326,7 @@ def solve_across(
 
 
 def _known(store: Store, search: Search, metric: str | None, plain: bool) -> Measured:
-    """What the store knows of a search. `plain` asks for answers whose layers are of one size, whatever its space."""
+    """The measurements of a search. `plain` asks for answers whose layers are of one size, whatever its space."""
     found = measured(store, store.find_search(search.id), metric)
     return replace(found, is_plain=found.is_plain or plain)
 

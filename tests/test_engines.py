@@ -1,4 +1,4 @@
-"""What every engine does: the same suite for each that is installed here. Nothing here says how fast anything is."""
+"""The behaviour of every engine: the same suite for each that is installed here. Nothing here says how fast anything is."""
 
 from dataclasses import replace
 

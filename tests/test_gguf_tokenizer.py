@@ -11,7 +11,7 @@ from nas.text.parent_folder import parent_folder
 
 
 def _tokenizer(file: Path, **changed: Any) -> Any:
-    """Of a file with these keys changed, as it is loaded from the unpacked folder."""
+    """The tokenizer of a file with these keys changed, as it is loaded from the unpacked folder."""
     return AutoTokenizer.from_pretrained(parent_folder(str(written(file, model_of(), **changed)), file.parent))
 
 

@@ -25,7 +25,7 @@ from nas.export.vllm_flags import vllm_flags, vllm_limits
 
 VLLM = os.environ.get("PUZZLE_NAS_VLLM", "")
 TOLERANCE = 1e-4
-"""Of log-probabilities in float32."""
+"""The largest difference of log-probabilities in float32."""
 GPT_SIZES: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4}
 SIZES: dict[str, Any] = GPT_SIZES | {"num_key_value_heads": 4, "head_dim": 32}
 """Heads of 32, the smallest that vLLM has on a CPU."""

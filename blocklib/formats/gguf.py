@@ -34,7 +34,7 @@ _TILE_ROWS = 64
 
 @dataclass(frozen=True)
 class GgufModel:
-    """What a file says beside its vocabulary and weights."""
+    """A file without its vocabulary and weights: sizes, layers, architecture, precision."""
 
     config: PuzzleNasConfig
     carrier: Carrier

@@ -114,7 +114,7 @@ def _rotary_type(config: PuzzleNasConfig) -> str:
 
 
 def _parent_fault(config: PuzzleNasConfig, shape: Shape, rotary: str) -> str:
-    """What is missing for any child of this parent; empty if nothing is."""
+    """The reason why no child of this parent can be carried; empty if there is none."""
     if shape.layer_norm or shape.positions or not shape.gated:
         return "the GPT-2 layout with layers of any size"
     if shape.hidden_act != "silu":
@@ -138,7 +138,7 @@ def _set_keys(config: PuzzleNasConfig) -> set[str]:
 
 
 def _choice_fault(choice: Choice, shape: Shape) -> str:
-    """What is missing for this subblock; empty if nothing is."""
+    """The reason why this subblock cannot be carried; empty if there is none."""
     subblock = choice.what
     assert isinstance(subblock, Subblock)
     if subblock == SKIP:

@@ -22,7 +22,7 @@ Runnable = Any
 
 @dataclass(frozen=True)
 class Engine(ABC):
-    """What runs a model. `meter`, if given, is read around each sample."""
+    """A program that runs a model. `meter`, if given, is read around each sample."""
 
     meter: Meter | None = None
 
@@ -54,7 +54,8 @@ class Engine(ABC):
 
     @abstractmethod
     def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> AbstractContextManager[Runnable]:
-        """A model that torch holds, as this engine runs it: its weights in the scenario's type. It is not changed."""
+        """A model that torch holds, as this engine runs it: its weights in the scenario's type, or random ones where they
+        make no difference to the time. It is not changed."""
 
     @abstractmethod
     def time(

@@ -155,7 +155,7 @@ def _block(layer: DeciLayer, heads: int) -> dict[str, dict[str, Any]]:
 
 
 def _arguments(config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> dict[str, Any]:
-    """Of vLLM's `LLM`; what is not set here is as its server has it."""
+    """The arguments of vLLM's `LLM`; its server's defaults hold for all others."""
     cached = architecture_cost(architecture, own_shape(config), scenario).cache_bytes
     return {
         "load_format": "dummy",

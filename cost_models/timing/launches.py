@@ -25,7 +25,7 @@ _SURE = 2.0
 
 @dataclass(frozen=True)
 class FfnStep:
-    """What an FFN reads in a decode step, in bytes, and what it adds to the step, in seconds with their error."""
+    """An FFN in a decode step: the bytes that it reads, and the seconds that it adds, with their error."""
 
     read_bytes: float
     seconds: float

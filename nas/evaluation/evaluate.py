@@ -1,5 +1,5 @@
-"""A trial's child and its parent on tasks of lm_eval, side by side. What is kept is not measured again; each task is
-kept as soon as both have done it."""
+"""A trial's child and its parent on tasks of lm_eval, side by side. Each task is kept as soon as both have done
+it, and is not measured again."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property

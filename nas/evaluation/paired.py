@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _RATIOS: tuple[Callable[[float], float], ...] = (lambda ratio: math.exp(-ratio), lambda ratio: -ratio / math.log(2))
-"""What perplexities and bits per byte are of the sum of log-likelihoods over the sum of words or bytes."""
+"""The way from a mean log-likelihood per word or byte to a perplexity, or to bits per byte."""
 _CLOSE = 1e-6
 
 

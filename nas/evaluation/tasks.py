@@ -34,7 +34,7 @@ _AnyTags.add_multi_constructor("", lambda loader, suffix, node: None)
 
 
 def tasks_of(asked: Sequence[str]) -> tuple[AskedTask, ...]:
-    """What `--tasks` names, each once, in that order; an item may hold several names with commas.
+    """The tasks that `--tasks` names, each once, in that order; an item may hold several names with commas.
 
     Raises EvaluationError for a file that is none of a task, and a folder that holds no task.
     """

@@ -101,7 +101,7 @@ def modelfile(file: str, vocabulary: Vocabulary, parent: ParentSettings | None) 
 
 
 def _translated(step: Callable[[], Made]) -> Made:
-    """What the step makes; errors of files as errors of exports."""
+    """The result of the step; errors of files become errors of exports."""
     try:
         return step()
     except UnsupportedFormatError as error:
@@ -111,7 +111,7 @@ def _translated(step: Callable[[], Made]) -> Made:
 
 
 def _notes(model: GgufModel, tokenizer: PreTrainedTokenizerBase, kl: float) -> tuple[str, ...]:
-    """What a user of the file should know, a sentence each."""
+    """Sentences that a user of the file should read."""
     notes = []
     if model.precision != "f32":
         notes.append(

@@ -18,7 +18,7 @@ def vllm_limits(config: PuzzleNasConfig) -> tuple[str, ...]:
 
 
 def vllm_flags(config: PuzzleNasConfig) -> tuple[str, ...]:
-    """What vLLM's command line needs for the folder beside its name."""
+    """The flags that vLLM's command line needs for the folder."""
     flags = ["--trust-remote-code"]
     layers = list(config.per_layer_config)
     if _is_sparse(config):

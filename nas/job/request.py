@@ -84,7 +84,7 @@ class Request(Section):
 
     @property
     def engine(self) -> str:
-        """What the child is served with, and times are taken in."""
+        """The engine that serves the child, and that takes the times."""
         asked, serves_gguf = self.scenario, self.export.format == "gguf" and self.scenario.device == "cpu"
         return asked.engine or ("llama_cpp" if serves_gguf else "torch")
 

@@ -23,7 +23,7 @@ class Artefact:
 
     @property
     def engine(self) -> str:
-        """What times it here."""
+        """The engine that times it here."""
         return "llama_cpp" if self.is_gguf else "torch"
 
     @property

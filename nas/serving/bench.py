@@ -82,7 +82,7 @@ class EngineBench:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What was timed, under which load."""
+    """All models that were timed, and the load."""
 
     load: Load
     engines: tuple[EngineBench, ...]

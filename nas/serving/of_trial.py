@@ -1,6 +1,6 @@
 """A built trial as models that could be served: its export for an engine, and its parent in the same form.
 
-What is missing is exported once, into the search's home, and found there the next time.
+A missing file is exported once, into the search's home, and found there the next time.
 """
 
 from pathlib import Path
@@ -81,7 +81,7 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
 
 
 def _precision(search: models.SearchRow) -> str:
-    """What llama.cpp serves the search's children in."""
+    """The precision in which llama.cpp serves the search's children."""
     scenario = scenario_in(search)
     return scenario.dtype if scenario.engine == "llama_cpp" else USUAL_DTYPE["llama_cpp"]
 

@@ -82,7 +82,7 @@ class Served:
 def served(model: Artefact, engine: str | None, endpoint: Endpoint) -> Iterator[Served]:
     """Start the server, and wait until it answers; at the end of the block it is gone.
 
-    What it prints goes to standard error. Raises UsageError where the engine does not load such a model or the port is
+    Its output goes to standard error. Raises UsageError where the engine does not load such a model or the port is
     taken, MissingEngineError with what to type where it is not installed, EngineStoppedError where it ends.
     """
     own = "llama_cpp" if model.is_gguf else "vllm"

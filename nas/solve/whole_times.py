@@ -30,7 +30,7 @@ class TimedWhole:
 
     @property
     def error(self) -> float:
-        """Of the prediction, as a share of the mean timing."""
+        """The error of the prediction, as a share of the mean timing."""
         return self.predicted / fmean(self.timed) - 1
 
 

@@ -1,4 +1,4 @@
-"""What lm_eval says of a child beside its parent, one line for each metric of each task."""
+"""Results of lm_eval, the child beside its parent, one line for each metric of each task."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any

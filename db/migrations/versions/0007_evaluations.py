@@ -1,4 +1,4 @@
-"""What lm_eval says of children and their parents."""
+"""Results of lm_eval, child and parent."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -87,7 +87,7 @@ def measure(
     from nas.job import config
 
     file = check_output(Path(out))
-    request = config.load(job) if isinstance(job, str | Path) else job
+    request = config.load(job, reads_text=False) if isinstance(job, str | Path) else job
     console = console_of(progress)
     with loading(console, f"measure {request.name}"):
         import nas.terminal.quiet  # noqa: F401

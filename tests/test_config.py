@@ -275,6 +275,10 @@ MISTAKES = [
     (dict(scenario={"batch": 1.5}), "scenario.batch: should be a valid integer, not 1.5"),
     (dict(scenario={"batch": True}), "scenario.batch: should be a valid integer, not True"),
     (
+        dict(scenario={"dtype": "q8_0", "engine": "llama_cpp"}, export={"format": "gguf", "precision": "q4_0"}),
+        "export.precision: the file would hold q4_0, and scenario.dtype takes the times in q8_0",
+    ),
+    (
         dict(scenario={"dtype": "float31"}),
         "scenario.dtype: the engine torch has no 'float31'; did you mean one of float32, bfloat16, float16",
     ),

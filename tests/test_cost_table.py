@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from parents import FAMILIES, random_model
 from typer.testing import CliRunner
 
 import nas
+from blocklib.checkpoint import inspect
 from cost_models.scenario import Scenario
 from nas.cli.main import app
-from nas.errors import JobError, TableError
+from nas.errors import JobError, MissingFileError, TableError
 from nas.job import config
 from nas.stages.cost_table import CostTable, read_cost_table
+from nas.stages.feasible import check_parent
 
 SCENARIO = {"batch": 1, "prompt_tokens": 8, "generated_tokens": 3, "threads": 1}
 SPACE = {"attention": ["kv1", "skip"], "ffn": ["50%"], "fuse": None, "drop_blocks": False}
@@ -83,6 +86,41 @@ def test_a_missing_geometry_is_named(measured: Path) -> None:
         read_cost_table(measured).measured(wanted, measured)
 
 
+def test_a_table_of_another_parent_is_refused(measured: Path) -> None:
+    table = read_cost_table(measured)
+    assert table.shape is not None
+    with pytest.raises(TableError, match=r"for another parent: hidden \d+, not 7"):
+        table.check_shape(table.shape | {"hidden": 7}, measured)
+    table.model_copy(update={"shape": None}).check_shape({"hidden": 7}, measured)
+
+
+def test_times_that_another_job_does_not_need_stay(parent: Path, measured: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "costs.json"
+    shared.write_bytes(measured.read_bytes())
+    nas.measure(job(parent, space=SPACE | {"attention": ["linear"], "ffn": []}), shared, progress=False)
+    assert read_cost_table(shared).geometries.keys() == {*read_cost_table(measured).geometries, "attention.linear"}
+
+
+def test_the_machine_that_builds_may_have_fewer_cores_than_the_one_that_serves(parent: Path, measured: Path) -> None:
+    asked = {
+        "parent": parent,
+        "scenario": SCENARIO | {"threads": 4096},
+        "data": {"train": "stdlib", "sequence_length": 32},
+    }
+    with pytest.raises(JobError, match="4,096 threads"):
+        check_parent(job(**asked), inspect(parent), is_here=True)
+    with pytest.raises(MissingFileError, match="holds no tokenizer"):  # the next check: this parent has none
+        check_parent(job(**asked, measure={"table": str(measured)}), inspect(parent), is_here=True)
+
+
+def test_measuring_needs_no_text(parent: Path, measured: Path, tmp_path: Path) -> None:
+    values = job(parent).canonical() | {"data": {"train": ["not-copied/*.txt"]}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    nas.measure(tmp_path / "job.yaml", measured, progress=False)
+    with pytest.raises(JobError, match="not-copied"):
+        config.load(tmp_path / "job.yaml")
+
+
 def test_another_scenario_is_told(measured: Path) -> None:
     asked = Scenario("cpu", "float32", 4, 8, 3, 1)
     with pytest.raises(TableError, match="another scenario: batch 1, not 4"):
@@ -115,8 +153,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_to_write_into_the_job(parent: Path, measured: Path, tmp_path: Path) -> None:
-    import yaml
-
     written = tmp_path / "job.yaml"
     written.write_text(yaml.safe_dump(job(parent).canonical()))
     done = CliRunner().invoke(app, ["measure", str(written), "--out", str(measured)])

@@ -1,4 +1,4 @@
-"""The behaviour of every engine: the same suite for each that is installed here. Nothing here says how fast anything is."""
+"""The behaviour of every engine: one suite for each that is installed here. No test says how fast anything is."""
 
 from dataclasses import replace
 

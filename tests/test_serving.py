@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+from rows import trial
 from searches import Here, parent_folder, started, stop_group, wait_for
 from small_costs import config_of
 
@@ -22,6 +23,7 @@ from blocklib.formats.gguf import write_random_gguf
 from cost_models.errors import EngineStoppedError, MissingEngineError
 from cost_models.scenario import Scenario
 from nas.errors import MissingFileError, UsageError
+from nas.serving.of_trial import is_gguf_export
 from nas.serving.torch_folder import TorchFolder
 
 HOUSE = Path(__file__).parents[1]
@@ -107,14 +109,27 @@ def test_what_cannot_be_timed_is_refused_in_words(files: Path, tmp_path: Path) -
         nas.bench([files / "one.gguf"], load={"rounds": 1}, progress=False)
 
 
-def test_a_folder_needs_vllm_and_the_line_to_type_is_given() -> None:
-    pytest.importorskip("xllamacpp")
-    line = r"python -m vllm\.entrypoints\.openai\.api_server --model .*parent --served-model-name parent --host 127"
-    try:
-        import vllm  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError:
-        with pytest.raises(MissingEngineError, match=line), nas.serve(parent_folder(), port=free_port()):
-            pass
+def test_a_folder_needs_vllm_and_the_commands_to_type_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter that is named has no vLLM, whatever stands here."""
+    monkeypatch.setenv("NAS_VLLM_PYTHON", "/usr/bin/false")
+    with (
+        pytest.raises(MissingEngineError, match=r"NAS_VLLM_PYTHON is /usr/bin/false"),
+        nas.serve(parent_folder(), port=free_port()),
+    ):
+        pass
+
+
+def test_the_parent_stays_first_if_it_is_named_among_the_children(files: Path) -> None:
+    children = [files / f"{name}.gguf" for name in ("one", "parent")]
+    (group,) = nas.bench(children, parent=files / "parent.gguf", load=LOAD, progress=False).engines
+    assert [line.name for line in group.lines] == ["parent", "one"]
+
+
+@pytest.mark.parametrize(
+    ("format", "is_gguf"), [("gguf", True), ("gguf-q4_0", True), ("hf", False), ("hf-bfloat16", False), (None, False)]
+)
+def test_a_gguf_export_is_known_whatever_its_precision(format: str | None, is_gguf: bool) -> None:
+    assert is_gguf_export(trial(details={"export_format": format})) == is_gguf
 
 
 def test_a_server_that_does_not_fit_is_refused_in_words(files: Path) -> None:

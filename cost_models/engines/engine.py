@@ -54,8 +54,8 @@ class Engine(ABC):
 
     @abstractmethod
     def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> AbstractContextManager[Runnable]:
-        """A model that torch holds, as this engine runs it: its weights in the scenario's type, or random ones where they
-        make no difference to the time. It is not changed."""
+        """A model that torch holds, as this engine runs it: its weights in the scenario's type, or random ones where
+        they make no difference to the time. It is not changed."""
 
     @abstractmethod
     def time(

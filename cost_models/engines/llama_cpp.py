@@ -6,7 +6,6 @@ scenario's, or all cores. If memory does not hold two models, their processes ta
 """
 
 import random
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.llama_server import LlamaServer
+from cost_models.engines.scratch import scratch_folder
 from cost_models.errors import TimingError, UnsupportedByEngineError
 from cost_models.hardware import available_bytes, usable_cores
 from cost_models.scenario import Scenario
@@ -196,8 +196,8 @@ def _subject(model: GgufFile, scenario: Scenario, stays: bool) -> Iterator[Llama
 
 @contextmanager
 def _file() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
-        yield Path(folder, "model.gguf")
+    with scratch_folder() as folder:
+        yield folder / "model.gguf"
 
 
 def _model(file: Path, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> GgufFile:

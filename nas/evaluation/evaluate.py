@@ -29,13 +29,13 @@ from nas.text.tokenizer import load_tokenizer
 def evaluate_trial(
     store: Store, trial: models.TrialRow, asked: Sequence[str], how: HowEvaluated, console: Console
 ) -> tuple[EvaluationRow, ...]:
-    """The metrics of the tasks, in the order asked for. Raises EvaluationError for a task that is unknown, broken or
+    """The metrics of the tasks, by task and metric. Raises EvaluationError for a task that is unknown, broken or
     gives no number, and FileNotFoundError where the trial was never built."""
     harness, tasks = harness_version(), tasks_of(asked)
     runs = _Runs(trial.child_key, how, harness)
     wanted = {runs.of(task.name, task) for task in tasks}
-    rows = store.evaluations(trial.child_key)
-    if not wanted <= {row.run for row in rows}:
+    known = {row.run for row in store.evaluations(trial.child_key)}
+    if not wanted <= known:
         with bar(console, f"evaluate trial {trial.id}", "tasks", doing="loading lm_eval") as shown:
             models_of = _Models(store, trial, how)
             loader = TaskLoader(tasks)
@@ -44,14 +44,14 @@ def evaluate_trial(
                 for loaded in loader.load(task):
                     run = runs.of(loaded.name, task)
                     wanted.add(run)
-                    if not any(row.run == run for row in rows):
+                    if run not in known:
+                        known.add(run)
                         found = []
                         for model in models_of.both:
                             shown(0, number, len(tasks), f"{loaded.name}: the {model.what}")
                             found.append(model.on(loaded))
                         store.add_evaluations(list(runs.rows(run, loaded, *found)))
-        rows = store.evaluations(trial.child_key)
-    return tuple(row for row in rows if row.run in wanted)
+    return tuple(row for row in store.evaluations(trial.child_key) if row.run in wanted)
 
 
 class _Runs:

@@ -31,8 +31,8 @@ FORMATS: dict[str, Exporter] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A file to write: its format, and the type of its weights. `precision` is the type of most matrices of a GGUF file; None: what the scenario serves
-    in, if llama.cpp serves, else f16. `dtype` is the type of the weights in other formats; None: what the scenario
+    """A format, and the type of the weights in it. `precision` is the type of most matrices of a GGUF file; None: what
+    the scenario serves in, if llama.cpp serves, else f16. `dtype` is the type in other formats; None: what the scenario
     serves in."""
 
     format: str

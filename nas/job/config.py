@@ -25,19 +25,22 @@ _SHOWN = 200
 __all__ = ["Request", "load", "parse", "template"]
 
 
-def load(path: str | Path) -> Request:
-    """The request in a job file. Raises JobError where it cannot be read, or is wrong."""
+def load(path: str | Path, reads_text: bool = True) -> Request:
+    """The request in a job file. `reads_text`: its text is there; else none is looked for, since nobody will read it.
+
+    Raises JobError where the file cannot be read, or is wrong.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise JobError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: not UTF-8 at byte {error.start}") from error
-    return parse(text, str(path))
+    return parse(text, str(path), reads_text)
 
 
-def parse(text: str, where: str) -> Request:
-    """The request that `text` is. Raises JobError.
+def parse(text: str, where: str, reads_text: bool = True) -> Request:
+    """The request that `text` is. Raises JobError. `reads_text` is as in `load`.
 
     `where` is the file it came from: messages and the default name call it so, and relative paths start at its folder.
     """
@@ -53,6 +56,8 @@ def parse(text: str, where: str) -> Request:
         raise JobError(
             f"{where}: a job is keys and values, starting with parent, data and budget; `nas init` prints one"
         )
+    if not reads_text:
+        job["data"] = {"train": "stdlib"}
     if job.get("name") is None:
         job["name"] = Path(where).stem
     try:

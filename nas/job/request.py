@@ -90,8 +90,10 @@ class Request(Section):
 
     @property
     def dtype(self) -> str:
-        """The type of the weights, by the engine's own name."""
-        return self.scenario.dtype or USUAL_DTYPE[self.engine]
+        """The type of the weights, by the engine's own name; a GGUF file that llama.cpp serves is timed as it is
+        written."""
+        delivered = self.export.precision if self.engine == "llama_cpp" and self.export.format == "gguf" else None
+        return self.scenario.dtype or delivered or USUAL_DTYPE[self.engine]
 
     @property
     def gpus_per_task(self) -> float:
@@ -135,6 +137,12 @@ class Request(Section):
             raise wrong(
                 "scenario.tensor_parallel",
                 f"only vllm divides layers among GPUs, not {self.engine}; give 1, or scenario.engine: vllm",
+            )
+        if self.export.precision not in (None, self.dtype) and self.engine == "llama_cpp":
+            raise wrong(
+                "export.precision",
+                f"the file would hold {self.export.precision}, and scenario.dtype takes the times in {self.dtype}; "
+                "give both the same, or leave out scenario.dtype",
             )
         if self.solver.refine is not None and self.score.metric != "kl":
             raise wrong(

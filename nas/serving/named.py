@@ -57,7 +57,10 @@ def models_beside_parent(
         if engine is not None and model.engine != engine:
             form = "a .gguf file" if model.is_gguf else "a folder"
             raise UsageError(f"{model.path} is {form}, which runs in {model.engine} here, not in {engine}")
-    return tuple({model.path.resolve(): model for model in reversed(found)}.values())[::-1]
+    first: dict[Path, Artefact] = {}
+    for model in found:
+        first.setdefault(model.path.resolve(), model)
+    return tuple(first.values())
 
 
 def model_named(name: Name, engine: str | None, where: Where) -> Artefact:

@@ -32,29 +32,26 @@ from nas.text.tokenizer import load_tokenizer
 def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console) -> Artefact:
     """The child's GGUF file for `llama_cpp`, else its folder for transformers or vLLM.
 
-    Raises MissingFileError where the trial is not built, or has no folder; and what the export raises.
+    Raises MissingFileError where the trial is not built, and what the export raises.
     """
     search = store.find_search(trial.search_id)
     home, name = home_of(store, search), f"trial {trial.id}"
     if not child_file(home, trial.child_key).is_file():
         raise MissingFileError(f"trial {trial.id} is not built: nas build {trial.id}")
     own = Path(trial.child_path) if trial.child_path else None
-    is_there = own is not None and own.is_dir()
-    if engine != "llama_cpp":
-        if own is None or not is_there or trial.export_format == "gguf":
-            raise MissingFileError(
-                f"trial {trial.id} has no folder that {engine} loads: nas export {trial.id} --format hf --out DIR, and "
-                "name that folder"
-            )
-        return Artefact(name, own, is_ours=True)
-    if own is not None and is_there and trial.export_format == "gguf":
+    target = Target("gguf", _precision(search)) if engine == "llama_cpp" else Target("hf")
+    if own is not None and own.is_dir() and is_gguf_export(trial) == (target.format == "gguf"):
         return Artefact(name, artefact_at(own).path, is_ours=True)
-    precision = _precision(search)
-    out = home / "exports" / trial.key / f"gguf-{precision}"
+    out = home / "exports" / trial.key / str(target)
     if not out.is_dir():
-        with bar(console, f"export trial {trial.id} as GGUF, {precision}", at_once=True):
-            export_trial(store, trial.id, Target("gguf", precision), out)
+        with bar(console, f"export trial {trial.id} as {target}", at_once=True):
+            export_trial(store, trial.id, target, out)
     return Artefact(name, artefact_at(out).path, is_ours=True)
+
+
+def is_gguf_export(trial: models.TrialRow) -> bool:
+    """Whether the export of a trial is a GGUF file, of any precision: `gguf`, `gguf-q4_0`."""
+    return (trial.export_format or "").split("-")[0] == "gguf"
 
 
 def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Console) -> Artefact:

@@ -12,13 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from urllib.request import ProxyHandler, build_opener
 
+from blocklib.model import PuzzleNasConfig
 from cost_models.engines.engines import engine_of
 from cost_models.engines.llama_server import server_command
-from cost_models.errors import EngineStoppedError, MissingEngineError
+from cost_models.engines.vllm_process import interpreter, version_in
+from cost_models.errors import EngineStoppedError
 from nas.errors import UsageError
+from nas.export.vllm_flags import vllm_flags
 from nas.serving.artefact import Artefact
 
 _LOOK_EVERY_S = 0.1
@@ -98,7 +100,7 @@ def served(model: Artefact, engine: str | None, endpoint: Endpoint) -> Iterator[
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=heard, process_group=0)
     try:
         _wait_until_it_answers(own, endpoint.address, process)
-        yield Served(model.path.stem, own, endpoint.address, model.has_chat_template, process)
+        yield Served(_alias(model), own, endpoint.address, model.has_chat_template, process)
     finally:
         _end(process)
 
@@ -106,18 +108,29 @@ def served(model: Artefact, engine: str | None, endpoint: Endpoint) -> Iterator[
 def _command(model: Artefact, endpoint: Endpoint) -> list[str]:
     host_port = ["--host", endpoint.host, "--port", str(endpoint.port)]
     if not model.is_gguf:
-        code = ["--trust-remote-code"] if model.is_ours else []
-        name = ["--served-model-name", model.path.stem]
-        line = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path), *name, *host_port, *code]
-        if find_spec("vllm") is None:
-            raise MissingEngineError(
-                f"vllm is not installed here; where it is (pip install vllm), type: {shlex.join(['python', *line])}"
-            )
-        return [sys.executable, *line]
+        name = ["--served-model-name", _alias(model)]
+        line = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path), *name, *host_port]
+        version_in(interpreter())
+        return [interpreter(), *line, *_flags(model)]
     if own := shutil.which("llama-server"):
-        return [own, "--model", str(model.path), "--alias", model.path.stem, *host_port]
+        return [own, "--model", str(model.path), "--alias", _alias(model), *host_port]
     engine_of("llama_cpp").check_installed()
     return server_command({"file": str(model.path), "host": endpoint.host, "port": endpoint.port})
+
+
+def _alias(model: Artefact) -> str:
+    """The name that a request gives: a folder's, or a file's without its ending."""
+    path = model.path.resolve()
+    return path.stem if model.is_gguf else path.name
+
+
+def _flags(model: Artefact) -> list[str]:
+    """The flags that vLLM needs for a folder; code of one that this package did not write does not run."""
+    if not model.is_ours:
+        return []
+    if model.config.get("model_type") != PuzzleNasConfig.model_type:
+        return ["--trust-remote-code"]
+    return shlex.split(" ".join(vllm_flags(PuzzleNasConfig.from_pretrained(model.path))))
 
 
 def _wait_until_it_answers(engine: str, address: str, process: "subprocess.Popen[bytes]") -> None:

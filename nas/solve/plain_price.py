@@ -60,7 +60,8 @@ def priced(
     a trial as well."""
     if not known.is_plain:
         return trial
-    if trial.plain is None:
+    # A price that no time was left for is computed again.
+    if trial.plain is None or trial.plain.get("other") is None:
         details = {"plain": asdict(_price(store, known, budget, trial, effort))}
         if store.is_read_only:
             trial.details = trial.details | details

@@ -1,15 +1,17 @@
 """Make times of different days comparable: how much faster or slower the machine is now than at earlier timings."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from cost_models.cost import MEASURED
 from cost_models.geometry import Geometry
+from cost_models.metrics import error_of
 from cost_models.timing.measure import MeasuredGeometry
-from db import models
 
 
 def clock(
-    known: Mapping[Geometry, models.CostRow | None],
+    known: Mapping[Geometry, object],
     measured: Mapping[Geometry, MeasuredGeometry],
     own: Sequence[Geometry],
 ) -> dict[str, float]:
@@ -32,3 +34,13 @@ def _sums(field: str, *sources: Sequence[object]) -> list[float | None]:
 
 def _factor(then: float | None, now: float | None) -> float:
     return then / now if then is not None and now else 1.0
+
+
+def on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> MeasuredGeometry:
+    """Every measured amount and its error, times its factor. A value that was not measured stays unknown."""
+    scaled: dict[str, Any] = {}
+    for name, factor in factors.items():
+        amount, error = getattr(timed, name), getattr(timed, error_of(name))
+        scaled[name] = None if amount is None else factor * amount
+        scaled[error_of(name)] = None if error is None else factor * error
+    return replace(timed, **scaled)

@@ -53,11 +53,13 @@ class GeometryTimes(_Strict):
 
 
 class CostTable(_Strict):
-    """`scenario` has the fields of a `Scenario`; `hardware` names the machine and the engine; `geometries` are by name,
-    as `attention.kv8`, `ffn.ffn5504`, or `fixed`."""
+    """`scenario` has the fields of a `Scenario`; `hardware` names the machine and the engine; `shape` has the parent's
+    sizes, as a `Shape`, and may be left out; `geometries` are by name, as `attention.kv8`, `ffn.ffn5504`, or `fixed`.
+    """
 
     scenario: dict[str, Any]
     hardware: str
+    shape: dict[str, Any] | None = None
     geometries: dict[str, GeometryTimes]
 
     @property
@@ -78,6 +80,14 @@ class CostTable(_Strict):
         write_whole(path, f"{json.dumps(self.model_dump(mode='json'), indent=2)}\n".encode())
         return self
 
+    def check_shape(self, shape: Mapping[str, Any] | None, where: Path) -> None:
+        """Raise TableError where the table says that it is of a parent of other sizes than `shape`, a `Shape`'s."""
+        mine = shape or {}
+        differ = [f"{name} {value!r}, not {mine.get(name)!r}" for name, value in (self.shape or {}).items()
+                  if value != mine.get(name)]  # fmt: skip
+        if differ:
+            raise TableError(f"{where}: it was measured for another parent: {'; '.join(differ)}; name another file")
+
     def check_scenario(self, asked: Scenario, where: Path) -> None:
         """Raise TableError where the table was measured under another scenario."""
         theirs, mine = Scenario(**self.scenario), asdict(asked)
@@ -85,7 +95,10 @@ class CostTable(_Strict):
             f"{name} {value!r}, not {mine[name]!r}" for name, value in asdict(theirs).items() if value != mine[name]
         ]
         if differ:
-            raise TableError(f"{where}: it was measured under another scenario: {'; '.join(differ)}")
+            raise TableError(
+                f"{where}: it was measured under another scenario: {'; '.join(differ)}; give the table's values under "
+                "scenario, or measure again"
+            )
 
 
 def read_cost_table(path: Path) -> CostTable:
@@ -108,16 +121,14 @@ def read_cost_table(path: Path) -> CostTable:
     return table
 
 
-def write_cost_table(
-    path: Path, scenario: Scenario, hardware: str, times: Mapping[Geometry, MeasuredGeometry]
-) -> CostTable:
-    """Write the table as a whole or not at all."""
+def with_times(table: CostTable, times: Mapping[Geometry, MeasuredGeometry]) -> CostTable:
+    """The table with these times, new or again."""
     fields = GeometryTimes.model_fields
-    geometries = {
+    geometries = dict(table.geometries) | {
         str(geometry): GeometryTimes(**{name: value for name, value in asdict(timed).items() if name in fields})
         for geometry, timed in times.items()
     }
-    return CostTable(scenario=asdict(scenario), hardware=hardware, geometries=geometries).write(path)
+    return table.model_copy(update={"geometries": geometries})
 
 
 def table_of(store: Store, search: models.SearchRow) -> CostTable:

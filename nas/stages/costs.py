@@ -6,7 +6,7 @@ and `_simulate` run on workers: each is given one task and returns one result.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +21,6 @@ from cost_models.engines.engines import engine_of
 from cost_models.errors import EngineStoppedError
 from cost_models.flash.flash import MemoryHierarchy
 from cost_models.geometry import FIXED, Geometry, geometries
-from cost_models.metrics import error_of
 from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.launches import launch_warning
@@ -35,7 +34,7 @@ from nas.errors import NoisyTimesError
 from nas.job.stored import ParentCosts
 from nas.job.units import needs_meter
 from nas.solve.solve import cost_of
-from nas.stages.clock import clock
+from nas.stages.clock import clock, on_clock
 from nas.stages.context import Context
 from nas.stages.flash_costs import simulate
 from nas.stages.library import Ids, gpus_to_time, tensor
@@ -69,7 +68,7 @@ def measure_costs(context: Context, remeasure: bool = False) -> int:
         factors = clock(kept, found, _own(job)) if job.is_timed_here else {}
         if job.is_timed_here and any(part in kept for part in _own(job)):
             _refuse(job, {part: why for part in _own(job) if (why := _fault(job, found[part]))})
-        rows = {part: _cost_row(job, _on_clock(found[part], factors), keys[part]) for part in missing}
+        rows = {part: _cost_row(job, on_clock(found[part], factors), keys[part]) for part in missing}
         store.add_costs([row for row in rows.values() if row.key not in known])
         store.replace_costs([row for row in rows.values() if row.key in known])
         if stopped:
@@ -154,16 +153,6 @@ def _measured_or_simulated(
             timing = _MeasureTask(config, wanted, job.scenario, rounds, quality_of(job), _is_metered(job))
             ((_, (found, stopped)),) = context.cluster.run(_measure, [timing], **how, progress=shown)
     return {timed.geometry: timed for timed in found}, stopped
-
-
-def _on_clock(timed: MeasuredGeometry, factors: Mapping[str, float]) -> MeasuredGeometry:
-    """Every measured amount and its error, times its factor. A value that was not measured stays unknown."""
-    scaled: dict[str, Any] = {}
-    for name, factor in factors.items():
-        amount, error = getattr(timed, name), getattr(timed, error_of(name))
-        scaled[name] = None if amount is None else factor * amount
-        scaled[error_of(name)] = None if error is None else factor * error
-    return replace(timed, **scaled)
 
 
 def _fault(job: Job, timed: MeasuredGeometry) -> str:

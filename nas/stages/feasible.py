@@ -43,10 +43,11 @@ def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> Non
     """
     found = readable(checkpoint)
     check_sizes(request, found.shape, found.config)
-    if is_here:
+    if is_here and request.measure.table is None:
         _check_device(request)
-        if request.measure.table is None:
-            engine_of(request.engine).check_installed()
+        engine_of(request.engine).check_installed()
+    if is_here:
+        _check_trainer(request)
         if request.export.format == "gguf":
             check_llama_cpp()
     _check_memory(request, found.shape, is_here)
@@ -90,14 +91,17 @@ def _check_device(request: Request) -> None:
         machine(scenario_of(request))
     except ScenarioError as error:
         raise JobError(f"scenario.device: {error}") from error
-    if request.gpus_per_task and not torch.cuda.is_available():
-        asks = f"{request.gpus_per_task:g} a task, and torch {torch.__version__} finds no cuda here"
-        raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster with GPUs")
     if asked.device == "cpu" and asked.threads is not None and asked.threads > usable_cores():
         raise JobError(
             f"scenario.threads: {asked.threads:,} threads, but this process may use {usable_cores()} cores; give at "
             "most that number"
         )
+
+
+def _check_trainer(request: Request) -> None:
+    if request.gpus_per_task and not torch.cuda.is_available():
+        asks = f"{request.gpus_per_task:g} a task, and torch {torch.__version__} finds no cuda here"
+        raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster with GPUs")
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
     data, parent = request.data, parent_architecture(shape)
     whole = parameters(parent, shape) * _TRAINED
     yield _Need("parent", whole, "its weights in float32")
-    if request.scenario.flash is None:
+    if request.scenario.flash is None and request.measure.table is None:
         scenario = scenario_of(request)
         cost = architecture_cost(parent, shape, scenario)
         passed = scenario.batch * scenario.prompt_tokens * (shape.hidden + shape.ffn_width) * scenario.bytes_per_value

@@ -3,17 +3,20 @@
 It needs the parent's sizes alone: models are timed with random weights, and no text is read.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from blocklib.checkpoint import inspect
-from blocklib.kinds import parent_architecture, parent_block
+from blocklib.kinds import parent_architecture
 from blocklib.loading import readable
 from blocklib.parent import child_config
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
 from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure
 from cost_models.timing.pair import Rounds
@@ -22,16 +25,19 @@ from nas.errors import TableError
 from nas.job.request import Request
 from nas.job.space import choices
 from nas.job.units import needs_meter
-from nas.stages.cost_table import CostTable, read_cost_table, write_cost_table
+from nas.stages.clock import clock, on_clock
+from nas.stages.cost_table import CostTable, read_cost_table, with_times
 from nas.stages.feasible import scenario_of
 from nas.terminal.progress import bar
 from nas.text.parent_folder import parent_folder
 
 
 def measure_table(request: Request, out: Path, console: Console) -> CostTable:
-    """Write the seconds of every geometry of the job's space to `out`. What is in `out` already, from a run that did
-    not end, is kept, and only the rest is measured. Raises TableError where `out` holds another machine's or scenario's
-    times, EngineStoppedError where the engine ends: the times until then are in `out`.
+    """Write the seconds of every geometry of the job's space to `out`. Times that stand there already are kept, and
+    only the rest is measured, on the clock of those.
+
+    Raises TableError where `out` holds times of another machine, scenario or parent, EngineStoppedError where the
+    engine ends: the times until then are in `out`.
     """
     scenario, asked = scenario_of(request), request.measure
     found = readable(inspect(parent_folder(request.checkpoint, request.home, code=request.allow_remote_code)))
@@ -40,26 +46,55 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(request.budget) else None)
     engine.check_installed()
     engine.check(options, config, scenario)
-    hardware = describe(scenario)
-    own_block = parent_block(found.shape)
-    own = [FIXED, Geometry("attention", own_block.attention), Geometry("ffn", own_block.ffn)]
-    wanted = list(dict.fromkeys([*own, *(part for choice in options for part in geometries(choice))]))
+    empty = CostTable(scenario=asdict(scenario), hardware=describe(scenario), shape=asdict(found.shape), geometries={})
+    table = _table(out, empty)
+    # Each of the parent's parts as often as the parent has it, the whole of it together.
+    own = [FIXED, *(part for choice in parent_architecture(found.shape).choices() for part in geometries(choice))]
+    wanted = dict.fromkeys([*own, *(part for choice in options for part in geometries(choice))])
+    missing = [part for part in wanted if str(part) not in table.geometries]
+    known = {part: table.geometries[str(part)] for part in wanted if str(part) in table.geometries}
+    quality = Quality(asked.spread_allowed, asked.contention_allowed, asked.patience)
     times: dict[Geometry, MeasuredGeometry] = {}
-    if out.exists():
-        table = read_cost_table(out)
-        table.check_scenario(scenario, out)
-        if table.hardware != hardware:
-            raise TableError(f"{out}: it was measured on {table.hardware}, not on {hardware}; name another file")
-        times = table.measured([part for part in wanted if str(part) in table.geometries], out)
-    missing = [part for part in wanted if part not in times]
     if missing:
         rounds = Rounds(tolerance=asked.tolerance, seconds=asked.time_limit)
-        quality = Quality(asked.spread_allowed, asked.contention_allowed, asked.patience)
         with bar(console, "measure costs", "stacks") as shown, alone_on(scenario.device, lambda words: None):
             for event in measure(config, missing, scenario, rounds, quality, engine):
                 if isinstance(event, TimedStack):
                     shown(0, event.done, event.total, event.again)
-                elif isinstance(event, MeasuredGeometry) and event.geometry in missing:
+                elif isinstance(event, MeasuredGeometry):
                     times[event.geometry] = event
-                    write_cost_table(out, scenario, hardware, times)
-    return write_cost_table(out, scenario, hardware, times)
+                    if event.geometry in missing and times.keys() >= {*own}:
+                        table = _extended(table, times, missing, clock(known, times, own)).write(out)
+    _tell_faults({part: timed for part, timed in times.items() if part in missing}, quality, console)
+    return table
+
+
+def _table(out: Path, empty: CostTable) -> CostTable:
+    """The table in `out`, which must be of the same scenario, parent and machine as `empty`; that if there is none."""
+    if not out.exists():
+        return empty
+    table = read_cost_table(out)
+    table.check_scenario(Scenario(**empty.scenario), out)
+    table.check_shape(empty.shape, out)
+    if table.hardware != empty.hardware:
+        raise TableError(f"{out}: it was measured on {table.hardware}, not on {empty.hardware}; name another file")
+    return table
+
+
+def _extended(
+    table: CostTable,
+    times: Mapping[Geometry, MeasuredGeometry],
+    missing: Sequence[Geometry],
+    factors: Mapping[str, float],
+) -> CostTable:
+    return with_times(table, {part: on_clock(times[part], factors) for part in missing if part in times})
+
+
+def _tell_faults(times: Mapping[Geometry, MeasuredGeometry], quality: Quality, console: Console) -> None:
+    """Print which times are worse than the job allows: the job that reads the table takes them as they are."""
+    for part, timed in times.items():
+        if fault := quality.fault(timed.spread, timed.contention):
+            console.print(
+                f"{part} has {fault}; to take it again, remove it from the table and run the same command",
+                style="yellow", soft_wrap=True, highlight=False,
+            )  # fmt: skip

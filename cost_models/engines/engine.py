@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from blocklib.block import Architecture, Choice
+from blocklib.errors import UnsupportedFormatError
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from cost_models.energy.meter import Meter
-from cost_models.errors import MissingEngineError
+from cost_models.errors import MissingEngineError, UnsupportedByEngineError
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Comparison, Heard, Rounds, unheard
 
@@ -31,6 +32,8 @@ class Engine(ABC):
     """The module that it needs."""
     install: ClassVar[str]
     """The command that installs it."""
+    devices: ClassVar[tuple[str, ...]]
+    """The kinds of device that it runs on."""
 
     def check_installed(self) -> None:
         """Raise MissingEngineError, with the command to type, where it is not installed."""
@@ -41,10 +44,22 @@ class Engine(ABC):
     def version(self) -> str:
         """Its name and version, on which times depend."""
 
-    @abstractmethod
     def check(self, choices: Iterable[Choice], config: PuzzleNasConfig, scenario: Scenario) -> None:
         """Raise UnsupportedByEngineError at the first choice that it cannot run in a child of a parent with this
-        configuration, or where it cannot run the scenario. Loads nothing."""
+        configuration, or where it does not run on the scenario's device. Loads nothing."""
+        if scenario.device.partition(":")[0] not in self.devices:
+            raise UnsupportedByEngineError(
+                f"the engine {self.name} runs on {' and '.join(self.devices)}, not on {scenario.device}; give "
+                f"scenario.device: {self.devices[0]}, or scenario.engine: torch"
+            )
+        try:
+            self.check_choices(choices, config)
+        except UnsupportedFormatError as error:
+            raise UnsupportedByEngineError(f"the engine {self.name} cannot run it: {error}") from error
+
+    @abstractmethod
+    def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
+        """Raise UnsupportedFormatError or UnsupportedByEngineError at the first choice that it cannot run."""
 
     @abstractmethod
     def random(

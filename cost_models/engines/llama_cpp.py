@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from blocklib.block import Architecture, Choice
-from blocklib.errors import UnsupportedFormatError
 from blocklib.formats.gguf import check_gguf, write_gguf, write_random_gguf
 from blocklib.formats.gguf_vocabulary import dummy_vocabulary
 from blocklib.gguf_header import read_header
@@ -26,7 +25,7 @@ from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.llama_server import LlamaServer
 from cost_models.engines.scratch import scratch_folder
-from cost_models.errors import TimingError, UnsupportedByEngineError
+from cost_models.errors import TimingError
 from cost_models.hardware import available_bytes, usable_cores
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
@@ -69,20 +68,14 @@ class LlamaCpp(Engine):
     name = "llama_cpp"
     package = "xllamacpp"
     install = "pip install 'puzzle-nas[llama-cpp]'"
+    devices = ("cpu",)
 
     def version(self) -> str:
         self.check_installed()
         return f"llama.cpp of xllamacpp {version('xllamacpp')}"
 
-    def check(self, choices: Iterable[Choice], config: PuzzleNasConfig, scenario: Scenario) -> None:
-        if scenario.device != "cpu":
-            raise UnsupportedByEngineError(
-                f"the engine llama_cpp runs on the CPU here, not on {scenario.device}; give scenario.device: cpu"
-            )
-        try:
-            check_gguf(choices, config)
-        except UnsupportedFormatError as error:
-            raise UnsupportedByEngineError(f"the engine llama_cpp cannot run it: {error}") from error
+    def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
+        check_gguf(choices, config)
 
     @contextmanager
     def random(self, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> Iterator[GgufFile]:

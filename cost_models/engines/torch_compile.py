@@ -52,6 +52,7 @@ class TorchCompile(TorchEager):
     """Runs what torch.compile captures without a break, on a CPU or with CUDA."""
 
     name = "torch_compile"
+    devices = ("cpu", "cuda")
 
     def version(self) -> str:
         return f"torch {torch.__version__}, compiled"
@@ -64,11 +65,7 @@ class TorchCompile(TorchEager):
                 "apt-get install g++"
             )
 
-    def check(self, choices: Iterable[Choice], config: PuzzleNasConfig, scenario: Scenario) -> None:
-        if torch.device(scenario.device).type not in ("cpu", "cuda"):
-            raise UnsupportedByEngineError(
-                f"the engine torch_compile runs on cpu and cuda, not on {scenario.device}; give scenario.engine: torch"
-            )
+    def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
         for choice in choices:
             for role, subblock in choice.subblocks:
                 if role == "ffn" and subblock.kind in _REFUSED:

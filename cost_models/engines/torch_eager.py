@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,11 +32,12 @@ class TorchEager(Engine):
     name = "torch"
     package = "torch"
     install = "pip install torch"
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps", "xpu")
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
 
-    def check(self, choices: Iterable[Choice], config: PuzzleNasConfig, scenario: Scenario) -> None:
+    def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
         """It runs them all."""
 
     @contextmanager

@@ -17,17 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from blocklib.block import Architecture, Choice
-from blocklib.errors import UnsupportedFormatError
 from blocklib.formats.decilm import DeciLayer, check_decilm_sizes, decilm_layers
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.vllm_process import VllmProcess, interpreter, version_in
-from cost_models.errors import TimingError, UnsupportedByEngineError
+from cost_models.errors import TimingError
 from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
@@ -60,6 +57,7 @@ class Vllm(Engine):
     name = "vllm"
     package = "vllm"
     install = "pip install vllm"
+    devices = ("cpu", "cuda")
 
     def check_installed(self) -> None:
         version_in(interpreter())
@@ -67,15 +65,8 @@ class Vllm(Engine):
     def version(self) -> str:
         return f"vLLM {version_in(interpreter())}"
 
-    def check(self, choices: Iterable[Choice], config: PuzzleNasConfig, scenario: Scenario) -> None:
-        if torch.device(scenario.device).type not in ("cpu", "cuda"):
-            raise UnsupportedByEngineError(
-                f"the engine vllm runs on cpu and cuda, not on {scenario.device}; give scenario.engine: torch"
-            )
-        try:
-            check_decilm_sizes(choices, config)
-        except UnsupportedFormatError as error:
-            raise UnsupportedByEngineError(f"the engine vllm cannot run it: {error}") from error
+    def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
+        check_decilm_sizes(choices, config)
 
     @contextmanager
     def random(self, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> Iterator[VllmModel]:

@@ -13,8 +13,6 @@ it on a machine that does nothing else.
 import argparse
 import json
 import random
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -28,15 +26,12 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.parent import child_config
 from blocklib.shape import Shape
 from cost_models.engines.engines import describe, engine_of
-from cost_models.geometry import FIXED, geometries
+from cost_models.geometry import geometries
 from cost_models.scenario import USUAL_DTYPE, Scenario
-from cost_models.timing.calibration import calibrated
-from cost_models.timing.least_squares import Whole
+from cost_models.timing.calibration import ArchitectureTiming, calibrated, predicted_share
 from cost_models.timing.measure import MeasuredGeometry, measure
-from cost_models.timing.pair import Comparison, Rounds
+from cost_models.timing.pair import Rounds
 from cost_models.timing.prediction_error import PredictionError, prediction_error
-
-PHASES = ("prefill_s", "decode_s")
 
 
 def main() -> None:
@@ -52,23 +47,25 @@ def main() -> None:
         [random_architecture(found.shape, drawn) for _ in range(count)] for count in (asked.children, asked.calibrate)
     )
     parts = measured_parts(config, [parent, *unseen, *others], scenario, rounds)
-    first, again, training = (
-        timed(config, parent, children, scenario, rounds) for children in (unseen, unseen, others)
-    )
-    better = {phase: calibrated(parts[phase], wholes(parts, parent, others, training, phase)) for phase in PHASES}
-    measured = [fmean(pair) for pair in zip(ratios(first), ratios(again), strict=True)]
-    errors = {
-        "plain sum": prediction_error([predicted(parts, child, parent, scenario) for child in unseen], measured),
-        "calibrated": prediction_error([predicted(better, child, parent, scenario) for child in unseen], measured),
-        "repeat": prediction_error(ratios(again), ratios(first)),
+    first, again, fitted = (timed(config, parent, children, scenario, rounds) for children in (unseen, unseen, others))
+    tried = {"plain sum": parts, "calibrated": calibrated(parts, parent, fitted)}
+    shares = {
+        name: [predicted_share(each, child, parent, scenario) for child in unseen] for name, each in tried.items()
     }
+    takes = [[timing.latency_share(scenario) for timing in timings] for timings in (first, again)]
+    measured = [fmean(pair) for pair in zip(*takes, strict=True)]
+    errors = {name: prediction_error(predicted, measured) for name, predicted in shares.items()}
+    errors["repeat"] = prediction_error(takes[1], takes[0])
     print(f"{scenario.key()} on {describe(scenario)}")
     for name, error in errors.items():
         print(f"{name:12} {said(error)}")
-    rows = [{"architecture": str(child), "plain": predicted(parts, child, parent, scenario), "first": one, "again": two}
-            for child, one, two in zip(unseen, ratios(first), ratios(again), strict=True)]  # fmt: skip
-    summary = {"scenario": scenario.key(), "hardware": describe(scenario)}
-    asked.out.write_text(json.dumps(summary | {n: asdict(e) for n, e in errors.items()} | {"children": rows}, indent=2))
+    asked.out.write_text(json.dumps({
+        "scenario": scenario.key(), "hardware": describe(scenario),
+        "errors": {name: asdict(error) for name, error in errors.items()},
+        "predicted": shares, "measured": takes, "parts": parts,
+        "timings": {name: list(map(plain, timings)) for name, timings in
+                    (("first", first), ("again", again), ("fitted", fitted))},
+    }, indent=2))  # fmt: skip
 
 
 def random_architecture(shape: Shape, drawn: random.Random) -> Architecture:
@@ -98,58 +95,25 @@ def measured_parts(
     for event in measure(config, sorted(wanted, key=str), scenario, rounds, engine=engine_of(scenario.engine)):
         if isinstance(event, MeasuredGeometry):
             times[str(event.geometry)] = event
-    return {phase: {name: getattr(time, phase) for name, time in times.items()} for phase in PHASES}
+    return {phase: {name: getattr(time, phase) for name, time in times.items()} for phase in ("prefill_s", "decode_s")}
 
 
 def timed(
     config: PuzzleNasConfig, parent: Architecture, children: list[Architecture], scenario: Scenario, rounds: Rounds
-) -> list[Comparison]:
+) -> list[ArchitectureTiming]:
     engine = engine_of(scenario.engine)
     found = []
     with engine.random(config, parent, scenario) as control:
         for child in children:
             with engine.random(config, child, scenario) as other:
-                found.append(engine.time(control, other, scenario, rounds))
-            print(f"{found[-1].latency.ratio:6.1%} {child}", flush=True)
+                found.append(ArchitectureTiming.of(child, engine.time(control, other, scenario, rounds)))
+            print(f"{found[-1].latency_share(scenario):6.1%} {child}", flush=True)
     return found
 
 
-def ratios(timings: list[Comparison]) -> list[float]:
-    return [timing.latency.ratio for timing in timings]
-
-
-def counts(architecture: Architecture) -> Counter[str]:
-    return Counter(map(str, [FIXED, *(part for choice in architecture.choices() for part in geometries(choice))]))
-
-
-def wholes(
-    parts: Mapping[str, Mapping[str, float]],
-    parent: Architecture,
-    children: list[Architecture],
-    timings: list[Comparison],
-    phase: str,
-) -> list[Whole]:
-    """The children's seconds of one phase, on the clock of the day when the parts were measured."""
-    own = sum(parts[phase][name] * count for name, count in counts(parent).items())
-    return [
-        Whole(counts(child), timing.parts[phase].ratio * own, max(0.003, timing.parts[phase].spread))
-        for child, timing in zip(children, timings, strict=True)
-        if phase in timing.parts
-    ]
-
-
-def predicted(
-    parts: Mapping[str, Mapping[str, float]], child: Architecture, parent: Architecture, scenario: Scenario
-) -> float:
-    """The child's latency as a share of the parent's."""
-
-    def seconds(architecture: Architecture) -> float:
-        steps = {"prefill_s": 1, "decode_s": scenario.generated_tokens - 1}
-        return sum(
-            steps[phase] * parts[phase][name] * n for phase in PHASES for name, n in counts(architecture).items()
-        )
-
-    return seconds(child) / seconds(parent)
+def plain(timing: ArchitectureTiming) -> dict[str, object]:
+    phases = {phase: asdict(timed) for phase, timed in timing.phases.items()}
+    return {"architecture": str(timing.architecture)} | phases
 
 
 def said(error: PredictionError) -> str:

@@ -5,7 +5,7 @@ content key is made, or where the database is.
 
     search ──< option      what a search could choose from; points at what was measured of each option
       ├─────< trial        the architectures it proposed, predicted and measured
-      ├─────< whole_time   whole architectures timed beside the parent, to check sums of costs
+      ├─────< whole_time   whole architectures timed beside the parent, to check or correct sums of costs
       ├─────< stage        what it did and how long it took
       └─────< failure      what went wrong and where
 
@@ -332,9 +332,10 @@ OF_THE_HEALED = ("kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine
 
 
 class WholeTimeRow(Base, kw_only=True):
-    """A whole architecture of a search timed beside the parent, to check the sums of costs.
+    """A whole architecture of a search timed beside the parent, to check the sums of costs or to correct the costs.
 
-    `take` counts the timings of one architecture from 0. The decode columns are None where nothing is decoded.
+    `take` counts the timings of one architecture from 0. `corrects`: costs of the search are corrected by it, so it
+    checks nothing. The decode columns are None where nothing is decoded.
     """
 
     __tablename__ = "whole_time"
@@ -348,6 +349,7 @@ class WholeTimeRow(Base, kw_only=True):
     parent_prefill_s: Mapped[float]
     prefill_spread: Mapped[float]
     contention: Mapped[float]
+    corrects: Mapped[bool] = mapped_column(default=False)
     decode_s: Mapped[float | None] = mapped_column(default=None)
     parent_decode_s: Mapped[float | None] = mapped_column(default=None)
     decode_spread: Mapped[float | None] = mapped_column(default=None)

@@ -49,8 +49,7 @@ from db.rows import checked, table_of, values
 from db.same_child import lock, merged, share, with_twins
 from db.where import column, condition
 
-_LARGEST = 2**63 - 1
-"""The largest whole number that a database takes."""
+_LARGEST = 2**63 - 1  # the largest whole number that a database takes
 
 Row = TypeVar("Row", StageRow, FailureRow, WholeTimeRow)
 
@@ -141,9 +140,8 @@ class Store:
             return begun[0]
         if begun:
             raise NotFoundError(f"{text!r} begins several ids: {', '.join(search.id for search in begun)}")
-        names = list(dict.fromkeys(search.name for search in found))
-        nearest = get_close_matches(text, names, cutoff=0.0)
-        there = f"there is {', '.join(nearest)}" if names else f"there is none yet in {self.place}"
+        nearest = get_close_matches(text, list(dict.fromkeys(search.name for search in found)), cutoff=0.0)
+        there = f"there is {', '.join(nearest)}" if found else f"there is none yet in {self.place}"
         raise NotFoundError(f"no search {text!r}; {there}")
 
     def searches(self) -> list[SearchRow]:
@@ -331,9 +329,11 @@ class Store:
 
     def whole_times(self, search_id: str) -> list[WholeTimeRow]:
         """In the order they were added."""
-        query = select(WholeTimeRow).where(WholeTimeRow.search_id == search_id).order_by(WholeTimeRow.id)
-        with self._reading() as session:
-            return list(session.scalars(query))
+        return self._of_search(WholeTimeRow, search_id)
+
+    def remove_whole_times(self, search_id: str) -> None:
+        with self._writing() as session:
+            session.execute(delete(WholeTimeRow).where(WholeTimeRow.search_id == search_id))
 
     # Stages and failures
 
@@ -342,17 +342,14 @@ class Store:
 
     def stages(self, search_id: str) -> list[StageRow]:
         """In the order they were added."""
-        with self._reading() as session:
-            return list(session.scalars(select(StageRow).where(StageRow.search_id == search_id).order_by(StageRow.id)))
+        return self._of_search(StageRow, search_id)
 
     def add_failure(self, failure: FailureRow) -> FailureRow:
         return self._add(FailureRow, failure)
 
     def failures(self, search_id: str) -> list[FailureRow]:
         """In the order they were added."""
-        query = select(FailureRow).where(FailureRow.search_id == search_id).order_by(FailureRow.id)
-        with self._reading() as session:
-            return list(session.scalars(query))
+        return self._of_search(FailureRow, search_id)
 
     # One transaction each
 
@@ -373,6 +370,10 @@ class Store:
     def _add(self, model: type[Row], row: Row) -> Row:
         with self._writing() as session:
             return session.scalars(self._insert(model).values(values(row)).returning(model)).one()
+
+    def _of_search(self, model: type[Row], search_id: str) -> list[Row]:
+        with self._reading() as session:
+            return list(session.scalars(select(model).where(model.search_id == search_id).order_by(model.id)))
 
     def _measured(self, model: type[Measured], keys: Collection[str]) -> dict[str, Measured]:
         with self._reading() as session:

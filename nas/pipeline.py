@@ -32,6 +32,7 @@ from nas.solve.solve import Measured, measured, solve, trial_row
 from nas.stages.child import hardware_of, healing_key, is_timed, made, timed
 from nas.stages.child_file import load_child
 from nas.stages.context import Context
+from nas.stages.correct_costs import correct_costs
 from nas.stages.costs import measure_costs, parent_costs, write_options
 from nas.stages.export import deliver
 from nas.stages.library import build_library, measure_dependency, score_choices
@@ -113,7 +114,7 @@ def fill_store(context: Context, remeasure: bool = False) -> Context:
     with _stage(context, "score") as done:
         done.append(score_choices(context))
     with _stage(context, "measure") as done:
-        done.append(measure_costs(context, remeasure))
+        done.append(measure_costs(context, remeasure) + correct_costs(context, remeasure))
     write_options(job, store)
     search = store.add_search(search_row(job, parent_costs(job, store)))
     predict_again(store, measured(store, search, job.request.score.metric))

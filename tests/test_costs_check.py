@@ -14,7 +14,7 @@ from db import models
 from db.store import Store
 from nas.solve.solve import Measured, measured
 from nas.solve.whole_times import cost_check
-from nas.stages.check_costs import random_architectures
+from nas.stages.time_architectures import random_architectures
 
 
 @pytest.fixture
@@ -39,8 +39,12 @@ def timed(known: Measured, architecture: str, factor: float, take: int = 0) -> m
     )  # fmt: skip
 
 
+def parent_of(known: Measured) -> Architecture:
+    return Architecture.parse(known.search.parent_architecture)
+
+
 def test_errors_are_of_shares_of_the_parents_time(store: Store, known: Measured) -> None:
-    texts = [str(one) for one in random_architectures(known, 4, seed=0)]
+    texts = list(random_architectures(known.costs, parent_of(known), 4, seed=0))
     for text, factor in zip(texts, (1.0, 1.0, 1.25, 1.0), strict=True):
         store.add_whole_time(timed(known, text, factor))
         store.add_whole_time(timed(known, text, factor * 1.1, take=1))
@@ -58,15 +62,20 @@ def test_errors_are_of_shares_of_the_parents_time(store: Store, known: Measured)
 
 def test_nothing_timed_is_no_check(known: Measured) -> None:
     assert cost_check(known, []) is None
+    correcting = timed(known, known.search.parent_architecture, 1.0)
+    correcting.corrects = True
+    assert cost_check(known, [correcting]) is None
 
 
 def test_architectures_are_distinct_and_of_the_searchs_options(known: Measured) -> None:
-    found = random_architectures(known, 30, seed=1)
-    assert len({str(one) for one in found}) == 30
-    for one in found:
+    found = random_architectures(known.costs, parent_of(known), 30, seed=1)
+    assert len(found) == 30
+    for text, one in found.items():
+        assert text == str(one)
         assert one.layers == known.layers
         assert set(one.choices()) <= set(known.costs)
-    assert found == random_architectures(known, 30, seed=1) != random_architectures(known, 30, seed=2)
+    assert found == random_architectures(known.costs, parent_of(known), 30, seed=1)
+    assert found != random_architectures(known.costs, parent_of(known), 30, seed=2)
 
 
 def test_an_error_is_a_share_of_the_value_and_tau_counts_pairs() -> None:
@@ -95,6 +104,33 @@ def test_a_search_is_checked_once(copy: Path, here: Here) -> None:
     assert "a repeated timing of latency: mean absolute error" in again.stdout
     assert here(home, "report", "tiny", "--out", copy / "report.html").returncode == 0
     assert "a repeated timing of latency" in (copy / "report.html").read_text()
+
+
+@pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")
+@pytest.mark.usefixtures("ray_here")
+def test_whole_models_are_timed_once_and_half_of_them_correct_costs(copy: Path, here: Here) -> None:
+    """A small job on a busy machine: whether the corrected costs are better is not known, only that both are there."""
+    home = copy / "home"
+    corrected = job(
+        copy,
+        measure={"tolerance": 0.2, "time_limit": "1 s", "worst_contention": 1.0, "whole_models": 6},
+        name="whole",
+        heal=False,
+    )
+    done = here(home, "search", corrected)
+    assert done.returncode == 0, done.stderr
+    assert "3 whole models: sums of costs are" in done.stdout + done.stderr
+    timed = rows(home, "whole_time")
+    assert [row["corrects"] for row in timed].count(1) == 3
+    assert len({row["architecture"] for row in timed}) == 6
+    trial = rows(home, "trial")[-1]
+    again = here(home, "search", corrected)
+    assert again.returncode == 0, again.stderr
+    assert rows(home, "whole_time") == timed
+    assert rows(home, "trial")[-1] == trial
+    checked = here(home, "costs", "check", "whole", "--children", "0", "--json")
+    assert checked.returncode == 0, checked.stderr
+    assert len(json.loads(checked.stdout)["wholes"]) == 3, "those that correct costs check nothing"
 
 
 @pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")

@@ -144,6 +144,8 @@ class Request(Section):
                 f"the file would hold {self.export.precision}, and scenario.dtype takes the times in {self.dtype}; "
                 "give both the same, or leave out scenario.dtype",
             )
+        if self.measure.whole_models is not None and self.scenario.flash is not None:
+            raise wrong("measure.whole_models", "scenario.flash simulates a machine, so nothing is timed; leave it out")
         if self.solver.refine is not None and self.score.metric != "kl":
             raise wrong(
                 "solver.refine", f"refining corrects sums of KL; give score.metric: kl, not {self.score.metric}"

@@ -275,14 +275,23 @@ class Measure(Section):
     that leaves undecided whether it is within the budget. None: in proportion to the tolerance.
 
     `table`: nothing is timed; the seconds are those of a file that `nas measure` wrote on the machine that serves.
+    `whole_models`: so many random architectures are timed whole. Half of them correct the times of parts, if that
+    brings the sums closer to the other half. None: the parts' own times are used.
     """
 
     table: AbsolutePath | None = None
+    whole_models: Annotated[int, Field(ge=4, strict=True)] | None = None
     tolerance: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.01
     time_limit: Seconds = 20.0
     worst_spread: Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)] | None = None
     worst_contention: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     patience: Seconds = 180.0
+
+    @model_validator(mode="after")
+    def _timed_here(self) -> Self:
+        if self.table is not None and self.whole_models is not None:
+            raise wrong("whole_models", "nothing is timed where measure.table gives the times; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:

@@ -48,10 +48,11 @@ class CostCheck:
 
 
 def cost_check(known: Measured, rows: Sequence[models.WholeTimeRow]) -> CostCheck | None:
-    """None if no architecture was timed."""
+    """None if no architecture was timed but those that the costs are corrected by."""
     takes: dict[str, list[models.WholeTimeRow]] = defaultdict(list)
     for row in rows:
-        takes[row.architecture].append(row)
+        if not row.corrects:
+            takes[row.architecture].append(row)
     if not takes:
         return None
     by_phase = {phase: [_whole(known, phase, text, times) for text, times in takes.items()]

@@ -1,7 +1,5 @@
 """Time whole random architectures of a search beside the parent, to see how far the sums of costs are off."""
 
-import random
-
 from rich.console import Console
 
 from blocklib.block import Architecture
@@ -11,16 +9,15 @@ from blocklib.loading import readable
 from blocklib.parent import child_config
 from cost_models.engines.engines import describe, engine_of
 from cost_models.timing.device_lock import alone_on
-from cost_models.timing.pair import Comparison, Rounds
-from db import models
+from cost_models.timing.pair import Rounds
 from db.store import Store
 from nas.errors import StaleSearchError, UsageError
 from nas.files.home import home_of
 from nas.job.request import checkpoint_of
 from nas.solve.solve import Measured
+from nas.stages.time_architectures import random_architectures, whole_time_row
 from nas.terminal.progress import bar
 from nas.text.parent_folder import parent_folder
-from solvers.problem import Option
 
 _TAKES = 2
 """Every architecture is timed twice: the second timing says what a repeat differs by."""
@@ -37,9 +34,12 @@ def time_wholes(store: Store, known: Measured, children: int, seed: int, console
     here = describe(scenario)
     if here != search.hardware:
         raise StaleSearchError(f"search {search.name} was timed on {search.hardware}, not here, on {here}")
-    wanted = random_architectures(known, children, seed)
-    there = {(row.architecture, row.take) for row in store.whole_times(search.id)}
-    missing = [(text, take) for text in map(str, wanted) for take in range(_TAKES) if (text, take) not in there]
+    rows = store.whole_times(search.id)
+    there = {(row.architecture, row.take) for row in rows}
+    correcting = {row.architecture for row in rows if row.corrects}
+    own = Architecture.parse(search.parent_architecture)
+    wanted = [text for text in random_architectures(known.costs, own, children, seed) if text not in correcting]
+    missing = [(text, take) for text in wanted for take in range(_TAKES) if (text, take) not in there]
     if not missing:
         return
     folder = parent_folder(checkpoint_of(search.parent), home_of(store, search), code=known.request.allows_remote_code)
@@ -56,47 +56,5 @@ def time_wholes(store: Store, known: Measured, children: int, seed: int, console
         for done, (text, take) in enumerate(missing, 1):
             with engine.random(config, Architecture.parse(text), scenario) as other:
                 timed = engine.time(control, other, scenario, rounds)
-            store.add_whole_time(_row(search.id, text, take, timed))
+            store.add_whole_time(whole_time_row(search.id, text, timed, take))
             shown(0, done, len(missing))
-
-
-def random_architectures(known: Measured, count: int, seed: int) -> list[Architecture]:
-    """Distinct architectures of the search's options, which are drawn slot by slot; each keeps another share of the
-    parent's own, so that they are spread from the parent's cost to the cheapest. There may be fewer than `count`."""
-    drawn = random.Random(seed)
-    own = set(Architecture.parse(known.search.parent_architecture).choices())
-    starting: dict[int, list[Option]] = {}
-    for option in known.options:
-        starting.setdefault(option.first, []).append(option)
-    found: dict[str, Architecture] = {}
-    for _ in range(20 * count):
-        kept = drawn.random() * 0.9
-        options: list[Option] = []
-        slot = 0
-        while slot < 2 * known.layers:
-            parents = [option for option in starting[slot] if known.choice(option) in own]
-            others = [option for option in starting[slot] if option not in parents]
-            option = drawn.choice(parents if not others or (parents and drawn.random() < kept) else others)
-            options.append(option)
-            slot += option.span
-        architecture = known.architecture(options)
-        found.setdefault(str(architecture), architecture)
-        if len(found) == count:
-            break
-    return list(found.values())
-
-
-def _row(search_id: str, architecture: str, take: int, timed: Comparison) -> models.WholeTimeRow:
-    prefill, decode = timed.prefill, timed.decode
-    return models.WholeTimeRow(
-        search_id=search_id,
-        architecture=architecture,
-        take=take,
-        prefill_s=prefill.other,
-        parent_prefill_s=prefill.control,
-        prefill_spread=prefill.spread,
-        contention=timed.contention,
-        decode_s=None if decode is None else decode.other,
-        parent_decode_s=None if decode is None else decode.control,
-        decode_spread=None if decode is None else decode.spread,
-    )

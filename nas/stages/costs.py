@@ -275,7 +275,7 @@ def write_options(job: Job, store: Store) -> None:
                 span=choice.span,
                 name=str(choice.what),
                 score_key=None if job.parent.own(choice) else job.score_key(choice),
-                cost_keys=[job.cost_key(geometry) for geometry in geometries(choice)],
+                cost_keys=[job.used_cost_key(geometry) for geometry in geometries(choice)],
                 distillation_key=job.build_key(build[0]) if len(build) == 1 else None,
             )
         )
@@ -284,8 +284,8 @@ def write_options(job: Job, store: Store) -> None:
 
 def parent_costs(job: Job, store: Store) -> dict[str, Any]:
     """The cost of the fixed part and of the whole parent (the sum of its parts), as the search's row keeps them."""
-    measured = store.costs([job.cost_key(geometry) for geometry in job.to_measure])
-    fixed = cost_of(measured[job.cost_key(FIXED)])
+    measured = store.costs([job.used_cost_key(geometry) for geometry in job.to_measure])
+    fixed = cost_of(measured[job.used_cost_key(FIXED)])
     own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]
-    whole = sum((cost_of(measured[job.cost_key(geometry)]) for geometry in own), fixed)
+    whole = sum((cost_of(measured[job.used_cost_key(geometry)]) for geometry in own), fixed)
     return ParentCosts(fixed, whole).plain()

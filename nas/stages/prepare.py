@@ -94,6 +94,7 @@ class Job:
         flash = under.scenario.flash
         machine = [self.hardware, None if flash is None else _plain(flash), timed]
         machine += [] if self.table is None else [self.table.digest]
+        machine += [] if under.measure.whole_models is None else [under.measure.whole_models]
         under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 
@@ -155,6 +156,11 @@ class Job:
         if self.table is not None:
             how = [_MEASURE_VERSION, self.table.digest]
         return digest(vars(self.parent.shape), self.scenario.key(), self.hardware, how, str(geometry))
+
+    def used_cost_key(self, geometry: Geometry) -> str:
+        """The key of the cost that the search is solved on. Costs corrected by whole models are of one search."""
+        key = self.cost_key(geometry)
+        return key if self.request.measure.whole_models is None else digest(self.id, key)
 
     def library_parts(self, choice: Choice) -> tuple[Choice, ...]:
         """The parts of a choice whose weights come from the library. The others come from the parent, or have no

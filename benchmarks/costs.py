@@ -1,6 +1,6 @@
 """Claim: the sum of measured costs predicts the latency of whole children in an engine, and ranks children by it.
 
-    python benchmarks/costs.py PARENT [--engine torch] [--dtype float32] [--children 40] [--calibrate 24]
+    python benchmarks/costs.py PARENT [--engine torch] [--dtype float32] [--children 40] [--calibrate 24] [--in-a-row]
         [--batch 1] [--prompt 128] [--generated 128] [--threads N] [--out costs.json]
 
 Measures every geometry of a small space in the engine. Then it draws random architectures, and times each, with random
@@ -13,7 +13,7 @@ it on a machine that does nothing else.
 import argparse
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -47,7 +47,12 @@ def main() -> None:
         [random_architecture(found.shape, drawn) for _ in range(count)] for count in (asked.children, asked.calibrate)
     )
     parts = measured_parts(config, [parent, *unseen, *others], scenario, rounds)
-    first, again, fitted = (timed(config, parent, children, scenario, rounds) for children in (unseen, unseen, others))
+    clock = Clock(config, parent, scenario, rounds)
+    if asked.in_a_row:
+        first, again = zip(*clock.timed(unseen, takes=2), strict=True)
+    else:
+        first, again = (tuple(one for (one,) in clock.timed(unseen)) for _ in range(2))
+    fitted = [one for (one,) in clock.timed(others)]
     tried = {"plain sum": parts, "calibrated": calibrated(parts, parent, fitted)}
     shares = {
         name: [predicted_share(each, child, parent, scenario) for child in unseen] for name, each in tried.items()
@@ -98,17 +103,27 @@ def measured_parts(
     return {phase: {name: getattr(time, phase) for name, time in times.items()} for phase in ("prefill_s", "decode_s")}
 
 
-def timed(
-    config: PuzzleNasConfig, parent: Architecture, children: list[Architecture], scenario: Scenario, rounds: Rounds
-) -> list[ArchitectureTiming]:
-    engine = engine_of(scenario.engine)
-    found = []
-    with engine.random(config, parent, scenario) as control:
-        for child in children:
-            with engine.random(config, child, scenario) as other:
-                found.append(ArchitectureTiming.of(child, engine.time(control, other, scenario, rounds)))
-            print(f"{found[-1].latency_share(scenario):6.1%} {child}", flush=True)
-    return found
+@dataclass(frozen=True)
+class Clock:
+    """Times architectures with random weights in turns with the parent."""
+
+    config: PuzzleNasConfig
+    parent: Architecture
+    scenario: Scenario
+    rounds: Rounds
+
+    def timed(self, children: list[Architecture], takes: int = 1) -> list[list[ArchitectureTiming]]:
+        """So many timings of each child in a row."""
+        engine = engine_of(self.scenario.engine)
+        found = []
+        with engine.random(self.config, self.parent, self.scenario) as control:
+            for child in children:
+                with engine.random(self.config, child, self.scenario) as other:
+                    times = [engine.time(control, other, self.scenario, self.rounds) for _ in range(takes)]
+                found.append([ArchitectureTiming.of(child, time) for time in times])
+                shares = " ".join(f"{one.latency_share(self.scenario):6.1%}" for one in found[-1])
+                print(f"{shares} {child}", flush=True)
+        return found
 
 
 def plain(timing: ArchitectureTiming) -> dict[str, object]:
@@ -127,6 +142,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default=None, help="by the engine's name; default: its usual one")
     parser.add_argument("--children", type=int, default=40, help="unseen ones, each timed twice; at least 2")
     parser.add_argument("--calibrate", type=int, default=24, help="others, to calibrate the parts")
+    parser.add_argument("--in-a-row", action="store_true", help="time both at once: for engines that start slowly")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--generated", type=int, default=128)

@@ -3,11 +3,12 @@
     python benchmarks/costs.py PARENT [--engine torch] [--dtype float32] [--children 40] [--calibrate 24] [--in-a-row]
         [--batch 1] [--prompt 128] [--generated 128] [--threads N] [--out costs.json]
 
-Measures every geometry of a small space in the engine. Then it draws random architectures, and times each, with random
-weights, in turns with the parent: `--children` unseen ones twice, and `--calibrate` others once. Prints how far the
-plain sum is off, how far the sum calibrated on the others is, and how far the second timing is from the first, which no
-prediction can beat: mean absolute error, bias, worst and Kendall's tau of the latency as a share of the parent's. Run
-it on a machine that does nothing else.
+Draws random architectures, and times each, with random weights, in turns with the parent: `--children` unseen ones
+twice, and `--calibrate` others. Every geometry in them is measured before that, and once more after it; the others are
+timed among the unseen ones. So whatever the machine does for minutes, all of them get. Prints how far the plain sum is
+off, how far the sum calibrated on the others is, and how far the second timing is from the first, which no prediction
+can beat: mean absolute error, bias, worst and Kendall's tau of the latency as a share of the parent's. Run it on a
+machine that does nothing else.
 """
 
 import argparse
@@ -28,17 +29,19 @@ from blocklib.shape import Shape
 from cost_models.engines.engines import describe, engine_of
 from cost_models.geometry import geometries
 from cost_models.scenario import USUAL_DTYPE, Scenario
-from cost_models.timing.calibration import ArchitectureTiming, calibrated, predicted_share
+from cost_models.timing.calibration import ArchitectureTiming, Parts, calibrated, counted, predicted_share
 from cost_models.timing.measure import MeasuredGeometry, measure
 from cost_models.timing.pair import Rounds
 from cost_models.timing.prediction_error import PredictionError, prediction_error
+
+PHASES = ("prefill_s", "decode_s")
 
 
 def main() -> None:
     asked = arguments()
     scenario = Scenario("cpu", asked.dtype or USUAL_DTYPE[asked.engine], asked.batch, asked.prompt, asked.generated,
                         asked.threads, asked.engine)  # fmt: skip
-    rounds = Rounds(least=9, most=asked.rounds, tolerance=0.003, seconds=asked.seconds)
+    rounds = Rounds(least=7, most=asked.rounds, tolerance=0.003, seconds=asked.seconds)
     found = readable(inspect(folder_of(asked.parent)))
     parent = parent_architecture(found.shape)
     config = child_config(found.config, parent, found.shape)
@@ -46,13 +49,15 @@ def main() -> None:
     unseen, others = (
         [random_architecture(found.shape, drawn) for _ in range(count)] for count in (asked.children, asked.calibrate)
     )
-    parts = measured_parts(config, [parent, *unseen, *others], scenario, rounds)
     clock = Clock(config, parent, scenario, rounds)
+    before = clock.parts([parent, *unseen, *others])
     if asked.in_a_row:
-        first, again = zip(*clock.timed(unseen, takes=2), strict=True)
+        timings = clock.timed(mixed(unseen, others), takes=2)
     else:
-        first, again = (tuple(one for (one,) in clock.timed(unseen)) for _ in range(2))
-    fitted = [one for (one,) in clock.timed(others)]
+        timings = clock.timed(mixed(unseen, others[::2])) + clock.timed(mixed(unseen, others[1::2]))
+    parts = mean_of(before, clock.parts([parent, *unseen, *others]), parent)
+    first, again = zip(*([one for one in timings if one.architecture == child] for child in unseen), strict=True)
+    fitted = [one for one in timings if one.architecture in others]
     tried = {"plain sum": parts, "calibrated": calibrated(parts, parent, fitted)}
     shares = {
         name: [predicted_share(each, child, parent, scenario) for child in unseen] for name, each in tried.items()
@@ -91,28 +96,25 @@ def random_architecture(shape: Shape, drawn: random.Random) -> Architecture:
     )
 
 
-def measured_parts(
-    config: PuzzleNasConfig, architectures: list[Architecture], scenario: Scenario, rounds: Rounds
-) -> dict[str, dict[str, float]]:
-    """By phase, the seconds of every geometry in the architectures, by its name."""
-    wanted = {part for each in architectures for choice in each.choices() for part in geometries(choice)}
-    times: dict[str, MeasuredGeometry] = {}
-    for event in measure(config, sorted(wanted, key=str), scenario, rounds, engine=engine_of(scenario.engine)):
-        if isinstance(event, MeasuredGeometry):
-            times[str(event.geometry)] = event
-    return {phase: {name: getattr(time, phase) for name, time in times.items()} for phase in ("prefill_s", "decode_s")}
-
-
 @dataclass(frozen=True)
 class Clock:
-    """Times architectures with random weights in turns with the parent."""
+    """Times parts, and architectures with random weights in turns with the parent."""
 
     config: PuzzleNasConfig
     parent: Architecture
     scenario: Scenario
     rounds: Rounds
 
-    def timed(self, children: list[Architecture], takes: int = 1) -> list[list[ArchitectureTiming]]:
+    def parts(self, architectures: list[Architecture]) -> dict[str, dict[str, float]]:
+        """By phase, the seconds of every geometry in the architectures, by its name."""
+        wanted = {part for each in architectures for choice in each.choices() for part in geometries(choice)}
+        engine, times = engine_of(self.scenario.engine), {}
+        for event in measure(self.config, sorted(wanted, key=str), self.scenario, self.rounds, engine=engine):
+            if isinstance(event, MeasuredGeometry):
+                times[str(event.geometry)] = event
+        return {phase: {name: getattr(time, phase) for name, time in times.items()} for phase in PHASES}
+
+    def timed(self, children: list[Architecture], takes: int = 1) -> list[ArchitectureTiming]:
         """So many timings of each child in a row."""
         engine = engine_of(self.scenario.engine)
         found = []
@@ -120,10 +122,25 @@ class Clock:
             for child in children:
                 with engine.random(self.config, child, self.scenario) as other:
                     times = [engine.time(control, other, self.scenario, self.rounds) for _ in range(takes)]
-                found.append([ArchitectureTiming.of(child, time) for time in times])
-                shares = " ".join(f"{one.latency_share(self.scenario):6.1%}" for one in found[-1])
-                print(f"{shares} {child}", flush=True)
+                found += [ArchitectureTiming.of(child, time) for time in times]
+                print(f"{found[-1].latency_share(self.scenario):6.1%} {child}", flush=True)
         return found
+
+
+def mixed(some: list[Architecture], others: list[Architecture]) -> list[Architecture]:
+    """The others spread evenly among some."""
+    placed = [(index / len(each), one) for each in (some, others) for index, one in enumerate(each)]
+    return [one for _, one in sorted(placed, key=lambda pair: pair[0])]
+
+
+def mean_of(one: Parts, other: Parts, parent: Architecture) -> dict[str, dict[str, float]]:
+    """The mean of two measurements, the second on the clock of the first, by the parent's sum of its parts."""
+    found = {}
+    for phase, seconds in one.items():
+        whole, again = (sum(n * each[phase][name] for name, n in counted(parent).items()) for each in (one, other))
+        scale = whole / again if again else 1.0
+        found[phase] = {name: (value + scale * other[phase][name]) / 2 for name, value in seconds.items()}
+    return found
 
 
 def plain(timing: ArchitectureTiming) -> dict[str, object]:

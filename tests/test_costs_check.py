@@ -149,6 +149,10 @@ def test_a_table_from_elsewhere_gives_the_answer_of_the_machine_that_measured_it
     assert second["predicted_latency_s"] == first["predicted_latency_s"]
     assert second["latency_s"] is None, "nothing is timed here"
     held = json.loads(table.read_text())
+    table.write_text(json.dumps(held | {"shape": held["shape"] | {"hidden": 7}}))
+    refused = here(home, "search", given)
+    assert refused.returncode == 1
+    assert "it was measured for another parent: hidden 7, not" in refused.stderr
     del held["geometries"]["attention.kv1"]
     table.write_text(json.dumps(held))
     refused = here(home, "search", given)

@@ -14,7 +14,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from blocklib.block import Subblock
+from blocklib.checkpoint import inspect
 from blocklib.errors import BlocklibError
+from blocklib.loading import readable
 from cost_models.errors import ScenarioError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
@@ -22,9 +24,12 @@ from cost_models.timing.measure import MeasuredGeometry
 from db import models
 from db.store import Store
 from nas.errors import TableError
+from nas.files.home import home_of
 from nas.files.output import write_whole
 from nas.job.digest import digest
+from nas.job.request import checkpoint_of
 from nas.solve.solve import measured
+from nas.text.parent_folder import parent_folder
 
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -66,14 +71,19 @@ class CostTable(_Strict):
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))
 
+    @property
+    def times(self) -> dict[Geometry, MeasuredGeometry]:
+        return {(geometry := _geometry(name)): _measured(geometry, known) for name, known in self.geometries.items()}
+
     def measured(self, wanted: Iterable[Geometry], where: Path) -> dict[Geometry, MeasuredGeometry]:
         """The times of `wanted`. Raises TableError that names the geometries that are missing."""
-        missing = [str(geometry) for geometry in wanted if str(geometry) not in self.geometries]
+        times = self.times
+        missing = [str(geometry) for geometry in wanted if geometry not in times]
         if missing:
             raise TableError(
                 f"{where}: no times of {', '.join(missing)}; add them, or leave the options that need them out of space"
             )
-        return {geometry: _measured(geometry, self.geometries[str(geometry)]) for geometry in wanted}
+        return {geometry: times[geometry] for geometry in wanted}
 
     def write(self, path: Path) -> "CostTable":
         """Write it as JSON, whole or not at all. Returns the table."""
@@ -132,8 +142,14 @@ def with_times(table: CostTable, times: Mapping[Geometry, MeasuredGeometry]) -> 
 
 
 def table_of(store: Store, search: models.SearchRow) -> CostTable:
-    """The times that a finished search was solved on, as a table. Raises UnfinishedSearchError before that."""
+    """The times that a finished search was solved on, as a table.
+
+    Reads the parent's sizes from its checkpoint. Raises UnfinishedSearchError before the search is finished, and as
+    `parent_folder` and `inspect` do where the checkpoint is gone.
+    """
     known = measured(store, search)
+    folder = parent_folder(checkpoint_of(search.parent), home_of(store, search), code=known.request.allows_remote_code)
+    shape = asdict(readable(inspect(folder)).shape)
     rows = {row.name: row for option in store.options(search.id) for row in option.costs or ()}
     fields = GeometryTimes.model_fields
     geometries = {
@@ -141,7 +157,7 @@ def table_of(store: Store, search: models.SearchRow) -> CostTable:
     }
     fixed = {field: getattr(known.fixed, field) for field in fields if field != "spread"}
     geometries = {str(FIXED): GeometryTimes(**fixed), **geometries}
-    return CostTable(scenario=asdict(known.scenario), hardware=search.hardware, geometries=geometries)
+    return CostTable(scenario=asdict(known.scenario), hardware=search.hardware, shape=shape, geometries=geometries)
 
 
 def _geometry(name: str) -> Geometry:

@@ -45,10 +45,7 @@ def measured(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_table_holds_every_geometry_of_the_space(measured: Path) -> None:
     table = read_cost_table(measured)
-    assert set(table.geometries) == {"fixed", "attention.kv2", "ffn.ffn24", "attention.kv1", "ffn.ffn16"} or {
-        "fixed",
-        "attention.kv1",
-    } <= set(table.geometries)
+    assert set(table.geometries) == {"fixed", "attention.kv4", "ffn.ffn48", "attention.kv1", "ffn.ffn24"}
     assert table.scenario["prompt_tokens"] == 8
     assert "torch" in table.hardware
 
@@ -68,6 +65,33 @@ def test_only_what_a_table_lacks_is_measured(parent: Path, measured: Path, tmp_p
     whole = read_cost_table(part)
     assert "attention.kv1" in whole.geometries
     assert whole.geometries["fixed"] == CostTable(**held).geometries["fixed"]
+
+
+def test_without_one_of_the_parents_own_parts_all_is_measured_again(
+    parent: Path, measured: Path, tmp_path: Path
+) -> None:
+    """Times are relative to the parent's own, so old ones cannot stand beside a new one of these."""
+    held, told = json.loads(measured.read_text()), list[str]()
+    held["geometries"]["attention.kv2"] = held["geometries"]["attention.kv1"]  # another job's
+    own = held["geometries"].pop("ffn.ffn48")
+    part = tmp_path / "part.json"
+    part.write_text(json.dumps(held))
+    hasty = {"time_limit": "0.1 s", "patience": "1 s"}
+    nas.measure(job(parent, measure=hasty), part, progress=told.append)
+    again = json.loads(part.read_text())["geometries"]
+    assert again.keys() == {*held["geometries"], "ffn.ffn48"}
+    old = held["geometries"] | {"ffn.ffn48": own}
+    assert [name for name, times in again.items() if times["prefill_s"] == old[name]["prefill_s"]] == []
+    assert [line for line in told if "lacks the parent's own ffn.ffn48" in line]
+
+
+def test_noisy_times_that_stand_in_a_table_are_told(parent: Path, measured: Path, tmp_path: Path) -> None:
+    held, told = json.loads(measured.read_text()), list[str]()
+    held["geometries"]["attention.kv1"]["spread"] = 0.9
+    noisy = tmp_path / "noisy.json"
+    noisy.write_text(json.dumps(held))
+    nas.measure(job(parent), noisy, progress=told.append)
+    assert [line for line in told if line.startswith("attention.kv1 has a spread of 90.0%")]
 
 
 def test_another_engine_is_measured_with_its_usual_type(parent: Path) -> None:

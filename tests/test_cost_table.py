@@ -15,7 +15,7 @@ from cost_models.scenario import Scenario
 from nas.cli.main import app
 from nas.errors import JobError, MissingFileError, TableError
 from nas.job import config
-from nas.stages.cost_table import CostTable, read_cost_table
+from nas.stages.cost_table import read_cost_table
 from nas.stages.feasible import check_parent
 
 SCENARIO = {"batch": 1, "prompt_tokens": 8, "generated_tokens": 3, "threads": 1}
@@ -46,7 +46,7 @@ def measured(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_table_holds_every_geometry_of_the_space(measured: Path) -> None:
     table = read_cost_table(measured)
     assert set(table.geometries) == {"fixed", "attention.kv4", "ffn.ffn48", "attention.kv1", "ffn.ffn24"}
-    assert table.scenario["prompt_tokens"] == 8
+    assert table.scenario.prompt_tokens == 8
     assert "torch" in table.hardware
 
 
@@ -64,7 +64,7 @@ def test_only_what_a_table_lacks_is_measured(parent: Path, measured: Path, tmp_p
     nas.measure(job(parent), part, progress=False)
     whole = read_cost_table(part)
     assert "attention.kv1" in whole.geometries
-    assert whole.geometries["fixed"] == CostTable(**held).geometries["fixed"]
+    assert whole.geometries["fixed"] == read_cost_table(measured).geometries["fixed"]
 
 
 def test_without_one_of_the_parents_own_parts_all_is_measured_again(
@@ -151,14 +151,23 @@ def test_another_scenario_is_told(measured: Path) -> None:
         read_cost_table(measured).check_scenario(asked, measured)
 
 
+FULL = SCENARIO | {"device": "cpu", "dtype": "float32"}
 WRONG = [
     ("{", "JSON"),
-    ('{"scenario": {}, "hardware": "x", "geometries": {}}', "missing"),
+    ('{"scenario": {}, "hardware": "x", "geometries": {}}', r"json: scenario\.device: Field required"),
+    ('{"hardware": "x", "hardware": "y"}', "json: hardware is given twice"),
+    ('{"geometries": {"ffn.ffn8": {"prefill_s": 1}, "ffn.ffn8": {"prefill_s": 2}}}', r"ffn\.ffn8 is given twice"),
     (dict(hardware=3), "hardware: Input should be a valid string"),
     (dict(geometries={"ffn.ffn8": {"prefill_s": -1.0}}), r"geometries\.ffn\.ffn8\.prefill_s: .*greater than or equal"),
     (dict(geometries={"ffn.ffn8": {"prefill_s": 1.0, "seconds": 2}}), "Extra inputs are not permitted"),
-    (dict(geometries={"mlp.ffn8": {"prefill_s": 1.0}}), "named like attention.kv8"),
-    (dict(scenario={"device": "cpu", "dtype": "f99"}), "missing|not supported"),
+    (dict(geometries={"mlp.ffn8": {"prefill_s": 1.0}}), r"json: geometries\.mlp\.ffn8: .* named like attention.kv8"),
+    (dict(geometries={"ffn.8ffn": {"prefill_s": 1.0}}), r"json: geometries\.ffn\.8ffn: "),
+    (dict(scenario=FULL | {"batch": "4"}), r"json: scenario\.batch: Input should be a valid integer"),
+    (dict(scenario=FULL | {"batch": 1.5}), r"json: scenario\.batch: Input should be a valid integer"),
+    (dict(scenario=FULL | {"threads": True}), r"json: scenario\.threads: Input should be a valid integer"),
+    (dict(scenario=FULL | {"batch": 0}), r"json: scenario: batch is 0; it must be at least 1"),
+    (dict(scenario=FULL | {"dtype": "f99"}), "scenario: dtype 'f99' is not supported by the engine torch"),
+    (dict(scenario=FULL | {"seed": 1}), r"scenario\.seed: Unexpected keyword argument"),
 ]
 
 

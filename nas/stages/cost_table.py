@@ -17,7 +17,6 @@ from blocklib.block import Subblock
 from blocklib.checkpoint import inspect
 from blocklib.errors import BlocklibError
 from blocklib.loading import readable
-from cost_models.errors import ScenarioError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
 from cost_models.timing.measure import MeasuredGeometry
@@ -26,6 +25,7 @@ from db.store import Store
 from nas.errors import TableError
 from nas.files.home import home_of
 from nas.files.output import write_whole
+from nas.files.strict_json import document, leaves, read
 from nas.job.digest import digest
 from nas.job.request import checkpoint_of
 from nas.solve.solve import measured
@@ -58,11 +58,11 @@ class GeometryTimes(_Strict):
 
 
 class CostTable(_Strict):
-    """`scenario` has the fields of a `Scenario`; `hardware` names the machine and the engine; `shape` has the parent's
-    sizes, as a `Shape`, and may be left out; `geometries` are by name, as `attention.kv8`, `ffn.ffn5504`, or `fixed`.
+    """`hardware` names the machine and the engine; `shape` has the parent's sizes, as a `Shape`, and may be left out;
+    `geometries` are by name, as `attention.kv8`, `ffn.ffn5504`, or `fixed`.
     """
 
-    scenario: dict[str, Any]
+    scenario: Scenario
     hardware: str
     shape: dict[str, Any] | None = None
     geometries: dict[str, GeometryTimes]
@@ -100,9 +100,11 @@ class CostTable(_Strict):
 
     def check_scenario(self, asked: Scenario, where: Path) -> None:
         """Raise TableError where the table was measured under another scenario."""
-        theirs, mine = Scenario(**self.scenario), asdict(asked)
+        mine = asdict(asked)
         differ = [
-            f"{name} {value!r}, not {mine[name]!r}" for name, value in asdict(theirs).items() if value != mine[name]
+            f"{name} {value!r}, not {mine[name]!r}"
+            for name, value in asdict(self.scenario).items()
+            if value != mine[name]
         ]
         if differ:
             raise TableError(
@@ -113,21 +115,20 @@ class CostTable(_Strict):
 
 def read_cost_table(path: Path) -> CostTable:
     """Raises TableError, which names the place, where the file is no table of costs."""
+    text = read(path)
+    leaves(document(text, str(path)), str(path))  # refuses what pydantic takes: a key that is given twice
     try:
-        table = CostTable.model_validate_json(path.read_text(encoding="utf-8"))
-        Scenario(**table.scenario)
-        for name in table.geometries:
-            _geometry(name)
-    except OSError as error:
-        raise TableError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path}: not UTF-8 at byte {error.start}") from error
+        table = CostTable.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise TableError(f"{path}: {f'{place}: ' if place else ''}{first['msg']}") from error
-    except (ScenarioError, BlocklibError, TypeError) as error:
-        raise TableError(f"{path}: {error}") from error
+        said = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+        raise TableError(f"{path}: {f'{place}: ' if place else ''}{said}") from error
+    for name in table.geometries:
+        try:
+            _geometry(name)
+        except (TableError, BlocklibError) as error:
+            raise TableError(f"{path}: geometries.{name}: {error}") from error
     return table
 
 
@@ -157,7 +158,7 @@ def table_of(store: Store, search: models.SearchRow) -> CostTable:
     }
     fixed = {field: getattr(known.fixed, field) for field in fields if field != "spread"}
     geometries = {str(FIXED): GeometryTimes(**fixed), **geometries}
-    return CostTable(scenario=asdict(known.scenario), hardware=search.hardware, shape=shape, geometries=geometries)
+    return CostTable(scenario=known.scenario, hardware=search.hardware, shape=shape, geometries=geometries)
 
 
 def _geometry(name: str) -> Geometry:
@@ -165,7 +166,7 @@ def _geometry(name: str) -> Geometry:
     if name == str(FIXED):
         return FIXED
     if role not in ("attention", "ffn"):
-        raise TableError(f"geometries.{name}: a geometry is named like attention.kv8, ffn.ffn5504, or fixed")
+        raise TableError("a geometry is named like attention.kv8, ffn.ffn5504, or fixed")
     return Geometry("attention" if role == "attention" else "ffn", Subblock.parse(spelling))
 
 

@@ -16,7 +16,6 @@ from blocklib.parent import child_config
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
 from cost_models.geometry import FIXED, Geometry, geometries
-from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure
 from cost_models.timing.pair import Rounds
@@ -49,7 +48,7 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(request.budget) else None)
     engine.check_installed()
     engine.check(options, config, scenario)
-    empty = CostTable(scenario=asdict(scenario), hardware=describe(scenario), shape=asdict(found.shape), geometries={})
+    empty = CostTable(scenario=scenario, hardware=describe(scenario), shape=asdict(found.shape), geometries={})
     table = _table(out, empty)
     # Each of the parent's parts as often as the parent has it, the whole of it together.
     own = [FIXED, *(part for choice in parent_architecture(found.shape).choices() for part in geometries(choice))]
@@ -83,7 +82,7 @@ def _table(out: Path, empty: CostTable) -> CostTable:
     if not out.exists():
         return empty
     table = read_cost_table(out)
-    table.check_scenario(Scenario(**empty.scenario), out)
+    table.check_scenario(empty.scenario, out)
     table.check_shape(empty.shape, out)
     if table.hardware != empty.hardware:
         raise TableError(f"{out}: it was measured on {table.hardware}, not on {empty.hardware}; name another file")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from held_device import held_until_told
 from parents import FAMILIES, random_model
 from typer.testing import CliRunner
 
@@ -92,6 +93,13 @@ def test_noisy_times_that_stand_in_a_table_are_told(parent: Path, measured: Path
     noisy.write_text(json.dumps(held))
     nas.measure(job(parent), noisy, progress=told.append)
     assert [line for line in told if line.startswith("attention.kv1 has a spread of 90.0%")]
+
+
+def test_a_wait_for_another_search_is_told(parent: Path, measured: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    with held_until_told(told) as heard:
+        nas.measure(job(parent, space=SPACE | {"ffn": []}), tmp_path / "costs.json", progress=heard)
+    assert [line for line in told if line.startswith("measure costs: waiting: another search (process ")]
 
 
 def test_another_engine_is_measured_with_its_usual_type(parent: Path) -> None:

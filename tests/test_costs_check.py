@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from conftest import EMBEDDED
+from held_device import held_until_told
 from searches import Here, job, rows
 from stored import add_measured, add_search
 
+import nas
 from blocklib.block import Architecture
 from cost_models.timing.prediction_error import prediction_error
 from db import models
@@ -104,6 +106,14 @@ def test_a_search_is_checked_once(copy: Path, here: Here) -> None:
     assert "a repeated timing of latency: mean absolute error" in again.stdout
     assert here(home, "report", "tiny", "--out", copy / "report.html").returncode == 0
     assert "a repeated timing of latency" in (copy / "report.html").read_text()
+
+
+@pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")
+def test_a_wait_for_another_search_is_told(copy: Path) -> None:
+    told: list[str] = []
+    with held_until_told(told) as heard:
+        nas.load("tiny", db=copy / "home/nas.db", progress=heard).check_costs(1)
+    assert [line for line in told if line.startswith("time whole architectures: waiting: another search (process ")]
 
 
 @pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")

@@ -65,7 +65,8 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     times: dict[Geometry, MeasuredGeometry] = {}
     if missing:
         rounds = Rounds(tolerance=asked.tolerance, seconds=asked.time_limit)
-        with bar(console, "measure costs", "stacks") as shown, alone_on(scenario.device, lambda words: None):
+        with bar(console, "measure costs", "stacks") as shown, alone_on(scenario.device, shown.say):
+            shown.say("the parent and its parts")
             for event in measure(config, missing, scenario, rounds, quality, engine):
                 if isinstance(event, TimedStack):
                     shown(0, event.done, event.total, event.again)

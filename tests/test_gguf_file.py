@@ -89,7 +89,8 @@ def test_parts_of_zeros_come_on_top(llama: Parent, tmp_path: Path) -> None:
 def test_types_are_those_that_llama_cpp_would_choose() -> None:
     assert tensor_type((64,), "q4_0").name == "F32"
     assert tensor_type((8, 512), "q4_k").name == "Q4_K"
-    assert tensor_type((8, 576), "q4_k").name == "Q5_0"
+    fallbacks = {"q2_k": "Q4_0", "q3_k": "Q4_0", "q4_k": "Q5_0", "q5_k": "Q5_1", "q6_k": "Q8_0"}
+    assert {precision: tensor_type((8, 576), precision).name for precision in fallbacks} == fallbacks
     assert tensor_type((8, 48), "q4_0").name == "F16"
     assert tensor_type((8, 512), "q4_0", is_head=True).name == "Q6_K"
     assert tensor_type((8, 576), "q4_1", is_head=True).name == "Q8_0"

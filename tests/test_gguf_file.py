@@ -15,6 +15,8 @@ from blocklib.formats.gguf_types import quantise, stored_bytes, tensor_type
 from blocklib.formats.gguf_vocabulary import dummy_vocabulary
 from blocklib.formats.reblock import Needs, is_linear, reblock
 from blocklib.parent import Parent
+from cost_models.analytic import fixed_cost
+from cost_models.scenario import Scenario
 
 SIZES = {
     "hidden_size": 64,
@@ -56,6 +58,17 @@ def test_the_file_holds_the_bytes_that_arithmetic_promises(
             gguf_bytes(choice, parent.shape, precision) for choice in architecture.choices()
         )
         assert sum(size for _, size, _ in tensors_of(tmp_path / "random.gguf").values()) == promised
+
+
+@pytest.mark.parametrize("precision", ["q8_0", "q4_0", "q4_k"])
+def test_a_pass_reads_the_head_in_its_own_type(llama: Parent, tied: Parent, precision: str, tmp_path: Path) -> None:
+    scenario = Scenario("cpu", precision, batch=1, prompt_tokens=8, generated_tokens=2, engine="llama_cpp")
+    for parent, head in ((llama, "output.weight"), (tied, "token_embd.weight")):
+        write_random_gguf(tmp_path / "random.gguf", parent.model.config, Architecture.parse(UNPADDED), precision)
+        found = tensors_of(tmp_path / "random.gguf")
+        read = found[head][1] + found["output_norm.weight"][1]
+        cost = fixed_cost(parent.shape, scenario)
+        assert (cost.prefill_bytes, cost.decode_bytes) == (read, read)
 
 
 def test_a_random_model_has_the_tensors_and_keys_of_a_real_one(llama: Parent, tmp_path: Path) -> None:

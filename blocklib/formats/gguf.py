@@ -26,7 +26,16 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import model_with, own_shape
 from blocklib.shape import Shape
 
-__all__ = ["PRECISIONS", "as_stored", "check_gguf", "gguf_bytes", "gguf_fixed_bytes", "write_gguf", "write_random_gguf"]
+__all__ = [
+    "PRECISIONS",
+    "as_stored",
+    "check_gguf",
+    "gguf_bytes",
+    "gguf_fixed_bytes",
+    "gguf_head_bytes",
+    "write_gguf",
+    "write_random_gguf",
+]
 
 _TILE_ROWS = 64
 """Rows of random numbers that are quantised; a matrix repeats them."""
@@ -113,15 +122,18 @@ def gguf_bytes(choice: Choice, shape: Shape, precision: str) -> int:
     )
 
 
+def gguf_head_bytes(shape: Shape, precision: str) -> int:
+    """Bytes of the head, which may be the embedding as well, and of the final norm: those that every pass reads."""
+    table = (shape.vocabulary, shape.hidden)
+    norm = stored_bytes((shape.hidden,), gguf.GGMLQuantizationType.F32)
+    return stored_bytes(table, tensor_type(table, precision, is_head=True)) + norm
+
+
 def gguf_fixed_bytes(shape: Shape, precision: str) -> int:
     """Bytes of embedding, head and final norm in the file. (llama3 scaling adds head_dim / 2 floats.)"""
     table = (shape.vocabulary, shape.hidden)
-    types = [tensor_type(table, precision, is_head=shape.tied)]
-    if not shape.tied:
-        types.append(tensor_type(table, precision, is_head=True))
-    return sum(stored_bytes(table, type) for type in types) + stored_bytes(
-        (shape.hidden,), gguf.GGMLQuantizationType.F32
-    )
+    embedding = 0 if shape.tied else stored_bytes(table, tensor_type(table, precision))
+    return embedding + gguf_head_bytes(shape, precision)
 
 
 def _model(config: PuzzleNasConfig, architecture: Architecture, precision: str) -> GgufModel:

@@ -135,6 +135,23 @@ def test_rows_of_queries_are_interleaved(head_dim: int, tmp_path: Path) -> None:
     assert torch.equal(first_head[1::2], ours[head_dim // 2 : head_dim])
 
 
+def peak_bytes() -> int:
+    """The most memory that this process held since it was asked to forget."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+def test_a_file_is_written_with_the_memory_of_one_layer(tmp_path: Path) -> None:
+    wide = {"hidden_size": 512, "num_attention_heads": 64, "num_key_value_heads": 64, "head_dim": 64}
+    parent = random_parent("llama", **SIZES | wide | {"num_hidden_layers": 8})
+    queries = 4 * 512 * 64 * 64
+    Path("/proc/self/clear_refs").write_text("5")  # forget
+    before = peak_bytes()
+    write_gguf(tmp_path / "model.gguf", parent.model, "f32", dummy_vocabulary(64))
+    assert peak_bytes() - before < 6 * queries, "of 16 matrices of queries and keys"
+
+
 @pytest.mark.parametrize(
     ("spelling", "layers"),
     [

@@ -1,6 +1,6 @@
 """A child as a GGUF file, which llama.cpp and everything built on it (Ollama, LM Studio, ...) loads.
 
-A file is written tensor by tensor: it needs the memory of the largest one beside the model.
+A file is written tensor by tensor: it needs the memory of one layer's queries and keys beside the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -69,8 +69,8 @@ def write_gguf(
     """
     model = _model(child.config, Architecture.parse(child.config.architecture), precision)
     placed = {part.choice: part.weights for part in subblocks_of(child)}
-    tensors = _tensors(model, child.state_dict(), placed.__getitem__)
-    _write(path, model, vocabulary, tensors, about or {})
+    weights = child.state_dict()
+    _write(path, model, vocabulary, lambda: _tensors(model, weights, placed.__getitem__), about or {})
     return model
 
 
@@ -89,7 +89,8 @@ def write_random_gguf(path: Path, config: PuzzleNasConfig, architecture: Archite
         "lm_head.weight": table,
         "model.norm.weight": torch.empty(shape.hidden, device="meta"),
     }
-    _write(path, model, dummy_vocabulary(shape.vocabulary), _tensors(model, fixed, weights_of), {"name": "random"})
+    vocabulary = dummy_vocabulary(shape.vocabulary)
+    _write(path, model, vocabulary, lambda: _tensors(model, fixed, weights_of), {"name": "random"})
     return model
 
 
@@ -158,9 +159,10 @@ def _write(
     path: Path,
     model: GgufModel,
     vocabulary: Vocabulary,
-    tensors: Iterator[tuple[str, Tensor]],
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]],
     about: Mapping[str, str | int],
 ) -> None:
+    """`tensors` is asked twice, for the sizes and for the numbers, so that none of them is kept."""
     writer = gguf.GGUFWriter(path, model.carrier.name)
     for key, value in about.items():
         if isinstance(value, str):
@@ -169,17 +171,16 @@ def _write(
             writer.add_uint32(f"general.{key}", value)
     _add_sizes(writer, model)
     add_vocabulary(writer, vocabulary)
-    kept = list(tensors)
-    types = {name: tensor_type(tuple(tensor.shape), model.precision, is_head(name, model.config.tie_word_embeddings))
-             for name, tensor in kept}  # fmt: skip
-    for name, tensor in kept:
-        size = stored_bytes(tuple(tensor.shape), types[name])
-        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, types[name])
+    types: dict[str, gguf.GGMLQuantizationType] = {}
+    for name, tensor in tensors():
+        size = tuple(tensor.shape)
+        types[name] = tensor_type(size, model.precision, is_head(name, model.config.tie_word_embeddings))
+        writer.add_tensor_info(name, size, np.dtype(np.float32), stored_bytes(size, types[name]), types[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     tiles: dict[tuple[int, gguf.GGMLQuantizationType], NDArray[Any]] = {}
-    for name, tensor in kept:
+    for name, tensor in tensors():
         writer.write_tensor_data(_stored(tensor, types[name], tiles))
     writer.close()
 

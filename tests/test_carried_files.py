@@ -56,7 +56,7 @@ def test_tokenizer_and_licence_are_the_parents_own(
 def test_a_tokenizer_of_several_templates_is_written_whole(tmp_path: Path, export: Callable[..., Exported]) -> None:
     several = tokenizer()
     several.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
-    made = export(child_of(random_parent(**PLAIN), "kv2+ffn16 kv4+ffn48"), several, tmp_path / "child", "# A child")
+    made = export(child_of(random_parent(**PLAIN), SPELLING), several, tmp_path / "child", "# A child")
     assert "additional_chat_templates/tools.jinja" in made.files
     assert AutoTokenizer.from_pretrained(made.folder).chat_template == several.chat_template
 

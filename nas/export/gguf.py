@@ -107,8 +107,10 @@ def modelfile(file: str, vocabulary: Vocabulary, parent: ParentSettings | None) 
 
 def _sampling(settings: GenerationConfig) -> dict[str, float]:
     """The settings by Ollama's names, all of them, because Ollama's defaults are others. Greedy is temperature 0."""
-    given = {ours: getattr(settings, ours, None) for ours in _SAMPLING}
-    found = {name: default if given[ours] is None else given[ours] for ours, (name, default) in _SAMPLING.items()}
+    found: dict[str, float] = {}
+    for ours, (name, default) in _SAMPLING.items():
+        value = getattr(settings, ours, None)
+        found[name] = default if value is None else value
     return found if settings.do_sample else {"temperature": 0, "repeat_penalty": found["repeat_penalty"]}
 
 

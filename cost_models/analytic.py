@@ -5,7 +5,7 @@ an expectation, as if each chose for itself.
 """
 
 from blocklib.block import Architecture, Choice
-from blocklib.formats.gguf import gguf_bytes, gguf_fixed_bytes
+from blocklib.formats.gguf import gguf_bytes, gguf_fixed_bytes, gguf_head_bytes
 from blocklib.kinds import choice_kv_values, choice_parameters, choice_touched
 from blocklib.shape import Shape
 from cost_models.cost import Cost
@@ -43,8 +43,7 @@ def fixed_cost(shape: Shape, scenario: Scenario) -> Cost:
     parameters = shape.fixed_parameters
     read = shape.vocabulary * shape.hidden + shape.norm_parameters
     if scenario.engine == "llama_cpp":
-        held = gguf_fixed_bytes(shape, scenario.dtype)
-        read_bytes = round(held * read / parameters)
+        held, read_bytes = gguf_fixed_bytes(shape, scenario.dtype), gguf_head_bytes(shape, scenario.dtype)
     else:
         held, read_bytes = (count * scenario.bytes_per_value for count in (parameters, read))
     return Cost(

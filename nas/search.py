@@ -189,7 +189,7 @@ class Search:
 
     def export_costs(self, out: str | Path) -> "CostTable":
         """Write the times that this search was solved on to a JSON file, for a job of another machine, which reads them
-        by `measure: {table: OUT}`."""
+        by `measure: {table: OUT}`. Reads the sizes of the parent from its checkpoint."""
         with loading(self._console, f"costs of {self.name}"):
             import nas.terminal.quiet  # noqa: F401
             from nas.stages.cost_table import table_of

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from checkpoints import configure, saved, tokenizer
 from parents import child_of, random_parent
+from transformers import AutoTokenizer
 
 from blocklib.parent import load_parent
 from nas.export.carried_files import copy_tokenizer
@@ -35,6 +36,8 @@ def parent(tmp_path: Path) -> Path:
     (folder / "NOTICE.txt").write_text("By someone.")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0b")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tools.jinja").write_text("{{ tools }}")
     return folder
 
 
@@ -44,9 +47,18 @@ def test_tokenizer_and_licence_are_the_parents_own(
 ) -> None:
     child = child_of(load_parent(str(parent)), "kv2+ffn16 kv4+ffn48")
     out = export(child, tokenizer(), tmp_path / "child", "# A child", settings_of(str(parent))).folder
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "LICENSE",
-                 "NOTICE.txt"):  # fmt: skip
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja",
+                 "additional_chat_templates/tools.jinja", "LICENSE", "NOTICE.txt"):  # fmt: skip
         assert (out / name).read_bytes() == (parent / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("export", [export_hf, export_decilm])
+def test_a_tokenizer_of_several_templates_is_written_whole(tmp_path: Path, export: Callable[..., Exported]) -> None:
+    several = tokenizer()
+    several.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    made = export(child_of(random_parent(**PLAIN), SPELLING), several, tmp_path / "child", "# A child")
+    assert "additional_chat_templates/tools.jinja" in made.files
+    assert AutoTokenizer.from_pretrained(made.folder).chat_template == several.chat_template
 
 
 def test_settings_without_a_class_or_with_code_are_not_copied(parent: Path, tmp_path: Path) -> None:

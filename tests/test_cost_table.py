@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from held_device import held_until_told
 from parents import FAMILIES, random_model
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from cost_models.scenario import Scenario
 from nas.cli.main import app
 from nas.errors import JobError, MissingFileError, TableError
 from nas.job import config
-from nas.stages.cost_table import CostTable, read_cost_table
+from nas.stages.cost_table import read_cost_table
 from nas.stages.feasible import check_parent
 
 SCENARIO = {"batch": 1, "prompt_tokens": 8, "generated_tokens": 3, "threads": 1}
@@ -45,11 +46,8 @@ def measured(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_table_holds_every_geometry_of_the_space(measured: Path) -> None:
     table = read_cost_table(measured)
-    assert set(table.geometries) == {"fixed", "attention.kv2", "ffn.ffn24", "attention.kv1", "ffn.ffn16"} or {
-        "fixed",
-        "attention.kv1",
-    } <= set(table.geometries)
-    assert table.scenario["prompt_tokens"] == 8
+    assert set(table.geometries) == {"fixed", "attention.kv4", "ffn.ffn48", "attention.kv1", "ffn.ffn24"}
+    assert table.scenario.prompt_tokens == 8
     assert "torch" in table.hardware
 
 
@@ -67,7 +65,41 @@ def test_only_what_a_table_lacks_is_measured(parent: Path, measured: Path, tmp_p
     nas.measure(job(parent), part, progress=False)
     whole = read_cost_table(part)
     assert "attention.kv1" in whole.geometries
-    assert whole.geometries["fixed"] == CostTable(**held).geometries["fixed"]
+    assert whole.geometries["fixed"] == read_cost_table(measured).geometries["fixed"]
+
+
+def test_without_one_of_the_parents_own_parts_all_is_measured_again(
+    parent: Path, measured: Path, tmp_path: Path
+) -> None:
+    """Times are relative to the parent's own, so old ones cannot stand beside a new one of these."""
+    held, told = json.loads(measured.read_text()), list[str]()
+    held["geometries"]["attention.kv2"] = held["geometries"]["attention.kv1"]  # another job's
+    own = held["geometries"].pop("ffn.ffn48")
+    part = tmp_path / "part.json"
+    part.write_text(json.dumps(held))
+    hasty = {"time_limit": "0.1 s", "patience": "1 s"}
+    nas.measure(job(parent, measure=hasty), part, progress=told.append)
+    again = json.loads(part.read_text())["geometries"]
+    assert again.keys() == {*held["geometries"], "ffn.ffn48"}
+    old = held["geometries"] | {"ffn.ffn48": own}
+    assert [name for name, times in again.items() if times["prefill_s"] == old[name]["prefill_s"]] == []
+    assert [line for line in told if "lacks the parent's own ffn.ffn48" in line]
+
+
+def test_noisy_times_that_stand_in_a_table_are_told(parent: Path, measured: Path, tmp_path: Path) -> None:
+    held, told = json.loads(measured.read_text()), list[str]()
+    held["geometries"]["attention.kv1"]["spread"] = 0.9
+    noisy = tmp_path / "noisy.json"
+    noisy.write_text(json.dumps(held))
+    nas.measure(job(parent), noisy, progress=told.append)
+    assert [line for line in told if line.startswith("attention.kv1 has a spread of 90.0%")]
+
+
+def test_a_wait_for_another_search_is_told(parent: Path, measured: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    with held_until_told(told) as heard:
+        nas.measure(job(parent, space=SPACE | {"ffn": []}), tmp_path / "costs.json", progress=heard)
+    assert [line for line in told if line.startswith("measure costs: waiting: another search (process ")]
 
 
 def test_another_engine_is_measured_with_its_usual_type(parent: Path) -> None:
@@ -127,14 +159,23 @@ def test_another_scenario_is_told(measured: Path) -> None:
         read_cost_table(measured).check_scenario(asked, measured)
 
 
+FULL = SCENARIO | {"device": "cpu", "dtype": "float32"}
 WRONG = [
     ("{", "JSON"),
-    ('{"scenario": {}, "hardware": "x", "geometries": {}}', "missing"),
+    ('{"scenario": {}, "hardware": "x", "geometries": {}}', r"json: scenario\.device: Field required"),
+    ('{"hardware": "x", "hardware": "y"}', "json: hardware is given twice"),
+    ('{"geometries": {"ffn.ffn8": {"prefill_s": 1}, "ffn.ffn8": {"prefill_s": 2}}}', r"ffn\.ffn8 is given twice"),
     (dict(hardware=3), "hardware: Input should be a valid string"),
     (dict(geometries={"ffn.ffn8": {"prefill_s": -1.0}}), r"geometries\.ffn\.ffn8\.prefill_s: .*greater than or equal"),
     (dict(geometries={"ffn.ffn8": {"prefill_s": 1.0, "seconds": 2}}), "Extra inputs are not permitted"),
-    (dict(geometries={"mlp.ffn8": {"prefill_s": 1.0}}), "named like attention.kv8"),
-    (dict(scenario={"device": "cpu", "dtype": "f99"}), "missing|not supported"),
+    (dict(geometries={"mlp.ffn8": {"prefill_s": 1.0}}), r"json: geometries\.mlp\.ffn8: .* named like attention.kv8"),
+    (dict(geometries={"ffn.8ffn": {"prefill_s": 1.0}}), r"json: geometries\.ffn\.8ffn: "),
+    (dict(scenario=FULL | {"batch": "4"}), r"json: scenario\.batch: Input should be a valid integer"),
+    (dict(scenario=FULL | {"batch": 1.5}), r"json: scenario\.batch: Input should be a valid integer"),
+    (dict(scenario=FULL | {"threads": True}), r"json: scenario\.threads: Input should be a valid integer"),
+    (dict(scenario=FULL | {"batch": 0}), r"json: scenario: batch is 0; it must be at least 1"),
+    (dict(scenario=FULL | {"dtype": "f99"}), "scenario: dtype 'f99' is not supported by the engine torch"),
+    (dict(scenario=FULL | {"seed": 1}), r"scenario\.seed: Unexpected keyword argument"),
 ]
 
 

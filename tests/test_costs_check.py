@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from conftest import EMBEDDED
+from held_device import held_until_told
 from searches import Here, job, rows
 from stored import add_measured, add_search
 
+import nas
 from blocklib.block import Architecture
 from cost_models.timing.prediction_error import prediction_error
 from db import models
@@ -107,6 +109,14 @@ def test_a_search_is_checked_once(copy: Path, here: Here) -> None:
 
 
 @pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")
+def test_a_wait_for_another_search_is_told(copy: Path) -> None:
+    told: list[str] = []
+    with held_until_told(told) as heard:
+        nas.load("tiny", db=copy / "home/nas.db", progress=heard).check_costs(1)
+    assert [line for line in told if line.startswith("time whole architectures: waiting: another search (process ")]
+
+
+@pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")
 @pytest.mark.usefixtures("ray_here")
 def test_whole_models_are_timed_once_and_half_of_them_correct_costs(copy: Path, here: Here) -> None:
     """A small job on a busy machine: whether the corrected costs are better is not known, only that both are there."""
@@ -149,6 +159,10 @@ def test_a_table_from_elsewhere_gives_the_answer_of_the_machine_that_measured_it
     assert second["predicted_latency_s"] == first["predicted_latency_s"]
     assert second["latency_s"] is None, "nothing is timed here"
     held = json.loads(table.read_text())
+    table.write_text(json.dumps(held | {"shape": held["shape"] | {"hidden": 7}}))
+    refused = here(home, "search", given)
+    assert refused.returncode == 1
+    assert "it was measured for another parent: hidden 7, not" in refused.stderr
     del held["geometries"]["attention.kv1"]
     table.write_text(json.dumps(held))
     refused = here(home, "search", given)

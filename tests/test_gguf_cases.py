@@ -12,7 +12,8 @@ from blocklib.block import Architecture, Choice
 from blocklib.errors import UnsupportedFormatError
 from blocklib.formats.gguf import PRECISIONS, as_stored, check_gguf, write_gguf, write_random_gguf
 from blocklib.formats.gguf_vocabulary import dummy_vocabulary
-from blocklib.parent import Parent
+from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import Parent, model_with
 from nas.errors import ExportMismatchError
 from nas.export.verify_gguf import EXACT, LlamaCppRun, compare_closely, compare_exactly
 
@@ -192,3 +193,26 @@ def test_what_llama_cpp_cannot_carry_is_refused_with_the_reason(
     config = random_parent(family, **fitting | plain | more).model.config
     with pytest.raises(UnsupportedFormatError, match=reason):
         check_gguf([Choice.parse("L0.attention=kv4"), Choice.parse(choice)], config)
+
+
+def test_a_file_that_is_far_from_the_child_sets_no_limit_of_its_own(tmp_path: Path) -> None:
+    """Without layers, each token decides about the next. The file has another successor of token 5, which no prompt
+    ends with; it is also far away from the child in a token that is hardly ever taken."""
+    model = child_of(parent(vocab_size=64, tie_word_embeddings=False), " ".join(["skip+skip"] * 4))
+    next_VV = torch.zeros(64, 64)  # logits of the next token, by the token
+    next_VV[:, 5] = next_VV[5, 6] = 12.0
+    next_VV[5, 5], next_VV[:, 63] = 0.0, -10.0
+    wrong_VV = next_VV.clone()
+    wrong_VV[5, 7], wrong_VV[:, 63] = 14.0, -4.0
+
+    def with_next(logits_VV: torch.Tensor) -> PuzzleNasForCausalLM:
+        weights = {"model.embed_tokens.weight": torch.eye(64), "model.norm.weight": torch.ones(64),
+                   "lm_head.weight": logits_VV.T / 8}  # fmt: skip
+        return model_with(model.config, weights)
+
+    vocabulary = dummy_vocabulary(64)
+    for name, logits_VV in (("right", next_VV), ("wrong", wrong_VV)):
+        write_gguf(tmp_path / f"{name}.gguf", with_next(logits_VV), "f32", vocabulary)
+    compare_closely(tmp_path / "right.gguf", with_next(next_VV), vocabulary, None)
+    with pytest.raises(ExportMismatchError, match=r"generates other tokens .* one is 12 nats less likely"):
+        compare_closely(tmp_path / "wrong.gguf", with_next(next_VV), vocabulary, None)

@@ -15,6 +15,8 @@ from blocklib.formats.gguf_types import quantise, stored_bytes, tensor_type
 from blocklib.formats.gguf_vocabulary import dummy_vocabulary
 from blocklib.formats.reblock import Needs, is_linear, reblock
 from blocklib.parent import Parent
+from cost_models.analytic import fixed_cost
+from cost_models.scenario import Scenario
 
 SIZES = {
     "hidden_size": 64,
@@ -58,6 +60,17 @@ def test_the_file_holds_the_bytes_that_arithmetic_promises(
         assert sum(size for _, size, _ in tensors_of(tmp_path / "random.gguf").values()) == promised
 
 
+@pytest.mark.parametrize("precision", ["q8_0", "q4_0", "q4_k"])
+def test_a_pass_reads_the_head_in_its_own_type(llama: Parent, tied: Parent, precision: str, tmp_path: Path) -> None:
+    scenario = Scenario("cpu", precision, batch=1, prompt_tokens=8, generated_tokens=2, engine="llama_cpp")
+    for parent, head in ((llama, "output.weight"), (tied, "token_embd.weight")):
+        write_random_gguf(tmp_path / "random.gguf", parent.model.config, Architecture.parse(UNPADDED), precision)
+        found = tensors_of(tmp_path / "random.gguf")
+        read = found[head][1] + found["output_norm.weight"][1]
+        cost = fixed_cost(parent.shape, scenario)
+        assert (cost.prefill_bytes, cost.decode_bytes) == (read, read)
+
+
 def test_a_random_model_has_the_tensors_and_keys_of_a_real_one(llama: Parent, tmp_path: Path) -> None:
     spelling = "skip+ffn96 kv2+skip linear+linear skip+skip"
     child = child_of(llama, spelling)
@@ -89,7 +102,8 @@ def test_parts_of_zeros_come_on_top(llama: Parent, tmp_path: Path) -> None:
 def test_types_are_those_that_llama_cpp_would_choose() -> None:
     assert tensor_type((64,), "q4_0").name == "F32"
     assert tensor_type((8, 512), "q4_k").name == "Q4_K"
-    assert tensor_type((8, 576), "q4_k").name == "Q5_0"
+    fallbacks = {"q2_k": "Q4_0", "q3_k": "Q4_0", "q4_k": "Q5_0", "q5_k": "Q5_1", "q6_k": "Q8_0"}
+    assert {precision: tensor_type((8, 576), precision).name for precision in fallbacks} == fallbacks
     assert tensor_type((8, 48), "q4_0").name == "F16"
     assert tensor_type((8, 512), "q4_0", is_head=True).name == "Q6_K"
     assert tensor_type((8, 576), "q4_1", is_head=True).name == "Q8_0"
@@ -119,6 +133,23 @@ def test_rows_of_queries_are_interleaved(head_dim: int, tmp_path: Path) -> None:
     first_head = torch.from_numpy(stored["blk.0.attn_q.weight"].copy())[:head_dim]
     assert torch.equal(first_head[0::2], ours[: head_dim // 2])
     assert torch.equal(first_head[1::2], ours[head_dim // 2 : head_dim])
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held since it was asked to forget."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+def test_a_file_is_written_with_the_memory_of_one_layer(tmp_path: Path) -> None:
+    wide = {"hidden_size": 512, "num_attention_heads": 64, "num_key_value_heads": 64, "head_dim": 64}
+    parent = random_parent("llama", **SIZES | wide | {"num_hidden_layers": 8})
+    queries = 4 * 512 * 64 * 64
+    Path("/proc/self/clear_refs").write_text("5")  # forget
+    before = peak_bytes()
+    write_gguf(tmp_path / "model.gguf", parent.model, "f32", dummy_vocabulary(64))
+    assert peak_bytes() - before < 6 * queries, "of 16 matrices of queries and keys"
 
 
 @pytest.mark.parametrize(

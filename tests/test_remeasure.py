@@ -194,3 +194,20 @@ def test_a_search_on_a_busy_machine_stops_for_that_and_goes_on_when_it_may(copy:
     assert said in done.stdout
     again = here(home, "search", copy / "job.yaml")
     assert said in again.stdout, "it is no less so in the second run"
+
+
+@pytest.mark.slow
+def test_a_new_time_is_not_kept_where_the_parents_own_are_too_noisy_to_compare(copy: Path, here: Here) -> None:
+    home = copy / "home"
+    changed(home, "UPDATE cost SET spread = 0.01, contention = 0")
+    changed(home, "DELETE FROM cost WHERE name = 'attention.kv1'")
+    before = costs(home)
+    asked = loose(worst_spread=100.0, worst_contention=0.01, patience="1 s")
+    with busy():
+        done = here(home, "search", job(copy, measure=asked, budget=TIMED))
+    assert done.returncode == 1
+    error = the_error(done.stderr)
+    assert "fixed has a CPU contention of " in error
+    assert "no time of this run is kept" in error
+    assert "good times are kept" not in error
+    assert costs(home) == before

@@ -1,6 +1,6 @@
 """A child as a GGUF file, which llama.cpp and everything built on it (Ollama, LM Studio, ...) loads.
 
-A file is written tensor by tensor: it needs the memory of the largest one beside the model.
+A file is written tensor by tensor: it needs the memory of one layer's queries and keys beside the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,16 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import model_with, own_shape
 from blocklib.shape import Shape
 
-__all__ = ["PRECISIONS", "as_stored", "check_gguf", "gguf_bytes", "gguf_fixed_bytes", "write_gguf", "write_random_gguf"]
+__all__ = [
+    "PRECISIONS",
+    "as_stored",
+    "check_gguf",
+    "gguf_bytes",
+    "gguf_fixed_bytes",
+    "gguf_head_bytes",
+    "write_gguf",
+    "write_random_gguf",
+]
 
 _TILE_ROWS = 64
 """Rows of random numbers that are quantised; a matrix repeats them."""
@@ -60,8 +69,8 @@ def write_gguf(
     """
     model = _model(child.config, Architecture.parse(child.config.architecture), precision)
     placed = {part.choice: part.weights for part in subblocks_of(child)}
-    tensors = _tensors(model, child.state_dict(), placed.__getitem__)
-    _write(path, model, vocabulary, tensors, about or {})
+    weights = child.state_dict()
+    _write(path, model, vocabulary, lambda: _tensors(model, weights, placed.__getitem__), about or {})
     return model
 
 
@@ -80,7 +89,8 @@ def write_random_gguf(path: Path, config: PuzzleNasConfig, architecture: Archite
         "lm_head.weight": table,
         "model.norm.weight": torch.empty(shape.hidden, device="meta"),
     }
-    _write(path, model, dummy_vocabulary(shape.vocabulary), _tensors(model, fixed, weights_of), {"name": "random"})
+    vocabulary = dummy_vocabulary(shape.vocabulary)
+    _write(path, model, vocabulary, lambda: _tensors(model, fixed, weights_of), {"name": "random"})
     return model
 
 
@@ -113,15 +123,18 @@ def gguf_bytes(choice: Choice, shape: Shape, precision: str) -> int:
     )
 
 
+def gguf_head_bytes(shape: Shape, precision: str) -> int:
+    """Bytes of the head, which may be the embedding as well, and of the final norm: those that every pass reads."""
+    table = (shape.vocabulary, shape.hidden)
+    norm = stored_bytes((shape.hidden,), gguf.GGMLQuantizationType.F32)
+    return stored_bytes(table, tensor_type(table, precision, is_head=True)) + norm
+
+
 def gguf_fixed_bytes(shape: Shape, precision: str) -> int:
     """Bytes of embedding, head and final norm in the file. (llama3 scaling adds head_dim / 2 floats.)"""
     table = (shape.vocabulary, shape.hidden)
-    types = [tensor_type(table, precision, is_head=shape.tied)]
-    if not shape.tied:
-        types.append(tensor_type(table, precision, is_head=True))
-    return sum(stored_bytes(table, type) for type in types) + stored_bytes(
-        (shape.hidden,), gguf.GGMLQuantizationType.F32
-    )
+    embedding = 0 if shape.tied else stored_bytes(table, tensor_type(table, precision))
+    return embedding + gguf_head_bytes(shape, precision)
 
 
 def _model(config: PuzzleNasConfig, architecture: Architecture, precision: str) -> GgufModel:
@@ -146,9 +159,10 @@ def _write(
     path: Path,
     model: GgufModel,
     vocabulary: Vocabulary,
-    tensors: Iterator[tuple[str, Tensor]],
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]],
     about: Mapping[str, str | int],
 ) -> None:
+    """`tensors` is asked twice, for the sizes and for the numbers, so that none of them is kept."""
     writer = gguf.GGUFWriter(path, model.carrier.name)
     for key, value in about.items():
         if isinstance(value, str):
@@ -157,17 +171,16 @@ def _write(
             writer.add_uint32(f"general.{key}", value)
     _add_sizes(writer, model)
     add_vocabulary(writer, vocabulary)
-    kept = list(tensors)
-    types = {name: tensor_type(tuple(tensor.shape), model.precision, is_head(name, model.config.tie_word_embeddings))
-             for name, tensor in kept}  # fmt: skip
-    for name, tensor in kept:
-        size = stored_bytes(tuple(tensor.shape), types[name])
-        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, types[name])
+    types: dict[str, gguf.GGMLQuantizationType] = {}
+    for name, tensor in tensors():
+        size = tuple(tensor.shape)
+        types[name] = tensor_type(size, model.precision, is_head(name, model.config.tie_word_embeddings))
+        writer.add_tensor_info(name, size, np.dtype(np.float32), stored_bytes(size, types[name]), types[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     tiles: dict[tuple[int, gguf.GGMLQuantizationType], NDArray[Any]] = {}
-    for name, tensor in kept:
+    for name, tensor in tensors():
         writer.write_tensor_data(_stored(tensor, types[name], tiles))
     writer.close()
 

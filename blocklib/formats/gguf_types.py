@@ -38,7 +38,8 @@ _FALLBACK = {
     Type.Q5_K: Type.Q5_1,
     Type.Q6_K: Type.Q8_0,
 }
-"""llama.cpp's, for rows that are no multiple of 256."""
+"""llama.cpp's (`tensor_type_fallback`), for rows that are no multiple of 256. Older versions took IQ4_NL, of the same
+size, for the first two."""
 _BY_ENGINE = (Type.IQ4_NL, *_FALLBACK)
 """Types that the `gguf` package reads and cannot write."""
 

@@ -40,8 +40,7 @@ def print_cost_table(table: "CostTable", out: Path, as_json: bool) -> None:
         print_json(table.model_dump(mode="json"))
         return
     console.print(f"{out}: {len(table.geometries)} geometries on {table.hardware}", soft_wrap=True)
-    asked = {name: table.scenario[name] for name in ("engine", "dtype", "device") if name in table.scenario}
-    served = ", ".join(f"{name}: {value}" for name, value in asked.items())
+    served = ", ".join(f"{name}: {getattr(table.scenario, name)}" for name in ("engine", "dtype", "device"))
     console.print(f"in the job that builds: measure: {{table: {out.name}}}, and scenario: {{{served}, ...}} as here",
                   soft_wrap=True, highlight=False)  # fmt: skip
 

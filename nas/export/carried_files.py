@@ -16,7 +16,7 @@ from nas.export.parent_settings import ParentSettings
 _CONFIG = "tokenizer_config.json"
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.tiktoken"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "additional_chat_templates/*.jinja"),
 )
 _LICENCE = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -31,11 +31,11 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, parent: ParentSettings |
 
 
 def copy_tokenizer(parent_folder: Path, out: Path) -> tuple[str, ...]:
-    """Copy the parent's tokenizer files and its licence. Returns the names of the copied files."""
+    """Copy the parent's tokenizer files and its licence. Returns their names, relative to the folder."""
     found = {path for pattern in (*_TOKENIZER, *_LICENCE) for path in parent_folder.glob(pattern)}
     if _names_its_class(parent_folder):
         found.add(parent_folder / _CONFIG)
-    return tuple(_copied(sorted(path for path in found if path.is_file()), out))
+    return tuple(_copied(parent_folder, sorted(path for path in found if path.is_file()), out))
 
 
 def _is_whole(folder: Path) -> bool:
@@ -51,7 +51,9 @@ def _names_its_class(folder: Path) -> bool:
     return bool(settings.get("tokenizer_class")) and not settings.get("auto_map")
 
 
-def _copied(files: list[Path], out: Path) -> Iterator[str]:
+def _copied(parent_folder: Path, files: list[Path], out: Path) -> Iterator[str]:
     for file in files:
-        shutil.copyfile(file, out / file.name)
-        yield file.name
+        name = file.relative_to(parent_folder)
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, out / name)
+        yield name.as_posix()

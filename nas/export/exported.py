@@ -46,8 +46,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         yield beside
         open_as_usual(beside)
-        for path in beside.iterdir():
-            with path.open("rb") as written:
+        for name in files_in(beside):
+            with (beside / name).open("rb") as written:
                 os.fsync(written.fileno())
         try:
             # rename(2) replaces only an empty folder.
@@ -61,7 +61,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def files_in(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir()))
+    """The files in it and in its folders, relative to it."""
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
 def write_card(folder: Path, card: str, loading: str, tags: Sequence[str], notes: Sequence[str] = ()) -> None:

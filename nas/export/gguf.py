@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import ModelCard
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from blocklib.block import Choice
 from blocklib.errors import MissingLlamaCppError, UnsupportedFormatError
@@ -29,6 +29,14 @@ from nas.export.verify_gguf import check_llama_cpp, compare_closely, compare_exa
 
 Made = TypeVar("Made")
 DEFAULT_PRECISION = "f16"
+_SAMPLING: dict[str, tuple[str, float]] = {
+    "temperature": ("temperature", 1.0),
+    "top_k": ("top_k", 50),
+    "top_p": ("top_p", 1.0),
+    "min_p": ("min_p", 0.0),
+    "repetition_penalty": ("repeat_penalty", 1.0),
+}
+"""transformers' settings: Ollama's name, and the value that transformers takes where none is set."""
 _LOADING = """
 ```
 llama-server -m {file}
@@ -86,18 +94,24 @@ def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
 
 
 def modelfile(file: str, vocabulary: Vocabulary, parent: ParentSettings | None) -> str:
-    """Ollama's description of a model: the file, how to sample as the parent does, where to stop. Ollama takes the chat
+    """Ollama's description of a model: the file, the parent's way to sample, where to stop. Ollama takes the chat
     template from the file."""
     lines = [f"FROM ./{file}"]
-    settings: Any = parent.generation.settings if parent is not None else None
-    names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty"}
-    if settings is not None and settings.do_sample:
-        values = {theirs: getattr(settings, ours, None) for ours, theirs in names.items()}
-        lines += [f"PARAMETER {name} {value}" for name, value in values.items() if value is not None]
+    if parent is not None:
+        lines += [f"PARAMETER {name} {value}" for name, value in _sampling(parent.generation.settings).items()]
     ends = dict(vocabulary.ids).get("eos")
     if ends is not None:
         lines.append(f'PARAMETER stop "{vocabulary.tokens[ends]}"')
     return "\n".join(lines) + "\n"
+
+
+def _sampling(settings: GenerationConfig) -> dict[str, float]:
+    """The settings by Ollama's names, all of them, because Ollama's defaults are others. Greedy is temperature 0."""
+    found: dict[str, float] = {}
+    for ours, (name, default) in _SAMPLING.items():
+        value = getattr(settings, ours, None)
+        found[name] = default if value is None else value
+    return found if settings.do_sample else {"temperature": 0, "repeat_penalty": found["repeat_penalty"]}
 
 
 def _translated(step: Callable[[], Made]) -> Made:

@@ -32,6 +32,9 @@ EXACT = 1e-3
 CLOSE = 0.2
 """Largest mean KL divergence, in nats, between the engine and the child with its weights rounded. Rounding of what
 enters the matrices makes 2e-5 at f16 and 4e-3 at q8_0 for SmolLM2, and 4e-2 for a child that was never trained."""
+LIKELY = 3.0
+"""The most nats by which a greedy token of the delivered file may be less likely than the child's own, however far the
+file is from the child. (SmolLM2: 0.3 at q8_0. A child of it that was never trained: 0.6 at q4_0, 1.9 at q2_k.)"""
 
 _NEW_TOKENS = 24
 _LENGTHS = (16, 16, 1, 5, 40)
@@ -119,8 +122,8 @@ def compare_closely(
 ) -> Closeness:
     """The file as it is delivered, with the child in float32 whose weights are rounded as the file's.
 
-    Raises ExportMismatchError where their mean KL exceeds what rounding does, where a greedy token is none of the
-    child's, or where the ids of a text are not the tokenizer's.
+    Raises ExportMismatchError where their mean KL exceeds what rounding does, where a greedy token is less likely than
+    the child's own by more than rounding does, or where the ids of a text are not the tokenizer's.
     """
     prompts, texts = _prompts(rounded), _texts(tokenizer)
     if tokenizer is not None:
@@ -131,7 +134,7 @@ def compare_closely(
         raise ExportMismatchError(
             f"llama.cpp is {found.kl:.3g} nats away from the child with the same weights; at most {CLOSE} is allowed"
         )
-    _check_greedy(rounded, prompts, answer, vocabulary, max(EXACT, 4 * found.difference))
+    _check_greedy(rounded, prompts, answer, vocabulary, max(EXACT, min(4 * found.difference, LIKELY)))
     if tokenizer is not None:
         _check_ids(tokenizer, texts, answer)
     return found

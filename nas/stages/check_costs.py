@@ -50,9 +50,10 @@ def time_wholes(store: Store, known: Measured, children: int, seed: int, console
     rounds = Rounds(least=10, most=100, tolerance=asked.tolerance / 2, seconds=3 * asked.time_limit)
     with (
         bar(console, "time whole architectures", "timings", len(missing)) as shown,
-        alone_on(scenario.device, lambda words: None),
+        alone_on(scenario.device, shown.say),
         engine.random(config, parent, scenario) as control,
     ):
+        shown.say("the first")
         for done, (text, take) in enumerate(missing, 1):
             with engine.random(config, Architecture.parse(text), scenario) as other:
                 timed = engine.time(control, other, scenario, rounds)

@@ -14,17 +14,22 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from blocklib.block import Subblock
+from blocklib.checkpoint import inspect
 from blocklib.errors import BlocklibError
-from cost_models.errors import ScenarioError
+from blocklib.loading import readable
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
 from cost_models.timing.measure import MeasuredGeometry
 from db import models
 from db.store import Store
 from nas.errors import TableError
+from nas.files.home import home_of
 from nas.files.output import write_whole
+from nas.files.strict_json import document, leaves, read
 from nas.job.digest import digest
+from nas.job.request import checkpoint_of
 from nas.solve.solve import measured
+from nas.text.parent_folder import parent_folder
 
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -53,11 +58,11 @@ class GeometryTimes(_Strict):
 
 
 class CostTable(_Strict):
-    """`scenario` has the fields of a `Scenario`; `hardware` names the machine and the engine; `shape` has the parent's
-    sizes, as a `Shape`, and may be left out; `geometries` are by name, as `attention.kv8`, `ffn.ffn5504`, or `fixed`.
+    """`hardware` names the machine and the engine; `shape` has the parent's sizes, as a `Shape`, and may be left out;
+    `geometries` are by name, as `attention.kv8`, `ffn.ffn5504`, or `fixed`.
     """
 
-    scenario: dict[str, Any]
+    scenario: Scenario
     hardware: str
     shape: dict[str, Any] | None = None
     geometries: dict[str, GeometryTimes]
@@ -66,14 +71,19 @@ class CostTable(_Strict):
     def digest(self) -> str:
         return digest(self.model_dump(mode="json"))
 
+    @property
+    def times(self) -> dict[Geometry, MeasuredGeometry]:
+        return {(geometry := _geometry(name)): _measured(geometry, known) for name, known in self.geometries.items()}
+
     def measured(self, wanted: Iterable[Geometry], where: Path) -> dict[Geometry, MeasuredGeometry]:
         """The times of `wanted`. Raises TableError that names the geometries that are missing."""
-        missing = [str(geometry) for geometry in wanted if str(geometry) not in self.geometries]
+        times = self.times
+        missing = [str(geometry) for geometry in wanted if geometry not in times]
         if missing:
             raise TableError(
                 f"{where}: no times of {', '.join(missing)}; add them, or leave the options that need them out of space"
             )
-        return {geometry: _measured(geometry, self.geometries[str(geometry)]) for geometry in wanted}
+        return {geometry: times[geometry] for geometry in wanted}
 
     def write(self, path: Path) -> "CostTable":
         """Write it as JSON, whole or not at all. Returns the table."""
@@ -90,9 +100,11 @@ class CostTable(_Strict):
 
     def check_scenario(self, asked: Scenario, where: Path) -> None:
         """Raise TableError where the table was measured under another scenario."""
-        theirs, mine = Scenario(**self.scenario), asdict(asked)
+        mine = asdict(asked)
         differ = [
-            f"{name} {value!r}, not {mine[name]!r}" for name, value in asdict(theirs).items() if value != mine[name]
+            f"{name} {value!r}, not {mine[name]!r}"
+            for name, value in asdict(self.scenario).items()
+            if value != mine[name]
         ]
         if differ:
             raise TableError(
@@ -103,21 +115,20 @@ class CostTable(_Strict):
 
 def read_cost_table(path: Path) -> CostTable:
     """Raises TableError, which names the place, where the file is no table of costs."""
+    text = read(path)
+    leaves(document(text, str(path)), str(path))  # refuses what pydantic takes: a key that is given twice
     try:
-        table = CostTable.model_validate_json(path.read_text(encoding="utf-8"))
-        Scenario(**table.scenario)
-        for name in table.geometries:
-            _geometry(name)
-    except OSError as error:
-        raise TableError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path}: not UTF-8 at byte {error.start}") from error
+        table = CostTable.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise TableError(f"{path}: {f'{place}: ' if place else ''}{first['msg']}") from error
-    except (ScenarioError, BlocklibError, TypeError) as error:
-        raise TableError(f"{path}: {error}") from error
+        said = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+        raise TableError(f"{path}: {f'{place}: ' if place else ''}{said}") from error
+    for name in table.geometries:
+        try:
+            _geometry(name)
+        except (TableError, BlocklibError) as error:
+            raise TableError(f"{path}: geometries.{name}: {error}") from error
     return table
 
 
@@ -132,8 +143,14 @@ def with_times(table: CostTable, times: Mapping[Geometry, MeasuredGeometry]) -> 
 
 
 def table_of(store: Store, search: models.SearchRow) -> CostTable:
-    """The times that a finished search was solved on, as a table. Raises UnfinishedSearchError before that."""
+    """The times that a finished search was solved on, as a table.
+
+    Reads the parent's sizes from its checkpoint. Raises UnfinishedSearchError before the search is finished, and as
+    `parent_folder` and `inspect` do where the checkpoint is gone.
+    """
     known = measured(store, search)
+    folder = parent_folder(checkpoint_of(search.parent), home_of(store, search), code=known.request.allows_remote_code)
+    shape = asdict(readable(inspect(folder)).shape)
     rows = {row.name: row for option in store.options(search.id) for row in option.costs or ()}
     fields = GeometryTimes.model_fields
     geometries = {
@@ -141,7 +158,7 @@ def table_of(store: Store, search: models.SearchRow) -> CostTable:
     }
     fixed = {field: getattr(known.fixed, field) for field in fields if field != "spread"}
     geometries = {str(FIXED): GeometryTimes(**fixed), **geometries}
-    return CostTable(scenario=asdict(known.scenario), hardware=search.hardware, geometries=geometries)
+    return CostTable(scenario=known.scenario, hardware=search.hardware, shape=shape, geometries=geometries)
 
 
 def _geometry(name: str) -> Geometry:
@@ -149,7 +166,7 @@ def _geometry(name: str) -> Geometry:
     if name == str(FIXED):
         return FIXED
     if role not in ("attention", "ffn"):
-        raise TableError(f"geometries.{name}: a geometry is named like attention.kv8, ffn.ffn5504, or fixed")
+        raise TableError("a geometry is named like attention.kv8, ffn.ffn5504, or fixed")
     return Geometry("attention" if role == "attention" else "ffn", Subblock.parse(spelling))
 
 

@@ -45,6 +45,8 @@ _BUSY = 0.1
 """The smallest CPU contention that causes a message."""
 _SHOWN = 3
 """The number of bad times that a message names."""
+_GOOD_ARE_KEPT = "good times are kept, and only the noisy ones are measured again"
+_NONE_IS_KEPT = "no time of this run is kept, as the parent's own parts must say how fast the machine is now"
 
 
 def measure_costs(context: Context, remeasure: bool = False) -> int:
@@ -52,7 +54,7 @@ def measure_costs(context: Context, remeasure: bool = False) -> int:
 
     A scenario with Flash is simulated, and a job may name a table of costs. `remeasure`: measure all. Raises
     NoisyTimesError if some times stay bad and the budget limits times, EngineStoppedError where the engine ends; the
-    good times are kept.
+    good times are kept, unless the parent's own parts are too noisy to put them beside earlier ones.
     """
     job, store = context.job, context.store
     keys = {geometry: job.cost_key(geometry) for geometry in job.to_measure}
@@ -67,7 +69,7 @@ def measure_costs(context: Context, remeasure: bool = False) -> int:
         kept = {part: row for part, row in _rows(job, store).items() if part not in missing or keys[part] not in known}
         factors = clock(kept, found, _own(job)) if job.is_timed_here else {}
         if job.is_timed_here and any(part in kept for part in _own(job)):
-            _refuse(job, {part: why for part in _own(job) if (why := _fault(job, found[part]))})
+            _refuse(job, {part: why for part in _own(job) if (why := _fault(job, found[part]))}, _NONE_IS_KEPT)
         rows = {part: _cost_row(job, on_clock(found[part], factors), keys[part]) for part in missing}
         store.add_costs([row for row in rows.values() if row.key not in known])
         store.replace_costs([row for row in rows.values() if row.key in known])
@@ -198,8 +200,8 @@ def _known(value: float | None) -> float:
     return value
 
 
-def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
-    """Raises NoisyTimesError where there are any."""
+def _refuse(job: Job, faults: Mapping[Geometry, str], kept: str = _GOOD_ARE_KEPT) -> None:
+    """Raises NoisyTimesError where there are any. `kept` says which times are."""
     if not faults:
         return
     named = [f"{part} has {why}" for part, why in list(faults.items())[:_SHOWN]]
@@ -207,9 +209,9 @@ def _refuse(job: Job, faults: Mapping[Geometry, str]) -> None:
     asked = job.request.measure
     raise NoisyTimesError(
         f"{len(faults)} of {len(job.to_measure)} times are too noisy for this budget, measured again for up to "
-        f"{asked.patience:g} s: {'; '.join(named)}{more}. Good times are kept: when the machine is idle, run the same "
-        "command again, and only the noisy ones are measured again; or raise measure.worst_spread or "
-        "measure.worst_contention, to use them as they are, or measure.patience, to try longer"
+        f"{asked.patience:g} s: {'; '.join(named)}{more}. When the machine is idle, run the same command again: "
+        f"{kept}; or raise measure.worst_spread or measure.worst_contention, to use them as they are, or "
+        "measure.patience, to try longer"
     )
 
 

@@ -16,7 +16,6 @@ from blocklib.parent import child_config
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
 from cost_models.geometry import FIXED, Geometry, geometries
-from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure
 from cost_models.timing.pair import Rounds
@@ -34,7 +33,8 @@ from nas.text.parent_folder import parent_folder
 
 def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     """Write the seconds of every geometry of the job's space to `out`. Times that stand there already are kept, and
-    only the rest is measured, on the clock of those.
+    only the rest is measured, on the clock of those: of the parent's own parts. If one of these is missing, all that
+    stand there are measured again.
 
     Raises TableError where `out` holds times of another machine, scenario or parent, EngineStoppedError where the
     engine ends: the times until then are in `out`.
@@ -48,18 +48,25 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(request.budget) else None)
     engine.check_installed()
     engine.check(options, config, scenario)
-    empty = CostTable(scenario=asdict(scenario), hardware=describe(scenario), shape=asdict(found.shape), geometries={})
+    empty = CostTable(scenario=scenario, hardware=describe(scenario), shape=asdict(found.shape), geometries={})
     table = _table(out, empty)
     # Each of the parent's parts as often as the parent has it, the whole of it together.
     own = [FIXED, *(part for choice in parent_architecture(found.shape).choices() for part in geometries(choice))]
     wanted = dict.fromkeys([*own, *(part for choice in options for part in geometries(choice))])
-    missing = [part for part in wanted if str(part) not in table.geometries]
-    known = {part: table.geometries[str(part)] for part in wanted if str(part) in table.geometries}
+    known = table.times
+    if known and not known.keys() >= {*own}:
+        lacking = ", ".join(str(part) for part in dict.fromkeys(own) if part not in known)
+        console.print(f"{out} lacks the parent's own {lacking}, which all times are relative to: all are taken again",
+                      style="yellow", soft_wrap=True, highlight=False)  # fmt: skip
+        wanted |= dict.fromkeys(known)
+        table, known = empty, {}
+    missing = [part for part in wanted if part not in known]
     quality = Quality(asked.spread_allowed, asked.contention_allowed, asked.patience)
     times: dict[Geometry, MeasuredGeometry] = {}
     if missing:
         rounds = Rounds(tolerance=asked.tolerance, seconds=asked.time_limit)
-        with bar(console, "measure costs", "stacks") as shown, alone_on(scenario.device, lambda words: None):
+        with bar(console, "measure costs", "stacks") as shown, alone_on(scenario.device, shown.say):
+            shown.say("the parent and its parts")
             for event in measure(config, missing, scenario, rounds, quality, engine):
                 if isinstance(event, TimedStack):
                     shown(0, event.done, event.total, event.again)
@@ -67,7 +74,7 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
                     times[event.geometry] = event
                     if event.geometry in missing and times.keys() >= {*own}:
                         table = _extended(table, times, missing, clock(known, times, own)).write(out)
-    _tell_faults({part: timed for part, timed in times.items() if part in missing}, quality, console)
+    _tell_faults(table, quality, console)
     return table
 
 
@@ -76,7 +83,7 @@ def _table(out: Path, empty: CostTable) -> CostTable:
     if not out.exists():
         return empty
     table = read_cost_table(out)
-    table.check_scenario(Scenario(**empty.scenario), out)
+    table.check_scenario(empty.scenario, out)
     table.check_shape(empty.shape, out)
     if table.hardware != empty.hardware:
         raise TableError(f"{out}: it was measured on {table.hardware}, not on {empty.hardware}; name another file")
@@ -92,9 +99,9 @@ def _extended(
     return with_times(table, {part: on_clock(times[part], factors) for part in missing if part in times})
 
 
-def _tell_faults(times: Mapping[Geometry, MeasuredGeometry], quality: Quality, console: Console) -> None:
+def _tell_faults(table: CostTable, quality: Quality, console: Console) -> None:
     """Print which times are worse than the job allows: the job that reads the table takes them as they are."""
-    for part, timed in times.items():
+    for part, timed in table.times.items():
         if fault := quality.fault(timed.spread, timed.contention):
             console.print(
                 f"{part} has {fault}; to take it again, remove it from the table and run the same command",

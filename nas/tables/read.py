@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import TableError
+from nas.files.strict_json import check_keys, document, is_number, kind, leaves, number, read, shown, taken, whole
 from nas.job.units import did_you_mean
-from nas.tables.strict_json import check_keys, document, is_number, kind, leaves, number, read, shown, taken, whole
 from solvers.errors import ProblemError
 from solvers.problem import Constraint, Option, Problem
 

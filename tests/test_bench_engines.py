@@ -11,6 +11,7 @@ from stored import add_measured, add_search, add_trial
 import nas
 from db.store import Store
 from nas.errors import UsageError
+from nas.export.decilm import export_decilm
 from nas.export.hf import export_hf
 
 LOAD = {"prompt_tokens": 5, "generated_tokens": 4, "threads": 1, "rounds": 2}
@@ -39,6 +40,16 @@ def test_a_child_and_its_parent_are_timed_compiled(tmp_path: Path) -> None:
     assert (group.engine, group.version.endswith("compiled")) == ("torch_compile", True)
     assert [line.name for line in group.lines] == ["child", parent_folder().name]
     assert all(figure.value > 0 for line in group.lines for figure in line.figures.values())
+
+
+def test_a_decilm_folder_is_timed_without_its_own_code(tmp_path: Path) -> None:
+    child = child_of(random_parent("mistral", num_hidden_layers=2), "kv1+ffn16 skip+ffn32")
+    export_decilm(child, tokenizer(), tmp_path / "child", "# A child\n")
+    for file in (tmp_path / "child").glob("*.py"):
+        file.write_text("raise SystemExit('the code of the folder ran')")
+    (group,) = nas.bench([tmp_path / "child"], load=LOAD, progress=False).engines
+    assert (group.engine, group.lines[0].weights) == ("torch", "float32")
+    assert all(figure.value > 0 for figure in group.lines[0].figures.values())
 
 
 def test_an_engine_that_runs_no_folder_is_refused_by_name() -> None:

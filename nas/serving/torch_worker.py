@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 def load(folder: str, scenario: Scenario) -> Any:
     """The model in the scenario's type. Raises ValueError where the folder's weights are not those of its model."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     import blocklib.model  # noqa: F401  (registers the class of exports)
     from cost_models.engines.torch_eager import torch_dtype
+    from nas.export.configuration_decilm import DeciLMConfig
+    from nas.export.modeling_decilm import DeciLMForCausalLM
 
+    AutoConfig.register(DeciLMConfig.model_type, DeciLMConfig)
+    AutoModelForCausalLM.register(DeciLMConfig, DeciLMForCausalLM)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch_dtype(scenario), trust_remote_code=False, output_loading_info=True
     )

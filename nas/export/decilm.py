@@ -23,7 +23,9 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from blocklib.block import SKIP, Choice, Parallel, Subblock
+from blocklib.block import Choice
+from blocklib.errors import UnsupportedFormatError
+from blocklib.formats import decilm
 from blocklib.formats.subblocks import Layer, repack, subblocks_of, tensors_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
@@ -39,6 +41,7 @@ from nas.export.parent_settings import ParentSettings, check_settings
 from nas.export.verify import compare_in_fresh_process
 
 _CARRIED_ROTARY = ("default", "linear", "llama3")
+_INSTEAD = "export as hf, which carries it"
 _TAGS = ("nemotron-nas", "custom_code")
 _WIDTH_MULTIPLE = 256
 """Every width that an `ffn_mult` can mean is a multiple of it."""
@@ -118,50 +121,15 @@ def export_decilm(
 def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
     """Raise UnsupportedExportError at the first choice that the format cannot carry in a child of this
     configuration."""
-    shape, rotary = own_shape(config), dict(config.rope_parameters or {})["rope_type"]
-    for choice in choices:
-        if isinstance(choice.what, Parallel):
-            raise UnsupportedExportError(
-                f"{choice}: DeciLM engines have no blocks in parallel; export as hf, which carries it"
-            )
-        for role, subblock in choice.subblocks:
-            attention = role == "attention"
-            missing = _attention_fault(subblock, shape) if attention else _ffn_fault(subblock, shape, config.hidden_act)
-            if missing:
-                raise UnsupportedExportError(
-                    f"{choice}: DeciLM engines have no {missing}; export as hf, which carries it"
-                )
+    try:
+        decilm.check_decilm(choices, config)
+    except UnsupportedFormatError as error:
+        raise UnsupportedExportError(f"{error}; {_INSTEAD}") from error
+    rotary = dict(config.rope_parameters or {})["rope_type"]
     if rotary not in _CARRIED_ROTARY:
         raise UnsupportedExportError(
-            f"rotary embedding of type {rotary!r}: the DeciLM export carries {', '.join(_CARRIED_ROTARY)}; "
-            "export as hf, which carries it"
+            f"rotary embedding of type {rotary!r}: the DeciLM export carries {', '.join(_CARRIED_ROTARY)}; {_INSTEAD}"
         )
-
-
-def _attention_fault(subblock: Subblock, shape: Shape) -> str:
-    """The part of the subblock that the format cannot express; empty if there is none."""
-    if subblock == SKIP:
-        return ""
-    if subblock.kind != "kv":
-        return f"{subblock.kind} attention"
-    if shape.qk_norm:
-        return "norms of queries and keys"
-    if shape.qkv_bias or shape.o_bias:
-        # vLLM would read them; TensorRT-LLM would drop them without an error.
-        return "biases in attention that all of them read"
-    return ""
-
-
-def _ffn_fault(subblock: Subblock, shape: Shape, activation: str) -> str:
-    if subblock == SKIP:
-        return ""
-    if subblock.kind not in ("ffn", "fuse", "fuse_last"):
-        return f"{subblock.kind} FFN"
-    if shape.mlp_bias:
-        return "biases in the FFN that all of them read"
-    if activation != "silu":
-        return f"activation but silu, and this FFN's is {activation}"
-    return ""
 
 
 def _write_code(folder: Path) -> None:

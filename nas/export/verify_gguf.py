@@ -83,7 +83,7 @@ def check_llama_cpp() -> None:
     if importlib.util.find_spec("xllamacpp") is None:
         raise MissingFileError(
             "a GGUF export is loaded in llama.cpp and compared before it is kept, and llama.cpp is not installed: "
-            "pip install 'puzzle-nas[llama-cpp]', or pip install xllamacpp"
+            "pip install 'puzzle-nas[llama-cpp]'"
         )
 
 

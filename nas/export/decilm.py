@@ -34,11 +34,12 @@ from nas.errors import UnsupportedExportError
 from nas.export import configuration_decilm, modeling_decilm
 from nas.export.carried_files import write_tokenizer
 from nas.export.configuration_decilm import DeciLMConfig
-from nas.export.exported import Exported, files_in, whole_folder, write_card
-from nas.export.least_version import LEAST_TRANSFORMERS, checked
+from nas.export.exported import Card, Exported, files_in, whole_folder
+from nas.export.least_version import checked
 from nas.export.modeling_decilm import width_of
 from nas.export.parent_settings import ParentSettings, check_settings
-from nas.export.verify import compare_in_fresh_process
+from nas.export.transformers_folder import LOADING_OWN_CODE, described
+from nas.export.vllm_flags import serving_lines
 
 _CARRIED_ROTARY = ("default", "linear", "llama3")
 _INSTEAD = "export as hf, which carries it"
@@ -56,23 +57,11 @@ _AUTO_MAP = {
     "AutoModel": "modeling_decilm.DeciLMModel",
     "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
 }
-_LOADING = f"""
-In transformers, version {LEAST_TRANSFORMERS} or newer, and so in lm_eval and PEFT:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-```
-
-In vLLM, by its own code for this format (the flag lets it run `configuration_decilm.py`):
-
-```
-vllm serve FOLDER --trust-remote-code
-python -m vllm.entrypoints.openai.api_server --model FOLDER --trust-remote-code    # the same, in older versions
-```
-"""
+_LOADING = (
+    LOADING_OWN_CODE
+    + "\nIn vLLM, by its own code for this format (the flag lets it run `configuration_decilm.py`):\n"
+    + serving_lines("--trust-remote-code")
+)
 
 
 def export_decilm(
@@ -110,11 +99,7 @@ def export_decilm(
         write_tokenizer(tokenizer, parent, folder)
         if parent is not None:
             notes += check_settings(folder, DeciLMConfig.from_pretrained(folder), parent, _CHANGED)
-        write_card(folder, card, _LOADING, tags=_TAGS, notes=notes)
-        difference, told = compare_in_fresh_process(child, tokenizer, folder)
-        if told:
-            notes += told
-            write_card(folder, card, _LOADING, tags=_TAGS, notes=notes)
+        difference, notes = described(folder, child, tokenizer, Card(card, _LOADING, _TAGS, notes))
     return Exported(out, "decilm", difference, files_in(out), notes)
 
 

@@ -131,8 +131,8 @@ def bench(
     """Time models side by side in their engines. A child: a trial's number, a search's name, a folder, a .gguf file.
 
     `parent` None: that of the first trial. `load`: batch, prompt_tokens, generated_tokens, threads, rounds. `engine`:
-    what a trial is run in, "torch" or "llama_cpp"; None: that of its scenario. Raises `nas.errors.UsageError`,
-    `MissingFileError`, and the engines' `cost_models.errors`.
+    what they run in, "torch", "torch_compile" or "llama_cpp"; None: a trial in that of its scenario. Raises
+    `nas.errors.UsageError`, `MissingFileError`, and the engines' `cost_models.errors`.
     """
     console = console_of(progress)
     with loading(console, "bench"):

@@ -115,6 +115,6 @@ def test_another_transformers_loads_it(exported: Path, python: str) -> None:
     version = subprocess.run([python, "-c", "import transformers; print(transformers.__version__)"],
                              capture_output=True, text=True, check=True).stdout  # fmt: skip
     assert version
-    difference, notes = compare_in_fresh_process(child, tokenizer(), exported, python)
+    difference, notes = compare_in_fresh_process(child, tokenizer(), exported, python=python)
     assert difference < 1e-4
     assert notes == ()

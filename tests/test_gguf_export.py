@@ -21,7 +21,7 @@ from nas.export.gguf import export_gguf, modelfile
 from nas.export.gguf_tokenizer import vocabulary_of
 from nas.export.mixed_text import SIZE, mixed_text
 from nas.export.parent_settings import ParentSettings
-from nas.export.pre_tokenizers import pre_tokenizer_name
+from nas.text.pre_tokenizers import pre_tokenizer_name
 
 pytest.importorskip("xllamacpp")
 
@@ -30,6 +30,9 @@ CARD = "---\nlicense: apache-2.0\nbase_model: someone/parent\n---\n# A child\n"
 TEMPLATE = "{% for message in messages %}<|bos|>{{ message['content'] }}{% endfor %}"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 BYTES_ALONE = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -43,6 +46,10 @@ SPLITTERS: dict[str, Any] = {
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES]),
     "qwen2": split(WORDS + r"|\p{N}" + REST),
     "smaug-bpe": split(WORDS + r"|\p{N}{1,3}" + REST),
+    "gpt-4o": split(
+        rf"{UPPER}*{LOWER}+{SUFFIX}?|{UPPER}+{LOWER}*{SUFFIX}?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
 }
 
 

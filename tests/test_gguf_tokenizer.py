@@ -1,13 +1,16 @@
 """The tokenizer of a GGUF parent gives the tokens that llama.cpp gives for the same file."""
 
+import json
 import string
 from pathlib import Path
 from typing import Any
 
+import pytest
 from gguf_files import model_of, written
 from transformers import AutoTokenizer
 
 from nas.text.parent_folder import parent_folder
+from nas.text.pre_tokenizers import WORD_RULES, pre_tokenizer_name
 
 
 def _tokenizer(file: Path, **changed: Any) -> Any:
@@ -31,6 +34,30 @@ def test_a_word_that_is_a_token_needs_no_merges_of_llama_3(tmp_path: Path) -> No
 
     assert made.convert_ids_to_tokens(made("the the")["input_ids"]) == ["<s>", "t", "h", "e", "Ġthe"]
     assert silent.convert_ids_to_tokens(silent("12")["input_ids"]) == ["12"]
+
+
+@pytest.mark.parametrize("name", WORD_RULES)
+def test_a_rule_that_is_read_is_written_back(name: str, tmp_path: Path) -> None:
+    """Tokens are cut by the rule, and the export names one that cuts so."""
+    made = _tokenizer(tmp_path / "m.gguf", tokenizer__ggml__pre=name)
+    said = pre_tokenizer_name(json.loads(made.backend_tokenizer.to_str()))
+
+    assert WORD_RULES[said] == WORD_RULES[name]
+
+
+def test_rules_of_cases_and_digits_cut_as_llama_cpp_does(tmp_path: Path) -> None:
+    smaug, tekken, gpt_4o = (
+        _tokenizer(tmp_path / f"{rule}.gguf", tokenizer__ggml__pre=rule) for rule in ("smaug-bpe", "tekken", "gpt-4o")
+    )
+
+    def words(made: Any, text: str) -> list[str]:
+        return [word for word, _ in made.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+    text = "theThe it's 1234"
+    assert words(smaug, text) == ["theThe", "Ġit", "'s", "Ġ", "123", "4"]
+    assert words(tekken, text) == ["the", "The", "Ġit", "'s", "Ġ", "1", "2", "3", "4"]
+    assert words(gpt_4o, text) == ["the", "The", "Ġit's", "Ġ", "123", "4"]
+    assert [made("12")["input_ids"][0] == made.bos_token_id for made in (smaug, tekken, gpt_4o)] == [False, True, False]
 
 
 def test_sentencepiece_begins_with_a_space_where_the_file_says_so(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_folder_that_memory_does_not_hold_beside_others_takes_turns() -> None:
 
 
 def test_a_folder_that_torch_does_not_load_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nemotron-nas", "auto_map": {"AutoConfig": "a.B"}}')
+    (tmp_path / "config.json").write_text('{"model_type": "some-model", "auto_map": {"AutoConfig": "a.B"}}')
     with pytest.raises(EngineStoppedError, match=r"torch ended with status 1 on .*custom code"):
         nas.bench([tmp_path], load=LOAD, progress=False)
 

@@ -11,6 +11,7 @@ from blocklib.errors import UnsupportedFormatError
 from blocklib.formats.subblocks import width_of
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
+from blocklib.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,33 @@ def _put(layers: list[DeciLayer], role: Role, subblock: Subblock) -> None:
         layers.append(DeciLayer(ffn_width=width_of(subblock)))
 
 
-def check_decilm_sizes(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
-    """Raise UnsupportedFormatError at the first choice that a DeciLM of this configuration cannot hold."""
+def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
+    """Raise UnsupportedFormatError at the first choice that no DeciLM engine runs in a child of this configuration."""
     shape = own_shape(config)
-    faults = {
-        "learned positions": config.learned_positions,
-        "layer norms": config.layer_norm,
-        "norms of queries and keys": shape.qk_norm,
-        "biases": shape.qkv_bias or shape.o_bias or shape.mlp_bias,
-        "FFN without a gate": not shape.gated,
-        f"activation {shape.hidden_act}": shape.hidden_act != "silu",
-    }
-    for fault in (name for name, is_there in faults.items() if is_there):
-        raise UnsupportedFormatError(f"the parent: DeciLM has no {fault}")
+    for what, is_there in {"learned positions": config.learned_positions, "layer norms": config.layer_norm}.items():
+        if is_there:
+            raise UnsupportedFormatError(f"the parent: DeciLM engines have no {what}")
     for choice in choices:
-        if isinstance(choice.what, Parallel):
-            raise UnsupportedFormatError(f"{choice}: DeciLM has no blocks in parallel")
-        for role, subblock in choice.subblocks:
-            carried = ("kv",) if role == "attention" else ("ffn", "fuse", "fuse_last")
-            if subblock != SKIP and subblock.kind not in carried:
-                what = "attention" if role == "attention" else "FFN"
-                raise UnsupportedFormatError(f"{choice}: DeciLM has no {subblock.kind} {what}")
+        faults = [_fault(role, subblock, shape) for role, subblock in choice.subblocks if subblock != SKIP]
+        missing = "blocks in parallel" if isinstance(choice.what, Parallel) else next(filter(None, faults), None)
+        if missing:
+            raise UnsupportedFormatError(f"{choice}: DeciLM engines have no {missing}")
+
+
+def _fault(role: Role, subblock: Subblock, shape: Shape) -> str | None:
+    """The part of the subblock that the format cannot express."""
+    if role == "attention":
+        faults = {
+            f"{subblock.kind} attention": subblock.kind != "kv",
+            "norms of queries and keys": shape.qk_norm,
+            # vLLM would read them; TensorRT-LLM would drop them without an error.
+            "biases in attention that all of them read": shape.qkv_bias or shape.o_bias,
+        }
+    else:
+        faults = {
+            f"{subblock.kind} FFN": subblock.kind not in ("ffn", "fuse", "fuse_last"),
+            "FFN without a gate": not shape.gated,
+            "biases in the FFN that all of them read": shape.mlp_bias,
+            f"activation but silu, and this FFN's is {shape.hidden_act}": shape.hidden_act != "silu",
+        }
+    return next((what for what, is_there in faults.items() if is_there), None)

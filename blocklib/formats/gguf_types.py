@@ -99,7 +99,8 @@ def _engine_library() -> ctypes.CDLL:
     libraries = sorted(Path(found.origin).parent.glob("*.so")) if found and found.origin else []
     if not libraries:
         raise MissingLlamaCppError(
-            "iq4_nl and K-quants are quantised by llama.cpp, which is not installed: pip install xllamacpp"
+            "iq4_nl and K-quants are quantised by llama.cpp, which is not installed: "
+            "pip install 'puzzle-nas[llama-cpp]'"
         )
     library = ctypes.CDLL(str(libraries[0]))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t

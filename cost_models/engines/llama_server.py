@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from cost_models.engines.process import EngineProcess
 from cost_models.errors import EngineStoppedError
@@ -28,7 +28,7 @@ class LlamaServer(EngineProcess):
         """POST a question as JSON to a path such as `/completion`, and read the answer."""
         request = Request(f"{self.address}{path}", json.dumps(question).encode(), {"Content-Type": "application/json"})
         try:
-            with urlopen(request) as answer:
+            with build_opener(ProxyHandler({})).open(request) as answer:
                 return json.load(answer)
         except HTTPError as error:
             raise EngineStoppedError(f"llama.cpp on {self._file}: {error.read().decode(errors='replace')}") from error

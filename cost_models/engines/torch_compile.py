@@ -71,20 +71,20 @@ class TorchCompile(TorchEager):
                 if role == "ffn" and subblock.kind in _REFUSED:
                     raise UnsupportedByEngineError(
                         f"the engine torch_compile cannot run {choice}: {_REFUSED[subblock.kind]}, so it cannot be "
-                        "compiled into one graph; leave it out, or give scenario.engine: torch"
+                        "compiled into one graph; leave it out, or take the engine torch"
                     )
 
     @contextmanager
     def random(
         self, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario
     ) -> Iterator[PuzzleNasForCausalLM]:
-        with _many_codes(), super().random(config, architecture, scenario) as model:
-            yield _with_compiled_layers(model)
+        with super().random(config, architecture, scenario) as model, compiled(model):
+            yield model
 
     @contextmanager
     def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> Iterator[PuzzleNasForCausalLM]:
-        with _many_codes(), super().real(model, scenario) as own:
-            yield _with_compiled_layers(own)
+        with super().real(model, scenario) as own, compiled(own):
+            yield own
 
     def time(self, control: Any, other: Any, scenario: Scenario, rounds: Rounds, heard: Heard = unheard) -> Comparison:
         with cpu_threads(scenario), kept_memory(), torch.inference_mode():
@@ -218,12 +218,6 @@ class CompiledSubject:
         return _checked(start.elapsed_time(end) / 1000 / steps, logits)
 
 
-def _with_compiled_layers(model: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
-    """The same model, which is changed."""
-    model.model.layers = nn.ModuleList([CompiledLayer(layer, index) for index, layer in enumerate(model.model.layers)])
-    return model
-
-
 def _checked(seconds: float, logits: Tensor) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise TimingError(f"a compiled pass took {seconds} s by the clock")
@@ -233,8 +227,10 @@ def _checked(seconds: float, logits: Tensor) -> float:
 
 
 @contextmanager
-def _many_codes() -> Iterator[None]:
-    """Inside, every form of a layer is compiled, however many there are."""
+def compiled(model: PuzzleNasForCausalLM) -> Iterator[None]:
+    """The model's layers are replaced by compiled ones. Inside, every form of a layer is compiled, however many there
+    are."""
+    model.model.layers = nn.ModuleList([CompiledLayer(layer, index) for index, layer in enumerate(model.model.layers)])
     limits = {"recompile_limit": _MOST_CODES, "accumulated_recompile_limit": _MOST_CODES}
     with torch._dynamo.config.patch(limits):
         yield

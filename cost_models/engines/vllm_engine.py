@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blocklib.block import Architecture, Choice
-from blocklib.formats.decilm import DeciLayer, check_decilm_sizes, decilm_layers
+from blocklib.formats.decilm import DeciLayer, check_decilm, decilm_layers
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
@@ -66,7 +66,7 @@ class Vllm(Engine):
         return f"vLLM {version_in(interpreter())}"
 
     def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
-        check_decilm_sizes(choices, config)
+        check_decilm(choices, config)
 
     @contextmanager
     def random(self, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> Iterator[VllmModel]:

@@ -2,18 +2,19 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from nas.cli.printed import print_json
 from nas.terminal.console import console
+from nas.view.cost_check import cost_check_lines
 
 if TYPE_CHECKING:
-    from cost_models.timing.prediction_error import PredictionError
     from nas.solve.whole_times import CostCheck
     from nas.stages.cost_table import CostTable
+
+_ERRORS = ("mean absolute error", "bias", "worst", "Kendall's tau")
 
 
 def print_cost_check(found: "CostCheck", as_json: bool) -> None:
@@ -24,14 +25,13 @@ def print_cost_check(found: "CostCheck", as_json: bool) -> None:
     table = Table("architecture", box=None)
     for column in ("predicted", "measured", "error"):
         table.add_column(column, justify="right", no_wrap=True)
-    for whole in sorted(found.wholes, key=lambda whole: whole.predicted):
-        table.add_row(whole.architecture, f"{whole.predicted:.1%}", f"{fmean(whole.timed):.1%}", f"{whole.error:+.1%}")
+    lines = cost_check_lines(found)
+    for whole in lines.wholes:
+        table.add_row(*whole)
     console.print(table)
-    lines = [("latency", found.error), *found.phases.items()]
-    for name, error in lines:
-        console.print(f"{name}: {_said(error)}", highlight=False, soft_wrap=True)
-    if found.repeats is not None:
-        console.print(f"a repeated timing of latency: {_said(found.repeats)}", highlight=False, soft_wrap=True)
+    for name, *errors in lines.errors:
+        said = ", ".join(f"{of} {error}" for of, error in zip(_ERRORS, errors, strict=True))
+        console.print(f"{name}: {said}", highlight=False, soft_wrap=True)
 
 
 def print_cost_table(table: "CostTable", out: Path, as_json: bool) -> None:
@@ -43,8 +43,3 @@ def print_cost_table(table: "CostTable", out: Path, as_json: bool) -> None:
     served = ", ".join(f"{name}: {getattr(table.scenario, name)}" for name in ("engine", "dtype", "device"))
     console.print(f"in the job that builds: measure: {{table: {out.name}}}, and scenario: {{{served}, ...}} as here",
                   soft_wrap=True, highlight=False)  # fmt: skip
-
-
-def _said(error: "PredictionError") -> str:
-    tau = "" if error.tau is None else f", Kendall's tau {error.tau:.3f}"
-    return f"mean absolute error {error.mape:.2%}, bias {error.bias:+.2%}, worst {error.worst:+.1%}{tau}"

@@ -54,8 +54,10 @@ def bench(
     generate: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 128,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine. Default: all cores.")] = None,
     engine: Annotated[
-        Literal["torch", "llama_cpp"] | None,
-        typer.Option(help="torch runs folders, llama_cpp .gguf files. Default: that of a trial's scenario."),
+        Literal["torch", "torch_compile", "llama_cpp"] | None,
+        typer.Option(
+            help="torch and torch_compile run folders, llama_cpp .gguf files. Default: that of a trial's scenario."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Times that each model runs, in turns.")] = 9,
     db: Db = None,
@@ -63,7 +65,8 @@ def bench(
 ) -> None:
     """Time parent and children side by side in their engines: tokens per second, latency, memory.
 
-    A trial is timed beside its parent. For llama_cpp, what has no GGUF file yet is exported first.
+    A trial is timed beside its parent, on this CPU. For llama_cpp, what has no GGUF file yet is exported first. A trial
+    that was searched for vLLM or another device is timed only in an engine that is named here.
 
     Example: nas bench 3 --engine llama_cpp
     """

@@ -23,7 +23,9 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from blocklib.block import SKIP, Choice, Parallel, Subblock
+from blocklib.block import Choice
+from blocklib.errors import UnsupportedFormatError
+from blocklib.formats import decilm
 from blocklib.formats.subblocks import Layer, repack, subblocks_of, tensors_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
@@ -32,13 +34,15 @@ from nas.errors import UnsupportedExportError
 from nas.export import configuration_decilm, modeling_decilm
 from nas.export.carried_files import write_tokenizer
 from nas.export.configuration_decilm import DeciLMConfig
-from nas.export.exported import Exported, files_in, whole_folder, write_card
-from nas.export.least_version import LEAST_TRANSFORMERS, checked
+from nas.export.exported import Card, Exported, files_in, whole_folder
+from nas.export.least_version import checked
 from nas.export.modeling_decilm import width_of
 from nas.export.parent_settings import ParentSettings, check_settings
-from nas.export.verify import compare_in_fresh_process
+from nas.export.transformers_folder import LOADING_OWN_CODE, described
+from nas.export.vllm_flags import serving_lines
 
 _CARRIED_ROTARY = ("default", "linear", "llama3")
+_INSTEAD = "export as hf, which carries it"
 _TAGS = ("nemotron-nas", "custom_code")
 _WIDTH_MULTIPLE = 256
 """Every width that an `ffn_mult` can mean is a multiple of it."""
@@ -53,23 +57,11 @@ _AUTO_MAP = {
     "AutoModel": "modeling_decilm.DeciLMModel",
     "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
 }
-_LOADING = f"""
-In transformers, version {LEAST_TRANSFORMERS} or newer, and so in lm_eval and PEFT:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-```
-
-In vLLM, by its own code for this format (the flag lets it run `configuration_decilm.py`):
-
-```
-vllm serve FOLDER --trust-remote-code
-python -m vllm.entrypoints.openai.api_server --model FOLDER --trust-remote-code    # the same, in older versions
-```
-"""
+_LOADING = (
+    LOADING_OWN_CODE
+    + "\nIn vLLM, by its own code for this format (the flag lets it run `configuration_decilm.py`):\n"
+    + serving_lines("--trust-remote-code")
+)
 
 
 def export_decilm(
@@ -107,61 +99,22 @@ def export_decilm(
         write_tokenizer(tokenizer, parent, folder)
         if parent is not None:
             notes += check_settings(folder, DeciLMConfig.from_pretrained(folder), parent, _CHANGED)
-        write_card(folder, card, _LOADING, tags=_TAGS, notes=notes)
-        difference, told = compare_in_fresh_process(child, tokenizer, folder)
-        if told:
-            notes += told
-            write_card(folder, card, _LOADING, tags=_TAGS, notes=notes)
+        difference, notes = described(folder, child, tokenizer, Card(card, _LOADING, _TAGS, notes))
     return Exported(out, "decilm", difference, files_in(out), notes)
 
 
 def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
     """Raise UnsupportedExportError at the first choice that the format cannot carry in a child of this
     configuration."""
-    shape, rotary = own_shape(config), dict(config.rope_parameters or {})["rope_type"]
-    for choice in choices:
-        if isinstance(choice.what, Parallel):
-            raise UnsupportedExportError(
-                f"{choice}: DeciLM engines have no blocks in parallel; export as hf, which carries it"
-            )
-        for role, subblock in choice.subblocks:
-            attention = role == "attention"
-            missing = _attention_fault(subblock, shape) if attention else _ffn_fault(subblock, shape, config.hidden_act)
-            if missing:
-                raise UnsupportedExportError(
-                    f"{choice}: DeciLM engines have no {missing}; export as hf, which carries it"
-                )
+    try:
+        decilm.check_decilm(choices, config)
+    except UnsupportedFormatError as error:
+        raise UnsupportedExportError(f"{error}; {_INSTEAD}") from error
+    rotary = dict(config.rope_parameters or {})["rope_type"]
     if rotary not in _CARRIED_ROTARY:
         raise UnsupportedExportError(
-            f"rotary embedding of type {rotary!r}: the DeciLM export carries {', '.join(_CARRIED_ROTARY)}; "
-            "export as hf, which carries it"
+            f"rotary embedding of type {rotary!r}: the DeciLM export carries {', '.join(_CARRIED_ROTARY)}; {_INSTEAD}"
         )
-
-
-def _attention_fault(subblock: Subblock, shape: Shape) -> str:
-    """The part of the subblock that the format cannot express; empty if there is none."""
-    if subblock == SKIP:
-        return ""
-    if subblock.kind != "kv":
-        return f"{subblock.kind} attention"
-    if shape.qk_norm:
-        return "norms of queries and keys"
-    if shape.qkv_bias or shape.o_bias:
-        # vLLM would read them; TensorRT-LLM would drop them without an error.
-        return "biases in attention that all of them read"
-    return ""
-
-
-def _ffn_fault(subblock: Subblock, shape: Shape, activation: str) -> str:
-    if subblock == SKIP:
-        return ""
-    if subblock.kind not in ("ffn", "fuse", "fuse_last"):
-        return f"{subblock.kind} FFN"
-    if shape.mlp_bias:
-        return "biases in the FFN that all of them read"
-    if activation != "silu":
-        return f"activation but silu, and this FFN's is {activation}"
-    return ""
 
 
 def _write_code(folder: Path) -> None:

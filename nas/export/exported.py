@@ -5,7 +5,7 @@ exporter writes into `whole_folder`, reloads what it wrote there, and only then 
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,16 +65,24 @@ def files_in(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
 
 
-def write_card(folder: Path, card: str, loading: str, tags: Sequence[str], notes: Sequence[str] = ()) -> None:
-    """Write README.md: the caller's Markdown, the export's limits, how to load it, under YAML front matter.
+@dataclass(frozen=True)
+class Card:
+    """A folder's README.md: the caller's Markdown, the export's limits, how to load it, under YAML front matter.
 
-    Front matter at the start of the caller's card (base_model, license, ...) is kept.
+    Front matter at the start of the caller's `text` (base_model, license, ...) is kept.
     """
-    limits = "".join(f"- {note}\n" for note in notes)
-    body = f"{card.rstrip()}\n\n## Loading\n\n{loading.strip()}\n" + (f"\n## Limits\n\n{limits}" if limits else "")
-    readme = ModelCard(body)
-    data: Any = readme.data
-    data.library_name = data.get("library_name") or "transformers"
-    data.pipeline_tag = data.get("pipeline_tag") or "text-generation"
-    data.tags = list(dict.fromkeys([*(data.get("tags") or ()), "puzzle-nas", *tags]))
-    readme.save(folder / "README.md")
+
+    text: str
+    loading: str
+    tags: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        limits = "".join(f"- {note}\n" for note in self.notes)
+        body = f"{self.text.rstrip()}\n\n## Loading\n\n{self.loading.strip()}\n"
+        readme = ModelCard(body + (f"\n## Limits\n\n{limits}" if limits else ""))
+        data: Any = readme.data
+        data.library_name = data.get("library_name") or "transformers"
+        data.pipeline_tag = data.get("pipeline_tag") or "text-generation"
+        data.tags = list(dict.fromkeys([*(data.get("tags") or ()), "puzzle-nas", *self.tags]))
+        readme.save(folder / "README.md")

@@ -22,7 +22,7 @@ from blocklib.formats.gguf_vocabulary import Vocabulary
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import model_with, own_shape
 from nas.errors import MissingFileError, UnsupportedExportError
-from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.exported import Card, Exported, files_in, whole_folder
 from nas.export.gguf_tokenizer import normalisation_of, vocabulary_of
 from nas.export.parent_settings import ParentSettings
 from nas.export.verify_gguf import check_llama_cpp, compare_closely, compare_exactly
@@ -84,7 +84,7 @@ def export_gguf(
         rounded = compare_closely(file, as_stored(plain, precision), vocabulary, tokenizer)
         notes = _notes(model, tokenizer, rounded.kl)
         (folder / "Modelfile").write_text(modelfile(file.name, vocabulary, parent), encoding="utf-8")
-        write_card(folder, card, _LOADING.format(file=file.name, name=_slug(title)), tags=["gguf"], notes=notes)
+        Card(card, _LOADING.format(file=file.name, name=_slug(title)), ("gguf",), notes).write(folder)
     return Exported(out, "gguf", agreement.difference, files_in(out), notes)
 
 

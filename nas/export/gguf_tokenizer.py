@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from blocklib.formats.gguf_vocabulary import Vocabulary
 from nas.errors import UnsupportedExportError
-from nas.export.pre_tokenizers import pre_tokenizer_name
+from nas.text.pre_tokenizers import pre_tokenizer_name
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"

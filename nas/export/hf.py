@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM, PuzzleNasModel
 from nas.export.carried_files import write_tokenizer
-from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.exported import Card, Exported, files_in, whole_folder
 from nas.export.least_version import LEAST_TRANSFORMERS, checked
 from nas.export.parent_settings import ParentSettings, check_settings
 from nas.export.source import self_contained
-from nas.export.verify import compare_in_fresh_process
+from nas.export.transformers_folder import LOADING_OWN_CODE, described
 from nas.export.vllm_flags import serving, vllm_limits
 
 _CONFIGURATION, _MODELING = "configuration_puzzle_nas", "modeling_puzzle_nas"
@@ -31,16 +31,6 @@ _AUTO_MAP = {
     "AutoModel": f"{_MODELING}.PuzzleNasModel",
     "AutoModelForCausalLM": f"{_MODELING}.PuzzleNasForCausalLM",
 }
-_LOADING = f"""
-In transformers, version {LEAST_TRANSFORMERS} or newer, and so in lm_eval and PEFT:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-```
-"""
 _TAGS = ("custom_code",)
 
 
@@ -73,12 +63,8 @@ def export_hf(
         write_code(child.config, folder)
         if parent is not None:
             notes += check_settings(folder, PuzzleNasConfig.from_pretrained(folder), parent, {})
-        loading = _LOADING + serving(child.config)
-        write_card(folder, card, loading, _TAGS, notes)
-        difference, told = compare_in_fresh_process(child, tokenizer, folder)
-        if told:
-            notes += told
-            write_card(folder, card, loading, _TAGS, notes)
+        told = Card(card, LOADING_OWN_CODE + serving(child.config), _TAGS, notes)
+        difference, notes = described(folder, child, tokenizer, told)
     return Exported(out, "hf", difference, files_in(out), notes)
 
 

@@ -22,9 +22,9 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from nas.errors import UnsupportedExportError
 from nas.export.carried_files import write_tokenizer
-from nas.export.exported import Exported, files_in, whole_folder, write_card
+from nas.export.exported import Card, Exported, files_in, whole_folder
 from nas.export.parent_settings import ParentSettings, check_settings
-from nas.export.verify import compare_in_fresh_process
+from nas.export.transformers_folder import described, loading_lines
 
 _KINDS = {"attention": "kv", "ffn": "ffn"}
 _INSTEAD = "export as hf, which carries it, or search with space.plain: true"
@@ -37,13 +37,6 @@ _CHANGED = {
 }
 """Fields of config.json that differ from the parent's because of this format, each with its reason."""
 _LOADING = """
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder{flag})
-```
-
 No flag and no code of its own: it is a {architecture} like its parent, with one size for all layers. So whatever loads
 its parent loads it:
 
@@ -75,16 +68,13 @@ def export_plain(
     model = _of_family(child, parent.config)
     model.generation_config = deepcopy(parent.generation.settings)
     has_code = type(tokenizer)._auto_class is not None
-    loading = _LOADING.format(flag=", trust_remote_code=True" if has_code else "", architecture=type(model).__name__)
+    loading = loading_lines(False, has_code) + _LOADING.format(architecture=type(model).__name__)
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         write_tokenizer(tokenizer, parent, folder)
         notes = check_settings(folder, AutoConfig.from_pretrained(folder), parent, _CHANGED)
-        write_card(folder, card, loading, [], notes)
-        difference, told = compare_in_fresh_process(child, tokenizer, folder, remote_code=False)
-        if told:
-            notes += told
-            write_card(folder, card, loading, [], notes)
+        told = Card(card, loading, notes=notes)
+        difference, notes = described(folder, child, tokenizer, told, remote_code=False)
     return Exported(out, "plain", difference, files_in(out), notes)
 
 

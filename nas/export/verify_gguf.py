@@ -7,14 +7,9 @@ divergence.
 """
 
 import importlib.util
-import json
-import subprocess
-import sys
-import tempfile
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from gguf import TokenType
@@ -23,8 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from blocklib.formats.gguf_vocabulary import Vocabulary
 from blocklib.model import PuzzleNasForCausalLM
+from cost_models.engines.llama_server import llama_server
+from cost_models.errors import EngineStoppedError
 from nas.errors import ExportMismatchError, MissingFileError
 from nas.export.gguf_tokenizer import normalisation_of
+from nas.export.llama_cpp_answers import LlamaCppAnswers, greedy, ids_of, likely
 from nas.export.mixed_text import mixed_text
 
 EXACT = 1e-3
@@ -38,8 +36,10 @@ file is from the child. (SmolLM2: 0.3 at q8_0. A child of it that was never trai
 
 _NEW_TOKENS = 24
 _LENGTHS = (16, 16, 1, 5, 40)
-"""Tokens of the prompts; the first two are continued."""
+"""Tokens of the prompts."""
+_CONTINUED = 2
 _BEST = 512
+_CONTEXT = 256
 
 
 @dataclass(frozen=True)
@@ -58,40 +58,27 @@ class LlamaCppRun:
     file: Path
     exact: bool
 
-    def ask(self, vocabulary: Vocabulary, prompts: list[list[int]], texts: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The answer of `run_llama_cpp.py`. Raises ExportMismatchError where llama.cpp fails, MissingFileError where
-        it is not installed."""
+    def ask(self, vocabulary: Vocabulary, prompts: list[list[int]], texts: tuple[str, ...] = ()) -> LlamaCppAnswers:
+        """Raises ExportMismatchError where llama.cpp fails, MissingFileError where it is not installed."""
         check_llama_cpp()
-        question = {
-            "prompts": prompts,
-            "greedy": 2,
-            "new_tokens": _NEW_TOKENS,
-            "texts": texts,
-            "best": min(_BEST, len(vocabulary.tokens)),
-            "letter": _letter(vocabulary),
-            "context": 256,
+        settings = {
             "threads": torch.get_num_threads(),
-            "exact": self.exact,
-            "verbosity": -1,
+            "sequences": _CONTINUED,
+            "context_tokens": _CONTEXT,
+            "cache": "f32" if self.exact else "f16",
         }
-        with tempfile.TemporaryDirectory(prefix="puzzle-nas-gguf-") as scratch:
-            asked, answered = Path(scratch, "question.json"), Path(scratch, "answer.json")
-            asked.write_text(json.dumps(question), encoding="utf-8")
-            script = Path(__file__).with_name("run_llama_cpp.py")
-            process = subprocess.run(
-                [sys.executable, "-I", "-X", "utf8", str(script), str(self.file.absolute()), str(asked), str(answered)],
-                cwd=scratch,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            )
-            if process.returncode != 0 or not answered.exists():
-                said = process.stderr.strip() or f"it ended with status {process.returncode}"
-                raise ExportMismatchError(f"llama.cpp does not load and run the file:\n{said}")
-            loaded: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
-            return loaded
+        best, letter, continued = min(_BEST, len(vocabulary.tokens)), _letter(vocabulary), prompts[:_CONTINUED]
+        try:
+            with llama_server(file=str(self.file.absolute()), **settings) as server:
+                return LlamaCppAnswers(
+                    likely=[likely(server, prompt, best, letter) for prompt in prompts],
+                    alone=[greedy(server, [prompt], _NEW_TOKENS)[0] for prompt in continued],
+                    batch=greedy(server, continued, _NEW_TOKENS),
+                    ids=[ids_of(server, text, special=False) for text in texts],
+                    ids_with_special=[ids_of(server, text, special=True) for text in texts],
+                )
+        except EngineStoppedError as error:
+            raise ExportMismatchError(f"llama.cpp does not load and run the file: {error}") from error
 
 
 def check_llama_cpp() -> None:
@@ -99,7 +86,7 @@ def check_llama_cpp() -> None:
     if importlib.util.find_spec("xllamacpp") is None:
         raise MissingFileError(
             "a GGUF export is loaded in llama.cpp and compared before it is kept, and llama.cpp is not installed: "
-            "pip install 'puzzle-nas[llama-cpp]', or pip install xllamacpp"
+            "pip install 'puzzle-nas[llama-cpp]'"
         )
 
 
@@ -176,12 +163,12 @@ def _log_probabilities(child: PuzzleNasForCausalLM, ids: list[int]) -> Tensor:
     return found
 
 
-def _agreement(child: PuzzleNasForCausalLM, prompts: list[list[int]], answer: dict[str, Any]) -> Closeness:
+def _agreement(child: PuzzleNasForCausalLM, prompts: list[list[int]], answer: LlamaCppAnswers) -> Closeness:
     differences, divergences = [], []
-    for prompt, likely in zip(prompts, answer["likely"], strict=True):
+    for prompt, listed in zip(prompts, answer.likely, strict=True):
         own_V = _log_probabilities(child, prompt)[-1]
-        ids = torch.tensor([index for index, _ in likely])
-        theirs = torch.tensor([float("nan") if value is None else value for _, value in likely])
+        ids = torch.tensor([index for index, _ in listed])
+        theirs = torch.tensor([float("nan") if value is None else value for _, value in listed])
         differences.append((own_V[ids] - theirs).abs().max().item())
         divergences.append(_kl(own_V[ids], theirs))
     worst = torch.tensor(differences).max().item()
@@ -202,15 +189,15 @@ def _kl(own: Tensor, theirs: Tensor) -> float:
 def _check_greedy(
     child: PuzzleNasForCausalLM,
     prompts: list[list[int]],
-    answer: dict[str, Any],
+    answer: LlamaCppAnswers,
     vocabulary: Vocabulary,
     slack: float,
 ) -> None:
     """Every token must be the child's most likely after those before it, or as likely but for rounding. Here the engine
     never takes tokens that end a text."""
     ends = [index for index, type in enumerate(vocabulary.types) if type == TokenType.CONTROL]
-    for way in ("alone", "batch"):
-        for prompt, new in zip(prompts, answer[way], strict=False):
+    for way, found in (("alone", answer.alone), ("batch", answer.batch)):
+        for prompt, new in zip(prompts, found, strict=False):
             if len(new) != _NEW_TOKENS:
                 raise ExportMismatchError(f"llama.cpp generated {len(new)} tokens {way}, not {_NEW_TOKENS}")
             own_TV = _log_probabilities(child, prompt + new)[len(prompt) - 1 : -1]
@@ -232,9 +219,9 @@ def _texts(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
     return mixed_text() if form is None else tuple(unicodedata.normalize(form, piece) for piece in mixed_text())
 
 
-def _check_ids(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], answer: dict[str, Any]) -> None:
-    for special, key in ((False, "ids"), (True, "ids_with_special")):
-        for text, theirs in zip(texts, answer[key], strict=True):
+def _check_ids(tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], answer: LlamaCppAnswers) -> None:
+    for special, found in ((False, answer.ids), (True, answer.ids_with_special)):
+        for text, theirs in zip(texts, found, strict=True):
             own = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
             if own != theirs:
                 parting = _parting(tokenizer, own, theirs)

@@ -34,9 +34,12 @@ def serving(config: PuzzleNasConfig) -> str:
     """A card's section on serving with vLLM, in Markdown."""
     flags = " ".join(vllm_flags(config))
     needs = f"In vLLM, with {PLUGIN}" if _missing(config) else "In vLLM"
-    return f"""
-{needs}:
+    return f"\n{needs}:\n{serving_lines(flags)}"
 
+
+def serving_lines(flags: str) -> str:
+    """The commands that serve a folder with vLLM, in Markdown."""
+    return f"""
 ```
 vllm serve FOLDER {flags}
 python -m vllm.entrypoints.openai.api_server --model FOLDER {flags}    # the same, where that command fails

@@ -30,13 +30,14 @@ from nas.report.heatmap import heatmap
 from nas.report.options import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
 from nas.report.request import budget_lines, budget_of, facts
-from nas.report.sums_of_costs import sums_of_costs
 from nas.report.trade_off import trade_off
 from nas.solve.budget_loop import uncertainty
 from nas.solve.explain import Explained
 from nas.solve.plain_price import PlainPrice, with_real_kls
-from nas.solve.solve import BY_EVALUATION
+from nas.solve.solve import BY_EVALUATION, measured
 from nas.solve.summary import summary
+from nas.solve.whole_times import cost_check
+from nas.view.cost_check import CostCheckLines, cost_check_lines
 from nas.view.evaluation import Evaluation
 from nas.view.table import comparison
 
@@ -96,7 +97,7 @@ def _sections(
         "plain_price": PlainPrice.of(with_real_kls(store, chosen)) if chosen else None,
         "agreement": agreed,
         "agreement_plot": _agreement_plot(agreed),
-        "sums": sums_of_costs(store, search),
+        "sums": _sums_of_costs(store, search),
         "heatmap": heatmap(options, metric, child),
         "metric": metric,
         "dependency": dependency_map(search.dependency, child),
@@ -109,6 +110,13 @@ def _sections(
         "trials": trials,
         "request": json.dumps(search.request, indent=2, ensure_ascii=False),
     }
+
+
+def _sums_of_costs(store: Store, search: models.SearchRow) -> CostCheckLines | None:
+    """None if no whole architecture of the search was timed."""
+    rows = store.whole_times(search.id)
+    found = cost_check(measured(store, search), rows) if rows else None
+    return None if found is None else cost_check_lines(found)
 
 
 def _cost_asked(budget: Sequence[Limit]) -> Metric:

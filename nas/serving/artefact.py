@@ -1,30 +1,52 @@
 """A model that somebody could serve: a GGUF file, or a checkpoint's folder, named by its path."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from blocklib.gguf_header import SUFFIX, GgufHeader, read_header
 from nas.errors import MissingFileError, UsageError
 
+GGUF_ENGINES = ("llama_cpp",)
+FOLDER_ENGINES = ("torch", "torch_compile")
+
 
 @dataclass(frozen=True)
 class Artefact:
-    """`name` is what it is called in a table. `is_ours`: this package wrote it, so that its code may run."""
+    """`name` is what it is called in a table. `is_ours`: this package wrote it, so that its code may run. `timed_in`:
+    the engine that is asked to time it; None: the usual one."""
 
     name: str
     path: Path
     is_ours: bool = False
+    timed_in: str | None = None
 
     @property
     def is_gguf(self) -> bool:
         return self.path.suffix == SUFFIX
 
     @property
+    def form(self) -> str:
+        return "a .gguf file" if self.is_gguf else "a folder"
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that can time it here, the usual one first."""
+        return GGUF_ENGINES if self.is_gguf else FOLDER_ENGINES
+
+    @property
     def engine(self) -> str:
         """The engine that times it here."""
-        return "llama_cpp" if self.is_gguf else "torch"
+        return self.timed_in or self.engines[0]
+
+    def timed_by(self, engine: str) -> "Artefact":
+        """The same, timed in this engine. Raises UsageError where the engine does not run such a model here."""
+        if engine not in self.engines:
+            raise UsageError(
+                f"{self.path} is {self.form}, which runs in {' or '.join(self.engines)} here, not in {engine}"
+            )
+        return replace(self, timed_in=engine)
 
     @property
     def header(self) -> GgufHeader:

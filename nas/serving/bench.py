@@ -1,4 +1,4 @@
-"""Models side by side, as their engines run them: GGUF files in llama.cpp, folders in torch.
+"""Models side by side, as their engines run them: GGUF files in llama.cpp, folders in torch, eager or compiled.
 
 The models of one engine take turns, round by round, each in a process of its own, and every ratio is that of a round.
 Models of different engines are timed one engine after the other, and no ratio spans two.
@@ -106,7 +106,7 @@ def bench_artefacts(models: Sequence[Artefact], load: Load, console: Console) ->
 
 
 def _timed(name: str, models: Sequence[Artefact], load: Load, console: Console) -> EngineBench:
-    scenario = load.scenario(name, _torch_dtype(models) if name == "torch" else USUAL_DTYPE[name])
+    scenario = load.scenario(name, USUAL_DTYPE[name] if models[0].is_gguf else _torch_dtype(models))
     rounds = Rounds(load.rounds, load.rounds, tolerance=0.0, seconds=math.inf)
     with _ready(models, scenario) as subjects, bar(console, f"bench in {name}", "rounds", load.rounds) as told:
         heard = told.expect([float(load.rounds)])

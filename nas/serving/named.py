@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from nas.errors import MissingFileError, UsageError
 from nas.files.database import opened
 from nas.job.request import checkpoint_of
 from nas.job.stored import scenario_in
-from nas.serving.artefact import Artefact, artefact_at
+from nas.serving.artefact import FOLDER_ENGINES, GGUF_ENGINES, Artefact, artefact_at
 from nas.serving.of_trial import child_of, parent_of
 
 _NOT_HERE = "is no file or folder here, and no trial or search"
@@ -38,8 +38,9 @@ def models_beside_parent(
 ) -> tuple[Artefact, ...]:
     """The parent that is named, else the first trial's, and then the children; each path once.
 
-    `engine` None: that of a trial's scenario; a path's form decides by itself. Raises UsageError where the engine does
-    not run such a path, MissingFileError and NotFoundError where nothing has that name.
+    `engine` None: a trial runs in that of its scenario; a path in the one that the trials of its form run in, else in
+    its form's usual one. Raises UsageError, with what to type, where the engine does not run such a model here,
+    MissingFileError and NotFoundError where nothing has that name.
     """
     found = [] if parent is None else [_parent(str(parent))]
     for child in children:
@@ -48,18 +49,16 @@ def models_beside_parent(
             continue
         with _opened(child, where) as store:
             trial = trial_named(store, child)
-            served_by = engine or scenario_in(store.find_search(trial.search_id)).engine
-            mine = child_of(store, trial, served_by, where.console)
+            served_by = engine or _engine_of(store, trial)
+            mine = child_of(store, trial, served_by, where.console).timed_by(served_by)
             if parent is None and not found:
                 found.append(parent_of(store, trial, mine, where.console))
             found.append(mine)
-    for model in found:
-        if engine is not None and model.engine != engine:
-            form = "a .gguf file" if model.is_gguf else "a folder"
-            raise UsageError(f"{model.path} is {form}, which runs in {model.engine} here, not in {engine}")
+    asked = {model.is_gguf: model.timed_in for model in found if model.timed_in}
     first: dict[Path, Artefact] = {}
     for model in found:
-        first.setdefault(model.path.resolve(), model)
+        told = model.timed_by(engine) if engine else replace(model, timed_in=model.timed_in or asked.get(model.is_gguf))
+        first.setdefault(model.path.resolve(), told)
     return tuple(first.values())
 
 
@@ -102,6 +101,18 @@ def _opened(name: Name, where: Where) -> Iterator[Store]:
         except DatabaseError as error:
             raise MissingFileError(f"{name} {_NOT_HERE}: {error}") from error
         yield store
+
+
+def _engine_of(store: Store, trial: models.TrialRow) -> str:
+    """The engine of the trial's scenario. Raises UsageError where models are not timed in it here, or not on its
+    device."""
+    asked, known = scenario_in(store.find_search(trial.search_id)), (*FOLDER_ENGINES, *GGUF_ENGINES)
+    if asked.engine not in known or asked.device != "cpu":
+        raise UsageError(
+            f"trial {trial.id} was searched for {asked.engine} on {asked.device}, which nas bench does not run; to "
+            f"time it on this CPU, give {' or '.join(f'--engine {name}' for name in known)}"
+        )
+    return asked.engine
 
 
 def _parent(name: str) -> Artefact:

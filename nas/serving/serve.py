@@ -89,8 +89,7 @@ def served(model: Artefact, engine: str | None, endpoint: Endpoint) -> Iterator[
     """
     own = "llama_cpp" if model.is_gguf else "vllm"
     if engine is not None and engine != own:
-        form = "a .gguf file" if model.is_gguf else "a folder"
-        raise UsageError(f"{model.path} is {form}, which {own} serves, not {engine}")
+        raise UsageError(f"{model.path} is {model.form}, which {own} serves, not {engine}")
     if model.is_gguf:
         _ = model.header  # a file that is cut is refused in words
     endpoint.check_free()

@@ -1,4 +1,4 @@
-"""A checkpoint's folder as a model to be timed in torch, in a process of its own."""
+"""A checkpoint's folder as a model to be timed in torch, eager or compiled, in a process of its own."""
 
 import json
 import sys
@@ -13,10 +13,11 @@ WEIGHTS = ("*.safetensors", "*.bin")
 
 
 class TorchFolder:
-    """A folder that transformers loads. `stays`: its process runs all the time; else only while it is timed."""
+    """A folder that transformers loads, in the scenario's engine. `stays`: its process runs all the time; else only
+    while it is timed."""
 
     def __init__(self, folder: Path, scenario: Scenario, stays: bool):
-        self._folder, self._stays = folder, stays
+        self._folder, self._engine, self._stays = folder, scenario.engine, stays
         self._command = [sys.executable, "-m", "nas.serving.torch_worker", str(folder), json.dumps(vars(scenario))]
         self._process: EngineProcess | None = None
         self._ended_s, self._ended_bytes = 0.0, 0
@@ -50,7 +51,7 @@ class TorchFolder:
     @contextmanager
     def _running(self) -> Iterator[EngineProcess]:
         if self._process is None:
-            self._process = EngineProcess("torch", str(self._folder), self._command)
+            self._process = EngineProcess(self._engine, str(self._folder), self._command)
         yield self._process
         if not self._stays:
             self.close()

@@ -44,6 +44,13 @@ metric_list:
   - {metric: word_perplexity}
   - {metric: bits_per_byte}
 """,
+    "toy_word": """\
+output_type: loglikelihood
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+""",
     "toy_answer": """\
 output_type: generate_until
 doc_to_text: "{{question}}"
@@ -89,7 +96,7 @@ def search(tmp_path: Path, trained_parent: Parent) -> Search:
 def test_parent_and_child_do_offline_tasks_of_every_kind(search: Search, tasks: Path) -> None:
     found = {one.metric: one for one in search.evaluate(1, str(tasks), batch=4)}
 
-    assert found.keys() == {"acc", "word_perplexity", "bits_per_byte", "exact_match"}
+    assert found.keys() == {"acc", "word_perplexity", "bits_per_byte", "perplexity", "exact_match"}
     assert {one.samples for one in found.values()} == {10}
     assert (found["acc"].version, found["acc"].higher_is_better) == ("2.0", True)
     assert 0 <= found["acc"].parent <= 1

@@ -77,6 +77,8 @@ def make_old(url: str, revision: str) -> None:
         for table, columns in (pair for tables in added for pair in tables.items()):
             for column in columns:
                 connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        if revision < "0009":
+            connection.execute(text("DROP TABLE task_group"))
         if revision < "0008":
             connection.execute(text("DROP TABLE whole_time"))
         if revision < "0007":

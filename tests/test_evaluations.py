@@ -232,6 +232,21 @@ def test_the_report_holds_them(home: Path) -> None:
         assert "-0.1250 ± 0.0125" in page
 
 
+def test_the_version_of_lm_eval_is_told_line_by_line_where_lines_differ_in_it(home: Path, here: Here) -> None:
+    with Store.open(home / "nas.db") as store:
+        search = store.searches()[0]
+        one_version = write_report(store, search, home / "report.html").read_text()
+        assert "Measured by lm_eval 0.4.13 in float32." in one_version
+        assert "lm_eval" not in here(home, "show", "1").stdout
+
+        store.add_evaluations([_evaluation(store.trials()[0].child_key, "acc_norm", harness="0.4.14")])
+
+        several = write_report(store, search, home / "report.html").read_text()
+    assert "Measured by lm_eval in float32." in several
+    assert [several.count(f"<td>{version}</td>") for version in ("0.4.13", "0.4.14")] == [2, 1]
+    assert re.search(r"acc_norm.* 400 +0\.4\.14", here(home, "show", "1").stdout)
+
+
 def test_an_error_that_nobody_knows_is_a_question_mark() -> None:
     row = _evaluation("c1", parent_error=None, difference_error=None, is_paired=False)
 

@@ -115,17 +115,15 @@ class Vllm(Engine):
         layers = decilm_layers(architecture)
         with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
             Path(folder, "config.json").write_text(json.dumps(_llama(config, layers)), encoding="utf-8")
+            arguments = _arguments(config, architecture, scenario)
             settings = {
                 "folder": folder,
                 "blocks": [_block(layer, config.num_attention_heads) for layer in layers],
-                "arguments": _arguments(config, architecture, scenario),
+                "arguments": arguments,
             }
-            held = architecture_cost(architecture, own_shape(config), scenario).weight_bytes
-            held += settings["arguments"]["kv_cache_memory_bytes"]
-            model = VllmModel(
-                settings, _environment(scenario), config.vocab_size,
-                held // scenario.tensor_parallel + _LIBRARIES_BYTES,
-            )  # fmt: skip
+            weights = architecture_cost(architecture, own_shape(config), scenario).weight_bytes
+            held = (weights + arguments["kv_cache_memory_bytes"]) // scenario.tensor_parallel + _LIBRARIES_BYTES
+            model = VllmModel(settings, _environment(scenario), config.vocab_size, held)
             try:
                 yield model
             finally:

@@ -1,4 +1,5 @@
-"""The table of what lm_eval says of children and their parents: measured rows as those of `db/models.py`."""
+"""The tables of lm_eval: its results on children and their parents, and which tasks a group of it holds. Their rows are
+measured ones, as those of `db/models.py`."""
 
 from datetime import datetime
 
@@ -42,3 +43,14 @@ class EvaluationRow(Base, kw_only=True):
     def difference(self) -> float:
         """Child less parent."""
         return self.child_value - self.parent_value
+
+
+class TaskGroupRow(Base, kw_only=True):
+    """A name that lm_eval knows as several tasks."""
+
+    __tablename__ = "task_group"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    """The caller's content key of the name and of lm_eval's version."""
+    tasks: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(default_factory=now)

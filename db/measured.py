@@ -7,13 +7,13 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db.evaluations import EvaluationRow
+from db.evaluations import EvaluationRow, TaskGroupRow
 from db.models import CostRow, DistillationRow, OptionRow, ScoreRow
 
 _CHUNK = 500
 """Keys in one IN list; SQLite builds allow as few as 999 parameters."""
 
-Measured = TypeVar("Measured", ScoreRow, CostRow, DistillationRow, EvaluationRow)
+Measured = TypeVar("Measured", ScoreRow, CostRow, DistillationRow, EvaluationRow, TaskGroupRow)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ database is opened (`db/connect.py`), or how a condition is read (`db/where.py`)
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,7 +23,8 @@ from sqlalchemy.orm import Session
 
 from db.connect import Access, can_write, connect, explained, locate
 from db.errors import NotFoundError, QueryError
-from db.evaluations import EvaluationRow
+from db.evaluations import EvaluationRow, TaskGroupRow
+from db.find_search import find_search
 from db.measured import KnownOption, Measured, by_key, known_options
 from db.migrate import migrate
 from db.models import (
@@ -62,7 +62,7 @@ class Store:
         """Opened to read, where nobody here may write: every method that writes raises DatabaseError."""
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
-        # What belongs together is read as it was at one moment; SQLite does so by itself.
+        # Rows that belong together are read as they were at one moment; SQLite does so by itself.
         is_postgresql = engine.dialect.name == "postgresql"
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if is_postgresql else engine
 
@@ -131,18 +131,7 @@ class Store:
 
         Raises NotFoundError, with the nearest names, where there is none, and with the ids where there are several.
         """
-        found = self.searches()
-        exact = [search for search in found if search.id == text] or [search for search in found if search.name == text]
-        if exact:
-            return exact[0]
-        begun = [search for search in found if text and search.id.startswith(text)]
-        if len(begun) == 1:
-            return begun[0]
-        if begun:
-            raise NotFoundError(f"{text!r} begins several ids: {', '.join(search.id for search in begun)}")
-        nearest = get_close_matches(text, list(dict.fromkeys(search.name for search in found)), cutoff=0.0)
-        there = f"there is {', '.join(nearest)}" if found else f"there is none yet in {self.place}"
-        raise NotFoundError(f"no search {text!r}; {there}")
+        return find_search(self.searches(), text, self.place)
 
     def searches(self) -> list[SearchRow]:
         """Latest first."""
@@ -190,6 +179,14 @@ class Store:
     def add_evaluations(self, rows: Sequence[EvaluationRow]) -> None:
         """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(EvaluationRow, rows)
+
+    def task_groups(self, keys: Collection[str]) -> dict[str, TaskGroupRow]:
+        """Those of `keys` that are known."""
+        return self._measured(TaskGroupRow, keys)
+
+    def add_task_groups(self, rows: Sequence[TaskGroupRow]) -> None:
+        """Keep each whose key is not known yet. Raises RowError and then keeps none."""
+        self._add_measured(TaskGroupRow, rows)
 
     # Options of a search
 

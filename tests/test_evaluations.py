@@ -3,9 +3,12 @@
 import importlib.util
 import json
 import math
+import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 from searches import Here
@@ -49,17 +52,49 @@ def test_two_equal_models_differ_by_nothing_for_certain() -> None:
     assert difference_error(answers, answers) == (0.0, True)
 
 
-def test_bits_per_byte_are_paired_by_leaving_out_one_text_after_the_other() -> None:
-    texts = [(-30.0, 20), (-100.0, 80), (-55.0, 50), (-12.0, 9)]
-    worse = [(-33.0, 20), (-104.0, 80), (-61.0, 50), (-12.5, 9)]
+_TEXTS = [(-30.0, 20), (-100.0, 80), (-55.0, 50), (-12.0, 9)]
+_WORSE = [(-33.0, 20), (-104.0, 80), (-61.0, 50), (-12.5, 9)]
 
-    def bits(parts: list[tuple[float, int]]) -> float:
-        return -sum(part[0] for part in parts) / sum(part[1] for part in parts) / math.log(2)
 
-    found = paired_error(ModelScore(bits(texts), None, texts), ModelScore(bits(worse), None, worse))
-    left = [bits(worse[:at] + worse[at + 1 :]) - bits(texts[:at] + texts[at + 1 :]) for at in range(4)]
+def _per_length(parts: list[Any]) -> float:
+    return float(sum(part[0] for part in parts) / sum(part[1] for part in parts))
 
+
+@pytest.mark.parametrize(
+    ("value_of", "parent", "child"),
+    [
+        (lambda parts: -_per_length(parts) / math.log(2), _TEXTS, _WORSE),  # bits per byte
+        (lambda parts: math.exp(-_per_length(parts)), _TEXTS, _WORSE),  # word and byte perplexity
+        (lambda logs: math.exp(-fmean(logs)), [-0.5, -3.0, -1.25, -7.5], [-0.75, -2.5, -2.0, -9.0]),  # perplexity
+    ],
+)
+def test_perplexities_and_bits_are_paired_by_leaving_out_one_sample_after_the_other(
+    value_of: Callable[[list[Any]], float], parent: list[Any], child: list[Any]
+) -> None:
+    found = paired_error(ModelScore(value_of(parent), None, parent), ModelScore(value_of(child), None, child))
+
+    left = [value_of(child[:at] + child[at + 1 :]) - value_of(parent[:at] + parent[at + 1 :]) for at in range(4)]
     assert found == pytest.approx(math.sqrt(3 / 4 * sum((each - fmean(left)) ** 2 for each in left)))
+    assert found > 0
+
+
+def test_the_jackknife_of_a_perplexity_is_near_the_delta_method_on_many_samples() -> None:
+    chance = random.Random(1)
+    parent = [chance.gauss(-3.0, 1.0) for _ in range(2000)]
+    child = [log + chance.gauss(-0.1, 0.2) for log in parent]
+    own, theirs = (math.exp(-fmean(logs)) for logs in (parent, child))
+
+    found = paired_error(ModelScore(own, None, parent), ModelScore(theirs, None, child))
+
+    slopes = [own * one - theirs * other for one, other in zip(parent, child, strict=True)]
+    assert found == pytest.approx(stdev(slopes) / math.sqrt(len(slopes)), rel=0.01)
+
+
+def test_a_perplexity_that_no_float_holds_without_one_sample_has_no_paired_error() -> None:
+    logs = [-1410.0, 0.0]  # exp(705) is a float, exp(1410) is none
+    score = ModelScore(math.exp(705), None, logs)
+
+    assert paired_error(score, score) is None
 
 
 @pytest.mark.parametrize(
@@ -70,6 +105,8 @@ def test_bits_per_byte_are_paired_by_leaving_out_one_text_after_the_other() -> N
         [1.0, 1.0],  # their mean is not the value
         ["a", "b"],
         [(-1.0, 2), (-3.0, 4)],  # neither perplexity nor bits
+        [(-1.0, 2), -3.0],
+        [math.inf, -math.inf],
     ],
 )
 def test_samples_that_do_not_explain_the_value_leave_the_root_of_the_sum_of_squares(samples: list[object]) -> None:
@@ -193,6 +230,21 @@ def test_the_report_holds_them(home: Path) -> None:
 
         assert "<h2>On tasks</h2>" in page
         assert "-0.1250 ± 0.0125" in page
+
+
+def test_the_version_of_lm_eval_is_told_line_by_line_where_lines_differ_in_it(home: Path, here: Here) -> None:
+    with Store.open(home / "nas.db") as store:
+        search = store.searches()[0]
+        one_version = write_report(store, search, home / "report.html").read_text()
+        assert "Measured by lm_eval 0.4.13 in float32." in one_version
+        assert "lm_eval" not in here(home, "show", "1").stdout
+
+        store.add_evaluations([_evaluation(store.trials()[0].child_key, "acc_norm", harness="0.4.14")])
+
+        several = write_report(store, search, home / "report.html").read_text()
+    assert "Measured by lm_eval in float32." in several
+    assert [several.count(f"<td>{version}</td>") for version in ("0.4.13", "0.4.14")] == [2, 1]
+    assert re.search(r"acc_norm.* 400 +0\.4\.14", here(home, "show", "1").stdout)
 
 
 def test_an_error_that_nobody_knows_is_a_question_mark() -> None:

@@ -44,6 +44,13 @@ metric_list:
   - {metric: word_perplexity}
   - {metric: bits_per_byte}
 """,
+    "toy_word": """\
+output_type: loglikelihood
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+""",
     "toy_answer": """\
 output_type: generate_until
 doc_to_text: "{{question}}"
@@ -89,7 +96,7 @@ def search(tmp_path: Path, trained_parent: Parent) -> Search:
 def test_parent_and_child_do_offline_tasks_of_every_kind(search: Search, tasks: Path) -> None:
     found = {one.metric: one for one in search.evaluate(1, str(tasks), batch=4)}
 
-    assert found.keys() == {"acc", "word_perplexity", "bits_per_byte", "exact_match"}
+    assert found.keys() == {"acc", "word_perplexity", "bits_per_byte", "perplexity", "exact_match"}
     assert {one.samples for one in found.values()} == {10}
     assert (found["acc"].version, found["acc"].higher_is_better) == ("2.0", True)
     assert 0 <= found["acc"].parent <= 1
@@ -109,6 +116,41 @@ def test_a_task_that_is_known_is_not_measured_again(search: Search, tasks: Path,
     assert first[0].samples == first[0].limit == 4
     with pytest.raises(MissingFileError):
         search.evaluate(1, str(tasks / "toy_choice.yaml"), limit=5)
+
+
+def test_a_group_that_is_known_loads_neither_lm_eval_nor_a_model_again(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_ai2_arc(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    first = search.evaluate(1, "ai2_arc", limit=4)
+    assert {one.task for one in first} == {"arc_easy", "arc_challenge"}
+
+    shutil.rmtree(tmp_path / "home/children")  # No model can be loaded any more,
+    shutil.rmtree(tmp_path / "allenai")  # nor a task.
+
+    assert search.evaluate(1, "ai2_arc", limit=4) == first
+    assert search.evaluate(1, "arc_easy,ai2_arc", limit=4) == first
+    with pytest.raises(EvaluationError, match="task ai2_arc: its data cannot be loaded"):
+        search.evaluate(1, "ai2_arc", limit=5)
+
+
+def _write_ai2_arc(folder: Path) -> None:
+    """A data set of the name that lm_eval's group `ai2_arc` reads: `datasets` prefers a folder to the hub."""
+    data = folder / "allenai/ai2_arc"
+    configurations = []
+    for name in ("ARC-Easy", "ARC-Challenge"):
+        files = [{"split": split, "path": f"{name}/{split}.jsonl"} for split in ("train", "validation", "test")]
+        configurations.append({"config_name": name, "data_files": files})
+        for file in files:
+            path = data / file["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            choices = {"text": ["os", "the"], "label": ["A", "B"]}
+            lines = [
+                {"question": "import " * (at + 1), "choices": choices, "answerKey": "AB"[at % 2]} for at in range(6)
+            ]
+            path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (data / "README.md").write_text(f"---\n{json.dumps({'configs': configurations})}\n---\n")
 
 
 def test_a_task_that_fails_leaves_those_before_it(search: Search, tasks: Path) -> None:

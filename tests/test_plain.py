@@ -2,17 +2,24 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from searches import Here, job, nas
 from transformers import AutoModelForCausalLM
 
 from blocklib.block import Architecture
+from db.store import Store
+from nas.compare.strategies import Asked, compare
 from nas.errors import JobError
 from nas.job.config import load
 from nas.job.sections import Space
+from nas.job.units import parse_budget
+from nas.solve.solve import solve
+from nas.stages.contest import Chosen, Contest
 
 SPACE = {"plain": True, "ffn": ["50%", "25%"]}
 
@@ -130,6 +137,35 @@ def test_limits_that_no_plain_child_meets_are_explained(plain_search: Path) -> N
     assert ran.returncode == 1
     assert "no architecture with layers of one size of this space meets the budget" in ran.stderr
     assert "the least reachable is" in ran.stderr
+
+
+def test_every_strategy_that_is_compared_keeps_to_layers_of_one_size(plain_search: Path) -> None:
+    asked = ("--budget", "parameters=80%", "--evaluations", "8", "--seeds", "3", "--json")
+    ran = nas(plain_search / "home", "compare", "tiny", *asked)
+    assert ran.returncode == 0, ran.stderr
+    found = {line["strategy"]: line for line in json.loads(ran.stdout)}
+    answers = {name: line["trial"] for name, line in found.items() if line["trial"]}
+    assert answers.keys() >= {"MIP", "greedy", "max parameters", "no-op only", "ShortGPT", "evolution", "refine"}
+    assert answers.keys() >= {f"random, seed {seed}" for seed in range(3)}
+    assert {name for name, trial in answers.items() if len(sizes(trial["architecture"])) > 1} == set()
+    assert answers["MIP"]["solver"] == "plain"
+    assert answers["MIP"]["score"] == min(trial["score"] for trial in answers.values())
+    most = max(trial["predicted_parameters"] for trial in answers.values())
+    assert answers["max parameters"]["predicted_parameters"] == most
+    assert found["evolution"]["evaluations"] <= 8
+
+
+def test_a_strategy_that_breaks_the_rule_is_left_out_with_the_reason(plain_search: Path) -> None:
+    def free(contest: Contest) -> Chosen:
+        answer = solve(replace(contest.known, is_plain=False), contest.budget)
+        assert len(sizes(str(contest.known.architecture(answer.options)))) > 1
+        return Chosen(answer)
+
+    with Store.open(plain_search / "home/nas.db") as store:
+        asked = Asked(parse_budget("parameters=90%"), seeds=0, strategies={"free": free})
+        (line,) = compare(store, store.find_search("tiny"), asked, Console(quiet=True))
+    assert line.trial is None
+    assert "its layers are of several sizes, which space.plain excludes" in line.why_not
 
 
 # An ordinary search

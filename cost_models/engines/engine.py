@@ -34,6 +34,8 @@ class Engine(ABC):
     """The command that installs it."""
     devices: ClassVar[tuple[str, ...]]
     """The kinds of device that it runs on."""
+    holds_both: ClassVar[bool] = False
+    """Whether the two models that it times are in memory together; else they take turns where memory is short."""
 
     def check_installed(self) -> None:
         """Raise MissingEngineError, with the command to type, where it is not installed."""

@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from blocklib.block import Architecture, Choice
 from blocklib.formats.gguf import check_gguf, write_gguf, write_random_gguf
 from blocklib.formats.gguf_vocabulary import dummy_vocabulary
@@ -24,9 +22,10 @@ from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.llama_server import LlamaServer
+from cost_models.engines.memory import check_energy, fit_together
 from cost_models.engines.scratch import scratch_folder
 from cost_models.errors import TimingError
-from cost_models.hardware import available_bytes, usable_cores
+from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
 
@@ -34,8 +33,6 @@ _STEPS = 32
 """The most decode steps of one sample: they stand in the middle of an answer, so their mean is the answer's."""
 _SPARE_TOKENS = 8
 """The server wants room for a little more than it is asked."""
-_SHARE_OF_MEMORY = 0.8
-"""The share of free memory that models may fill together."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ class LlamaCpp(Engine):
         self, control: GgufFile, other: GgufFile, scenario: Scenario, rounds: Rounds, heard: Heard = unheard
     ) -> Comparison:
         stays = fit_together([control.held_bytes, other.held_bytes])
+        check_energy(stays, self.meter)
         with ExitStack() as servers:
             one, two = (servers.enter_context(_subject(model, scenario, stays)) for model in (control, other))
             return time_pair(one, two, scenario, rounds, heard, self.meter)
@@ -171,11 +169,6 @@ class LlamaSubject:
         if seconds <= 0:
             raise TimingError(f"llama.cpp says that {name} was {seconds} s")
         return float(seconds)
-
-
-def fit_together(held_bytes: Iterable[int]) -> bool:
-    """Whether the memory that is free holds models of these sizes at once; otherwise they take turns."""
-    return sum(held_bytes) <= _SHARE_OF_MEMORY * available_bytes(torch.device("cpu"))
 
 
 @contextmanager

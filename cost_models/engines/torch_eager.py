@@ -1,4 +1,5 @@
-"""The engine `torch`: transformers' eager models, with a cache that grows."""
+"""The engine `torch`: transformers' eager models, with a cache that grows. Two models that are timed are in this one
+process, so memory holds both at once."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,10 +17,12 @@ from transformers.cache_utils import CacheLayerMixin
 from blocklib.block import Architecture, Choice
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import child_config, model_with, own_shape
+from cost_models.analytic import architecture_cost
 from cost_models.energy.meter import Meter
 from cost_models.engines.engine import Engine
-from cost_models.errors import TimingError
-from cost_models.hardware import cpu_threads, synchronize
+from cost_models.errors import ScenarioError, TimingError
+from cost_models.hardware import available_bytes, cpu_threads, synchronize
+from cost_models.quantities import BYTES
 from cost_models.scenario import Scenario
 from cost_models.timing.allocator import kept_memory
 from cost_models.timing.pair import ROUNDS, Comparison, Heard, Rounds, time_pair, unheard
@@ -33,6 +36,7 @@ class TorchEager(Engine):
     package = "torch"
     install = "pip install torch"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps", "xpu")
+    holds_both = True
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
@@ -44,10 +48,12 @@ class TorchEager(Engine):
     def random(
         self, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario
     ) -> Iterator[PuzzleNasForCausalLM]:
+        self._check_free(config, architecture, scenario)
         yield random_model(config, architecture, scenario)
 
     @contextmanager
     def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> Iterator[PuzzleNasForCausalLM]:
+        self._check_free(model.config, Architecture.parse(model.config.architecture), scenario)
         where: dict[str, Any] = {"device": scenario.device, "dtype": torch_dtype(scenario)}
         yield deepcopy(model).to(**where)
 
@@ -60,6 +66,18 @@ class TorchEager(Engine):
         heard: Heard = unheard,
     ) -> Comparison:
         return time_models(control, other, scenario, rounds, heard, self.meter)
+
+    def _check_free(self, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> None:
+        """Raise ScenarioError where the memory that is free does not hold one more model."""
+        cost = architecture_cost(architecture, own_shape(config), scenario)
+        held, free = cost.weight_bytes + cost.cache_bytes, _free_bytes(torch.device(scenario.device))
+        if held > free:
+            takes, there = (BYTES.format("memory", float(count)) for count in (held, free))
+            raise ScenarioError(
+                f"the engine {self.name} holds both models that it times at once: one of them takes {takes}, and "
+                f"{scenario.device} has {there} free; lower the batch or the tokens, or give scenario.engine: vllm or "
+                "llama_cpp, whose models take turns"
+            )
 
 
 TORCH = TorchEager()
@@ -115,6 +133,15 @@ class TorchSubject:
         if not torch.isfinite(logits[0]).all():
             raise TimingError(f"the logits of a pass over {tuple(ids_BT.shape)} tokens are not finite")
         return seconds
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that is free for this process: on a GPU, with the memory that its allocator keeps for it."""
+    kept = 0
+    if device.type in ("cuda", "xpu"):
+        module = torch.get_device_module(device.type)
+        kept = module.memory_reserved(device) - module.memory_allocated(device)
+    return available_bytes(device) + kept
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:

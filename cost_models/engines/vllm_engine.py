@@ -4,6 +4,9 @@ The clock is vLLM's: the times of its first and last tokens, of all sequences ge
 for real children too, since no kind that it runs takes a time that depends on their values. CUDA graphs and compiled
 code are vLLM's own; on a CPU it runs eagerly. No prefixes are kept from one pass for the next.
 
+If the memory that is free on the device does not hold two models, their processes take turns: each start reads no
+file, so it takes seconds, and the first answer after it is not counted.
+
 vLLM runs no first layer without attention. The exported child has an attention of zeros with one KV head there, and so
 has the model that is timed; in stacks without attention its time counts to the fixed part.
 """
@@ -23,8 +26,9 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
+from cost_models.engines.memory import check_energy, fit_together
 from cost_models.engines.vllm_process import VllmProcess, interpreter, version_in
-from cost_models.errors import TimingError
+from cost_models.errors import EngineStoppedError, TimingError
 from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
@@ -32,8 +36,11 @@ from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unhear
 _STEPS = 32
 """The most decode steps of one sample: they stand in the middle of an answer, so their mean is the answer's."""
 _SPARE_CACHE_BYTES = 2**28
-_SHARE_OF_GPU = 0.45
-"""The share of a GPU's memory that must be free for each of two models at their start."""
+_LIBRARIES_BYTES = 2**30
+"""The memory of a process beside its weights and its cache."""
+_SHARE_OF_GPU = 0.01
+"""vLLM does not start if less than this share of a GPU's memory is free. It has no other use here, where the size of
+the cache is given, and `memory.py` asks for the memory that a model takes."""
 _LEAST_BATCHED_TOKENS = 2048
 """vLLM's own number of tokens that enter a pass together."""
 _KEPT = ("hidden_size", "num_attention_heads", "head_dim", "vocab_size", "rms_norm_eps", "hidden_act",
@@ -42,12 +49,47 @@ _KEPT = ("hidden_size", "num_attention_heads", "head_dim", "vocab_size", "rms_no
 """Fields of the parent's configuration that its children in vLLM have too."""
 
 
-@dataclass(frozen=True)
 class VllmModel:
-    """A model that vLLM holds, and its size of vocabulary."""
+    """A model for vLLM to hold, and its size of vocabulary. Its process runs from the first question until `stop`.
 
-    process: VllmProcess
-    vocabulary: int
+    `held_bytes`: the memory that it takes on each device while its process runs.
+    """
+
+    def __init__(self, settings: dict[str, Any], environment: dict[str, str], vocabulary: int, held_bytes: int):
+        self.vocabulary, self.held_bytes = vocabulary, held_bytes
+        self._settings, self._environment = settings, environment
+        self._process: VllmProcess | None = None
+        self._ended_s = 0.0
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None
+
+    def ask(self, prompts: list[list[int]], tokens: int) -> dict[str, float]:
+        """As `VllmProcess.ask`. The first answer of a process is thrown away, since it allocates and compiles."""
+        if self._process is None:
+            self._process = VllmProcess(self._settings, self._environment)
+            self._answer(prompts, tokens)
+        return self._answer(prompts, tokens)
+
+    def _answer(self, prompts: list[list[int]], tokens: int) -> dict[str, float]:
+        assert self._process is not None
+        try:
+            return self._process.ask(prompts, tokens)
+        except EngineStoppedError:
+            self._process = None  # It has ended, and is closed.
+            raise
+
+    def used_s(self) -> float:
+        """CPU seconds that its processes have used so far."""
+        return self._ended_s + (0.0 if self._process is None else self._process.used_s())
+
+    def stop(self) -> None:
+        """End its process, if it runs; another question starts another one."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            self._ended_s += process.used_s()
+            process.close()
 
 
 @dataclass(frozen=True)
@@ -73,16 +115,19 @@ class Vllm(Engine):
         layers = decilm_layers(architecture)
         with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
             Path(folder, "config.json").write_text(json.dumps(_llama(config, layers)), encoding="utf-8")
+            arguments = _arguments(config, architecture, scenario)
             settings = {
                 "folder": folder,
                 "blocks": [_block(layer, config.num_attention_heads) for layer in layers],
-                "arguments": _arguments(config, architecture, scenario),
+                "arguments": arguments,
             }
-            process = VllmProcess(settings, _environment(scenario))
+            weights = architecture_cost(architecture, own_shape(config), scenario).weight_bytes
+            held = (weights + arguments["kv_cache_memory_bytes"]) // scenario.tensor_parallel + _LIBRARIES_BYTES
+            model = VllmModel(settings, _environment(scenario), config.vocab_size, held)
             try:
-                yield VllmModel(process, config.vocab_size)
+                yield model
             finally:
-                process.close()
+                model.stop()
 
     @contextmanager
     def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> Iterator[VllmModel]:
@@ -92,23 +137,27 @@ class Vllm(Engine):
     def time(
         self, control: VllmModel, other: VllmModel, scenario: Scenario, rounds: Rounds, heard: Heard = unheard
     ) -> Comparison:
-        pair = VllmSubject(control, scenario), VllmSubject(other, scenario)
+        # Memory that is free is less what running models take.
+        stays = fit_together((model.held_bytes for model in {control, other} if not model.runs), scenario.device)
+        check_energy(stays, self.meter)
+        pair = VllmSubject(control, other, scenario, stays), VllmSubject(other, control, scenario, stays)
         return time_pair(*pair, scenario, rounds, heard, self.meter)
 
 
 class VllmSubject:
-    """A model in vLLM ready to be timed."""
+    """A model in vLLM ready to be timed. `stays`: its process may run while that of `beside` does; else it stops that
+    one first."""
 
-    def __init__(self, model: VllmModel, scenario: Scenario):
-        self._process, self._scenario = model.process, scenario
+    def __init__(self, model: VllmModel, beside: VllmModel, scenario: Scenario, stays: bool = True):
+        self._model, self._beside, self._scenario, self._stays = model, beside, scenario, stays
         self._steps = min(_STEPS, scenario.generated_tokens - 1)
         half_way = scenario.prompt_tokens + (scenario.generated_tokens - self._steps) // 2
         seeded = random.Random(0)
         self._prompts = [[seeded.randrange(model.vocabulary) for _ in range(half_way)] for _ in range(scenario.batch)]
 
     def used_s(self) -> float:
-        """CPU seconds that its process has used so far."""
-        return self._process.used_s()
+        """CPU seconds that its processes have used so far."""
+        return self._model.used_s()
 
     def prefill(self) -> float:
         """Seconds from an empty cache to the first token of every sequence."""
@@ -119,7 +168,9 @@ class VllmSubject:
         return self._asked(self._prompts, self._steps + 1)["decode_s"] / self._steps
 
     def _asked(self, prompts: list[list[int]], tokens: int) -> dict[str, float]:
-        found = self._process.ask(prompts, tokens)
+        if not self._stays and self._beside is not self._model:
+            self._beside.stop()
+        found = self._model.ask(prompts, tokens)
         if found["tokens"] != tokens or found["prefill_s"] <= 0 or (tokens > 1 and found["decode_s"] <= 0):
             raise TimingError(f"vLLM was asked for {tokens} tokens of each sequence, and answered {found}")
         return found

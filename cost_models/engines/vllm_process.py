@@ -97,7 +97,7 @@ class VllmProcess:
         for stream in (self._process.stdin, self._process.stdout, self._said):
             try:
                 stream.close()
-            except BrokenPipeError:  # What was written last was never read.
+            except BrokenPipeError:  # Nobody read the last line.
                 continue
 
     def _answer(self) -> str:

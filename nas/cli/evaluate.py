@@ -10,6 +10,7 @@ import nas
 from nas.cli.arguments import AsJson, Db, TrialNumber
 from nas.cli.printed import print_json, print_table
 from nas.terminal.console import talk_beside
+from nas.view.evaluation import harnesses
 
 if TYPE_CHECKING:
     from nas.view.evaluation import Evaluation
@@ -63,7 +64,11 @@ def _evaluate(asked: EvaluateRequest) -> None:
 
 
 def print_evaluations(found: "Sequence[Evaluation]") -> None:
-    """Nothing, where there are none."""
+    """Nothing, where there are none. The version of lm_eval stands in each line, where lines differ in it."""
     if found:
-        rows = [(one.what, one.said_parent, one.said_child, one.said_change, one.said_samples) for one in found]
-        print_table(("task", "parent", "child", "change", "samples"), rows)
+        rows = [[one.what, one.said_parent, one.said_child, one.said_change, one.said_samples] for one in found]
+        heads = ["task", "parent", "child", "change", "samples"]
+        if len(harnesses(found)) > 1:
+            heads.append("lm_eval")
+            rows = [[*row, one.harness] for row, one in zip(rows, found, strict=True)]
+        print_table(heads, rows)

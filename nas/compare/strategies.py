@@ -7,6 +7,7 @@ Every strategy is asked with the same options, costs and limits; its answer is a
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 from time import monotonic
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 from db import models
 from db.models import now
 from db.store import Store
-from nas.compare.evolution import POPULATION, Dashboard, evolve
+from nas.compare.evolution import POPULATION, Dashboard, Evolved, evolve
 from nas.errors import ScoreMetricError, UsageError
 from nas.job.stored import request_of
 from nas.job.units import Limit
@@ -31,8 +32,6 @@ from solvers.baselines.shortgpt import drop_layers
 from solvers.baselines.sleb import drop_one_by_one, rounds_needed
 from solvers.baselines.uniform import uniform
 from solvers.errors import Infeasible
-from solvers.problem import Solution
-from solvers.refine.joint import paired
 
 Strategy = Callable[[Contest], Chosen]
 
@@ -59,37 +58,61 @@ def _check_removable(contest: Contest) -> None:
 
 
 def _random(contest: Contest, seed: int) -> Chosen:
-    return Chosen(contest.in_pairs(partial(random_architecture, seed=seed, settings=contest.known.settings)))
+    """In a plain search the sizes of the layers are drawn, too."""
+    found = contest.answers(partial(random_architecture, seed=seed, settings=contest.known.settings))
+    return Chosen(contest.answer(found, Random(seed).choice(list(found))))
 
 
 def _evolution(contest: Contest) -> Chosen:
-    """Its first generation is random, within the limits."""
-    problem = paired(contest.problem)
-    seeds = range(min(POPULATION, contest.evaluations))
+    """In a plain search the architectures of each size of the layers are bred apart, with an equal share of the
+    evaluations. If there are more sizes than evaluations, those with the largest score of a random one are left out."""
+    first = contest.answers(partial(random_architecture, seed=0, settings=contest.known.settings))
+    bred = sorted(first, key=lambda sizes: first[sizes].score)[: contest.evaluations]
+    each, more = divmod(contest.evaluations, len(bred))
+    evolved = [_evolved(contest, sizes, each + (place < more)) for place, sizes in enumerate(bred)]
+    kls = contest.real([found.solution for found in evolved])
+    best = evolved[kls.index(min(kls))].solution
+    return Chosen(best, sum(found.evaluations for found in evolved))
+
+
+def _evolved(contest: Contest, sizes: str, evaluations: int) -> Evolved:
+    """The best of one question. The first generation is random, within the limits."""
+    problem, search = contest.questions[sizes], contest.known.search
+    seeds = range(min(POPULATION, evaluations))
     starts = [random_architecture(problem, seed, settings=contest.known.settings) for seed in seeds]
-    search = contest.known.search
     limits = ", ".join(f"{limit.metric} {limit.text}" for limit in contest.budget)
-    with Dashboard(contest.store.url, f"{search.name} ({search.id}): {limits}, evolution") as dashboard:
-        found = evolve(problem, contest.real, contest.evaluations, starts, show=dashboard.show)
-    return Chosen(found.solution, found.evaluations)
+    name = " ".join(filter(None, (f"{search.name} ({search.id}): {limits}, evolution", sizes)))
+    with Dashboard(contest.store.url, name) as dashboard:
+        return evolve(problem, contest.real, evaluations, starts, show=dashboard.show)
 
 
-def _exactly(solver: Callable[..., Solution]) -> Strategy:
-    return lambda contest: Chosen(contest.in_pairs(partial(solver, settings=contest.known.settings)))
+def _max_parameters(contest: Contest) -> Chosen:
+    solver = partial(max_parameters, settings=contest.known.settings)
+    return Chosen(contest.best(solver, worth=lambda found: -found.costs["parameters"]))
+
+
+def _no_op_only(contest: Contest) -> Chosen:
+    return Chosen(contest.best(partial(no_op_only, parent=contest.own, settings=contest.known.settings)))
 
 
 STRATEGIES: dict[str, Strategy] = {
     "MIP": lambda contest: Chosen(solve(contest.known, contest.budget)),
-    "greedy": lambda contest: Chosen(contest.in_pairs(greedy)),
+    "greedy": lambda contest: Chosen(contest.best(greedy)),
     "uniform": lambda contest: Chosen(uniform(contest.problem)),
-    "max parameters": _exactly(max_parameters),
-    "no-op only": lambda contest: _exactly(partial(no_op_only, parent=contest.own))(contest),
+    "max parameters": _max_parameters,
+    "no-op only": _no_op_only,
     "ShortGPT": _shortgpt,
     "SLEB": _sleb,
     "evolution": _evolution,
     "refine": refined,
 }
-"""Beside these, random architectures of the library, as many as asked."""
+"""Beside these, random architectures of the library, as many as asked.
+
+In a plain search each keeps to its rule, that layers are of one size: uniform, ShortGPT and SLEB by what they are, the
+others by answering one question for each size. An answer that does not keep to it is left out.
+"""
+
+_NOT_PLAIN = "its answer is left out: its layers are of several sizes, which space.plain excludes"
 
 
 @dataclass(frozen=True)
@@ -179,7 +202,8 @@ def _answer(contest: Contest, name: str, choose: Strategy) -> Chosen | str:
     models = contest.evaluations if choose in (_evolution, refined) else None
     try:
         with contest.reality.counting(name, models):
-            return choose(contest)
+            answer = choose(contest)
+            return answer if contest.allows(answer.solution) else _NOT_PLAIN
     except (TimeoutError, ScoreMetricError) as error:
         return str(error)
     except Infeasible as error:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from blocklib.parent import load_parent
 from db import models
-from db.evaluations import EvaluationRow
+from db.evaluations import EvaluationRow, TaskGroupRow
 from db.store import Store
 from nas.errors import EvaluationError
 from nas.evaluation.harness import EvaluatedModel, HowEvaluated, LoadedTask, Metrics, TaskLoader, harness_version
@@ -32,26 +32,51 @@ def evaluate_trial(
     """The metrics of the tasks, by task and metric. Raises EvaluationError for a task that is unknown, broken or
     gives no number, and FileNotFoundError where the trial was never built."""
     harness, tasks = harness_version(), tasks_of(asked)
-    runs = _Runs(trial.child_key, how, harness)
-    wanted = {runs.of(task.name, task) for task in tasks}
+    runs, groups = _Runs(trial.child_key, how, harness), _Groups(store, tasks, harness)
     known = {row.run for row in store.evaluations(trial.child_key)}
-    if not wanted <= known:
+    unfinished = tuple(task for task in tasks if not runs.of_all(groups.names(task), task) <= known)
+    if unfinished:
         with bar(console, f"evaluate trial {trial.id}", "tasks", doing="loading lm_eval") as shown:
             models_of = _Models(store, trial, how)
-            loader = TaskLoader(tasks)
-            for number, task in enumerate(tasks):
-                shown(0, number, len(tasks), f"{task.name}: loading its data")
-                for loaded in loader.load(task):
+            loader = TaskLoader(unfinished)
+            for number, task in enumerate(unfinished):
+                shown(0, number, len(unfinished), f"{task.name}: loading its data")
+                all_loaded = loader.load(task)
+                groups.note(task, [loaded.name for loaded in all_loaded])
+                for loaded in all_loaded:
                     run = runs.of(loaded.name, task)
-                    wanted.add(run)
                     if run not in known:
                         known.add(run)
                         found = []
                         for model in models_of.both:
-                            shown(0, number, len(tasks), f"{loaded.name}: the {model.what}")
+                            shown(0, number, len(unfinished), f"{loaded.name}: the {model.what}")
                             found.append(model.on(loaded))
                         store.add_evaluations(list(runs.rows(run, loaded, *found)))
+    wanted = {run for task in tasks for run in runs.of_all(groups.names(task), task)}
     return tuple(row for row in store.evaluations(trial.child_key) if row.run in wanted)
+
+
+class _Groups:
+    """The names of the tasks that each asked task stands for: several for a group of lm_eval, which are kept, so that
+    lm_eval is asked once."""
+
+    def __init__(self, store: Store, asked: Sequence[AskedTask], harness: str):
+        self._store, self._harness = store, harness
+        kept = store.task_groups([self._key(task) for task in asked])
+        self._names = {key: row.tasks for key, row in kept.items()}
+
+    def names(self, asked: AskedTask) -> list[str]:
+        """Its own name, unless it is known as a group."""
+        return self._names.get(self._key(asked), [asked.name])
+
+    def note(self, asked: AskedTask, names: list[str]) -> None:
+        if names != self.names(asked):
+            key = self._key(asked)
+            self._store.add_task_groups([TaskGroupRow(key=key, tasks=names)])
+            self._names[key] = names
+
+    def _key(self, asked: AskedTask) -> str:
+        return digest(asked.name, asked.content, self._harness)
 
 
 class _Runs:
@@ -63,6 +88,9 @@ class _Runs:
     def of(self, name: str, asked: AskedTask) -> str:
         """The key of a task: the child's covers its parent."""
         return digest(self._child_key, name, asked.content, self._how.limit, self._how.chat, self._harness)
+
+    def of_all(self, names: Sequence[str], asked: AskedTask) -> set[str]:
+        return {self.of(name, asked) for name in names}
 
     def rows(self, run: str, loaded: LoadedTask, parent: Metrics, child: Metrics) -> Iterator[EvaluationRow]:
         for metric, theirs in child.values.items():

@@ -127,7 +127,7 @@ class EvaluatedModel:
                 lm=self._lm, task_dict=task_dict, limit=self._how.limit, bootstrap_iters=_RESAMPLED,
                 apply_chat_template=self._how.chat, fewshot_as_multiturn=self._how.chat, verbosity="ERROR",
             )  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
             said = " ".join(str(error).split())[:300]
             raise EvaluationError(
                 f"task {name}: lm_eval fails on the {self.what}: {type(error).__name__}: {said}"

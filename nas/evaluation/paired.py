@@ -5,13 +5,14 @@ difference comes from the differences sample by sample; it is far less than the 
 """
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_RATIOS: tuple[Callable[[float], float], ...] = (lambda ratio: math.exp(-ratio), lambda ratio: -ratio / math.log(2))
-"""The way from a mean log-likelihood per word or byte to a perplexity, or to bits per byte."""
 _CLOSE = 1e-6
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
+"""The exponential function of a larger number is no float."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,24 @@ class ModelScore:
 
 
 def paired_error(parent: ModelScore, child: ModelScore) -> float | None:
-    """The standard error of child less parent from the samples; None where they do not say how the value is made."""
-    if len(parent.samples) != len(child.samples) or len(parent.samples) < 2:
+    """The standard error of child less parent from the samples; None where they do not say how the value is made.
+
+    A value is made of the mean of the samples, or of their sum over the sum of their lengths: the mean itself, bits
+    (-mean / ln 2), or a perplexity (exp(-mean)). Its error is the jackknife's: one sample after the other is left out
+    of both models, and the n changes that result give sqrt((n - 1) / n * sum((change - their mean) ** 2)). That is
+    equation 11.5 of Efron and Tibshirani, An Introduction to the Bootstrap (1993). For a mean it is the usual standard
+    error of the mean of the differences.
+    """
+    own, theirs = (_parts(score.samples) for score in (parent, child))
+    if len(own) != len(theirs) or len(own) < 2:
         return None
-    if all(_is_number(sample) for sample in (*parent.samples, *child.samples)):
-        if not (_is_mean(parent) and _is_mean(child)):
-            return None
-        return _error_of_mean([theirs - own for own, theirs in zip(parent.samples, child.samples, strict=True)])
-    if all(_is_part(sample) for sample in (*parent.samples, *child.samples)):
-        return _jackknife(parent, child)
+    for value_of in (_same, _bits, _perplexity):
+        if _is_made_by(value_of, own, parent.value) and _is_made_by(value_of, theirs, child.value):
+            changes = [
+                value_of(other) - value_of(one)
+                for one, other in zip(_means_without_one(own), _means_without_one(theirs), strict=True)
+            ]
+            return _jackknife(changes)
     return None
 
 
@@ -48,42 +58,47 @@ def difference_error(parent: ModelScore, child: ModelScore) -> tuple[float | Non
     return math.hypot(parent.error, child.error), False
 
 
+def _parts(samples: Sequence[Any]) -> list[tuple[float, float]]:
+    """Each sample's sum and length, which is one for a plain number; empty where one is neither."""
+    found = [(sample, 1.0) if _is_number(sample) else sample for sample in samples]
+    return found if all(map(_is_part, found)) else []
+
+
 def _is_number(sample: Any) -> bool:
-    return isinstance(sample, int | float)
+    return isinstance(sample, int | float) and math.isfinite(sample)
 
 
 def _is_part(sample: Any) -> bool:
     return isinstance(sample, tuple | list) and len(sample) == 2 and all(map(_is_number, sample)) and sample[1] > 0
 
 
-def _is_mean(measured: ModelScore) -> bool:
-    mean = math.fsum(measured.samples) / len(measured.samples)
-    return math.isclose(mean, measured.value, rel_tol=_CLOSE, abs_tol=_CLOSE)
+def _same(mean: float) -> float:
+    return mean
 
 
-def _error_of_mean(values: Sequence[float]) -> float:
-    count = len(values)
-    mean = math.fsum(values) / count
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
+def _bits(mean: float) -> float:
+    return -mean / math.log(2)
 
 
-def _jackknife(parent: ModelScore, child: ModelScore) -> float | None:
-    """Leave out one sample after the other, of both models at once."""
-    for of_ratio in _RATIOS:
-        if all(math.isclose(of_ratio(_ratio(one.samples)), one.value, rel_tol=_CLOSE) for one in (parent, child)):
-            left = [
-                of_ratio(theirs) - of_ratio(own)
-                for own, theirs in zip(_ratios_without(parent), _ratios_without(child), strict=True)
-            ]
-            return _error_of_mean(left) * (len(left) - 1)
-    return None
+def _perplexity(mean: float) -> float:
+    return math.exp(-mean) if -mean < _LARGEST_EXPONENT else math.inf
 
 
-def _ratio(samples: Sequence[Any]) -> float:
-    return math.fsum(part[0] for part in samples) / math.fsum(part[1] for part in samples)
+def _is_made_by(value_of: Callable[[float], float], parts: Sequence[tuple[float, float]], value: float) -> bool:
+    mean = math.fsum(above for above, _ in parts) / math.fsum(below for _, below in parts)
+    return math.isclose(value_of(mean), value, rel_tol=_CLOSE, abs_tol=_CLOSE)
 
 
-def _ratios_without(measured: ModelScore) -> list[float]:
-    above = math.fsum(part[0] for part in measured.samples)
-    below = math.fsum(part[1] for part in measured.samples)
-    return [(above - part[0]) / (below - part[1]) for part in measured.samples]
+def _means_without_one(parts: Sequence[tuple[float, float]]) -> Iterator[float]:
+    """The mean without the first part, then without the second, and so on."""
+    whole, length = (math.fsum(column) for column in zip(*parts, strict=True))
+    for above, below in parts:
+        yield (whole - above) / (length - below)
+
+
+def _jackknife(left: Sequence[float]) -> float | None:
+    """The standard error from the values with one sample left out each; None where one of them is infinite."""
+    if not all(map(math.isfinite, left)):
+        return None
+    mean = math.fsum(left) / len(left)
+    return math.sqrt((len(left) - 1) / len(left) * math.fsum((value - mean) ** 2 for value in left))

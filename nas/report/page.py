@@ -38,7 +38,7 @@ from nas.solve.solve import BY_EVALUATION, measured
 from nas.solve.summary import summary
 from nas.solve.whole_times import cost_check
 from nas.view.cost_check import CostCheckLines, cost_check_lines
-from nas.view.evaluation import Evaluation
+from nas.view.evaluation import Evaluation, harnesses
 from nas.view.table import comparison
 
 
@@ -82,6 +82,7 @@ def _sections(
     distillations = distillation.distillations(options)
     panels = distillation.panels(distillations)
     agreed = agreement(search, trials)
+    evaluations = [Evaluation.of(row) for row in store.evaluations(chosen.child_key)] if chosen else []
     return {
         "search": search,
         "chosen": chosen,
@@ -89,7 +90,8 @@ def _sections(
         "facts": facts(search, budget),
         "budget": budget_lines(search, chosen) if chosen else (),
         "comparison": comparison(search, chosen) if chosen else (),
-        "evaluations": [Evaluation.of(row) for row in store.evaluations(chosen.child_key)] if chosen else [],
+        "evaluations": evaluations,
+        "harnesses": harnesses(evaluations),
         "drawing": drawing(Architecture.parse(search.parent_architecture), child) if child else (),
         "trade_off": trade_off(store, search, budget, trials, chosen),
         "uncertainty": uncertainty(chosen) if chosen else "",

@@ -13,7 +13,8 @@ from statistics import median
 from rich.console import Console
 
 from cost_models.engines.engines import engine_of
-from cost_models.engines.llama_cpp import GgufFile, LlamaSubject, fit_together
+from cost_models.engines.llama_cpp import GgufFile, LlamaSubject
+from cost_models.engines.memory import fit_together
 from cost_models.hardware import usable_cores
 from cost_models.scenario import ENGINES, USUAL_DTYPE, Scenario
 from cost_models.timing.pair import Comparison, Paired, Rounds, time_all

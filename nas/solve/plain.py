@@ -4,12 +4,15 @@ Whole blocks may be missing. Knows which choices such a layer is made of; `solve
 rule is kept.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 from blocklib.block import SKIP, Choice, Subblock
-from solvers.problem import Problem
+from solvers.problem import Option, Problem
 from solvers.refine.agreement import agreeing
+from solvers.refine.joint import filled
+
+_LEFT_OUT = (str(SKIP), str(SKIP))
 
 
 def plain_questions(problem: Problem, choices: Iterable[Choice]) -> dict[str, Problem]:
@@ -19,4 +22,10 @@ def plain_questions(problem: Problem, choices: Iterable[Choice]) -> dict[str, Pr
     for choice in choices:
         if isinstance(choice.what, Subblock) and choice.what.kind in sizes:
             sizes[choice.what.kind][str(choice.what)] = None
-    return agreeing(problem, list(product(sizes["kv"], sizes["ffn"])), (str(SKIP), str(SKIP)))
+    return agreeing(problem, list(product(sizes["kv"], sizes["ffn"])), _LEFT_OUT)
+
+
+def is_of_one_size(options: Sequence[Option]) -> bool:
+    """Whether the layers that these options fill are filled alike, but for those left out."""
+    names = filled(options)
+    return len({(names[slot], names[slot + 1]) for slot in range(0, len(names), 2)} - {_LEFT_OUT}) <= 1

@@ -1,18 +1,22 @@
 """The problem that strategies solve, and the measurement of their answers: trials, assembled and measured."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from blocklib.block import Architecture
 from db import models
 from db.store import Store
 from nas.job.units import Limit
+from nas.solve.plain import is_of_one_size
 from nas.solve.solve import Measured, trial_row
 from nas.stages.child import healing_key
 from nas.stages.real_values import Reality
+from solvers.errors import Infeasible
+from solvers.exact.shortest_path import score_bound
 from solvers.problem import Option, Problem, Solution
-from solvers.refine.joint import paired, parted
+from solvers.refine.joint import parted
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,50 @@ class Contest:
         own = set(Architecture.parse(self.known.search.parent_architecture).choices())
         return tuple(option for option in self.problem.options if self.known.choice(option) in own)
 
-    def in_pairs(self, choose: Callable[[Problem], Solution]) -> Solution:
-        """The problem in which options that were scored together are offered only together."""
-        return self.parted(choose(paired(self.problem)))
+    @cached_property
+    def questions(self) -> dict[str, Problem]:
+        """`Measured.questions` of the budget: one, or in a plain search one for each size of all layers."""
+        return self.known.questions(self.budget)
+
+    def answers(self, choose: Callable[[Problem], Solution]) -> dict[str, Solution]:
+        """The answer to each question that has one, by the question's name. Raises Infeasible where none has: that of
+        the question nearest to the limits."""
+        found, failed = {}, []
+        for sizes, question in self.questions.items():
+            try:
+                found[sizes] = choose(question)
+            except Infeasible as error:
+                failed.append(error)
+        if not found:
+            raise min(failed, key=self._passed)
+        return found
+
+    def best(
+        self, choose: Callable[[Problem], Solution], worth: Callable[[Solution], float] = lambda found: found.score
+    ) -> Solution:
+        """The answer of least `worth` to any of the questions, as a solution of the problem itself. Raises Infeasible
+        as `answers` does."""
+        found = self.answers(choose)
+        return self.answer(found, min(found, key=lambda sizes: worth(found[sizes])))
+
+    def answer(self, found: Mapping[str, Solution], sizes: str) -> Solution:
+        """One of the `answers` as a solution of the problem itself, with a bound on all of them."""
+        others = [score_bound(question) for name, question in self.questions.items() if name not in found]
+        bound = min(others + [each.bound for each in found.values()])
+        return self.parted(replace(found[sizes], bound=bound))
+
+    def allows(self, found: Solution) -> bool:
+        """Whether a solution keeps to the rule of a plain search, if this is one."""
+        return not self.known.is_plain or is_of_one_size(found.options)
+
+    def _passed(self, error: Infeasible) -> float:
+        """By how much the limits at fault are passed, all of them together."""
+        values = {limit.name: limit for limit in self.problem.limits}
+        passed = [values[name].passed(least) for name, least in error.least.items()]
+        return math.fsum(passed) if passed else math.inf
 
     def parted(self, found: Solution) -> Solution:
-        """A solution of the paired problem as a solution of the problem itself."""
+        """A solution of a question as a solution of the problem itself."""
         return Solution.of(self.problem, parted(found.options, self.problem), found.bound, found.seconds, found.solver)
 
     def real(self, solutions: Sequence[Solution]) -> list[float]:

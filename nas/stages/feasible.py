@@ -14,7 +14,7 @@ from blocklib.kinds import choice_parameters, parameters, parent_architecture
 from blocklib.loading import check_range, readable
 from blocklib.parent import child_config
 from blocklib.shape import Shape
-from cost_models.analytic import architecture_cost
+from cost_models.analytic import architecture_cost, fixed_cost
 from cost_models.engines.engines import engine_of
 from cost_models.engines.torch_eager import torch_dtype
 from cost_models.errors import ScenarioError
@@ -134,6 +134,9 @@ def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
         passed = scenario.batch * scenario.prompt_tokens * (shape.hidden + shape.ffn_width) * scenario.bytes_per_value
         held = cost.weight_bytes + cost.cache_bytes + passed
         what = f"the parent's weights, {_said(cost.cache_bytes)} of cache, and one layer's activations of a prefill"
+        if engine_of(scenario.engine).holds_both:
+            held += fixed_cost(shape, scenario).weight_bytes
+            what += f", and at least a child's embeddings, which {scenario.engine} holds beside the parent"
         yield _Need("scenario", held, what, scenario.device)
     found = choices(request.space, shape, format=request.export.format)
     largest = max(found, key=lambda choice: choice_parameters(choice, shape))

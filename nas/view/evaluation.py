@@ -1,5 +1,6 @@
 """Results of lm_eval, the child beside its parent, one line for each metric of each task."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,11 @@ class Evaluation:
     def said_samples(self) -> str:
         """How many samples, and whether more were left out on request."""
         return f"{self.samples:,}{' (limited)' if self.limit is not None else ''}"
+
+
+def harnesses(found: Sequence[Evaluation]) -> tuple[str, ...]:
+    """The versions of lm_eval that measured them, each once."""
+    return tuple(dict.fromkeys(one.harness for one in found))
 
 
 def _with_error(value: str, error: float | None) -> str:

@@ -20,6 +20,7 @@ class EngineProcess:
 
     def __init__(self, engine: str, model: str, command: Sequence[str]):
         self._engine, self._model = engine, model
+        self._used_s, self._peak_bytes = 0.0, 0
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (it is open as long as the process may write)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
@@ -46,13 +47,17 @@ class EngineProcess:
         return found
 
     def used_s(self) -> float:
-        """CPU seconds that it has used so far."""
-        used = psutil.Process(self._process.pid).cpu_times()
-        return float(used.user + used.system)
+        """CPU seconds that it has used so far; once it has ended, those until it was last asked."""
+        if self._process.poll() is None:
+            used = psutil.Process(self._process.pid).cpu_times()
+            self._used_s = float(used.user + used.system)
+        return self._used_s
 
     def peak_bytes(self) -> int:
-        """The most memory that it has held at once."""
-        return peak_resident_bytes(self._process.pid)
+        """The most memory that it has held at once; once it has ended, until it was last asked."""
+        if self._process.poll() is None:
+            self._peak_bytes = max(self._peak_bytes, peak_resident_bytes(self._process.pid))
+        return self._peak_bytes
 
     def close(self) -> None:
         assert self._process.stdin is not None

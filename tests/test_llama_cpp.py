@@ -159,3 +159,13 @@ def test_a_server_answers_and_ends_with_its_block(config: PuzzleNasConfig, paren
             assert answer["tokens_predicted"] == 2
             running = Path("/proc", str(server.process))
         assert not running.exists()
+
+
+def test_a_server_on_this_machine_is_asked_past_any_proxy(
+    config: PuzzleNasConfig, parent: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with LLAMA_CPP.random(config, parent, SCENARIO) as model:
+        assert LlamaSubject(model, SCENARIO, stays=False).prefill() > 0

@@ -10,6 +10,9 @@ import psutil  # type: ignore[import-untyped]
 from cost_models.errors import EngineStoppedError
 from cost_models.hardware import peak_resident_bytes
 
+_END_S = 5.0
+"""How long a process that no longer answers may take to end by itself."""
+
 
 class EngineProcess:
     """A process whose first line says that it is ready, and that ends with its standard input.
@@ -32,7 +35,7 @@ class EngineProcess:
         return self._process.pid
 
     def line(self, question: str | None = None) -> str:
-        """Its next line, after a line to its standard input if there is a question."""
+        """Its next line that is not blank, after a line to its standard input if there is a question."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if question is not None:
@@ -41,10 +44,10 @@ class EngineProcess:
                 self._process.stdin.flush()
             except OSError as error:
                 raise self.stopped() from error
-        found = self._process.stdout.readline().strip()
-        if not found:
-            raise self.stopped()
-        return found
+        while line := self._process.stdout.readline():
+            if found := line.strip():
+                return found
+        raise self.stopped()
 
     def used_s(self) -> float:
         """CPU seconds that it has used so far; once it has ended, those until it was last asked."""
@@ -70,10 +73,13 @@ class EngineProcess:
             self._process.stdin.close()
 
     def stopped(self) -> EngineStoppedError:
-        """The error of a process that has ended, or closed its output; it is closed."""
-        status = self._process.wait()
+        """The error of a process that has ended or no longer answers; it is closed."""
+        try:
+            how = f"ended with status {self._process.wait(_END_S)}"
+        except subprocess.TimeoutExpired:
+            how = "does not answer any more, and was stopped,"
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         said = f": {lines[-1].strip()}" if lines else ""
         self.close()
-        return EngineStoppedError(f"{self._engine} ended with status {status} on {self._model}{said}")
+        return EngineStoppedError(f"{self._engine} {how} on {self._model}{said}")

@@ -105,7 +105,7 @@ class Vllm(Engine):
         version_in(interpreter())
 
     def version(self) -> str:
-        return f"vLLM {version_in(interpreter())}"
+        return version_in(interpreter())
 
     def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
         check_decilm_sizes(choices, config)
@@ -116,6 +116,7 @@ class Vllm(Engine):
         with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
             Path(folder, "config.json").write_text(json.dumps(_llama(config, layers)), encoding="utf-8")
             settings = {
+                "device": scenario.device.partition(":")[0],
                 "folder": folder,
                 "blocks": [_block(layer, config.num_attention_heads) for layer in layers],
                 "arguments": _arguments(config, architecture, scenario),

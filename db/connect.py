@@ -73,7 +73,7 @@ def locate(text: str | Path | None) -> URL:
             "the database's URL cannot be read; write it like postgresql://user@host/name or sqlite:////path/nas.db"
         ) from error
     if url.drivername == "postgresql":
-        return url.set(drivername="postgresql+psycopg")  # what SQLAlchemy 2.1 makes of it, and 2.0 does not
+        return url.set(drivername="postgresql+psycopg")  # SQLAlchemy 2.1 does so, 2.0 does not
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
         raise DatabaseError(f"{url.drivername}:// is not supported; use sqlite:// or postgresql://")
     if url.drivername == "sqlite" and (url.database or ":memory:").startswith((":memory:", "file:")):

@@ -266,7 +266,7 @@ class TrialRow(Base, kw_only=True):
     child_path: Mapped[str | None] = mapped_column(default=None)
     details: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
 
-    # What `details` holds, each under its own name: no other file reads its keys.
+    # Each thing that `details` holds, under its own name: no other file reads its keys.
 
     @property
     def metric(self) -> str:

@@ -63,7 +63,7 @@ class Store:
         """Opened to read, where nobody here may write: every method that writes raises DatabaseError."""
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
-        # What belongs together is read as it was at one moment; SQLite does so by itself.
+        # Rows that belong together are read as they were at one moment; SQLite does so by itself.
         is_postgresql = engine.dialect.name == "postgresql"
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if is_postgresql else engine
 

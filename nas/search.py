@@ -248,8 +248,8 @@ class Search:
         self, trial: Trial | int, tasks: str | Sequence[str], *, limit: int | None = None, batch: int = 8,
         chat: bool = False,
     ) -> tuple[Evaluation, ...]:  # fmt: skip
-        """The built child and its parent on tasks of lm_eval: names, task files or folders of them. What is known is
-        not measured again.
+        """The built child and its parent on tasks of lm_eval: names, task files or folders of them. A task that is
+        known is not measured again.
 
         `limit`: the most samples of each task; None: all. `chat`: prompts are wrapped in the tokenizer's template.
         Raises `nas.errors.EvaluationError` where lm_eval is not installed, and for a task that is unknown, broken or

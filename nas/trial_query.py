@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrialQuery:
-    """Which trials, and in which order. What is None asks for nothing.
+    """Which trials, and in which order. A field that is None asks for nothing.
 
     `search`: only its trials. `where`: a condition on columns, such as "latency_ratio < 0.6". `sort`: a column. `ids`:
     their numbers, such as "3,5,8-12". `limit`: at most so many.

@@ -1,10 +1,11 @@
 """Two models and the memory that is free: both at once, in turns, or refused. Nothing here says how fast it is."""
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
+from powercap import add_zone
 from small_costs import config_of
 
 from blocklib.block import Architecture
@@ -12,6 +13,7 @@ from blocklib.kinds import parent_architecture
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
+from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import engine_of
 from cost_models.engines.llama_cpp import LlamaCpp
 from cost_models.engines.memory import fit_together
@@ -44,19 +46,6 @@ def vllm() -> Vllm:
     except MissingEngineError as missing:
         pytest.skip(str(missing))
     return Vllm()
-
-
-class Meter:
-    """Counts a joule at each reading."""
-
-    sample_s = 0.0
-
-    def __init__(self) -> None:
-        self._read = 0.0
-
-    def joules(self) -> float:
-        self._read += 1.0
-        return self._read
 
 
 def test_models_fit_together_as_long_as_their_sum_is_well_under_what_is_free() -> None:
@@ -111,17 +100,18 @@ def test_vllm_on_another_device_than_is_asked_for_is_refused(
         assert not model.runs
 
 
-def test_energy_is_not_measured_in_turns(config: PuzzleNasConfig, parent: Architecture) -> None:
-    metered: Any = Meter()
+def test_energy_is_not_measured_in_turns(config: PuzzleNasConfig, parent: Architecture, tmp_path: Path) -> None:
+    add_zone(tmp_path, "intel-rapl:0", "package-0")
+    meter = meter_of("cpu", tmp_path)
     with Vllm().random(config, parent, IN_VLLM) as model:
         model.held_bytes = FAR_TOO_MUCH
         with pytest.raises(ScenarioError, match=r"energy cannot be measured.*leave out budget\.energy"):
-            Vllm(metered).time(model, model, IN_VLLM, TWO)
+            Vllm(meter).time(model, model, IN_VLLM, TWO)
         assert not model.runs
     in_llama_cpp = replace(IN_VLLM, engine="llama_cpp", dtype="q8_0")
     refused = pytest.raises(ScenarioError, match="energy cannot be measured")
     with LlamaCpp().random(config, parent, in_llama_cpp) as file, refused:
-        LlamaCpp(metered).time(replace(file, held_bytes=FAR_TOO_MUCH), file, in_llama_cpp, TWO)
+        LlamaCpp(meter).time(replace(file, held_bytes=FAR_TOO_MUCH), file, in_llama_cpp, TWO)
 
 
 @pytest.mark.parametrize("name", ["torch", "torch_compile"])

@@ -143,7 +143,7 @@ class Vllm(Engine):
         # Memory that is free is less what running models take.
         stays = fit_together((model.held_bytes for model in {control, other} if not model.runs), scenario.device)
         check_energy(stays, self.meter)
-        pair = [VllmSubject(control, other, scenario, stays), VllmSubject(other, control, scenario, stays)]
+        pair = VllmSubject(control, other, scenario, stays), VllmSubject(other, control, scenario, stays)
         return time_pair(*pair, scenario, rounds, heard, self.meter)
 
 

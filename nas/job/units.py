@@ -100,7 +100,7 @@ def said_limit(metric: str, text: object) -> str:
     try:
         limit = parse_limit(metric, text)
     except (BudgetError, QuantityError):
-        return str(text)  # of an older version's
+        return str(text)  # an older version wrote it
     return limit.text if limit.relative else exact_quantity(metric, limit.value)
 
 

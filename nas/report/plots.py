@@ -96,7 +96,7 @@ def front_figure(
     )
     shares = axes.secondary_xaxis("top", functions=(to_percent, from_percent))
     shares.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-    shares.set_xlabel("of the parent's")
+    shares.set_xlabel("share of the parent's")
     _widen(axes, [*scores, *(mark.score for mark in marks)])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     # The corner that the front, which falls with the cost, leaves free.

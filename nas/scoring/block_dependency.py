@@ -72,7 +72,7 @@ def dependency_of(
     train: Source = matching_files(texts, here) if texts else "stdlib"
     with bar(console, "block dependency", "tokens", doing="loading the parent and the text") as shown:
         folder = parent_folder(checkpoint, Path(default_home()).expanduser(), say=shown.say)
-        inspect(folder)  # what its files say, before the time it takes to load them
+        inspect(folder)  # its files first: loading them takes long
         tokenizer, loaded = load_tokenizer(folder), load_parent(str(folder))
         length = min(_SEQUENCE, tokens, loaded.model.config.max_position_embeddings)
         # Calibration is the head of distillation; the other sets are not read.

@@ -14,7 +14,7 @@ def predict_again(store: Store, known: Measured) -> int:
     changed = 0
     for trial in store.trials(known.search.id):
         if not trial.choices or not set(trial.choices) <= spelled.keys():
-            continue  # of a space the search no longer has
+            continue  # the search has another space now
         columns = known.predicted(spelled[text] for text in trial.choices)
         if all(_alike(getattr(trial, name), value) for name, value in columns.items()):
             continue

@@ -27,7 +27,7 @@ _TAKES = 2
 
 
 def time_wholes(store: Store, known: Measured, children: int, seed: int, console: Console) -> None:
-    """Time so many random architectures, and keep each timing as a row at once. What is known is not timed again.
+    """Time so many random architectures, and keep each timing as a row at once. Known ones are not timed again.
 
     Raises UsageError where nothing can be timed, StaleSearchError on another machine than the search's.
     """

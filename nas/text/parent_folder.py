@@ -60,7 +60,7 @@ def _unpack(header: GgufHeader, folder: Path) -> None:
     from blocklib.gguf_weights import save_model
 
     whole = folder.with_name(f".unpacking-{folder.name}")
-    shutil.rmtree(whole, ignore_errors=True)  # what a killed process left
+    shutil.rmtree(whole, ignore_errors=True)  # a killed process may have left it
     whole.mkdir()
     try:
         save_tokenizer(header, whole)

@@ -12,6 +12,7 @@ has the model that is timed; in stacks without attention its time counts to the 
 """
 
 import json
+import os
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.memory import check_energy, fit_together
-from cost_models.engines.vllm_process import VllmProcess, interpreter, version_in
+from cost_models.engines.vllm_process import GPUS, VllmProcess, interpreter, version_in, visible_gpus
 from cost_models.errors import EngineStoppedError, TimingError
 from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
@@ -228,5 +229,5 @@ def _environment(scenario: Scenario) -> dict[str, str]:
         threads = str(scenario.threads or usable_cores())
         found |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     elif ":" in scenario.device:
-        found["CUDA_VISIBLE_DEVICES"] = scenario.device.partition(":")[2]
+        found[GPUS] = visible_gpus(scenario.device, os.environ.get(GPUS))
     return found

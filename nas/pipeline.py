@@ -263,7 +263,7 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.SearchRow:
 
 
 def _target(job: Job) -> Target:
-    return Target(job.request.export.format, job.request.export.precision)
+    return Target(job.request.export_format, job.request.export.precision)
 
 
 def _out(job: Job, trial: models.TrialRow) -> Path:

@@ -19,7 +19,7 @@ from blocklib.parent import child_config
 from cost_models.metrics import METRICS
 from nas.errors import JobError
 from nas.export.formats import check_format
-from nas.job.config import Request, load, parse, template
+from nas.job.config import Request, load, parse, served_by, template
 from nas.job.sections import FuseSection, HubDataset
 from nas.job.space import choices
 from nas.job.units import Limit, format_quantity, parse_budget, parse_limit, parse_quantity
@@ -70,6 +70,17 @@ def test_the_template_is_the_smallest_job_written_out() -> None:
             assert list(shown[section]) == list(keys), section
 
 
+def test_the_child_is_delivered_in_a_form_that_the_engine_of_its_times_runs() -> None:
+    def delivered(**sections: object) -> str:
+        return parse(job(**sections), "job.yaml").export_format
+
+    in_vllm = {"scenario": {"engine": "vllm"}}
+    assert delivered() == delivered(scenario={"engine": "torch"}) == "hf"
+    assert delivered(export={"format": "decilm"}) == delivered(**in_vllm) == "decilm"
+    assert delivered(**in_vllm, space={"plain": True}, export={"format": "plain"}) == "plain"
+    assert served_by(parse(SMALLEST, "job.yaml"), "vllm", None).export_format == "decilm"
+
+
 def test_how_bad_a_time_may_be_is_in_proportion_to_the_tolerance_unless_it_is_said() -> None:
     def measured(**asked: object) -> tuple[float, float]:
         measure = parse(yaml.safe_dump(yaml.safe_load(SMALLEST) | {"measure": asked}), "job.yaml").measure
@@ -87,7 +98,7 @@ def test_how_bad_a_time_may_be_is_in_proportion_to_the_tolerance_unless_it_is_sa
 
 def test_the_jobs_among_the_examples_are_right() -> None:
     request = load(Path(__file__).parents[1] / "examples/llama_1b_gpu.yaml")
-    assert (request.name, request.export.format) == ("llama-1b", "decilm")
+    assert (request.name, request.export_format) == ("llama-1b", "decilm")
     llama = LlamaConfig(num_hidden_layers=4, num_attention_heads=32, num_key_value_heads=8, head_dim=64)
     shape = shape_of(llama)
     check_format("decilm", choices(request.space, shape), child_config(llama, parent_architecture(shape), shape))
@@ -269,6 +280,8 @@ MISTAKES = [
     (dict(budget={"decode": "60%"}), "budget.decode: .*generated_tokens: 2"),
     (dict(export={"format": "gguf", "precision": "q4_k_m"}), "export.precision: 'q4_k_m' is not known.* q4_k,"),
     (dict(export={"precision": "q8_0"}), "export.precision: format hf has none"),
+    (dict(scenario={"engine": "vllm"}, export={"format": "hf"}), "export.format: .*hf does not run.*give decilm"),
+    (dict(scenario={"engine": "vllm"}, export={"format": "gguf"}), "export.format: vllm is .*gguf does not run"),
     (dict(scnario={"batch": 1}), "scnario: unknown key; did you mean 'scenario'"),
     (dict(scenario={"bacth": 1}), "scenario.bacth: unknown key; did you mean 'batch'"),
     (dict(scenario={"batch": 0}), "scenario.batch: should be greater than 0, not 0"),

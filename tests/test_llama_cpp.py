@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from small_costs import config_of
 
@@ -69,6 +70,24 @@ def test_an_engine_that_ends_is_an_error_that_says_so(config: PuzzleNasConfig, p
             os.kill(server.process, signal.SIGKILL)
             with pytest.raises(EngineStoppedError, match="ended with status -9"):
                 server.ask("/completion", {"prompt": [1], "n_predict": 1})
+
+
+def servers() -> list[psutil.Process]:
+    """The servers of this process."""
+    return [one for one in psutil.Process().children() if any("llama_cpp_server" in word for word in one.cmdline())]
+
+
+def test_a_server_that_is_killed_between_two_passes_is_an_error_that_says_so(
+    config: PuzzleNasConfig, parent: Architecture
+) -> None:
+    def kill(*_: Any) -> None:
+        for server in servers():
+            server.kill()
+
+    ended = pytest.raises(EngineStoppedError, match=r"llama\.cpp ended with status -9 on .*model\.gguf")
+    with LLAMA_CPP.random(config, parent, SCENARIO) as model, ended:
+        LLAMA_CPP.time(model, model, SCENARIO, TWO, kill)
+    assert not servers()
 
 
 def test_a_file_cut_short_is_an_error_with_its_reason(config: PuzzleNasConfig, parent: Architecture) -> None:
@@ -140,3 +159,13 @@ def test_a_server_answers_and_ends_with_its_block(config: PuzzleNasConfig, paren
             assert answer["tokens_predicted"] == 2
             running = Path("/proc", str(server.process))
         assert not running.exists()
+
+
+def test_a_server_on_this_machine_is_asked_past_any_proxy(
+    config: PuzzleNasConfig, parent: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with LLAMA_CPP.random(config, parent, SCENARIO) as model:
+        assert LlamaSubject(model, SCENARIO, stays=False).prefill() > 0

@@ -82,6 +82,18 @@ def test_a_folder_that_memory_does_not_hold_beside_others_takes_turns() -> None:
     assert not psutil.Process().children()
 
 
+def test_a_folder_whose_process_is_killed_between_two_passes_is_an_error_that_says_so() -> None:
+    subject = TorchFolder(parent_folder(), Scenario("cpu", "float32", 1, 5, 4, 1), stays=True)
+    assert subject.prefill() > 0
+    before = subject.used_s(), subject.peak_bytes()
+    (process,) = psutil.Process().children()
+    process.kill()
+    with pytest.raises(EngineStoppedError, match="torch ended with status -9"):
+        subject.prefill()
+    subject.close()
+    assert (subject.used_s(), subject.peak_bytes()) == before > (0, 0)
+
+
 def test_a_folder_that_torch_does_not_load_is_an_error_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "some-model", "auto_map": {"AutoConfig": "a.B"}}')
     with pytest.raises(EngineStoppedError, match=r"torch ended with status 1 on .*custom code"):

@@ -18,7 +18,7 @@ from cost_models.engines.engines import engine_of
 from cost_models.engines.llama_cpp import LlamaCpp
 from cost_models.engines.memory import fit_together
 from cost_models.engines.vllm_engine import Vllm
-from cost_models.errors import MissingEngineError, ScenarioError
+from cost_models.errors import EngineStoppedError, MissingEngineError, ScenarioError
 from cost_models.hardware import available_bytes
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Rounds
@@ -63,6 +63,14 @@ def test_a_model_for_vllm_starts_nothing_before_it_is_asked(config: PuzzleNasCon
         assert whole.held_bytes > less.held_bytes
 
 
+def test_the_cache_for_vllm_holds_the_attention_of_zeros_too(config: PuzzleNasConfig, parent: Architecture) -> None:
+    many, later = replace(IN_VLLM, batch=256, prompt_tokens=4000), ["skip+ffn32"] * (len(parent.blocks) - 1)
+    none, first = (Architecture.parse(" ".join([block, *later])) for block in ("skip+ffn32", "kv1+ffn32"))
+    weights = [architecture_cost(one, own_shape(config), many).weight_bytes for one in (none, first)]
+    with Vllm().random(config, none, many) as without, Vllm().random(config, first, many) as one_head:
+        assert one_head.held_bytes - without.held_bytes == weights[1] - weights[0]
+
+
 def test_models_of_vllm_run_side_by_side_where_they_fit(
     vllm: Vllm, config: PuzzleNasConfig, parent: Architecture
 ) -> None:
@@ -87,6 +95,17 @@ def test_models_of_vllm_take_turns_where_they_do_not(vllm: Vllm, config: PuzzleN
         assert one.runs != other.runs
         assert one.used_s() > 0
         assert other.used_s() > 0
+
+
+def test_vllm_on_another_device_than_is_asked_for_is_refused(
+    vllm: Vllm, config: PuzzleNasConfig, parent: Architecture
+) -> None:
+    """This one is built for the CPU, or finds a GPU."""
+    own, other = ("cpu", "cuda") if "cpu" in vllm.version() else ("cuda", "cpu")
+    with vllm.random(config, parent, replace(IN_VLLM, device=other)) as model:
+        with pytest.raises(EngineStoppedError, match=rf"scenario\.device is {other}, and .* runs on {own} here"):
+            model.ask([[1, 2, 3]], 1)
+        assert not model.runs
 
 
 def test_energy_is_not_measured_in_turns(config: PuzzleNasConfig, parent: Architecture, tmp_path: Path) -> None:

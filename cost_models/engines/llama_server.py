@@ -4,13 +4,17 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 from cost_models.engines.process import EngineProcess
 from cost_models.errors import EngineStoppedError
+
+_OPENER = build_opener(ProxyHandler({}))
+"""Asks this machine itself, whatever proxy the environment names."""
 
 
 class LlamaServer(EngineProcess):
@@ -28,11 +32,11 @@ class LlamaServer(EngineProcess):
         """POST a question as JSON to a path such as `/completion`, and read the answer."""
         request = Request(f"{self.address}{path}", json.dumps(question).encode(), {"Content-Type": "application/json"})
         try:
-            with build_opener(ProxyHandler({})).open(request) as answer:
+            with _OPENER.open(request) as answer:
                 return json.load(answer)
         except HTTPError as error:
             raise EngineStoppedError(f"llama.cpp on {self._file}: {error.read().decode(errors='replace')}") from error
-        except (URLError, ConnectionError) as error:
+        except (OSError, HTTPException) as error:
             raise self.stopped() from error
 
 

@@ -12,6 +12,8 @@ has the model that is timed; in stacks without attention its time counts to the 
 """
 
 import json
+import math
+import os
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -27,7 +29,7 @@ from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.memory import check_energy, fit_together
-from cost_models.engines.vllm_process import VllmProcess, interpreter, version_in
+from cost_models.engines.vllm_process import GPUS, VllmProcess, interpreter, version_in, visible_gpus
 from cost_models.errors import EngineStoppedError, TimingError
 from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
@@ -36,6 +38,8 @@ from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unhear
 _STEPS = 32
 """The most decode steps of one sample: they stand in the middle of an answer, so their mean is the answer's."""
 _SPARE_CACHE_BYTES = 2**28
+_BLOCK_TOKENS = 128
+"""A sequence takes its cache in blocks of so many tokens on a CPU, and of fewer on most GPUs."""
 _LIBRARIES_BYTES = 2**30
 """The memory of a process beside its weights and its cache."""
 _SHARE_OF_GPU = 0.01
@@ -105,7 +109,7 @@ class Vllm(Engine):
         version_in(interpreter())
 
     def version(self) -> str:
-        return f"vLLM {version_in(interpreter())}"
+        return version_in(interpreter())
 
     def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
         check_decilm(choices, config)
@@ -115,14 +119,14 @@ class Vllm(Engine):
         layers = decilm_layers(architecture)
         with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
             Path(folder, "config.json").write_text(json.dumps(_llama(config, layers)), encoding="utf-8")
-            arguments = _arguments(config, architecture, scenario)
             settings = {
+                "device": scenario.device.partition(":")[0],
                 "folder": folder,
                 "blocks": [_block(layer, config.num_attention_heads) for layer in layers],
-                "arguments": arguments,
+                "arguments": _arguments(config, layers, scenario),
             }
-            weights = architecture_cost(architecture, own_shape(config), scenario).weight_bytes
-            held = (weights + arguments["kv_cache_memory_bytes"]) // scenario.tensor_parallel + _LIBRARIES_BYTES
+            held = architecture_cost(architecture, own_shape(config), scenario).weight_bytes // scenario.tensor_parallel
+            held += settings["arguments"]["kv_cache_memory_bytes"] + _LIBRARIES_BYTES
             model = VllmModel(settings, _environment(scenario), config.vocab_size, held)
             try:
                 yield model
@@ -173,6 +177,15 @@ class VllmSubject:
         found = self._model.ask(prompts, tokens)
         if found["tokens"] != tokens or found["prefill_s"] <= 0 or (tokens > 1 and found["decode_s"] <= 0):
             raise TimingError(f"vLLM was asked for {tokens} tokens of each sequence, and answered {found}")
+        if found["passes"] != 1:
+            raise TimingError(
+                f"vLLM took {len(prompts)} prompts in {found['passes']} passes, and a prefill is one; lower the batch"
+            )
+        if found["preemptions"]:
+            raise TimingError(
+                f"vLLM's cache did not hold {len(prompts)} sequences at once, and it computed {found['preemptions']} "
+                "of them again; lower the batch"
+            )
         return found
 
 
@@ -196,9 +209,8 @@ def _block(layer: DeciLayer, heads: int) -> dict[str, dict[str, Any]]:
     return {"attention": attention, "ffn": {"no_op": layer.ffn_width is None, "intermediate_size": layer.ffn_width}}
 
 
-def _arguments(config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> dict[str, Any]:
-    """The arguments of vLLM's `LLM`; its server's defaults hold for all others."""
-    cached = architecture_cost(architecture, own_shape(config), scenario).cache_bytes
+def _arguments(config: PuzzleNasConfig, layers: tuple[DeciLayer, ...], scenario: Scenario) -> dict[str, Any]:
+    """The arguments of vLLM's `LLM`; its server's defaults hold for all others. The cache is that of each device."""
     return {
         "load_format": "dummy",
         "skip_tokenizer_init": True,
@@ -210,20 +222,27 @@ def _arguments(config: PuzzleNasConfig, architecture: Architecture, scenario: Sc
         # All prompts enter one pass, which is what a prefill is here.
         "max_num_batched_tokens": max(_LEAST_BATCHED_TOKENS, scenario.batch * scenario.context_tokens),
         "enable_prefix_caching": False,
-        "kv_cache_memory_bytes": 2 * cached + _SPARE_CACHE_BYTES,
+        "kv_cache_memory_bytes": 2 * _cache_bytes(config, layers, scenario) + _SPARE_CACHE_BYTES,
         "gpu_memory_utilization": _SHARE_OF_GPU,
         "disable_log_stats": False,
     }
 
 
+def _cache_bytes(config: PuzzleNasConfig, layers: tuple[DeciLayer, ...], scenario: Scenario) -> int:
+    """Keys and values of all sequences in whole blocks, those of a first layer's attention of zeros included."""
+    tokens = math.ceil(scenario.context_tokens / _BLOCK_TOKENS) * _BLOCK_TOKENS * scenario.batch
+    values = 2 * sum(layer.kv_heads or 0 for layer in layers) * own_shape(config).head_dim
+    return values * tokens * scenario.bytes_per_value
+
+
 def _environment(scenario: Scenario) -> dict[str, str]:
-    """Threads, no network, and, where one process is enough, no second one for vLLM's core."""
+    """Threads, no network, and no process for vLLM's core alone, which would schedule the first prompt before it had
+    the last."""
     found = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    if scenario.tensor_parallel == 1:
-        found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if scenario.device == "cpu":
         threads = str(scenario.threads or usable_cores())
         found |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     elif ":" in scenario.device:
-        found["CUDA_VISIBLE_DEVICES"] = scenario.device.partition(":")[2]
+        found[GPUS] = visible_gpus(scenario.device, os.environ.get(GPUS))
     return found

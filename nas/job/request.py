@@ -32,6 +32,8 @@ from nas.job.sections import (
 from nas.job.values import AbsolutePath, Budget, Flag, Name, NoneIfFalse, folder_of, wrong
 
 EMBEDDED = "embedded"
+_TIMED_IN_VLLM = ("decilm", "plain")
+"""The formats that vLLM runs by its own code, which is what its times are of."""
 
 
 def _parent(value: object, info: ValidationInfo) -> str:
@@ -89,6 +91,11 @@ class Request(Section):
         return asked.engine or ("llama_cpp" if serves_gguf else "torch")
 
     @property
+    def export_format(self) -> str:
+        """The format in which the child is delivered."""
+        return self.export.format or ("decilm" if self.engine == "vllm" else "hf")
+
+    @property
     def dtype(self) -> str:
         """The type of the weights, by the engine's own name; a GGUF file that llama.cpp serves is timed as it is
         written."""
@@ -115,10 +122,16 @@ class Request(Section):
             if tokens is not None and 0 < tokens < self.data.sequence_length:
                 least = f"give at least data.sequence_length, {self.data.sequence_length}"
                 raise wrong(key, f"{tokens} is less than one sequence; {least}")
-        if self.export.format == "plain" and not self.space.plain:
+        if self.export_format == "plain" and not self.space.plain:
             raise wrong(
                 "export.format",
                 "plain carries children whose layers are all of one size; give space.plain: true, or export as hf",
+            )
+        if self.engine == "vllm" and self.export_format not in _TIMED_IN_VLLM:
+            raise wrong(
+                "export.format",
+                f"vllm is timed on decilm's layers, and {self.export_format} does not run by that code; give decilm, "
+                "or plain for layers of one size",
             )
         if any(limit.metric == "decode" for limit in self.budget) and self.scenario.generated_tokens == 1:
             raise wrong("budget.decode", "nothing is decoded after the first token; give scenario.generated_tokens: 2")
@@ -128,8 +141,8 @@ class Request(Section):
                 "scenario.dtype",
                 f"the engine {self.engine} has no {self.scenario.dtype!r}; did you mean one of {', '.join(types)}?",
             )
-        if self.export.precision is not None and self.export.format != "gguf":
-            raise wrong("export.precision", f"format {self.export.format} has none; give export.format: gguf")
+        if self.export.precision is not None and self.export_format != "gguf":
+            raise wrong("export.precision", f"format {self.export_format} has none; give export.format: gguf")
         if self.export.precision not in (None, *ENGINES["llama_cpp"]):
             names = ", ".join(ENGINES["llama_cpp"])
             raise wrong("export.precision", f"{self.export.precision!r} is not known; did you mean one of {names}?")

@@ -337,10 +337,11 @@ class Heal(Section):
 
 
 class Export(Section):
-    """`precision` is the type of most matrices of a GGUF file; None: what the scenario serves in, if llama.cpp serves,
-    else f16. `out` None: a folder of the trial's own under `home`."""
+    """`format` None: decilm where vLLM serves the child, else hf. `precision` is the type of most matrices of a GGUF
+    file; None: what the scenario serves in, if llama.cpp serves, else f16. `out` None: a folder of the trial's own
+    under `home`."""
 
-    format: Literal["hf", "decilm", "gguf", "plain"] = "hf"
+    format: Literal["hf", "decilm", "gguf", "plain"] | None = None
     precision: str | None = None
     out: AbsolutePath | None = None
 

@@ -48,7 +48,7 @@ def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> Non
         engine_of(request.engine).check_installed()
     if is_here:
         _check_trainer(request)
-        if request.export.format == "gguf":
+        if request.export_format == "gguf":
             check_llama_cpp()
     _check_memory(request, found.shape, is_here)
     load_tokenizer(checkpoint.folder, request.allow_remote_code)
@@ -63,9 +63,9 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
     """
     check_kinds(request.distill.kinds)
     own = child_config(config, parent_architecture(shape), shape)
-    format = request.export.format
+    format = request.export_format
     found, scenario = choices(request.space, shape, format=format), scenario_of(request)
-    check_format(request.export.format, found, own)
+    check_format(format, found, own)
     engine_of(scenario.engine).check(found, own, scenario)
     check_positions(request, positions_of(config))
 
@@ -138,7 +138,7 @@ def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
             held += fixed_cost(shape, scenario).weight_bytes
             what += f", and at least a child's embeddings, which {scenario.engine} holds beside the parent"
         yield _Need("scenario", held, what, scenario.device)
-    found = choices(request.space, shape, format=request.export.format)
+    found = choices(request.space, shape, format=request.export_format)
     largest = max(found, key=lambda choice: choice_parameters(choice, shape))
     yield _Need(f"space: {largest}", choice_parameters(largest, shape) * _TRAINED, "its weights in float32")
     sequences, trainer = data.distillation_tokens // data.sequence_length, "cuda" if request.gpus_per_task else "cpu"

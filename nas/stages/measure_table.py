@@ -42,7 +42,7 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     scenario, asked = scenario_of(request), request.measure
     found = readable(inspect(parent_folder(request.checkpoint, request.home, code=request.allow_remote_code)))
     config = child_config(found.config, parent_architecture(found.shape), found.shape)
-    options = choices(request.space, found.shape, format=request.export.format)
+    options = choices(request.space, found.shape, format=request.export_format)
     if asked.whole_models is not None:
         console.print("measure.whole_models is for searches: the table gets the parts' own times", style="yellow")
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(request.budget) else None)

@@ -59,7 +59,7 @@ class Job:
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
-        return choices(self.request.space, self.parent.shape, self.dependency, self.request.export.format)
+        return choices(self.request.space, self.parent.shape, self.dependency, self.request.export_format)
 
     @property
     def hierarchy(self) -> MemoryHierarchy | None:

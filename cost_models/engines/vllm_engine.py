@@ -119,7 +119,7 @@ class Vllm(Engine):
         layers = decilm_layers(architecture)
         with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
             Path(folder, "config.json").write_text(json.dumps(_llama(config, layers)), encoding="utf-8")
-            settings = {
+            settings: dict[str, Any] = {
                 "device": scenario.device.partition(":")[0],
                 "folder": folder,
                 "blocks": [_block(layer, config.num_attention_heads) for layer in layers],

@@ -94,7 +94,7 @@ class Job:
         flash = under.scenario.flash
         machine = [self.hardware, None if flash is None else _plain(flash), timed]
         machine += [] if self.table is None else [self.table.digest]
-        machine += [] if under.measure.whole_models is None else [under.measure.whole_models]
+        machine += [] if under.measure.whole_models is None else [f"{under.measure.whole_models} whole models"]
         under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 

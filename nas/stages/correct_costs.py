@@ -105,7 +105,7 @@ def _with_times(job: Job, part: Geometry, row: models.CostRow, parts: Parts) -> 
 
 
 @dataclass(frozen=True)
-class _TimeTask:
+class _WholesTask:
     """`config` is the parent's."""
 
     config: Mapping[str, Any]
@@ -123,7 +123,7 @@ def _timed(context: Context, missing: Sequence[str]) -> Iterator[tuple[str, Comp
     rounds = Rounds(most=100, tolerance=asked.tolerance / 2, seconds=asked.time_limit)
     config, parent = job.parent.model.config.to_dict(), str(job.parent.architecture)
     tasks = [
-        _TimeTask(config, parent, missing[start : start + _IN_A_TASK], job.scenario, rounds)
+        _WholesTask(config, parent, missing[start : start + _IN_A_TASK], job.scenario, rounds)
         for start in range(0, len(missing), _IN_A_TASK)
     ]
     how: dict[str, Any] = {"gpus": gpus_to_time(job), "whole_node": True}
@@ -132,7 +132,7 @@ def _timed(context: Context, missing: Sequence[str]) -> Iterator[tuple[str, Comp
             yield from found
 
 
-def _time(task: _TimeTask, report: Report) -> list[tuple[str, Comparison]]:
+def _time(task: _WholesTask, report: Report) -> list[tuple[str, Comparison]]:
     engine, scenario = engine_of(task.scenario.engine), task.scenario
     config = PuzzleNasConfig.from_dict(dict(task.config))
     found: list[tuple[str, Comparison]] = []

@@ -92,7 +92,7 @@ class Job:
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
         timed = under.measure.model_dump(mode="json", include=set(_HOW_TIMED))
         flash = under.scenario.flash
-        machine = [self.hardware, None if flash is None else _plain(flash), timed]
+        machine: list[Any] = [self.hardware, None if flash is None else _plain(flash), timed]
         machine += [] if self.table is None else [self.table.digest]
         machine += [] if under.measure.whole_models is None else [f"{under.measure.whole_models} whole models"]
         under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]

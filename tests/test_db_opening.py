@@ -77,12 +77,9 @@ def make_old(url: str, revision: str) -> None:
         for table, columns in (pair for tables in added for pair in tables.items()):
             for column in columns:
                 connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        if revision < "0009":
-            connection.execute(text("DROP TABLE task_group"))
-        if revision < "0008":
-            connection.execute(text("DROP TABLE whole_time"))
-        if revision < "0007":
-            connection.execute(text("DROP TABLE evaluation"))
+        for later, table in (("0009", "task_group"), ("0008", "whole_time"), ("0007", "evaluation")):
+            if revision < later:
+                connection.execute(text(f"DROP TABLE {table}"))
         if revision < "0006":
             connection.execute(text("ALTER TABLE option ADD COLUMN cost_key TEXT"))
             connection.execute(text("ALTER TABLE option DROP COLUMN cost_keys"))

@@ -22,7 +22,7 @@ from cost_models.energy.meter import Meter
 from cost_models.engines.engine import Engine
 from cost_models.errors import ScenarioError, TimingError
 from cost_models.hardware import available_bytes, cpu_threads, synchronize
-from cost_models.metrics import METRICS
+from cost_models.quantities import BYTES
 from cost_models.scenario import Scenario
 from cost_models.timing.allocator import kept_memory
 from cost_models.timing.pair import ROUNDS, Comparison, Heard, Rounds, time_pair, unheard
@@ -72,7 +72,7 @@ class TorchEager(Engine):
         cost = architecture_cost(architecture, own_shape(config), scenario)
         held, free = cost.weight_bytes + cost.cache_bytes, _free_bytes(torch.device(scenario.device))
         if held > free:
-            takes, there = (METRICS["memory"].unit.format("memory", float(count)) for count in (held, free))
+            takes, there = (BYTES.format("memory", float(count)) for count in (held, free))
             raise ScenarioError(
                 f"the engine {self.name} holds both models that it times at once: one of them takes {takes}, and "
                 f"{scenario.device} has {there} free; lower the batch or the tokens, or give scenario.engine: vllm or "

@@ -117,14 +117,16 @@ class Vllm(Engine):
         layers = decilm_layers(architecture)
         with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
             Path(folder, "config.json").write_text(json.dumps(_llama(config, layers)), encoding="utf-8")
+            arguments = _arguments(config, layers, scenario)
             settings = {
                 "device": scenario.device.partition(":")[0],
                 "folder": folder,
                 "blocks": [_block(layer, config.num_attention_heads) for layer in layers],
-                "arguments": _arguments(config, layers, scenario),
+                "arguments": arguments,
             }
-            held = architecture_cost(architecture, own_shape(config), scenario).weight_bytes // scenario.tensor_parallel
-            held += settings["arguments"]["kv_cache_memory_bytes"] + _LIBRARIES_BYTES
+            weights = architecture_cost(architecture, own_shape(config), scenario).weight_bytes
+            # The size of the cache is that on each device.
+            held = weights // scenario.tensor_parallel + arguments["kv_cache_memory_bytes"] + _LIBRARIES_BYTES
             model = VllmModel(settings, _environment(scenario), config.vocab_size, held)
             try:
                 yield model
@@ -205,7 +207,7 @@ def _block(layer: DeciLayer, heads: int) -> dict[str, dict[str, Any]]:
 
 
 def _arguments(config: PuzzleNasConfig, layers: tuple[DeciLayer, ...], scenario: Scenario) -> dict[str, Any]:
-    """The arguments of vLLM's `LLM`; its server's defaults hold for all others. The cache is that of each device."""
+    """The arguments of vLLM's `LLM`; its server's defaults hold for all others."""
     return {
         "load_format": "dummy",
         "skip_tokenizer_init": True,

@@ -66,9 +66,9 @@ def _evaluate(asked: EvaluateRequest) -> None:
 def print_evaluations(found: "Sequence[Evaluation]") -> None:
     """Nothing, where there are none. The version of lm_eval stands in each line, where lines differ in it."""
     if found:
-        rows = [(one.what, one.said_parent, one.said_child, one.said_change, one.said_samples) for one in found]
-        heads = ("task", "parent", "child", "change", "samples")
+        rows = [[one.what, one.said_parent, one.said_child, one.said_change, one.said_samples] for one in found]
+        heads = ["task", "parent", "child", "change", "samples"]
         if len(harnesses(found)) > 1:
-            heads = (*heads, "lm_eval")
-            rows = [(*row, one.harness) for row, one in zip(rows, found, strict=True)]
+            heads.append("lm_eval")
+            rows = [[*row, one.harness] for row, one in zip(rows, found, strict=True)]
         print_table(heads, rows)

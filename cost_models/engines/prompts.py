@@ -13,8 +13,8 @@ _STEPS = 32
 
 @dataclass(frozen=True)
 class Prompts:
-    """A scenario's batch: `to_prefill` are its prompts; `to_decode` are the same, each with so much of an answer that the
-    `steps` decode steps after it stand in the middle of that answer."""
+    """A scenario's batch. `to_prefill` are its prompts; `to_decode` are the same, each with so much of an answer that
+    the `steps` decode steps after it stand in the middle of that answer."""
 
     to_prefill: list[list[int]]
     to_decode: list[list[int]]

@@ -5,7 +5,6 @@ llama-bench does for pp and tg. A batch is as many sequences in parallel. Keys a
 scenario's, or all cores. If memory does not hold two models, their processes take turns as well.
 """
 
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,14 +22,13 @@ from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.llama_server import LlamaServer
 from cost_models.engines.memory import check_energy, fit_together
+from cost_models.engines.prompts import Prompts
 from cost_models.engines.scratch import scratch_folder
 from cost_models.errors import TimingError
 from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
 
-_STEPS = 32
-"""The most decode steps of one sample: they stand in the middle of an answer, so their mean is the answer's."""
 _SPARE_TOKENS = 8
 """The server wants room for a little more than it is asked."""
 
@@ -103,24 +101,21 @@ class LlamaSubject:
         self._model, self._scenario, self._stays = model, scenario, stays
         self._server: LlamaServer | None = None
         self._ended_s, self._ended_bytes = 0.0, 0
-        self._steps = min(_STEPS, scenario.generated_tokens - 1)
-        half_way = scenario.prompt_tokens + (scenario.generated_tokens - self._steps) // 2
-        seeded = random.Random(0)
-        self._prompts = [[seeded.randrange(model.vocabulary) for _ in range(half_way)] for _ in range(scenario.batch)]
+        self._prompts = Prompts.of(scenario, model.vocabulary)
 
     def prefill(self) -> float:
         """Seconds from an empty cache to the first token of every sequence."""
         with self._running() as server:
-            prompts = [prompt[: self._scenario.prompt_tokens] for prompt in self._prompts]
-            return self._most("prompt_ms", self._complete(server, prompts, 1, is_cached=False))
+            return self._most("prompt_ms", self._complete(server, self._prompts.to_prefill, 1, is_cached=False))
 
     def decode(self) -> float:
         """Seconds of one step of all sequences, the mean of those in the middle of an answer."""
+        asked = self._prompts
         with self._running() as server:
-            self._complete(server, self._prompts, 1, is_cached=True)
+            self._complete(server, asked.to_decode, 1, is_cached=True)
             # All that is left of the prompts is a token each, so all sequences start together.
-            found = self._complete(server, self._prompts, self._steps + 1, is_cached=True)
-            return self._most("predicted_ms", found) / self._steps
+            found = self._complete(server, asked.to_decode, asked.steps + 1, is_cached=True)
+            return self._most("predicted_ms", found) / asked.steps
 
     def used_s(self) -> float:
         """CPU seconds that its servers have used so far."""

@@ -14,7 +14,6 @@ has the model that is timed; in stacks without attention its time counts to the 
 import json
 import math
 import os
-import random
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,14 +28,13 @@ from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.memory import check_energy, fit_together
+from cost_models.engines.prompts import Prompts
 from cost_models.engines.vllm_process import GPUS, VllmProcess, interpreter, version_in, visible_gpus
 from cost_models.errors import EngineStoppedError, TimingError
 from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
 
-_STEPS = 32
-"""The most decode steps of one sample: they stand in the middle of an answer, so their mean is the answer's."""
 _SPARE_CACHE_BYTES = 2**28
 _BLOCK_TOKENS = 128
 """A sequence takes its cache in blocks of so many tokens on a CPU, and of fewer on most GPUs."""
@@ -119,14 +117,16 @@ class Vllm(Engine):
         layers = decilm_layers(architecture)
         with tempfile.TemporaryDirectory(prefix="puzzle-nas-") as folder:
             Path(folder, "config.json").write_text(json.dumps(_llama(config, layers)), encoding="utf-8")
-            settings: dict[str, Any] = {
+            arguments = _arguments(config, layers, scenario)
+            settings = {
                 "device": scenario.device.partition(":")[0],
                 "folder": folder,
                 "blocks": [_block(layer, config.num_attention_heads) for layer in layers],
-                "arguments": _arguments(config, layers, scenario),
+                "arguments": arguments,
             }
-            held = architecture_cost(architecture, own_shape(config), scenario).weight_bytes // scenario.tensor_parallel
-            held += settings["arguments"]["kv_cache_memory_bytes"] + _LIBRARIES_BYTES
+            weights = architecture_cost(architecture, own_shape(config), scenario).weight_bytes
+            # The size of the cache is that on each device.
+            held = weights // scenario.tensor_parallel + arguments["kv_cache_memory_bytes"] + _LIBRARIES_BYTES
             model = VllmModel(settings, _environment(scenario), config.vocab_size, held)
             try:
                 yield model
@@ -153,11 +153,8 @@ class VllmSubject:
     one first."""
 
     def __init__(self, model: VllmModel, beside: VllmModel, scenario: Scenario, stays: bool = True):
-        self._model, self._beside, self._scenario, self._stays = model, beside, scenario, stays
-        self._steps = min(_STEPS, scenario.generated_tokens - 1)
-        half_way = scenario.prompt_tokens + (scenario.generated_tokens - self._steps) // 2
-        seeded = random.Random(0)
-        self._prompts = [[seeded.randrange(model.vocabulary) for _ in range(half_way)] for _ in range(scenario.batch)]
+        self._model, self._beside, self._stays = model, beside, stays
+        self._prompts = Prompts.of(scenario, model.vocabulary)
 
     def used_s(self) -> float:
         """CPU seconds that its processes have used so far."""
@@ -165,11 +162,11 @@ class VllmSubject:
 
     def prefill(self) -> float:
         """Seconds from an empty cache to the first token of every sequence."""
-        return self._asked([prompt[: self._scenario.prompt_tokens] for prompt in self._prompts], 1)["prefill_s"]
+        return self._asked(self._prompts.to_prefill, 1)["prefill_s"]
 
     def decode(self) -> float:
         """Seconds of one step of all sequences, the mean of those in the middle of an answer."""
-        return self._asked(self._prompts, self._steps + 1)["decode_s"] / self._steps
+        return self._asked(self._prompts.to_decode, self._prompts.steps + 1)["decode_s"] / self._prompts.steps
 
     def _asked(self, prompts: list[list[int]], tokens: int) -> dict[str, float]:
         if not self._stays and self._beside is not self._model:
@@ -210,7 +207,7 @@ def _block(layer: DeciLayer, heads: int) -> dict[str, dict[str, Any]]:
 
 
 def _arguments(config: PuzzleNasConfig, layers: tuple[DeciLayer, ...], scenario: Scenario) -> dict[str, Any]:
-    """The arguments of vLLM's `LLM`; its server's defaults hold for all others. The cache is that of each device."""
+    """The arguments of vLLM's `LLM`; its server's defaults hold for all others."""
     return {
         "load_format": "dummy",
         "skip_tokenizer_init": True,

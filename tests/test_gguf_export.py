@@ -21,7 +21,7 @@ from nas.export.gguf import export_gguf, modelfile
 from nas.export.gguf_tokenizer import vocabulary_of
 from nas.export.mixed_text import SIZE, mixed_text
 from nas.export.parent_settings import ParentSettings
-from nas.text.pre_tokenizers import pre_tokenizer_name
+from nas.text.pre_tokenizers import WORD_RULES, pre_tokenizer_name, splitter
 
 pytest.importorskip("xllamacpp")
 
@@ -169,6 +169,14 @@ def test_ways_to_split_text_are_named_as_llama_cpp_has_them(
     """The export itself compares ids on 100 kB."""
     done = export_gguf(child, byte_level(SPLITTERS[name]), tmp_path / "out", CARD, precision="f16")
     assert keys_of(done.folder)["tokenizer.ggml.pre"] == name
+
+
+def test_words_that_are_tokens_have_a_name_of_their_own(child: PuzzleNasForCausalLM, tmp_path: Path) -> None:
+    """As above, where a word that is a token is not merged."""
+    tokenizer = byte_level(splitter(WORD_RULES["tekken"]))
+    tokenizer.backend_tokenizer.model.ignore_merges = True
+    done = export_gguf(child, tokenizer, tmp_path / "out", CARD, precision="f16")
+    assert keys_of(done.folder)["tokenizer.ggml.pre"] == "tekken"
 
 
 def test_unicode_that_only_the_tokenizer_normalises_is_noted(child: PuzzleNasForCausalLM, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from blocklib.parent import own_shape
 from cost_models.engines.engine import Engine
 from cost_models.engines.engines import describe, engine_of
 from cost_models.engines.torch_eager import random_model
-from cost_models.engines.vllm_process import visible_gpus
+from cost_models.engines.vllm_process import visible_gpu
 from cost_models.errors import MissingEngineError, ScenarioError, UnsupportedByEngineError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import ENGINES, USUAL_DTYPE, Scenario
@@ -138,11 +138,11 @@ def test_vllm_refuses_what_its_form_has_no_place_for(config: PuzzleNasConfig) ->
 
 
 def test_the_gpu_that_vllm_sees_is_the_one_that_torch_means() -> None:
-    assert visible_gpus("cuda:1", None) == "1"
-    assert visible_gpus("cuda:1", "2,3") == "3"
-    assert visible_gpus("cuda:0", "GPU-8f3, GPU-9a1") == "GPU-8f3"
+    assert visible_gpu("cuda:1", None) == "1"
+    assert visible_gpu("cuda:1", "2,3") == "3"
+    assert visible_gpu("cuda:0", "GPU-8f3, GPU-9a1") == "GPU-8f3"
     with pytest.raises(ScenarioError, match=r"'cuda:2': CUDA_VISIBLE_DEVICES is '2,3', which lists 2"):
-        visible_gpus("cuda:2", "2,3")
+        visible_gpu("cuda:2", "2,3")
 
 
 def test_vllm_in_an_interpreter_that_has_none_says_what_to_type(

@@ -66,7 +66,7 @@ class EngineProcess:
         last asked."""
         if self._process.poll() is None:
             root = psutil.Process(self._process.pid)
-            self._used_s = sum(map(_used_s, (root, *root.children(recursive=True))))
+            self._used_s = sum(map(_cpu_s, (root, *root.children(recursive=True))))
         return self._used_s
 
     def peak_bytes(self) -> int:
@@ -102,7 +102,7 @@ class EngineProcess:
         return EngineStoppedError(f"{self._engine} {how} on {self._model}{said}")
 
 
-def _used_s(process: psutil.Process) -> float:
+def _cpu_s(process: psutil.Process) -> float:
     """CPU seconds of a process alone; none where it has just ended."""
     try:
         used = process.cpu_times()

@@ -29,7 +29,7 @@ from cost_models.analytic import architecture_cost
 from cost_models.engines.engine import Engine
 from cost_models.engines.memory import check_energy, fit_together
 from cost_models.engines.prompts import Prompts
-from cost_models.engines.vllm_process import GPUS, VllmProcess, interpreter, version_in, visible_gpus
+from cost_models.engines.vllm_process import GPUS, VllmProcess, interpreter, version_in, visible_gpu
 from cost_models.errors import EngineStoppedError, TimingError
 from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
@@ -235,11 +235,15 @@ def _cache_bytes(config: PuzzleNasConfig, layers: tuple[DeciLayer, ...], scenari
 def _environment(scenario: Scenario) -> dict[str, str]:
     """Threads, no network, and no process for vLLM's core alone, which would schedule the first prompt before it had
     the last."""
-    found = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    found = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     if scenario.device == "cpu":
         threads = str(scenario.threads or usable_cores())
         found |= {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     elif ":" in scenario.device:
-        found[GPUS] = visible_gpus(scenario.device, os.environ.get(GPUS))
+        found[GPUS] = visible_gpu(scenario.device, os.environ.get(GPUS))
     return found

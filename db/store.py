@@ -328,9 +328,11 @@ class Store:
         """In the order they were added."""
         return self._of_search(WholeTimeRow, search_id)
 
-    def remove_whole_times(self, search_id: str) -> None:
+    def remove_whole_times(self, search_id: str, architectures: Collection[str]) -> None:
+        """Those of these architectures."""
+        those = WholeTimeRow.search_id == search_id, WholeTimeRow.architecture.in_(architectures)
         with self._writing() as session:
-            session.execute(delete(WholeTimeRow).where(WholeTimeRow.search_id == search_id))
+            session.execute(delete(WholeTimeRow).where(*those))
 
     # Stages and failures
 

@@ -141,6 +141,13 @@ def test_whole_models_are_timed_once_and_half_of_them_correct_costs(copy: Path, 
     checked = here(home, "costs", "check", "whole", "--children", "0", "--json")
     assert checked.returncode == 0, checked.stderr
     assert len(json.loads(checked.stdout)["wholes"]) == 3, "those that correct costs check nothing"
+    assert here(home, "costs", "check", "whole", "--children", "1").returncode == 0
+    check = rows(home, "whole_time")[len(timed) :]
+    assert here(home, "search", corrected, "--remeasure").returncode == 0
+    after = rows(home, "whole_time")
+    assert after[: len(check)] == check, "only those that are for correcting are taken again"
+    assert {row["architecture"] for row in after[len(check) :]} == {row["architecture"] for row in timed}
+    assert after[len(check) :] != timed
 
 
 @pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="no trained parent")

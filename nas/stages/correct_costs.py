@@ -28,7 +28,7 @@ from nas.stages.time_architectures import random_architectures, timing_of, whole
 from nas.terminal.progress import bar
 
 _SEED = -1
-"""Of the random architectures: others than those that `nas costs check` draws by default."""
+"""The seed draws other architectures than `nas costs check` does by default."""
 _IN_A_TASK = 4
 """The number of architectures that one task times; the times of a finished task are kept."""
 _PHASES = ("prefill_s", "decode_s")
@@ -46,9 +46,9 @@ def correct_costs(context: Context, remeasure: bool = False) -> int:
     asked = job.request.measure.whole_models
     if asked is None or not job.is_timed_here:
         return 0
-    if remeasure:
-        store.remove_whole_times(job.id)
     wanted = random_architectures(job.choices, job.parent.architecture, asked, _SEED)
+    if remeasure:
+        store.remove_whole_times(job.id, wanted)
     corrects = {text: index % 2 == 0 for index, text in enumerate(wanted)}
     known = {row.architecture for row in store.whole_times(job.id) if row.take == 0}
     missing = [text for text in wanted if text not in known]

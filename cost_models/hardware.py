@@ -33,7 +33,7 @@ class ControlGroup:
 
     @property
     def free_bytes(self) -> int:
-        """What is left of that: files in memory that were read once give way, as they do for Linux's MemAvailable."""
+        """The memory that is left of that. Files in memory that were read once count as free, as in MemAvailable."""
         if self.most_bytes == sys.maxsize:
             return sys.maxsize
         counted = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())

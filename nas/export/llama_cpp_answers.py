@@ -1,4 +1,4 @@
-"""What llama.cpp's server computes from a GGUF file. This file only reports; `verify_gguf.py` decides."""
+"""Answers of llama.cpp's server on a GGUF file. This file only reports; `verify_gguf.py` decides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

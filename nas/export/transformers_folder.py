@@ -1,5 +1,5 @@
-"""What all exports have in common that transformers loads: the lines that load them, and the check by these lines. This
-file knows no format.
+"""The exports that transformers loads share this: the lines that load them, and the check by these lines. This file
+knows no format.
 """
 
 from dataclasses import replace

@@ -46,5 +46,10 @@ def config_of(family: type[Any] = LlamaConfig, **given: Any) -> PuzzleNasConfig:
     return child_config(config, parent_architecture(shape), shape)
 
 
+def config_for_engines() -> PuzzleNasConfig:
+    """A small parent's that every engine runs: vLLM on a CPU has heads of 32 or more."""
+    return config_of(hidden_size=64, intermediate_size=96, head_dim=32, num_attention_heads=2, vocab_size=300)
+
+
 def own_block(shape: Shape) -> Block:
     return parent_block(shape)

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from small_costs import config_of
+from small_costs import config_for_engines
 
 from blocklib.block import Architecture, Choice, Subblock
 from blocklib.formats.gguf_types import PRECISIONS
@@ -31,7 +31,7 @@ LLAMA_CPP, TWO = LlamaCpp(), Rounds(least=2, most=2)
 
 @pytest.fixture(scope="module")
 def config() -> PuzzleNasConfig:
-    return config_of(hidden_size=64, intermediate_size=96, head_dim=32, num_attention_heads=2, vocab_size=300)
+    return config_for_engines()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_costs import config_of
+from small_costs import config_for_engines
 
 from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
 from blocklib.kinds import ATTENTION, FFN, kind_of
@@ -33,7 +33,7 @@ COMPILED = [
 
 @pytest.fixture(scope="module")
 def config() -> PuzzleNasConfig:
-    return config_of(hidden_size=64, intermediate_size=96, head_dim=32, num_attention_heads=2, vocab_size=300)
+    return config_for_engines()
 
 
 def spelled(kind: str) -> Subblock:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from powercap import add_zone
-from small_costs import config_of
+from small_costs import config_for_engines
 
 from blocklib.block import Architecture
 from blocklib.kinds import parent_architecture
@@ -31,7 +31,7 @@ FAR_TOO_MUCH = 10**18
 
 @pytest.fixture(scope="module")
 def config() -> PuzzleNasConfig:
-    return config_of(hidden_size=64, intermediate_size=96, head_dim=32, num_attention_heads=2, vocab_size=300)
+    return config_for_engines()
 
 
 @pytest.fixture(scope="module")

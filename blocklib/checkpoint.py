@@ -91,7 +91,7 @@ def inspect(folder: Path) -> Checkpoint:
     generation = folder / "generation_config.json"
     if generation.is_file():
         _check_token_ids(generation, read_json(generation), config.get("vocab_size"))
-    index, weights = _weight_files(folder)
+    index, weights = weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for path in weights:
         if path.suffix == ".safetensors":
@@ -257,7 +257,7 @@ def _check_vocabulary(tensors: Mapping[str, Tensor], vocabulary: Any) -> None:
             raise CheckpointError(tensor.file, cause, f"correct config.json, or {_AGAIN}")
 
 
-def _weight_files(folder: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
+def weight_files(folder: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
     """Which file holds which tensor as an index says, empty where there is none; and the files."""
     for name in WEIGHTS:
         if (folder / name).is_symlink() and not (folder / name).exists():

@@ -14,17 +14,17 @@ import psutil
 import pytest
 from rows import trial
 from searches import Here, parent_folder, started, stop_group, wait_for
-from small_costs import config_of
+from small_costs import config_for_engines
 
 import nas
 from blocklib.block import Architecture
-from blocklib.errors import CheckpointError
+from blocklib.errors import CheckpointError, MissingCheckpointError
 from blocklib.formats.gguf import write_random_gguf
-from cost_models.errors import EngineStoppedError, MissingEngineError
+from cost_models.errors import EngineStoppedError, MissingEngineError, ScenarioError
 from cost_models.scenario import Scenario
 from nas.errors import MissingFileError, UsageError
-from nas.serving.of_trial import is_gguf_export
-from nas.serving.torch_folder import TorchFolder
+from nas.serving.of_trial import export_format
+from nas.serving.torch_folder import TorchFolder, weight_bytes
 
 HOUSE = Path(__file__).parents[1]
 LOAD = {"batch": 2, "prompt_tokens": 5, "generated_tokens": 4, "threads": 1, "rounds": 2}
@@ -36,7 +36,7 @@ MEMORY = ["file_bytes", "peak_bytes"]
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with parent.gguf and two children."""
     folder = tmp_path_factory.mktemp("files")
-    config = config_of(hidden_size=64, intermediate_size=96, head_dim=32, num_attention_heads=2, vocab_size=300)
+    config = config_for_engines()
     for name, spelling in {"parent": " ".join(["kv2+ffn96"] * 4), "one": "kv1+ffn32", "two": "skip+ffn96"}.items():
         write_random_gguf(folder / f"{name}.gguf", config, Architecture.parse(spelling), "q8_0")
     return folder
@@ -96,6 +96,9 @@ def test_a_folder_whose_process_is_killed_between_two_passes_is_an_error_that_sa
 
 def test_a_folder_that_torch_does_not_load_is_an_error_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "some-model", "auto_map": {"AutoConfig": "a.B"}}')
+    with pytest.raises(MissingCheckpointError, match="holds no weights"):
+        nas.bench([tmp_path], load=LOAD, progress=False)
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(EngineStoppedError, match=r"torch ended with status 1 on .*custom code"):
         nas.bench([tmp_path], load=LOAD, progress=False)
 
@@ -138,10 +141,27 @@ def test_the_parent_stays_first_if_it_is_named_among_the_children(files: Path) -
 
 
 @pytest.mark.parametrize(
-    ("format", "is_gguf"), [("gguf", True), ("gguf-q4_0", True), ("hf", False), ("hf-bfloat16", False), (None, False)]
+    ("written", "format"),
+    [("gguf", "gguf"), ("gguf-q4_0", "gguf"), ("hf", "hf"), ("hf-bfloat16", "hf"), ("decilm", "decilm"), (None, "")],
 )
-def test_a_gguf_export_is_known_whatever_its_precision(format: str | None, is_gguf: bool) -> None:
-    assert is_gguf_export(trial(details={"export_format": format})) == is_gguf
+def test_the_format_of_an_export_is_known_whatever_its_precision(written: str | None, format: str) -> None:
+    assert export_format(trial(details={"export_format": written})) == format
+
+
+def test_the_weights_of_a_folder_are_the_files_that_a_model_reads(tmp_path: Path) -> None:
+    for name, size in (("model.safetensors", 100), ("pytorch_model.bin", 70), ("training_args.bin", 5)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert weight_bytes(tmp_path) == 100
+
+
+def test_a_port_and_threads_that_do_not_exist_are_refused(files: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="port 0 does not exist; give one from 1 to 65535"),
+        nas.serve(files / "one.gguf", port=0, progress=False),
+    ):
+        pass
+    with pytest.raises(ScenarioError, match="threads"):
+        nas.bench([files / "one.gguf"], load={**LOAD, "threads": 0}, progress=False)
 
 
 def test_a_server_that_does_not_fit_is_refused_in_words(files: Path) -> None:

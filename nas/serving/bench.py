@@ -17,6 +17,7 @@ from cost_models.engines.llama_cpp import GgufFile, LlamaSubject
 from cost_models.engines.memory import fit_together
 from cost_models.hardware import usable_cores
 from cost_models.scenario import ENGINES, USUAL_DTYPE, Scenario
+from cost_models.timing.device_lock import alone_on
 from cost_models.timing.pair import Comparison, Paired, Rounds, time_all
 from nas.errors import UsageError
 from nas.serving.artefact import Artefact
@@ -43,7 +44,7 @@ class Load:
             raise UsageError(f"{self.rounds} rounds have no spread; give 2 or more")
 
     def scenario(self, engine: str, dtype: str) -> Scenario:
-        threads = self.threads or usable_cores()
+        threads = usable_cores() if self.threads is None else self.threads
         return Scenario("cpu", dtype, self.batch, self.prompt_tokens, self.generated_tokens, threads, engine)
 
 
@@ -109,7 +110,11 @@ def bench_artefacts(models: Sequence[Artefact], load: Load, console: Console) ->
 def _timed(name: str, models: Sequence[Artefact], load: Load, console: Console) -> EngineBench:
     scenario = load.scenario(name, USUAL_DTYPE[name] if models[0].is_gguf else _torch_dtype(models))
     rounds = Rounds(load.rounds, load.rounds, tolerance=0.0, seconds=math.inf)
-    with _ready(models, scenario) as subjects, bar(console, f"bench in {name}", "rounds", load.rounds) as told:
+    with (
+        bar(console, f"bench in {name}", "rounds", load.rounds) as told,
+        alone_on(scenario.device, told.say),
+        _ready(models, scenario) as subjects,
+    ):
         heard = told.expect([float(load.rounds)])
         found = time_all(subjects, scenario, rounds, lambda done, _: heard(0, done, load.rounds))
         sizes = [

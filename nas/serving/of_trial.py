@@ -28,6 +28,10 @@ from nas.terminal.progress import bar
 from nas.text.parent_folder import parent_folder
 from nas.text.tokenizer import load_tokenizer
 
+_FOLDERS = ("hf", "plain", "decilm")
+_RUN_IN = {"llama_cpp": ("gguf",), "torch_compile": ("hf", "plain")}
+"""The formats of exports that an engine runs, where these are not all folders."""
+
 
 def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console) -> Artefact:
     """The child's GGUF file for `llama_cpp`, else its folder for transformers or vLLM.
@@ -40,7 +44,7 @@ def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console
         raise MissingFileError(f"trial {trial.id} is not built: nas build {trial.id}")
     own = Path(trial.child_path) if trial.child_path else None
     target = Target("gguf", _precision(search)) if engine == "llama_cpp" else Target("hf")
-    if own is not None and own.is_dir() and is_gguf_export(trial) == (target.format == "gguf"):
+    if own is not None and own.is_dir() and export_format(trial) in _RUN_IN.get(engine, _FOLDERS):
         return Artefact(name, artefact_at(own).path, is_ours=True)
     out = home / "exports" / trial.key / str(target)
     if not out.is_dir():
@@ -49,9 +53,9 @@ def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console
     return Artefact(name, artefact_at(out).path, is_ours=True)
 
 
-def is_gguf_export(trial: models.TrialRow) -> bool:
-    """Whether the export of a trial is a GGUF file, of any precision: `gguf`, `gguf-q4_0`."""
-    return (trial.export_format or "").split("-")[0] == "gguf"
+def export_format(trial: models.TrialRow) -> str:
+    """The format of a trial's export, without the precision of a GGUF file; empty where it has none."""
+    return (trial.export_format or "").split("-")[0]
 
 
 def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Console) -> Artefact:

@@ -36,6 +36,10 @@ class Endpoint:
     host: str = "127.0.0.1"
     port: int = 8080
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise UsageError(f"port {self.port} does not exist; give one from 1 to 65535")
+
     @property
     def address(self) -> str:
         """How this machine reaches it."""

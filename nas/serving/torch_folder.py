@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from blocklib.checkpoint import weight_files
 from cost_models.engines.process import EngineProcess
 from cost_models.scenario import Scenario
-
-WEIGHTS = ("*.safetensors", "*.bin")
 
 
 class TorchFolder:
@@ -58,5 +57,6 @@ class TorchFolder:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of the files that hold the weights."""
-    return sum(file.stat().st_size for pattern in WEIGHTS for file in folder.glob(pattern))
+    """Bytes of the files that hold the weights. Raises MissingCheckpointError where there are none."""
+    _, files = weight_files(folder)
+    return sum(file.stat().st_size for file in files)

@@ -321,18 +321,19 @@ class Store:
 
     # Times of whole architectures
 
-    def add_whole_time(self, row: WholeTimeRow) -> WholeTimeRow:
-        return self._add(WholeTimeRow, row)
+    def add_whole_time(self, row: WholeTimeRow) -> None:
+        """Keep it, unless another process has kept that take of the architecture. Raises RowError."""
+        with self._writing() as session:
+            session.execute(self._insert(WholeTimeRow).values(values(row)).on_conflict_do_nothing())
 
     def whole_times(self, search_id: str) -> list[WholeTimeRow]:
         """In the order they were added."""
         return self._of_search(WholeTimeRow, search_id)
 
     def remove_whole_times(self, search_id: str, architectures: Collection[str]) -> None:
-        """Those of these architectures."""
-        those = WholeTimeRow.search_id == search_id, WholeTimeRow.architecture.in_(architectures)
+        those = delete(WholeTimeRow).filter_by(search_id=search_id).where(WholeTimeRow.architecture.in_(architectures))
         with self._writing() as session:
-            session.execute(delete(WholeTimeRow).where(*those))
+            session.execute(those)
 
     # Stages and failures
 

@@ -62,6 +62,14 @@ def test_errors_are_of_shares_of_the_parents_time(store: Store, known: Measured)
     assert {whole.contention for whole in found.wholes} == {0.1}
 
 
+def test_of_two_processes_that_time_one_architecture_the_first_is_kept(store: Store, known: Measured) -> None:
+    text = known.search.parent_architecture
+    for factor in (1.0, 2.0):
+        store.add_whole_time(timed(known, text, factor))
+    (kept,) = store.whole_times(known.search.id)
+    assert kept.prefill_s == pytest.approx(2 * known.parent.prefill_s)
+
+
 def test_nothing_timed_is_no_check(known: Measured) -> None:
     assert cost_check(known, []) is None
     correcting = timed(known, known.search.parent_architecture, 1.0)

@@ -123,16 +123,16 @@ def bench(
     children: "Sequence[str | Path | int]",
     *,
     parent: str | Path | None = None,
-    load: "Load | Mapping[str, int | None] | None" = None,
+    load: "Load | Mapping[str, int | str | None] | None" = None,
     engine: str | None = None,
     db: str | Path | None = None,
     progress: Progress = True,
 ) -> "SideBySide":
     """Time models side by side in their engines. A child: a trial's number, a search's name, a folder, a .gguf file.
 
-    `parent` None: that of the first trial. `load`: batch, prompt_tokens, generated_tokens, threads, rounds. `engine`:
-    what they run in, "torch", "torch_compile" or "llama_cpp"; None: a trial in that of its scenario. Raises
-    `nas.errors.UsageError`, `MissingFileError`, and the engines' `cost_models.errors`.
+    `parent` None: that of the first trial. `load`: batch, prompt_tokens, generated_tokens, threads, rounds, device.
+    `engine`: what they run in, "torch", "torch_compile", "vllm" or "llama_cpp"; None: a trial in that of its scenario.
+    Raises `nas.errors.UsageError`, `MissingFileError`, and the engines' `cost_models.errors`.
     """
     console = console_of(progress)
     with loading(console, "bench"):
@@ -140,7 +140,8 @@ def bench(
         from nas.serving.bench import Load, bench_artefacts
         from nas.serving.named import Where, models_beside_parent
     asked = load if isinstance(load, Load) else Load(**(load or {}))  # type: ignore[arg-type]
-    return bench_artefacts(models_beside_parent(children, parent, engine, Where(db, console)), asked, console)
+    found = models_beside_parent(children, parent, engine, asked.device, Where(db, console))
+    return bench_artefacts(found, asked, console)
 
 
 @contextmanager

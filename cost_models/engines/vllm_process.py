@@ -66,13 +66,13 @@ def visible_gpu(device: str, inherited: str | None) -> str:
 
 
 class VllmProcess(EngineProcess):
-    """A model with random weights in vLLM, in a process of its own, with the settings of `vllm_worker.py`."""
+    """A model in vLLM, in a process of its own, with the settings of `vllm_worker.py`."""
 
     shown_lines = 3
 
-    def __init__(self, settings: dict[str, Any], environment: dict[str, str]):
+    def __init__(self, name: str, settings: dict[str, Any], environment: dict[str, str]):
         command = [interpreter(), "-I", str(Path(__file__).with_name("vllm_worker.py")), json.dumps(settings)]
-        super().__init__("vLLM", "random weights", command, environment)
+        super().__init__("vLLM", name, command, environment)
 
     def ask(self, prompts: list[list[int]], tokens: int) -> dict[str, float]:
         """The seconds of generating so many tokens after each prompt, as `vllm_worker.timed` has them."""

@@ -1,7 +1,8 @@
-"""A model with random weights in vLLM, in a process of its own. This runs as a script, and needs vLLM alone.
+"""A model in vLLM, in a process of its own. This runs as a script, and needs vLLM alone.
 
-`python vllm_worker.py SETTINGS`, which is JSON: `device` (cpu or cuda), `folder` (with the config.json of a Llama),
-`blocks` (the sizes of each layer, as DeciLM has them) and `arguments` (of vLLM's `LLM`). Prints a line when it is
+`python vllm_worker.py SETTINGS`, which is JSON: `device` (cpu or cuda), `folder` (a checkpoint, or the config.json of a
+Llama), `blocks` (the sizes of each layer that replace that Llama's, as DeciLM has them; null: none do) and `arguments`
+(of vLLM's `LLM`). Prints a line when it is
 ready. After that, each line of its standard input is a question, `{"prompts": [[ids]], "tokens": 8}`, and each line of
 its output the answer of `timed`. Ends with its standard input, and before it is ready where vLLM runs on another
 device.
@@ -67,8 +68,8 @@ def main() -> None:
     check_device(settings["device"])
     from vllm import LLM
 
-    changed = partial(with_blocks, blocks=settings["blocks"])
-    llm = LLM(settings["folder"], hf_overrides=changed, **settings["arguments"])
+    changed = partial(with_blocks, blocks=settings["blocks"]) if settings["blocks"] else None
+    llm = LLM(settings["folder"], **{"hf_overrides": changed} | settings["arguments"])
     print("ready", file=answers)
     for line in sys.stdin:
         print(json.dumps(timed(llm, **json.loads(line))), file=answers)

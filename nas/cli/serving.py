@@ -31,7 +31,7 @@ class BenchRequest:
 
     children: list[str]
     parent: str | None
-    sizes: dict[str, int | None]
+    load: dict[str, int | str | None]
     engine: str | None
     db: str | None
     as_json: bool
@@ -54,19 +54,17 @@ def bench(
     generate: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 128,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine. Default: all cores.")] = None,
     engine: Annotated[
-        Literal["torch", "torch_compile", "llama_cpp"] | None,
-        typer.Option(
-            help="torch and torch_compile run folders, llama_cpp .gguf files. Default: that of a trial's scenario."
-        ),
+        Literal["torch", "torch_compile", "vllm", "llama_cpp"] | None,
+        typer.Option(help="torch, torch_compile and vllm run folders, llama_cpp .gguf files. Default: a trial's own."),
     ] = None,
+    device: Annotated[str, typer.Option(help="Where they run: cpu, cuda, cuda:1.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=2, help="Times that each model runs, in turns.")] = 9,
     db: Db = None,
     as_json: AsJson = False,
 ) -> None:
     """Time parent and children side by side in their engines: tokens per second, latency, memory.
 
-    A trial is timed beside its parent, on this CPU. For llama_cpp, what has no GGUF file yet is exported first. A trial
-    that was searched for vLLM or another device is timed only in an engine that is named here.
+    A trial is timed beside its parent. For llama_cpp, what has no GGUF file yet is exported first.
 
     Example: nas bench 3 --engine llama_cpp
     """
@@ -80,6 +78,7 @@ def bench(
                 "generated_tokens": generate,
                 "threads": threads,
                 "rounds": rounds,
+                "device": device,
             },
             engine,
             db,
@@ -92,7 +91,7 @@ def _bench(asked: BenchRequest) -> None:
     found = nas.bench(
         asked.children,
         parent=asked.parent,
-        load=asked.sizes,
+        load=asked.load,
         engine=asked.engine,
         db=asked.db,
         progress=talk_beside(asked.as_json),

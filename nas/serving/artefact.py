@@ -9,7 +9,7 @@ from blocklib.gguf_header import SUFFIX, GgufHeader, read_header
 from nas.errors import MissingFileError, UsageError
 
 GGUF_ENGINES = ("llama_cpp",)
-FOLDER_ENGINES = ("torch", "torch_compile")
+FOLDER_ENGINES = ("torch", "torch_compile", "vllm")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Models side by side, as their engines run them: GGUF files in llama.cpp, folders in torch, eager or compiled.
+"""Models side by side, as their engines run them: GGUF files in llama.cpp, folders in vLLM, or in torch, eager or
+compiled.
 
 The models of one engine take turns, round by round, each in a process of its own, and every ratio is that of a round.
 Models of different engines are timed one engine after the other, and no ratio spans two.
@@ -15,15 +16,18 @@ from rich.console import Console
 from cost_models.engines.engines import engine_of
 from cost_models.engines.llama_cpp import GgufFile, LlamaSubject
 from cost_models.engines.memory import fit_together
-from cost_models.hardware import usable_cores
+from cost_models.hardware import machine, usable_cores
 from cost_models.scenario import ENGINES, USUAL_DTYPE, Scenario
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.pair import Comparison, Paired, Rounds, time_all
 from nas.errors import UsageError
 from nas.serving.artefact import Artefact
 from nas.serving.torch_folder import TorchFolder, weight_bytes
+from nas.serving.vllm_folder import VllmFolder, vllm_held_bytes
 from nas.terminal.progress import bar
 
+Timed = LlamaSubject | TorchFolder | VllmFolder
+"""A model in its engine: its passes, the CPU seconds it used, its peak memory, its end."""
 _LIBRARIES_BYTES = 600 * 1024**2
 """The memory of a torch process beside its model."""
 
@@ -31,13 +35,14 @@ _LIBRARIES_BYTES = 600 * 1024**2
 @dataclass(frozen=True)
 class Load:
     """A batch of requests: how many, their prompts, their answers. `threads` None: all cores. Each model runs `rounds`
-    times, in turns."""
+    times, in turns, on `device`."""
 
     batch: int = 1
     prompt_tokens: int = 128
     generated_tokens: int = 128
     threads: int | None = None
     rounds: int = 9
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.rounds < 2:
@@ -45,7 +50,7 @@ class Load:
 
     def scenario(self, engine: str, dtype: str) -> Scenario:
         threads = usable_cores() if self.threads is None else self.threads
-        return Scenario("cpu", dtype, self.batch, self.prompt_tokens, self.generated_tokens, threads, engine)
+        return Scenario(self.device, dtype, self.batch, self.prompt_tokens, self.generated_tokens, threads, engine)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def bench_artefacts(models: Sequence[Artefact], load: Load, console: Console) ->
     CheckpointError for a file that is no whole GGUF file, EngineStoppedError where an engine ends."""
     names = list(dict.fromkeys(model.engine for model in models))
     for name in names:
-        engine_of(name).check_installed()
+        _check_engine(name, load)
     groups = [[model for model in models if model.engine == name] for name in names]
     notes: tuple[str, ...] = ()
     if len(groups) > 1:
@@ -107,8 +112,17 @@ def bench_artefacts(models: Sequence[Artefact], load: Load, console: Console) ->
     )
 
 
+def _check_engine(name: str, load: Load) -> None:
+    """Raise MissingEngineError, UsageError or ScenarioError where it cannot be asked, or not on the device."""
+    engine, scenario = engine_of(name), load.scenario(name, USUAL_DTYPE[name])
+    engine.check_installed()
+    if load.device.partition(":")[0] not in engine.devices:
+        raise UsageError(f"{name} is timed on {' or '.join(engine.devices)} here, not on {load.device}: give --device")
+    machine(scenario)
+
+
 def _timed(name: str, models: Sequence[Artefact], load: Load, console: Console) -> EngineBench:
-    scenario = load.scenario(name, USUAL_DTYPE[name] if models[0].is_gguf else _torch_dtype(models))
+    scenario = load.scenario(name, USUAL_DTYPE[name] if models[0].is_gguf else _folder_dtype(models, name))
     rounds = Rounds(load.rounds, load.rounds, tolerance=0.0, seconds=math.inf)
     with (
         bar(console, f"bench in {name}", "rounds", load.rounds) as told,
@@ -118,7 +132,8 @@ def _timed(name: str, models: Sequence[Artefact], load: Load, console: Console) 
         heard = told.expect([float(load.rounds)])
         found = time_all(subjects, scenario, rounds, lambda done, _: heard(0, done, load.rounds))
         sizes = [
-            {"file_bytes": _size(model), "peak_bytes": subject.peak_bytes()}
+            # Main memory says little of a model on a GPU.
+            {"file_bytes": _size(model)} | ({"peak_bytes": subject.peak_bytes()} if load.device == "cpu" else {})
             for model, subject in zip(models, subjects, strict=True)
         ]
     lines = tuple(
@@ -129,9 +144,9 @@ def _timed(name: str, models: Sequence[Artefact], load: Load, console: Console) 
 
 
 @contextmanager
-def _ready(models: Sequence[Artefact], scenario: Scenario) -> Iterator[list[LlamaSubject | TorchFolder]]:
+def _ready(models: Sequence[Artefact], scenario: Scenario) -> Iterator[list[Timed]]:
     """Each as its engine runs it. If memory does not hold all at once, their processes take turns."""
-    stays = fit_together(_held_bytes(model, scenario) for model in models)
+    stays = fit_together((_held_bytes(model, scenario) for model in models), scenario.device)
     with ExitStack() as open_ones:
         subjects = [_subject(model, scenario, stays) for model in models]
         for subject in subjects:
@@ -139,15 +154,19 @@ def _ready(models: Sequence[Artefact], scenario: Scenario) -> Iterator[list[Llam
         yield subjects
 
 
-def _subject(model: Artefact, scenario: Scenario, stays: bool) -> LlamaSubject | TorchFolder:
+def _subject(model: Artefact, scenario: Scenario, stays: bool) -> Timed:
     if model.is_gguf:
         return LlamaSubject(GgufFile.of(model.path, scenario), scenario, stays)
+    if scenario.engine == "vllm":
+        return VllmFolder(model, scenario, stays)
     return TorchFolder(model.path, scenario, stays)
 
 
 def _held_bytes(model: Artefact, scenario: Scenario) -> int:
     if model.is_gguf:
         return GgufFile.of(model.path, scenario).held_bytes
+    if scenario.engine == "vllm":
+        return vllm_held_bytes(model, scenario)
     return weight_bytes(model.path) + _LIBRARIES_BYTES
 
 
@@ -186,8 +205,8 @@ def _weights(model: Artefact, scenario: Scenario) -> str:
     return types.pop() if len(types) == 1 else model.header.stored
 
 
-def _torch_dtype(models: Sequence[Artefact]) -> str:
+def _folder_dtype(models: Sequence[Artefact], engine: str) -> str:
     """All run in the type that the last was written in, which is a child where there is one."""
     config = models[-1].config
     found = str(config.get("dtype") or config.get("torch_dtype"))
-    return found if found in ENGINES["torch"] else USUAL_DTYPE["torch"]
+    return found if found in ENGINES[engine] else USUAL_DTYPE[engine]

@@ -34,13 +34,13 @@ class Where:
 
 
 def models_beside_parent(
-    children: Sequence[Name], parent: str | Path | None, engine: str | None, where: Where
+    children: Sequence[Name], parent: str | Path | None, engine: str | None, device: str, where: Where
 ) -> tuple[Artefact, ...]:
     """The parent that is named, else the first trial's, and then the children; each path once.
 
     `engine` None: a trial runs in that of its scenario; a path in the one that the trials of its form run in, else in
-    its form's usual one. Raises UsageError, with what to type, where the engine does not run such a model here,
-    MissingFileError and NotFoundError where nothing has that name.
+    its form's usual one. `device` is the one on which they will run. Raises UsageError, with what to type, where the
+    engine does not run such a model here, MissingFileError and NotFoundError where nothing has that name.
     """
     found = [] if parent is None else [_parent(str(parent))]
     for child in children:
@@ -49,7 +49,7 @@ def models_beside_parent(
             continue
         with _opened(child, where) as store:
             trial = trial_named(store, child)
-            served_by = engine or _engine_of(store, trial)
+            served_by = engine or _engine_of(store, trial, device)
             mine = child_of(store, trial, served_by, where.console).timed_by(served_by)
             if parent is None and not found:
                 found.append(parent_of(store, trial, mine, where.console))
@@ -103,14 +103,13 @@ def _opened(name: Name, where: Where) -> Iterator[Store]:
         yield store
 
 
-def _engine_of(store: Store, trial: models.TrialRow) -> str:
-    """The engine of the trial's scenario. Raises UsageError where models are not timed in it here, or not on its
-    device."""
-    asked, known = scenario_in(store.find_search(trial.search_id)), (*FOLDER_ENGINES, *GGUF_ENGINES)
-    if asked.engine not in known or asked.device != "cpu":
+def _engine_of(store: Store, trial: models.TrialRow, device: str) -> str:
+    """The engine of the trial's scenario. Raises UsageError where that is on another device."""
+    asked = scenario_in(store.find_search(trial.search_id))
+    if asked.device != device:
         raise UsageError(
-            f"trial {trial.id} was searched for {asked.engine} on {asked.device}, which nas bench does not run; to "
-            f"time it on this CPU, give {' or '.join(f'--engine {name}' for name in known)}"
+            f"trial {trial.id} was searched for {asked.engine} on {asked.device}; give --device {asked.device}, or to "
+            f"time it on {device}, name the engine: --engine {' or '.join((*FOLDER_ENGINES, *GGUF_ENGINES))}"
         )
     return asked.engine
 

@@ -43,7 +43,7 @@ def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console
     if not child_file(home, trial.child_key).is_file():
         raise MissingFileError(f"trial {trial.id} is not built: nas build {trial.id}")
     own = Path(trial.child_path) if trial.child_path else None
-    target = Target("gguf", _precision(search)) if engine == "llama_cpp" else Target("hf")
+    target = _target(search, engine)
     if own is not None and own.is_dir() and export_format(trial) in _RUN_IN.get(engine, _FOLDERS):
         return Artefact(name, artefact_at(own).path, is_ours=True)
     out = home / "exports" / trial.key / str(target)
@@ -79,6 +79,14 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
             write = exporter(Target("gguf", precision))
             write(load_parent(str(folder)).model, tokenizer, out, _card(search), settings_of(str(folder)))
     return Artefact("parent", artefact_at(out).path)
+
+
+def _target(search: models.SearchRow, engine: str) -> Target:
+    """What is exported for an engine where there is no such export. A child that was searched for vLLM has the form of
+    whose times the search took."""
+    if engine == "llama_cpp":
+        return Target("gguf", _precision(search))
+    return Target("decilm" if engine == "vllm" == scenario_in(search).engine else "hf")
 
 
 def _precision(search: models.SearchRow) -> str:

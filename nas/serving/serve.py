@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.request import ProxyHandler, build_opener
 
-from blocklib.model import PuzzleNasConfig
 from cost_models.engines.engines import engine_of
 from cost_models.engines.llama_server import server_command
 from cost_models.engines.vllm_process import interpreter, version_in
 from cost_models.errors import EngineStoppedError
 from nas.errors import UsageError
-from nas.export.vllm_flags import vllm_flags
 from nas.serving.artefact import Artefact
+from nas.serving.vllm_folder import serving_flags
 
 _LOOK_EVERY_S = 0.1
 _END_S = 20.0
@@ -114,7 +113,7 @@ def _command(model: Artefact, endpoint: Endpoint) -> list[str]:
         name = ["--served-model-name", _alias(model)]
         line = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path), *name, *host_port]
         version_in(interpreter())
-        return [interpreter(), *line, *_flags(model)]
+        return [interpreter(), *line, *serving_flags(model)]
     if own := shutil.which("llama-server"):
         return [own, "--model", str(model.path), "--alias", _alias(model), *host_port]
     engine_of("llama_cpp").check_installed()
@@ -125,15 +124,6 @@ def _alias(model: Artefact) -> str:
     """The name that a request gives: a folder's, or a file's without its ending."""
     path = model.path.resolve()
     return path.stem if model.is_gguf else path.name
-
-
-def _flags(model: Artefact) -> list[str]:
-    """The flags that vLLM needs for a folder; code of one that this package did not write does not run."""
-    if not model.is_ours:
-        return []
-    if model.config.get("model_type") != PuzzleNasConfig.model_type:
-        return ["--trust-remote-code"]
-    return shlex.split(" ".join(vllm_flags(PuzzleNasConfig.from_pretrained(model.path))))
 
 
 def _wait_until_it_answers(engine: str, address: str, process: "subprocess.Popen[bytes]") -> None:

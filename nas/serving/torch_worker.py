@@ -37,6 +37,7 @@ def load(folder: str, scenario: Scenario) -> Any:
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ValueError(f"weights are missing or of another shape: {sorted(map(str, info['missing_keys']))[:3]}")
+    model.to(scenario.device)
     return model
 
 
@@ -50,7 +51,8 @@ def own_model(folder: str, scenario: Scenario) -> Any:
     from cost_models.engines.torch_eager import torch_dtype
 
     if read_json(Path(folder, "config.json")).get("model_type") != PuzzleNasConfig.model_type:
-        return load_parent(folder, torch_dtype(scenario)).model
+        parent: Any = load_parent(folder, torch_dtype(scenario)).model
+        return parent.to(scenario.device)
     model = load(folder, scenario)
     TorchCompile().check(Architecture.parse(model.config.architecture).choices(), model.config, scenario)
     return model

@@ -1,5 +1,6 @@
 """A parent that was really trained, and text it can read. Random weights show less than trained ones."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ LONGEST = ("submission", "search", "compare", "adding", "readme", "solver_limits
 """Files that take longest, longest first: workers that begin with them end together."""
 
 EMBEDDED = Path(__file__).parents[1] / "nas/embedded/parent"
+NAMED_PARENT = Path(os.environ.get("PUZZLE_NAS_PARENT") or EMBEDDED)
+"""The parent whose exports are taken to other tools: a folder of the family Llama that the environment may name."""
 SHARED = Path(__file__).parents[1] / "../shared"
 STORIES = SHARED / "parents/stories260K"
 

@@ -17,17 +17,15 @@ from nas.export.hf import export_hf
 LOAD = {"prompt_tokens": 5, "generated_tokens": 4, "threads": 1, "rounds": 2}
 
 
-@pytest.mark.parametrize(("engine", "device"), [("vllm", "cpu"), ("torch", "cuda")])
-def test_a_trial_that_cannot_be_timed_as_it_was_searched_names_what_to_type(
-    tmp_path: Path, engine: str, device: str
-) -> None:
+@pytest.mark.parametrize("engine", ["vllm", "torch"])
+def test_a_trial_that_cannot_be_timed_as_it_was_searched_names_what_to_type(tmp_path: Path, engine: str) -> None:
     with Store.open(tmp_path / "nas.db") as store:
         search = add_search(store, tmp_path)
         add_measured(store, search)
-        search.scenario = search.scenario | {"engine": engine, "device": device}
+        search.scenario = search.scenario | {"engine": engine, "device": "cuda"}
         store.add_search(search)
         trial = add_trial(store, search, "latency=70%", factor=1.0)
-    said = rf"trial {trial.id} was searched for {engine} on {device}, .* give --engine torch or --engine torch_compile"
+    said = rf"trial {trial.id} was searched for {engine} on cuda; give --device cuda, or .*: --engine torch or "
     with pytest.raises(UsageError, match=said):
         nas.bench([trial.id], load=LOAD, db=tmp_path / "nas.db", progress=False)
 
@@ -53,5 +51,5 @@ def test_a_decilm_folder_is_timed_without_its_own_code(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_runs_no_folder_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="a folder, which runs in torch or torch_compile here, not in vllm"):
-        nas.bench([parent_folder()], engine="vllm", load=LOAD, progress=False)
+    with pytest.raises(UsageError, match="runs in torch or torch_compile or vllm here, not in llama_cpp"):
+        nas.bench([parent_folder()], engine="llama_cpp", load=LOAD, progress=False)

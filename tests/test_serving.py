@@ -122,6 +122,10 @@ def test_what_cannot_be_timed_is_refused_in_words(files: Path, tmp_path: Path) -
         bench(files / "one.gguf", "torch")
     with pytest.raises(UsageError, match="2 or more"):
         nas.bench([files / "one.gguf"], load={"rounds": 1}, progress=False)
+    with pytest.raises(UsageError, match=r"llama_cpp is timed on cpu here, not on cuda: give --device"):
+        nas.bench([files / "one.gguf"], load={"device": "cuda"}, progress=False)
+    with pytest.raises(ScenarioError, match="device 'gpu' is not one of torch's"):
+        nas.bench([files / "one.gguf"], load={"device": "gpu"}, progress=False)
 
 
 def test_a_folder_needs_vllm_and_the_commands_to_type_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,16 +224,17 @@ def test_the_commands_of_the_page_run(here: Here, copy: Path, monkeypatch: pytes
 
 def served_and_asked(home: Path, command: Sequence[str], sent: signal.Signals) -> None:
     running = started(home, *command)
-    said = wait_for(running, "Ctrl-C ends it")
-    (curl,) = re.findall(r"^curl .*$", said, re.MULTILINE)
-    assert "/v1/completions" in curl  # The parent has no chat template.
-    asked = subprocess.run(shlex.split(curl), capture_output=True, text=True, check=True)
-    assert json.loads(asked.stdout)["choices"][0]["text"]
-    url = shlex.split(curl)[1]
-    question = json.dumps({"prompt": "def", "max_tokens": 3, "temperature": 0}).encode()
-    with urlopen(Request(url, question, {"Content-Type": "application/json"})) as answer:
-        assert json.load(answer)["usage"]["completion_tokens"] == 3
-    rest = stop_group(running, sent)
+    try:
+        (curl,) = re.findall(r"^curl .*$", wait_for(running, "Ctrl-C ends it"), re.MULTILINE)
+        asked = subprocess.run(shlex.split(curl), capture_output=True, text=True, check=True)
+        (choice,) = json.loads(asked.stdout)["choices"]
+        assert choice["message"]["content"] if "/v1/chat/completions" in curl else choice["text"]
+        url = shlex.split(curl)[1].replace("/chat", "")
+        question = json.dumps({"prompt": "def", "max_tokens": 3, "temperature": 0}).encode()
+        with urlopen(Request(url, question, {"Content-Type": "application/json"})) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 3
+    finally:
+        rest = stop_group(running, sent)
     assert running.returncode == 0
     assert "the server has ended" in rest
 

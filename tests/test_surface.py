@@ -55,6 +55,7 @@ COMMANDS = {
         "--generate",
         "--threads",
         "--engine",
+        "--device",
         "--rounds",
         "--db",
         "--json",

@@ -2,10 +2,9 @@
 
 `python vllm_worker.py SETTINGS`, which is JSON: `device` (cpu or cuda), `folder` (a checkpoint, or the config.json of a
 Llama), `blocks` (the sizes of each layer that replace that Llama's, as DeciLM has them; null: none do) and `arguments`
-(of vLLM's `LLM`). Prints a line when it is
-ready. After that, each line of its standard input is a question, `{"prompts": [[ids]], "tokens": 8}`, and each line of
-its output the answer of `timed`. Ends with its standard input, and before it is ready where vLLM runs on another
-device.
+(of vLLM's `LLM`). Prints a line when it is ready. After that, each line of its standard input is a question,
+`{"prompts": [[ids]], "tokens": 8}`, and each line of its output the answer of `timed`. Ends with its standard input,
+and before it is ready where vLLM runs on another device.
 """
 
 import json

@@ -82,8 +82,8 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
 
 
 def _target(search: models.SearchRow, engine: str) -> Target:
-    """What is exported for an engine where there is no such export. A child that was searched for vLLM has the form of
-    whose times the search took."""
+    """The form in which a missing export is written for an engine. A child that was searched for vLLM is written as
+    decilm there, since the search took its times on that form."""
     if engine == "llama_cpp":
         return Target("gguf", _precision(search))
     return Target("decilm" if engine == "vllm" == scenario_in(search).engine else "hf")

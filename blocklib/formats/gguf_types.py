@@ -71,19 +71,25 @@ def stored_bytes(shape: tuple[int, ...], type: Type) -> int:
     return int(np.prod(shape)) // numbers * size
 
 
-def quantise(values: NDArray[np.float32], type: Type) -> NDArray[Any]:
+def quantise(values: NDArray[np.float32], type: Type, importance_I: NDArray[np.float32] | None = None) -> NDArray[Any]:
     """The tensor [..., inputs] as it lies in the file: floats, or bytes [..., bytes of a row].
 
-    Raises MissingLlamaCppError where only llama.cpp can do it and is not installed.
+    With the importance of each input, llama.cpp weighs errors by it (what `llama-quantize --imatrix` does). Raises
+    MissingLlamaCppError where only llama.cpp can do it and is not installed.
     """
-    if type not in _BY_ENGINE:
-        return np.ascontiguousarray(gguf.quantize(values, type))
+    if type not in _BY_ENGINE and importance_I is None:
+        with np.errstate(all="ignore"):  # as C does: a scale that is no float32 is 0 or infinite
+            return np.ascontiguousarray(gguf.quantize(values, type))
+    if importance_I is not None:
+        importance_I = np.ascontiguousarray(importance_I, dtype=np.float32)
+        assert importance_I.shape == values.shape[-1:], f"{importance_I.shape} for {values.shape}"
     values = np.ascontiguousarray(values, dtype=np.float32)
     rows, numbers = values.size // values.shape[-1], values.shape[-1]
     made = np.empty((*values.shape[:-1], stored_bytes((numbers,), type)), dtype=np.uint8)
     written = _engine_library().ggml_quantize_chunk(
-        int(type), values.ctypes.data, made.ctypes.data, 0, rows, numbers, None
-    )
+        int(type), values.ctypes.data, made.ctypes.data, 0, rows, numbers,
+        None if importance_I is None else importance_I.ctypes.data,
+    )  # fmt: skip
     assert written == made.nbytes, f"{type.name}: {written} bytes, not {made.nbytes}"
     return made
 
@@ -99,7 +105,7 @@ def _engine_library() -> ctypes.CDLL:
     libraries = sorted(Path(found.origin).parent.glob("*.so")) if found and found.origin else []
     if not libraries:
         raise MissingLlamaCppError(
-            "iq4_nl and K-quants are quantised by llama.cpp, which is not installed: "
+            "iq4_nl, K-quants and importances need llama.cpp, which is not installed: "
             "pip install 'puzzle-nas[llama-cpp]'"
         )
     library = ctypes.CDLL(str(libraries[0]))

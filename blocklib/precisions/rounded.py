@@ -1,0 +1,51 @@
+"""A matrix while it is rounded: the level of each number, and the scale and the minimum of each block.
+
+Columns come first, [inputs, outputs], since rounding goes from input to input, for all outputs at once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blocklib.precisions.formats import LARGEST, BlockFormat
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Number i of row o is `scales_NO[i // 32, o] * levels_IO[i, o] + minima_NO[i // 32, o]`, all float32. Minima are
+    zero where the format has none. Scales and minima are numbers of float16."""
+
+    format: BlockFormat
+    levels_IO: Tensor
+    scales_NO: Tensor
+    minima_NO: Tensor
+
+    @classmethod
+    def unpacked(cls, format: BlockFormat, packed_OB: Tensor) -> "Rounded":
+        levels_ONS, scales_ON, minima_ON = format.unpack_parts(packed_OB)
+        return cls(format, levels_ONS.flatten(1).T.contiguous(), scales_ON.T.contiguous(), minima_ON.T.contiguous())
+
+    @property
+    def levels_NSO(self) -> Tensor:
+        return self.levels_IO.view(-1, self.format.numbers, self.levels_IO.shape[1])
+
+    def values_IO(self) -> Tensor:
+        return (self.levels_NSO * self.scales_NO[:, None] + self.minima_NO[:, None]).flatten(0, 1)
+
+    def packed_OB(self) -> Tensor:
+        return self.format.pack(self.levels_IO.T, self.scales_NO.T, self.minima_NO.T)
+
+    def where(self, better_O: Tensor, other: "Rounded") -> "Rounded":
+        """The rows of `other` where it is better, and one's own elsewhere."""
+        return Rounded(
+            self.format,
+            torch.where(better_O, other.levels_IO, self.levels_IO),
+            torch.where(better_O, other.scales_NO, self.scales_NO),
+            torch.where(better_O, other.minima_NO, self.minima_NO),
+        )
+
+
+def as_float16(numbers: Tensor) -> Tensor:
+    """The nearest finite float16, as float32."""
+    return numbers.clamp(-LARGEST, LARGEST).half().float()

@@ -142,6 +142,14 @@ def _each(*parts: str) -> Parts:
 LATENCY = Metric(
     "latency", "latency_s", SECONDS, "from the prompt to the last generated token", _answer("s"), has_ratio=True
 )
+FILE = Metric(
+    "file",
+    "file_bytes",
+    BYTES,
+    "weights as the engine loads them, the file's header aside",
+    _each("weight_bytes"),
+    "arithmetic",
+)
 _ROWS = (
     LATENCY,
     Metric("ttft", "ttft_s", SECONDS, "the prompt alone: time to the first token", _each("prefill_s"), is_phase=True),
@@ -163,6 +171,7 @@ _ROWS = (
         _each("weight_bytes", "cache_bytes"),
         "arithmetic",
     ),
+    FILE,
     Metric("parameters", "parameters", COUNT, "how many the model has", _each("parameters"), "arithmetic"),
 )
 

@@ -230,6 +230,8 @@ class TrialRow(Base, kw_only=True):
     predicted_decode_error_s: Mapped[float | None] = mapped_column(default=None)
     predicted_energy_j: Mapped[float | None] = mapped_column(default=None)
     predicted_energy_error_j: Mapped[float | None] = mapped_column(default=None)
+    predicted_file_bytes: Mapped[int | None] = mapped_column(default=None)
+    """Empty where it was not computed yet."""
     predicted_contention: Mapped[float | None] = mapped_column(default=None)
     """The worst under which a part was timed."""
 
@@ -250,6 +252,7 @@ class TrialRow(Base, kw_only=True):
     energy_ratio: Mapped[float | None] = mapped_column(default=None)
     energy_spread: Mapped[float | None] = mapped_column(default=None)
     memory_bytes: Mapped[int | None] = mapped_column(default=None)
+    file_bytes: Mapped[int | None] = mapped_column(default=None)
     parameters: Mapped[int | None] = mapped_column(default=None)
 
     kl_whole: Mapped[float | None] = mapped_column(default=None)
@@ -321,7 +324,7 @@ class TrialRow(Base, kw_only=True):
 
 OF_THE_CHILD = (
     "latency_s", "latency_ratio", "latency_spread", "ttft_s", "ttft_spread", "decode_s", "decode_spread", "throughput",
-    "energy_j", "energy_ratio", "energy_spread", "contention", "memory_bytes", "parameters",
+    "energy_j", "energy_ratio", "energy_spread", "contention", "memory_bytes", "file_bytes", "parameters",
     "kl_whole", "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement",
     "hidden_cosine", "heal_tokens",
 )  # fmt: skip

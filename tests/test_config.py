@@ -242,6 +242,7 @@ def test_quantities_print_to_three_digits(metric: str, value: float, text: str) 
 def test_quantities_read_with_their_units() -> None:
     assert parse_quantity("latency", "1.5min") == 90
     assert parse_quantity("memory", "24 GB") == 24e9
+    assert parse_quantity("file", "60 MB") == 60e6
     assert parse_quantity("parameters", 7_000_000) == 7e6
     assert parse_budget("latency=50%, memory=1.5GiB") == (
         Limit("latency", 0.5, relative=True),

@@ -118,6 +118,7 @@ def test_totals_of_a_scenario_by_hand() -> None:
         "throughput": pytest.approx(10),
         "energy_j": 0,
         "memory_bytes": 28 + 54,
+        "file_bytes": 28,
         "parameters": 7,
     }
     assert "throughput" not in replace(cost, prefill_s=0.0, decode_s=0.0).totals(SCENARIO)

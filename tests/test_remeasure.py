@@ -61,6 +61,13 @@ def test_trials_are_predicted_again_from_other_costs_and_lose_their_proofs(store
     assert predict_again(store, again) == 0
 
 
+def test_a_trial_of_before_a_metric_gets_it_and_keeps_its_proof(store: Store, known: Measured) -> None:
+    trial = add_trial(store, known.search, "latency=60%", 1.05)
+    store.update_trial(trial.id, predicted_file_bytes=None)
+    assert predict_again(store, known) == 0
+    assert store.trial(trial.id) == trial
+
+
 # Whole searches
 
 

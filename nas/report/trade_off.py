@@ -106,9 +106,11 @@ def _figure(
     trials: Sequence[models.TrialRow],
     chosen: models.TrialRow | None,
 ) -> tuple[Figure, int]:
-    """The front under its title, and how many of the trials are on it: those by the metric of its scores."""
+    """The front under its title, and how many of the trials are on it: those by the metric of its scores, and not older
+    than the metric of its cost."""
     metric = METRICS[cost]
-    shown = [trial for trial in trials if trial.metric == known.metric]
+    known_of = [trial for trial in trials if getattr(trial, metric.predicted) is not None]
+    shown = [trial for trial in known_of if trial.metric == known.metric]
     ceilings = [value for name, value in map(known.ceiling, budget) if name == metric.summed.column]
     whole = known.whole(cost)
     figure = front_figure(

@@ -8,7 +8,7 @@ def predict_again(store: Store, known: Measured) -> int:
     """Sum every trial of the search anew. Returns how many came out otherwise.
 
     The proof, the explanation and the price of such a trial belong to the old costs and are removed. Its measurements
-    stay.
+    stay. A metric that the trial is older than is filled in; that alone changes no proof.
     """
     spelled = {str(choice): choice for choice in known.costs}
     changed = 0
@@ -16,7 +16,11 @@ def predict_again(store: Store, known: Measured) -> int:
         if not trial.choices or not set(trial.choices) <= spelled.keys():
             continue  # the search has another space now
         columns = known.predicted(spelled[text] for text in trial.choices)
-        if all(_alike(getattr(trial, name), value) for name, value in columns.items()):
+        other = {name for name, value in columns.items() if not _alike(getattr(trial, name), value)}
+        if not other:
+            continue
+        if all(getattr(trial, name) is None for name in other):
+            store.update_trial(trial.id, **columns)
             continue
         is_proven = trial.gap is not None
         unproven = {"bound": None, "gap": None, "status": "feasible"} if is_proven else {}

@@ -28,7 +28,7 @@ def comparison(search: models.SearchRow, trial: models.TrialRow) -> tuple[Compar
     counted = [metric for metric in METRICS.values() if not metric.is_measured]
     found = [
         ComparisonRow("architecture", summary(search.parent_architecture), summary(trial.architecture)),
-        *(_counted(metric, parent_cost, scenario, trial) for metric in reversed(counted)),
+        *(row for metric in reversed(counted) for row in _counted(metric, parent_cost, scenario, trial)),
     ]
     for metric in METRICS.values():
         if metric.is_measured and (scenario.generated_tokens > 1 or not metric.is_phase or metric.name in trial.budget):
@@ -58,13 +58,12 @@ def comparison(search: models.SearchRow, trial: models.TrialRow) -> tuple[Compar
     return tuple(found)
 
 
-def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> ComparisonRow:
-    """A metric that arithmetic gives; nobody measures it."""
-    return ComparisonRow(
-        metric.name,
-        _shown(metric.name, metric.of(parent, scenario)),
-        _shown(metric.name, getattr(trial, metric.predicted)),
-    )
+def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> list[ComparisonRow]:
+    """A metric that arithmetic gives; nobody measures it. No row where the trial is older than the metric."""
+    value = getattr(trial, metric.predicted)
+    if value is None:
+        return []
+    return [ComparisonRow(metric.name, _shown(metric.name, metric.of(parent, scenario)), _shown(metric.name, value))]
 
 
 def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> list[ComparisonRow]:

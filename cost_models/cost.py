@@ -4,10 +4,11 @@ It may be the cost of one subblock, the fixed part or a whole model; costs add. 
 from: `analytic.py` computes some, `timing/` times the others. `metrics.py` says what a budget can limit of it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cost_models.metrics import METRICS
+from cost_models.metrics import METRICS, Metric
 from cost_models.scenario import Scenario
 
 MEASURED = ("prefill_s", "decode_s", "prefill_j", "decode_j")
@@ -55,17 +56,18 @@ class Cost:
 
     def metrics(self, scenario: Scenario) -> dict[str, float]:
         """The linear metrics that are known, by column: those of a sum are the sums of these."""
-        return {name: value for name, value in self.totals(scenario).items() if name in _LINEAR}
+        return self._known((metric for metric in METRICS.values() if metric.summed is metric), scenario, None)
 
-    def totals(self, scenario: Scenario) -> dict[str, float]:
-        """Every metric that is known of a whole model, by column.
+    def totals(self, scenario: Scenario, parent_parameters: int) -> dict[str, float]:
+        """Every metric that is known of a whole model, by column; `parent_parameters` are those of its parent.
 
         Throughput is left out where the cost holds no seconds, as that of arithmetic alone does.
         """
-        values = {metric.column: metric.of(self, scenario) for metric in METRICS.values()}
+        return self._known(METRICS.values(), scenario, parent_parameters)
+
+    def _known(self, asked: Iterable[Metric], scenario: Scenario, parent_parameters: int | None) -> dict[str, float]:
+        values = {metric.column: metric.of(self, scenario, parent_parameters) for metric in asked}
         return {name: value for name, value in values.items() if value is not None}
 
-
-_LINEAR = frozenset(metric.column for metric in METRICS.values() if not metric.at_least)
 
 ZERO = Cost()

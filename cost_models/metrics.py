@@ -6,20 +6,23 @@ help texts, tables, reports, the columns of a trial. A new metric needs a row he
 names in `db/models.py`, their migration and a line in the job template; one that takes a new measurement also needs
 fields of `Cost`. See docs/adding/metric.md.
 
-All metrics but the reciprocal ones are linear in the cost, so a solver may sum them over its options. Throughput is
-the reciprocal of latency, so a floor on it is a ceiling on latency (Puzzle, arXiv 2411.19146, section 4.3, and its
-code: tokens *generated* over the time, the prompt's not counted). `Metric.converted` alone knows this.
+A solver sums metrics over its options, so it limits those that are linear in the cost. The others follow from one of
+them. Throughput is the reciprocal of latency, so a floor on it is a ceiling on latency (Puzzle, arXiv 2411.19146,
+section 4.3, and its code: tokens *generated* over the time, the prompt's not counted). Bits are those of the file per
+weight of the parent, so a ceiling on them is one on the file. `Metric.from_summed` and `to_summed` alone know this.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cost_models.quantities import BYTES, COUNT, JOULES, RATE, SECONDS, Unit
+from cost_models.quantities import BITS, BYTES, COUNT, JOULES, RATE, SECONDS, Unit
 from cost_models.scenario import Scenario
 
 if TYPE_CHECKING:
     from cost_models.cost import Cost
+
+BITS_OF_A_BYTE = 8
 
 Parts = Callable[[Scenario], Mapping[str, int]]
 """Fields of a cost, and how often each counts under a scenario."""
@@ -32,8 +35,9 @@ class Metric:
 
     `measured_by` says what takes it: a clock or an energy meter, whose readings have an error, or arithmetic.
     `reciprocal_of`: it is the generated tokens over that metric, and more of it is better. `has_ratio`: a trial keeps
-    the child's share of the parent's beside the value. `is_phase`: it is one phase of an answer. If an answer is one
-    token, it tells nothing that latency does not.
+    the child's share of the parent's beside the value. `bits_of`: it is that metric, in bits, over the parameters of
+    the parent; not over the child's, so what is pruned counts as saved. `is_phase`: it is one phase of an answer. If an
+    answer is one token, it tells nothing that latency does not.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Metric:
     parts: Parts
     measured_by: Literal["arithmetic", "clock", "meter"] = "clock"
     reciprocal_of: "Metric | None" = None
+    bits_of: "Metric | None" = None
     has_ratio: bool = False
     is_phase: bool = False
 
@@ -53,34 +58,41 @@ class Metric:
 
     @property
     def summed(self) -> "Metric":
-        """The linear metric that a solver limits in its place: itself, unless it is a reciprocal."""
-        return self.reciprocal_of or self
+        """The linear metric that a solver limits in its place: itself, unless it follows from another."""
+        return self.reciprocal_of or self.bits_of or self
 
     @property
     def is_measured(self) -> bool:
         """Whether it has an error, and a budget's verdict depends on a measurement."""
         return self.measured_by != "arithmetic"
 
-    def converted(self, value: float, scenario: Scenario) -> float:
-        """A value of this metric as one of `summed`, or one of `summed` as one of this: the way back is the same.
-
-        A floor on throughput becomes a ceiling on latency.
-        """
+    def from_summed(self, value: float, scenario: Scenario, parent_parameters: int | None) -> float:
+        """A value of `summed` as one of this. `parent_parameters` None: nobody asks for bits per weight of it."""
+        if self.bits_of is not None:
+            return BITS_OF_A_BYTE * value / _known(self, parent_parameters)
         return value if self.reciprocal_of is None else scenario.batch * scenario.generated_tokens / value
 
-    def of(self, cost: "Cost", scenario: Scenario) -> float | None:
+    def to_summed(self, value: float, scenario: Scenario, parent_parameters: int | None) -> float:
+        """A value of this as one of `summed`: a floor on throughput becomes a ceiling on latency."""
+        if self.bits_of is not None:
+            return value * _known(self, parent_parameters) / BITS_OF_A_BYTE
+        return self.from_summed(value, scenario, parent_parameters)
+
+    def of(self, cost: "Cost", scenario: Scenario, parent_parameters: int | None) -> float | None:
         """Its value for a cost. None where a part is unknown, and for a reciprocal where the cost holds no seconds."""
         total = self._sum(cost, scenario, lambda part: part)
-        return None if total is None or (self.at_least and not total) else self.converted(total, scenario)
+        if total is None or (self.at_least and not total):
+            return None
+        return self.from_summed(total, scenario, parent_parameters)
 
     def error(self, cost: "Cost", scenario: Scenario) -> float | None:
         """Its standard error for a cost: 0 where arithmetic gives it, None where a part's is unknown."""
         if not self.is_measured:
             return 0.0
-        error, value = self._sum(cost, scenario, error_of), self.of(cost, scenario)
-        if error is None or value is None:
+        error, summed = self._sum(cost, scenario, error_of), self.summed.of(cost, scenario, None)
+        if error is None or summed is None or (self.at_least and not summed):
             return None
-        return self.error_from(error, value, self.converted(value, scenario))
+        return self.error_from(error, self.from_summed(summed, scenario, None), summed)
 
     def error_from(self, error: float, value: float, summed: float) -> float:
         """The standard error of `value`, where `summed` is the same value of `self.summed` and has `error`: that of a
@@ -122,6 +134,11 @@ class Metric:
         """All of them."""
         errors = {self.predicted_error, *self.measured} if self.is_measured else set()
         return frozenset({self.predicted, self.column} | errors)
+
+
+def _known(metric: Metric, parent_parameters: int | None) -> int:
+    assert parent_parameters is not None, f"{metric.name} is per weight of the parent, whose parameters nobody gave"
+    return parent_parameters
 
 
 def error_of(part: str) -> str:
@@ -172,6 +189,15 @@ _ROWS = (
         "arithmetic",
     ),
     FILE,
+    Metric(
+        "bits",
+        "bits_per_weight",
+        BITS,
+        "the file's bits per weight of the parent, so that what is pruned counts as saved",
+        FILE.parts,
+        "arithmetic",
+        bits_of=FILE,
+    ),
     Metric("parameters", "parameters", COUNT, "how many the model has", _each("parameters"), "arithmetic"),
 )
 

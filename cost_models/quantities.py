@@ -1,7 +1,7 @@
 """Quantities with units: "12 ms", "1.5 GiB", "900 tok/s", "2.1 B". Standard library only.
 
 A value is a float in its unit's base everywhere else in the program: seconds, tokens per second, joules, bytes,
-parameters.
+bits, parameters.
 """
 
 import math
@@ -87,6 +87,7 @@ BYTES = Unit(
     "800 MiB, 1.5 GiB",
     is_counted=True,
 )
+BITS = Unit("", ("",), {"": 1, "bit": 1, "bits": 1}, "4.5, 3.8 bits")
 COUNT = Unit(
     "", ("", "k", "M", "B", "T"), {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}, "350 M, 2.1 B", is_counted=True
 )

@@ -231,7 +231,8 @@ class TrialRow(Base, kw_only=True):
     predicted_energy_j: Mapped[float | None] = mapped_column(default=None)
     predicted_energy_error_j: Mapped[float | None] = mapped_column(default=None)
     predicted_file_bytes: Mapped[int | None] = mapped_column(default=None)
-    """Empty where it was not computed yet."""
+    """Empty, as `predicted_bits_per_weight`, where it was not computed yet."""
+    predicted_bits_per_weight: Mapped[float | None] = mapped_column(default=None)
     predicted_contention: Mapped[float | None] = mapped_column(default=None)
     """The worst under which a part was timed."""
 
@@ -253,6 +254,8 @@ class TrialRow(Base, kw_only=True):
     energy_spread: Mapped[float | None] = mapped_column(default=None)
     memory_bytes: Mapped[int | None] = mapped_column(default=None)
     file_bytes: Mapped[int | None] = mapped_column(default=None)
+    bits_per_weight: Mapped[float | None] = mapped_column(default=None)
+    """Per weight of the parent."""
     parameters: Mapped[int | None] = mapped_column(default=None)
 
     kl_whole: Mapped[float | None] = mapped_column(default=None)
@@ -324,7 +327,8 @@ class TrialRow(Base, kw_only=True):
 
 OF_THE_CHILD = (
     "latency_s", "latency_ratio", "latency_spread", "ttft_s", "ttft_spread", "decode_s", "decode_spread", "throughput",
-    "energy_j", "energy_ratio", "energy_spread", "contention", "memory_bytes", "file_bytes", "parameters",
+    "energy_j", "energy_ratio", "energy_spread", "contention", "memory_bytes", "file_bytes",
+    "bits_per_weight", "parameters",
     "kl_whole", "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement",
     "hidden_cosine", "heal_tokens",
 )  # fmt: skip

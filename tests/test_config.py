@@ -233,6 +233,8 @@ def test_a_printed_quantity_is_close_to_the_quantity(metric: str, value: float) 
         ("throughput", 12345.6, "12346 tok/s"),
         ("parameters", 2.1e9, "2.10 B"),
         ("parameters", 512.0, "512"),
+        ("bits", 4.5, "4.50"),
+        ("bits", 16.0, "16"),
     ],
 )
 def test_quantities_print_to_three_digits(metric: str, value: float, text: str) -> None:
@@ -243,6 +245,7 @@ def test_quantities_read_with_their_units() -> None:
     assert parse_quantity("latency", "1.5min") == 90
     assert parse_quantity("memory", "24 GB") == 24e9
     assert parse_quantity("file", "60 MB") == 60e6
+    assert parse_quantity("bits", 4.5) == parse_quantity("bits", "4.5 bits") == 4.5
     assert parse_quantity("parameters", 7_000_000) == 7e6
     assert parse_budget("latency=50%, memory=1.5GiB") == (
         Limit("latency", 0.5, relative=True),

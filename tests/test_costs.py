@@ -78,14 +78,30 @@ def test_linear_metrics_of_a_sum_are_the_sums(parts: list[Cost], scenario: Scena
 
 @given(costs, scenarios, st.floats(1e-3, 1e6))
 def test_a_throughput_floor_is_a_latency_ceiling(cost: Cost, scenario: Scenario, floor: float) -> None:
-    totals = cost.totals(scenario)
+    totals = cost.totals(scenario, 10**9)
     throughput = METRICS["throughput"]
     assert set(totals) == {metric.column for metric in METRICS.values()}
     assert throughput.summed is METRICS["latency"]
-    ceiling = throughput.converted(floor, scenario)
-    assert throughput.converted(ceiling, scenario) == pytest.approx(floor)
+    ceiling = throughput.to_summed(floor, scenario, None)
+    assert throughput.from_summed(ceiling, scenario, None) == pytest.approx(floor)
     assume(totals["throughput"] != pytest.approx(floor))
     assert (totals["throughput"] > floor) == (totals["latency_s"] < ceiling)
+
+
+@given(sizes, st.integers(1, 10**10), st.floats(1e-3, 64))
+def test_a_ceiling_on_bits_is_one_on_the_file(held: int, parent_parameters: int, most: float) -> None:
+    bits = METRICS["bits"]
+    ceiling = bits.to_summed(most, SCENARIO, parent_parameters)
+    assert bits.from_summed(ceiling, SCENARIO, parent_parameters) == pytest.approx(most)
+    value = bits.of(Cost(weight_bytes=held), SCENARIO, parent_parameters)
+    assert value == 8 * held / parent_parameters
+    assume(value != pytest.approx(most))
+    assert (value < most) == (held < ceiling)
+
+
+def test_bits_per_weight_of_a_parent_that_nobody_names_are_no_number() -> None:
+    with pytest.raises(AssertionError, match="bits is per weight of the parent"):
+        METRICS["bits"].of(Cost(weight_bytes=8), SCENARIO, None)
 
 
 def test_every_measured_part_of_a_metric_has_an_error() -> None:
@@ -94,7 +110,8 @@ def test_every_measured_part_of_a_metric_has_an_error() -> None:
         parts = set(metric.parts(SCENARIO))
         assert parts <= names.keys()
         assert parts <= {*MEASURED} if metric.is_measured else parts.isdisjoint(MEASURED)
-        assert metric.at_least == (metric.summed is not metric)
+        assert metric.summed.summed is metric.summed
+        assert metric.at_least == (metric.reciprocal_of is not None)
     assert {error_of(part) for part in MEASURED} <= names.keys()
 
 
@@ -102,7 +119,7 @@ def test_a_throughput_is_as_uncertain_as_its_latency() -> None:
     cost = Cost(prefill_s=0.5, decode_s=0.1, prefill_error_s=0.05, decode_error_s=0.01)
     latency, throughput = METRICS["latency"], METRICS["throughput"]
     assert latency.error(cost, SCENARIO) == pytest.approx(0.08)
-    assert throughput.error(cost, SCENARIO) == pytest.approx(0.1 * (throughput.of(cost, SCENARIO) or 0))
+    assert throughput.error(cost, SCENARIO) == pytest.approx(0.1 * (throughput.of(cost, SCENARIO, None) or 0))
     assert METRICS["memory"].error(cost, SCENARIO) == 0
     unknown = replace(cost, decode_error_s=None)
     assert latency.error(unknown, SCENARIO) is throughput.error(unknown, SCENARIO) is None
@@ -111,7 +128,7 @@ def test_a_throughput_is_as_uncertain_as_its_latency() -> None:
 
 def test_totals_of_a_scenario_by_hand() -> None:
     cost = Cost(prefill_s=0.5, decode_s=0.1, parameters=7, weight_bytes=28, cache_bytes=54)
-    assert cost.totals(SCENARIO) == {
+    assert cost.totals(SCENARIO, 14) == {
         "ttft_s": 0.5,
         "decode_s": 0.1,
         "latency_s": pytest.approx(0.8),
@@ -119,9 +136,10 @@ def test_totals_of_a_scenario_by_hand() -> None:
         "energy_j": 0,
         "memory_bytes": 28 + 54,
         "file_bytes": 28,
+        "bits_per_weight": 16,
         "parameters": 7,
     }
-    assert "throughput" not in replace(cost, prefill_s=0.0, decode_s=0.0).totals(SCENARIO)
+    assert "throughput" not in replace(cost, prefill_s=0.0, decode_s=0.0).totals(SCENARIO, 14)
 
 
 def test_scenario_and_cost_do_not_import_torch() -> None:

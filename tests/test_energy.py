@@ -161,9 +161,9 @@ def test_joules_are_shared_out_as_seconds_are(config: PuzzleNasConfig) -> None:
     layers = own_shape(config).layers
     counts = {part: 1 if part == FIXED else layers for part in found if part != FFN12}
     whole = sum((found[part] for part, count in counts.items() for _ in range(count)), ZERO)
-    latency_s = METRICS["latency"].of(whole, SCENARIO)
+    latency_s = METRICS["latency"].of(whole, SCENARIO, None)
     assert latency_s
-    assert ENERGY.of(whole, SCENARIO) == pytest.approx(50 * latency_s)
+    assert ENERGY.of(whole, SCENARIO, None) == pytest.approx(50 * latency_s)
 
 
 def test_a_meter_that_stands_still_is_an_error(config: PuzzleNasConfig, folder: Path) -> None:
@@ -248,9 +248,9 @@ def test_a_search_that_no_meter_was_read_in_says_what_to_do(tmp_path: Path) -> N
 
 def test_what_is_unknown_of_a_part_is_unknown_of_the_whole() -> None:
     whole = Cost(prefill_j=1.0, decode_j=2.0) + Cost(prefill_j=None, decode_j=1.0)
-    assert ENERGY.of(whole, SCENARIO) is None
-    assert "energy_j" not in whole.totals(SCENARIO)
-    assert METRICS["latency"].of(whole, SCENARIO) == 0
+    assert ENERGY.of(whole, SCENARIO, None) is None
+    assert "energy_j" not in whole.totals(SCENARIO, 1)
+    assert METRICS["latency"].of(whole, SCENARIO, None) == 0
 
 
 # Refused before any work

@@ -75,6 +75,13 @@ def test_every_timed_metric_has_an_error_of_its_own() -> None:
     }  # fmt: skip
 
 
+def test_bits_are_per_weight_of_the_parent_however_small_the_child() -> None:
+    """400 bytes of 100 weights are 32 bits each; a third of that is met to the last bit that arithmetic has."""
+    for budget, file_bytes, said in (("16", 200, "met"), ("16", 201, "missed"), ("32.25%", 129, "met")):
+        size = dict(predicted_parameters=10, predicted_bits_per_weight=8 * file_bytes / 100)
+        assert verdicts(SEARCH, trial({"bits": budget}, **size)) == {"bits": said}
+
+
 def test_what_was_timed_under_too_much_contention_decides_nothing_however_well_its_rounds_agree() -> None:
     (limit,) = parse_budget("latency=60%")
     for contention, said in ((0.2, "met"), (0.3, "undecided"), (None, "met")):

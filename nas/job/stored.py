@@ -123,7 +123,7 @@ def parent_costs_of(search: models.SearchRow) -> ParentCosts:
 def parent_totals(search: models.SearchRow) -> dict[str, float]:
     """Every metric that is known of the whole parent, by column; empty until it is measured."""
     whole = parent_costs_of(search).whole
-    return {} if whole is None else whole.totals(scenario_in(search))
+    return {} if whole is None else whole.totals(scenario_in(search), whole.parameters)
 
 
 def removal_of(search: models.SearchRow) -> StoredRemoval:

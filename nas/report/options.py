@@ -92,7 +92,7 @@ def _known(option: KnownOption, metric: str, cost: Metric, scenario: Scenario) -
     if option.costs is None or (option.score is None and not is_own):
         return None
     row = cost_of(*option.costs)
-    value = cost.of(row, scenario)
+    value = cost.of(row, scenario, None)
     if value is None:
         return None
     score = 0.0 if option.score is None else float(getattr(option.score, metric))

@@ -117,7 +117,7 @@ def _figure(
         cost,
         [(point.cost, point.score) for point in points],
         whole,
-        metric.converted(min(ceilings), known.scenario) if ceilings else None,
+        known.from_summed(metric, min(ceilings)) if ceilings else None,
         [_mark(trial, metric, whole, chosen) for trial in shown],
         _title(known, cost, budget),
     )

@@ -18,6 +18,7 @@ from db import models
 from nas.errors import BudgetError
 from nas.job.stored import parent_totals, request_of
 from nas.job.units import Limit, parse_limit
+from solvers.problem import LIMIT_TOLERANCE
 
 TOLERANCE = 0.02
 """The tolerance of a measured limit, to either side, as a share of it: about the timing noise."""
@@ -124,7 +125,7 @@ def _by_arithmetic(search: models.SearchRow, trial: models.TrialRow, asked: Limi
     whole = parent_totals(search)[column]
     counted = getattr(trial, column)
     counted = getattr(trial, asked.row.predicted) if counted is None else counted
-    return "met" if counted <= asked.absolute(whole) else "missed"
+    return "met" if counted <= asked.absolute(whole) * (1 + LIMIT_TOLERANCE) else "missed"
 
 
 def limits_of(trial: models.TrialRow) -> tuple[Limit, ...]:

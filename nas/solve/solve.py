@@ -10,7 +10,7 @@ from typing import Any
 
 from blocklib.block import Architecture, Block, Choice
 from cost_models.cost import ZERO, Cost
-from cost_models.metrics import METRICS
+from cost_models.metrics import METRICS, Metric
 from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
@@ -91,13 +91,13 @@ class Measured:
 
     def parent_totals(self) -> dict[str, float]:
         """The whole parent, predicted: every metric that is known of it, by column."""
-        return self.parent.totals(self.scenario)
+        return self.parent.totals(self.scenario, self.parent.parameters)
 
     def whole(self, metric: str) -> float:
         """The parent's value of a budget's metric. Raises BudgetError where the scenario has none of it,
         UnfinishedSearchError where the parent or an option was never measured for it."""
         row = METRICS[metric]
-        value = row.of(self.parent, self.scenario)
+        value = self.parent_totals().get(row.column)
         if row.summed.column not in self.options[0].costs:
             raise UnfinishedSearchError(
                 f"{metric} was not measured in search {self.search.name} ({self.search.id}); put a limit on it into "
@@ -142,25 +142,26 @@ class Measured:
 
     def ceiling(self, asked: Limit) -> tuple[str, float]:
         """A limit of the budget as (cost, most it may be) for a whole model."""
-        metric = asked.row
-        return metric.summed.column, metric.converted(asked.absolute(self.whole(asked.metric)), self.scenario)
+        metric, value = asked.row, asked.absolute(self.whole(asked.metric))
+        return metric.summed.column, metric.to_summed(value, self.scenario, self.parent.parameters)
+
+    def from_summed(self, metric: Metric, value: float) -> float:
+        """A value of the metric that the solver sums as one of `metric`."""
+        return metric.from_summed(value, self.scenario, self.parent.parameters)
 
     def totals(self, solution: Solution) -> dict[str, float]:
         """The cost of the solver's answer as a whole model: every metric."""
         fixed = self.fixed.metrics(self.scenario)
         linear = {name: value + fixed[name] for name, value in solution.costs.items()}
-        return {
-            metric.column: metric.converted(linear[metric.summed.column], self.scenario)
-            for metric in METRICS.values()
-            if metric.summed.column in linear
-        }
+        known = [metric for metric in METRICS.values() if metric.summed.column in linear]
+        return {metric.column: self.from_summed(metric, linear[metric.summed.column]) for metric in known}
 
     def predicted(self, choices: Iterable[Choice]) -> dict[str, Any]:
         """The columns of a trial that say what an architecture of these choices costs, and how far that may be off."""
         whole = sum((self.costs[choice] for choice in choices), self.fixed)
         columns: dict[str, Any] = {"predicted_contention": whole.contention}
         for metric in METRICS.values():
-            value = metric.of(whole, self.scenario)
+            value = metric.of(whole, self.scenario, self.parent.parameters)
             columns[metric.predicted] = int(value) if value is not None and metric.unit.is_counted else value
             if metric.is_measured:
                 columns[metric.predicted_error] = metric.summed.error(whole, self.scenario)
@@ -381,17 +382,16 @@ def not_met(known: Measured, budget: Sequence[Limit], error: Infeasible) -> str:
 def reached(known: Measured, budget: Sequence[Limit], error: Infeasible, words: tuple[str, str]) -> list[str]:
     """How far each limit at fault can be met, in its metric's units, the fixed part counted in; `words` say what the
     values are that `error` has alone, and with the other limits met."""
-    fixed, scenario = known.fixed.metrics(known.scenario), known.scenario
-    most = known.ceilings(budget)
+    fixed, most = known.fixed.metrics(known.scenario), known.ceilings(budget)
     lines = []
     for asked in budget:
         metric, (cost, ceiling) = asked.row, known.ceiling(asked)
         if cost not in error.budgets or ceiling > most[cost]:
             continue
-        wanted, whole = metric.converted(ceiling, scenario), known.whole(asked.metric)
+        wanted, whole = known.from_summed(metric, ceiling), known.whole(asked.metric)
         for found, said in zip((error.least, error.together), words, strict=True):
             if cost in found:
-                least = metric.converted(found[cost] + fixed[cost], scenario)
+                least = known.from_summed(metric, found[cost] + fixed[cost])
                 said = said.replace("least", "most") if metric.at_least else said
                 lines.append(
                     f"{asked.metric} {format_quantity(asked.metric, wanted)}: {said} is "

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice
+from blocklib.kinds import parameters, parent_architecture
 from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.packed import PackedParent, unpack
@@ -229,8 +230,9 @@ def _timed(context: Context, trial: models.TrialRow) -> models.TrialRow:
         parent, parts = context.shared["parent"], _Parts.of(job, trial)
         task = _TimeTask(parent, parts, job.scenario, rounds, limits_of(trial), quality_of(job))
         ((_, times),) = context.cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
-    held = architecture_cost(parts.architecture, job.parent.shape, job.scenario)
-    totals = held.totals(job.scenario)
+    shape = job.parent.shape
+    held = architecture_cost(parts.architecture, shape, job.scenario)
+    totals = held.totals(job.scenario, parameters(parent_architecture(shape), shape))
     counted = {metric.column: totals[metric.column] for metric in METRICS.values() if not metric.is_measured}
     return context.store.update_trial(
         trial.id, **times.child, contention=times.contention, **counted, details={"parent": dict(times.parent)}

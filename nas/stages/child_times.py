@@ -20,8 +20,9 @@ def times_in(timed: Comparison) -> Times:
         if not metric.is_measured:
             continue
         paired = timed.of(metric.summed)
-        child[metric.column] = None if paired is None else metric.converted(paired.other, timed.scenario)
-        parent[metric.column] = None if paired is None else metric.converted(paired.control, timed.scenario)
+        # Nothing that is timed is counted per weight of the parent.
+        child[metric.column] = None if paired is None else metric.from_summed(paired.other, timed.scenario, None)
+        parent[metric.column] = None if paired is None else metric.from_summed(paired.control, timed.scenario, None)
         child[metric.spread] = None if paired is None else paired.spread
         if metric.ratio is not None:
             child[metric.ratio] = None if paired is None else paired.ratio

@@ -63,7 +63,11 @@ def _counted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.Tri
     value = getattr(trial, metric.predicted)
     if value is None:
         return []
-    return [ComparisonRow(metric.name, _shown(metric.name, metric.of(parent, scenario)), _shown(metric.name, value))]
+    return [
+        ComparisonRow(
+            metric.name, _shown(metric.name, metric.of(parent, scenario, parent.parameters)), _shown(metric.name, value)
+        )
+    ]
 
 
 def _measured_metric(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> list[ComparisonRow]:
@@ -105,7 +109,7 @@ def markdown(rows: tuple[ComparisonRow, ...]) -> str:
 
 def _predicted(metric: Metric, parent: Cost, scenario: Scenario, trial: models.TrialRow) -> list[ComparisonRow]:
     """No row where nobody knows it, and where the parent's cost holds no seconds, as that of arithmetic alone does."""
-    whole, child = metric.of(parent, scenario), getattr(trial, metric.predicted)
+    whole, child = metric.of(parent, scenario, parent.parameters), getattr(trial, metric.predicted)
     if not whole or child is None:
         return []
     error = getattr(trial, metric.predicted_error)

@@ -1,4 +1,6 @@
-"""The bytes of the weights alone, beside those of weights and cache."""
+"""The bytes of the weights alone, and their bits per weight of the parent."""
+
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,9 +8,14 @@ from alembic import op
 revision = "0011"
 down_revision = "0010"
 
+_COLUMNS: dict[str, sa.types.TypeEngine[Any]] = {
+    "file_bytes": sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+    "bits_per_weight": sa.Double(),
+}
+
 
 def upgrade() -> None:
     """They are unknown for existing trials."""
-    whole = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-    for name in ("predicted_file_bytes", "file_bytes"):
-        op.add_column("trial", sa.Column(name, whole, nullable=True))
+    for name, type in _COLUMNS.items():
+        op.add_column("trial", sa.Column(f"predicted_{name}", type, nullable=True))
+        op.add_column("trial", sa.Column(name, type, nullable=True))

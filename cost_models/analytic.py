@@ -24,7 +24,7 @@ def choice_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
         weight_bytes=held,
         prefill_bytes=round(choice_touched(choice, shape, prompts) * size),
         decode_bytes=round(choice_touched(choice, shape, scenario.batch) * size),
-        cache_bytes=cached * scenario.batch * scenario.bytes_per_value,
+        cache_bytes=scenario.cache_bytes(cached * scenario.batch),
     )
 
 

@@ -130,7 +130,8 @@ def bench(
 ) -> "SideBySide":
     """Time models side by side in their engines. A child: a trial's number, a search's name, a folder, a .gguf file.
 
-    `parent` None: that of the first trial. `load`: batch, prompt_tokens, generated_tokens, threads, rounds, device.
+    `parent` None: that of the first trial. `load`: batch, prompt_tokens, generated_tokens, threads, rounds, device,
+    kv_cache (llama.cpp's type of keys and values).
     `engine`: what they run in, "torch", "torch_compile", "vllm" or "llama_cpp"; None: a trial in that of its scenario.
     Raises `nas.errors.UsageError`, `MissingFileError`, and the engines' `cost_models.errors`.
     """

@@ -56,6 +56,7 @@ COMMANDS = {
         "--threads",
         "--engine",
         "--device",
+        "--kv-cache",
         "--rounds",
         "--db",
         "--json",

@@ -1,8 +1,9 @@
 """The engine `llama_cpp`: llama.cpp on GGUF files, each model in a server process of its own.
 
 The clock is llama.cpp's: the server reports the milliseconds of a prompt and of the decode steps after it, as
-llama-bench does for pp and tg. A batch is as many sequences in parallel. Keys and values are f16; threads are the
-scenario's, or all cores. If memory does not hold two models, their processes take turns as well.
+llama-bench does for pp and tg. A batch is as many sequences in parallel. Keys and values are of the scenario's type,
+f16 if it names none; threads are its own, or all cores. If memory does not hold two models, their processes take turns
+as well.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from cost_models.engines.llama_server import LlamaServer
 from cost_models.engines.memory import check_energy, fit_together
 from cost_models.engines.prompts import Prompts
 from cost_models.engines.scratch import scratch_folder
-from cost_models.errors import TimingError
+from cost_models.errors import TimingError, UnsupportedByEngineError
 from cost_models.hardware import usable_cores
 from cost_models.scenario import Scenario
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
@@ -43,7 +44,8 @@ class GgufFile:
 
     @staticmethod
     def of(file: Path, scenario: Scenario) -> "GgufFile":
-        """Any GGUF file. Raises CheckpointError where it is none, or is cut."""
+        """Any GGUF file. Raises CheckpointError where it is none, or is cut, UnsupportedByEngineError where its heads
+        do not fit the blocks of the scenario's cache."""
         header = read_header(file)
         layers, heads = int(header.own("block_count", 1)), header.own("attention.head_count", 1)
         kv_heads = header.own("attention.head_count_kv", heads)
@@ -51,7 +53,8 @@ class GgufFile:
         key = int(header.own("attention.key_length", header.own("embedding_length", 0) // max(most, 1)))
         value = int(header.own("attention.value_length", key))
         held = sum(kv_heads) if isinstance(kv_heads, list) else layers * kv_heads
-        cache = held * (key + value) * scenario.bytes_per_value * scenario.batch * scenario.context_tokens
+        _check_cache((key, value), scenario)
+        cache = scenario.cache_bytes(held * (key + value) * scenario.batch * scenario.context_tokens)
         vocabulary = header.keys.get("tokenizer.ggml.tokens") or header.own("vocab_size", 1)
         return GgufFile(file, int(vocabulary), file.stat().st_size + cache)
 
@@ -68,6 +71,10 @@ class LlamaCpp(Engine):
     def version(self) -> str:
         self.check_installed()
         return f"llama.cpp of xllamacpp {version('xllamacpp')}"
+
+    def check(self, choices: Iterable[Choice], config: PuzzleNasConfig, scenario: Scenario) -> None:
+        super().check(choices, config, scenario)
+        _check_cache((own_shape(config).head_dim,), scenario)
 
     def check_choices(self, choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
         check_gguf(choices, config)
@@ -141,6 +148,7 @@ class LlamaSubject:
                 "sequences": asked.batch,
                 "context_tokens": asked.context_tokens + _SPARE_TOKENS,
                 "batch_tokens": asked.batch * asked.prompt_tokens,
+                "cache": asked.cache_type,
             }
             self._server = LlamaServer(settings)
         yield self._server
@@ -164,6 +172,16 @@ class LlamaSubject:
         if seconds <= 0:
             raise TimingError(f"llama.cpp says that {name} was {seconds} s")
         return float(seconds)
+
+
+def _check_cache(heads: Iterable[int], scenario: Scenario) -> None:
+    """Raise UnsupportedByEngineError where a head of so many numbers is not stored in whole blocks."""
+    block = scenario.cache_block
+    if odd := [size for size in heads if size % block]:
+        raise UnsupportedByEngineError(
+            f"kv_cache: llama.cpp stores keys and values in {scenario.cache_type} by blocks of {block} numbers, and a "
+            f"head has {odd[0]}; use f16, bf16 or f32"
+        )
 
 
 @contextmanager

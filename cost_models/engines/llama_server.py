@@ -46,6 +46,15 @@ def server_command(settings: dict[str, Any]) -> list[str]:
     return [sys.executable, "-I", str(script), json.dumps(settings)]
 
 
+def cache_flags(kv_cache: str | None) -> list[str]:
+    """The options of llama.cpp's own `llama-server` for keys and values in a type; None: its usual one, without any."""
+    if kv_cache is None:
+        return []
+    # Values in blocks need flash attention.
+    flash = ["--flash-attn", "on"] if "q" in kv_cache else []
+    return ["--cache-type-k", kv_cache, "--cache-type-v", kv_cache, *flash]
+
+
 @contextmanager
 def llama_server(**settings: Any) -> Iterator[LlamaServer]:
     """A server as `llama_cpp_server.py` takes its settings, until the end of the block."""

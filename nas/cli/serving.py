@@ -58,6 +58,9 @@ def bench(
         typer.Option(help="torch, torch_compile and vllm run folders, llama_cpp .gguf files. Default: a trial's own."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where they run: cpu, cuda, cuda:1.")] = "cpu",
+    kv_cache: Annotated[
+        str | None, typer.Option(help="Type of llama.cpp's keys and values: f16, q8_0, q4_0 ...")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Times that each model runs, in turns.")] = 9,
     db: Db = None,
     as_json: AsJson = False,
@@ -79,6 +82,7 @@ def bench(
                 "threads": threads,
                 "rounds": rounds,
                 "device": device,
+                "kv_cache": kv_cache,
             },
             engine,
             db,
@@ -105,10 +109,11 @@ def _bench(asked: BenchRequest) -> None:
 def print_bench(found: "SideBySide") -> None:
     """A table for each engine: a line for each model, and below it how it stands to the first."""
     load = found.load
+    kept = "" if load.kv_cache is None else f", keys and values in {load.kv_cache}"
     for group in found.engines:
         console.print(
             f"\n{group.version}, {group.threads} threads: batch {load.batch}, prompt {load.prompt_tokens}, generated "
-            f"{load.generated_tokens}; {load.rounds} rounds in turns",
+            f"{load.generated_tokens}{kept}; {load.rounds} rounds in turns",
             soft_wrap=True, highlight=False,
         )  # fmt: skip
         print_whole(_table(group))

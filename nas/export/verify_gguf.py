@@ -66,6 +66,8 @@ class LlamaCppRun:
             "sequences": _CONTINUED,
             "context_tokens": _CONTEXT,
             "cache": "f32" if self.exact else "f16",
+            # Flash attention costs three digits.
+            "exact": self.exact,
         }
         best, letter, continued = min(_BEST, len(vocabulary.tokens)), _letter(vocabulary), prompts[:_CONTINUED]
         try:

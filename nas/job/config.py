@@ -77,10 +77,11 @@ def restored(values: dict[str, Any], where: str) -> Request:
 def served_by(request: Request, engine: str | None, dtype: str | None) -> Request:
     """The same request with another engine, or another type of weights; None: its own.
 
-    Another engine has its usual type if none is given. Raises JobError where the engine has no such type.
+    Another engine has its usual types if none is given. Raises JobError where the engine has no such type.
     """
-    usual = request.scenario.dtype if engine in (None, request.engine) else None
-    served = {"engine": engine or request.engine, "dtype": dtype or usual}
+    stays = engine in (None, request.engine)
+    served = {"engine": engine or request.engine, "dtype": dtype or (request.scenario.dtype if stays else None)}
+    served |= {} if stays else {"kv_cache": None}
     values = request.canonical()
     return restored(values | {"scenario": values["scenario"] | served}, request.name)
 

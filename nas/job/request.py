@@ -13,7 +13,8 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from blocklib.gguf_header import SUFFIX, is_gguf
-from cost_models.scenario import ENGINES, USUAL_DTYPE
+from cost_models.errors import ScenarioError
+from cost_models.scenario import ENGINES, USUAL_DTYPE, check_kv_cache
 from nas.errors import JobError
 from nas.job.paths import local_or_hub
 from nas.job.sections import (
@@ -151,6 +152,11 @@ class Request(Section):
                 "scenario.tensor_parallel",
                 f"only vllm divides layers among GPUs, not {self.engine}; give 1, or scenario.engine: vllm",
             )
+        if self.scenario.kv_cache is not None:
+            try:
+                check_kv_cache(self.scenario.kv_cache, self.engine)
+            except ScenarioError as error:
+                raise wrong("scenario.kv_cache", str(error)) from error
         if self.export.precision not in (None, self.dtype) and self.engine == "llama_cpp":
             raise wrong(
                 "export.precision",

@@ -203,8 +203,9 @@ class ScenarioSection(Section):
 
     `engine` None: llama.cpp where the child is exported as GGUF and served on a CPU, else torch. `dtype` is the
     engine's own name for the type of the weights; None: its usual one. `tensor_parallel`: the GPUs among which vLLM
-    divides each layer. `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not hold
-    the model.
+    divides each layer. `kv_cache` is the engine's own name for the type of keys and values, where it has a choice;
+    None: its usual one. `flash` None: times are measured; else they are simulated, of a machine whose DRAM does not
+    hold the model.
     """
 
     device: Literal["cpu", "cuda", "mps", "xpu"] = "cpu"
@@ -215,6 +216,7 @@ class ScenarioSection(Section):
     generated_tokens: Count = 1
     threads: Count | None = None
     tensor_parallel: Count = 1
+    kv_cache: str | None = None
     flash: Flash | None = None
 
     @model_validator(mode="after")

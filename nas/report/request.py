@@ -56,7 +56,8 @@ def served(scenario: Scenario) -> str:
     prompt, answer = _counted(scenario.prompt_tokens, "token"), _counted(scenario.generated_tokens, "generated token")
     batch = _counted(scenario.batch, "sequence")
     engine = "" if scenario.engine == "torch" else f" by {scenario.engine}"
-    return f"a batch of {batch}, each {prompt} of prompt and {answer}, in {scenario.dtype} on {where}{engine}"
+    kept = "" if scenario.kv_cache is None else f", keys and values in {scenario.kv_cache}"
+    return f"a batch of {batch}, each {prompt} of prompt and {answer}, in {scenario.dtype} on {where}{engine}{kept}"
 
 
 def budget_of(search: models.SearchRow, trial: models.TrialRow | None) -> tuple[Limit, ...]:

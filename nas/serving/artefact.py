@@ -15,12 +15,14 @@ FOLDER_ENGINES = ("torch", "torch_compile", "vllm")
 @dataclass(frozen=True)
 class Artefact:
     """`name` is what it is called in a table. `is_ours`: this package wrote it, so that its code may run. `timed_in`:
-    the engine that is asked to time it; None: the usual one."""
+    the engine that is asked to time it; None: the usual one. `kv_cache`: the type of keys and values that llama.cpp is
+    to serve it with; None: its usual one."""
 
     name: str
     path: Path
     is_ours: bool = False
     timed_in: str | None = None
+    kv_cache: str | None = None
 
     @property
     def is_gguf(self) -> bool:

@@ -35,7 +35,7 @@ _LIBRARIES_BYTES = 600 * 1024**2
 @dataclass(frozen=True)
 class Load:
     """A batch of requests: how many, their prompts, their answers. `threads` None: all cores. Each model runs `rounds`
-    times, in turns, on `device`."""
+    times, in turns, on `device`. `kv_cache`: llama.cpp's type of keys and values; None: f16."""
 
     batch: int = 1
     prompt_tokens: int = 128
@@ -43,6 +43,7 @@ class Load:
     threads: int | None = None
     rounds: int = 9
     device: str = "cpu"
+    kv_cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 2:
@@ -50,7 +51,8 @@ class Load:
 
     def scenario(self, engine: str, dtype: str) -> Scenario:
         threads = usable_cores() if self.threads is None else self.threads
-        return Scenario(self.device, dtype, self.batch, self.prompt_tokens, self.generated_tokens, threads, engine)
+        load = self.batch, self.prompt_tokens, self.generated_tokens
+        return Scenario(self.device, dtype, *load, threads, engine, kv_cache=self.kv_cache)
 
 
 @dataclass(frozen=True)

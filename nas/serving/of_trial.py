@@ -34,7 +34,8 @@ _RUN_IN = {"llama_cpp": ("gguf",), "torch_compile": ("hf", "plain")}
 
 
 def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console) -> Artefact:
-    """The child's GGUF file for `llama_cpp`, else its folder for transformers or vLLM.
+    """The child's GGUF file for `llama_cpp`, to be served with the keys and values that it was searched for; else its
+    folder for transformers or vLLM.
 
     Raises MissingFileError where the trial is not built, and what the export raises.
     """
@@ -42,15 +43,16 @@ def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console
     home, name = home_of(store, search), f"trial {trial.id}"
     if not child_file(home, trial.child_key).is_file():
         raise MissingFileError(f"trial {trial.id} is not built: nas build {trial.id}")
+    kv_cache = scenario_in(search).kv_cache if engine == "llama_cpp" else None
     own = Path(trial.child_path) if trial.child_path else None
     target = _target(search, engine)
     if own is not None and own.is_dir() and export_format(trial) in _RUN_IN.get(engine, _FOLDERS):
-        return Artefact(name, artefact_at(own).path, is_ours=True)
+        return Artefact(name, artefact_at(own).path, is_ours=True, kv_cache=kv_cache)
     out = home / "exports" / trial.key / str(target)
     if not out.is_dir():
         with bar(console, f"export trial {trial.id} as {target}", at_once=True):
             export_trial(store, trial.id, target, out)
-    return Artefact(name, artefact_at(out).path, is_ours=True)
+    return Artefact(name, artefact_at(out).path, is_ours=True, kv_cache=kv_cache)
 
 
 def export_format(trial: models.TrialRow) -> str:

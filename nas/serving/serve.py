@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.request import ProxyHandler, build_opener
 
 from cost_models.engines.engines import engine_of
-from cost_models.engines.llama_server import server_command
+from cost_models.engines.llama_server import cache_flags, server_command
 from cost_models.engines.vllm_process import interpreter, version_in
 from cost_models.errors import EngineStoppedError
 from nas.errors import UsageError
@@ -115,9 +115,11 @@ def _command(model: Artefact, endpoint: Endpoint) -> list[str]:
         version_in(interpreter())
         return [interpreter(), *line, *serving_flags(model)]
     if own := shutil.which("llama-server"):
-        return [own, "--model", str(model.path), "--alias", _alias(model), *host_port]
+        line = ["--model", str(model.path), "--alias", _alias(model), *cache_flags(model.kv_cache)]
+        return [own, *line, *host_port]
     engine_of("llama_cpp").check_installed()
-    return server_command({"file": str(model.path), "host": endpoint.host, "port": endpoint.port})
+    cache = {} if model.kv_cache is None else {"cache": model.kv_cache}
+    return server_command({"file": str(model.path), "host": endpoint.host, "port": endpoint.port} | cache)
 
 
 def _alias(model: Artefact) -> str:

@@ -69,7 +69,7 @@ class CostTable(_Strict):
 
     @property
     def digest(self) -> str:
-        return digest(self.model_dump(mode="json"))
+        return digest(self._plain())
 
     @property
     def times(self) -> dict[Geometry, MeasuredGeometry]:
@@ -87,8 +87,13 @@ class CostTable(_Strict):
 
     def write(self, path: Path) -> "CostTable":
         """Write it as JSON, whole or not at all. Returns the table."""
-        write_whole(path, f"{json.dumps(self.model_dump(mode='json'), indent=2)}\n".encode())
+        write_whole(path, f"{json.dumps(self._plain(), indent=2)}\n".encode())
         return self
+
+    def _plain(self) -> dict[str, Any]:
+        """As JSON has it. Without a type of keys and values it is the same table as before there was one."""
+        unsaid = {"scenario": {"kv_cache"}} if self.scenario.kv_cache is None else None
+        return self.model_dump(mode="json", exclude=unsaid)
 
     def check_shape(self, shape: Mapping[str, Any] | None, where: Path) -> None:
         """Raise TableError where the table says that it is of a parent of other sizes than `shape`, a `Shape`'s."""

@@ -8,7 +8,9 @@ import torch
 from blocklib.block import Architecture
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import child_config, model_with, own_shape
+from cost_models.engines.llama_server import cache_flags
 from cost_models.engines.torch_eager import torch_dtype
+from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
 from nas.errors import UnsupportedExportError
@@ -54,7 +56,8 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target
     allowed = request_of(search).allows_remote_code
     folder = parent_folder(checkpoint_of(search.parent), home, weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
-    return exporter(target)(child, tokenizer, out, _card(search, trial, folder), settings_of(str(folder)))
+    card = _card(search, trial, folder) + (_cache_note(scenario) if target.format == "gguf" else "")
+    return exporter(target)(child, tokenizer, out, card, settings_of(str(folder)))
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
@@ -70,3 +73,11 @@ def _card(search: models.SearchRow, trial: models.TrialRow, folder: Path) -> str
     known, price = card_data(search.parent, folder), PlainPrice.of(trial)
     told = "" if price is None else f"\nIn numbers, {price.said(trial.metric)}.\n"
     return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n{told}"
+
+
+def _cache_note(scenario: Scenario) -> str:
+    """How llama.cpp is told the type of keys and values that the child was searched for."""
+    if scenario.kv_cache is None:
+        return ""
+    flags = " ".join(cache_flags(scenario.kv_cache))
+    return f"\nIt was searched for keys and values in {scenario.kv_cache}: give `llama-server` also `{flags}`.\n"

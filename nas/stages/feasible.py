@@ -82,6 +82,7 @@ def scenario_of(request: Request) -> Scenario:
         asked.threads,
         request.engine,
         asked.tensor_parallel,
+        asked.kv_cache,
     )
 
 

@@ -79,10 +79,11 @@ class _Machine:
 
     def attention(self, subblock: Subblock) -> tuple[float, float]:
         shape, scenario = self._parent.shape, self._scenario
-        choice, size = Choice(0, "attention", subblock), scenario.bytes_per_value
+        choice = Choice(0, "attention", subblock)
         weights = self._held("attention", subblock).weight_bytes
         middle = (scenario.prompt_tokens + scenario.context_tokens) // 2
-        prompt, read = (choice_kv_values(choice, shape, tokens) * size for tokens in (scenario.prompt_tokens, middle))
+        values = (choice_kv_values(choice, shape, tokens) for tokens in (scenario.prompt_tokens, middle))
+        prompt, read = map(scenario.cache_bytes, values)
         return self._static(weights, prompt), self._static(weights, read)
 
     def ffn(self, subblock: Subblock) -> tuple[float, float]:

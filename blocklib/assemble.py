@@ -9,6 +9,7 @@ from blocklib.kind import Weights
 from blocklib.kinds import check
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, child_config, model_with
+from blocklib.tables import EMBEDDING, HEAD
 
 MODULES: dict[Role, tuple[str, ...]] = {
     "attention": ("input_layernorm", "self_attn"),
@@ -20,7 +21,8 @@ MODULES: dict[Role, tuple[str, ...]] = {
 def assemble(
     parent: Parent, architecture: Architecture, weights_of: Callable[[Choice], Weights]
 ) -> PuzzleNasForCausalLM:
-    """The child: one layer per block; parts the parent has itself come from it, the others from `weights_of`.
+    """The child: one layer per block; parts the parent has itself come from it, the others from `weights_of`, and so do
+    tables that have a precision.
 
     Tensors are shared with the parent and the library, not copied: train a deep copy. Raises ValueError where the
     architecture does not fit the parent.
@@ -36,6 +38,10 @@ def assemble(
             check(choice, parent.shape)
             part = parent_part(parent, layer, choice.role) if parent.own(choice) else weights_of(choice)
             weights |= {f"model.layers.{index}.{name}": tensor for name, tensor in part.items()}
+    if architecture.tables is not None:
+        weights |= weights_of(Choice(architecture.layers, "tables", architecture.tables))
+        if parent.shape.tied:
+            weights[HEAD] = weights[EMBEDDING]
     return model_with(child_config(parent.model.config, architecture, parent.shape), weights)
 
 

@@ -11,21 +11,26 @@ hold it: each kind's own file does (`blocklib/attention/`, `blocklib/ffn/`).
     kv8+ffn512|kv8+ffn512                 blocks in parallel: they read one input, and what they add is summed
     kv8+ffn512 skip+fuse(ffn512,ffn512)   an architecture: blocks that tile the parent's layers
     L3.ffn=ffn256                         a choice: what stands at which slots
+    kv8@q8_0, fuse(ffn512,ffn512)@q4_0    a subblock whose weights are stored in a precision
+    kv8@q8_0+ffn512@q4_0 tables@q5_0      an architecture that says the precision of embedding and head, too
+    L2.tables=tables@q5_0                 the choice of that, behind a parent's layers 0 and 1
 
-A parent of L layers has 2L slots in a row, A0 F0 A1 F1 ... : attention of layer l at slot 2l, its FFN at 2l + 1.
+A parent of L layers has 2L slots in a row, A0 F0 A1 F1 ... : attention of layer l at slot 2l, its FFN at 2l + 1. Where
+precisions are chosen, two more slots hold the tables: the embedding at 2L and the head at 2L + 1.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from blocklib.errors import SpellingError
 
-Role = Literal["attention", "ffn", "block"]
+Role = Literal["attention", "ffn", "block", "tables"]
 
 _SUBBLOCK = re.compile(r"([a-z]+(?:_[a-z]+)*?)((?:0|[1-9]\d*)(?:[a-z](?:0|[1-9]\d*))*)?")
-_CHOICE = re.compile(r"L(0|[1-9]\d*)\.(attention|ffn|block)=(.+)")
+_PRECISION = re.compile(r"[a-z]+\d+(_[a-z0-9]+)*")
+_CHOICE = re.compile(r"L(0|[1-9]\d*)\.(attention|ffn|block|tables)=(.+)")
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,28 @@ class Subblock:
     """The attention or the FFN of a layer: a kind, its size ("" where it has none), and its parts where it is a run.
 
     `size` is numbers separated by single letters, as in `16x512k4`. Parts are FFN subblocks, one per parent layer.
+    `precision` is how its weights are stored, by the engine's name; "": as the scenario says.
     """
 
     kind: str
     size: str = ""
     parts: tuple["Subblock", ...] = ()
+    precision: str = ""
 
     def __str__(self) -> str:
+        stored = f"@{self.precision}" if self.precision else ""
         if self.parts:
-            return f"{self.kind}({','.join(map(str, self.parts))})"
-        return f"{self.kind}{self.size}"
+            return f"{self.kind}({','.join(map(str, self.parts))}){stored}"
+        return f"{self.kind}{self.size}{stored}"
+
+    def at(self, precision: str) -> "Subblock":
+        """The same with its weights stored in that precision; "": in none of its own."""
+        return replace(self, precision=precision)
+
+    @property
+    def unrounded(self) -> "Subblock":
+        """The same without a precision of its own."""
+        return self.at("")
 
     @property
     def layers(self) -> int:
@@ -70,6 +87,11 @@ class Subblock:
     @staticmethod
     def parse(text: str) -> "Subblock":
         """Raises SpellingError where `text` is not a spelling."""
+        whole, at, precision = text.rpartition("@")
+        if at:
+            if not _PRECISION.fullmatch(precision) or "@" in whole:
+                raise SpellingError(f"{text!r}: a precision stands once, at the end, like kv8@q8_0")
+            return Subblock.parse(whole).at(precision)
         opened = text.find("(")
         if opened >= 0:
             kind, inner = text[:opened], text[opened + 1 : -1]
@@ -85,6 +107,8 @@ class Subblock:
 
 
 SKIP = Subblock("skip")
+TABLES = Subblock("tables")
+"""Embedding and head."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,10 @@ class Block:
     @property
     def layers(self) -> int:
         return self.ffn.layers
+
+    @property
+    def unrounded(self) -> "Block":
+        return Block(self.attention.unrounded, self.ffn.unrounded)
 
     @staticmethod
     def parse(text: str) -> "Block":
@@ -125,6 +153,10 @@ class Parallel:
     def layers(self) -> int:
         return sum(block.layers for block in self.blocks)
 
+    @property
+    def unrounded(self) -> "Parallel":
+        return Parallel(tuple(block.unrounded for block in self.blocks))
+
     @staticmethod
     def parse(text: str) -> "Block | Parallel":
         """A block, or several in parallel."""
@@ -136,8 +168,8 @@ class Parallel:
 class Choice:
     """A choice, which stands at some slots: one option of one search, or one subblock of the library.
 
-    `layer` is the parent layer of its first slot. An `attention` or `ffn` choice holds a subblock, a `block` choice a
-    whole block or several in parallel.
+    `layer` is the parent layer of its first slot; of the tables, the number of layers. An `attention`, `ffn` or
+    `tables` choice holds a subblock, a `block` choice a whole block or several in parallel.
     """
 
     layer: int
@@ -157,14 +189,26 @@ class Choice:
     @property
     def span(self) -> int:
         """Slots covered. A run of n FFNs covers the n - 1 attentions between them too."""
-        if self.role == "attention":
-            return 1
+        if self.role in ("attention", "tables"):
+            return 1 if self.role == "attention" else 2
         return 2 * self.what.layers - (self.role == "ffn")
 
     @property
     def end_layer(self) -> int:
         """The first parent layer after it."""
+        if self.role == "tables":
+            return self.layer
         return self.layer + (self.what.layers if self.role != "attention" else 1)
+
+    @property
+    def precision(self) -> str:
+        """The precision of a subblock's weights; "" where it has none of its own, or is more than one."""
+        return self.what.precision if isinstance(self.what, Subblock) else ""
+
+    @property
+    def unrounded(self) -> "Choice":
+        """The same without precisions."""
+        return replace(self, what=self.what.unrounded)
 
     @property
     def parts(self) -> tuple["Choice", ...]:
@@ -191,17 +235,24 @@ class Choice:
         layer, role, what = int(match[1]), match[2], match[3]
         if role == "block":
             return Choice(layer, "block", Parallel.parse(what))
-        return Choice(layer, "attention" if role == "attention" else "ffn", Subblock.parse(what))
+        roles: dict[str, Role] = {"attention": "attention", "ffn": "ffn", "tables": "tables"}
+        return Choice(layer, roles[role], Subblock.parse(what))
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Blocks that tile the parent's layers, first to last."""
+    """Blocks that tile the parent's layers, first to last, and the tables where they have a precision of their own."""
 
     blocks: tuple[Block | Parallel, ...]
+    tables: Subblock | None = None
 
     def __str__(self) -> str:
-        return " ".join(map(str, self.blocks))
+        return " ".join(map(str, self.blocks if self.tables is None else (*self.blocks, self.tables)))
+
+    @property
+    def unrounded(self) -> "Architecture":
+        """The same without precisions."""
+        return Architecture(tuple(block.unrounded for block in self.blocks))
 
     @property
     def layers(self) -> int:
@@ -224,14 +275,15 @@ class Architecture:
         return tuple(found)
 
     def choices(self) -> tuple[Choice, ...]:
-        """Its subblocks as choices, blocks in parallel as one, in slot order; together they tile every slot once."""
+        """Its subblocks as choices, blocks in parallel as one, in slot order, the tables last where they have a
+        precision; together they tile every slot once."""
         found: list[Choice] = []
         layer = 0
         for entry in self.blocks:
             whole = Choice(layer, "block", entry)
             found += [whole] if isinstance(entry, Parallel) else whole.parts
             layer += entry.layers
-        return tuple(found)
+        return tuple(found if self.tables is None else [*found, Choice(layer, "tables", self.tables)])
 
     def with_(self, choice: Choice) -> "Architecture":
         """This architecture with one choice put in place of whatever stood at its slots.
@@ -250,12 +302,16 @@ class Architecture:
 
     @staticmethod
     def of(choices: tuple[Choice, ...], layers: int) -> "Architecture":
-        """The architecture whose slots are tiled by `choices`, given in slot order.
+        """The architecture whose slots are tiled by `choices`, given in slot order. The tables' slot may be left out.
 
         Raises ValueError where a slot is left open or covered twice.
         """
         slot, attention = 0, SKIP
         blocks: list[Block | Parallel] = []
+        last = choices[-1] if choices and choices[-1].role == "tables" else None
+        if last is not None:
+            assert isinstance(last.what, Subblock)
+            return replace(Architecture.of(choices[:-1], layers), tables=last.what)
         for choice in choices:
             if choice.first_slot != slot:
                 raise ValueError(f"slot {slot} is not where {choice} starts")
@@ -274,4 +330,10 @@ class Architecture:
     def parse(text: str) -> "Architecture":
         if not text.split():
             raise SpellingError("an architecture has at least one block, like kv8+ffn512")
-        return Architecture(tuple(Parallel.parse(part) for part in text.split()))
+        *blocks, last = text.split()
+        tables = None if "+" in last else Subblock.parse(last)
+        if tables is None:
+            blocks.append(last)
+        elif tables.unrounded != TABLES or not tables.precision or not blocks:
+            raise SpellingError(f"{last!r} ends no architecture; after its blocks may stand, for one, tables@q8_0")
+        return Architecture(tuple(Parallel.parse(part) for part in blocks), tables)

@@ -8,7 +8,7 @@ from torch import Tensor
 from blocklib.attention.gqa import GroupedQuery
 from blocklib.attention.linear import LinearAttentionKind
 from blocklib.attention.window import Window
-from blocklib.block import Architecture, Block, Choice, Role, Subblock
+from blocklib.block import SKIP, Architecture, Block, Choice, Role, Subblock
 from blocklib.errors import SubblockError
 from blocklib.ffn.dense import Dense
 from blocklib.ffn.dip import DynamicInputPruning
@@ -22,6 +22,7 @@ from blocklib.ffn.ultra import Ultra
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 from blocklib.skip import Skip
+from blocklib.tables import Tables
 
 ATTENTION: dict[str, Kind] = {
     "kv": GroupedQuery(),
@@ -46,6 +47,9 @@ FFN: dict[str, Kind] = {
     "fuse_last": Fuse(fold_norms=False),
 }
 
+TABLES: dict[str, Kind] = {"tables": Tables()}
+_BY_ROLE = {"attention": ATTENTION, "ffn": FFN, "tables": TABLES}
+
 # The modules that `attention_kind` and `ffn_kind` of a child's configuration name.
 ATTENTION_MODULES = {name: kind.module for name, kind in ATTENTION.items() if kind.module is not None}
 FFN_MODULES = {name: kind.module for name, kind in FFN.items() if kind.module is not None}
@@ -53,7 +57,7 @@ FFN_MODULES = {name: kind.module for name, kind in FFN.items() if kind.module is
 
 def kind_of(role: Role, subblock: Subblock) -> Kind:
     """The kind of a subblock. Raises SubblockError naming the kinds its slot can hold."""
-    kinds = ATTENTION if role == "attention" else FFN
+    kinds = _BY_ROLE[role]
     if subblock.kind not in kinds:
         raise SubblockError(f"{subblock}: there is no kind {subblock.kind!r} of {role}; kinds: {', '.join(kinds)}")
     return kinds[subblock.kind]
@@ -65,6 +69,8 @@ def check(choice: Choice, shape: Shape) -> None:
         raise SubblockError(f"{choice} reaches past the parent's last layer, {shape.layers - 1}")
     for role, subblock in choice.subblocks:
         kind_of(role, subblock).check(subblock, shape)
+        if subblock.precision and subblock.kind == SKIP.kind:
+            raise SubblockError(f"{subblock}: an empty slot holds no weights, so it has no precision; write skip")
 
 
 def parent_architecture(shape: Shape) -> Architecture:
@@ -79,7 +85,8 @@ def parent_block(shape: Shape) -> Block:
 
 def parameters(architecture: Architecture, shape: Shape) -> int:
     """Parameters of the assembled child by arithmetic, embedding, final norm and head included."""
-    return shape.fixed_parameters + sum(choice_parameters(choice, shape) for choice in architecture.choices())
+    fixed = 0 if architecture.tables else shape.fixed_parameters
+    return fixed + sum(choice_parameters(choice, shape) for choice in architecture.choices())
 
 
 def choice_parameters(choice: Choice, shape: Shape) -> int:

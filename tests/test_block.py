@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from blocklib.block import SKIP, Architecture, Block, Choice, Parallel, Role, Subblock
+from blocklib.block import SKIP, TABLES, Architecture, Block, Choice, Parallel, Role, Subblock
+from blocklib.errors import SpellingError
 
 kinds = st.sampled_from(["kv", "ffn", "linear", "skip", "fuse", "fuse_last", "a", "moe_of_x"])
 numbers = st.sampled_from(["0", "1", "8", "50", "11008"])
@@ -18,13 +20,23 @@ sizes = st.just("") | st.builds(
     numbers,
     st.just("") | st.builds("{}{}{}{}".format, st.sampled_from("kx"), numbers, st.sampled_from("ak"), numbers),
 )
-plain = st.builds(Subblock, kinds, sizes)
-runs = st.builds(lambda kind, parts: Subblock(kind, parts=tuple(parts)), kinds, st.lists(plain, min_size=1, max_size=4))
+precisions = st.sampled_from(["", "q8_0", "iq4_nl", "bf16"])
+unrounded = st.builds(Subblock, kinds, sizes)
+plain = st.builds(Subblock.at, unrounded, precisions)
+runs = st.builds(
+    lambda kind, parts, precision: Subblock(kind, parts=tuple(parts), precision=precision),
+    kinds,
+    st.lists(unrounded, min_size=1, max_size=4),
+    precisions,
+)
 ffns = plain | runs
 single = st.builds(Block, plain, ffns)
 parallel = st.builds(lambda found: Parallel(tuple(found)), st.lists(single, min_size=2, max_size=3))
 blocks = single | parallel
 architectures = st.builds(lambda found: Architecture(tuple(found)), st.lists(blocks, min_size=1, max_size=6))
+stored = st.builds(
+    lambda found, precision: replace(found, tables=TABLES.at(precision)), architectures, precisions.filter(bool)
+)
 
 
 @st.composite
@@ -59,9 +71,28 @@ def test_a_block_reads_back(block: Block | Parallel) -> None:
     assert Parallel.parse(str(block)) == block
 
 
-@given(architectures)
+@given(architectures | stored)
 def test_an_architecture_reads_back(architecture: Architecture) -> None:
     assert Architecture.parse(str(architecture)) == architecture
+
+
+@given(architectures | stored)
+def test_without_precisions_it_is_the_same_shapes(architecture: Architecture) -> None:
+    assert "@" not in str(architecture.unrounded)
+    shapes = [choice.unrounded for choice in architecture.choices() if choice.role != "tables"]
+    assert architecture.unrounded.choices() == tuple(shapes)
+
+
+@pytest.mark.parametrize("text", ["kv8@", "kv8@q8_0@q4_0", "fuse(ffn1@q8_0,ffn2)", "kv8@8", "@q8_0"])
+def test_a_precision_stands_once_and_at_the_end(text: str) -> None:
+    with pytest.raises(SpellingError):
+        Subblock.parse(text)
+
+
+@pytest.mark.parametrize("text", ["tables@q8_0", "kv8+ffn2 tables", "kv8+ffn2 tables8@q8_0", "tables@q8_0 kv8+ffn2"])
+def test_tables_stand_behind_blocks_and_have_a_precision(text: str) -> None:
+    with pytest.raises(SpellingError):
+        Architecture.parse(text)
 
 
 @given(choices())
@@ -79,10 +110,11 @@ def test_what_parses_prints_as_it_was(text: str) -> None:
     assert str(subblock) == text
 
 
-@given(architectures)
+@given(architectures | stored)
 def test_choices_tile_every_slot_once(architecture: Architecture) -> None:
     covered = [slot for choice in architecture.choices() for slot in sorted(slots(choice))]
-    assert covered == list(range(2 * architecture.layers))
+    assert covered == list(range(2 * architecture.layers + (0 if architecture.tables is None else 2)))
+    assert all(Choice.parse(str(choice)) == choice for choice in architecture.choices())
     assert Architecture.of(architecture.choices(), architecture.layers) == architecture
 
 
@@ -118,7 +150,7 @@ def test_a_choice_put_in_leaves_all_else(placement: tuple[Architecture, Choice])
     assert changed.with_(choice) == changed
 
 
-@given(architectures)
+@given(architectures | stored)
 def test_its_own_choices_change_nothing(architecture: Architecture) -> None:
     for choice in architecture.choices():
         assert architecture.with_(choice) == architecture

@@ -1,6 +1,7 @@
 """A child as a GGUF file, which llama.cpp and everything built on it (Ollama, LM Studio, ...) loads.
 
-A file is written tensor by tensor: it needs the memory of one layer's queries and keys beside the model.
+A subblock's matrices have the type of its precision, or of the file's where it has none. A file is written tensor by
+tensor: it needs the memory of one layer's queries and keys beside the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from blocklib.formats.subblocks import subblocks_of, tensor_shapes, width_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import model_with, own_shape
 from blocklib.shape import Shape
+from blocklib.tables import EMBEDDING, HEAD, table_names
 
 __all__ = [
     "PRECISIONS",
@@ -33,6 +35,7 @@ __all__ = [
     "gguf_bytes",
     "gguf_fixed_bytes",
     "gguf_head_bytes",
+    "stored_types",
     "write_gguf",
     "write_random_gguf",
 ]
@@ -41,14 +44,26 @@ _TILE_ROWS = 64
 """Rows of random numbers that are quantised; a matrix repeats them."""
 
 
+Stored = Mapping[str, Tensor]
+"""Matrices as they lie in a file, uint8 [rows, bytes of a row], by their names in the child."""
+
+
 @dataclass(frozen=True)
 class GgufModel:
-    """A file without its vocabulary and weights: sizes, layers, architecture, precision."""
+    """A file without its vocabulary and weights: sizes, layers, architecture, the precision of whatever has none of its
+    own, and that of the tables."""
 
     config: PuzzleNasConfig
     carrier: Carrier
     layers: tuple[MixerLayer, ...]
     precision: str
+    tables: str = ""
+
+    @property
+    def precisions(self) -> frozenset[str]:
+        """Those of its matrices."""
+        parts = [part for layer in self.layers for part in (layer.mixer, layer.ffn) if part is not None]
+        return frozenset((part.precision if part else self.tables) or self.precision for part in [None, *parts])
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -62,15 +77,23 @@ def write_gguf(
     precision: str,
     vocabulary: Vocabulary,
     about: Mapping[str, str | int] | None = None,
+    stored: Stored | None = None,
 ) -> GgufModel:
-    """Write the child's own weights. `about` are `general.*` keys, such as `name` and `license`.
+    """Write the child's own weights. `about` are `general.*` keys, such as `name` and `license`; `stored` are matrices
+    that are rounded already, each to the type that it has in this file.
 
     Raises UnsupportedFormatError where llama.cpp cannot run the child, MissingLlamaCppError where only it can quantise.
     """
     model = _model(child.config, Architecture.parse(child.config.architecture), precision)
-    placed = {part.choice: part.weights for part in subblocks_of(child)}
-    weights = child.state_dict()
-    _write(path, model, vocabulary, lambda: _tensors(model, weights, placed.__getitem__), about or {})
+    placed = {part.choice: part for part in subblocks_of(child)}
+    rounded = dict(stored or {})
+
+    def rows_of(choice: Choice) -> dict[str, Tensor]:
+        own = f"model.layers.{placed[choice].layer}."
+        return {name: rounded[own + name] for name in placed[choice].weights if own + name in rounded}
+
+    weights = _Weights(child.state_dict(), lambda choice: placed[choice].weights)
+    _write(path, model, vocabulary, lambda: _tensors(model, weights, _Weights(rounded, rows_of)), about or {})
     return model
 
 
@@ -85,81 +108,134 @@ def write_random_gguf(path: Path, config: PuzzleNasConfig, architecture: Archite
 
     table = torch.empty((shape.vocabulary, shape.hidden), device="meta")
     fixed = {
-        "model.embed_tokens.weight": table,
-        "lm_head.weight": table,
+        EMBEDDING: table,
+        HEAD: table,
         "model.norm.weight": torch.empty(shape.hidden, device="meta"),
     }
     vocabulary = dummy_vocabulary(shape.vocabulary)
-    _write(path, model, vocabulary, lambda: _tensors(model, fixed, weights_of), {"name": "random"})
+    _write(path, model, vocabulary, lambda: _tensors(model, _Weights(fixed, weights_of)), {"name": "random"})
     return model
 
 
+def stored_types(config: PuzzleNasConfig, precision: str) -> dict[str, gguf.GGMLQuantizationType]:
+    """The type of every tensor of a child in a file of this precision, by its name in the child, where the tensor is
+    one of the tables or of a layer. `config` is the child's."""
+    architecture, shape = Architecture.parse(config.architecture), own_shape(config)
+    tables = architecture.tables.precision if architecture.tables else ""
+    size = (shape.vocabulary, shape.hidden)
+    found = {
+        name: tensor_type(size, tables or precision, is_head=not tables and name == table_names(shape.tied)[-1])
+        for name in table_names(shape.tied)
+    }
+    for index, (layer, block) in enumerate(architecture.placed()):
+        for part in Choice(layer, "block", block).parts:
+            for name, sizes in tensor_shapes(part, shape).items():
+                found[f"model.layers.{index}.{name}"] = tensor_type(sizes, part.precision or precision)
+    return found
+
+
 @torch.no_grad()
-def as_stored(child: PuzzleNasForCausalLM, precision: str) -> PuzzleNasForCausalLM:
-    """The child in float32 with its weights rounded as a file of this precision rounds them."""
+def as_stored(child: PuzzleNasForCausalLM, precision: str, stored: Stored | None = None) -> PuzzleNasForCausalLM:
+    """The child in float32 with its weights rounded as a file of this precision rounds them; those that are `stored`
+    already are read from there."""
     tied = bool(child.config.tie_word_embeddings)
-    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    types, there = stored_types(child.config, precision), stored or {}
     rounded: dict[str, Tensor] = {}
     for name, tensor in child.state_dict().items():
-        type = tensor_type(tuple(tensor.shape), precision, is_head=name == head)
+        if name == HEAD and tied:
+            continue
+        type = types.get(name, gguf.GGMLQuantizationType.F32)
+        if name in there:
+            rounded[name] = torch.from_numpy(gguf.dequantize(there[name].numpy(), type)).reshape(tensor.shape)
+            continue
         read = gguf.dequantize(quantise(tensor.detach().float().cpu().numpy(), type), type)
         rounded[name] = torch.from_numpy(read).reshape(tensor.shape)
     if tied:
-        rounded["lm_head.weight"] = rounded[head]
+        rounded[HEAD] = rounded[EMBEDDING]
     return model_with(child.config, rounded)
 
 
 def gguf_bytes(choice: Choice, shape: Shape, precision: str) -> int:
-    """Bytes of a choice's tensors in the file.
+    """Bytes of a choice's tensors in a file whose subblocks without a precision of their own have this one.
 
     Subblocks of zeros, which llama.cpp needs beside some (`reblock.py`), come on top. They depend on the whole child:
     about 3 * hidden * 32 numbers for each attention or linear map that no FFN follows, and 4 * hidden * head_dim in a
     first layer without attention.
     """
     return sum(
-        stored_bytes(size, tensor_type(size, precision))
+        stored_bytes(size, tensor_type(size, part.precision or precision))
         for part in choice.parts
         for size in tensor_shapes(part, shape).values()
     )
 
 
-def gguf_head_bytes(shape: Shape, precision: str) -> int:
-    """Bytes of the head, which may be the embedding as well, and of the final norm: those that every pass reads."""
+def gguf_head_bytes(shape: Shape, precision: str, is_chosen: bool = False) -> int:
+    """Bytes of the head, which may be the embedding as well, and of the final norm: those that every pass reads.
+
+    `is_chosen`: the tables have that precision for themselves; else it is the file's, which spares the head.
+    """
     table = (shape.vocabulary, shape.hidden)
     norm = stored_bytes((shape.hidden,), gguf.GGMLQuantizationType.F32)
-    return stored_bytes(table, tensor_type(table, precision, is_head=True)) + norm
+    return stored_bytes(table, tensor_type(table, precision, is_head=not is_chosen)) + norm
 
 
-def gguf_fixed_bytes(shape: Shape, precision: str) -> int:
+def gguf_fixed_bytes(shape: Shape, precision: str, is_chosen: bool = False) -> int:
     """Bytes of embedding, head and final norm in the file. (llama3 scaling adds head_dim / 2 floats.)"""
     table = (shape.vocabulary, shape.hidden)
     embedding = 0 if shape.tied else stored_bytes(table, tensor_type(table, precision))
-    return embedding + gguf_head_bytes(shape, precision)
+    return embedding + gguf_head_bytes(shape, precision, is_chosen)
 
 
 def _model(config: PuzzleNasConfig, architecture: Architecture, precision: str) -> GgufModel:
     zero_width = max(32, gguf.GGML_QUANT_SIZES[precision_type(precision)][0])
     carrier = carrier_of(config, architecture)
     needs = Needs(zero_width, carrier.attention_everywhere)
-    parts = [part for choice in architecture.choices() for part in choice.parts]
-    return GgufModel(config, carrier, reblock(parts, needs), precision)
+    parts = [part for choice in architecture.choices() for part in choice.parts if part.role != "tables"]
+    tables = architecture.tables.precision if architecture.tables else ""
+    return GgufModel(config, carrier, reblock(parts, needs), precision, tables)
 
 
-def _tensors(
-    model: GgufModel, fixed: Mapping[str, Tensor], weights_of: Callable[[Choice], dict[str, Tensor]]
-) -> Iterator[tuple[str, Tensor]]:
-    yield from fixed_tensors(dict(fixed), model.config).items()
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """A tensor by its name in the file, maybe on the meta device, and its type there; `rows`: it is rounded already."""
+
+    name: str
+    tensor: Tensor
+    type: gguf.GGMLQuantizationType
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """Where tensors come from: the tables and the final norm, and those of a subblock by their names in a layer."""
+
+    fixed: dict[str, Tensor]
+    of: Callable[[Choice], dict[str, Tensor]]
+
+
+_NONE = _Weights({}, lambda choice: {})
+
+
+def _tensors(model: GgufModel, weights: _Weights, stored: _Weights = _NONE) -> Iterator[_Named]:
     shape = own_shape(model.config)
+    rows = fixed_tensors(stored.fixed, model.config)
+    for name, tensor in fixed_tensors(weights.fixed, model.config).items():
+        is_spared = not model.tables and is_head(name, shape.tied)
+        type = tensor_type(tuple(tensor.shape), model.tables or model.precision, is_spared)
+        yield _Named(name, tensor, type, rows.get(name) if tensor.dim() == 2 else None)
     for index, layer in enumerate(model.layers):
-        for name, tensor in layer_tensors(layer, weights_of, model.carrier, shape).items():
-            yield f"blk.{index}.{name}", tensor
+        rows = layer_tensors(layer, stored.of, model.carrier, shape)
+        for name, tensor in layer_tensors(layer, weights.of, model.carrier, shape).items():
+            part = layer.ffn if name.startswith("ffn") else layer.mixer
+            type = tensor_type(tuple(tensor.shape), (part.precision if part else "") or model.precision)
+            yield _Named(f"blk.{index}.{name}", tensor, type, None if part is None else rows.get(name))
 
 
 def _write(
     path: Path,
     model: GgufModel,
     vocabulary: Vocabulary,
-    tensors: Callable[[], Iterator[tuple[str, Tensor]]],
+    tensors: Callable[[], Iterator[_Named]],
     about: Mapping[str, str | int],
 ) -> None:
     """`tensors` is asked twice, for the sizes and for the numbers, so that none of them is kept."""
@@ -171,24 +247,23 @@ def _write(
             writer.add_uint32(f"general.{key}", value)
     _add_sizes(writer, model)
     add_vocabulary(writer, vocabulary)
-    types: dict[str, gguf.GGMLQuantizationType] = {}
-    for name, tensor in tensors():
-        size = tuple(tensor.shape)
-        types[name] = tensor_type(size, model.precision, is_head(name, model.config.tie_word_embeddings))
-        writer.add_tensor_info(name, size, np.dtype(np.float32), stored_bytes(size, types[name]), types[name])
+    for one in tensors():
+        size = tuple(one.tensor.shape)
+        writer.add_tensor_info(one.name, size, np.dtype(np.float32), stored_bytes(size, one.type), one.type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     tiles: dict[tuple[int, gguf.GGMLQuantizationType], NDArray[Any]] = {}
-    for name, tensor in tensors():
-        writer.write_tensor_data(_stored(tensor, types[name], tiles))
+    for one in tensors():
+        writer.write_tensor_data(_stored(one, tiles))
     writer.close()
 
 
-def _stored(
-    tensor: Tensor, type: gguf.GGMLQuantizationType, tiles: dict[tuple[int, gguf.GGMLQuantizationType], NDArray[Any]]
-) -> NDArray[Any]:
+def _stored(one: _Named, tiles: dict[tuple[int, gguf.GGMLQuantizationType], NDArray[Any]]) -> NDArray[Any]:
     """The tensor as it lies in the file; random numbers, the rows of a tile again and again, if it is meta."""
+    tensor, type = one.tensor, one.type
+    if one.rows is not None:
+        return one.rows.numpy()
     if not tensor.is_meta:
         return quantise(tensor.detach().float().cpu().numpy(), type)
     if tensor.dim() == 1:

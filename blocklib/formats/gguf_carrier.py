@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from blocklib.block import SKIP, Architecture, Choice, Parallel, Subblock
+from blocklib.block import SKIP, TABLES, Architecture, Choice, Parallel, Subblock
 from blocklib.errors import UnsupportedFormatError
 from blocklib.formats.reblock import MixerLayer, is_linear
 from blocklib.formats.subblocks import width_of
@@ -83,11 +83,12 @@ def carrier_of(config: PuzzleNasConfig, architecture: Architecture) -> Carrier:
 
 
 def is_uniform(architecture: Architecture) -> bool:
-    """Whether all its layers but the empty ones have the same attention and an FFN of the same width."""
+    """Whether all its layers but the empty ones have the same attention and an FFN of the same width. Precisions may
+    differ."""
     if any(isinstance(block, Parallel) for block in architecture.blocks):
         return False
     kept = {
-        (str(block.attention), _width(block.ffn))
+        (str(block.attention.unrounded), _width(block.ffn))
         for _, block in architecture.placed()
         if (block.attention, block.ffn) != (SKIP, SKIP)
     }
@@ -141,7 +142,7 @@ def _choice_fault(choice: Choice, shape: Shape) -> str:
     """The reason why this subblock cannot be carried; empty if there is none."""
     subblock = choice.what
     assert isinstance(subblock, Subblock)
-    if subblock == SKIP:
+    if subblock == SKIP or choice.role == "tables":
         return ""
     if choice.role == "attention":
         if subblock.kind not in ("kv", "linear"):
@@ -164,6 +165,6 @@ def _uniform_only(shape: Shape) -> str:
 def _keeps_layers_alike(choice: Choice, shape: Shape) -> bool:
     """Whether it is the parent's own, or an empty block."""
     own = parent_block(shape)
-    alike = {"attention": own.attention, "ffn": own.ffn}
-    whole = [part.what for part in choice.parts]
-    return whole == [SKIP, SKIP] or all(part.what == alike[part.role] for part in choice.parts)
+    alike = {"attention": own.attention, "ffn": own.ffn, "tables": TABLES}
+    whole = [part.unrounded.what for part in choice.parts]
+    return whole == [SKIP, SKIP] or whole == [alike[part.role] for part in choice.parts]

@@ -19,6 +19,7 @@ from blocklib.formats.subblocks import tensor_shapes
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
+from blocklib.tables import EMBEDDING, HEAD
 
 Tensors = dict[str, Tensor]
 
@@ -43,7 +44,7 @@ _AS_MIXER = {"post_attention_layernorm": "attn_norm", "mlp.linear_mlp": "attn_ou
 def layer_tensors(
     layer: MixerLayer, weights_of: Callable[[Choice], Tensors], carrier: Carrier, shape: Shape
 ) -> Tensors:
-    """A layer's tensors by their names behind `blk.N.`."""
+    """A layer's tensors by their names behind `blk.N.`. `weights_of` may know some of a subblock's alone."""
     found: Tensors = {}
     if layer.zero_mixer:
         one_head = replace(shape, heads=1, kv_heads=1, qkv_bias=False, o_bias=False)
@@ -62,10 +63,11 @@ def layer_tensors(
 
 
 def fixed_tensors(model: Tensors, config: PuzzleNasConfig) -> Tensors:
-    """Embedding, final norm, head unless it is tied, and the factors of rotary frequencies under llama3 scaling."""
-    found = {"token_embd.weight": model["model.embed_tokens.weight"], "output_norm.weight": model["model.norm.weight"]}
-    if not config.tie_word_embeddings:
-        found["output.weight"] = model["lm_head.weight"]
+    """Embedding, final norm, head unless it is tied, as far as they are in `model`, and the factors of rotary
+    frequencies under llama3 scaling."""
+    names = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    names |= {} if config.tie_word_embeddings else {HEAD: "output.weight"}
+    found = {theirs: model[ours] for ours, theirs in names.items() if ours in model}
     rope: dict[str, Any] = dict(config.rope_parameters or {})
     if rope.get("rope_type") == "llama3":
         found["rope_freqs.weight"] = llama3_factors(rope, own_shape(config).head_dim)
@@ -106,7 +108,7 @@ def _mixer(weights: Tensors, carrier: Carrier, shape: Shape) -> Tensors:
                 if name in found:
                     found[name] = _interleaved(found[name], shape.head_dim)
     renamed = _renamed(found, _NAMES)
-    if carrier.fused:
+    if carrier.fused and "attn_q.weight" in renamed:
         parts = [renamed.pop(f"attn_{part}.weight") for part in "qkv"]
         renamed["attn_qkv.weight"] = torch.cat(parts)
     return renamed

@@ -23,6 +23,7 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from blocklib.errors import MissingLlamaCppError, UnsupportedFormatError
+from blocklib.shape import Shape
 
 PRECISIONS: dict[str, Type] = {
     name: Type[name.upper()]
@@ -42,6 +43,17 @@ _FALLBACK = {
 size, for the first two."""
 _BY_ENGINE = (Type.IQ4_NL, *_FALLBACK)
 """Types that the `gguf` package reads and cannot write."""
+
+
+_OFFERED = ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl", "q3_k", "q2_k")
+"""What is worth choosing among, from the most bits to the fewest."""
+
+
+def precisions_for(shape: Shape) -> tuple[str, ...]:
+    """Those that a parent of this shape can be stored in: whose blocks divide its rows. The rows that lead out of an
+    FFN may be an exception, which is stored as `tensor_type` says."""
+    rows = (shape.hidden, shape.heads * shape.head_dim)
+    return tuple(name for name in _OFFERED if not any(row % _block(PRECISIONS[name]) for row in rows))
 
 
 def precision_type(precision: str) -> Type:

@@ -16,10 +16,12 @@ from blocklib.shape import Shape
 
 @dataclass(frozen=True)
 class Placed:
-    """A subblock with weights: its place in the parent, and its tensors by their names in a layer."""
+    """A subblock with weights: its place in the parent, its tensors by their names in a layer, and the child's
+    layer."""
 
     choice: Choice
     weights: dict[str, Tensor]
+    layer: int = 0
 
     @property
     def role(self) -> Role:
@@ -43,12 +45,12 @@ def subblocks_of(child: PuzzleNasForCausalLM) -> tuple[Placed, ...]:
     """The child's subblocks in the order they run, empty slots left out."""
     architecture = Architecture.parse(child.config.architecture)
     found = []
-    for (start, block), layer in zip(architecture.placed(), child.model.layers, strict=True):
+    for index, ((start, block), layer) in enumerate(zip(architecture.placed(), child.model.layers, strict=True)):
         state = layer.state_dict()
         for part in Choice(start, "block", block).parts:
             if part.what != SKIP:
                 own = {name: tensor for name, tensor in state.items() if name.split(".")[0] in MODULES[part.role]}
-                found.append(Placed(part, own))
+                found.append(Placed(part, own, index))
     return tuple(found)
 
 
@@ -86,6 +88,7 @@ def tensor_shapes(choice: Choice, shape: Shape) -> dict[str, tuple[int, ...]]:
     assert isinstance(subblock, Subblock)
     if subblock == SKIP:
         return {}
+    assert choice.role != "tables", f"{choice}: the tables have no place in a layer"
     matrices = _attention(subblock, shape) if choice.role == "attention" else _ffn(subblock, shape)
     found: dict[str, tuple[int, ...]] = {f"{MODULES[choice.role][0]}.weight": (shape.hidden,)}
     for name, (outputs, inputs, bias) in matrices.items():

@@ -8,12 +8,14 @@ from blocklib.block import Architecture, Choice
 from blocklib.formats.gguf import gguf_bytes, gguf_fixed_bytes, gguf_head_bytes
 from blocklib.kinds import choice_kv_values, choice_parameters, choice_touched
 from blocklib.shape import Shape
-from cost_models.cost import Cost
+from cost_models.cost import ZERO, Cost
 from cost_models.scenario import Scenario
 
 
 def choice_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
     """The bytes that `choice` holds and reads in a child of a parent of this shape, its norms included."""
+    if choice.role == "tables":
+        return fixed_cost(shape, scenario, choice.precision)
     parameters, held = choice_parameters(choice, shape), stored_bytes(choice, shape, scenario)
     size = held / parameters if parameters else 0.0
     prompts = scenario.batch * scenario.prompt_tokens
@@ -35,15 +37,17 @@ def stored_bytes(choice: Choice, shape: Shape, scenario: Scenario) -> int:
     return choice_parameters(choice, shape) * scenario.bytes_per_value
 
 
-def fixed_cost(shape: Shape, scenario: Scenario) -> Cost:
+def fixed_cost(shape: Shape, scenario: Scenario, precision: str = "") -> Cost:
     """The part that every child holds: embeddings, final norm and head. A tied head is the embedding, counted once.
+    `precision` is that of the tables; "": as the scenario says.
 
     A pass reads one row of the embeddings per token, which is left out; it reads all rows of a tied one, as the head.
     """
     parameters = shape.fixed_parameters
     read = shape.vocabulary * shape.hidden + shape.norm_parameters
     if scenario.engine == "llama_cpp":
-        held, read_bytes = gguf_fixed_bytes(shape, scenario.dtype), gguf_head_bytes(shape, scenario.dtype)
+        stored = (shape, precision or scenario.dtype, bool(precision))
+        held, read_bytes = gguf_fixed_bytes(*stored), gguf_head_bytes(*stored)
     else:
         held, read_bytes = (count * scenario.bytes_per_value for count in (parameters, read))
     return Cost(
@@ -57,4 +61,5 @@ def fixed_cost(shape: Shape, scenario: Scenario) -> Cost:
 
 def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenario) -> Cost:
     """The bytes that a whole child holds and reads."""
-    return sum((choice_cost(choice, shape, scenario) for choice in architecture.choices()), fixed_cost(shape, scenario))
+    fixed = ZERO if architecture.tables else fixed_cost(shape, scenario)
+    return sum((choice_cost(choice, shape, scenario) for choice in architecture.choices()), fixed)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from blocklib.block import Architecture
-from cost_models.geometry import FIXED, geometries
+from cost_models.geometry import all_geometries
 from cost_models.scenario import Scenario
 from cost_models.timing.least_squares import Whole, attribute
 from cost_models.timing.pair import Comparison
@@ -127,7 +127,7 @@ def predicted_share(parts: Parts, architecture: Architecture, parent: Architectu
 
 def counted(architecture: Architecture) -> Counter[str]:
     """How often an architecture holds each geometry, by name; the fixed part once."""
-    return Counter(map(str, (FIXED, *(part for choice in architecture.choices() for part in geometries(choice)))))
+    return Counter(map(str, all_geometries(architecture)))
 
 
 def _corrected(seconds: Mapping[str, float], wholes: Sequence[Whole]) -> dict[str, float]:

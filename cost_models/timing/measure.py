@@ -6,7 +6,8 @@ models; a loop over a single block was 23 % off.)
 
 Five stacks come first and give the times of the fixed part and the parent's own subblocks: no layers; the parent's
 number of empty layers; attention alone; FFNs alone; and the control. Then each further geometry takes one stack: that
-geometry in its slot of every layer, the parent's own in the other.
+geometry in its slot of every layer, the parent's own in the other; tables of another precision take one around the
+parent's own layers.
 
 A time that is too noisy, or impossible, is measured again; its result states the remaining noise. This file knows what
 to time and how to compute costs from it; `pair.py` has the clock, `stack.py` the models.
@@ -14,7 +15,7 @@ to time and how to compute costs from it; `pair.py` has the clock, `stack.py` th
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, permutations
 from statistics import median
 from time import perf_counter
@@ -35,7 +36,7 @@ from cost_models.scenario import Scenario
 from cost_models.timing.least_squares import Whole, attribute
 from cost_models.timing.pair import ROUNDS, Comparison, Paired, Rounds
 from cost_models.timing.quality import ANY, Quality
-from cost_models.timing.stack import EMPTY, Room, Stack, stack_of
+from cost_models.timing.stack import EMPTY, Room, Stack, base_name, stack_of
 
 _LEAST_SPREAD = 0.005
 """The smallest error that a ratio can have, because a few rounds may agree by chance."""
@@ -148,7 +149,7 @@ def measure(
         Geometry("ffn", own.ffn): stack_of(Block(SKIP, own.ffn), shape, scenario, room),
     }
     further = {
-        wanted: stack_of(_in_place(wanted, own), shape, scenario, room)
+        wanted: _with_tables(wanted, stack_of(_in_place(wanted, own), shape, scenario, room))
         for wanted in geometries
         if wanted not in own_parts and wanted.subblock != SKIP
     }
@@ -199,7 +200,8 @@ def suspicions(times: Mapping[Geometry, MeasuredGeometry], has_decode: bool) -> 
             found[geometry] = "took no time to speak of, though it holds weights"
     sized = [geometry for geometry in times if geometry.subblock.kind in ("kv", "ffn")]
     for small, large in permutations(sized, 2):
-        if small.subblock.kind == large.subblock.kind and small.subblock.number < large.subblock.number:
+        is_alike = replace(small.subblock, size="") == replace(large.subblock, size="")
+        if is_alike and small.subblock.number < large.subblock.number:
             longer = _longer(times[small], times[large])
             if longer:
                 found.setdefault(small, f"took {longer:.2f} times as long as {large}, which is larger")
@@ -312,7 +314,7 @@ class _Bench:
     ) -> MeasuredGeometry:
         comparison = self._comparisons[stack]
         # All layers of a stack share the error of its time; the fixed part is the only part of its stack.
-        shares = 1 if geometry == FIXED else stack.layers
+        shares = 1 if geometry.role == "fixed" else stack.layers
         errors = {
             error_of(name): parts[name].control * paired.ratio * _least(paired.spread) / shares
             for name, paired in comparison.parts.items()
@@ -344,7 +346,9 @@ class _FieldParts:
     def amount_of(self, geometry: Geometry, layers: int) -> float:
         """`layers` of the parent, all of whose empty layers count as the fixed part."""
         parts = attribute(self.wholes)
-        return parts["base"] + layers * parts["layer"] if geometry == FIXED else parts[str(geometry)]
+        if geometry.role != "fixed":
+            return parts[str(geometry)]
+        return parts[base_name(geometry.subblock.precision)] + layers * parts["layer"]
 
     def residual(self) -> Residual:
         parts = attribute(self.wholes)
@@ -372,10 +376,16 @@ def _least(spread: float) -> float:
 
 
 def _in_place(wanted: Geometry, own: Block) -> Block:
-    """The parent's block with one geometry in its slot."""
+    """The parent's block with one geometry in its slot, or as it is around tables."""
+    if wanted.role == "fixed":
+        return own
     if wanted.role == "attention":
         return Block(wanted.subblock, own.ffn)
     return Block(own.attention, wanted.subblock)
+
+
+def _with_tables(wanted: Geometry, stack: Stack) -> Stack:
+    return replace(stack, tables=wanted.subblock) if wanted.role == "fixed" else stack
 
 
 def _room(scenario: Scenario) -> Room:

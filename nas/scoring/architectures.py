@@ -6,15 +6,18 @@ Memory holds one stack of residuals per slot of the way down.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blocklib.block import SKIP, Architecture, Choice
 from blocklib.distil import Progress
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, Variant, delta, embed, rotary, variant
+from blocklib.tables import EMBEDDING, head_with
 from nas.scoring.fidelity import Fidelity, FidelityMeter, numbers_at_once
 
 
@@ -36,25 +39,33 @@ def score_whole(
         yield {}
         return
     wanted = list(dict.fromkeys(architectures))
-    paths = [architecture.choices() for architecture in wanted]
+    # Those of one embedding begin alike.
+    wanted.sort(key=lambda architecture: str(architecture.tables))
     layers = {
         choice: variant(parent.model, choice, weights_of(choice))
-        for choice in dict.fromkeys(choice for path in paths for choice in path)
+        for choice in dict.fromkeys(choice for architecture in wanted for choice in _path(architecture))
         if choice.what != SKIP
     }
+    around = [
+        _Around(weights_of(Choice(parent.shape.layers, "tables", tables)) if tables else {}, list(same))
+        for tables, same in groupby(wanted, key=lambda architecture: architecture.tables)
+    ]
     one = ids_BT.shape[1] * parent.shape.hidden
     batch = batch or max(1, numbers_at_once(ids_BT.device) // one)
     head = parent.model.lm_head
     meter, own = FidelityMeter(list(map(str, wanted)), head), FidelityMeter(["parent"], head)
     done = 0
     for ids in ids_BT.split(batch):
-        entering_BTD = embed(parent.model, ids)
-        tree = _PathTree(paths, layers, rotary(parent.model, entering_BTD))
         parent_BTD = parent.model.model(ids.long(), use_cache=False).last_hidden_state
         own.add(ids, parent_BTD, parent_BTD[None])
-        for at, residuals_NBTD in tree.leaves(entering_BTD):
-            final_NBTD = parent.model.model.norm(residuals_NBTD)
-            meter.add(ids, parent_BTD, final_NBTD, at)
+        before = 0
+        for some in around:
+            entering_BTD = embed(parent.model, ids, some.tables.get(EMBEDDING))
+            tree = _PathTree([*map(_path, some.architectures)], layers, rotary(parent.model, entering_BTD))
+            for at, residuals_NBTD in tree.leaves(entering_BTD):
+                final_NBTD = parent.model.model.norm(residuals_NBTD)
+                meter.add(ids, parent_BTD, final_NBTD, [before + place for place in at], some.head)
+            before += len(some.architectures)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
     base, found = own.result()["parent"].lm_loss, meter.result()
@@ -63,6 +74,23 @@ def score_whole(
         for architecture in wanted
         for f in [found[str(architecture)]]
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Around:
+    """Architectures between the same tables; none: the parent's own."""
+
+    tables: Weights
+    architectures: Sequence[Architecture]
+
+    @property
+    def head(self) -> nn.Linear | None:
+        return head_with(self.tables) if self.tables else None
+
+
+def _path(architecture: Architecture) -> tuple[Choice, ...]:
+    """Its choices within the layers."""
+    return tuple(choice for choice in architecture.choices() if choice.role != "tables")
 
 
 class _PathTree:

@@ -3,10 +3,11 @@ arXiv 2411.19146, section 4.2).
 
 One sweep over the parent's slots serves many choices: each variant starts from the parent's residual at its own slots
 and joins a stack of variants that runs through the rest of the parent together, so nothing before a variant is ever
-computed for it.
+computed for it. Tables begin with tokens of their own, and end in a head of their own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from blocklib.distil import Progress
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.stream import Variant, delta, embed, rotary, slot_delta, variant
+from blocklib.tables import EMBEDDING, head_with
 from nas.scoring.fidelity import Fidelity, FidelityMeter, numbers_at_once
 
 # The stack of variants holds at most this many residual numbers (256 MiB in float32).
@@ -38,8 +40,11 @@ def score(
     if not weights:
         yield {}
         return
-    layers = {choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items()}
-    order = sorted(layers, key=lambda choice: choice.first_slot + choice.span)
+    layers = {
+        choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items() if choice.role != "tables"
+    }
+    tables = {choice: tensors for choice, tensors in weights.items() if choice.role == "tables"}
+    order = [*tables, *sorted(layers, key=lambda choice: choice.first_slot + choice.span)]
     one = ids_BT.shape[1] * parent.shape.hidden
     # If not even one sequence of all variants of a large parent fits, several sweeps take a share of them each.
     at_once = max(1, _STACK_AT_ONCE // one - 1)
@@ -50,9 +55,12 @@ def score(
     done = 0
     for ids in ids_BT.split(batch):
         for swept, meter in zip(sweeps, meters, strict=True):
-            residuals_NBTD = _sweep(parent, {choice: layers[choice] for choice in swept}, ids, work.passed_slots)
-            final_NBTD = parent.model.model.norm(residuals_NBTD)
-            meter.add(ids, final_NBTD[0], final_NBTD, read=work.passed_head)
+            here = _Swept([tables[one] for one in swept if one in tables], {c: layers[c] for c in swept if c in layers})
+            final_NBTD = parent.model.model.norm(_sweep(parent, here, ids, work.passed_slots))
+            others = [0, *range(1 + len(here.tables), len(final_NBTD))]
+            meter.add(ids, final_NBTD[0], final_NBTD[others], others, read=work.passed_head)
+            for place, held in enumerate(here.tables, 1):
+                meter.add(ids, final_NBTD[0], final_NBTD[[place]], [place], head_with(held), work.passed_head)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
     found = {name: fidelity for meter in meters for name, fidelity in meter.result().items()}
@@ -62,6 +70,14 @@ def score(
         for choice in order
         for f in [found[str(choice)]]
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Swept:
+    """The variants of one sweep: tables by their tensors, then layers in order of the choices' ends."""
+
+    tables: Sequence[Weights]
+    layers: Mapping[Choice, Variant]
 
 
 class _Work:
@@ -74,7 +90,11 @@ class _Work:
         slot_parameters = sum(values.numel() for values in parent.model.model.layers.parameters()) / slots
         self._head = parent.model.lm_head.weight.numel() / slot_parameters
         # Each sweep takes the parent along.
-        lengths = [[slots, *(slots - choice.first_slot - choice.span for choice in swept)] for swept in sweeps]
+        ends = [[choice.first_slot + choice.span for choice in swept if choice.role != "tables"] for swept in sweeps]
+        lengths = [
+            [slots] * (1 + len(swept) - len(ended)) + [slots - end for end in ended]
+            for swept, ended in zip(sweeps, ends, strict=True)
+        ]
         self._total = ids_BT.numel() * sum(length + self._head for swept in lengths for length in swept)
         self._done, self._heard = 0.0, heard
 
@@ -87,17 +107,19 @@ class _Work:
         self._heard(self._done, self._total)
 
 
-def _sweep(parent: Parent, layers: Mapping[Choice, Variant], ids_BT: Tensor, passed: Callable[[int], None]) -> Tensor:
+def _sweep(parent: Parent, swept: _Swept, ids_BT: Tensor, passed: Callable[[int], None]) -> Tensor:
     """The residual after the last slot of the parent and of the parent with each choice: [1 + choices, B, T, D].
 
-    `layers` is in order of the choices' ends; `passed` is told how many tokens more have gone through a slot.
+    `passed` is told how many tokens more have gone through a slot.
     """
-    pending = list(layers)
+    layers, pending = swept.layers, list(swept.layers)
     parent_BTD = embed(parent.model, ids_BT)
     tables = rotary(parent.model, parent_BTD)
-    stack_NBTD = parent_BTD.new_empty(1 + len(pending), *parent_BTD.shape)
+    stack_NBTD = parent_BTD.new_empty(1 + len(swept.tables) + len(pending), *parent_BTD.shape)
     stack_NBTD[0] = parent_BTD
-    joined, at_once = 1, max(1, numbers_at_once(parent_BTD.device) // parent_BTD.numel())
+    for place, held in enumerate(swept.tables, 1):
+        stack_NBTD[place] = embed(parent.model, ids_BT, held[EMBEDDING])
+    joined, at_once = 1 + len(swept.tables), max(1, numbers_at_once(parent_BTD.device) // parent_BTD.numel())
     entering: dict[int, Tensor] = {}
     for slot in range(2 * parent.shape.layers):
         entering[slot] = stack_NBTD[0].clone()

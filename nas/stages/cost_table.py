@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from blocklib.block import Subblock
+from blocklib.block import TABLES, Subblock
 from blocklib.checkpoint import inspect
 from blocklib.errors import BlocklibError
 from blocklib.loading import readable
@@ -170,8 +170,10 @@ def _geometry(name: str) -> Geometry:
     role, _, spelling = name.partition(".")
     if name == str(FIXED):
         return FIXED
+    if name.startswith(f"{FIXED}@"):
+        return Geometry("fixed", Subblock.parse(name.replace(str(FIXED), str(TABLES), 1)))
     if role not in ("attention", "ffn"):
-        raise TableError("a geometry is named like attention.kv8, ffn.ffn5504, or fixed")
+        raise TableError("a geometry is named like attention.kv8, ffn.ffn5504@q4_0, or fixed")
     return Geometry("attention" if role == "attention" else "ffn", Subblock.parse(spelling))
 
 

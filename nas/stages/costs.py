@@ -15,12 +15,12 @@ from blocklib.block import Choice
 from blocklib.model import PuzzleNasConfig
 from blocklib.packed import PackedParent, unpack
 from cost_models.analytic import choice_cost, fixed_cost
-from cost_models.cost import Cost
+from cost_models.cost import ZERO, Cost
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import engine_of
 from cost_models.errors import EngineStoppedError
 from cost_models.flash.flash import MemoryHierarchy
-from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.geometry import FIXED, Geometry, all_geometries, geometries
 from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.launches import launch_warning
@@ -104,7 +104,7 @@ def _missing(job: Job, known: Mapping[Geometry, models.CostRow], remeasure: bool
 
 def _own(job: Job) -> list[Geometry]:
     """The parent's parts, each as often as the parent has it."""
-    return [FIXED, *(part for choice in job.parent.architecture.choices() for part in geometries(choice))]
+    return list(all_geometries(job.parent.architecture))
 
 
 def _rows(job: Job, store: Store) -> dict[Geometry, models.CostRow]:
@@ -249,7 +249,7 @@ def _simulate(task: _SimulateTask, report: Report) -> _Measured:
 def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.CostRow:
     geometry, shape = timed.geometry, job.parent.shape
     if geometry.role == "fixed":
-        held = fixed_cost(shape, job.scenario)
+        held = fixed_cost(shape, job.scenario, geometry.subblock.precision)
     else:
         held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, job.scenario)
     return _row(key, str(geometry), held + timed.cost, timed.spread)
@@ -278,16 +278,16 @@ def write_options(job: Job, store: Store) -> None:
                 name=str(choice.what),
                 score_key=None if job.parent.own(choice) else job.score_key(choice),
                 cost_keys=[job.used_cost_key(geometry) for geometry in geometries(choice)],
-                distillation_key=job.build_key(build[0]) if len(build) == 1 else None,
+                distillation_key=job.distillation_key(build[0]) if len(build) == 1 else None,
             )
         )
     store.set_options(job.id, found)
 
 
 def parent_costs(job: Job, store: Store) -> dict[str, Any]:
-    """The cost of the fixed part and of the whole parent (the sum of its parts), as the search's row keeps them."""
+    """The cost of the fixed part and of the whole parent (the sum of its parts), as the search's row keeps them. Where
+    tables are options, they are the fixed part, and nothing is fixed."""
     measured = store.costs([job.used_cost_key(geometry) for geometry in job.to_measure])
-    fixed = cost_of(measured[job.used_cost_key(FIXED)])
-    own = [geometry for choice in job.parent.architecture.choices() for geometry in geometries(choice)]
-    whole = sum((cost_of(measured[job.used_cost_key(geometry)]) for geometry in own), fixed)
+    whole = sum((cost_of(measured[job.used_cost_key(geometry)]) for geometry in _own(job)), ZERO)
+    fixed = ZERO if job.request.space.precision else cost_of(measured[job.used_cost_key(FIXED)])
     return ParentCosts(fixed, whole).plain()

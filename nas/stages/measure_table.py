@@ -15,7 +15,7 @@ from blocklib.loading import readable
 from blocklib.parent import child_config
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
-from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.geometry import Geometry, all_geometries, geometries
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure
 from cost_models.timing.pair import Rounds
@@ -51,7 +51,7 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     empty = CostTable(scenario=scenario, hardware=describe(scenario), shape=asdict(found.shape), geometries={})
     table = _table(out, empty)
     # Each of the parent's parts as often as the parent has it, the whole of it together.
-    own = [FIXED, *(part for choice in parent_architecture(found.shape).choices() for part in geometries(choice))]
+    own = list(all_geometries(parent_architecture(found.shape)))
     wanted = dict.fromkeys([*own, *(part for choice in options for part in geometries(choice))])
     known = table.times
     if known and not known.keys() >= {*own}:

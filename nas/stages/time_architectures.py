@@ -26,7 +26,7 @@ def random_architectures(
         kept = drawn.random() * 0.9
         picked: list[Choice] = []
         slot = 0
-        while slot < 2 * parent.layers:
+        while slot in starting:
             parents, others = starting[slot]
             choice = drawn.choice(parents if not others or (parents and drawn.random() < kept) else others)
             picked.append(choice)

@@ -15,8 +15,9 @@ from solvers.problem import Option, Problem, Solution, infeasible_choice, total_
 from solvers.refine.joint import joined, paired, parted
 
 
-def uniform(problem: Problem, *, slots_per_layer: int = 2) -> Solution:
-    """The uniform solution of least score.
+def uniform(problem: Problem, *, slots_per_layer: int = 2, layers: int | None = None) -> Solution:
+    """The uniform solution of least score. Behind the slots of `layers` layers, if there are more, one option covers
+    the rest, and each such is tried; None: all slots are layers.
 
     Raises Infeasible where no uniform choice meets the limits, or there is none, and ValueError where the slots are not
     whole layers.
@@ -25,7 +26,10 @@ def uniform(problem: Problem, *, slots_per_layer: int = 2) -> Solution:
     if slots_per_layer < 1 or problem.slots % slots_per_layer:
         raise ValueError(f"{problem.slots} slots are not layers of {slots_per_layer} slots")
     check_tiling(problem)
-    by_place = [_in_every_layer(problem, place, slots_per_layer) for place in range(slots_per_layer)]
+    end = problem.slots if layers is None else layers * slots_per_layer
+    by_place = [_in_every_layer(problem, place, slots_per_layer, end) for place in range(slots_per_layer)]
+    if end < problem.slots:
+        by_place.append([(one,) for one in problem.options if (one.first, one.end) == (end, problem.slots)])
     for place, found in enumerate(by_place):
         if not found:
             raise Infeasible(f"uniform: no single-slot option stands at slot {place} of every layer")
@@ -44,13 +48,13 @@ def _in_order(picked: Sequence[Sequence[Option]]) -> list[Option]:
     return sorted((option for options in picked for option in options), key=lambda option: option.first)
 
 
-def _in_every_layer(problem: Problem, place: int, slots_per_layer: int) -> list[tuple[Option, ...]]:
-    """For each name that stands at this slot of every layer, its options, one per layer."""
+def _in_every_layer(problem: Problem, place: int, slots_per_layer: int, end: int) -> list[tuple[Option, ...]]:
+    """For each name that stands at this slot of every layer before slot `end`, its options, one per layer."""
     by_name: dict[str, list[Option]] = {}
     for option in problem.options:
-        if option.span == 1 and option.first % slots_per_layer == place:
+        if option.span == 1 and option.first < end and option.first % slots_per_layer == place:
             by_name.setdefault(option.name, []).append(option)
-    return [tuple(options) for options in by_name.values() if len(options) == problem.slots // slots_per_layer]
+    return [tuple(options) for options in by_name.values() if len(options) == end // slots_per_layer]
 
 
 def _passed(problem: Problem, choice: Sequence[Option]) -> float:

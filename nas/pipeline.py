@@ -38,6 +38,7 @@ from nas.stages.export import deliver
 from nas.stages.library import build_library, measure_dependency, score_choices
 from nas.stages.prepare import Job, prepare
 from nas.stages.refine import solve_refined
+from nas.stages.rounding import round_library
 from nas.stages.sample import sample
 from nas.terminal.progress import bar
 from nas.terminal.signals import SIGNALS
@@ -111,6 +112,9 @@ def fill_store(context: Context, remeasure: bool = False) -> Context:
             store.add_search(search_row(job, store.find_search(job.id).parent_costs))
     with _stage(context, "distil") as done:
         done.append(build_library(context))
+    if job.to_round:
+        with _stage(context, "round") as done:
+            done.append(round_library(context))
     with _stage(context, "score") as done:
         done.append(score_choices(context))
     with _stage(context, "measure") as done:

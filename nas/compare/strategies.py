@@ -100,7 +100,7 @@ def _no_op_only(contest: Contest) -> Chosen:
 STRATEGIES: dict[str, Strategy] = {
     "MIP": lambda contest: Chosen(solve(contest.known, contest.budget)),
     "greedy": lambda contest: Chosen(contest.best(greedy)),
-    "uniform": lambda contest: Chosen(uniform(contest.problem)),
+    "uniform": lambda contest: Chosen(uniform(contest.problem, layers=contest.known.layers)),
     "max parameters": _max_parameters,
     "no-op only": _no_op_only,
     "ShortGPT": _shortgpt,

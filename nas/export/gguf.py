@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 from huggingface_hub import ModelCard
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from blocklib.block import Choice
+from blocklib.block import Architecture, Choice
 from blocklib.errors import MissingLlamaCppError, UnsupportedFormatError
 from blocklib.formats import gguf
-from blocklib.formats.gguf import GgufModel, as_stored, write_gguf
+from blocklib.formats.gguf import GgufModel, Stored, as_stored, write_gguf
 from blocklib.formats.gguf_types import precision_type, tensor_type
 from blocklib.formats.gguf_vocabulary import Vocabulary
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.parent import model_with, own_shape
+from blocklib.parent import child_config, model_with, own_shape
 from nas.errors import MissingFileError, UnsupportedExportError
 from nas.export.exported import Card, Exported, files_in, whole_folder
 from nas.export.gguf_tokenizer import normalisation_of, vocabulary_of
@@ -58,8 +58,12 @@ def export_gguf(
     card: str,
     parent: ParentSettings | None = None,
     precision: str = DEFAULT_PRECISION,
+    stored: Stored | None = None,
 ) -> Exported:
     """Write the child to `out` as one file of that precision, with a Modelfile for Ollama, and compare it in llama.cpp.
+
+    Subblocks that have a precision of their own keep it; `stored` are their rounded matrices, by their names in the
+    child.
 
     Raises UnsupportedExportError for what llama.cpp cannot carry, ExportMismatchError where it computes or tokenises
     otherwise, MissingFileError where it is not installed, FileExistsError where `out` is not empty. After an error
@@ -71,21 +75,32 @@ def export_gguf(
     plain = model_with(child.config, {name: value.detach().float().cpu() for name, value in child.state_dict().items()})
     title = _title(card) or out.name
     about = _about(card, title)
+    unrounded = _without_precisions(plain)
+    is_mixed = unrounded is not plain
     with whole_folder(out) as folder:
-        file = folder / f"model-{precision.upper()}.gguf"
+        file = folder / f"model-{'MIXED' if is_mixed else precision.upper()}.gguf"
         exact = folder / "exact.gguf"
-        model = _translated(partial(write_gguf, exact, plain, "f32", vocabulary, about))
-        agreement = compare_exactly(exact, plain, vocabulary)
-        if precision == "f32":
+        model = _translated(partial(write_gguf, exact, unrounded, "f32", vocabulary, about))
+        agreement = compare_exactly(exact, unrounded, vocabulary)
+        if precision == "f32" and not is_mixed:
             exact.rename(file)
         else:
             exact.unlink()
-            model = _translated(partial(write_gguf, file, plain, precision, vocabulary, about))
-        rounded = compare_closely(file, as_stored(plain, precision), vocabulary, tokenizer)
+            model = _translated(partial(write_gguf, file, plain, precision, vocabulary, about, stored))
+        rounded = compare_closely(file, as_stored(plain, precision, stored), vocabulary, tokenizer)
         notes = _notes(model, tokenizer, rounded.kl)
         (folder / "Modelfile").write_text(modelfile(file.name, vocabulary, parent), encoding="utf-8")
         Card(card, _LOADING.format(file=file.name, name=_slug(title)), ("gguf",), notes).write(folder)
     return Exported(out, "gguf", agreement.difference, files_in(out), notes)
+
+
+def _without_precisions(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
+    """The same weights under an architecture that names no precision; the child itself if its own names none."""
+    architecture = Architecture.parse(child.config.architecture)
+    if architecture == architecture.unrounded:
+        return child
+    config = child_config(child.config, architecture.unrounded, own_shape(child.config))
+    return model_with(config, child.state_dict())
 
 
 def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
@@ -127,15 +142,14 @@ def _translated(step: Callable[[], Made]) -> Made:
 def _notes(model: GgufModel, tokenizer: PreTrainedTokenizerBase, kl: float) -> tuple[str, ...]:
     """Sentences that a user of the file should read."""
     notes = []
-    if model.precision != "f32":
-        notes.append(
-            f"At {model.precision}, llama.cpp is {kl:.1e} nats (mean KL) from the same weights computed in float32."
-        )
+    if model.precisions != {"f32"}:
+        stored = ", ".join(sorted(model.precisions))
+        notes.append(f"At {stored}, llama.cpp is {kl:.1e} nats (mean KL) from the same weights computed in float32.")
     fallen = sorted(_other_types(model))
     if fallen:
         notes.append(
-            f"Matrices whose rows are no multiple of the block of {model.precision} are stored as {', '.join(fallen)}, "
-            "as llama.cpp would store them."
+            "Matrices whose rows are no multiple of the block of their precision are stored as "
+            f"{', '.join(fallen)}, as llama.cpp would store them."
         )
     if any(layer.zero_mixer or layer.zero_width for layer in model.layers):
         notes.append(
@@ -150,10 +164,13 @@ def _notes(model: GgufModel, tokenizer: PreTrainedTokenizerBase, kl: float) -> t
 
 def _other_types(model: GgufModel) -> set[str]:
     """Types that matrices of the layers have beside the precision's own."""
-    shape, own = own_shape(model.config), precision_type(model.precision)
+    shape = own_shape(model.config)
     widths = {shape.hidden, shape.heads * shape.head_dim, *model.widths}
     return {
-        found.name.lower() for width in widths if width and (found := tensor_type((1, width), model.precision)) != own
+        found.name.lower()
+        for precision in model.precisions
+        for width in widths
+        if width and (found := tensor_type((1, width), precision)) != precision_type(precision)
     }
 
 

@@ -30,6 +30,7 @@ from nas.job.sections import (
     Solver,
     Space,
 )
+from nas.job.units import did_you_mean
 from nas.job.values import AbsolutePath, Budget, Flag, Name, NoneIfFalse, folder_of, wrong
 
 EMBEDDED = "embedded"
@@ -112,6 +113,26 @@ class Request(Section):
     def canonical(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as plain JSON; as YAML it parses to an equal request."""
         return self.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _precisions(self) -> Self:
+        if not self.space.precision:
+            return self
+        if self.engine != "llama_cpp" or self.export_format != "gguf":
+            raise wrong(
+                "space.precision",
+                f"precisions of subblocks are stored in GGUF files and timed in llama.cpp, not in {self.engine} with "
+                f"export.format {self.export_format}; give export.format: gguf and scenario.device: cpu",
+            )
+        names = ENGINES["llama_cpp"]
+        unknown = [name for name in self.space.precision if name not in names] if self.space.precision != "all" else []
+        if unknown:
+            raise wrong("space.precision", f"{unknown[0]!r} is not known; {did_you_mean(unknown[0], names)}")
+        for key, is_asked in (("space.pairs", self.space.pairs), ("space.parallel", self.space.parallel),
+                              ("scenario.flash", self.scenario.flash)):  # fmt: skip
+            if is_asked:
+                raise wrong(key, "is not possible beside space.precision; leave out one of the two")
+        return self
 
     @model_validator(mode="after")
     def _agreement(self) -> Self:

@@ -28,6 +28,7 @@ from nas.job.values import (
     NoneIfFalse,
     NotNegative,
     Positive,
+    Precisions,
     Schedule,
     Seconds,
     TokenCount,
@@ -146,6 +147,8 @@ class Space(Section):
     `drop_blocks`: whole layers may go, scored as a whole. `pairs`: a layer's attention and FFN are scored together.
     `parallel`: windows of so many layers may read one input and add up (FFN Fusion, appendix B). `plain`: the layers
     that are kept have one number of KV heads and one FFN width, as in any checkpoint of the parent's family.
+    `precision`: every subblock, and embedding and head, may be stored in each of these; `all`: in each that the engine
+    runs with rows of these lengths; empty: everything is stored as the scenario says.
     """
 
     attention: Annotated[tuple[AttentionOption, ...], AfterValidator(distinct)] = Field(
@@ -159,6 +162,7 @@ class Space(Section):
     pairs: Flag = False
     parallel: Annotated[int, Field(ge=2, strict=True)] | None = None
     plain: Flag = False
+    precision: Precisions = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -170,6 +174,7 @@ class Space(Section):
         options = {"attention": (self.attention, "kv"), "ffn": (self.ffn, "ffn")}
         wrongs = [f"{key}: {one}" for key, (named, kind) in options.items() for one in named if one.kind != kind]
         wrongs += [key for key in ("fuse", "parallel") if getattr(self, key) is not None]
+        wrongs += ["precision"] if self.precision else []
         if self.plain and wrongs:
             taken = "takes only numbers of KV heads (kv50%, kv2), widths of the FFN (50%, ffn512) and drop_blocks"
             raise wrong("plain", f"a plain child {taken}; leave out {', '.join(wrongs)}, or plain")
@@ -177,8 +182,8 @@ class Space(Section):
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if not (self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel):
-            raise JobError("leaves nothing to choose; name at least one option under attention or ffn")
+        if not (self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel or self.precision):
+            raise JobError("leaves nothing to choose; name at least one option under attention, ffn or precision")
         return self
 
 

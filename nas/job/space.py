@@ -1,9 +1,10 @@
 """The space of a request, spelled out for one parent: every choice a search may make. Knows sizes, not weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
-from blocklib.block import SKIP, Block, Choice, Parallel, Role, Subblock
+from blocklib.block import SKIP, TABLES, Block, Choice, Parallel, Role, Subblock
 from blocklib.errors import SubblockError
+from blocklib.formats.gguf_types import precisions_for
 from blocklib.kinds import ATTENTION, FFN, check, control, kind_of, parent_block
 from blocklib.shape import Shape
 from nas.errors import JobError
@@ -11,9 +12,14 @@ from nas.job.fusion_candidates import Matrix, ffn_runs, windows
 from nas.job.sections import FuseSection, Space
 from nas.job.values import Share, SpaceOption
 
+_ROWS = 32
+"""Numbers in a block of the smallest formats: the width of an FFN is the length of the rows that lead out of it."""
+_FLOATS = ("f16", "bf16", "f32")
+
 
 def choices(space: Space, shape: Shape, dependency: Matrix | None = None, format: str = "hf") -> tuple[Choice, ...]:
-    """Every option of every slot, the parent's own first in each, then runs, dropped blocks, pairs and windows.
+    """Every option of every slot, the parent's own first in each, then runs, dropped blocks, pairs and windows. Where
+    the space has precisions, every subblock comes in each of them, and so do embedding and head, last of all.
 
     `dependency` is the parent's matrix (`nas/scoring/block_dependency.py`); without it every run and every window is an
     option. `format` is the export's: for `decilm`, shares of a width are multiples of 256 where the parent's width is
@@ -22,10 +28,13 @@ def choices(space: Space, shape: Shape, dependency: Matrix | None = None, format
 
     Raises JobError or SubblockError, naming the option, where the parent cannot hold it.
     """
+    step = _ROWS if space.precision else 8
     attentions = _distinct(
         [Subblock("kv", str(shape.kv_heads)), *(_sized("attention", o, shape, format) for o in space.attention)]
     )
-    ffns = _distinct([Subblock("ffn", str(shape.ffn_width)), *(_sized("ffn", o, shape, format) for o in space.ffn)])
+    ffns = _distinct(
+        [Subblock("ffn", str(shape.ffn_width)), *(_sized("ffn", o, shape, format, step) for o in space.ffn)]
+    )
     # A sparse FFN is worth its place only beside a dense one that does as much for a token.
     ffns = _distinct([*ffns, *filter(None, (control(ffn, shape) for ffn in ffns))])
     runs, windowed = _runs(space.fuse, shape, dependency), _windows(space.parallel, shape, dependency)
@@ -44,7 +53,34 @@ def choices(space: Space, shape: Shape, dependency: Matrix | None = None, format
         found = [choice for choice in found if choice.layer or _attends(choice)]
     for choice in found:
         check(choice, shape)
-    return tuple(found)
+    return tuple(_stored(found, precisions(space, shape), shape) if space.precision else found)
+
+
+def precisions(space: Space, shape: Shape) -> tuple[str, ...]:
+    """The precisions that the space offers to a parent of this shape; none if all is stored as the scenario says.
+
+    Raises JobError for one whose blocks do not fit the parent's rows.
+    """
+    fitting = precisions_for(shape)
+    if space.precision == "all":
+        return fitting
+    for name in space.precision:
+        if name not in (*fitting, *_FLOATS):
+            raise JobError(
+                f"space.precision: {name} stores rows in blocks that do not divide the parent's, of {shape.hidden} "
+                f"numbers; give some of {', '.join((*fitting, *_FLOATS))}"
+            )
+    return tuple(space.precision)
+
+
+def _stored(found: Iterable[Choice], names: Sequence[str], shape: Shape) -> Iterator[Choice]:
+    """Every choice in each precision; an empty slot has none."""
+    for choice in found:
+        if isinstance(choice.what, Subblock) and choice.what != SKIP:
+            yield from (Choice(choice.layer, choice.role, choice.what.at(name)) for name in names)
+        else:
+            yield choice
+    yield from (Choice(shape.layers, "tables", TABLES.at(name)) for name in names)
 
 
 def _runs(asked: FuseSection | None, shape: Shape, dependency: Matrix | None) -> dict[int, list[Subblock]]:
@@ -93,9 +129,9 @@ def _attends(choice: Choice) -> bool:
     return ("attention", SKIP) not in choice.subblocks
 
 
-def _sized(role: Role, option: SpaceOption, shape: Shape, format: str) -> Subblock:
+def _sized(role: Role, option: SpaceOption, shape: Shape, format: str, step: int = 8) -> Subblock:
     if isinstance(option, Share):
-        size = _heads(option, shape) if role == "attention" else _width(option, shape, format)
+        size = _heads(option, shape) if role == "attention" else _width(option, shape, format, step)
         option = Subblock(option.kind, str(size))
     try:
         kind = kind_of(role, option)
@@ -116,11 +152,12 @@ def _heads(option: Share, shape: Shape) -> int:
     return int(heads)
 
 
-def _width(option: Share, shape: Shape, format: str) -> int:
+def _width(option: Share, shape: Shape, format: str, step: int) -> int:
     """To the nearest multiple of 256 where the parent's own width is one and it is wide, or the format is `decilm`,
-    which most engines read in such widths only; of 8 otherwise, which kernels run well."""
+    which most engines read in such widths only; of `step` otherwise: 8, which kernels run well, or what the blocks of
+    precisions need."""
     wide = shape.ffn_width >= 2048 or format == "decilm"
-    step = 256 if shape.ffn_width % 256 == 0 and wide else 8
+    step = 256 if shape.ffn_width % 256 == 0 and wide else step
     return min(shape.ffn_width, max(step, round(option.share * shape.ffn_width / step) * step))
 
 

@@ -99,6 +99,17 @@ def _file_name(value: str) -> str:
     return value
 
 
+def _precisions(value: object) -> tuple[str, ...] | Literal["all"]:
+    if value == "all":
+        return "all"
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise JobError(f"{value!r} is no list of precisions; write all, or a list like [q8_0, q5_0, q4_0]")
+    for index, name in enumerate(value):
+        if name in value[:index]:
+            raise JobError(f"{name} is given twice")
+    return tuple(value)
+
+
 _A_DATASET = "; a dataset, a folder or of the hub, is written {dataset: FOLDER_OR_NAME, split: train, column: text}"
 Count = Annotated[int, Field(gt=0, strict=True)]
 TokenCount = Annotated[int, Field(ge=0, strict=True)]
@@ -129,6 +140,9 @@ AttentionOption = Annotated[SpaceOption, PlainValidator(lambda value: _option(va
 FfnOption = Annotated[SpaceOption, PlainValidator(lambda value: _option(value, "ffn")), PlainSerializer(str)]
 Files = Annotated[
     tuple[Path, ...], BeforeValidator(lambda value, info: matching_files(value, folder_of(info), _A_DATASET), list[str])
+]
+Precisions = Annotated[
+    tuple[str, ...] | Literal["all"], PlainValidator(_precisions), PlainSerializer(lambda value: value)
 ]
 Schedule = Literal["cosine", "linear", "constant"]
 # `false` says "without this stage" as well as `null` does.

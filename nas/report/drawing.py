@@ -3,6 +3,7 @@
 Knows where each bar goes, how wide it is and what it says; the template draws it. Does not know what a kind computes.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ class DrawnSubblock:
     """One subblock. `width` is its size as a share of the largest drawn; `rows` is how many layers it spans.
 
     `kind` is the subblock's kind if that has a colour of its own, `gone` for the attention of a layer inside a fused
-    run of FFNs, and else `other`.
+    run of FFNs, and else `other`. `bits` are those of a weight in its precision, without scales; None where it has no
+    precision of its own.
     """
 
     kind: str
@@ -22,6 +24,7 @@ class DrawnSubblock:
     width: float
     rows: int
     is_parents_own: bool
+    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ def drawing(parent: Architecture, child: Architecture) -> tuple[DrawnLayer, ...]
     }
     own = dict(_placed(parent))
     drawn_parent, drawn_child = (
-        {(at.layer, at.role): _bar(what, at.role, largest, own.get(at) == what) for at, what in _placed(architecture)}
+        {
+            (at.layer, at.role): _bar(what, at.role, largest, own.get(at) == what.unrounded)
+            for at, what in _placed(architecture)
+        }
         for architecture in (parent, child)
     )
     return tuple(
@@ -61,7 +67,7 @@ _COLOURED = ("kv", "ffn", "linear", "fuse", "fuse_last", "skip", "gone")
 
 
 def _placed(architecture: Architecture) -> Iterator[tuple[_Place, Subblock]]:
-    for part in (part for choice in architecture.choices() for part in choice.parts):
+    for part in (part for choice in architecture.choices() for part in choice.parts if choice.role != "tables"):
         assert isinstance(part.what, Subblock)
         yield _Place(part.layer, part.role), part.what
         for layer in _swallowed(part):
@@ -76,7 +82,14 @@ def _swallowed(choice: Choice) -> range:
 def _bar(what: Subblock, role: Role, largest: dict[Role, float], is_parents_own: bool) -> DrawnSubblock:
     label = "in the run" if what == _GONE else str(what)
     width = _size(what) / largest[role] if _size(what) else 1.0
-    return DrawnSubblock(what.kind if what.kind in _COLOURED else "other", label, width, what.layers, is_parents_own)
+    kind = what.kind if what.kind in _COLOURED else "other"
+    return DrawnSubblock(kind, label, width, what.layers, is_parents_own, _bits(what.precision))
+
+
+def _bits(precision: str) -> int | None:
+    """The first number in its name: 8 of q8_0, 4 of iq4_nl, 16 of bf16."""
+    found = re.search(r"\d+", precision)
+    return int(found[0]) if found else None
 
 
 def _size(what: Subblock) -> float:

@@ -11,7 +11,7 @@ from statistics import median
 from blocklib.block import Architecture, Choice, Role
 from db.measured import KnownOption
 
-_ROLES: tuple[Role, ...] = ("attention", "ffn", "block")
+_ROLES: tuple[Role, ...] = ("attention", "ffn", "block", "tables")
 
 
 @dataclass(frozen=True)

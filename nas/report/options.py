@@ -20,8 +20,8 @@ from nas.solve.solve import cost_of
 @dataclass(frozen=True)
 class Offer:
     """One option: the mean over the layers that had it. `cost` is a share of the cost of the parent's own parts there,
-    `cost_error` its standard error as such a share, and `contention` the worst CPU contention while it was timed; None
-    if unknown.
+    or, where precisions are chosen, of the dearest option's; `cost_error` its standard error as such a share, and
+    `contention` the worst CPU contention while it was timed; None if unknown.
 
     `bytes_per_token` are the weights a decode step reads over its batch. `control` names the dense FFN that a sparse
     one is compared with. `why` says in words what is against the option; empty if nothing is.
@@ -59,7 +59,12 @@ def offers(
     `metric` is kl or lm_loss, `cost` a linear metric.
     """
     known = [one for option in options if (one := _known(option, metric, cost, scenario)) is not None]
-    own = {(one.choice.role, one.choice.layer): one.cost for one in known if one.is_own}
+    own: dict[tuple[Role, int], float] = {}
+    is_stored = not any(one.is_own for one in known)
+    for one in known:
+        if one.is_own or is_stored:
+            place = one.choice.role, one.choice.layer
+            own[place] = max(one.cost, own.get(place, 0.0))
     held = set(child.choices()) if child else set()
     grouped: dict[tuple[Role, str], list[_Known]] = {}
     for one in known:
@@ -108,6 +113,8 @@ def _error(group: Sequence[_Known], cost: Metric, scenario: Scenario, own: float
 
 def _own_cost(choice: Choice, own: dict[tuple[Role, int], float]) -> float:
     """The cost of the parent itself at the slots of `choice`, including the attentions inside a fused run."""
+    if choice.role == "tables":
+        return own[choice.role, choice.layer]
     slots = range(choice.first_slot, choice.first_slot + choice.span)
     return sum(own.get(("ffn" if slot % 2 else "attention", slot // 2), 0.0) for slot in slots)
 

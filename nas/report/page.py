@@ -93,6 +93,7 @@ def _sections(
         "evaluations": evaluations,
         "harnesses": harnesses(evaluations),
         "drawing": drawing(Architecture.parse(search.parent_architecture), child) if child else (),
+        "stored_tables": child.tables.precision if child and child.tables else "",
         "trade_off": trade_off(store, search, budget, trials, chosen),
         "uncertainty": uncertainty(chosen) if chosen else "",
         "explained": Explained.of(chosen) if chosen else None,

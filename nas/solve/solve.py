@@ -114,7 +114,7 @@ class Measured:
         """Limits on the options' costs: the budget less the fixed part."""
         fixed = self.fixed.metrics(self.scenario)
         most = {cost: value - fixed[cost] for cost, value in self.ceilings(budget).items()}
-        return Problem(2 * self.layers, self.options, most)
+        return Problem(max(option.end for option in self.options), self.options, most)
 
     def questions(self, budget: Sequence[Limit]) -> dict[str, Problem]:
         """The problems whose best answer is that to the budget, options that were scored together offered in pairs:

@@ -6,6 +6,13 @@ from blocklib.block import Architecture
 
 
 def summary(architecture: str) -> str:
-    """An architecture in a line: its blocks, counted where they repeat."""
-    counted = Counter(str(block) for _, block in Architecture.parse(architecture).placed())
-    return ", ".join(f"{count} x {block}" for block, count in counted.items())
+    """An architecture in a line: its blocks, counted where they repeat, and then its precisions, counted too."""
+    found = Architecture.parse(architecture)
+    blocks = Counter(str(block.unrounded) for _, block in found.placed())
+    stored = Counter(part.precision for choice in found.choices() for part in choice.parts if part.precision)
+    told = ", ".join(f"{count} x {block}" for block, count in blocks.items())
+    return f"{told}; stored as {_counted(stored)}" if stored else told
+
+
+def _counted(precisions: Counter[str]) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in sorted(precisions.items()))

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice
@@ -21,6 +22,7 @@ from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
+from blocklib.precisions.round_model import round_model
 from cost_models.analytic import architecture_cost
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
@@ -50,20 +52,27 @@ from nas.terminal.progress import bar, rarely
 
 @dataclass(frozen=True)
 class _Parts:
-    """An architecture, and the keys of the parts that it takes from the library, whose folder is `root`."""
+    """An architecture, and the keys of the parts that it takes from the library, whose folder is `root`. `before` are
+    the keys of the same parts as they are without precisions."""
 
     architecture: Architecture
     root: Path
     keys: Mapping[Choice, str]
+    before: Mapping[Choice, str]
 
     @staticmethod
     def of(job: Job, trial: models.TrialRow) -> "_Parts":
         architecture = Architecture.parse(trial.architecture)
-        return _Parts(architecture, job.library.root, job.built_keys(architecture.choices()))
+        keys, before = (job.built_keys(each.choices()) for each in (architecture, architecture.unrounded))
+        return _Parts(architecture, job.library.root, keys, before)
 
     def assembled(self, parent: Parent) -> PuzzleNasForCausalLM:
         library = Library(self.root)
         return assemble(parent, self.architecture, lambda choice: choice_weights(parent, library, choice, self.keys))
+
+    def unrounded(self, parent: Parent) -> PuzzleNasForCausalLM:
+        """The same child with its weights as they were before any was rounded."""
+        return replace(self, architecture=self.architecture.unrounded, keys=self.before).assembled(parent)
 
 
 @dataclass(frozen=True)
@@ -124,9 +133,11 @@ def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> 
 
 @dataclass(frozen=True)
 class _ChildTask:
-    """`file` is the path of the child, `checkpoints` the folder of an unfinished healing."""
+    """`file` is the path of the child, `checkpoints` the folder of an unfinished healing; `batch` sequences of the
+    calibration text run at a time where weights are rounded."""
 
     parent: PackedParent
+    calibration: Ids
     distillation: Ids
     evaluation: Ids
     parts: _Parts
@@ -134,6 +145,7 @@ class _ChildTask:
     file: Path
     checkpoints: Path
     device: str
+    batch: int
 
 
 def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
@@ -143,8 +155,8 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
     gpus = 1 if job.request.gpus_per_task else 0
     with bar(context.console, "heal child" if healing else "assemble child", "tokens", doing=STARTING) as shown:
         task = _ChildTask(
-            shared["parent"], shared["distillation"], shared["evaluation"], _Parts.of(job, trial), healing, file,
-            checkpoints, device_of(job),
+            shared["parent"], shared["calibration"], shared["distillation"], shared["evaluation"],
+            _Parts.of(job, trial), healing, file, checkpoints, device_of(job), job.request.distill.batch,
         )  # fmt: skip
         ((_, found),) = context.cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
     before, after = found.before, found.after
@@ -181,19 +193,34 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
 
         own = evaluated(parent.model, "the parent")
         before = after = evaluated(child, "the child before healing" if task.healing else "the child")
+        stored: Mapping[str, Tensor] = {}
+        rounded = task.parts.architecture != task.parts.architecture.unrounded
         if task.healing is not None:
-            report(doing="loading the trainer")
-            from nas.stages.heal import heal  # It takes seconds to load, and only here.
-
-            child = deepcopy(child)
-            text = tensor(task.distillation, task.device)
-            for event in heal(parent.model, child, text, task.healing, task.checkpoints):
-                report(event.done_tokens, event.total_tokens)
-            after = evaluated(child, "the healed child")
+            child = _healed(parent, task, task.healing, report)
+        elif rounded:
+            child = task.parts.unrounded(parent)
+        if rounded:
+            report(doing="rounding the child")
+            text = tensor(task.calibration, task.device)
+            child, stored = round_model(child, task.parts.architecture, text, task.batch)
+        if task.healing is not None or rounded:
+            after = evaluated(child, "the healed child" if task.healing else "the rounded child")
         found = Evaluations(own, before, after)
-        save_child(task.file, child, found.plain())
+        save_child(task.file, child, found.plain(), stored)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
         return found
+
+
+def _healed(parent: Parent, task: _ChildTask, healing: Healing, report: Report) -> PuzzleNasForCausalLM:
+    """The child without precisions, healed: its weights are rounded afterwards."""
+    report(doing="loading the trainer")
+    from nas.stages.heal import heal  # It takes seconds to load, and only here.
+
+    child = deepcopy(task.parts.unrounded(parent))
+    text = tensor(task.distillation, task.device)
+    for event in heal(parent.model, child, text, healing, task.checkpoints):
+        report(event.done_tokens, event.total_tokens)
+    return child
 
 
 @contextmanager

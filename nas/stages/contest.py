@@ -44,9 +44,15 @@ class Contest:
 
     @cached_property
     def own(self) -> tuple[Option, ...]:
-        """The parent's own option at every slot."""
+        """The parent's own option at every slot; where precisions are chosen, the nearest to it of its own shapes."""
         own = set(Architecture.parse(self.known.search.parent_architecture).choices())
-        return tuple(option for option in self.problem.options if self.known.choice(option) in own)
+        nearest: dict[int, Option] = {}
+        for option in self.problem.options:
+            choice = self.known.choice(option)
+            is_own = choice.unrounded in own or choice.role == "tables"
+            if is_own and (option.first not in nearest or option.score < nearest[option.first].score):
+                nearest[option.first] = option
+        return tuple(nearest[slot] for slot in sorted(nearest))
 
     @cached_property
     def questions(self) -> dict[str, Problem]:

@@ -16,13 +16,14 @@ from db.store import Store
 from nas.errors import UnsupportedExportError
 from nas.export.exported import Exported
 from nas.export.formats import Target, exporter
+from nas.export.gguf import DEFAULT_PRECISION, export_gguf
 from nas.export.parent_settings import settings_of
 from nas.export.published import card_data
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
 from nas.job.stored import request_of, scenario_in
 from nas.solve.plain_price import PlainPrice, with_real_kls
-from nas.stages.child_file import load_child
+from nas.stages.child_file import load_child, stored_in_child
 from nas.terminal.printable import printable
 from nas.text.parent_folder import parent_folder
 from nas.text.tokenizer import load_tokenizer
@@ -46,9 +47,15 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target
 
     Raises UnsupportedExportError for an unknown dtype, and what the format's exporter raises.
     """
+    file = child_file(home, trial.child_key)
     if target.dtype not in (None, *DTYPES):
         raise UnsupportedExportError(f"dtype {target.dtype!r}: a child is written in {', '.join(DTYPES)}")
-    scenario, child = scenario_in(search), as_assembled(load_child(child_file(home, trial.child_key)))
+    scenario, child, stored = scenario_in(search), as_assembled(load_child(file)), stored_in_child(file)
+    if stored and target.format == "gguf" and target.precision not in (None, scenario.dtype):
+        raise UnsupportedExportError(
+            f"precision {target.precision}: the search chose the precision of each part of trial {trial.id}; leave out "
+            "precision"
+        )
     if target.format != "gguf":  # A GGUF file is rounded once, from the weights as they are.
         child.to(dtype=getattr(torch, target.dtype) if target.dtype else torch_dtype(scenario))  # type: ignore[call-arg]
     elif target.precision is None and scenario.engine == "llama_cpp":
@@ -56,8 +63,11 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target
     allowed = request_of(search).allows_remote_code
     folder = parent_folder(checkpoint_of(search.parent), home, weights=False, code=allowed)
     tokenizer = load_tokenizer(folder, allowed)
-    card = _card(search, trial, folder) + (_cache_note(scenario) if target.format == "gguf" else "")
-    return exporter(target)(child, tokenizer, out, card, settings_of(str(folder)))
+    card, settings = _card(search, trial, folder), settings_of(str(folder))
+    if target.format != "gguf":
+        return exporter(target)(child, tokenizer, out, card, settings)
+    card += _cache_note(scenario)
+    return export_gguf(child, tokenizer, out, card, settings, target.precision or DEFAULT_PRECISION, stored)
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:

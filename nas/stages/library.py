@@ -22,6 +22,7 @@ from blocklib.kinds import parameters
 from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
+from blocklib.precisions.parts import as_floats
 from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.job.fusion_candidates import Matrix
@@ -113,7 +114,7 @@ def build_library(context: Context) -> int:
     # Each task passes over the text for its own layers. So the work of all tasks is that of one task for all layers.
     most = max(job.training(part).tokens for part in missing)
     with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
-        groups = _shares(context, missing, lambda part: part.span)
+        groups = shares(context, missing, lambda part: part.span)
         tasks = [
             _BuildTask(
                 shared["parent"],
@@ -198,7 +199,7 @@ def score_choices(context: Context) -> int:
     resources, text = job.request.ray, job.tokens.score.size
     with bar(context.console, "score options", "tokens", text, STARTING) as shown:
         # The number of parameters between the start of a choice and the logits.
-        groups = _shares(context, missing, lambda choice: head + per_slot * (slots - choice.first_slot))
+        groups = shares(context, missing, lambda choice: head + per_slot * (slots - choice.first_slot % slots))
         tasks = [
             _ScoreTask(
                 shared["parent"],
@@ -231,7 +232,7 @@ def _score(task: _ScoreTask, report: Report) -> Mapping[Choice, Fidelity]:
 def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mapping[Choice, str]) -> Weights:
     """The tensors of every part of `choice`: from the library by `keys`, from the parent, or none where skipped.
 
-    Named as `blocklib.stream.variant` wants them.
+    Named as `blocklib.stream.variant` wants them; of tables, by their names in the model.
     """
     weights: dict[str, Any] = {}
     for index, part in enumerate(choice.parts):
@@ -239,6 +240,7 @@ def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mappi
         held: Weights = {}
         if part in keys:
             held = library.load(part, keys[part])
+            held = as_floats(part, held, parent.shape) if part.precision else held
         elif part.what != SKIP:
             held = parent_part(parent, part.layer, part.role)
         weights |= {f"{block}{name}": values.to(parent.model.device) for name, values in held.items()}
@@ -260,7 +262,8 @@ def gpus_to_time(job: Job) -> int:
     return job.scenario.tensor_parallel if job.scenario.device.startswith("cuda") else 0
 
 
-def _shares(context: Context, choices: Sequence[Choice], work: Callable[[Choice], float]) -> list[list[Choice]]:
+def shares(context: Context, choices: Sequence[Choice], work: Callable[[Choice], float]) -> list[list[Choice]]:
+    """The choices divided between tasks: as many tasks as there are places, or as the job says."""
     request = context.job.request
     asked = request.ray
     if asked.layers_per_task:

@@ -19,7 +19,7 @@ from blocklib.library import Library
 from blocklib.parent import Parent, load_parent
 from cost_models.engines.engines import describe
 from cost_models.flash.flash import MemoryHierarchy
-from cost_models.geometry import FIXED, Geometry, geometries
+from cost_models.geometry import Geometry, all_geometries, geometries
 from cost_models.scenario import Scenario
 from nas.job.digest import digest
 from nas.job.fusion_candidates import Matrix
@@ -38,6 +38,8 @@ _BUILD_VERSION = 2
 _MEASURE_VERSION = 1
 _HOW_TIMED = ("tolerance", "time_limit")
 """The keys of `measure` that decide how a time is taken, not which times are used."""
+# The same of rounded weights.
+_ROUND_VERSION = 1
 CHECKED = 16
 """The sequences of the score text on which losses of subblocks are measured."""
 
@@ -86,14 +88,16 @@ class Job:
         """The key of the search: it covers everything except the budget, the solver's settings, and the use of the
         answer."""
         under = self.request
-        # A space that is not plain is the same space as before there were plain ones.
-        space = under.space.model_dump(mode="json", exclude=set() if under.space.plain else {"plain"})
+        # A space without these is the same space as before there were such.
+        unset = {name for name in ("plain", "precision") if not getattr(under.space, name)}
+        space = under.space.model_dump(mode="json", exclude=unset)
         spaces = {"space": space, "distill": _plain(under.distill), "score": _plain(under.score)}
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
         timed = under.measure.model_dump(mode="json", include=set(_HOW_TIMED))
         flash = under.scenario.flash
         machine: list[Any] = [self.hardware, None if flash is None else _plain(flash), timed]
         machine += [] if self.table is None else [self.table.digest]
+        machine += [f"rounded {_ROUND_VERSION}"] if under.space.precision else []
         machine += [] if under.measure.whole_models is None else [f"{under.measure.whole_models} whole models"]
         under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
@@ -113,16 +117,20 @@ class Job:
 
     @cached_property
     def to_build(self) -> tuple[Choice, ...]:
-        """The subblocks the library must hold, each once, in slot order."""
-        found = {part for choice in self.choices for part in choice.parts}
-        needed = [part for part in found if part.what != SKIP and not self.parent.own(part)]
-        return tuple(sorted(needed, key=lambda part: (part.first_slot, part.span, str(part))))
+        """The subblocks the library must hold before any is rounded, each once, in slot order."""
+        found = {part.unrounded for choice in self.choices for part in choice.parts if part.role != "tables"}
+        return _in_order(part for part in found if part.what != SKIP and not self.parent.own(part))
+
+    @cached_property
+    def to_round(self) -> tuple[Choice, ...]:
+        """The parts that have a precision, each once, in slot order."""
+        return _in_order({part for choice in self.choices for part in choice.parts if part.precision})
 
     @property
     def to_measure(self) -> tuple[Geometry, ...]:
         """The geometries to time, each once, the fixed part first."""
-        found = dict.fromkeys(geometry for choice in self.choices for geometry in geometries(choice))
-        return (FIXED, *found)
+        own = all_geometries(self.parent.architecture)
+        return tuple(dict.fromkeys([*own, *(part for choice in self.choices for part in geometries(choice))]))
 
     def training(self, part: Choice) -> Training:
         settings = self.request.distill.for_kind(part.subblocks[0][1].kind)
@@ -137,12 +145,20 @@ class Job:
         )
 
     def build_key(self, part: Choice) -> str:
-        """The key of a subblock's weights in the library."""
+        """The key of a part's weights in the library."""
+        if part.precision:
+            before = self.distillation_key(part)
+            return digest(_ROUND_VERSION, self.parent.digest, before, str(part), self.tokens.digest("calibration"))
         settings = self.request.distill
         checked = digest_of(self.tokens.score[:CHECKED])
         text = [self.tokens.digest("calibration"), self.tokens.digest("distillation"), checked]
         under = [settings.batch, settings.least_squares, vars(self.training(part))]
         return digest(_BUILD_VERSION, self.parent.digest, str(part), text, under)
+
+    def distillation_key(self, part: Choice) -> str | None:
+        """The key of the weights that it has before they are rounded; None where these are the parent's own."""
+        unrounded = part.unrounded
+        return None if part.role == "tables" or self.parent.own(unrounded) else self.build_key(unrounded)
 
     def score_key(self, choice: Choice) -> str:
         built = [self.build_key(part) for part in self.library_parts(choice)]
@@ -170,6 +186,10 @@ class Job:
     def built_keys(self, choices: Iterable[Choice]) -> dict[Choice, str]:
         """The parts that these choices take from the library, with their keys there."""
         return {part: self.build_key(part) for choice in choices for part in self.library_parts(choice)}
+
+
+def _in_order(parts: Iterable[Choice]) -> tuple[Choice, ...]:
+    return tuple(sorted(parts, key=lambda part: (part.first_slot, part.span, str(part))))
 
 
 def _plain(section: Section) -> dict[str, Any]:

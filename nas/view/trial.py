@@ -37,10 +37,11 @@ def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) ->
         option, cost = options[choice], known.costs[choice]
         last = choice.end_layer - 1
         layers = f"{choice.layer}" if last == choice.layer else f"{choice.layer}-{last}"
-        replaced = [str(parent[slot].what) for slot in range(choice.first_slot, choice.first_slot + choice.span)]
+        slots = range(choice.first_slot, choice.first_slot + choice.span)
+        replaced = [str(parent[slot].what) for slot in slots if slot in parent] or [str(choice.what.unrounded)]
         lines.append(
             LayerLine(
-                place=f"{layers} {choice.role}",
+                place=choice.role if choice.role == "tables" else f"{layers} {choice.role}",
                 parent=" ".join(replaced),
                 child=str(choice.what),
                 score=option.score,

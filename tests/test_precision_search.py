@@ -1,0 +1,148 @@
+"""Searches that choose precisions: alone, and beside shapes; their child in a GGUF file; every question about them."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from rich.console import Console
+from searches import Here, files, job, nas, rows, started, stop_group, the_error, wait_for
+
+from blocklib.block import Architecture
+from blocklib.formats.gguf import gguf_bytes, gguf_fixed_bytes
+from blocklib.parent import load_parent
+from db.store import Store
+from nas.job.units import parse_budget
+from nas.solve.solve import measured, solve
+from nas.stages.real_values import Reality
+
+pytest.importorskip("xllamacpp")
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+PRECISIONS = ["q8_0", "q5_0", "q4_0"]
+BITS_ONLY: dict[str, Any] = {"attention": [], "ffn": [], "fuse": None, "drop_blocks": False, "precision": PRECISIONS}
+BOTH: dict[str, Any] = BITS_ONLY | {"ffn": ["50%"], "drop_blocks": True}
+HOW: dict[str, Any] = {
+    "scenario": {"batch": 1, "prompt_tokens": 16, "generated_tokens": 4, "threads": 1},
+    "budget": {"file": "70%"},
+    # Times are not limited, so they may be rough.
+    "measure": {"tolerance": 0.5, "time_limit": "0.2 s"},
+    "distill": {"tokens": 0},
+    "heal": None,
+    "export": {"format": "gguf"},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a finished search of precisions alone, called bits."""
+    folder = tmp_path_factory.mktemp("bits")
+    done = nas(folder / "home", "search", job(folder, name="bits", space=BITS_ONLY, **HOW))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stored as" in done.stdout
+    return folder / "home"
+
+
+def test_the_file_is_what_the_architecture_says(home: Path) -> None:
+    (trial,) = rows(home, "trial")
+    architecture = Architecture.parse(trial["architecture"])
+    assert architecture.tables is not None
+    precisions = {part.precision for choice in architecture.choices() for part in choice.parts}
+    assert len(precisions) > 1, "one precision everywhere is no choice"
+    (path,) = Path(trial["child_path"]).glob("*.gguf")
+    file = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for index, (_, block) in enumerate(architecture.placed()):
+        stored = (file[f"blk.{index}.{name}.weight"].tensor_type.name.lower() for name in ("attn_q", "ffn_gate"))
+        assert tuple(stored) == (block.attention.precision, block.ffn.precision)
+    shape = load_parent(json.loads(rows(home, "search")[0]["request"])["parent"]).shape
+    promised = sum(gguf_bytes(choice, shape, "f16") for choice in architecture.choices() if choice.role != "tables")
+    promised += gguf_fixed_bytes(shape, architecture.tables.precision, is_chosen=True)
+    assert sum(tensor.n_bytes for tensor in file.values()) == promised == trial["file_bytes"]
+    whole = sum(gguf_bytes(choice, shape, "q8_0") for choice in architecture.unrounded.choices())
+    assert promised <= 0.7 * (whole + gguf_fixed_bytes(shape, "q8_0"))
+
+
+def test_a_second_run_does_nothing(home: Path) -> None:
+    before = files(home), [row["work_done"] for row in rows(home, "stage")]
+    done = nas(home, "search", home.parent / "job.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    more = [row["work_done"] for row in rows(home, "stage")][len(before[1]) :]
+    assert files(home) == before[0]
+    assert not any(more)
+
+
+def test_killed_while_it_rounds_it_ends_with_the_same(home: Path, tmp_path: Path) -> None:
+    path = job(tmp_path, name="bits", space=BITS_ONLY, **HOW)
+    running = started(tmp_path / "home", "search", path)
+    wait_for(running, "round weights")
+    stop_group(running, signal.SIGKILL)
+    assert not rows(tmp_path / "home", "score")
+    done = nas(tmp_path / "home", "search", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for table, names in (("score", ("key", "kl")), ("trial", ("architecture", "kl", "kl_before_heal"))):
+        here, there = ([[row[name] for name in names] for row in rows(at, table)] for at in (tmp_path / "home", home))
+        assert here == there
+
+
+def test_precisions_beside_shapes_are_no_worse_than_alone_and_both_beat_one_type(home: Path) -> None:
+    """In real KL to the parent, at the size of the file with one type throughout. Nothing is timed for it."""
+    done = nas(home, "search", job(home.parent, name="both", space=BOTH, **HOW))
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Store.open(home / "nas.db") as store:
+        known = {name: measured(store, store.find_search(name)) for name in ("bits", "both")}
+        own = Architecture.parse(known["both"].search.parent_architecture).blocks[0]
+        for precision in PRECISIONS[1:]:
+            attention, ffn = str(own).split("+")
+            block = f"{attention}@{precision}+{ffn}@{precision}"
+            uniform = Architecture.parse(" ".join([block] * known["both"].layers) + f" tables@{precision}")
+            size = sum(known["both"].costs[choice].weight_bytes for choice in uniform.choices())
+            budget = parse_budget(f"file={size} B")
+            chosen = [str(known[name].architecture(solve(known[name], budget).options)) for name in ("both", "bits")]
+            with Reality(store, known["both"].search, Console(quiet=True)) as reality:
+                kls = dict(reality.kl([*chosen, str(uniform)]))
+            both, bits, one_type = (kls[text] for text in (*chosen, str(uniform)))
+            assert both <= 1.02 * bits, precision
+            assert bits <= one_type, precision
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("solve", "bits", "--budget", "file=80%"),
+        ("solve", "bits", "--budget", "bits=8"),
+        ("pool", "bits", "--budget", "file=75%", "--count", "3"),
+        ("pareto", "bits", "--cost", "file", "--points", "4"),
+        ("solve", "bits", "--budget", "file=75%", "--refine", "6"),
+        ("compare", "bits", "--budget", "file=75%", "--evaluations", "4", "--seeds", "1"),
+        ("show", "1"),
+        ("costs", "check", "bits", "--children", "2"),
+        ("report", "bits"),
+    ],
+    ids=" ".join,
+)
+def test_every_question_has_an_answer(
+    home: Path, here: Here, question: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = here(home, *question)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"space": BITS_ONLY | {"precision": ["q8_0", "q4_k"]}}, "q4_k"),
+        ({"space": BITS_ONLY | {"precision": ["q9_0"]}}, "did you mean"),
+        ({"space": BITS_ONLY, "export": {"format": "hf"}}, "export.format: gguf"),
+        ({"space": BITS_ONLY | {"pairs": True}}, "space.pairs"),
+    ],
+    ids=["rows", "unknown", "format", "pairs"],
+)
+def test_what_cannot_be_stored_so_is_told_before_any_work(
+    changed: dict[str, Any], told: str, here: Here, tmp_path: Path
+) -> None:
+    done = here(tmp_path / "home", "search", job(tmp_path, **HOW | changed))
+    assert told in the_error(done.stderr)
+    assert not (tmp_path / "home/library").exists()

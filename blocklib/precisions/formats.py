@@ -12,6 +12,8 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
+BLOCK = 32
+"""Numbers of a row that share a scale."""
 LARGEST = 65504.0
 """The largest float16: no scale and no minimum is larger."""
 
@@ -30,7 +32,7 @@ class BlockFormat:
     has_minimum: bool = False
     high_bits: bool = False
 
-    numbers = 32
+    numbers = BLOCK
 
     @property
     def type(self) -> Type:

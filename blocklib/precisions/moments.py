@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from blocklib.errors import SettingError
+from blocklib.precisions.formats import BLOCK
 
-DAMPING = 0.01
-"""Added to the diagonal, as a share of its mean (GPTQ, arXiv 2210.17323, section 3.3)."""
+DAMPING = 0.03
+"""Added to the diagonal, as a share of its mean. GPTQ (arXiv 2210.17323, section 3.3) takes 0.01; on 8,000 tokens of
+text more leaves less error on other text, and on 16,000 as little."""
 
 
 class MomentMeter:
@@ -61,12 +63,24 @@ class InputMoments:
         return self.damped_II.diagonal().contiguous()
 
     @cached_property
+    def order_I(self) -> Tensor:
+        """The inputs from loud to quiet: blocks by the sum of their importances, and the inputs within each.
+
+        Rounded in this order, the loud ones have many others left to make up for their errors.
+        """
+        importance_NS = self.importance_I.view(-1, BLOCK)
+        within_NS = importance_NS.argsort(1, descending=True)
+        within_NS += BLOCK * torch.arange(len(within_NS), device=within_NS.device)[:, None]
+        return within_NS[importance_NS.sum(1).argsort(descending=True)].flatten()
+
+    @cached_property
     def feedback_II(self) -> Tensor:
-        """The upper triangular U with U'U = (damped moments)^-1, float32.
+        """The upper triangular U with U'U = (damped moments in `order_I`)^-1, float32.
 
         It is the inverse of the upper R with R R' = the damped moments, their Cholesky factor seen from the last input.
         """
-        lower_II = torch.linalg.cholesky(self.damped_II.double().flip(0, 1))
-        one_II = torch.eye(len(lower_II), dtype=torch.float64, device=lower_II.device)
-        factor_II: Tensor = torch.linalg.solve_triangular(lower_II.flip(0, 1), one_II, upper=True)
-        return factor_II.float().contiguous()
+        reverse_I = self.order_I.flip(0)
+        lower_II = torch.linalg.cholesky(self.damped_II[reverse_I][:, reverse_I].double())
+        upper_II, one_II = lower_II.flip(0, 1).float(), torch.eye(len(lower_II), device=lower_II.device)
+        factor_II: Tensor = torch.linalg.solve_triangular(upper_II, one_II, upper=True)
+        return factor_II.contiguous()

@@ -26,6 +26,13 @@ class Rounded:
         levels_ONS, scales_ON, minima_ON = format.unpack_parts(packed_OB)
         return cls(format, levels_ONS.flatten(1).T.contiguous(), scales_ON.T.contiguous(), minima_ON.T.contiguous())
 
+    @classmethod
+    def empty(cls, format: BlockFormat, like_IO: Tensor) -> "Rounded":
+        """Of a matrix's size, to be filled."""
+        levels_IO = torch.empty_like(like_IO)
+        scales_NO, minima_NO = (torch.empty_like(like_IO[:: format.numbers]) for _ in range(2))
+        return cls(format, levels_IO, scales_NO, minima_NO)
+
     @property
     def levels_NSO(self) -> Tensor:
         return self.levels_IO.view(-1, self.format.numbers, self.levels_IO.shape[1])

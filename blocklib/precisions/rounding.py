@@ -20,7 +20,7 @@ from torch import Tensor
 from blocklib.errors import NotFiniteError, SettingError, UnsupportedFormatError
 from blocklib.formats.gguf_types import quantise, stored_bytes
 from blocklib.precisions.feedback import feedback
-from blocklib.precisions.formats import FORMATS, BlockFormat
+from blocklib.precisions.formats import BLOCK, FORMATS, BlockFormat
 from blocklib.precisions.moments import InputMoments
 from blocklib.precisions.refit import output_error_O, refit
 from blocklib.precisions.rounded import Rounded
@@ -28,7 +28,6 @@ from blocklib.precisions.scales import diagonal
 
 How = Literal["plain", "diagonal", "feedback", "refit"]
 CASTS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
-BLOCK = 32
 TOO_LARGE = 2.0**29
 """More than any block format holds: a float16 times 128 times 32 in q6_k."""
 CHUNK_NUMBERS, CHUNK_ROWS = 2**21, 2048

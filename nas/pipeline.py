@@ -36,6 +36,7 @@ from nas.stages.correct_costs import correct_costs
 from nas.stages.costs import measure_costs, parent_costs, write_options
 from nas.stages.export import deliver
 from nas.stages.library import build_library, measure_dependency, score_choices
+from nas.stages.predict_scores import predict_scores
 from nas.stages.prepare import Job, prepare
 from nas.stages.refine import solve_refined
 from nas.stages.rounding import round_library
@@ -116,7 +117,7 @@ def fill_store(context: Context, remeasure: bool = False) -> Context:
         with _stage(context, "round") as done:
             done.append(round_library(context))
     with _stage(context, "score") as done:
-        done.append(score_choices(context))
+        done.append(score_choices(context) + predict_scores(context))
     with _stage(context, "measure") as done:
         done.append(measure_costs(context, remeasure) + correct_costs(context, remeasure))
     write_options(job, store)

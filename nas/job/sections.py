@@ -267,9 +267,14 @@ class Distill(Section):
 
 
 class Score(Section):
-    """`kl`: of the parent's next-token distribution to the child's. `lm_loss`: the rise of the loss on the text."""
+    """`kl`: of the parent's next-token distribution to the child's. `lm_loss`: the rise of the loss on the text.
+
+    `rounded`: the scores of subblocks in each precision are all measured, or predicted from a measured one of their
+    slot.
+    """
 
     metric: Literal["kl", "lm_loss"] = "kl"
+    rounded: Literal["predicted", "measured"] = "predicted"
 
 
 class Measure(Section):

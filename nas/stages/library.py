@@ -186,9 +186,9 @@ class _ScoreTask:
 
 
 def score_choices(context: Context) -> int:
-    """Replace-1 scores of every choice not yet scored. Returns how many were scored."""
+    """Replace-1 scores of every choice that is measured and not yet scored. Returns how many were scored."""
     job, store, shared = context.job, context.store, context.shared
-    keys = {choice: job.score_key(choice) for choice in job.variants}
+    keys = {choice: job.score_key(choice) for choice in job.to_score}
     known = store.scores(list(keys.values()))
     missing = [choice for choice, key in keys.items() if key not in known]
     if not missing:

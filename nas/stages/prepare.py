@@ -17,6 +17,7 @@ from blocklib.block import SKIP, Choice
 from blocklib.distil import Training
 from blocklib.library import Library
 from blocklib.parent import Parent, load_parent
+from cost_models.analytic import stored_bytes
 from cost_models.engines.engines import describe
 from cost_models.flash.flash import MemoryHierarchy
 from cost_models.geometry import Geometry, all_geometries, geometries
@@ -91,7 +92,8 @@ class Job:
         # A space without these is the same space as before there were such.
         unset = {name for name in ("plain", "precision") if not getattr(under.space, name)}
         space = under.space.model_dump(mode="json", exclude=unset)
-        spaces = {"space": space, "distill": _plain(under.distill), "score": _plain(under.score)}
+        score = under.score.model_dump(mode="json", exclude=set() if under.space.precision else {"rounded"})
+        spaces = {"space": space, "distill": _plain(under.distill), "score": score}
         tokens = [self.tokens.digest(split) for split in ("calibration", "distillation", "score", "evaluation")]
         timed = under.measure.model_dump(mode="json", include=set(_HOW_TIMED))
         flash = under.scenario.flash
@@ -160,7 +162,46 @@ class Job:
         unrounded = part.unrounded
         return None if part.role == "tables" or self.parent.own(unrounded) else self.build_key(unrounded)
 
+    @cached_property
+    def _anchors(self) -> dict[int, Choice]:
+        """By slot, the parent's own subblock there in the precision with the fewest bytes."""
+        found: dict[int, tuple[int, Choice]] = {}
+        for choice in self.choices:
+            if choice.precision and choice.role != "tables" and self.parent.own(choice.unrounded):
+                held = stored_bytes(choice, self.parent.shape, self.scenario)
+                if choice.first_slot not in found or held < found[choice.first_slot][0]:
+                    found[choice.first_slot] = held, choice
+        return {slot: choice for slot, (_, choice) in found.items()}
+
+    def anchor(self, choice: Choice) -> Choice:
+        """The choice whose measured score says how much an error at this choice's slot moves the parent."""
+        return self._anchors[choice.first_slot]
+
+    @cached_property
+    def to_predict(self) -> tuple[Choice, ...]:
+        """The choices whose scores are predicted from a measured one of their slot."""
+        if self.request.score.rounded == "measured":
+            return ()
+        rounded = [choice for choice in self.variants if choice.precision and choice.role != "tables"]
+        return tuple(choice for choice in rounded if choice != self.anchor(choice))
+
+    @cached_property
+    def to_score(self) -> tuple[Choice, ...]:
+        """The choices whose scores are measured: all others, and the shapes of those that are predicted."""
+        shapes = [choice.unrounded for choice in self.to_predict if not self.parent.own(choice.unrounded)]
+        return tuple(dict.fromkeys([*(each for each in self.variants if each not in self._predicted), *shapes]))
+
     def score_key(self, choice: Choice) -> str:
+        """The key of a choice's score, predicted or measured."""
+        if choice in self._predicted:
+            return digest("predicted", self._measured_key(choice), self._measured_key(self.anchor(choice)))
+        return self._measured_key(choice)
+
+    @cached_property
+    def _predicted(self) -> frozenset[Choice]:
+        return frozenset(self.to_predict)
+
+    def _measured_key(self, choice: Choice) -> str:
         built = [self.build_key(part) for part in self.library_parts(choice)]
         return digest(self.parent.digest, str(choice), built, self.tokens.digest("score"))
 

@@ -1,0 +1,63 @@
+"""Scores of rounded weights, predicted from what rounding does where it is done.
+
+For small errors the KL grows with their square, and the errors of rounding point every way alike. So at one slot it
+grows as the mean square of the error that rounding makes in the slot's output: one measured score there, of a coarse
+precision, says the factor.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blocklib.block import Choice
+from blocklib.kind import Weights
+from blocklib.parent import Parent
+from blocklib.stream import delta, embed, rotary, slot_delta, variant
+from nas.scoring.fidelity import Fidelity
+
+
+@dataclass(frozen=True, eq=False)
+class BeforeAndAfter:
+    """The tensors of a subblock before and after it is rounded."""
+
+    before: Weights
+    after: Weights
+
+
+@torch.no_grad()
+def rounding_errors(
+    parent: Parent, choices: Mapping[Choice, Callable[[], BeforeAndAfter]], ids_BT: Tensor
+) -> Iterator[tuple[Choice, float]]:
+    """For each attention or FFN choice, the mean square of what rounding changes in its output, on the parent's own
+    activations; `ids_BT` are token ids, [sequences, tokens]. Tensors are asked for when their slot has come."""
+    pending = sorted(choices, key=lambda choice: choice.first_slot)
+    residual = embed(parent.model, ids_BT)
+    tables = rotary(parent.model, residual)
+    for slot in range(2 * parent.shape.layers):
+        while pending and pending[0].first_slot == slot:
+            choice = pending.pop(0)
+            held = choices[choice]()
+            before, after = (
+                delta(variant(parent.model, choice, weights), residual, tables) for weights in (held.before, held.after)
+            )
+            yield choice, float((after - before).square().mean())
+        if not pending:
+            return
+        residual = residual + slot_delta(parent.model, slot, residual, tables)
+
+
+def predicted(shape: Fidelity, anchor: Fidelity, ratio: float) -> Fidelity:
+    """The score of a rounded subblock: that of its shape, and that of the `anchor`, the slot's own subblock rounded
+    coarsely, times the `ratio` of the mean squares of their errors."""
+    return Fidelity(
+        kl=shape.kl + ratio * anchor.kl,
+        lm_loss=shape.lm_loss + ratio * anchor.lm_loss,
+        top1_agreement=max(0.0, shape.top1_agreement - ratio**0.5 * (1 - anchor.top1_agreement)),
+        hidden_cosine=shape.hidden_cosine - ratio * (1 - anchor.hidden_cosine),
+    )
+
+
+OWN = Fidelity(kl=0.0, lm_loss=0.0, top1_agreement=1.0, hidden_cosine=1.0)
+"""That of the parent's own shape."""

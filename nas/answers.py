@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from cost_models.metrics import METRICS
 from db import models
@@ -15,6 +15,9 @@ from nas.solve.front import Point
 from nas.solve.solve import Measured
 from nas.view.plain import answered
 from nas.view.table import comparison
+
+if TYPE_CHECKING:
+    from nas.stages.uniform import StoredModel
 
 
 @dataclass(frozen=True)
@@ -132,3 +135,12 @@ class Front(Sequence[Point]):
 
         built = [trial for trial in self._trials if trial.kl is not None]
         return str(front_svg(self._known, self.cost, self.points, self._budget, built, built[-1] if built else None))
+
+
+@dataclass(frozen=True)
+class UniformPrecisions:
+    """A built child that precisions were chosen for, and `models`: it and its parent in one precision throughout, from
+    the largest file to the smallest."""
+
+    trial: Trial
+    models: "tuple[StoredModel, ...]"

@@ -14,7 +14,7 @@ from rich.console import Console
 from db import models
 from db.errors import NotFoundError
 from db.store import Store
-from nas.answers import Front, Trial
+from nas.answers import Front, Trial, UniformPrecisions
 from nas.errors import UsageError
 from nas.files.database import opened
 from nas.job import units
@@ -186,6 +186,20 @@ class Search:
         if found is None:
             raise UsageError(f"no whole architecture of {self.name} was timed; give --children 12")
         return found
+
+    def precisions(self, *, time: bool = True) -> "UniformPrecisions":
+        """The latest built child of a search that chose precisions, beside its parent stored in each of them
+        throughout, as llama.cpp's own quantiser writes it. `time`: each is timed in turns with the child, in the
+        search's engine.
+
+        Raises `nas.errors.UsageError` where the search chose no precisions or has no child.
+        """
+        with loading(self._console, f"precisions of {self.name}"):
+            import nas.terminal.quiet  # noqa: F401
+            from nas.stages.uniform import beside_uniform
+        with opened(self.db, "read", self.progress) as store:
+            trial, found = beside_uniform(store, store.find_search(self.id), self._console, time)
+            return UniformPrecisions(self._trial(trial), found)
 
     def export_costs(self, out: str | Path) -> "CostTable":
         """Write the times that this search was solved on to a JSON file, for a job of another machine, which reads them

@@ -107,6 +107,20 @@ def test_precisions_beside_shapes_are_no_worse_than_alone_and_both_beat_one_type
             assert bits <= one_type, precision
 
 
+def test_the_child_stands_beside_uniform_files(home: Path, here: Here) -> None:
+    """As llama.cpp's quantiser writes them; the child is nearer to the parent than the next smaller file."""
+    done = here(home, "precisions", "bits", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    models = {row["name"]: row for row in told["models"]}
+    assert models.keys() == {"trial 1", *PRECISIONS}
+    sizes = [row["file_bytes"] for row in told["models"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert models["q8_0"]["kl"] < models["q5_0"]["kl"] < models["q4_0"]["kl"]
+    assert models["trial 1"]["kl"] == rows(home, "trial")[0]["kl"] < models["q4_0"]["kl"]
+    assert all(row["prefill_tokens_per_s"] > 0 < row["decode_tokens_per_s"] for row in models.values())
+
+
 @pytest.mark.parametrize(
     "question",
     [
@@ -116,6 +130,7 @@ def test_precisions_beside_shapes_are_no_worse_than_alone_and_both_beat_one_type
         ("pareto", "bits", "--cost", "file", "--points", "4"),
         ("solve", "bits", "--budget", "file=75%", "--refine", "6"),
         ("compare", "bits", "--budget", "file=75%", "--evaluations", "4", "--seeds", "1"),
+        ("precisions", "bits", "--no-time"),
         ("show", "1"),
         ("costs", "check", "bits", "--children", "2"),
         ("report", "bits"),

@@ -35,6 +35,7 @@ COMMANDS = {
         "--db",
         "--json",
     ],
+    "precisions": ["SEARCH", "--time/--no-time", "--db", "--json"],
     "trials": [
         "[SEARCH]", "--where", "--sort", "--descending", "--limit", "--ids", "--delete", "--yes", "--db", "--json",
     ],

@@ -17,6 +17,7 @@ from nas.cli.cluster import logs, status, stop, submit
 from nas.cli.costs import costs, measure
 from nas.cli.evaluate import evaluate, print_evaluations
 from nas.cli.export import export
+from nas.cli.precisions import precisions
 from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
 from nas.cli.serving import bench, serve
 from nas.cli.solve import compare, pareto, pool, solve
@@ -213,6 +214,7 @@ def _dependency(asked: DependencyRequest) -> None:
 
 app.command()(measure)
 app.add_typer(costs, name="costs")
+app.command()(precisions)
 app.command()(evaluate)
 app.command()(bench)
 app.command()(serve)

@@ -56,6 +56,11 @@ class StoredRequest:
         return bool(self._values.get("space", {}).get("plain"))
 
     @property
+    def precisions(self) -> Any:
+        """The precisions that its subblocks may be stored in: a list of names, "all", or nothing."""
+        return self._values.get("space", {}).get("precision")
+
+    @property
     def heals(self) -> bool:
         """Whether children are healed."""
         return self._values.get("heal", True) is not None

@@ -14,11 +14,15 @@ from blocklib.kind import Weights
 from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
 from blocklib.precisions.round_library import round_parts
+from blocklib.precisions.rounding import How
 from blocklib.tables import table_names
 from nas.cluster.tasks import STARTING, Report
 from nas.stages.context import Context
 from nas.stages.library import Ids, device_of, shares, tensor
 from nas.terminal.progress import bar
+
+_HOW: How = "feedback"
+"""Refitting takes as long again and hardly changes a score; the child that is chosen gets it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def _round(task: _RoundTask, report: Report) -> int:
 
     missing = [part for part in keys if not library.has(part, keys[part])]
     ids_BT = tensor(task.calibration, task.device)
-    for done, (part, weights) in enumerate(round_parts(parent, missing, weights_of, ids_BT, task.batch), 1):
+    rounded = round_parts(parent, missing, weights_of, ids_BT, task.batch, _HOW)
+    for done, (part, weights) in enumerate(rounded, 1):
         library.save(part, keys[part], weights, {"format": "pt"})
         report(done, len(missing))
     return len(missing)

@@ -7,7 +7,9 @@ from typing import Any
 
 import gguf
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from searches import Here, files, job, nas, rows, started, stop_group, the_error, wait_for
 
 from blocklib.block import Architecture
@@ -87,9 +89,15 @@ def test_killed_while_it_rounds_it_ends_with_the_same(home: Path, tmp_path: Path
 
 
 def test_precisions_beside_shapes_are_no_worse_than_alone_and_both_beat_one_type(home: Path) -> None:
-    """In real KL to the parent, at the size of the file with one type throughout. Nothing is timed for it."""
-    done = nas(home, "search", job(home.parent, name="both", space=BOTH, **HOW))
+    """In real KL to the parent, at the size of the file with one type throughout. Nothing is timed for it. The child of
+    both is healed, and rounded afterwards."""
+    done = nas(home, "search", job(home.parent, name="both", space=BOTH, **HOW | {"heal": {"tokens": 2048}}))
     assert done.returncode == 0, done.stdout + done.stderr
+    (healed,) = [row for row in rows(home, "trial") if row["heal_tokens"]]
+    (child,) = (home / "children").glob(f"{healed['child_key']}*")
+    kept = {name: tensor.dtype for name, tensor in load_file(child).items() if name.startswith("stored:")}
+    assert len(kept) >= 7 * (len(healed["architecture"].split()) - 2)
+    assert set(kept.values()) == {torch.uint8}
     with Store.open(home / "nas.db") as store:
         known = {name: measured(store, store.find_search(name)) for name in ("bits", "both")}
         own = Architecture.parse(known["both"].search.parent_architecture).blocks[0]

@@ -6,6 +6,7 @@ probabilities, greedy tokens and token ids are compared with the child's.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +52,15 @@ model = Llama("{file}", flash_attn=True)
 """
 
 
+@dataclass(frozen=True, eq=False)
+class RoundedMatrices:
+    """`stored` are the matrices of subblocks that have a precision of their own, by their names in the child;
+    `precision` is that of whatever has none."""
+
+    precision: str
+    stored: Stored | None = None
+
+
 def export_gguf(
     child: PuzzleNasForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -58,17 +68,28 @@ def export_gguf(
     card: str,
     parent: ParentSettings | None = None,
     precision: str = DEFAULT_PRECISION,
-    stored: Stored | None = None,
 ) -> Exported:
     """Write the child to `out` as one file of that precision, with a Modelfile for Ollama, and compare it in llama.cpp.
 
-    Subblocks that have a precision of their own keep it; `stored` are their rounded matrices, by their names in the
-    child.
+    Subblocks that have a precision of their own keep it.
 
     Raises UnsupportedExportError for what llama.cpp cannot carry, ExportMismatchError where it computes or tokenises
     otherwise, MissingFileError where it is not installed, FileExistsError where `out` is not empty. After an error
     nothing is left behind.
     """
+    return export_rounded_gguf(child, tokenizer, out, card, parent, RoundedMatrices(precision))
+
+
+def export_rounded_gguf(
+    child: PuzzleNasForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    card: str,
+    parent: ParentSettings | None,
+    rounded_matrices: RoundedMatrices,
+) -> Exported:
+    """The same with matrices that are rounded already."""
+    precision, stored = rounded_matrices.precision, rounded_matrices.stored
     check_llama_cpp()
     _translated(partial(precision_type, precision))
     vocabulary = vocabulary_of(tokenizer, child.config.vocab_size)

@@ -16,7 +16,7 @@ from db.store import Store
 from nas.errors import UnsupportedExportError
 from nas.export.exported import Exported
 from nas.export.formats import Target, exporter
-from nas.export.gguf import DEFAULT_PRECISION, export_gguf
+from nas.export.gguf import DEFAULT_PRECISION, RoundedMatrices, export_rounded_gguf
 from nas.export.parent_settings import settings_of
 from nas.export.published import card_data
 from nas.files.home import child_file, home_of
@@ -67,7 +67,8 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target
     if target.format != "gguf":
         return exporter(target)(child, tokenizer, out, card, settings)
     card += _cache_note(scenario)
-    return export_gguf(child, tokenizer, out, card, settings, target.precision or DEFAULT_PRECISION, stored)
+    rounded = RoundedMatrices(target.precision or DEFAULT_PRECISION, stored)
+    return export_rounded_gguf(child, tokenizer, out, card, settings, rounded)
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:

@@ -85,7 +85,7 @@ def kl_of(
 def test_a_score_is_the_distance_of_the_parent_with_that_part(
     trained_parent: Parent, text_ids: Tensor, rounded: dict[Choice, dict[str, Tensor]]
 ) -> None:
-    """Of tables too, which begin and end the model."""
+    """So is the score of tables, which begin and end the model."""
     parent, ids_BT = trained_parent, text_ids[80:88]
     parts = [part for part in rounded if part.layer in (0, parent.shape.layers)]
     by_sweep = kl_of(parent, parts, rounded, ids_BT)

@@ -46,7 +46,7 @@ _BY_ENGINE = (Type.IQ4_NL, *_FALLBACK)
 
 
 _OFFERED = ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl", "q3_k", "q2_k")
-"""What is worth choosing among, from the most bits to the fewest."""
+"""The types that `all` stands for, from the most bits to the fewest."""
 
 
 def precisions_for(shape: Shape) -> tuple[str, ...]:

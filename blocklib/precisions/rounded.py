@@ -28,7 +28,7 @@ class Rounded:
 
     @classmethod
     def empty(cls, format: BlockFormat, like_IO: Tensor) -> "Rounded":
-        """Of a matrix's size, to be filled."""
+        """One of the size of a matrix, to be filled."""
         levels_IO = torch.empty_like(like_IO)
         scales_NO, minima_NO = (torch.empty_like(like_IO[:: format.numbers]) for _ in range(2))
         return cls(format, levels_IO, scales_NO, minima_NO)

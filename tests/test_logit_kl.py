@@ -38,8 +38,11 @@ def test_it_is_the_kl_of_all_logits_and_so_is_its_gradient(vocabulary: int, toke
     expected = at_once(exact, parent.double(), head.double(), parent_head.double())
     (expected_gradient,) = torch.autograd.grad(3 * expected, exact)
     assert loss.item() == pytest.approx(expected.item(), rel=2e-6)
-    # Processors sum 50,257 numbers in float32 in orders of their own: 3e-6 was seen.
-    assert (gradient - expected_gradient).abs().max() <= 1e-5 * expected_gradient.abs().max()
+    # On some processors float32 is further off, whoever sums: there it may be about as far off as the definition is.
+    plain = model.detach().requires_grad_()
+    (plain_gradient,) = torch.autograd.grad(3 * at_once(plain, parent, head, parent_head), plain)
+    rounding = 1.5 * (plain_gradient - expected_gradient).abs().max()
+    assert (gradient - expected_gradient).abs().max() <= max(2e-6 * expected_gradient.abs().max(), rounding)
 
 
 def test_the_example_takes_several_pieces() -> None:

@@ -9,7 +9,7 @@ from blocklib.distil import Distilled, Texts, Training, distil
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.layer_removal import loss_without
 from nas.scoring.replace_one import score
-from nas.stages.evaluate import evaluate
+from nas.stages.evaluate import Evaluator
 
 
 class Told:
@@ -59,7 +59,7 @@ def test_what_goes_batch_by_batch() -> None:
     parent = random_parent()
     ids = random_ids(parent)
     evaluated, depended, removed = Told(), Told(), Told()
-    evaluate(parent.model, parent.model, ids, batch=1, heard=evaluated)
+    Evaluator(parent.model, ids, batch=1).evaluate(parent.model, evaluated)
     block_dependency(parent.model, ids, depended)
     loss_without(parent, ids, (2,), (1, 3), batch=1, heard=removed)
     assert evaluated.states == [((done + 1) * ids.shape[1], ids.numel()) for done in range(len(ids))]

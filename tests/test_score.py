@@ -19,7 +19,7 @@ from blocklib.kind import Weights
 from blocklib.parent import Parent
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
-from nas.stages.evaluate import evaluate, perplexity
+from nas.stages.evaluate import Evaluator, evaluate, perplexity
 
 TEXTS = [
     "L0.attention=kv1", "L2.attention=kv2", "L5.attention=linear", "L0.attention=skip", "L3.attention=skip",
@@ -126,7 +126,7 @@ def test_what_is_measured_is_what_torch_measures() -> None:
     parent, other = random_parent(seed=0), random_parent(seed=1)
     ids = random_ids(parent, sequences=3, tokens=14)
     theirs, ours = (logits(model.model, ids)[:, :-1].flatten(0, 1).log_softmax(-1) for model in (parent, other))
-    found = evaluate(parent.model, other.model, ids, batch=2)
+    found = Evaluator(parent.model, ids, batch=2).evaluate(other.model)
     assert found.kl == pytest.approx(float(functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")))
     assert found.lm_loss == pytest.approx(float(functional.cross_entropy(ours, ids[:, 1:].flatten())))
     assert found.top1_agreement == pytest.approx(float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()))

@@ -42,7 +42,7 @@ from nas.stages.child_file import found_with, save_child
 from nas.stages.child_times import timed_until_decided, times_in
 from nas.stages.context import Context
 from nas.stages.costs import quality_of
-from nas.stages.evaluate import Evaluations, evaluate, perplexity
+from nas.stages.evaluate import Evaluations, Evaluator, perplexity
 from nas.stages.feasible import scenario_of
 from nas.stages.heal_settings import Healing
 from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, tensor
@@ -182,30 +182,28 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
         if task.file.is_file():
             return Evaluations.of(found_with(task.file))
         parent, heldout = unpack(task.parent, task.device), tensor(task.evaluation, task.device)
-        child = task.parts.assembled(parent)
+        evaluator = Evaluator(parent.model, heldout)
 
         def evaluated(model: PuzzleNasForCausalLM, what: str) -> Fidelity:
             def heard(done: int, total: int) -> None:
                 report(doing=f"evaluating {what}, {done:,} of {total:,} tokens")
 
             heard(0, heldout.numel())
-            return evaluate(parent.model, model, heldout, heard=heard)
+            return evaluator.evaluate(model, heard)
 
-        own = evaluated(parent.model, "the parent")
-        before = after = evaluated(child, "the child before healing" if task.healing else "the child")
-        stored: Mapping[str, Tensor] = {}
-        rounded = task.parts.architecture != task.parts.architecture.unrounded
-        if task.healing is not None:
-            child = _healed(parent, task, task.healing, report)
-        elif rounded:
+        own, before = evaluated(parent.model, "the parent"), None
+        if task.healing is None:
             child = task.parts.unrounded(parent)
-        if rounded:
+        else:
+            before = evaluated(task.parts.assembled(parent), "the child before healing")
+            child = _healed(parent, task, task.healing, report)
+        stored: Mapping[str, Tensor] = {}
+        if task.parts.architecture != task.parts.architecture.unrounded:
             report(doing="rounding the child")
             text = tensor(task.calibration, task.device)
             child, stored = round_model(child, task.parts.architecture, text, task.batch)
-        if task.healing is not None or rounded:
-            after = evaluated(child, "the healed child" if task.healing else "the rounded child")
-        found = Evaluations(own, before, after)
+        after = evaluated(child, "the healed child" if task.healing else "the child")
+        found = Evaluations(own, before or after, after)
         save_child(task.file, child, found.plain(), stored)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
         return found

@@ -29,28 +29,47 @@ class Evaluations:
         return Evaluations(**{name: Fidelity(**values) for name, values in plain.items()})
 
 
-@torch.no_grad()
-def evaluate(
-    parent: PuzzleNasForCausalLM,
-    child: PuzzleNasForCausalLM,
-    ids_BT: Tensor,
-    batch: int = 8,
-    heard: Callable[[int, int], None] = lambda done, total: None,
-) -> Fidelity:
-    """Fidelity of the child, its `lm_loss` absolute. `ids_BT` is [sequences, tokens]; `heard` is told after each batch
-    how many of the tokens are done, of how many. Raises NotFiniteError.
+class Evaluator:
+    """Evaluates children of one parent on the same held-out tokens, `ids_BT` [sequences, tokens], of which `batch`
+    sequences run at a time. The parent runs once: its final hidden states are kept.
 
-    Evaluating the parent against itself gives its own loss, and a KL of 0.
+    Evaluating the parent itself gives its own loss, and a KL of 0.
     """
-    done = 0
-    meter = FidelityMeter(["child"], parent.lm_head)
-    for ids in ids_BT.split(batch):
-        hidden_BTD = parent.model(ids.long(), use_cache=False).last_hidden_state
-        child_BTD = hidden_BTD if child is parent else child.model(ids.long(), use_cache=False).last_hidden_state
-        meter.add(ids, hidden_BTD, child_BTD[None], head=child.lm_head)
-        done += ids.numel()
-        heard(done, ids_BT.numel())
-    return meter.result()["child"]
+
+    def __init__(self, parent: PuzzleNasForCausalLM, ids_BT: Tensor, batch: int = 8):
+        self._parent = parent
+        self._batches = ids_BT.split(batch)
+        self._tokens = ids_BT.numel()
+        self._states: list[Tensor] = []
+
+    @torch.no_grad()
+    def evaluate(
+        self, child: PuzzleNasForCausalLM, heard: Callable[[int, int], None] = lambda done, total: None
+    ) -> Fidelity:
+        """Fidelity of the child, its `lm_loss` absolute. `heard` is told after each batch how many of the tokens are
+        done, of how many. Raises NotFiniteError."""
+        done = 0
+        meter = FidelityMeter(["child"], self._parent.lm_head)
+        for index, ids in enumerate(self._batches):
+            if index == len(self._states):
+                self._states.append(_states(self._parent, ids))
+            own_BTD = self._states[index]
+            child_BTD = own_BTD if child is self._parent else _states(child, ids)
+            meter.add(ids, own_BTD, child_BTD[None], head=child.lm_head)
+            done += ids.numel()
+            heard(done, self._tokens)
+        return meter.result()["child"]
+
+
+def evaluate(parent: PuzzleNasForCausalLM, child: PuzzleNasForCausalLM, ids_BT: Tensor) -> Fidelity:
+    """Fidelity of one child on held-out tokens, as an `Evaluator` gives it."""
+    return Evaluator(parent, ids_BT).evaluate(child)
+
+
+def _states(model: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
+    """The final, normed hidden states, [sequences, tokens, hidden]."""
+    states: Tensor = model.model(ids_BT.long(), use_cache=False).last_hidden_state
+    return states
 
 
 def perplexity(lm_loss: float) -> float:

@@ -28,7 +28,7 @@ from nas.job.stored import request_of
 from nas.scoring.fidelity import Fidelity
 from nas.stages.child_file import load_child
 from nas.stages.context import Context
-from nas.stages.evaluate import evaluate, perplexity
+from nas.stages.evaluate import Evaluator, perplexity
 from nas.stages.library import Ids, device_of, tensor
 from nas.stages.prepare import Job
 from nas.stages.real_values import Reality
@@ -112,29 +112,34 @@ def _with_times(row: StoredModel, times: Mapping[str, Comparison], scenario: Sce
 class _EvaluateTask:
     parent: PackedParent
     evaluation: Ids
-    precision: str
+    precisions: Sequence[str]
     device: str
 
 
 def _fidelities(context: Context, names: Sequence[str]) -> dict[str, Fidelity]:
     job, shared = context.job, context.shared
     with bar(context.console, "evaluate uniform precisions", "models", len(names), STARTING) as shown:
-        tasks = [_EvaluateTask(shared["parent"], shared["evaluation"], name, device_of(job)) for name in names]
-        heard = shown.expect([1 for _ in names])
-        asked = job.request.ray
-        found = dict(
-            context.cluster.run(
-                _evaluated, tasks, cpus=asked.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
-            )
-        )
-    return {name: found[index] for index, name in enumerate(names)}
+        cpus, gpus = job.request.ray.cpus_per_task, job.request.gpus_per_task
+        places = context.cluster.places(cpus, gpus)
+        groups = [names[place::places] for place in range(min(places, len(names)))]
+        tasks = [_EvaluateTask(shared["parent"], shared["evaluation"], group, device_of(job)) for group in groups]
+        heard = shown.expect([len(group) for group in groups])
+        found = [some for _, some in context.cluster.run(_evaluated, tasks, cpus=cpus, gpus=gpus, progress=heard)]
+    return {name: fidelity for some in found for name, fidelity in some.items()}
 
 
-def _evaluated(task: _EvaluateTask, report: Report) -> Fidelity:
+def _evaluated(task: _EvaluateTask, report: Report) -> dict[str, Fidelity]:
     parent = unpack(task.parent)
-    model = as_stored(parent.model, task.precision).to(task.device)  # type: ignore[arg-type]
-    ids_BT = tensor(task.evaluation, task.device)
-    return evaluate(unpack(task.parent, task.device).model, model, ids_BT, heard=lambda done, all: report(done, all))
+    evaluator = Evaluator(unpack(task.parent, task.device).model, tensor(task.evaluation, task.device))
+    found: dict[str, Fidelity] = {}
+    for name in task.precisions:
+
+        def heard(done: int, total: int) -> None:
+            report(len(found) + done / total, len(task.precisions))
+
+        model = as_stored(parent.model, name).to(task.device)  # type: ignore[arg-type]
+        found[name] = evaluator.evaluate(model, heard)
+    return found
 
 
 @dataclass(frozen=True)

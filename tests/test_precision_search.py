@@ -1,6 +1,7 @@
 """Searches that choose precisions: alone, and beside shapes; their child in a GGUF file; every question about them."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nas.solve.solve import measured, solve
 from nas.stages.real_values import Reality
 
 pytest.importorskip("xllamacpp")
+pytest_plugins = ["databases"]
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 PRECISIONS = ["q8_0", "q5_0", "q4_0"]
@@ -151,6 +153,28 @@ def test_every_question_has_an_answer(
     monkeypatch.chdir(tmp_path)
     done = here(home, *question)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_postgresql_holds_the_same_search(home: Path, here: Here, tmp_path: Path, postgresql: str) -> None:
+    """The library is there, the rows are not; then questions find all they need."""
+    shutil.copytree(home / "library", tmp_path / "home/library")
+    search = ("search", job(tmp_path, name="bits", space=BITS_ONLY, **HOW))
+    for words in (
+        search,
+        search,
+        ("solve", "bits", "--budget", "bits=8"),
+        ("solve", "bits", "--budget", "file=75%", "--refine", "3"),
+        ("pareto", "bits", "--cost", "file", "--points", "3"),
+        ("compare", "bits", "--budget", "file=75%", "--evaluations", "2", "--seeds", "1"),
+    ):
+        done = here(tmp_path / "home", *words, "--db", postgresql)
+        assert done.returncode == 0, done.stdout + done.stderr
+    with Store.open(postgresql) as store:
+        found = store.find_search("bits").id
+        (first, *_), stages = store.trials(found), store.stages(found)
+    assert first.architecture == rows(home, "trial")[0]["architecture"]
+    runs = [[stage.work_done for stage in stages if stage.name == name] for name in ("score", "measure")]
+    assert all(first > 0 and again == 0 for first, again in runs)
 
 
 @pytest.mark.parametrize(

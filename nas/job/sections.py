@@ -146,7 +146,8 @@ class Space(Section):
 
     `drop_blocks`: whole layers may go, scored as a whole. `pairs`: a layer's attention and FFN are scored together.
     `parallel`: windows of so many layers may read one input and add up (FFN Fusion, appendix B). `plain`: the layers
-    that are kept have one number of KV heads and one FFN width, as in any checkpoint of the parent's family.
+    that are kept have one number of KV heads and one FFN width, as in any checkpoint of the parent's family; their
+    precisions may differ.
     `precision`: every subblock, and embedding and head, may be stored in each of these; `all`: in each that the engine
     runs with rows of these lengths; empty: everything is stored as the scenario says.
     """
@@ -174,9 +175,8 @@ class Space(Section):
         options = {"attention": (self.attention, "kv"), "ffn": (self.ffn, "ffn")}
         wrongs = [f"{key}: {one}" for key, (named, kind) in options.items() for one in named if one.kind != kind]
         wrongs += [key for key in ("fuse", "parallel") if getattr(self, key) is not None]
-        wrongs += ["precision"] if self.precision else []
         if self.plain and wrongs:
-            taken = "takes only numbers of KV heads (kv50%, kv2), widths of the FFN (50%, ffn512) and drop_blocks"
+            taken = "takes only numbers of KV heads (kv50%, kv2), FFN widths (50%, ffn512), drop_blocks and precision"
             raise wrong("plain", f"a plain child {taken}; leave out {', '.join(wrongs)}, or plain")
         return self
 

@@ -26,12 +26,12 @@ from nas.job.digest import digest
 from nas.job.stored import StoredRequest, parent_costs_of, request_of, scenario_in
 from nas.job.units import Limit, did_you_mean, format_quantity
 from nas.solve.effort import USUAL, Effort
-from nas.solve.plain import plain_questions
+from nas.solve.plain import plain_questions, sizes_of
 from solvers.errors import Infeasible
 from solvers.exact.settings import Settings
 from solvers.problem import Option, Problem, Solution
 from solvers.queries.batch_sweep import best_of, sweep
-from solvers.refine.joint import filled, paired, parted
+from solvers.refine.joint import paired, parted
 
 EXACT, PLAIN = "mip", "plain"
 """The names that answers of the exact solver go by: the best of all, and the best whose layers are of one size."""
@@ -120,12 +120,11 @@ class Measured:
         """The problems whose best answer is that to the budget, options that were scored together offered in pairs:
         one, or, by the sizes that all layers share, one for each."""
         problem = self.problem(budget)
-        return plain_questions(problem, self.costs) if self.is_plain else {"": paired(problem)}
+        return plain_questions(problem, self.costs, self.layers) if self.is_plain else {"": paired(problem)}
 
     def question_of(self, budget: Sequence[Limit], options: Sequence[Option]) -> Problem:
         """The question that these options answer."""
-        questions, names = self.questions(budget), filled(options)
-        sizes = [f"{names[slot]}+{names[slot + 1]}" for slot in range(0, 2 * self.layers, 2)]
+        questions, sizes = self.questions(budget), sizes_of(self.architecture(options))
         return next((questions[each] for each in sizes if each in questions), next(iter(questions.values())))
 
     def answer(self, problem: Problem, found: Solution) -> Solution:

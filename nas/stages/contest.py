@@ -9,7 +9,7 @@ from blocklib.block import Architecture
 from db import models
 from db.store import Store
 from nas.job.units import Limit
-from nas.solve.plain import is_of_one_size
+from nas.solve.plain import sizes_of
 from nas.solve.solve import Measured, trial_row
 from nas.stages.child import healing_key
 from nas.stages.real_values import Reality
@@ -88,7 +88,7 @@ class Contest:
 
     def allows(self, found: Solution) -> bool:
         """Whether a solution keeps to the rule of a plain search, if this is one."""
-        return not self.known.is_plain or is_of_one_size(found.options)
+        return not self.known.is_plain or len(sizes_of(self.known.architecture(found.options))) <= 1
 
     def _passed(self, error: Infeasible) -> float:
         """By how much the limits at fault are passed, all of them together."""

@@ -1,0 +1,106 @@
+"""Plain children whose parts have precisions of their own: one size, many types, a stock architecture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from conftest import EMBEDDED
+from parents import child_of, random_parent
+from searches import Here, job, nas, rows
+from test_gguf_cases import SIZES, VOCABULARY
+from test_plain import sizes
+from test_precision_search import HOW, PRECISIONS
+from transformers import AutoTokenizer
+
+from blocklib.block import Architecture
+from blocklib.formats.gguf import as_stored, write_gguf
+from blocklib.formats.gguf_vocabulary import dummy_vocabulary
+from blocklib.parent import load_parent
+from db.store import Store
+from nas.export.gguf_tokenizer import vocabulary_of
+from nas.export.verify_gguf import compare_closely
+from nas.stages.child_file import load_child, stored_in_child
+
+pytest.importorskip("xllamacpp")
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+SPACE: dict[str, Any] = {"plain": True, "ffn": ["50%"], "precision": PRECISIONS}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a finished search of plain children with precisions, called plain."""
+    folder = tmp_path_factory.mktemp("plain-bits")
+    done = nas(folder / "home", "search", job(folder, name="plain", space=SPACE, **HOW | {"budget": {"file": "62%"}}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "home"
+
+
+def test_it_is_a_llama_of_many_types(home: Path) -> None:
+    built = next(row for row in rows(home, "trial") if row["kl"] is not None)
+    assert (built["solver"], built["status"]) == ("plain", "optimal")
+    architecture = Architecture.parse(built["architecture"])
+    assert len(sizes(str(architecture.unrounded))) == 1
+    assert len({part.precision for choice in architecture.choices() for part in choice.parts if part.precision}) > 1
+    (path,) = Path(built["child_path"]).glob("*.gguf")
+    file = gguf.GGUFReader(path)
+    assert file.fields["general.architecture"].contents() == "llama"
+    assert sum(tensor.n_bytes for tensor in file.tensors) == built["file_bytes"] == built["predicted_file_bytes"]
+    kept = [block for _, block in architecture.placed() if str(block) != "skip+skip"]
+    types = {tensor.name: tensor.tensor_type.name.lower() for tensor in file.tensors}
+    assert file.fields["llama.block_count"].contents() == len(kept)
+    for index, block in enumerate(kept):
+        stored = tuple(types[f"blk.{index}.{name}.weight"] for name in ("attn_q", "ffn_gate"))
+        assert stored == (block.attention.precision, block.ffn.precision)
+
+
+def test_llama_cpp_is_as_near_to_it_as_to_a_uniform_file(home: Path, tmp_path: Path) -> None:
+    built = next(row for row in rows(home, "trial") if row["kl"] is not None)
+    (child_file,) = (home / "children").glob(f"{built['child_key']}*")
+    child, tokenizer = load_child(child_file), AutoTokenizer.from_pretrained(EMBEDDED)
+    vocabulary = vocabulary_of(tokenizer, child.config.vocab_size)
+    (path,) = Path(built["child_path"]).glob("*.gguf")
+    far = compare_closely(path, as_stored(child, "f16", stored_in_child(child_file)), vocabulary, tokenizer)
+    parent = load_parent(str(EMBEDDED))
+    write_gguf(tmp_path / "uniform.gguf", parent.model, "q8_0", vocabulary)
+    uniform = compare_closely(tmp_path / "uniform.gguf", as_stored(parent.model, "q8_0"), vocabulary, tokenizer)
+    assert far.kl <= 4 * uniform.kl + 1e-4, f"{far} against {uniform}"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("solve", "plain", "--budget", "file=80%"),
+        ("pool", "plain", "--budget", "file=70%", "--count", "3"),
+        ("pareto", "plain", "--cost", "file", "--points", "4"),
+        ("compare", "plain", "--budget", "file=70%", "--evaluations", "4", "--seeds", "1"),
+    ],
+    ids=lambda question: question[0],
+)
+def test_every_answer_is_plain(home: Path, here: Here, question: tuple[str, ...]) -> None:
+    with Store.open(home / "nas.db") as store:
+        before = max(trial.id for trial in store.trials(store.find_search("plain").id))
+    done = here(home, *question, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Store.open(home / "nas.db") as store:
+        found = [trial for trial in store.trials(store.find_search("plain").id) if trial.id > before]
+        # The answer that a plain one is held against need not be plain.
+        against = {json.dumps(trial.plain and trial.plain["other"]) for trial in store.trials(found[0].search_id)}
+    plain = [one.architecture for one in found if json.dumps(one.architecture) not in against]
+    assert plain
+    assert all(len(sizes(str(Architecture.parse(one).unrounded))) <= 1 for one in plain)
+
+
+@pytest.mark.parametrize(("family", "carrier"), [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")])
+def test_layers_alike_but_for_their_types_keep_the_parents_own_architecture(
+    family: str, carrier: str, tmp_path: Path
+) -> None:
+    plain = {"attention_bias": False, "mlp_bias": False} if family == "llama" else {}
+    parent = random_parent(family, **SIZES | {"tie_word_embeddings": True} | plain)
+    child = child_of(parent, "kv2@q8_0+ffn64@q4_0 skip+skip kv2@q5_1+ffn64@q8_0 kv2@iq4_nl+ffn64@q5_0 tables@q5_0")
+    vocabulary = dummy_vocabulary(VOCABULARY)
+    model = write_gguf(tmp_path / "child.gguf", child, "f16", vocabulary)
+    assert model.carrier.name == carrier
+    compare_closely(tmp_path / "child.gguf", as_stored(child, "f16"), vocabulary, None)

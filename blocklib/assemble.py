@@ -38,9 +38,9 @@ def assemble(
             check(choice, parent.shape)
             part = parent_part(parent, layer, choice.role) if parent.own(choice) else weights_of(choice)
             weights |= {f"model.layers.{index}.{name}": tensor for name, tensor in part.items()}
-    if architecture.tables is not None:
-        weights |= weights_of(Choice(architecture.layers, "tables", architecture.tables))
-        if parent.shape.tied:
+    for choice in architecture.table_choices():
+        weights |= weights_of(choice)
+        if choice.role == "tables" and parent.shape.tied:
             weights[HEAD] = weights[EMBEDDING]
     return model_with(child_config(parent.model.config, architecture, parent.shape), weights)
 

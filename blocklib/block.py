@@ -12,8 +12,10 @@ hold it: each kind's own file does (`blocklib/attention/`, `blocklib/ffn/`).
     kv8+ffn512 skip+fuse(ffn512,ffn512)   an architecture: blocks that tile the parent's layers
     L3.ffn=ffn256                         a choice: what stands at which slots
     kv8@q8_0, fuse(ffn512,ffn512)@q4_0    a subblock whose weights are stored in a precision
-    kv8@q8_0+ffn512@q4_0 tables@q5_0      an architecture that says the precision of embedding and head, too
-    L2.tables=tables@q5_0                 the choice of that, behind a parent's layers 0 and 1
+    kv8+ffn512@q4_0 tables@q5_0           an architecture that says the precision of its tables, too: embedding and head
+    kv8+ffn512 embedding@q4_0 head@q8_0   the same where embedding and head are two matrices, each in its own
+    L2.tables=tables@q5_0                 the choice of tables, behind a parent's layers 0 and 1
+    L2.head=head@q8_0                     the choice of one of them
 
 A parent of L layers has 2L slots in a row, A0 F0 A1 F1 ... : attention of layer l at slot 2l, its FFN at 2l + 1. Where
 precisions are chosen, two more slots hold the tables: the embedding at 2L and the head at 2L + 1.
@@ -26,11 +28,13 @@ from typing import Literal
 
 from blocklib.errors import SpellingError
 
-Role = Literal["attention", "ffn", "block", "tables"]
+Role = Literal["attention", "ffn", "block", "tables", "embedding", "head"]
+TABLE_ROLES: tuple[Role, ...] = ("tables", "embedding", "head")
+"""The roles of what stands around the layers; such a subblock's kind is the name of its role."""
 
 _SUBBLOCK = re.compile(r"([a-z]+(?:_[a-z]+)*?)((?:0|[1-9]\d*)(?:[a-z](?:0|[1-9]\d*))*)?")
 _PRECISION = re.compile(r"[a-z]+\d+(_[a-z0-9]+)*")
-_CHOICE = re.compile(r"L(0|[1-9]\d*)\.(attention|ffn|block|tables)=(.+)")
+_CHOICE = re.compile(r"L(0|[1-9]\d*)\.(attention|ffn|block|tables|embedding|head)=(.+)")
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Subblock:
 
 SKIP = Subblock("skip")
 TABLES = Subblock("tables")
-"""Embedding and head."""
+"""Embedding and head, as one."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,8 @@ class Parallel:
 class Choice:
     """A choice, which stands at some slots: one option of one search, or one subblock of the library.
 
-    `layer` is the parent layer of its first slot; of the tables, the number of layers. An `attention`, `ffn` or
-    `tables` choice holds a subblock, a `block` choice a whole block or several in parallel.
+    `layer` is the parent layer of its first slot; of tables, the number of layers. A `block` choice holds a whole block
+    or several in parallel, any other a subblock.
     """
 
     layer: int
@@ -184,21 +188,26 @@ class Choice:
 
     @property
     def first_slot(self) -> int:
-        return 2 * self.layer + (self.role == "ffn")
+        return 2 * self.layer + (self.role in ("ffn", "head"))
 
     @property
     def span(self) -> int:
         """Slots covered. A run of n FFNs covers the n - 1 attentions between them too."""
-        if self.role in ("attention", "tables"):
-            return 1 if self.role == "attention" else 2
+        if self.role in ("attention", *TABLE_ROLES):
+            return 2 if self.role == "tables" else 1
         return 2 * self.what.layers - (self.role == "ffn")
 
     @property
     def end_layer(self) -> int:
         """The first parent layer after it."""
-        if self.role == "tables":
+        if self.is_table:
             return self.layer
         return self.layer + (self.what.layers if self.role != "attention" else 1)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is around the layers: the embedding, the head, or both."""
+        return self.role in TABLE_ROLES
 
     @property
     def precision(self) -> str:
@@ -235,24 +244,33 @@ class Choice:
         layer, role, what = int(match[1]), match[2], match[3]
         if role == "block":
             return Choice(layer, "block", Parallel.parse(what))
-        roles: dict[str, Role] = {"attention": "attention", "ffn": "ffn", "tables": "tables"}
-        return Choice(layer, roles[role], Subblock.parse(what))
+        subblock = Subblock.parse(what)
+        if role in TABLE_ROLES and subblock.kind != role:
+            raise SpellingError(f"{text!r}: at the slot of {role} stands {role}, as in L{layer}.{role}={role}@q8_0")
+        roles: dict[str, Role] = {each: each for each in ("attention", "ffn", *TABLE_ROLES)}
+        return Choice(layer, roles[role], subblock)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Blocks that tile the parent's layers, first to last, and the tables where they have a precision of their own."""
+    """Blocks that tile the parent's layers, first to last, and the tables where they have a precision of their own:
+    none, `tables@q8_0`, or `embedding@q4_0` and `head@q8_0`."""
 
     blocks: tuple[Block | Parallel, ...]
-    tables: Subblock | None = None
+    tables: tuple[Subblock, ...] = ()
 
     def __str__(self) -> str:
-        return " ".join(map(str, self.blocks if self.tables is None else (*self.blocks, self.tables)))
+        return " ".join(map(str, (*self.blocks, *self.tables)))
 
     @property
     def unrounded(self) -> "Architecture":
         """The same without precisions."""
         return Architecture(tuple(block.unrounded for block in self.blocks))
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether its head is a matrix of its own, whatever the parent's is."""
+        return any(table.kind == "head" for table in self.tables)
 
     @property
     def layers(self) -> int:
@@ -283,12 +301,17 @@ class Architecture:
             whole = Choice(layer, "block", entry)
             found += [whole] if isinstance(entry, Parallel) else whole.parts
             layer += entry.layers
-        return tuple(found if self.tables is None else [*found, Choice(layer, "tables", self.tables)])
+        return (*found, *self.table_choices())
+
+    def table_choices(self) -> tuple[Choice, ...]:
+        """Its tables as choices, in slot order; none if they have no precision."""
+        roles: dict[str, Role] = {role: role for role in TABLE_ROLES}
+        return tuple(Choice(self.layers, roles[table.kind], table) for table in self.tables)
 
     def with_(self, choice: Choice) -> "Architecture":
         """This architecture with one choice put in place of whatever stood at its slots.
 
-        Raises ValueError where the choice cuts a run in two or reaches past the last layer.
+        Raises ValueError where the choice cuts a run in two or reaches past the last layer, or is one table of two.
         """
         chosen = {choice.first_slot: choice}
         covered = set(range(choice.first_slot, choice.first_slot + choice.span))
@@ -302,17 +325,16 @@ class Architecture:
 
     @staticmethod
     def of(choices: tuple[Choice, ...], layers: int) -> "Architecture":
-        """The architecture whose slots are tiled by `choices`, given in slot order. The tables' slot may be left out.
+        """The architecture whose slots are tiled by `choices`, given in slot order. Tables may be left out.
 
         Raises ValueError where a slot is left open or covered twice.
         """
         slot, attention = 0, SKIP
         blocks: list[Block | Parallel] = []
-        last = choices[-1] if choices and choices[-1].role == "tables" else None
-        if last is not None:
-            assert isinstance(last.what, Subblock)
-            return replace(Architecture.of(choices[:-1], layers), tables=last.what)
-        for choice in choices:
+        tables = tuple(choice.what for choice in choices if choice.is_table and isinstance(choice.what, Subblock))
+        if tables and _kinds(tables) not in _TABLES_TOGETHER:
+            raise ValueError(f"{_spelled(tables)}: tables stand alone, or embedding and head together")
+        for choice in choices[: len(choices) - len(tables)]:
             if choice.first_slot != slot:
                 raise ValueError(f"slot {slot} is not where {choice} starts")
             slot += choice.span
@@ -324,16 +346,34 @@ class Architecture:
                 blocks.append(Block(attention, choice.what))
         if slot != 2 * layers:
             raise ValueError(f"the choices cover {slot} of {2 * layers} slots")
-        return Architecture(tuple(blocks))
+        return Architecture(tuple(blocks), tables)
 
     @staticmethod
     def parse(text: str) -> "Architecture":
         if not text.split():
             raise SpellingError("an architecture has at least one block, like kv8+ffn512")
-        *blocks, last = text.split()
-        tables = None if "+" in last else Subblock.parse(last)
-        if tables is None:
-            blocks.append(last)
-        elif tables.unrounded != TABLES or not tables.precision or not blocks:
-            raise SpellingError(f"{last!r} ends no architecture; after its blocks may stand, for one, tables@q8_0")
+        words = text.split()
+        blocks = [word for word in words if "+" in word]
+        tables = tuple(Subblock.parse(word) for word in words[len(blocks) :])
+        if not blocks or words[: len(blocks)] != blocks or not _may_stand_behind(tables):
+            raise SpellingError(
+                f"{text!r} is no architecture: after its blocks may stand tables@q8_0, or embedding@q4_0 head@q8_0"
+            )
         return Architecture(tuple(Parallel.parse(part) for part in blocks), tables)
+
+
+_TABLES_TOGETHER = (("tables",), ("embedding", "head"))
+
+
+def _kinds(tables: tuple[Subblock, ...]) -> tuple[str, ...]:
+    return tuple(table.kind for table in tables)
+
+
+def _may_stand_behind(tables: tuple[Subblock, ...]) -> bool:
+    """Whether these may stand behind an architecture's blocks."""
+    are_alone = not tables or _kinds(tables) in _TABLES_TOGETHER
+    return are_alone and all(table.precision and not table.size and not table.parts for table in tables)
+
+
+def _spelled(tables: tuple[Subblock, ...]) -> str:
+    return " ".join(map(str, tables))

@@ -22,7 +22,7 @@ from blocklib.ffn.ultra import Ultra
 from blocklib.kind import Kind, ParentLayer
 from blocklib.shape import Shape
 from blocklib.skip import Skip
-from blocklib.tables import Tables
+from blocklib.tables import Embedding, Head, Tables
 
 ATTENTION: dict[str, Kind] = {
     "kv": GroupedQuery(),
@@ -47,8 +47,12 @@ FFN: dict[str, Kind] = {
     "fuse_last": Fuse(fold_norms=False),
 }
 
-TABLES: dict[str, Kind] = {"tables": Tables()}
-_BY_ROLE = {"attention": ATTENTION, "ffn": FFN, "tables": TABLES}
+TABLES: dict[Role, Kind] = {"tables": Tables(), "embedding": Embedding(), "head": Head()}
+_BY_ROLE: dict[Role, dict[str, Kind]] = {
+    "attention": ATTENTION,
+    "ffn": FFN,
+    **{role: {role: kind} for role, kind in TABLES.items()},
+}
 
 # The modules that `attention_kind` and `ffn_kind` of a child's configuration name.
 ATTENTION_MODULES = {name: kind.module for name, kind in ATTENTION.items() if kind.module is not None}

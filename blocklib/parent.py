@@ -54,7 +54,7 @@ class Parent:
 
     def own(self, choice: Choice) -> bool:
         """Whether `choice` is what the parent itself has there."""
-        return self.architecture.with_(choice) == self.architecture
+        return not choice.is_table and self.architecture.with_(choice) == self.architecture
 
 
 def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
@@ -147,7 +147,7 @@ def child_config(config: Any, architecture: Architecture, shape: Shape) -> Puzzl
         layer_norm=shape.layer_norm,
         learned_positions=shape.positions > 0,
         attention_scale=getattr(config, "attention_scale", attention_scale(config)),
-        tie_word_embeddings=shape.tied,
+        tie_word_embeddings=shape.tied and not architecture.has_own_head,
         per_layer_config={
             index: layer_config(block) | {"parallel": joined}
             for index, ((_, block), joined) in enumerate(zip(architecture.placed(), architecture.joined(), strict=True))

@@ -5,7 +5,7 @@ an expectation, as if each chose for itself.
 """
 
 from blocklib.block import Architecture, Choice
-from blocklib.formats.gguf import gguf_bytes, gguf_fixed_bytes, gguf_head_bytes
+from blocklib.formats.gguf import gguf_bytes, gguf_embedding_bytes, gguf_fixed_bytes, gguf_head_bytes
 from blocklib.kinds import choice_kv_values, choice_parameters, choice_touched
 from blocklib.shape import Shape
 from cost_models.cost import ZERO, Cost
@@ -14,8 +14,8 @@ from cost_models.scenario import Scenario
 
 def choice_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
     """The bytes that `choice` holds and reads in a child of a parent of this shape, its norms included."""
-    if choice.role == "tables":
-        return fixed_cost(shape, scenario, choice.precision)
+    if choice.is_table:
+        return table_cost(choice, shape, scenario)
     parameters, held = choice_parameters(choice, shape), stored_bytes(choice, shape, scenario)
     size = held / parameters if parameters else 0.0
     prompts = scenario.batch * scenario.prompt_tokens
@@ -56,6 +56,23 @@ def fixed_cost(shape: Shape, scenario: Scenario, precision: str = "") -> Cost:
         weight_bytes=held,
         prefill_bytes=read_bytes,
         decode_bytes=read_bytes,
+    )
+
+
+def table_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
+    """Tables that have a precision: the head with the final norm, the embedding, which no pass reads, or both."""
+    if choice.role == "tables":
+        return fixed_cost(shape, scenario, choice.precision)
+    is_head = choice.role == "head"
+    held = (gguf_head_bytes(shape, choice.precision, is_chosen=True) if is_head
+            else gguf_embedding_bytes(shape, choice.precision))  # fmt: skip
+    read = held if is_head else 0
+    return Cost(
+        parameters=choice_parameters(choice, shape),
+        active_parameters=round(choice_touched(choice, shape, 1)),
+        weight_bytes=held,
+        prefill_bytes=read,
+        decode_bytes=read,
     )
 
 

@@ -34,9 +34,11 @@ single = st.builds(Block, plain, ffns)
 parallel = st.builds(lambda found: Parallel(tuple(found)), st.lists(single, min_size=2, max_size=3))
 blocks = single | parallel
 architectures = st.builds(lambda found: Architecture(tuple(found)), st.lists(blocks, min_size=1, max_size=6))
-stored = st.builds(
-    lambda found, precision: replace(found, tables=TABLES.at(precision)), architectures, precisions.filter(bool)
+known = precisions.filter(bool)
+tables = st.builds(lambda name: (TABLES.at(name),), known) | st.tuples(
+    st.builds(Subblock("embedding").at, known), st.builds(Subblock("head").at, known)
 )
+stored = st.builds(lambda found, around: replace(found, tables=around), architectures, tables)
 
 
 @st.composite
@@ -79,7 +81,7 @@ def test_an_architecture_reads_back(architecture: Architecture) -> None:
 @given(architectures | stored)
 def test_without_precisions_it_is_the_same_shapes(architecture: Architecture) -> None:
     assert "@" not in str(architecture.unrounded)
-    shapes = [choice.unrounded for choice in architecture.choices() if choice.role != "tables"]
+    shapes = [choice.unrounded for choice in architecture.choices() if not choice.is_table]
     assert architecture.unrounded.choices() == tuple(shapes)
 
 
@@ -89,7 +91,20 @@ def test_a_precision_stands_once_and_at_the_end(text: str) -> None:
         Subblock.parse(text)
 
 
-@pytest.mark.parametrize("text", ["tables@q8_0", "kv8+ffn2 tables", "kv8+ffn2 tables8@q8_0", "tables@q8_0 kv8+ffn2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tables@q8_0",
+        "kv8+ffn2 tables",
+        "kv8+ffn2 tables8@q8_0",
+        "tables@q8_0 kv8+ffn2",
+        "kv8+ffn2 head@q8_0",
+        "kv8+ffn2 head@q8_0 embedding@q4_0",
+        "kv8+ffn2 embedding@q4_0 head",
+        "kv8+ffn2 tables@q8_0 tables@q8_0",
+        "kv8+ffn2 embedding@q8_0 tables@q8_0 head@q8_0",
+    ],
+)
 def test_tables_stand_behind_blocks_and_have_a_precision(text: str) -> None:
     with pytest.raises(SpellingError):
         Architecture.parse(text)
@@ -113,9 +128,26 @@ def test_what_parses_prints_as_it_was(text: str) -> None:
 @given(architectures | stored)
 def test_choices_tile_every_slot_once(architecture: Architecture) -> None:
     covered = [slot for choice in architecture.choices() for slot in sorted(slots(choice))]
-    assert covered == list(range(2 * architecture.layers + (0 if architecture.tables is None else 2)))
+    assert covered == list(range(2 * architecture.layers + (2 if architecture.tables else 0)))
     assert all(Choice.parse(str(choice)) == choice for choice in architecture.choices())
     assert Architecture.of(architecture.choices(), architecture.layers) == architecture
+
+
+@pytest.mark.parametrize("text", ["L2.head=embedding@q8_0", "L2.tables=kv8", "L2.embedding=tables@q8_0"])
+def test_each_table_has_its_slot(text: str) -> None:
+    with pytest.raises(SpellingError):
+        Choice.parse(text)
+
+
+def test_one_table_of_two_is_no_architecture() -> None:
+    architecture = Architecture.parse("kv8+ffn2")
+    with pytest.raises(ValueError, match="together"):
+        architecture.with_(Choice.parse("L1.head=head@q4_0"))
+    with pytest.raises(ValueError, match="in two"):
+        Architecture.parse("kv8+ffn2 tables@q8_0").with_(Choice.parse("L1.head=head@q4_0"))
+    apart = Architecture.parse("kv8+ffn2 embedding@q8_0 head@q8_0")
+    assert str(apart.with_(Choice.parse("L1.head=head@q4_0"))) == "kv8+ffn2 embedding@q8_0 head@q4_0"
+    assert apart.has_own_head > architecture.has_own_head
 
 
 @given(architectures)

@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_file_is_what_the_architecture_says(home: Path) -> None:
     (trial,) = rows(home, "trial")
     architecture = Architecture.parse(trial["architecture"])
-    assert architecture.tables is not None
+    (tables,) = architecture.tables
     precisions = {part.precision for choice in architecture.choices() for part in choice.parts}
     assert len(precisions) > 1, "one precision everywhere is no choice"
     (path,) = Path(trial["child_path"]).glob("*.gguf")
@@ -61,8 +61,8 @@ def test_the_file_is_what_the_architecture_says(home: Path) -> None:
         stored = (file[f"blk.{index}.{name}.weight"].tensor_type.name.lower() for name in ("attn_q", "ffn_gate"))
         assert tuple(stored) == (block.attention.precision, block.ffn.precision)
     shape = load_parent(json.loads(rows(home, "search")[0]["request"])["parent"]).shape
-    promised = sum(gguf_bytes(choice, shape, "f16") for choice in architecture.choices() if choice.role != "tables")
-    promised += gguf_fixed_bytes(shape, architecture.tables.precision, is_chosen=True)
+    promised = sum(gguf_bytes(choice, shape, "f16") for choice in architecture.choices() if not choice.is_table)
+    promised += gguf_fixed_bytes(shape, tables.precision, is_chosen=True)
     assert sum(tensor.n_bytes for tensor in file.values()) == promised == trial["file_bytes"]
     whole = sum(gguf_bytes(choice, shape, "q8_0") for choice in architecture.unrounded.choices())
     assert promised <= 0.7 * (whole + gguf_fixed_bytes(shape, "q8_0"))

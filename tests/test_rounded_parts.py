@@ -40,9 +40,9 @@ def mixed(parent: Parent, tables: str = " tables@q5_0") -> Architecture:
 
 
 def own_weights(parent: Parent, part: Choice) -> Weights:
-    if part.role == "tables":
+    if part.is_table:
         state = parent.model.state_dict()
-        return {name: state[name] for name in table_names(parent.shape.tied)}
+        return {name: state[name] for name in table_names(part.role, parent.shape.tied)}
     return parent_part(parent, part.layer, part.role)
 
 
@@ -131,7 +131,7 @@ def test_a_rounded_child_holds_what_its_file_holds(
         types = {name: file[f"blk.{index}.{name}.weight"].tensor_type.name.lower() for name in ("attn_v", "ffn_up")}
         assert types == {"attn_v": block.attention.precision, "ffn_up": block.ffn.precision}
     assert file["token_embd.weight"].tensor_type.name == "Q5_0"
-    sizes = [gguf_bytes(choice, shape, "f16") for choice in architecture.choices() if choice.role != "tables"]
+    sizes = [gguf_bytes(choice, shape, "f16") for choice in architecture.choices() if not choice.is_table]
     assert sum(tensor.n_bytes for tensor in file.values()) == sum(sizes) + gguf_fixed_bytes(shape, "q5_0", True)
     values = gguf.dequantize(file["blk.1.ffn_down.weight"].data, file["blk.1.ffn_down.weight"].tensor_type)
     assert torch.equal(torch.from_numpy(values), model.state_dict()["model.layers.1.mlp.down_proj.weight"])

@@ -18,7 +18,7 @@ from torch import Tensor
 from blocklib.block import Architecture, Choice, Subblock
 from blocklib.families import positions_of
 from blocklib.formats.gguf_carrier import Carrier, carrier_of, check_gguf, kv_heads_of
-from blocklib.formats.gguf_tensors import fixed_tensors, is_head, layer_tensors
+from blocklib.formats.gguf_tensors import TABLES, fixed_tensors, layer_tensors
 from blocklib.formats.gguf_types import PRECISIONS, precision_type, quantise, stored_bytes, tensor_type
 from blocklib.formats.gguf_vocabulary import Vocabulary, add_vocabulary, dummy_vocabulary
 from blocklib.formats.reblock import MixerLayer, Needs, reblock
@@ -26,13 +26,14 @@ from blocklib.formats.subblocks import subblocks_of, tensor_shapes, width_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import model_with, own_shape
 from blocklib.shape import Shape
-from blocklib.tables import EMBEDDING, HEAD, table_names
+from blocklib.tables import EMBEDDING, HEAD, table_names, table_precisions
 
 __all__ = [
     "PRECISIONS",
     "as_stored",
     "check_gguf",
     "gguf_bytes",
+    "gguf_embedding_bytes",
     "gguf_fixed_bytes",
     "gguf_head_bytes",
     "stored_types",
@@ -51,19 +52,20 @@ Stored = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class GgufModel:
     """A file without its vocabulary and weights: sizes, layers, architecture, the precision of whatever has none of its
-    own, and that of the tables."""
+    own, and those of the tables by their names in a model."""
 
     config: PuzzleNasConfig
     carrier: Carrier
     layers: tuple[MixerLayer, ...]
     precision: str
-    tables: str = ""
+    tables: Mapping[str, str]
 
     @property
     def precisions(self) -> frozenset[str]:
         """Those of its matrices."""
         parts = [part for layer in self.layers for part in (layer.mixer, layer.ffn) if part is not None]
-        return frozenset((part.precision if part else self.tables) or self.precision for part in [None, *parts])
+        own = [self.tables.get(name, "") for name in table_names("tables", bool(self.config.tie_word_embeddings))]
+        return frozenset(each or self.precision for each in [*own, *(part.precision for part in parts)])
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -100,6 +102,8 @@ def write_gguf(
 def write_random_gguf(path: Path, config: PuzzleNasConfig, architecture: Architecture, precision: str) -> GgufModel:
     """Write a model of the same tensors and sizes as `write_gguf` does, with random weights and a vocabulary without
     meaning. `config` is the parent's. For timing: a matrix repeats a few random rows, and norms are ones."""
+    if architecture.has_own_head and config.tie_word_embeddings:
+        config = PuzzleNasConfig.from_dict(config.to_dict() | {"tie_word_embeddings": False})
     model = _model(config, architecture, precision)
     shape = own_shape(config)
 
@@ -121,11 +125,10 @@ def stored_types(config: PuzzleNasConfig, precision: str) -> dict[str, gguf.GGML
     """The type of every tensor of a child in a file of this precision, by its name in the child, where the tensor is
     one of the tables or of a layer. `config` is the child's."""
     architecture, shape = Architecture.parse(config.architecture), own_shape(config)
-    tables = architecture.tables.precision if architecture.tables else ""
-    size = (shape.vocabulary, shape.hidden)
+    own, size = table_precisions(architecture, shape.tied), (shape.vocabulary, shape.hidden)
     found = {
-        name: tensor_type(size, tables or precision, is_head=not tables and name == table_names(shape.tied)[-1])
-        for name in table_names(shape.tied)
+        name: _table_type(name, size, own.get(name, ""), precision, shape.tied)
+        for name in table_names("tables", shape.tied)
     }
     for index, (layer, block) in enumerate(architecture.placed()):
         for part in Choice(layer, "block", block).parts:
@@ -181,17 +184,27 @@ def gguf_head_bytes(shape: Shape, precision: str, is_chosen: bool = False) -> in
 
 def gguf_fixed_bytes(shape: Shape, precision: str, is_chosen: bool = False) -> int:
     """Bytes of embedding, head and final norm in the file. (llama3 scaling adds head_dim / 2 floats.)"""
-    table = (shape.vocabulary, shape.hidden)
-    embedding = 0 if shape.tied else stored_bytes(table, tensor_type(table, precision))
+    embedding = 0 if shape.tied else gguf_embedding_bytes(shape, precision)
     return embedding + gguf_head_bytes(shape, precision, is_chosen)
+
+
+def gguf_embedding_bytes(shape: Shape, precision: str) -> int:
+    """Bytes of an embedding that is not the head."""
+    table = (shape.vocabulary, shape.hidden)
+    return stored_bytes(table, tensor_type(table, precision))
+
+
+def _table_type(name: str, size: tuple[int, ...], own: str, precision: str, tied: bool) -> gguf.GGMLQuantizationType:
+    """The type of a table by its name in a model: of its own precision, or of the file's, which spares the head."""
+    return tensor_type(size, own or precision, is_head=not own and name == table_names("tables", tied)[-1])
 
 
 def _model(config: PuzzleNasConfig, architecture: Architecture, precision: str) -> GgufModel:
     zero_width = max(32, gguf.GGML_QUANT_SIZES[precision_type(precision)][0])
     carrier = carrier_of(config, architecture)
     needs = Needs(zero_width, carrier.attention_everywhere)
-    parts = [part for choice in architecture.choices() for part in choice.parts if part.role != "tables"]
-    tables = architecture.tables.precision if architecture.tables else ""
+    parts = [part for choice in architecture.choices() for part in choice.parts if not part.is_table]
+    tables = table_precisions(architecture, bool(config.tie_word_embeddings))
     return GgufModel(config, carrier, reblock(parts, needs), precision, tables)
 
 
@@ -217,11 +230,11 @@ _NONE = _Weights({}, lambda choice: {})
 
 
 def _tensors(model: GgufModel, weights: _Weights, stored: _Weights = _NONE) -> Iterator[_Named]:
-    shape = own_shape(model.config)
+    shape, ours = own_shape(model.config), {theirs: name for name, theirs in TABLES.items()}
     rows = fixed_tensors(stored.fixed, model.config)
     for name, tensor in fixed_tensors(weights.fixed, model.config).items():
-        is_spared = not model.tables and is_head(name, shape.tied)
-        type = tensor_type(tuple(tensor.shape), model.tables or model.precision, is_spared)
+        own = ours.get(name, name)
+        type = _table_type(own, tuple(tensor.shape), model.tables.get(own, ""), model.precision, shape.tied)
         yield _Named(name, tensor, type, rows.get(name) if tensor.dim() == 2 else None)
     for index, layer in enumerate(model.layers):
         rows = layer_tensors(layer, stored.of, model.carrier, shape)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from blocklib.block import SKIP, TABLES, Architecture, Choice, Parallel, Subblock
+from blocklib.block import SKIP, Architecture, Choice, Parallel, Subblock
 from blocklib.errors import UnsupportedFormatError
 from blocklib.formats.reblock import MixerLayer, is_linear
 from blocklib.formats.subblocks import width_of
@@ -46,7 +46,7 @@ OPENELM = Carrier("openelm", False, by_layer=True, fused=True, attention_everywh
 def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig, uniform: bool = False) -> None:
     """Raise UnsupportedFormatError at what no architecture of llama.cpp can carry: a feature of the parent, or the
     first such choice. `uniform`: the child's layers will all be alike, which more parents can have."""
-    shape, rotary = own_shape(config), _rotary_type(config)
+    shape, rotary, choices = own_shape(config), _rotary_type(config), tuple(choices)
     missing = _parent_fault(config, shape, rotary)
     if missing:
         raise UnsupportedFormatError(f"no architecture of llama.cpp carries {missing}; export as hf, which does")
@@ -61,7 +61,8 @@ def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig, uniform: bool
                 raise UnsupportedFormatError(
                     f"{choice}: no architecture of llama.cpp carries {missing}; export as hf, which does"
                 )
-        only = "" if uniform else _uniform_only(shape)
+        is_tied = shape.tied and not any(each.role == "head" for each in choices)
+        only = "" if uniform else _uniform_only(shape, is_tied)
         if only and not _keeps_layers_alike(choice, shape):
             raise UnsupportedFormatError(
                 f"{choice}: llama.cpp runs a model with {only} only if all its layers are alike; drop whole blocks, "
@@ -142,7 +143,7 @@ def _choice_fault(choice: Choice, shape: Shape) -> str:
     """The reason why this subblock cannot be carried; empty if there is none."""
     subblock = choice.what
     assert isinstance(subblock, Subblock)
-    if subblock == SKIP or choice.role == "tables":
+    if subblock == SKIP or choice.is_table:
         return ""
     if choice.role == "attention":
         if subblock.kind not in ("kv", "linear"):
@@ -157,14 +158,16 @@ def _choice_fault(choice: Choice, shape: Shape) -> str:
     return "a linear subblock with a bias" if subblock.kind == "linear" and biased else ""
 
 
-def _uniform_only(shape: Shape) -> str:
+def _uniform_only(shape: Shape, is_tied: bool) -> str:
     """The features that bind a model to layers that are all alike; empty if there are none."""
-    return "norms of queries and keys and an untied head" if shape.qk_norm and not shape.tied else ""
+    return "norms of queries and keys and an untied head" if shape.qk_norm and not is_tied else ""
 
 
 def _keeps_layers_alike(choice: Choice, shape: Shape) -> bool:
-    """Whether it is the parent's own, or an empty block."""
+    """Whether it is the parent's own, an empty block, or around the layers."""
+    if choice.is_table:
+        return True
     own = parent_block(shape)
-    alike = {"attention": own.attention, "ffn": own.ffn, "tables": TABLES}
+    alike = {"attention": own.attention, "ffn": own.ffn}
     whole = [part.unrounded.what for part in choice.parts]
     return whole == [SKIP, SKIP] or whole == [alike[part.role] for part in choice.parts]

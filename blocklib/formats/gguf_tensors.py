@@ -37,6 +37,8 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+TABLES = {EMBEDDING: "token_embd.weight", HEAD: "output.weight"}
+"""Their names of the tables, by ours."""
 _AS_MIXER = {"post_attention_layernorm": "attn_norm", "mlp.linear_mlp": "attn_output"}
 """A linear FFN stands where llama.cpp has its linear attention."""
 
@@ -65,18 +67,13 @@ def layer_tensors(
 def fixed_tensors(model: Tensors, config: PuzzleNasConfig) -> Tensors:
     """Embedding, final norm, head unless it is tied, as far as they are in `model`, and the factors of rotary
     frequencies under llama3 scaling."""
-    names = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    names |= {} if config.tie_word_embeddings else {HEAD: "output.weight"}
+    names = {EMBEDDING: TABLES[EMBEDDING], "model.norm.weight": "output_norm.weight"}
+    names |= {} if config.tie_word_embeddings else {HEAD: TABLES[HEAD]}
     found = {theirs: model[ours] for ours, theirs in names.items() if ours in model}
     rope: dict[str, Any] = dict(config.rope_parameters or {})
     if rope.get("rope_type") == "llama3":
         found["rope_freqs.weight"] = llama3_factors(rope, own_shape(config).head_dim)
     return found
-
-
-def is_head(name: str, tied: bool) -> bool:
-    """Whether this tensor makes the logits."""
-    return name == ("token_embd.weight" if tied else "output.weight")
 
 
 def llama3_factors(rope: dict[str, Any], head_dim: int) -> Tensor:

@@ -88,7 +88,7 @@ def tensor_shapes(choice: Choice, shape: Shape) -> dict[str, tuple[int, ...]]:
     assert isinstance(subblock, Subblock)
     if subblock == SKIP:
         return {}
-    assert choice.role != "tables", f"{choice}: the tables have no place in a layer"
+    assert not choice.is_table, f"{choice}: tables have no place in a layer"
     matrices = _attention(subblock, shape) if choice.role == "attention" else _ffn(subblock, shape)
     found: dict[str, tuple[int, ...]] = {f"{MODULES[choice.role][0]}.weight": (shape.hidden,)}
     for name, (outputs, inputs, bias) in matrices.items():

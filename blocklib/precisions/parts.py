@@ -24,8 +24,9 @@ _FINE = (Type.Q8_0, Type.Q6_K)
 def matrix_types(part: Choice, shape: Shape) -> dict[str, Type]:
     """The type of every matrix of a part that has a precision, by its name in a layer, or in the model for tables."""
     assert part.precision, f"{part} has no precision"
-    if part.role == "tables":
-        sizes: dict[str, tuple[int, ...]] = dict.fromkeys(table_names(shape.tied), (shape.vocabulary, shape.hidden))
+    if part.is_table:
+        names = table_names(part.role, shape.tied)
+        sizes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (shape.vocabulary, shape.hidden))
     else:
         sizes = tensor_shapes(part, shape)
     return {name: tensor_type(size, part.precision) for name, size in sizes.items() if len(size) > 1}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from blocklib.block import Choice
+from blocklib.block import Choice, Role
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.precisions.layer_moments import LayerMoments
@@ -58,23 +58,25 @@ def round_parts(
             return
         for residual in residuals:
             residual += slot_delta(model, slot, residual, tables)
+    if not pending:
+        return
+    meter = MomentMeter()
+    for residual in residuals:
+        meter.add(model.model.norm(residual))
     for part in pending:
-        meter = MomentMeter()
-        for residual in residuals:
-            meter.add(model.model.norm(residual))
-        weights = weights_of(part)
-        yield from _in_each(part, wanted[part], weights, table_moments(meter.moments_II(), shape), (shape, how))
+        moments = table_moments(meter.moments_II(), part.role, shape)
+        yield from _in_each(part, wanted[part], weights_of(part), moments, (shape, how))
 
 
-def table_moments(head_DD: Tensor, shape: Shape) -> dict[str, InputMoments]:
-    """The moments of embedding and head, given those of what enters the head, [D, D].
+def table_moments(head_DD: Tensor, role: Role, shape: Shape) -> dict[str, InputMoments]:
+    """The moments of the matrices of tables of that role, given those of what enters the head, [D, D].
 
     A row of the embedding is read as it is, so the error of each number counts alike. Where one matrix is both, both
     count alike.
     """
     even_DD = torch.eye(len(head_DD), dtype=head_DD.dtype, device=head_DD.device)
     own_DD = head_DD / head_DD.diagonal().mean().clamp_min(1e-30)
-    if shape.tied:
+    if role == "tables" and shape.tied:
         return {EMBEDDING: InputMoments(own_DD + even_DD)}
     return {EMBEDDING: InputMoments(even_DD), HEAD: InputMoments(own_DD)}
 

@@ -20,7 +20,7 @@ from blocklib.precisions.round_library import table_moments
 from blocklib.precisions.rounding import How
 from blocklib.shape import Shape
 from blocklib.stream import embed, rotary
-from blocklib.tables import table_names
+from blocklib.tables import EMBEDDING, HEAD, table_names
 
 Stored = dict[str, Tensor]
 """Matrices as they lie in a file, uint8 [outputs, bytes of a row], by their names in the model."""
@@ -46,16 +46,18 @@ def round_model(
     weights = {name: tensor.float() for name, tensor in child.state_dict().items()}
     stored: Stored = {}
     batches = calibration_BT.split(batch)
-    if architecture.tables is not None:
+    if architecture.tables:
         meter = MomentMeter()
         for ids in batches:
             meter.add(child.model(ids.long(), use_cache=False).last_hidden_state)
-        part = Choice(architecture.layers, "tables", architecture.tables)
-        own = {name: weights[name] for name in table_names(shape.tied)}
-        stored |= round_part(part, own, table_moments(meter.moments_II(), shape), shape, how)
-        weights |= as_floats(part, stored, shape)
-        if shape.tied:
-            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        moments_II = meter.moments_II()
+    for part in architecture.table_choices():
+        own = {name: weights[name] for name in table_names(part.role, shape.tied)}
+        found = round_part(part, own, table_moments(moments_II, part.role, shape), shape, how)
+        weights |= as_floats(part, found, shape)
+        stored |= found
+        if part.role == "tables" and shape.tied:
+            weights[HEAD] = weights[EMBEDDING]
     config = child_config(child.config, architecture, shape)
     rounded = model_with(config, {name: tensor.clone() for name, tensor in weights.items()})
     residuals = [embed(rounded, ids) for ids in batches]

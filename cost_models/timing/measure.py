@@ -14,7 +14,7 @@ to time and how to compute costs from it; `pair.py` has the clock, `stack.py` th
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, permutations
 from statistics import median
@@ -124,7 +124,7 @@ class Additivity:
 
 def measure(
     config: PuzzleNasConfig,
-    geometries: Iterable[Geometry],
+    geometries: Sequence[Geometry],
     scenario: Scenario,
     rounds: Rounds = ROUNDS,
     quality: Quality = ANY,
@@ -151,8 +151,12 @@ def measure(
     further = {
         wanted: _with_tables(wanted, stack_of(_in_place(wanted, own), shape, scenario, room))
         for wanted in geometries
-        if wanted not in own_parts and wanted.subblock != SKIP
+        if wanted not in own_parts and wanted.subblock != SKIP and wanted.is_timed
     }
+    for wanted in dict.fromkeys(geometries):
+        if not wanted.is_timed:
+            nothing = dict.fromkeys(("prefill_j", "decode_j", "prefill_error_j", "decode_error_j"), 0.0)
+            yield MeasuredGeometry(wanted, 0.0, 0, shape.layers, 0.0, **nothing)
     control = stack_of(own, shape, scenario, room)
     with engine.random(config, control.architecture, scenario) as control_model:
         bench = _Bench(_Setting(config, scenario, rounds, quality, engine), control, control_model)
@@ -196,7 +200,7 @@ def suspicions(times: Mapping[Geometry, MeasuredGeometry], has_decode: bool) -> 
     KV heads that certainly takes longer than a larger one of its kind."""
     found: dict[Geometry, str] = {}
     for geometry, timed in times.items():
-        if timed.prefill_s <= 0 or (has_decode and timed.decode_s <= 0):
+        if geometry.is_timed and (timed.prefill_s <= 0 or (has_decode and timed.decode_s <= 0)):
             found[geometry] = "took no time to speak of, though it holds weights"
     sized = [geometry for geometry in times if geometry.subblock.kind in ("kv", "ffn")]
     for small, large in permutations(sized, 2):
@@ -314,7 +318,7 @@ class _Bench:
     ) -> MeasuredGeometry:
         comparison = self._comparisons[stack]
         # All layers of a stack share the error of its time; the fixed part is the only part of its stack.
-        shares = 1 if geometry.role == "fixed" else stack.layers
+        shares = 1 if geometry.is_around else stack.layers
         errors = {
             error_of(name): parts[name].control * paired.ratio * _least(paired.spread) / shares
             for name, paired in comparison.parts.items()
@@ -346,7 +350,7 @@ class _FieldParts:
     def amount_of(self, geometry: Geometry, layers: int) -> float:
         """`layers` of the parent, all of whose empty layers count as the fixed part."""
         parts = attribute(self.wholes)
-        if geometry.role != "fixed":
+        if not geometry.is_around:
             return parts[str(geometry)]
         return parts[base_name(geometry.subblock.precision)] + layers * parts["layer"]
 
@@ -377,7 +381,7 @@ def _least(spread: float) -> float:
 
 def _in_place(wanted: Geometry, own: Block) -> Block:
     """The parent's block with one geometry in its slot, or as it is around tables."""
-    if wanted.role == "fixed":
+    if wanted.is_around:
         return own
     if wanted.role == "attention":
         return Block(wanted.subblock, own.ffn)
@@ -385,7 +389,7 @@ def _in_place(wanted: Geometry, own: Block) -> Block:
 
 
 def _with_tables(wanted: Geometry, stack: Stack) -> Stack:
-    return replace(stack, tables=wanted.subblock) if wanted.role == "fixed" else stack
+    return replace(stack, tables=wanted.subblock.precision) if wanted.is_around else stack
 
 
 def _room(scenario: Scenario) -> Room:

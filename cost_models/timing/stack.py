@@ -6,7 +6,7 @@ This file knows how many layers a stack needs and can have; it times nothing.
 import math
 from dataclasses import dataclass
 
-from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
+from blocklib.block import SKIP, TABLES, Architecture, Block, Choice
 from blocklib.kinds import parent_architecture
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost, choice_cost, fixed_cost
@@ -22,23 +22,23 @@ _MOST_LAYERS = 4
 
 @dataclass(frozen=True)
 class Stack:
-    """`block`, `layers` times, between tables that may have a precision of their own."""
+    """`block`, `layers` times, between tables that may have a precision of their own, both the same."""
 
     block: Block
     layers: int
-    tables: Subblock | None = None
+    tables: str = ""
 
     def __str__(self) -> str:
-        return f"{self.layers} x {self.block}{f' {self.tables}' if self.tables else ''}"
+        return f"{self.layers} x {self.block}{f' {TABLES.at(self.tables)}' if self.tables else ''}"
 
     @property
     def architecture(self) -> Architecture:
-        return Architecture((self.block,) * self.layers, self.tables)
+        return Architecture((self.block,) * self.layers, (TABLES.at(self.tables),) if self.tables else ())
 
     @property
     def counts(self) -> dict[str, float]:
         """How many of each part it holds: `base` runs without any layer, `layer` is an empty one."""
-        counts = {base_name(self.tables.precision if self.tables else ""): 1.0, "layer": float(self.layers)}
+        counts = {base_name(self.tables): 1.0, "layer": float(self.layers)}
         for role, subblock in Choice(0, "block", self.block).subblocks:
             if subblock != SKIP:
                 counts[str(geometry(role, subblock))] = float(self.layers)

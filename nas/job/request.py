@@ -117,6 +117,8 @@ class Request(Section):
     @model_validator(mode="after")
     def _precisions(self) -> Self:
         if not self.space.precision:
+            if self.space.untie:
+                raise wrong("space.untie", "a head of its own is for a precision of its own; give space.precision, too")
             return self
         if self.engine != "llama_cpp" or self.export_format != "gguf":
             raise wrong(

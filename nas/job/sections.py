@@ -149,7 +149,8 @@ class Space(Section):
     that are kept have one number of KV heads and one FFN width, as in any checkpoint of the parent's family; their
     precisions may differ.
     `precision`: every subblock, and embedding and head, may be stored in each of these; `all`: in each that the engine
-    runs with rows of these lengths; empty: everything is stored as the scenario says.
+    runs with rows of these lengths; empty: everything is stored as the scenario says. `untie`: the child has a head of
+    its own where the parent's is the embedding, so that each has its own precision.
     """
 
     attention: Annotated[tuple[AttentionOption, ...], AfterValidator(distinct)] = Field(
@@ -164,6 +165,7 @@ class Space(Section):
     parallel: Annotated[int, Field(ge=2, strict=True)] | None = None
     plain: Flag = False
     precision: Precisions = ()
+    untie: Flag = False
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from blocklib.block import SKIP, TABLES, Block, Choice, Parallel, Role, Subblock
+from blocklib.block import SKIP, Block, Choice, Parallel, Role, Subblock
 from blocklib.errors import SubblockError
 from blocklib.formats.gguf_types import precisions_for
 from blocklib.kinds import ATTENTION, FFN, check, control, kind_of, parent_block
@@ -53,7 +53,7 @@ def choices(space: Space, shape: Shape, dependency: Matrix | None = None, format
         found = [choice for choice in found if choice.layer or _attends(choice)]
     for choice in found:
         check(choice, shape)
-    return tuple(_stored(found, precisions(space, shape), shape) if space.precision else found)
+    return tuple(_stored(found, precisions(space, shape), shape, space.untie) if space.precision else found)
 
 
 def precisions(space: Space, shape: Shape) -> tuple[str, ...]:
@@ -73,14 +73,16 @@ def precisions(space: Space, shape: Shape) -> tuple[str, ...]:
     return tuple(space.precision)
 
 
-def _stored(found: Iterable[Choice], names: Sequence[str], shape: Shape) -> Iterator[Choice]:
-    """Every choice in each precision; an empty slot has none."""
+def _stored(found: Iterable[Choice], names: Sequence[str], shape: Shape, untie: bool) -> Iterator[Choice]:
+    """Every choice in each precision; an empty slot has none. A tied head is the embedding, and has its precision."""
+    tables: tuple[Role, ...] = ("tables",) if shape.tied and not untie else ("embedding", "head")
     for choice in found:
         if isinstance(choice.what, Subblock) and choice.what != SKIP:
             yield from (Choice(choice.layer, choice.role, choice.what.at(name)) for name in names)
         else:
             yield choice
-    yield from (Choice(shape.layers, "tables", TABLES.at(name)) for name in names)
+    for role in tables:
+        yield from (Choice(shape.layers, role, Subblock(role).at(name)) for name in names)
 
 
 def _runs(asked: FuseSection | None, shape: Shape, dependency: Matrix | None) -> dict[int, list[Subblock]]:

@@ -67,7 +67,7 @@ _COLOURED = ("kv", "ffn", "linear", "fuse", "fuse_last", "skip", "gone")
 
 
 def _placed(architecture: Architecture) -> Iterator[tuple[_Place, Subblock]]:
-    for part in (part for choice in architecture.choices() for part in choice.parts if choice.role != "tables"):
+    for part in (part for choice in architecture.choices() for part in choice.parts if not choice.is_table):
         assert isinstance(part.what, Subblock)
         yield _Place(part.layer, part.role), part.what
         for layer in _swallowed(part):

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from blocklib.block import Architecture, Choice, Role
+from blocklib.block import TABLE_ROLES, Architecture, Choice, Role
 from db.measured import KnownOption
 
-_ROLES: tuple[Role, ...] = ("attention", "ffn", "block", "tables")
+_ROLES: tuple[Role, ...] = ("attention", "ffn", "block", *TABLE_ROLES)
 
 
 @dataclass(frozen=True)

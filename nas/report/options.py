@@ -113,7 +113,7 @@ def _error(group: Sequence[_Known], cost: Metric, scenario: Scenario, own: float
 
 def _own_cost(choice: Choice, own: dict[tuple[Role, int], float]) -> float:
     """The cost of the parent itself at the slots of `choice`, including the attentions inside a fused run."""
-    if choice.role == "tables":
+    if choice.is_table:
         return own[choice.role, choice.layer]
     slots = range(choice.first_slot, choice.first_slot + choice.span)
     return sum(own.get(("ffn" if slot % 2 else "attention", slot // 2), 0.0) for slot in slots)

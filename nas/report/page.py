@@ -93,7 +93,7 @@ def _sections(
         "evaluations": evaluations,
         "harnesses": harnesses(evaluations),
         "drawing": drawing(Architecture.parse(search.parent_architecture), child) if child else (),
-        "stored_tables": child.tables.precision if child and child.tables else "",
+        "stored_tables": _stored_tables(child) if child else "",
         "trade_off": trade_off(store, search, budget, trials, chosen),
         "uncertainty": uncertainty(chosen) if chosen else "",
         "explained": Explained.of(chosen) if chosen else None,
@@ -113,6 +113,12 @@ def _sections(
         "trials": trials,
         "request": json.dumps(search.request, indent=2, ensure_ascii=False),
     }
+
+
+def _stored_tables(child: Architecture) -> str:
+    """The precisions of embedding and head, in words; empty if they have none of their own."""
+    names = {"tables": "embedding and head", "embedding": "embedding", "head": "head"}
+    return ", ".join(f"{names[table.kind]}: {table.precision}" for table in child.tables)
 
 
 def _sums_of_costs(store: Store, search: models.SearchRow) -> CostCheckLines | None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocklib.block import SKIP, Architecture, Choice
 from blocklib.distil import Progress
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, Variant, delta, embed, rotary, variant
-from blocklib.tables import EMBEDDING, head_with
+from blocklib.tables import Ends
 from nas.scoring.fidelity import Fidelity, FidelityMeter, numbers_at_once
 
 
@@ -40,15 +40,15 @@ def score_whole(
         return
     wanted = list(dict.fromkeys(architectures))
     # Those of one embedding begin alike.
-    wanted.sort(key=lambda architecture: str(architecture.tables))
+    wanted.sort(key=lambda architecture: list(map(str, architecture.tables)))
     layers = {
         choice: variant(parent.model, choice, weights_of(choice))
         for choice in dict.fromkeys(choice for architecture in wanted for choice in _path(architecture))
         if choice.what != SKIP
     }
     around = [
-        _Around(weights_of(Choice(parent.shape.layers, "tables", tables)) if tables else {}, list(same))
-        for tables, same in groupby(wanted, key=lambda architecture: architecture.tables)
+        _Around(Ends.of((choice, weights_of(choice)) for choice in tables), list(same))
+        for tables, same in groupby(wanted, key=lambda architecture: architecture.table_choices())
     ]
     one = ids_BT.shape[1] * parent.shape.hidden
     batch = batch or max(1, numbers_at_once(ids_BT.device) // one)
@@ -60,11 +60,11 @@ def score_whole(
         own.add(ids, parent_BTD, parent_BTD[None])
         before = 0
         for some in around:
-            entering_BTD = embed(parent.model, ids, some.tables.get(EMBEDDING))
+            entering_BTD = embed(parent.model, ids, some.ends.embedding_VD)
             tree = _PathTree([*map(_path, some.architectures)], layers, rotary(parent.model, entering_BTD))
             for at, residuals_NBTD in tree.leaves(entering_BTD):
                 final_NBTD = parent.model.model.norm(residuals_NBTD)
-                meter.add(ids, parent_BTD, final_NBTD, [before + place for place in at], some.head)
+                meter.add(ids, parent_BTD, final_NBTD, [before + place for place in at], some.ends.head)
             before += len(some.architectures)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
@@ -78,19 +78,15 @@ def score_whole(
 
 @dataclass(frozen=True, eq=False)
 class _Around:
-    """Architectures between the same tables; none: the parent's own."""
+    """Architectures between the same ends."""
 
-    tables: Weights
+    ends: Ends
     architectures: Sequence[Architecture]
-
-    @property
-    def head(self) -> nn.Linear | None:
-        return head_with(self.tables) if self.tables else None
 
 
 def _path(architecture: Architecture) -> tuple[Choice, ...]:
     """Its choices within the layers."""
-    return tuple(choice for choice in architecture.choices() if choice.role != "tables")
+    return tuple(choice for choice in architecture.choices() if not choice.is_table)
 
 
 class _PathTree:

@@ -17,7 +17,7 @@ from blocklib.distil import Progress
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.stream import Variant, delta, embed, rotary, slot_delta, variant
-from blocklib.tables import EMBEDDING, head_with
+from blocklib.tables import Ends
 from nas.scoring.fidelity import Fidelity, FidelityMeter, numbers_at_once
 
 # The stack of variants holds at most this many residual numbers (256 MiB in float32).
@@ -41,9 +41,9 @@ def score(
         yield {}
         return
     layers = {
-        choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items() if choice.role != "tables"
+        choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items() if not choice.is_table
     }
-    tables = {choice: tensors for choice, tensors in weights.items() if choice.role == "tables"}
+    tables = {choice: Ends.of([(choice, tensors)]) for choice, tensors in weights.items() if choice.is_table}
     order = [*tables, *sorted(layers, key=lambda choice: choice.first_slot + choice.span)]
     one = ids_BT.shape[1] * parent.shape.hidden
     # If not even one sequence of all variants of a large parent fits, several sweeps take a share of them each.
@@ -60,7 +60,7 @@ def score(
             others = [0, *range(1 + len(here.tables), len(final_NBTD))]
             meter.add(ids, final_NBTD[0], final_NBTD[others], others, read=work.passed_head)
             for place, held in enumerate(here.tables, 1):
-                meter.add(ids, final_NBTD[0], final_NBTD[[place]], [place], head_with(held), work.passed_head)
+                meter.add(ids, final_NBTD[0], final_NBTD[[place]], [place], held.head, work.passed_head)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
     found = {name: fidelity for meter in meters for name, fidelity in meter.result().items()}
@@ -74,9 +74,9 @@ def score(
 
 @dataclass(frozen=True, eq=False)
 class _Swept:
-    """The variants of one sweep: tables by their tensors, then layers in order of the choices' ends."""
+    """The variants of one sweep: tables, then layers in order of the choices' ends."""
 
-    tables: Sequence[Weights]
+    tables: Sequence[Ends]
     layers: Mapping[Choice, Variant]
 
 
@@ -90,7 +90,7 @@ class _Work:
         slot_parameters = sum(values.numel() for values in parent.model.model.layers.parameters()) / slots
         self._head = parent.model.lm_head.weight.numel() / slot_parameters
         # Each sweep takes the parent along.
-        ends = [[choice.first_slot + choice.span for choice in swept if choice.role != "tables"] for swept in sweeps]
+        ends = [[choice.first_slot + choice.span for choice in swept if not choice.is_table] for swept in sweeps]
         lengths = [
             [slots] * (1 + len(swept) - len(ended)) + [slots - end for end in ended]
             for swept, ended in zip(sweeps, ends, strict=True)
@@ -118,7 +118,7 @@ def _sweep(parent: Parent, swept: _Swept, ids_BT: Tensor, passed: Callable[[int]
     stack_NBTD = parent_BTD.new_empty(1 + len(swept.tables) + len(pending), *parent_BTD.shape)
     stack_NBTD[0] = parent_BTD
     for place, held in enumerate(swept.tables, 1):
-        stack_NBTD[place] = embed(parent.model, ids_BT, held[EMBEDDING])
+        stack_NBTD[place] = embed(parent.model, ids_BT, held.embedding_VD)
     joined, at_once = 1 + len(swept.tables), max(1, numbers_at_once(parent_BTD.device) // parent_BTD.numel())
     entering: dict[int, Tensor] = {}
     for slot in range(2 * parent.shape.layers):

@@ -32,7 +32,7 @@ def of_budget(search: models.SearchRow, budget: Sequence[Limit]) -> tuple[str, .
 
 def of_architecture(text: str) -> tuple[str, ...]:
     architecture = Architecture.parse(text)
-    subblocks = [each for choice in architecture.choices() for role, each in choice.subblocks if role != "tables"]
+    subblocks = [each for choice in architecture.choices() for _, each in choice.subblocks if not choice.is_table]
     if all(subblock == SKIP for subblock in subblocks):
         return ("no layer is left: the child is only the embedding and the head; give a larger budget",)
     if not any(subblock.kind in _MIX_TOKENS for subblock in subblocks):

@@ -49,7 +49,7 @@ class Contest:
         nearest: dict[int, Option] = {}
         for option in self.problem.options:
             choice = self.known.choice(option)
-            is_own = choice.unrounded in own or choice.role == "tables"
+            is_own = choice.unrounded in own or choice.is_table
             if is_own and (option.first not in nearest or option.score < nearest[option.first].score):
                 nearest[option.first] = option
         return tuple(nearest[slot] for slot in sorted(nearest))

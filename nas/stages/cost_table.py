@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from blocklib.block import TABLES, Subblock
+from blocklib.block import Role, Subblock
 from blocklib.checkpoint import inspect
 from blocklib.errors import BlocklibError
 from blocklib.loading import readable
-from cost_models.geometry import FIXED, Geometry
+from cost_models.geometry import FIXED, Geometry, geometry
 from cost_models.scenario import Scenario
 from cost_models.timing.measure import MeasuredGeometry
 from db import models
@@ -166,14 +166,19 @@ def table_of(store: Store, search: models.SearchRow) -> CostTable:
     return CostTable(scenario=known.scenario, hardware=search.hardware, shape=shape, geometries=geometries)
 
 
+_AROUND: dict[str, Role] = {"fixed": "tables", "head": "head", "embedding": "embedding"}
+"""The roles of tables, by the name of their geometry."""
+
+
 def _geometry(name: str) -> Geometry:
     role, _, spelling = name.partition(".")
     if name == str(FIXED):
         return FIXED
-    if name.startswith(f"{FIXED}@"):
-        return Geometry("fixed", Subblock.parse(name.replace(str(FIXED), str(TABLES), 1)))
+    around, at, precision = name.partition("@")
+    if at and around in _AROUND:
+        return geometry(_AROUND[around], Subblock.parse(f"{_AROUND[around]}@{precision}"))
     if role not in ("attention", "ffn"):
-        raise TableError("a geometry is named like attention.kv8, ffn.ffn5504@q4_0, or fixed")
+        raise TableError("a geometry is named like attention.kv8, ffn.ffn5504@q4_0, head@q8_0, or fixed")
     return Geometry("attention" if role == "attention" else "ffn", Subblock.parse(spelling))
 
 

@@ -250,6 +250,8 @@ def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.CostRow:
     geometry, shape = timed.geometry, job.parent.shape
     if geometry.role == "fixed":
         held = fixed_cost(shape, job.scenario, geometry.subblock.precision)
+    elif geometry.is_around:
+        held = choice_cost(Choice(shape.layers, geometry.role, geometry.subblock), shape, job.scenario)
     else:
         held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, job.scenario)
     return _row(key, str(geometry), held + timed.cost, timed.spread)

@@ -90,7 +90,7 @@ class Job:
         answer."""
         under = self.request
         # A space without these is the same space as before there were such.
-        unset = {name for name in ("plain", "precision") if not getattr(under.space, name)}
+        unset = {name for name in ("plain", "precision", "untie") if not getattr(under.space, name)}
         space = under.space.model_dump(mode="json", exclude=unset)
         score = under.score.model_dump(mode="json", exclude=set() if under.space.precision else {"rounded"})
         spaces = {"space": space, "distill": _plain(under.distill), "score": score}
@@ -100,6 +100,7 @@ class Job:
         machine: list[Any] = [self.hardware, None if flash is None else _plain(flash), timed]
         machine += [] if self.table is None else [self.table.digest]
         machine += [f"rounded {_ROUND_VERSION}"] if under.space.precision else []
+        machine += ["two tables"] if under.space.precision and not self.parent.shape.tied else []
         machine += [] if under.measure.whole_models is None else [f"{under.measure.whole_models} whole models"]
         under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
@@ -120,7 +121,7 @@ class Job:
     @cached_property
     def to_build(self) -> tuple[Choice, ...]:
         """The subblocks the library must hold before any is rounded, each once, in slot order."""
-        found = {part.unrounded for choice in self.choices for part in choice.parts if part.role != "tables"}
+        found = {part.unrounded for choice in self.choices for part in choice.parts if not part.is_table}
         return _in_order(part for part in found if part.what != SKIP and not self.parent.own(part))
 
     @cached_property
@@ -160,14 +161,14 @@ class Job:
     def distillation_key(self, part: Choice) -> str | None:
         """The key of the weights that it has before they are rounded; None where these are the parent's own."""
         unrounded = part.unrounded
-        return None if part.role == "tables" or self.parent.own(unrounded) else self.build_key(unrounded)
+        return None if part.is_table or self.parent.own(unrounded) else self.build_key(unrounded)
 
     @cached_property
     def _anchors(self) -> dict[int, Choice]:
         """By slot, the parent's own subblock there in the precision with the fewest bytes."""
         found: dict[int, tuple[int, Choice]] = {}
         for choice in self.choices:
-            if choice.precision and choice.role != "tables" and self.parent.own(choice.unrounded):
+            if choice.precision and not choice.is_table and self.parent.own(choice.unrounded):
                 held = stored_bytes(choice, self.parent.shape, self.scenario)
                 if choice.first_slot not in found or held < found[choice.first_slot][0]:
                     found[choice.first_slot] = held, choice
@@ -182,7 +183,7 @@ class Job:
         """The choices whose scores are predicted from a measured one of their slot."""
         if self.request.score.rounded == "measured":
             return ()
-        rounded = [choice for choice in self.variants if choice.precision and choice.role != "tables"]
+        rounded = [choice for choice in self.variants if choice.precision and not choice.is_table]
         return tuple(choice for choice in rounded if choice != self.anchor(choice))
 
     @cached_property

@@ -83,9 +83,9 @@ def _round(task: _RoundTask, report: Report) -> int:
 
     def weights_of(part: Choice) -> Weights:
         key = before[part]
-        if part.role == "tables":
+        if part.is_table:
             state = parent.model.state_dict()
-            return {name: state[name] for name in table_names(parent.shape.tied)}
+            return {name: state[name] for name in table_names(part.role, parent.shape.tied)}
         return parent_part(parent, part.layer, part.role) if key is None else library.load(part, key)
 
     missing = [part for part in keys if not library.has(part, keys[part])]

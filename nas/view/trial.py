@@ -41,7 +41,7 @@ def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) ->
         replaced = [str(parent[slot].what) for slot in slots if slot in parent] or [str(choice.what.unrounded)]
         lines.append(
             LayerLine(
-                place=choice.role if choice.role == "tables" else f"{layers} {choice.role}",
+                place=choice.role if choice.is_table else f"{layers} {choice.role}",
                 parent=" ".join(replaced),
                 child=str(choice.what),
                 score=option.score,

@@ -6,18 +6,19 @@ combinations are tried; it does not know, or use, that layers differ.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 from solvers.errors import Infeasible
 from solvers.exact.shortest_path import check_tiling, score_bound
-from solvers.problem import Option, Problem, Solution, infeasible_choice, total_costs
+from solvers.problem import Option, Problem, Solution, infeasible_choice
 from solvers.refine.joint import joined, paired, parted
 
 
 def uniform(problem: Problem, *, slots_per_layer: int = 2, layers: int | None = None) -> Solution:
-    """The uniform solution of least score. Behind the slots of `layers` layers, if there are more, one option covers
-    the rest, and each such is tried; None: all slots are layers.
+    """The uniform solution of least score. Behind the slots of `layers` layers there may be more, whose options are all
+    tried, if they cover one slot or all of those; None: all slots are layers.
 
     Raises Infeasible where no uniform choice meets the limits, or there is none, and ValueError where the slots are not
     whole layers.
@@ -28,20 +29,46 @@ def uniform(problem: Problem, *, slots_per_layer: int = 2, layers: int | None = 
     check_tiling(problem)
     end = problem.slots if layers is None else layers * slots_per_layer
     by_place = [_in_every_layer(problem, place, slots_per_layer, end) for place in range(slots_per_layer)]
-    if end < problem.slots:
-        by_place.append([(one,) for one in problem.options if (one.first, one.end) == (end, problem.slots)])
     for place, found in enumerate(by_place):
         if not found:
             raise Infeasible(f"uniform: no single-slot option stands at slot {place} of every layer")
+    behind = _behind(problem, end)
+    if not behind:
+        raise Infeasible(f"uniform: slots {end} and on are filled neither by one option nor by one each")
     pairs = paired(problem)
     # Options that were scored together count with their joint score.
-    choices = [parted(joined(_in_order(picked), pairs), problem) for picked in product(*by_place)]
-    within = [choice for choice in choices if _passed(problem, choice) == 0]
+    inside = [_Part.of(problem, parted(joined(_in_order(picked), pairs), problem)) for picked in product(*by_place)]
+    wholes = [(one, rest) for one in inside for rest in behind]
+    within = [parts for parts in wholes if _passed(problem, *parts) == 0]
     if not within:
-        nearest = min(choices, key=lambda choice: _passed(problem, choice))
-        raise infeasible_choice(problem, nearest, "no uniform choice meets the limits; in the nearest one")
-    best = min(within, key=lambda choice: math.fsum(option.score for option in choice))
-    return Solution.of(problem, best, score_bound(problem), time.monotonic() - started, "uniform")
+        nearest = min(wholes, key=lambda parts: _passed(problem, *parts))
+        choice = nearest[0].options + nearest[1].options
+        raise infeasible_choice(problem, choice, "no uniform choice meets the limits; in the nearest one")
+    one, rest = min(within, key=lambda parts: parts[0].score + parts[1].score)
+    bound = score_bound(problem)
+    return Solution.of(problem, one.options + rest.options, bound, time.monotonic() - started, "uniform")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of a solution's options, and their sums."""
+
+    options: tuple[Option, ...]
+    score: float
+    costs: Mapping[str, float]
+
+    @staticmethod
+    def of(problem: Problem, options: tuple[Option, ...]) -> "_Part":
+        costs = {limit.cost: math.fsum(option.costs[limit.cost] for option in options) for limit in problem.limits}
+        return _Part(options, math.fsum(option.score for option in options), costs)
+
+
+def _behind(problem: Problem, end: int) -> list[_Part]:
+    """The ways to fill the slots from `end` on: by one option, or by one for each slot."""
+    slots = range(end, problem.slots)
+    found = [(one,) for one in problem.options if (one.first, one.end) == (end, problem.slots) and one.span > 1]
+    single = [[one for one in problem.options if (one.first, one.span) == (slot, 1)] for slot in slots]
+    return [_Part.of(problem, options) for options in [*found, *product(*single)]]
 
 
 def _in_order(picked: Sequence[Sequence[Option]]) -> list[Option]:
@@ -57,7 +84,6 @@ def _in_every_layer(problem: Problem, place: int, slots_per_layer: int, end: int
     return [tuple(options) for options in by_name.values() if len(options) == end // slots_per_layer]
 
 
-def _passed(problem: Problem, choice: Sequence[Option]) -> float:
-    """By how much it passes the limits, all of them together; 0 where they hold."""
-    totals = total_costs(choice)
-    return math.fsum(limit.passed(totals[limit.cost]) for limit in problem.limits)
+def _passed(problem: Problem, one: _Part, rest: _Part) -> float:
+    """By how much both together pass the limits, all of them together; 0 where they hold."""
+    return math.fsum(limit.passed(one.costs[limit.cost] + rest.costs[limit.cost]) for limit in problem.limits)

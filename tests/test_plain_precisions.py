@@ -1,6 +1,8 @@
 """Plain children whose parts have precisions of their own: one size, many types, a stock architecture."""
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import gguf
 import pytest
 from conftest import EMBEDDED
 from parents import child_of, random_parent
+from rich.console import Console
 from searches import Here, job, nas, rows
 from test_gguf_cases import SIZES, VOCABULARY
 from test_plain import sizes
@@ -21,6 +24,8 @@ from blocklib.parent import load_parent
 from db.store import Store
 from nas.export.gguf_tokenizer import vocabulary_of
 from nas.export.verify_gguf import compare_closely
+from nas.serving.of_trial import child_of as child_of_trial
+from nas.serving.of_trial import parent_of
 from nas.stages.child_file import load_child, stored_in_child
 
 pytest.importorskip("xllamacpp")
@@ -56,6 +61,33 @@ def test_it_is_a_llama_of_many_types(home: Path) -> None:
         assert stored == (block.attention.precision, block.ffn.precision)
 
 
+def test_the_command_and_the_card_say_that_the_types_are_mixed(home: Path, here: Here, tmp_path: Path) -> None:
+    trial = next(row for row in rows(home, "trial") if row["kl"] is not None)
+    done = here(home, "export", str(trial["id"]), "--format", "gguf", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    file = gguf.GGUFReader(tmp_path / "out/model-MIXED.gguf")
+    held: Counter[str] = Counter()
+    for tensor in file.tensors:
+        if len(tensor.shape) > 1:
+            held[tensor.tensor_type.name.lower()] += tensor.n_bytes
+    shares = ", ".join(f"{count / held.total():.0%} {name}" for name, count in held.most_common())
+    named = gguf.LlamaFileType(file.fields["general.file_type"].contents()).name.removeprefix("MOSTLY_").lower()
+    said = f"Its types are mixed: of the bytes of its matrices, {shares}. Tools that show one type show {named}."
+    assert said in done.stdout
+    assert "Its types are mixed" in (tmp_path / "out/README.md").read_text()
+    assert named in PRECISIONS
+
+
+def test_the_parent_is_served_beside_it_as_the_search_refers_to_it(home: Path) -> None:
+    """In q8_0, the scenario's type, whatever most of the child is stored in."""
+    with Store.open(home / "nas.db") as store:
+        trial = next(one for one in store.trials(store.find_search("plain").id) if one.child_path)
+        child = child_of_trial(store, trial, "llama_cpp", Console(quiet=True))
+        parent = parent_of(store, trial, child, Console(quiet=True))
+    assert {tensor.type for tensor in parent.header.weights.values() if len(tensor.shape) > 1} == {"q8_0"}
+    assert len({tensor.type for tensor in child.header.weights.values() if len(tensor.shape) > 1}) > 1
+
+
 def test_llama_cpp_is_as_near_to_it_as_to_a_uniform_file(home: Path, tmp_path: Path) -> None:
     built = next(row for row in rows(home, "trial") if row["kl"] is not None)
     (child_file,) = (home / "children").glob(f"{built['child_key']}*")
@@ -80,17 +112,25 @@ def test_llama_cpp_is_as_near_to_it_as_to_a_uniform_file(home: Path, tmp_path: P
     ids=lambda question: question[0],
 )
 def test_every_answer_is_plain(home: Path, here: Here, question: tuple[str, ...]) -> None:
-    with Store.open(home / "nas.db") as store:
-        before = max(trial.id for trial in store.trials(store.find_search("plain").id))
     done = here(home, *question, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    with Store.open(home / "nas.db") as store:
-        found = [trial for trial in store.trials(store.find_search("plain").id) if trial.id > before]
-        # The answer that a plain one is held against need not be plain.
-        against = {json.dumps(trial.plain and trial.plain["other"]) for trial in store.trials(found[0].search_id)}
-    plain = [one.architecture for one in found if json.dumps(one.architecture) not in against]
-    assert plain
-    assert all(len(sizes(str(Architecture.parse(one).unrounded))) <= 1 for one in plain)
+    told = list(architectures(json.loads(done.stdout)))
+    assert told
+    assert all(len(sizes(str(one.unrounded))) <= 1 for one in told)
+    stored = [{part.precision for choice in one.choices() for part in choice.parts} - {""} for one in told]
+    assert max(map(len, stored)) > 1
+
+
+def architectures(told: Any) -> Iterator[Architecture]:
+    """Those of every answer in what a command tells."""
+    if isinstance(told, list):
+        for one in told:
+            yield from architectures(one)
+    elif isinstance(told, dict):
+        if "architecture" in told:
+            yield Architecture.parse(told["architecture"])
+        for one in told.values():
+            yield from architectures(one)
 
 
 @pytest.mark.parametrize(("family", "carrier"), [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")])

@@ -133,6 +133,12 @@ def test_a_rounded_child_holds_what_its_file_holds(
     assert file["token_embd.weight"].tensor_type.name == "Q5_0"
     sizes = [gguf_bytes(choice, shape, "f16") for choice in architecture.choices() if not choice.is_table]
     assert sum(tensor.n_bytes for tensor in file.values()) == sum(sizes) + gguf_fixed_bytes(shape, "q5_0", True)
+    held = dict.fromkeys((*PRECISIONS, "q5_0"), 0)
+    for part in architecture.choices():
+        whole = gguf_fixed_bytes(shape, "q5_0", True) if part.is_table else gguf_bytes(part, shape, "f16")
+        held[part.precision] += whole
+    written = gguf.GGUFReader(tmp_path / "mixed.gguf").fields["general.file_type"].contents()
+    assert gguf.LlamaFileType(written).name == f"MOSTLY_{max(held, key=lambda name: held[name]).upper()}"
     values = gguf.dequantize(file["blk.1.ffn_down.weight"].data, file["blk.1.ffn_down.weight"].tensor_type)
     assert torch.equal(torch.from_numpy(values), model.state_dict()["model.layers.1.mlp.down_proj.weight"])
     again = as_stored(model, "f16", stored).state_dict()

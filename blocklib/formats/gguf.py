@@ -4,8 +4,9 @@ A subblock's matrices have the type of its precision, or of the file's where it 
 tensor: it needs the memory of one layer's queries and keys beside the model.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,22 @@ Stored = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class GgufModel:
     """A file without its vocabulary and weights: sizes, layers, architecture, the precision of whatever has none of its
-    own, and those of the tables by their names in a model."""
+    own, and those of the tables by their names in a model. As far as it is written, `type_bytes` are the bytes of all
+    matrices of a type, by its name, and `named` is the precision that the file is named after."""
 
     config: PuzzleNasConfig
     carrier: Carrier
     layers: tuple[MixerLayer, ...]
     precision: str
     tables: Mapping[str, str]
+    type_bytes: Mapping[str, int] = field(default_factory=dict)
+    named: str = ""
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether any of its matrices has a precision of its own."""
+        parts = [part for layer in self.layers for part in (layer.mixer, layer.ffn) if part is not None]
+        return bool(self.tables) or any(part.precision for part in parts)
 
     @property
     def precisions(self) -> frozenset[str]:
@@ -95,8 +105,7 @@ def write_gguf(
         return {name: rounded[own + name] for name in placed[choice].weights if own + name in rounded}
 
     weights = _Weights(child.state_dict(), lambda choice: placed[choice].weights)
-    _write(path, model, vocabulary, lambda: _tensors(model, weights, _Weights(rounded, rows_of)), about or {})
-    return model
+    return _write(path, model, vocabulary, lambda: _tensors(model, weights, _Weights(rounded, rows_of)), about or {})
 
 
 def write_random_gguf(path: Path, config: PuzzleNasConfig, architecture: Architecture, precision: str) -> GgufModel:
@@ -117,8 +126,7 @@ def write_random_gguf(path: Path, config: PuzzleNasConfig, architecture: Archite
         "model.norm.weight": torch.empty(shape.hidden, device="meta"),
     }
     vocabulary = dummy_vocabulary(shape.vocabulary)
-    _write(path, model, vocabulary, lambda: _tensors(model, _Weights(fixed, weights_of)), {"name": "random"})
-    return model
+    return _write(path, model, vocabulary, lambda: _tensors(model, _Weights(fixed, weights_of)), {"name": "random"})
 
 
 def stored_types(config: PuzzleNasConfig, precision: str) -> dict[str, gguf.GGMLQuantizationType]:
@@ -210,10 +218,12 @@ def _model(config: PuzzleNasConfig, architecture: Architecture, precision: str) 
 
 @dataclass(frozen=True, eq=False)
 class _Named:
-    """A tensor by its name in the file, maybe on the meta device, and its type there; `rows`: it is rounded already."""
+    """A tensor by its name in the file, maybe on the meta device, the precision that was asked for, and its type there;
+    `rows`: it is rounded already."""
 
     name: str
     tensor: Tensor
+    precision: str
     type: gguf.GGMLQuantizationType
     rows: Tensor | None = None
 
@@ -235,13 +245,15 @@ def _tensors(model: GgufModel, weights: _Weights, stored: _Weights = _NONE) -> I
     for name, tensor in fixed_tensors(weights.fixed, model.config).items():
         own = ours.get(name, name)
         type = _table_type(own, tuple(tensor.shape), model.tables.get(own, ""), model.precision, shape.tied)
-        yield _Named(name, tensor, type, rows.get(name) if tensor.dim() == 2 else None)
+        precision = model.tables.get(own, model.precision)
+        yield _Named(name, tensor, precision, type, rows.get(name) if tensor.dim() == 2 else None)
     for index, layer in enumerate(model.layers):
         rows = layer_tensors(layer, stored.of, model.carrier, shape)
         for name, tensor in layer_tensors(layer, weights.of, model.carrier, shape).items():
             part = layer.ffn if name.startswith("ffn") else layer.mixer
-            type = tensor_type(tuple(tensor.shape), (part.precision if part else "") or model.precision)
-            yield _Named(f"blk.{index}.{name}", tensor, type, None if part is None else rows.get(name))
+            precision = (part.precision if part else "") or model.precision
+            type = tensor_type(tuple(tensor.shape), precision)
+            yield _Named(f"blk.{index}.{name}", tensor, precision, type, None if part is None else rows.get(name))
 
 
 def _write(
@@ -250,8 +262,17 @@ def _write(
     vocabulary: Vocabulary,
     tensors: Callable[[], Iterator[_Named]],
     about: Mapping[str, str | int],
-) -> None:
-    """`tensors` is asked twice, for the sizes and for the numbers, so that none of them is kept."""
+) -> GgufModel:
+    """The model as it is written. `tensors` is asked twice, for the sizes and for the numbers, so that none of them is
+    kept."""
+    sizes = [(one.name, tuple(one.tensor.shape), one.precision, one.type) for one in tensors()]
+    by_type, by_precision = Counter[str](), Counter[str]()
+    for _, size, precision, type in sizes:
+        if len(size) > 1:
+            by_type[type.name.lower()] += stored_bytes(size, type)
+            by_precision[precision] += stored_bytes(size, type)
+    named = by_precision.most_common(1)[0][0] if model.is_mixed else model.precision
+    model = replace(model, type_bytes=dict(by_type.most_common()), named=named)
     writer = gguf.GGUFWriter(path, model.carrier.name)
     for key, value in about.items():
         if isinstance(value, str):
@@ -260,9 +281,8 @@ def _write(
             writer.add_uint32(f"general.{key}", value)
     _add_sizes(writer, model)
     add_vocabulary(writer, vocabulary)
-    for one in tensors():
-        size = tuple(one.tensor.shape)
-        writer.add_tensor_info(one.name, size, np.dtype(np.float32), stored_bytes(size, one.type), one.type)
+    for name, size, _, type in sizes:
+        writer.add_tensor_info(name, size, np.dtype(np.float32), stored_bytes(size, type), type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -270,6 +290,7 @@ def _write(
     for one in tensors():
         writer.write_tensor_data(_stored(one, tiles))
     writer.close()
+    return model
 
 
 def _stored(one: _Named, tiles: dict[tuple[int, gguf.GGMLQuantizationType], NDArray[Any]]) -> NDArray[Any]:
@@ -292,12 +313,11 @@ def _add_sizes(writer: gguf.GGUFWriter, model: GgufModel) -> None:
     """The keys that llama.cpp builds its graph from."""
     config, shape, layers = model.config, own_shape(model.config), model.layers
     rope: dict[str, Any] = dict(config.rope_parameters or {})
-    type = precision_type(model.precision)
     heads = [1 if layer.zero_mixer else shape.heads if layer.mixer else 0 for layer in layers]
     kv_heads = [kv_heads_of(layer) for layer in layers]
     widths = list(model.widths)
     writer.add_type("model")
-    writer.add_file_type(_file_type(type))
+    writer.add_file_type(_file_type(model.named))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_context_length(positions_of(config))
@@ -328,9 +348,9 @@ def _width(ffn: Choice) -> int:
     return width_of(ffn.what)
 
 
-def _file_type(type: gguf.GGMLQuantizationType) -> gguf.LlamaFileType:
-    """llama.cpp's name for a whole file of mostly this type."""
-    known = gguf.LlamaFileType.__members__
-    return (
-        known["ALL_F32"] if type.name == "F32" else known.get(f"MOSTLY_{type.name}") or known[f"MOSTLY_{type.name}_S"]
-    )
+def _file_type(precision: str) -> gguf.LlamaFileType:
+    """llama.cpp's name for a whole file of mostly this precision. `llama-quantize` writes the one that was asked for,
+    whatever rows of other lengths fall back to. It has no name for other mixtures than its own: a file of mixed types
+    is named after the precision of most bytes."""
+    name, known = precision_type(precision).name, gguf.LlamaFileType.__members__
+    return known["ALL_F32"] if name == "F32" else known.get(f"MOSTLY_{name}") or known[f"MOSTLY_{name}_S"]

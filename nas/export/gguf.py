@@ -163,6 +163,12 @@ def _translated(step: Callable[[], Made]) -> Made:
 def _notes(model: GgufModel, tokenizer: PreTrainedTokenizerBase, kl: float) -> tuple[str, ...]:
     """Sentences that a user of the file should read."""
     notes = []
+    if model.is_mixed:
+        shares = ", ".join(f"{count / sum(model.type_bytes.values()):.0%} {name}"
+                           for name, count in model.type_bytes.items())  # fmt: skip
+        notes.append(
+            f"Its types are mixed: of the bytes of its matrices, {shares}. Tools that show one type show {model.named}."
+        )
     if model.precisions != {"f32"}:
         stored = ", ".join(sorted(model.precisions))
         notes.append(f"At {stored}, llama.cpp is {kl:.1e} nats (mean KL) from the same weights computed in float32.")

@@ -9,6 +9,7 @@ from gguf import LlamaFileType
 from huggingface_hub import ModelCardData
 from rich.console import Console
 
+from blocklib.block import Architecture
 from blocklib.gguf_header import is_gguf
 from blocklib.parent import load_parent
 from cost_models.scenario import USUAL_DTYPE
@@ -45,7 +46,7 @@ def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console
         raise MissingFileError(f"trial {trial.id} is not built: nas build {trial.id}")
     kv_cache = scenario_in(search).kv_cache if engine == "llama_cpp" else None
     own = Path(trial.child_path) if trial.child_path else None
-    target = _target(search, engine)
+    target = _target(search, trial, engine)
     if own is not None and own.is_dir() and export_format(trial) in _RUN_IN.get(engine, _FOLDERS):
         return Artefact(name, artefact_at(own).path, is_ours=True, kv_cache=kv_cache)
     out = home / "exports" / trial.key / str(target)
@@ -61,7 +62,8 @@ def export_format(trial: models.TrialRow) -> str:
 
 
 def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Console) -> Artefact:
-    """The parent in the form of the child: its own folder or GGUF file, else a GGUF file made of it as the child's was.
+    """The parent in the form of the child: its own folder or GGUF file, else a GGUF file made of it as the child's was,
+    or, beside a child of mixed types, in the type that the search refers to.
 
     Raises what the export raises.
     """
@@ -73,7 +75,7 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
         return Artefact("parent", folder)
     if is_gguf(checkpoint):
         return Artefact("parent", Path(checkpoint))
-    precision = _stored_as(child)
+    precision = _precision(search) if _is_mixed(trial) else _stored_as(child)
     out = home / "exports" / f"parent-{search.parent_digest}" / f"gguf-{precision}"
     if not out.is_dir():
         with bar(console, f"export the parent as GGUF, {precision}", at_once=True):
@@ -83,12 +85,18 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
     return Artefact("parent", artefact_at(out).path)
 
 
-def _target(search: models.SearchRow, engine: str) -> Target:
+def _target(search: models.SearchRow, trial: models.TrialRow, engine: str) -> Target:
     """The form in which a missing export is written for an engine. A child that was searched for vLLM is written as
-    decilm there, since the search took its times on that form."""
+    decilm there, since the search took its times on that form; one of mixed types has those, and no other."""
     if engine == "llama_cpp":
-        return Target("gguf", _precision(search))
+        return Target("gguf", None if _is_mixed(trial) else _precision(search))
     return Target("decilm" if engine == "vllm" == scenario_in(search).engine else "hf")
+
+
+def _is_mixed(trial: models.TrialRow) -> bool:
+    """Whether the search chose the types of the child's parts."""
+    architecture = Architecture.parse(trial.architecture)
+    return architecture != architecture.unrounded
 
 
 def _precision(search: models.SearchRow) -> str:

@@ -2,7 +2,9 @@
 
 For small errors the KL grows with their square, and the errors of rounding point every way alike. So at one slot it
 grows as the mean square of the error that rounding makes in the slot's output: one measured score there, of a coarse
-precision, says the factor.
+precision, says the factor. Whatever reads the residual norms it first, so an error counts as a share of the residual at
+its token: a few tokens have a residual a hundred times as large as all others (Sun et al., arXiv 2402.17762), and their
+errors would drown the rest.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +32,9 @@ class BeforeAndAfter:
 def rounding_errors(
     parent: Parent, choices: Mapping[Choice, Callable[[], BeforeAndAfter]], ids_BT: Tensor
 ) -> Iterator[tuple[Choice, float]]:
-    """For each attention or FFN choice, the mean square of what rounding changes in its output, on the parent's own
-    activations; `ids_BT` are token ids, [sequences, tokens]. Tensors are asked for when their slot has come."""
+    """For each attention or FFN choice, the mean over tokens of the square of what rounding changes in its output, as a
+    share of that of the residual after it, on the parent's own activations; `ids_BT` are token ids, [sequences,
+    tokens]. Tensors are asked for when their slot has come."""
     pending = sorted(choices, key=lambda choice: choice.first_slot)
     residual = embed(parent.model, ids_BT)
     tables = rotary(parent.model, residual)
@@ -42,7 +45,8 @@ def rounding_errors(
             before, after = (
                 delta(variant(parent.model, choice, weights), residual, tables) for weights in (held.before, held.after)
             )
-            yield choice, float((after - before).square().mean())
+            changed_BT, whole_BT = ((after - before).square().sum(-1), (residual + before).square().sum(-1))
+            yield choice, float((changed_BT / whole_BT.clamp_min(1e-30)).mean())
         if not pending:
             return
         residual = residual + slot_delta(parent.model, slot, residual, tables)

@@ -195,7 +195,7 @@ class Job:
     def score_key(self, choice: Choice) -> str:
         """The key of a choice's score, predicted or measured."""
         if choice in self._predicted:
-            return digest("predicted", self._measured_key(choice), self._measured_key(self.anchor(choice)))
+            return digest("predicted by shares", self._measured_key(choice), self._measured_key(self.anchor(choice)))
         return self._measured_key(choice)
 
     @cached_property

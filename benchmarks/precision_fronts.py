@@ -193,7 +193,7 @@ def value(known: Measured, row: Uniform, metric: str) -> float:
 def is_own(known: Measured, choice: Choice) -> bool:
     """Whether it is the parent's own part in some precision."""
     own = Architecture.parse(known.search.parent_architecture).choices()
-    return choice.role == "tables" or choice.unrounded in own
+    return choice.is_table or choice.unrounded in own
 
 
 def cell(found: Answer) -> str:

@@ -26,6 +26,7 @@ from nas.solve.explain import explain
 from nas.solve.front import front_of
 from nas.solve.plain_price import priced, with_real_kls
 from nas.solve.pool import Alternatives, Wanted, alternatives, check_count
+from nas.solve.restricted import Only, restricted
 from nas.solve.solve import Measured, measured, proposed
 from nas.solve.summary import summary
 from nas.terminal.console import Progress, console_of
@@ -109,15 +110,23 @@ class Search:
             trial = solve_refined(store, known, limits, refine, self._console, effort)[1]
             return self._trial(priced(store, known, limits, trial, effort))
 
-    def front(self, cost: str = "latency", budget: Budget = "", points: int = 20, effort: Effort = USUAL) -> Front:
+    def front(
+        self,
+        cost: str = "latency",
+        budget: Budget = "",
+        points: int = 20,
+        effort: Effort = USUAL,
+        only: Only | None = None,
+    ) -> Front:
         """Find the best score at every cost, from the cheapest architecture to the parent.
 
-        `cost`: a metric of a budget. `budget`: other limits that hold along the front. Raises
-        `nas.errors.BudgetNotMetError`.
+        `cost`: a metric of a budget. `budget`: other limits that hold along the front. `only`, in a search that chose
+        precisions: "precisions" keeps the parent's shapes, "shapes" keeps one precision (`nas/solve/restricted.py`).
+        Raises `nas.errors.BudgetNotMetError`, and `nas.errors.UsageError` for `only` of another search.
         """
         limits = limits_of(budget)
         with opened(self.db, "read", self.progress) as store, bar(self._console, f"front of {points} points"):
-            known = measured(store, store.find_search(self.id))
+            known = restricted(measured(store, store.find_search(self.id)), only)
             found = front_of(known, cost, limits, points, effort)
             return Front(cost, found, known, limits, tuple(store.trials(self.id)))
 

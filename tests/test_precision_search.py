@@ -138,6 +138,7 @@ def test_the_child_stands_beside_uniform_files(home: Path, here: Here) -> None:
         ("solve", "bits", "--budget", "bits=8"),
         ("pool", "bits", "--budget", "file=75%", "--count", "3"),
         ("pareto", "bits", "--cost", "file", "--points", "4"),
+        ("pareto", "bits", "--cost", "latency", "--points", "4", "--only", "precisions"),
         ("solve", "bits", "--budget", "file=75%", "--refine", "6"),
         ("compare", "bits", "--budget", "file=75%", "--evaluations", "4", "--seeds", "1"),
         ("precisions", "bits", "--no-time"),

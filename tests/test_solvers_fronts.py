@@ -94,6 +94,20 @@ def test_the_front_is_the_whole_front(problem: Problem) -> None:
         assert (solution.costs["a"], solution.score) in whole
 
 
+@few
+@given(problems(whole=True, max_slots=4), st.lists(st.integers(-5, 60), max_size=4))
+def test_a_front_is_solved_at_more_values_where_asked(problem: Problem, also: list[int]) -> None:
+    """Values out of reach, or past the best, change nothing."""
+    right = [options for options in tilings(problem) if meets(options, problem.limits)]
+    if not right:
+        return
+    found = pareto.front_of_all((problem,), "a", 2, also=also)
+    for value in also:
+        within = [score(options) for options in right if total_costs(options)["a"] <= value]
+        there = [solution.score for solution in found if solution.costs["a"] <= value + 1e-8 * max(1, abs(value))]
+        assert not within or min(there) == pytest.approx(min(within), abs=1e-8)
+
+
 def test_a_point_of_the_front_has_the_least_cost_of_its_score() -> None:
     options = [Option(slot, 1, "dear", 0.0, {"a": 5.0}) for slot in range(3)]
     options += [Option(slot, 1, "cheap", 0.0, {"a": 3.0}) for slot in range(3)]

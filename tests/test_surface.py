@@ -20,7 +20,7 @@ COMMANDS = {
         "--memory",
         "--engine", "--refine", "--plain", "--db", "--json",
     ],
-    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json", "--memory"],
+    "pareto": ["SEARCH", "--cost", "--budget", "--points", "--plot", "--db", "--json", "--memory", "--only"],
     "pool": [
         "SEARCH", "--budget", "--count", "--apart", "--time-limit", "--total-time", "--memory", "--db", "--json",
     ],

@@ -181,6 +181,7 @@ class ParetoRequest:
     db: str | None
     as_json: bool
     memory: str | None
+    only: Literal["precisions", "shapes"] | None
 
 
 def pareto(
@@ -196,14 +197,19 @@ def pareto(
     db: Db = None,
     as_json: AsJson = False,
     memory: Memory = None,
+    only: Annotated[
+        Literal["precisions", "shapes"] | None,
+        typer.Option(help="Keep the parent's shapes, or one precision throughout. Default: choose both."),
+    ] = None,
 ) -> None:  # fmt: skip
     """Find the best score at every cost.
 
-    The front goes from the cheapest architecture to the parent.
+    The front goes from the cheapest architecture to the parent. In a search that chose precisions, --only shows what
+    precisions, or shapes, reach alone.
 
     Example: nas pareto stories --cost latency --plot front.svg
     """
-    _pareto(ParetoRequest(search, cost, tuple(budget or ()), points, plot, db, as_json, memory))
+    _pareto(ParetoRequest(search, cost, tuple(budget or ()), points, plot, db, as_json, memory, only))
 
 
 def _pareto(asked: ParetoRequest) -> None:
@@ -212,7 +218,7 @@ def _pareto(asked: ParetoRequest) -> None:
     with bar(talk, f"front of {asked.search}", doing="loading libraries"):
         effort, limits = _effort(memory=asked.memory), _limits(asked.budget)
         search = nas.load(asked.search, db=asked.db, progress=talk)
-    front = search.front(asked.cost, limits, asked.points, effort)
+    front = search.front(asked.cost, limits, asked.points, effort, asked.only)
     print_cautions(front.cautions, talk)
     if asked.plot is not None:
         with bar(talk, "draw the plot"):

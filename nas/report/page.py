@@ -162,6 +162,7 @@ class StageLine:
 _STAGES = {
     "depend": ("measure which blocks depend on each other", "matrix", "matrices"),
     "distil": ("distil subblocks from the parent", "subblock", "subblocks"),
+    "round": ("round parts into their precisions", "part", "parts"),
     "score": ("score options", "option", "options"),
     "measure": ("measure costs", "shape", "shapes"),
     "solve": ("solve, and time the answer whole", "architecture timed", "architectures timed"),

@@ -6,7 +6,7 @@ while one is made or written. The same values give the same bytes.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log10
 from typing import Any
@@ -86,7 +86,16 @@ def front_figure(
     if title:
         axes.set_title(title, loc="left", fontsize=9)
     is_floor = METRICS[cost].at_least
-    axes.set_xlabel(f"{cost} of the whole model{', more is better' if is_floor else ''}")
+    _label(axes, cost, parent_cost)
+    _widen(axes, [*scores, *(mark.score for mark in marks)])
+    # The corner that the front, which falls with the cost, leaves free.
+    axes.legend(loc="upper left" if is_floor else "upper right")
+    return figure
+
+
+def _label(axes: Axes, cost: str, parent_cost: float) -> None:
+    """Score against a cost of the whole model, and above as a share of the parent's."""
+    axes.set_xlabel(f"{cost} of the whole model{', more is better' if METRICS[cost].at_least else ''}")
     axes.set_ylabel("score: predicted distance from the parent")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(cost, value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -97,10 +106,33 @@ def front_figure(
     shares = axes.secondary_xaxis("top", functions=(to_percent, from_percent))
     shares.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
     shares.set_xlabel("share of the parent's")
-    _widen(axes, [*scores, *(mark.score for mark in marks)])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    # The corner that the front, which falls with the cost, leaves free.
-    axes.legend(loc="upper left" if is_floor else "upper right")
+
+
+@matplotlib.rc_context(_STYLE)
+def precisions_figure(
+    cost: str,
+    fronts: Mapping[str, Sequence[tuple[float, float]]],
+    uniform: Mapping[str, tuple[float, float]],
+    parent_cost: float,
+    pays_from: float | None = None,
+) -> Figure:
+    """Fronts by their names, each (cost, score) as in `front_figure`, and the parent in each precision throughout as
+    marks. `pays_from` is drawn as a line."""
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, front), color, marker in zip(fronts.items(), _SERIES, "osD^", strict=False):
+        if front:
+            at, scores = zip(*front, strict=True)
+            axes.step(at, scores, where="post", color=color, linewidth=1.3, marker=marker, markersize=3.5, label=name)
+    places = list(uniform.values())
+    axes.plot(*zip(*places, strict=True), "X", color=_INK, markersize=7, linestyle="", label="parent in one precision")
+    for name, place in uniform.items():
+        axes.annotate(name, place, xytext=(6, 5), textcoords="offset points", fontsize=8)
+    if pays_from is not None:
+        axes.axvline(pays_from, color=_OTHER, linewidth=0.9, linestyle="--", label="pruning pays from here")
+    _label(axes, cost, parent_cost)
+    _widen(axes, [score for front in (*fronts.values(), places) for _, score in front])
+    axes.legend(loc="upper left" if METRICS[cost].at_least else "upper right", fontsize=8)
     return figure
 
 
@@ -140,6 +172,7 @@ def _widen(axes: Axes, scores: Sequence[float]) -> None:
         axes.set_yscale("symlog", linthresh=linear_to, linscale=0.7)
     if min(scores, default=0.0) >= 0:
         axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 @matplotlib.rc_context(_STYLE)

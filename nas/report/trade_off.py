@@ -16,9 +16,10 @@ from db.store import Store
 from nas.errors import BudgetNotMetError, UnfinishedSearchError
 from nas.files.output import image_format, write_whole
 from nas.job.units import Limit
-from nas.report.plots import Mark, file_bytes, front_figure, inlined
+from nas.report.plots import Mark, file_bytes, front_figure, inlined, precisions_figure
 from nas.report.request import bounded, measured_share
 from nas.solve.front import Point, front_of
+from nas.solve.precision_fronts import PrecisionFronts, precision_fronts
 from nas.solve.solve import Measured, measured
 
 _POINTS = 20
@@ -33,6 +34,9 @@ class TradeOff:
     plot: Markup | None = None
     points: tuple[Point, ...] = ()
     why_not: str = ""
+    precisions: PrecisionFronts | None = None
+    """The fronts of precisions, shapes and both, of a search that chose precisions."""
+    precisions_plot: Markup | None = None
 
     @property
     def no_dearer(self) -> str:
@@ -60,10 +64,28 @@ def trade_off(
     try:
         known = measured(store, search)
         others = tuple(limit for limit in budget if known.ceiling(limit)[0] != summed)
-        found = front_of(known, cost, others, _POINTS)
+        fronts = precision_fronts(known, cost, others, _POINTS) if known.request.precisions else None
+        found = fronts.both if fronts else front_of(known, cost, others, _POINTS)
     except (UnfinishedSearchError, BudgetNotMetError, TimeoutError) as error:
         return TradeOff(cost, why_not=str(error))
-    return TradeOff(cost, others, front_svg(known, cost, found, budget, trials, chosen), found)
+    drawn = front_svg(known, cost, found, budget, trials, chosen)
+    return TradeOff(cost, others, drawn, found, precisions=fronts, precisions_plot=_precisions_svg(known, fronts))
+
+
+def _precisions_svg(known: Measured, fronts: PrecisionFronts | None) -> Markup | None:
+    if fronts is None:
+        return None
+    named = {"precisions alone": fronts.precisions}
+    if fronts.offers_shapes:
+        named |= {f"shapes alone, in {fronts.precision}": fronts.shapes, "both": fronts.both}
+    figure = precisions_figure(
+        fronts.cost,
+        {name: [(point.cost, point.score) for point in points] for name, points in named.items()},
+        {each.precision: (each.cost, each.score) for each in fronts.uniform},
+        known.whole(fronts.cost),
+        fronts.pays_from if fronts.offers_shapes else None,
+    )
+    return inlined(figure, f"the best predicted score for each {fronts.cost}: {', '.join(named)}")
 
 
 def front_svg(

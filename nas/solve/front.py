@@ -31,16 +31,24 @@ class Point:
 
 
 def front_of(
-    known: Measured, cost: str, budget: Sequence[Limit], points: int, effort: Effort = USUAL
+    known: Measured,
+    cost: str,
+    budget: Sequence[Limit],
+    points: int,
+    effort: Effort = USUAL,
+    also: Sequence[float] = (),
 ) -> tuple[Point, ...]:
-    """From the cheapest architecture, or the one of most throughput, to the best. Raises BudgetError for a metric there
-    is not, BudgetNotMetError."""
+    """From the cheapest architecture, or the one of most throughput, to the best. `also`: more values of the cost of
+    a whole model to solve at. Raises BudgetError for a metric there is not, BudgetNotMetError."""
     if cost not in METRICS:
         raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
     metric, whole, problem = METRICS[cost], known.whole(cost), known.problem(budget)
     try:
         questions = tuple(known.questions(budget).values())
-        solutions = front_of_all(questions, metric.summed.column, points, effort.over(known.settings))
+        summed = metric.summed.column
+        fixed = known.fixed.metrics(known.scenario)[summed]
+        values = [metric.to_summed(value, known.scenario, known.parent.parameters) - fixed for value in also]
+        solutions = front_of_all(questions, summed, points, effort.over(known.settings), values)
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
     found = []

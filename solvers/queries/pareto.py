@@ -38,9 +38,16 @@ def front(problem: Problem, cost: str, points: int = 20, settings: Settings = DE
 
 
 def front_of_all(
-    problems: Sequence[Problem], cost: str, points: int = 20, settings: Settings = DEFAULT
+    problems: Sequence[Problem],
+    cost: str,
+    points: int = 20,
+    settings: Settings = DEFAULT,
+    also: Sequence[float] = (),
 ) -> tuple[Solution, ...]:
-    """The front of all solutions of several problems with the same limits, as of one in `front`."""
+    """The front of all solutions of several problems with the same limits, as of one in `front`.
+
+    `also`: more values of the cost to solve at, beside those of the grid. Those out of reach are left out.
+    """
     if points < 2:
         raise ValueError(f"a front has at least its two ends, not {points} points")
     for problem in problems:
@@ -53,7 +60,9 @@ def front_of_all(
     if not cheapest:
         raise conflict(problems, settings)
     found = [_best([sweep.point(None) for sweep in cheapest], cost)]
-    for value in np.linspace(min(cheapest.values()), found[0].costs[cost], points)[-2::-1].tolist():
+    lowest = min(cheapest.values())
+    grid = np.linspace(lowest, found[0].costs[cost], points)[:-1].tolist()
+    for value in sorted({*grid, *(value for value in also if value >= lowest)}, reverse=True):
         # A point may lie far below its limit; the limits in between would only find it again.
         if value < found[-1].costs[cost]:
             found.append(_best([sweep.point(value) for sweep, least in cheapest.items() if least <= value], cost))

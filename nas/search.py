@@ -252,8 +252,8 @@ class Search:
         """Write a built trial's child as a folder that transformers ("hf"), vLLM ("decilm"), llama.cpp ("gguf") or
         whatever loads its parent ("plain") loads, load it again, and compare logits.
 
-        `precision`: of a GGUF file, such as "q8_0". `dtype`: of the other formats, float32, bfloat16 or float16. None:
-        what the search's scenario serves in.
+        `precision`: of a GGUF file, such as "q8_0", or fp8 or int4 in "decilm" and "plain". `dtype`: of the other
+        formats, float32, bfloat16 or float16. None: what the search's scenario serves in.
 
         Raises FileNotFoundError where the trial is not built, FileExistsError where `out` is taken.
         """

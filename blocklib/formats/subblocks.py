@@ -4,7 +4,7 @@ A decoder adds one subblock after the other to the residual, so how they are gro
 names. Knows no format.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,10 +35,13 @@ class Placed:
 
 @dataclass(frozen=True)
 class Layer:
-    """A decoder layer to write: an attention, then an FFN; either may be absent."""
+    """A decoder layer to write: an attention, then an FFN; either may be absent. `attention_of` and `ffn_of` are the
+    child's layers that they come from; None for one that is not the child's."""
 
     attention: dict[str, Tensor] | None = None
     ffn: dict[str, Tensor] | None = None
+    attention_of: int | None = None
+    ffn_of: int | None = None
 
 
 def subblocks_of(child: PuzzleNasForCausalLM) -> tuple[Placed, ...]:
@@ -62,11 +65,11 @@ def repack(stream: tuple[Placed, ...]) -> tuple[Layer, ...]:
         if placed.role == "attention":
             if last.attention is not None or last.ffn is not None:
                 layers.append(Layer())
-            layers[-1] = Layer(attention=placed.weights)
+            layers[-1] = Layer(attention=placed.weights, attention_of=placed.layer)
         elif last.ffn is None:
-            layers[-1] = Layer(last.attention, placed.weights)
+            layers[-1] = replace(last, ffn=placed.weights, ffn_of=placed.layer)
         else:
-            layers.append(Layer(ffn=placed.weights))
+            layers.append(Layer(ffn=placed.weights, ffn_of=placed.layer))
     return tuple(layers)
 
 
@@ -79,6 +82,17 @@ def tensors_of(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> dict[s
         for part in (layer.attention, layer.ffn):
             state |= {f"model.layers.{index}.{name}": tensor for name, tensor in (part or {}).items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def own_names(layers: tuple[Layer, ...]) -> dict[str, str]:
+    """The name in the child of every matrix of these layers, by its name there; "" for one that is not the child's."""
+    found = {}
+    for index, layer in enumerate(layers):
+        for part, of in ((layer.attention, layer.attention_of), (layer.ffn, layer.ffn_of)):
+            for name, tensor in (part or {}).items():
+                if tensor.dim() == 2:
+                    found[f"model.layers.{index}.{name}"] = "" if of is None else f"model.layers.{of}.{name}"
+    return found
 
 
 def tensor_shapes(choice: Choice, shape: Shape) -> dict[str, tuple[int, ...]]:

@@ -1,24 +1,26 @@
-"""Rounding with error feedback: GPTQ (arXiv 2210.17323, algorithm 1) on blocks that llama.cpp reads."""
+"""Rounding with error feedback: GPTQ (arXiv 2210.17323, algorithm 1) on blocks that an engine reads."""
 
 import torch
 from torch import Tensor
 
-from blocklib.precisions.formats import BlockFormat
+from blocklib.precisions.formats import LevelFormat
 from blocklib.precisions.moments import InputMoments
 from blocklib.precisions.rounded import Rounded
 from blocklib.precisions.scales import best_scales, inverse
 
 
-def feedback(weight_IO: Tensor, moments: InputMoments, format: BlockFormat) -> Rounded:
+def feedback(weight_IO: Tensor, moments: InputMoments, format: LevelFormat) -> Rounded:
     """Rounds input by input, in the moments' order, and moves what is not rounded yet to make up for the error so far.
 
     A block's scale is chosen when its first input is reached, for the weights as they are moved by then, with each
     error weighed by what it costs after the best making up: the inverse square of the factor's diagonal.
     """
-    moved_IO, factor_II, size = weight_IO[moments.order_I], moments.feedback_II, format.numbers
+    size = format.numbers
+    order_I, factor_II = moments.order_I(size), moments.feedback_II(size)
+    moved_IO = weight_IO[order_I]
     rounded = Rounded.empty(format, weight_IO)
     levels_SO, errors_SO = (torch.empty_like(moved_IO[:size]) for _ in range(2))
-    for first, inputs_S in zip(range(0, len(moved_IO), size), moments.order_I.view(-1, size), strict=True):
+    for first, inputs_S in zip(range(0, len(moved_IO), size), order_I.view(-1, size), strict=True):
         end = first + size
         block_SO, factor_SS = moved_IO[first:end], factor_II[first:end, first:end]
         scale_O, minimum_O = best_scales(block_SO, factor_SS.diagonal() ** -2, format)

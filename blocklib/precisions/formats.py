@@ -1,7 +1,9 @@
-"""The block formats of llama.cpp by the book: 32 numbers of a row share a float16 scale, and in some a minimum.
+"""The formats that matrices are rounded to: a number is `scale * level + minimum`, where the level is one of a short
+list that the format fixes.
 
-A number is `scale * level + minimum`, where the level is one of a short list that the format fixes. This is
-`ggml/src/ggml-quants.c` of llama.cpp in torch, for any device.
+The block formats of llama.cpp stand here by the book: 32 numbers of a row share a float16 scale, and in some a minimum.
+This is `ggml/src/ggml-quants.c` of llama.cpp in torch, for any device. Those of compressed-tensors are in
+`blocklib/formats/compressed_types.py`.
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ import torch
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
+
+from blocklib.formats.compressed_types import CompressedFormat
 
 BLOCK = 32
 """Numbers of a row that share a scale."""
@@ -33,6 +37,8 @@ class BlockFormat:
     high_bits: bool = False
 
     numbers = BLOCK
+    has_sign = True
+    """A scale may be negative."""
 
     @property
     def type(self) -> Type:
@@ -47,6 +53,10 @@ class BlockFormat:
     def is_even(self) -> bool:
         """The levels are whole numbers without a gap."""
         return len(self.levels) == self.levels[-1] - self.levels[0] + 1
+
+    def as_scale(self, numbers: Tensor) -> Tensor:
+        """The nearest finite float16, as float32."""
+        return as_float16(numbers)
 
     @property
     def least(self) -> int:
@@ -119,6 +129,11 @@ class BlockFormat:
         return values.flatten(1)
 
 
+def as_float16(numbers: Tensor) -> Tensor:
+    """The nearest finite float16, as float32."""
+    return numbers.clamp(-LARGEST, LARGEST).half().float()
+
+
 def _bytes_of(numbers_RN: Tensor) -> Tensor:
     return numbers_RN.half().contiguous().view(torch.uint8).view(*numbers_RN.shape, 2)
 
@@ -140,3 +155,12 @@ FORMATS: dict[Type, BlockFormat] = {
     )
 }
 """Those with blocks of 32."""
+LevelFormat = BlockFormat | CompressedFormat
+"""What rounding knows by its levels and scales."""
+MatrixType = Type | CompressedFormat
+"""How a matrix is stored: a type of llama.cpp's (its casts are vLLM's, too), or a format of compressed-tensors."""
+
+
+def level_format(type: MatrixType) -> LevelFormat | None:
+    """The format of that type; None for casts and K-quants."""
+    return type if isinstance(type, CompressedFormat) else FORMATS.get(type)

@@ -4,14 +4,13 @@ A matrix with rows w that becomes w + e moves its outputs by e x. Over inputs x 
 H = E[x x'] are the moments: not centred, since a bias is not moved along.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from blocklib.errors import SettingError
-from blocklib.precisions.formats import BLOCK
 
 DAMPING = 0.03
 """Added to the diagonal, as a share of its mean. GPTQ (arXiv 2210.17323, section 3.3) takes 0.01; on 8,000 tokens of
@@ -43,6 +42,8 @@ class InputMoments:
     """The moments of one input, and what rounding derives from them once for all matrices that share the input."""
 
     moments_II: Tensor
+    _orders: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _factors: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def scaled_II(self) -> Tensor:
@@ -62,24 +63,30 @@ class InputMoments:
         """The mean square of each input, damped, float32."""
         return self.damped_II.diagonal().contiguous()
 
-    @cached_property
-    def order_I(self) -> Tensor:
-        """The inputs from loud to quiet: blocks by the sum of their importances, and the inputs within each.
+    def order_I(self, size: int) -> Tensor:
+        """The inputs from loud to quiet: blocks of that size by the sum of their importances, and the inputs within
+        each.
 
         Rounded in this order, the loud ones have many others left to make up for their errors.
         """
-        importance_NS = self.importance_I.view(-1, BLOCK)
-        within_NS = importance_NS.argsort(1, descending=True)
-        within_NS += BLOCK * torch.arange(len(within_NS), device=within_NS.device)[:, None]
-        return within_NS[importance_NS.sum(1).argsort(descending=True)].flatten()
+        if size not in self._orders:
+            importance_NS = self.importance_I.view(-1, size)
+            within_NS = importance_NS.argsort(1, descending=True)
+            within_NS += size * torch.arange(len(within_NS), device=within_NS.device)[:, None]
+            self._orders[size] = within_NS[importance_NS.sum(1).argsort(descending=True)].flatten()
+        return self._orders[size]
 
-    @cached_property
-    def feedback_II(self) -> Tensor:
-        """The upper triangular U with U'U = (damped moments in `order_I`)^-1, float32.
+    def feedback_II(self, size: int) -> Tensor:
+        """The upper triangular U with U'U = (damped moments in the order of `order_I`)^-1, float32.
 
         It is the inverse of the upper R with R R' = the damped moments, their Cholesky factor seen from the last input.
         """
-        reverse_I = self.order_I.flip(0)
+        if size not in self._factors:
+            self._factors[size] = self._factor_II(self.order_I(size))
+        return self._factors[size]
+
+    def _factor_II(self, order_I: Tensor) -> Tensor:
+        reverse_I = order_I.flip(0)
         lower_II = torch.linalg.cholesky(self.damped_II[reverse_I][:, reverse_I].double())
         upper_II, one_II = lower_II.flip(0, 1).float(), torch.eye(len(lower_II), device=lower_II.device)
         factor_II: Tensor = torch.linalg.solve_triangular(upper_II, one_II, upper=True)

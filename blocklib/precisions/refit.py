@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blocklib.precisions.formats import BlockFormat
+from blocklib.precisions.formats import LevelFormat
 from blocklib.precisions.moments import DAMPING, InputMoments
-from blocklib.precisions.rounded import Rounded, as_float16
+from blocklib.precisions.rounded import Rounded
 from blocklib.precisions.scales import inverse
 
 RIDGE = 1e-6
@@ -46,7 +46,7 @@ def refit(weight_IO: Tensor, rounded: Rounded, moments: InputMoments) -> Refit:
 
 def solve_scales(weight_IO: Tensor, rounded: Rounded, moments: InputMoments) -> Refit:
     """The scales and minima with the least error under the damped moments, for the levels as they are. A row whose
-    error under the plain moments does not fall, since float16 spoils the gain, keeps those it has."""
+    error under the plain moments does not fall, since storing them spoils the gain, keeps those it has."""
     error_IO = weight_IO - rounded.values_IO()
     pull_IO = moments.damped_II @ error_IO
     before_O = (error_IO * pull_IO).sum(0)
@@ -60,7 +60,7 @@ def solve_scales(weight_IO: Tensor, rounded: Rounded, moments: InputMoments) -> 
         pull_PO = _projected(levels_NSO, pull_IO[columns].view(levels_NSO.shape), rounded.format)
         before_PO = _unknowns(scales_NO[blocks], minima_NO[blocks], rounded.format)
         normal_PPO = _normal_equations(levels_NSO, moments.damped_II[columns, columns], rounded.format)
-        after_PO, gain_O = _solved(normal_PPO, pull_PO, before_PO)
+        after_PO, gain_O = _solved(normal_PPO, pull_PO, before_PO, rounded.format)
         scales_NO[blocks] = after_PO[: len(levels_NSO)]
         if rounded.format.has_minimum:
             minima_NO[blocks] = after_PO[len(levels_NSO) :]
@@ -75,17 +75,17 @@ def solve_scales(weight_IO: Tensor, rounded: Rounded, moments: InputMoments) -> 
     return Refit(rounded.where(after_O < before_O, solved), torch.minimum(after_O, before_O))
 
 
-def _unknowns(scales_NO: Tensor, minima_NO: Tensor, format: BlockFormat) -> Tensor:
+def _unknowns(scales_NO: Tensor, minima_NO: Tensor, format: LevelFormat) -> Tensor:
     return torch.cat([scales_NO, minima_NO]) if format.has_minimum else scales_NO
 
 
-def _projected(levels_NSO: Tensor, pull_NSO: Tensor, format: BlockFormat) -> Tensor:
+def _projected(levels_NSO: Tensor, pull_NSO: Tensor, format: LevelFormat) -> Tensor:
     """Q' of the pull: half of how fast the error falls with each scale, and each minimum, [P, O]."""
     sums_NO = (levels_NSO * pull_NSO).sum(1)
     return torch.cat([sums_NO, pull_NSO.sum(1)]) if format.has_minimum else sums_NO
 
 
-def _normal_equations(levels_NSO: Tensor, moments_II: Tensor, format: BlockFormat) -> Tensor:
+def _normal_equations(levels_NSO: Tensor, moments_II: Tensor, format: LevelFormat) -> Tensor:
     """Q' H Q of each row, where column n of Q has the levels of block n, and for its minimum ones: [P, P, O]."""
     blocks, size, outputs = levels_NSO.shape
     levels_IO = levels_NSO.flatten(0, 1)
@@ -106,14 +106,15 @@ def _normal_equations(levels_NSO: Tensor, moments_II: Tensor, format: BlockForma
     return normal_PPO
 
 
-def _solved(normal_PPO: Tensor, pull_PO: Tensor, before_PO: Tensor) -> tuple[Tensor, Tensor]:
-    """The best unknowns, as numbers of float16, and by how much they lower the error; where they do not, the old."""
+def _solved(normal_PPO: Tensor, pull_PO: Tensor, before_PO: Tensor, format: LevelFormat) -> tuple[Tensor, Tensor]:
+    """The best unknowns, as numbers that the format stores, and by how much they lower the error; where they do not,
+    the old."""
     damped_OPP = normal_PPO.permute(2, 0, 1).double()
     diagonal_OP = damped_OPP.diagonal(dim1=1, dim2=2)
     diagonal_OP += RIDGE * diagonal_OP.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
     factor_OPP, _ = torch.linalg.cholesky_ex(damped_OPP)
     step_OP1 = torch.cholesky_solve(pull_PO.T.double()[..., None], factor_OPP)
-    after_PO = as_float16(before_PO + step_OP1[..., 0].T.float())
+    after_PO = format.as_scale(before_PO + step_OP1[..., 0].T.float())
     step_PO = after_PO - before_PO
     curvature_PO = (normal_PPO * step_PO).sum(1)
     gain_O = (step_PO * (2 * pull_PO - curvature_PO)).sum(0)

@@ -8,26 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blocklib.precisions.formats import LARGEST, BlockFormat
+from blocklib.precisions.formats import LevelFormat
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """Number i of row o is `scales_NO[i // 32, o] * levels_IO[i, o] + minima_NO[i // 32, o]`, all float32. Minima are
-    zero where the format has none. Scales and minima are numbers of float16."""
+    """Number i of row o is `scales_NO[n, o] * levels_IO[i, o] + minima_NO[n, o]`, all float32, where n is i over the
+    numbers of a block. Minima are zero where the format has none. Scales and minima are numbers that the format
+    stores."""
 
-    format: BlockFormat
+    format: LevelFormat
     levels_IO: Tensor
     scales_NO: Tensor
     minima_NO: Tensor
 
     @classmethod
-    def unpacked(cls, format: BlockFormat, packed_OB: Tensor) -> "Rounded":
+    def unpacked(cls, format: LevelFormat, packed_OB: Tensor) -> "Rounded":
         levels_ONS, scales_ON, minima_ON = format.unpack_parts(packed_OB)
         return cls(format, levels_ONS.flatten(1).T.contiguous(), scales_ON.T.contiguous(), minima_ON.T.contiguous())
 
     @classmethod
-    def empty(cls, format: BlockFormat, like_IO: Tensor) -> "Rounded":
+    def empty(cls, format: LevelFormat, like_IO: Tensor) -> "Rounded":
         """One of the size of a matrix, to be filled."""
         levels_IO = torch.empty_like(like_IO)
         scales_NO, minima_NO = (torch.empty_like(like_IO[:: format.numbers]) for _ in range(2))
@@ -51,8 +52,3 @@ class Rounded:
             torch.where(better_O, other.scales_NO, self.scales_NO),
             torch.where(better_O, other.minima_NO, self.minima_NO),
         )
-
-
-def as_float16(numbers: Tensor) -> Tensor:
-    """The nearest finite float16, as float32."""
-    return numbers.clamp(-LARGEST, LARGEST).half().float()

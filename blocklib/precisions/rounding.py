@@ -1,6 +1,7 @@
-"""One matrix rounded to one of llama.cpp's types so that its outputs move least, in closed form.
+"""One matrix rounded to one of llama.cpp's types, or compressed-tensors' formats, so that its outputs move least, in
+closed form.
 
-- plain: the bits that llama.cpp writes without an importance matrix.
+- plain: the bits that llama.cpp writes without an importance matrix, or that compressed-tensors writes.
 - diagonal: each block's scale weighs the error of each input by its mean square (an importance matrix).
 - feedback: GPTQ. What is rounded later makes up for the error so far.
 - refit: feedback, then all scales of a row solved together, then levels moved, then scales again.
@@ -18,9 +19,10 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from blocklib.errors import NotFiniteError, SettingError, UnsupportedFormatError
+from blocklib.formats.compressed_types import CompressedFormat
 from blocklib.formats.gguf_types import quantise, stored_bytes
 from blocklib.precisions.feedback import feedback
-from blocklib.precisions.formats import BLOCK, FORMATS, BlockFormat
+from blocklib.precisions.formats import BLOCK, LevelFormat, MatrixType, level_format
 from blocklib.precisions.moments import InputMoments
 from blocklib.precisions.refit import output_error_O, refit
 from blocklib.precisions.rounded import Rounded
@@ -35,7 +37,11 @@ CHUNK_NUMBERS, CHUNK_ROWS = 2**21, 2048
 
 
 def round_matrix(
-    weight_OI: Tensor, type: Type, moments: Tensor | InputMoments | None = None, how: How = "refit", name: str = ""
+    weight_OI: Tensor,
+    type: MatrixType,
+    moments: Tensor | InputMoments | None = None,
+    how: How = "refit",
+    name: str = "",
 ) -> Tensor:
     """The matrix as it lies in the file, uint8 [outputs, bytes of a row], on the weight's device.
 
@@ -46,7 +52,7 @@ def round_matrix(
     """
     name = name or "a matrix"
     weight_OI = weight_OI.detach().float()
-    size = gguf.GGML_QUANT_SIZES[type][0]
+    size = type.numbers if isinstance(type, CompressedFormat) else gguf.GGML_QUANT_SIZES[type][0]
     if weight_OI.shape[1] % size:
         raise UnsupportedFormatError(
             f"{name}: {type.name.lower()} has blocks of {size}, and rows have {weight_OI.shape[1]} numbers"
@@ -58,15 +64,21 @@ def round_matrix(
     parts = []
     for rows in _chunks(weight_OI):
         plain_OB = _plain(weight_OI[rows], type, rows.start, name)
-        rounded = _rounded if type in FORMATS else _with_importance
-        parts.append(rounded(weight_OI[rows], plain_OB, type, known, how))
+        format = level_format(type)
+        if format is not None:
+            parts.append(_rounded(weight_OI[rows], plain_OB, format, known, how))
+        else:
+            assert not isinstance(type, CompressedFormat)
+            parts.append(_with_importance(weight_OI[rows], plain_OB, type, known))
     return torch.cat(parts)
 
 
-def unpacked(packed_OB: Tensor, type: Type) -> Tensor:
-    """The numbers of a packed matrix, float32 [outputs, inputs], as llama.cpp reads them."""
-    if type in FORMATS:
-        return FORMATS[type].unpack(packed_OB)
+def unpacked(packed_OB: Tensor, type: MatrixType) -> Tensor:
+    """The numbers of a packed matrix, float32 [outputs, inputs], as the engine reads them."""
+    format = level_format(type)
+    if format is not None:
+        return format.unpack(packed_OB)
+    assert not isinstance(type, CompressedFormat)
     if type in CASTS:
         return packed_OB.contiguous().view(CASTS[type]).float()
     with np.errstate(all="ignore"):  # an infinite scale times zero
@@ -79,7 +91,12 @@ def _chunks(weight_OI: Tensor) -> Iterator[slice]:
     return (slice(first, min(first + rows, len(weight_OI))) for first in range(0, len(weight_OI), rows))
 
 
-def _plain(weight_OI: Tensor, type: Type, first_row: int, name: str) -> Tensor:
+def _plain(weight_OI: Tensor, type: MatrixType, first_row: int, name: str) -> Tensor:
+    if isinstance(type, CompressedFormat):
+        packed_OB = type.packed_plainly(weight_OI)
+        _check_finite(type.unpack(packed_OB), f"{name} has a number too large for {type.name}", first_row)
+        assert packed_OB.shape[1] == type.row_bytes(weight_OI.shape[1])
+        return packed_OB
     if type in CASTS:
         packed_OB = weight_OI.to(CASTS[type]).contiguous().view(torch.uint8)
     else:
@@ -113,8 +130,7 @@ def _check_finite(numbers_RI: Tensor, problem: str, first_row: int = 0) -> None:
         raise NotFiniteError(f"{problem}: row {first_row + row}, block {column // BLOCK} (of {BLOCK} numbers)")
 
 
-def _rounded(weight_OI: Tensor, plain_OB: Tensor, type: Type, moments: InputMoments, how: How) -> Tensor:
-    format = FORMATS[type]
+def _rounded(weight_OI: Tensor, plain_OB: Tensor, format: LevelFormat, moments: InputMoments, how: How) -> Tensor:
     weight_IO = weight_OI.T.contiguous()
     plain = Rounded.unpacked(format, plain_OB)
     plain_error_O = output_error_O(weight_IO, plain.values_IO(), moments)
@@ -122,7 +138,7 @@ def _rounded(weight_OI: Tensor, plain_OB: Tensor, type: Type, moments: InputMome
     return plain.where(error_O < plain_error_O, best).packed_OB()
 
 
-def _sought(weight_IO: Tensor, moments: InputMoments, format: BlockFormat, how: How) -> tuple[Rounded, Tensor]:
+def _sought(weight_IO: Tensor, moments: InputMoments, format: LevelFormat, how: How) -> tuple[Rounded, Tensor]:
     if how == "diagonal":
         rounded = diagonal(weight_IO, moments.importance_I, format)
     else:
@@ -133,7 +149,7 @@ def _sought(weight_IO: Tensor, moments: InputMoments, format: BlockFormat, how: 
     return rounded, output_error_O(weight_IO, rounded.values_IO(), moments)
 
 
-def _with_importance(weight_OI: Tensor, plain_OB: Tensor, type: Type, moments: InputMoments, how: How) -> Tensor:
+def _with_importance(weight_OI: Tensor, plain_OB: Tensor, type: Type, moments: InputMoments) -> Tensor:
     """llama.cpp's own, the same for each `how`: its two floors of scales have no closed form."""
     made = quantise(weight_OI.cpu().numpy(), type, moments.importance_I.cpu().numpy())
     made_OB = torch.from_numpy(made).to(weight_OI.device)

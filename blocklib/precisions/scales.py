@@ -8,8 +8,8 @@ leaves the least error wins. The grids are wider here: they try both signs, and 
 import torch
 from torch import Tensor
 
-from blocklib.precisions.formats import BlockFormat
-from blocklib.precisions.rounded import Rounded, as_float16
+from blocklib.precisions.formats import LevelFormat, as_float16
+from blocklib.precisions.rounded import Rounded
 
 BEYOND = [0.3 * step for step in range(-3, 8)]
 """How far beyond the last level a block's farthest number may come before it is cut to that, in levels."""
@@ -17,7 +17,7 @@ BEYOND_BOTH = [(low, high) for low in (-0.4, 0.0, 0.5, 1.0, 1.5) for high in (-0
 """The same for the least and the largest number of a block that has a minimum."""
 
 
-def best_scales(values_SO: Tensor, importance_S: Tensor, format: BlockFormat) -> tuple[Tensor, Tensor]:
+def best_scales(values_SO: Tensor, importance_S: Tensor, format: LevelFormat) -> tuple[Tensor, Tensor]:
     """The scale and the minimum of the block in each of O rows, float32 numbers of float16, [O] each."""
     if format.has_minimum:
         return _with_minimum(values_SO, importance_S, format)
@@ -25,7 +25,7 @@ def best_scales(values_SO: Tensor, importance_S: Tensor, format: BlockFormat) ->
     return scale_O, torch.zeros_like(scale_O)
 
 
-def diagonal(weight_IO: Tensor, importance_I: Tensor, format: BlockFormat) -> Rounded:
+def diagonal(weight_IO: Tensor, importance_I: Tensor, format: LevelFormat) -> Rounded:
     """Each block for itself: the scale that importances ask for, and each number to the level nearest to it."""
     rounded, size = Rounded.empty(format, weight_IO), format.numbers
     for block, (values_SO, importance_S) in enumerate(
@@ -42,8 +42,10 @@ def inverse(numbers: Tensor) -> Tensor:
     return torch.where(numbers.abs() < 1e-15, 0, 1 / numbers)
 
 
-def _scale(values_SO: Tensor, importance_S: Tensor, format: BlockFormat) -> Tensor:
+def _scale(values_SO: Tensor, importance_S: Tensor, format: LevelFormat) -> Tensor:
     farthest_O = values_SO.gather(0, values_SO.abs().argmax(0, keepdim=True))[0]
+    if not format.has_sign:
+        farthest_O = -farthest_O.abs()
     inverse_O, weighted_SO = inverse(farthest_O), values_SO * importance_S[:, None]
     best_O, scale_O = torch.zeros_like(farthest_O), farthest_O / format.least
     for target in _targets(format):
@@ -54,17 +56,19 @@ def _scale(values_SO: Tensor, importance_S: Tensor, format: BlockFormat) -> Tens
         better_O = gain_O > best_O
         best_O = torch.where(better_O, gain_O, best_O)
         scale_O = torch.where(better_O, fitted_O, scale_O)
-    return as_float16(scale_O)
+    return format.as_scale(scale_O)
 
 
-def _targets(format: BlockFormat) -> list[float]:
-    """What the number farthest from zero may become in the levels' unit, of either sign."""
+def _targets(format: LevelFormat) -> list[float]:
+    """What the number farthest from zero may become in the levels' unit, of either sign; where scales are positive, it
+    is taken for negative, and so are all of these."""
     first, second, *_, last_but_one, last = (format.least, *format.levels[format.levels.index(format.least) + 1 :])
     low = [first - beyond * (second - first) for beyond in BEYOND]
-    return low + [last + beyond * (last - last_but_one) for beyond in BEYOND]
+    high = [last + beyond * (last - last_but_one) for beyond in BEYOND]
+    return low + (high if format.has_sign else [-target for target in high])
 
 
-def _with_minimum(values_SO: Tensor, importance_S: Tensor, format: BlockFormat) -> tuple[Tensor, Tensor]:
+def _with_minimum(values_SO: Tensor, importance_S: Tensor, format: LevelFormat) -> tuple[Tensor, Tensor]:
     last, least_O = format.levels[-1], values_SO.amin(0)
     shifted_SO, span_O = values_SO - least_O, values_SO.amax(0) - least_O
     total, weighted_SO = importance_S.sum(), shifted_SO * importance_S[:, None]

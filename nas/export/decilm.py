@@ -8,12 +8,14 @@ three engines would refuse, or would load and compute wrongly.
 The folder also carries `modeling_decilm.py`, written from the engines' sources, with which transformers, lm_eval and
 PEFT load it. Each export is reloaded through that file in a fresh process and compared with the child. Exports of every
 form were run once in vLLM 0.32 on a CPU, and gave the child's tokens; `tests/test_vllm.py` repeats that where vLLM is.
+Matrices may be stored in compressed-tensors' formats, which vLLM and transformers load (`rounded.py`).
 """
 
 import json
 import shutil
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from blocklib.block import Choice
 from blocklib.errors import UnsupportedFormatError
 from blocklib.formats import decilm
-from blocklib.formats.subblocks import Layer, repack, subblocks_of, tensors_of
+from blocklib.formats.subblocks import Layer, own_names, repack, subblocks_of, tensors_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
 from blocklib.shape import Shape
@@ -38,6 +40,7 @@ from nas.export.exported import Card, Exported, files_in, whole_folder
 from nas.export.least_version import checked
 from nas.export.modeling_decilm import width_of
 from nas.export.parent_settings import ParentSettings, check_settings
+from nas.export.rounded import SECTION, RoundedMatrices, compressed, notes_on
 from nas.export.transformers_folder import LOADING_OWN_CODE, described
 from nas.export.vllm_flags import serving_lines
 
@@ -70,11 +73,13 @@ def export_decilm(
     out: Path,
     card: str,
     parent: ParentSettings | None = None,
+    rounded: RoundedMatrices | None = None,
 ) -> Exported:
     """Write the child to `out`, reload it in a fresh process that cannot import this package, and compare as for `hf`.
 
     The child generates with the settings of `parent`. Every field of the configurations that differs must be on the
-    list of allowed differences.
+    list of allowed differences. `rounded`: matrices are stored in compressed-tensors' formats, and the reloaded
+    model is compared with the child as these leave it.
 
     `card` is Markdown, with YAML front matter or without. `notes` of the result say which engines cannot load it.
 
@@ -85,21 +90,25 @@ def export_decilm(
     rotary: dict[str, Any] = dict(child.config.rope_parameters or {})
     check_decilm((placed.choice for placed in stream), child.config)
     layers = repack(stream)
-    notes = _notes(layers)
+    held = compressed(child, rounded)
+    notes = _notes(layers) + notes_on(held)
     if layers[0].attention is None:
-        layers = (Layer(_no_attention(child), layers[0].ffn), *layers[1:])
+        layers = (replace(layers[0], attention=_no_attention(child)), *layers[1:])
     if parent is not None:
         child.generation_config = deepcopy(parent.generation.settings)
     with whole_folder(out) as folder:
-        save_torch_state_dict(tensors_of(child, layers), folder)
-        config = _config(child, layers, rotary)
+        tensors, config, own = tensors_of(child, layers), _config(child, layers, rotary), own_names(layers)
+        if held is not None:
+            tensors, config = held.tensors(tensors, own), config | {"quantization_config": held.config(own)}
+        save_torch_state_dict(tensors, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _write_code(folder)
         child.generation_config.save_pretrained(folder)
         write_tokenizer(tokenizer, parent, folder)
         if parent is not None:
-            notes += check_settings(folder, DeciLMConfig.from_pretrained(folder), parent, _CHANGED)
-        difference, notes = described(folder, child, tokenizer, Card(card, _LOADING, _TAGS, notes))
+            notes += check_settings(folder, DeciLMConfig.from_pretrained(folder), parent, _CHANGED | SECTION)
+        told = Card(card, _LOADING, _TAGS, notes)
+        difference, notes = described(folder, child if held is None else held.model, tokenizer, told)
     return Exported(out, "decilm", difference, files_in(out), notes)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from blocklib.block import Choice
+from blocklib.formats.compressed_types import COMPRESSED
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from nas.errors import UnsupportedExportError
 from nas.export.decilm import check_decilm, export_decilm
@@ -16,6 +17,7 @@ from nas.export.gguf import check_gguf, export_gguf
 from nas.export.hf import export_hf
 from nas.export.parent_settings import ParentSettings
 from nas.export.plain import check_plain, export_plain
+from nas.export.rounded import RoundedMatrices
 
 Exporter = Callable[[PuzzleNasForCausalLM, PreTrainedTokenizerBase, Path, str, ParentSettings | None], Exported]
 """Takes the child, its tokenizer, the folder to write, the card as Markdown, and the settings in the parent's files,
@@ -27,13 +29,15 @@ FORMATS: dict[str, Exporter] = {
     "gguf": export_gguf,
     "plain": export_plain,
 }
+_COMPRESSED = {"decilm": export_decilm, "plain": export_plain}
+"""The formats whose matrices may be stored as compressed-tensors does."""
 
 
 @dataclass(frozen=True)
 class Target:
     """A format, and the type of the weights in it. `precision` is the type of most matrices of a GGUF file; None: what
-    the scenario serves in, if llama.cpp serves, else f16. `dtype` is the type in other formats; None: what the scenario
-    serves in."""
+    the scenario serves in, if llama.cpp serves, else f16. In `decilm` and `plain` it is fp8, int4, or None. `dtype` is
+    the type in other formats; None: what the scenario serves in."""
 
     format: str
     precision: str | None = None
@@ -54,18 +58,25 @@ def check_format(format: str, choices: Iterable[Choice], config: PuzzleNasConfig
         check_plain(choices, config)
 
 
-def exporter(target: Target) -> Exporter:
-    """The function that writes it. Raises UnsupportedExportError for a format that there is not, and for a precision
-    beside another format than GGUF."""
+def exporter(target: Target, rounded: RoundedMatrices | None = None) -> Exporter:
+    """The function that writes it; `rounded` are matrices that are rounded already, for `decilm` and `plain`. Raises
+    UnsupportedExportError for a format that there is not, and for a precision that it does not have."""
     format, precision = target.format, target.precision
     if target.dtype is not None and format == "gguf":
         raise UnsupportedExportError(f"dtype {target.dtype}: a GGUF file has a precision instead, such as q8_0")
     if format not in FORMATS:
         raise UnsupportedExportError(f"there is no export format {format!r}; formats: {', '.join(FORMATS)}")
+    if format in _COMPRESSED and precision in (None, *COMPRESSED):
+        return partial(_COMPRESSED[format], rounded=rounded or RoundedMatrices(precision or ""))
     if precision is None:
         return FORMATS[format]
     if format != "gguf":
+        others = f"has {', '.join(COMPRESSED)}, and without a precision" if format in _COMPRESSED else "has"
         raise UnsupportedExportError(
-            f"precision {precision} is one of format gguf; {format} has the type that the scenario serves in"
+            f"precision {precision}: format {format} {others} the type that the scenario serves in"
+        )
+    if precision in COMPRESSED:
+        raise UnsupportedExportError(
+            f"precision {precision} is one of formats {' and '.join(_COMPRESSED)}, not of gguf"
         )
     return partial(export_gguf, precision=precision)

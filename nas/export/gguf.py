@@ -6,7 +6,6 @@ probabilities, greedy tokens and token ids are compared with the child's.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from blocklib.block import Architecture, Choice
 from blocklib.errors import MissingLlamaCppError, UnsupportedFormatError
 from blocklib.formats import gguf
-from blocklib.formats.gguf import GgufModel, Stored, as_stored, write_gguf
+from blocklib.formats.gguf import GgufModel, as_stored, write_gguf
 from blocklib.formats.gguf_types import precision_type, tensor_type
 from blocklib.formats.gguf_vocabulary import Vocabulary
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
@@ -26,6 +25,7 @@ from nas.errors import MissingFileError, UnsupportedExportError
 from nas.export.exported import Card, Exported, files_in, whole_folder
 from nas.export.gguf_tokenizer import normalisation_of, vocabulary_of
 from nas.export.parent_settings import ParentSettings
+from nas.export.rounded import RoundedMatrices
 from nas.export.verify_gguf import check_llama_cpp, compare_closely, compare_exactly
 
 Made = TypeVar("Made")
@@ -50,15 +50,6 @@ from llama_cpp import Llama
 model = Llama("{file}", flash_attn=True)
 ```
 """
-
-
-@dataclass(frozen=True, eq=False)
-class RoundedMatrices:
-    """`stored` are the matrices of subblocks that have a precision of their own, by their names in the child;
-    `precision` is that of whatever has none."""
-
-    precision: str
-    stored: Stored | None = None
 
 
 def export_gguf(

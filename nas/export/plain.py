@@ -5,25 +5,30 @@ as few layers as possible, so whole blocks may be missing. The configuration is 
 tensors go by the family's names (`blocklib/families.py`).
 
 The export is checked in a fresh process, which loads it with transformers alone: no flag, and no code but its own.
+Matrices may be stored in compressed-tensors' formats (`rounded.py`).
 """
 
+import json
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from blocklib.block import SKIP, Architecture, Block, Choice, Parallel
 from blocklib.families import family_names, resized
-from blocklib.formats.subblocks import Layer, repack, subblocks_of, tensors_of
+from blocklib.formats.subblocks import Layer, own_names, repack, subblocks_of, tensors_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
+from blocklib.precisions.compressed_child import CompressedChild
 from nas.errors import UnsupportedExportError
 from nas.export.carried_files import write_tokenizer
 from nas.export.exported import Card, Exported, files_in, whole_folder
 from nas.export.parent_settings import ParentSettings, check_settings
+from nas.export.rounded import SECTION, RoundedMatrices, compressed, notes_on
 from nas.export.transformers_folder import described, loading_lines
 
 _KINDS = {"attention": "kv", "ffn": "ffn"}
@@ -54,28 +59,49 @@ def export_plain(
     out: Path,
     card: str,
     parent: ParentSettings | None = None,
+    rounded: RoundedMatrices | None = None,
 ) -> Exported:
     """Write the child to `out` as its parent's family, reload it in a fresh process that cannot import this package and
     runs no code of the folder, and compare, as `export_hf` does.
 
-    `card` is Markdown, with YAML front matter or without.
+    `card` is Markdown, with YAML front matter or without. `rounded`: matrices are stored in compressed-tensors'
+    formats, and the reloaded model is compared with the child as these leave it.
 
     Raises UnsupportedExportError naming the subblock that such a checkpoint cannot carry, FileExistsError where `out`
     is not empty, ExportMismatchError where the reloaded model is not the child. After an error nothing is left behind.
     """
     if parent is None:
         raise UnsupportedExportError("a plain checkpoint is of its parent's family; give the parent's settings")
+    held = compressed(child, rounded)
+    if held is not None and own_shape(child.config).layer_norm:
+        kind = parent.config.model_type
+        raise UnsupportedExportError(f"a {kind} checkpoint has no matrices in fp8 or int4; leave out the precision")
     model = _of_family(child, parent.config)
     model.generation_config = deepcopy(parent.generation.settings)
     has_code = type(tokenizer)._auto_class is not None
     loading = loading_lines(False, has_code) + _LOADING.format(architecture=type(model).__name__)
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
+        if held is not None:
+            _store_compressed(folder, child, held)
         write_tokenizer(tokenizer, parent, folder)
-        notes = check_settings(folder, AutoConfig.from_pretrained(folder), parent, _CHANGED)
+        notes = notes_on(held) + check_settings(folder, AutoConfig.from_pretrained(folder), parent, _CHANGED | SECTION)
         told = Card(card, loading, notes=notes)
-        difference, notes = described(folder, child, tokenizer, told, remote_code=False)
+        reference = child if held is None else held.model
+        difference, notes = described(folder, reference, tokenizer, told, remote_code=False)
     return Exported(out, "plain", difference, files_in(out), notes)
+
+
+def _store_compressed(folder: Path, child: PuzzleNasForCausalLM, held: CompressedChild) -> None:
+    """Put the compressed matrices in place of those that were written, and say so in config.json."""
+    for written in folder.glob("model*.safetensors*"):
+        written.unlink()
+    layers = plain_layers(child)
+    own = own_names(layers)
+    save_torch_state_dict(held.tensors(tensors_of(child, layers), own), folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"quantization_config": held.config(own)}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_plain(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
@@ -112,7 +138,7 @@ def plain_layers(child: PuzzleNasForCausalLM) -> tuple[Layer, ...]:
                 f"{placed.choice}: every layer of a plain checkpoint has attention, then an FFN, and here one of them "
                 f"is missing; {_INSTEAD}"
             )
-        if placed.subblock != like.subblock:
+        if placed.subblock.unrounded != like.subblock.unrounded:
             raise UnsupportedExportError(
                 f"{placed.choice}: a plain checkpoint has one size for all layers, and {like.choice} is of another; "
                 f"{_INSTEAD}"

@@ -26,8 +26,9 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(question["threads"])
     loaded_by_card = as_the_card_says(folder)
-    # A CPU may not support the type that the GPU serves in.
-    model, tokens = loaded_by_card["model"].float(), loaded_by_card["tokenizer"](question["text"])["input_ids"]
+    model, tokens = loaded_by_card["model"], loaded_by_card["tokenizer"](question["text"])["input_ids"]
+    if not getattr(model, "is_quantized", False):  # transformers refuses to cast one that is
+        model = model.float()  # A CPU may not support the type that the GPU serves in.
     as_called = work_of(model, question["ids"][:1])
     # Use the cache, whatever the settings say.
     model.generation_config = GenerationConfig(use_cache=model.generation_config.use_cache, pad_token_id=0)

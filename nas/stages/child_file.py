@@ -9,10 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from blocklib.formats.gguf import stored_types
+from blocklib.block import Architecture
 from blocklib.library import undamaged, write_whole
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.parent import model_with
+from blocklib.parent import model_with, own_shape
+from blocklib.precisions.parts import rounded_types
 from blocklib.precisions.rounding import unpacked
 from nas.errors import MissingFileError
 
@@ -41,7 +42,7 @@ def load_child(path: Path) -> PuzzleNasForCausalLM:
     config = PuzzleNasConfig.from_dict(json.loads(_metadata(path)["config"]))
     with undamaged(path):
         weights = load_file(path)
-    types = stored_types(config, "f32")
+    types = rounded_types(Architecture.parse(config.architecture), own_shape(config))
     weights = {
         name.removeprefix(_STORED): unpacked(tensor, types[name.removeprefix(_STORED)])
         if name.startswith(_STORED)

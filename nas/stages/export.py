@@ -16,9 +16,10 @@ from db.store import Store
 from nas.errors import UnsupportedExportError
 from nas.export.exported import Exported
 from nas.export.formats import Target, exporter
-from nas.export.gguf import DEFAULT_PRECISION, RoundedMatrices, export_rounded_gguf
+from nas.export.gguf import DEFAULT_PRECISION, export_rounded_gguf
 from nas.export.parent_settings import settings_of
 from nas.export.published import card_data
+from nas.export.rounded import RoundedMatrices, rounded_once
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
 from nas.job.stored import request_of, scenario_in
@@ -51,12 +52,15 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target
     if target.dtype not in (None, *DTYPES):
         raise UnsupportedExportError(f"dtype {target.dtype!r}: a child is written in {', '.join(DTYPES)}")
     scenario, child, stored = scenario_in(search), as_assembled(load_child(file)), stored_in_child(file)
-    if stored and target.format == "gguf" and target.precision not in (None, scenario.dtype):
+    if stored and target.precision not in (None, scenario.dtype if target.format == "gguf" else None):
         raise UnsupportedExportError(
             f"precision {target.precision}: the search chose the precision of each part of trial {trial.id}; leave out "
             "precision"
         )
-    if target.format != "gguf":  # A GGUF file is rounded once, from the weights as they are.
+    write = exporter(target)
+    if target.format in ("decilm", "plain"):  # Matrices are rounded once, from the weights as they are.
+        write = exporter(target, rounded_once(child, RoundedMatrices(target.precision or "", stored)))
+    if target.format != "gguf":
         child.to(dtype=getattr(torch, target.dtype) if target.dtype else torch_dtype(scenario))  # type: ignore[call-arg]
     elif target.precision is None and scenario.engine == "llama_cpp":
         target = Target("gguf", scenario.dtype)
@@ -65,10 +69,10 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target
     tokenizer = load_tokenizer(folder, allowed)
     card, settings = _card(search, trial, folder), settings_of(str(folder))
     if target.format != "gguf":
-        return exporter(target)(child, tokenizer, out, card, settings)
+        return write(child, tokenizer, out, card, settings)
     card += _cache_note(scenario)
-    rounded = RoundedMatrices(target.precision or DEFAULT_PRECISION, stored)
-    return export_rounded_gguf(child, tokenizer, out, card, settings, rounded)
+    matrices = RoundedMatrices(target.precision or DEFAULT_PRECISION, stored)
+    return export_rounded_gguf(child, tokenizer, out, card, settings, matrices)
 
 
 def as_assembled(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:

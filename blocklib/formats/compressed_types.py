@@ -19,6 +19,12 @@ from blocklib.errors import UnsupportedFormatError
 
 COMPRESSED = ("fp8", "int4")
 """The names that users type, from the most bits to the fewest."""
+RUN_BY = {
+    "fp8": "vLLM 0.32 has kernels for weights in fp8 alone for GPUs of compute capability 7.5 on, and none for a CPU",
+    "int4": "vLLM 0.32 has kernels for int4 for GPUs of compute capability 7.5 on, and one for a CPU, which takes "
+    "outputs in multiples of 32",
+}
+"""By precision, where it runs, in words: read in vLLM's source (`kernels/linear/__init__.py`)."""
 GROUPS = (128, 64, 32)
 """The sizes of a group of `int4`; a row takes the first that divides it."""
 _SCALE_BYTES = 2

@@ -62,7 +62,8 @@ def _scale(values_SO: Tensor, importance_S: Tensor, format: LevelFormat) -> Tens
 def _targets(format: LevelFormat) -> list[float]:
     """What the number farthest from zero may become in the levels' unit, of either sign; where scales are positive, it
     is taken for negative, and so are all of these."""
-    first, second, *_, last_but_one, last = (format.least, *format.levels[format.levels.index(format.least) + 1 :])
+    levels: tuple[float, ...] = format.levels
+    first, second, *_, last_but_one, last = levels[levels.index(format.least) :]
     low = [first - beyond * (second - first) for beyond in BEYOND]
     high = [last + beyond * (last - last_but_one) for beyond in BEYOND]
     return low + (high if format.has_sign else [-target for target in high])

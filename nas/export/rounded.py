@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from blocklib.errors import UnsupportedFormatError
-from blocklib.formats.compressed_types import COMPRESSED
+from blocklib.formats.compressed_types import COMPRESSED, RUN_BY
 from blocklib.formats.gguf import Stored
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.precisions.compressed_child import CompressedChild, compressed_child
@@ -63,7 +63,9 @@ def notes_on(child: CompressedChild | None) -> tuple[str, ...]:
     if child is None:
         return ()
     names = sorted({str(format) for format in child.formats.values()})
+    runs = [f"{RUN_BY[name]}." for name in COMPRESSED if name in {format.name for format in child.formats.values()}]
     return (
         f"Matrices of layers are stored as {', '.join(names)}; embedding, head and norms are not. What enters a matrix "
         f"is not rounded. transformers loads the folder with the package compressed-tensors.",
+        *runs,
     )

@@ -57,7 +57,7 @@ def round_matrix(
         raise UnsupportedFormatError(
             f"{name}: {type.name.lower()} has blocks of {size}, and rows have {weight_OI.shape[1]} numbers"
         )
-    _check_finite(weight_OI, f"{name} is not finite")
+    check_finite(weight_OI, f"{name} is not finite")
     if type in CASTS or how == "plain":
         return torch.cat([_plain(weight_OI[rows], type, rows.start, name) for rows in _chunks(weight_OI)])
     known = _known(moments, weight_OI, how, name)
@@ -106,7 +106,7 @@ def _plain(weight_OI: Tensor, type: MatrixType, first_row: int, name: str) -> Te
     held_OI = unpacked(packed_OB, type)
     if type not in CASTS:  # llama.cpp makes zeros of what is so large that its square is no float32
         held_OI = held_OI.where(weight_OI.abs() < TOO_LARGE, torch.inf)
-    _check_finite(held_OI, problem, first_row)
+    check_finite(held_OI, problem, first_row)
     assert packed_OB.numel() == stored_bytes(tuple(weight_OI.shape), type)
     return packed_OB
 
@@ -119,11 +119,11 @@ def _known(moments: Tensor | InputMoments | None, weight_OI: Tensor, how: How, n
     if known.moments_II.shape != (inputs, inputs):
         shape = list(known.moments_II.shape)
         raise SettingError(f"{name} has {inputs} inputs, and its moments are {shape}")
-    _check_finite(known.moments_II, f"the moments of the inputs of {name} are not finite")
+    check_finite(known.moments_II, f"the moments of the inputs of {name} are not finite")
     return known
 
 
-def _check_finite(numbers_RI: Tensor, problem: str, first_row: int = 0) -> None:
+def check_finite(numbers_RI: Tensor, problem: str, first_row: int = 0) -> None:
     finite = numbers_RI.isfinite()
     if not finite.all():
         row, column = (~finite).nonzero()[0].tolist()

@@ -110,6 +110,11 @@ class Request(Section):
         asked = self.ray.gpus_per_task
         return float(self.scenario.device == "cuda") if asked is None else asked
 
+    @property
+    def heals_through_rounding(self) -> bool:
+        """Whether a child's weights are rounded first, and then healed as they are stored."""
+        return self.heal is not None and bool(self.space.precision) and self.heal.rounding == "through"
+
     def canonical(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as plain JSON; as YAML it parses to an equal request."""
         return self.model_dump(mode="json")

@@ -341,13 +341,18 @@ class Solver(Section):
 
 
 class Heal(Section):
-    """Global distillation of the assembled child. `hidden_weight`: of the hidden states' loss beside the logits'."""
+    """Global distillation of the assembled child. `hidden_weight`: of the hidden states' loss beside the logits'.
+
+    `rounding`, where precisions are chosen: the weights are rounded after healing, or before it, and then healed
+    `through` their rounding.
+    """
 
     tokens: Count | None = None
     batch: Count = 8
     learning_rate: Positive = 2e-4
     warmup: Fraction = 0.05
     hidden_weight: NotNegative = 1.0
+    rounding: Literal["after", "through"] = "after"
 
 
 class Export(Section):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice
@@ -22,7 +21,8 @@ from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
-from blocklib.precisions.round_model import round_model
+from blocklib.precisions.round_model import Stored, round_model
+from blocklib.precisions.train_rounded import hold, settle
 from cost_models.analytic import architecture_cost
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
@@ -109,7 +109,10 @@ def healing_of(job: Job) -> Healing | None:
 def healing_key(job: Job) -> dict[str, Any] | None:
     """The part of a trial's key that names its healing."""
     healing = healing_of(job)
-    return None if healing is None else vars(healing) | {"text": job.tokens.digest("distillation")}
+    if healing is None:
+        return None
+    through = {"rounding": "through"} if job.request.heals_through_rounding else {}
+    return vars(healing) | {"text": job.tokens.digest("distillation")} | through
 
 
 def made(context: Context, trial: models.TrialRow) -> models.TrialRow:
@@ -134,7 +137,7 @@ def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> 
 @dataclass(frozen=True)
 class _ChildTask:
     """`file` is the path of the child, `checkpoints` the folder of an unfinished healing; `batch` sequences of the
-    calibration text run at a time where weights are rounded."""
+    calibration text run at a time where weights are rounded. `is_through`: they are healed through their rounding."""
 
     parent: PackedParent
     calibration: Ids
@@ -146,6 +149,7 @@ class _ChildTask:
     checkpoints: Path
     device: str
     batch: int
+    is_through: bool = False
 
 
 def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
@@ -157,6 +161,7 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
         task = _ChildTask(
             shared["parent"], shared["calibration"], shared["distillation"], shared["evaluation"],
             _Parts.of(job, trial), healing, file, checkpoints, device_of(job), job.request.distill.batch,
+            job.request.heals_through_rounding,
         )  # fmt: skip
         ((_, found),) = context.cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
     before, after = found.before, found.after
@@ -192,16 +197,9 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
             return evaluator.evaluate(model, heard)
 
         own, before = evaluated(parent.model, "the parent"), None
-        if task.healing is None:
-            child = task.parts.unrounded(parent)
-        else:
+        if task.healing is not None:
             before = evaluated(task.parts.assembled(parent), "the child before healing")
-            child = _healed(parent, task, task.healing, report)
-        stored: Mapping[str, Tensor] = {}
-        if task.parts.architecture != task.parts.architecture.unrounded:
-            report(doing="rounding the child")
-            text = tensor(task.calibration, task.device)
-            child, stored = round_model(child, task.parts.architecture, text, task.batch)
+        child, stored = _finished(parent, task, report)
         after = evaluated(child, "the healed child" if task.healing else "the child")
         found = Evaluations(own, before or after, after)
         save_child(task.file, child, found.plain(), stored)
@@ -209,16 +207,34 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
         return found
 
 
-def _healed(parent: Parent, task: _ChildTask, healing: Healing, report: Report) -> PuzzleNasForCausalLM:
-    """The child without precisions, healed: its weights are rounded afterwards."""
+def _finished(parent: Parent, task: _ChildTask, report: Report) -> tuple[PuzzleNasForCausalLM, Stored]:
+    """The child healed and rounded as the task says, and its rounded matrices. It is rounded anew, each layer on what
+    the rounded ones before it make, from the weights before any was rounded."""
+    rounds = task.parts.architecture != task.parts.architecture.unrounded
+    heals_through = rounds and task.is_through
+    child = task.parts.unrounded(parent)
+    if task.healing is not None and not heals_through:
+        child = deepcopy(child)
+        _heal(parent, child, task, task.healing, report)
+    if not rounds:
+        return child, {}
+    report(doing="rounding the child")
+    text = tensor(task.calibration, task.device)
+    rounded, stored = round_model(child, task.parts.architecture, text, task.batch)
+    if task.healing is not None and heals_through:
+        hold(rounded, stored)
+        _heal(parent, rounded, task, task.healing, report)
+        stored = settle(rounded, stored)
+    return rounded, stored
+
+
+def _heal(parent: Parent, child: PuzzleNasForCausalLM, task: _ChildTask, healing: Healing, report: Report) -> None:
     report(doing="loading the trainer")
     from nas.stages.heal import heal  # It takes seconds to load, and only here.
 
-    child = deepcopy(task.parts.unrounded(parent))
     text = tensor(task.distillation, task.device)
     for event in heal(parent.model, child, text, healing, task.checkpoints):
         report(event.done_tokens, event.total_tokens)
-    return child
 
 
 @contextmanager

@@ -16,9 +16,12 @@ hold it: each kind's own file does (`blocklib/attention/`, `blocklib/ffn/`).
     kv8+ffn512 embedding@q4_0 head@q8_0   the same where embedding and head are two matrices, each in its own
     L2.tables=tables@q5_0                 the choice of tables, behind a parent's layers 0 and 1
     L2.head=head@q8_0                     the choice of one of them
+    kv8+ffn512 cache@q8_0                 an architecture that says the type of its keys and values, last of all
+    L1.cache=cache@q8_0                   the choice of that, behind a parent's layer 0
 
 A parent of L layers has 2L slots in a row, A0 F0 A1 F1 ... : attention of layer l at slot 2l, its FFN at 2l + 1. Where
-precisions are chosen, two more slots hold the tables: the embedding at 2L and the head at 2L + 1.
+precisions are chosen, two more slots hold the tables: the embedding at 2L and the head at 2L + 1. Where the type of
+keys and values is chosen, the next two hold that: one for keys, one for values.
 """
 
 import re
@@ -28,13 +31,15 @@ from typing import Literal
 
 from blocklib.errors import SpellingError
 
-Role = Literal["attention", "ffn", "block", "tables", "embedding", "head"]
+Role = Literal["attention", "ffn", "block", "tables", "embedding", "head", "cache"]
 TABLE_ROLES: tuple[Role, ...] = ("tables", "embedding", "head")
 """The roles of what stands around the layers; such a subblock's kind is the name of its role."""
+_BEHIND: tuple[Role, ...] = (*TABLE_ROLES, "cache")
+"""The roles of what has slots behind those of the layers."""
 
 _SUBBLOCK = re.compile(r"([a-z]+(?:_[a-z]+)*?)((?:0|[1-9]\d*)(?:[a-z](?:0|[1-9]\d*))*)?")
 _PRECISION = re.compile(r"[a-z]+\d+(_[a-z0-9]+)*")
-_CHOICE = re.compile(r"L(0|[1-9]\d*)\.(attention|ffn|block|tables|embedding|head)=(.+)")
+_CHOICE = re.compile(r"L(0|[1-9]\d*)\.(attention|ffn|block|tables|embedding|head|cache)=(.+)")
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,8 @@ class Subblock:
 SKIP = Subblock("skip")
 TABLES = Subblock("tables")
 """Embedding and head, as one."""
+CACHE = Subblock("cache")
+"""Keys and values: no weights, but all layers keep theirs in one type."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +179,8 @@ class Parallel:
 class Choice:
     """A choice, which stands at some slots: one option of one search, or one subblock of the library.
 
-    `layer` is the parent layer of its first slot; of tables, the number of layers. A `block` choice holds a whole block
-    or several in parallel, any other a subblock.
+    `layer` is the parent layer of its first slot; of what stands behind the layers, half its first slot. A `block`
+    choice holds a whole block or several in parallel, any other a subblock.
     """
 
     layer: int
@@ -193,14 +200,14 @@ class Choice:
     @property
     def span(self) -> int:
         """Slots covered. A run of n FFNs covers the n - 1 attentions between them too."""
-        if self.role in ("attention", *TABLE_ROLES):
-            return 2 if self.role == "tables" else 1
+        if self.role in ("attention", *_BEHIND):
+            return 2 if self.role in ("tables", "cache") else 1
         return 2 * self.what.layers - (self.role == "ffn")
 
     @property
     def end_layer(self) -> int:
         """The first parent layer after it."""
-        if self.is_table:
+        if self.role in _BEHIND:
             return self.layer
         return self.layer + (self.what.layers if self.role != "attention" else 1)
 
@@ -245,27 +252,32 @@ class Choice:
         if role == "block":
             return Choice(layer, "block", Parallel.parse(what))
         subblock = Subblock.parse(what)
-        if role in TABLE_ROLES and subblock.kind != role:
+        if role in _BEHIND and subblock.kind != role:
             raise SpellingError(f"{text!r}: at the slot of {role} stands {role}, as in L{layer}.{role}={role}@q8_0")
-        roles: dict[str, Role] = {each: each for each in ("attention", "ffn", *TABLE_ROLES)}
+        roles: dict[str, Role] = {each: each for each in ("attention", "ffn", *_BEHIND)}
         return Choice(layer, roles[role], subblock)
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Blocks that tile the parent's layers, first to last, and the tables where they have a precision of their own:
-    none, `tables@q8_0`, or `embedding@q4_0` and `head@q8_0`."""
+    none, `tables@q8_0`, or `embedding@q4_0` and `head@q8_0`.
+
+    `cache` is the type of all keys and values, by the engine's name; "": as the scenario says.
+    """
 
     blocks: tuple[Block | Parallel, ...]
     tables: tuple[Subblock, ...] = ()
+    cache: str = ""
 
     def __str__(self) -> str:
-        return " ".join(map(str, (*self.blocks, *self.tables)))
+        cache = (CACHE.at(self.cache),) if self.cache else ()
+        return " ".join(map(str, (*self.blocks, *self.tables, *cache)))
 
     @property
     def unrounded(self) -> "Architecture":
-        """The same without precisions."""
-        return Architecture(tuple(block.unrounded for block in self.blocks))
+        """The same without precisions of weights."""
+        return replace(self, blocks=tuple(block.unrounded for block in self.blocks), tables=())
 
     @property
     def has_own_head(self) -> bool:
@@ -294,7 +306,7 @@ class Architecture:
 
     def choices(self) -> tuple[Choice, ...]:
         """Its subblocks as choices, blocks in parallel as one, in slot order, the tables last where they have a
-        precision; together they tile every slot once."""
+        precision; together they tile every slot of weights once."""
         found: list[Choice] = []
         layer = 0
         for entry in self.blocks:
@@ -321,14 +333,18 @@ class Architecture:
                 chosen[old.first_slot] = old
             elif not slots <= covered:
                 raise ValueError(f"{choice} cuts {old} in two")
-        return Architecture.of(tuple(chosen[slot] for slot in sorted(chosen)), self.layers)
+        made = Architecture.of(tuple(chosen[slot] for slot in sorted(chosen)), self.layers)
+        return replace(made, cache=made.cache or self.cache)
 
     @staticmethod
     def of(choices: tuple[Choice, ...], layers: int) -> "Architecture":
-        """The architecture whose slots are tiled by `choices`, given in slot order. Tables may be left out.
+        """The architecture whose slots are tiled by `choices`, given in slot order. What stands
+        behind the layers may be left out.
 
         Raises ValueError where a slot is left open or covered twice.
         """
+        if choices and choices[-1].role == "cache":
+            return replace(Architecture.of(choices[:-1], layers), cache=choices[-1].precision)
         slot, attention = 0, SKIP
         blocks: list[Block | Parallel] = []
         tables = tuple(choice.what for choice in choices if choice.is_table and isinstance(choice.what, Subblock))
@@ -355,11 +371,14 @@ class Architecture:
         words = text.split()
         blocks = [word for word in words if "+" in word]
         tables = tuple(Subblock.parse(word) for word in words[len(blocks) :])
+        cache = tables[-1].precision if tables and tables[-1].unrounded == CACHE else ""
+        tables = tables[:-1] if cache else tables
         if not blocks or words[: len(blocks)] != blocks or not _may_stand_behind(tables):
             raise SpellingError(
-                f"{text!r} is no architecture: after its blocks may stand tables@q8_0, or embedding@q4_0 head@q8_0"
+                f"{text!r} is no architecture: after its blocks may stand tables@q8_0, or embedding@q4_0 head@q8_0, "
+                "and then cache@q8_0"
             )
-        return Architecture(tuple(Parallel.parse(part) for part in blocks), tables)
+        return Architecture(tuple(Parallel.parse(part) for part in blocks), tables, cache)
 
 
 _TABLES_TOGETHER = (("tables",), ("embedding", "head"))

@@ -41,6 +41,9 @@ class Kind(ABC):
     module: ClassVar[type[nn.Module] | None] = None
     """The module that runs it in a decoder layer; None if none does."""
 
+    keeps_cache: ClassVar[bool] = False
+    """Whether it keeps keys and values of earlier tokens."""
+
     is_sparse: ClassVar[bool] = False
     """Whether a token uses only a part of its weights."""
 

@@ -77,6 +77,7 @@ def table_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
 
 
 def architecture_cost(architecture: Architecture, shape: Shape, scenario: Scenario) -> Cost:
-    """The bytes that a whole child holds and reads."""
+    """The bytes that a whole child holds and reads, keys and values in the type that the architecture says."""
+    scenario = scenario.keeping(architecture.cache)
     fixed = ZERO if architecture.tables else fixed_cost(shape, scenario)
     return sum((choice_cost(choice, shape, scenario) for choice in architecture.choices()), fixed)

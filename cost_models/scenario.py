@@ -5,7 +5,7 @@ Knows nothing of the machine itself: `hardware.py` does.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cost_models.errors import ScenarioError
 
@@ -103,6 +103,10 @@ class Scenario:
     def cache_type(self) -> str:
         """The type of keys and values, by the engine's name."""
         return self.kv_cache or KV_CACHES.get(self.engine, (self.dtype,))[0]
+
+    def keeping(self, cache: str) -> "Scenario":
+        """The same with keys and values of that type; "": of its own."""
+        return replace(self, kv_cache=cache) if cache else self
 
     @property
     def cache_block(self) -> int:

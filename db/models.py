@@ -190,7 +190,8 @@ class OptionRow(Base, kw_only=True):
     name: Mapped[str]
     score_key: Mapped[str | None] = mapped_column(ForeignKey("score.key"), default=None)
     cost_keys: Mapped[list[str]] = mapped_column(default_factory=list)
-    """The keys of the costs that add up to the option's: one for a subblock, several for a block, none for `skip`."""
+    """The keys of the costs that add up to the option's: one for a subblock, several for a block, none for `skip`. Of a
+    type of keys and values: of the costs that count in place of those named alike without it."""
     distillation_key: Mapped[str | None] = mapped_column(default=None)
 
 

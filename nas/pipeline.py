@@ -41,6 +41,7 @@ from nas.stages.prepare import Job, prepare
 from nas.stages.refine import solve_refined
 from nas.stages.rounding import round_library
 from nas.stages.sample import sample
+from nas.stages.score_kv_cache import score_caches
 from nas.terminal.progress import bar
 from nas.terminal.signals import SIGNALS
 from solvers.problem import Solution
@@ -77,7 +78,10 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
             # Others know it by its first name, in their commands and its reports.
             job = replace(job, request=request.model_copy(update={"name": known.name}), dependency=known.dependency)
         store.add_search(search_row(job, known.parent_costs if known else {}))
-        console.print(f"search {job.request.name} ({job.id}): {len(job.variants)} options beside the parent's own")
+        kept = f", {len(job.caches)} types of keys and values" if job.caches else ""
+        console.print(
+            f"search {job.request.name} ({job.id}): {len(job.variants)} options beside the parent's own{kept}"
+        )
         console.print(job.tokens.describe(), style="dim", soft_wrap=True)
         for note in job.parent.notes:
             console.print(note, soft_wrap=True)
@@ -117,7 +121,7 @@ def fill_store(context: Context, remeasure: bool = False) -> Context:
         with _stage(context, "round") as done:
             done.append(round_library(context))
     with _stage(context, "score") as done:
-        done.append(score_choices(context) + predict_scores(context))
+        done.append(score_choices(context) + predict_scores(context) + score_caches(context))
     with _stage(context, "measure") as done:
         done.append(measure_costs(context, remeasure) + correct_costs(context, remeasure))
     write_options(job, store)

@@ -19,7 +19,7 @@ from nas.errors import UsageError
 from nas.files.database import opened
 from nas.job import units
 from nas.job.units import Limit
-from nas.solve import solve
+from nas.solve import across
 from nas.solve.counting import counted
 from nas.solve.effort import USUAL, Effort, shown
 from nas.solve.explain import explain
@@ -343,7 +343,7 @@ def solve_across(
     with opened(first.db, "read", first.progress) as store, shown(console_of(first.progress)) as heard:
         known = [_known(store, search, metric, plain) for search in searches]
         effort = effort.with_progress(heard)
-        best, solution = solve.solve_across(known, limits, effort)
+        best, solution = across.solve_across(known, limits, effort)
         trial = explain(store, best, limits, solution, proposed(store, best, solution, limits))
         return Trial(priced(store, best, limits, trial, effort), best.search)
 

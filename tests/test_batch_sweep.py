@@ -15,7 +15,8 @@ from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from nas.errors import BudgetNotMetError
 from nas.job.units import parse_budget
-from nas.solve.solve import Measured, solve_across
+from nas.solve.across import solve_across
+from nas.solve.solve import Measured
 from solvers.errors import Infeasible
 from solvers.exact import solver
 from solvers.exact.settings import Settings

@@ -97,6 +97,7 @@ def window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor 
 class GroupedQuery(Kind):
     output_projection = "self_attn.o_proj"
     module = GroupedQueryAttention
+    keeps_cache = True
 
     def check(self, subblock: Subblock, shape: Shape) -> None:
         count = subblock.number

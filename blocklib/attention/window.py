@@ -19,6 +19,7 @@ from blocklib.shape import Shape
 class Window(Kind):
     output_projection = "self_attn.o_proj"
     module = GroupedQueryAttention
+    keeps_cache = True
 
     def __init__(self) -> None:
         self._full = GroupedQuery()

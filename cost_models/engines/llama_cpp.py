@@ -1,9 +1,9 @@
 """The engine `llama_cpp`: llama.cpp on GGUF files, each model in a server process of its own.
 
 The clock is llama.cpp's: the server reports the milliseconds of a prompt and of the decode steps after it, as
-llama-bench does for pp and tg. A batch is as many sequences in parallel. Keys and values are of the scenario's type,
-f16 if it names none; threads are its own, or all cores. If memory does not hold two models, their processes take turns
-as well.
+llama-bench does for pp and tg. A batch is as many sequences in parallel. Keys and values are of the architecture's
+type, else of the scenario's, f16 if it names none; threads are its own, or all cores. If memory does not hold two
+models, their processes take turns as well.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,11 +36,13 @@ _SPARE_TOKENS = 8
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF file to time: its size of vocabulary, and the bytes that it takes with its cache."""
+    """A GGUF file to time: its size of vocabulary, the bytes that it takes with its cache, and the type of its keys and
+    values; "": the scenario's."""
 
     file: Path
     vocabulary: int
     held_bytes: int
+    cache: str = ""
 
     @staticmethod
     def of(file: Path, scenario: Scenario) -> "GgufFile":
@@ -148,7 +150,7 @@ class LlamaSubject:
                 "sequences": asked.batch,
                 "context_tokens": asked.context_tokens + _SPARE_TOKENS,
                 "batch_tokens": asked.batch * asked.prompt_tokens,
-                "cache": asked.cache_type,
+                "cache": self._model.cache or asked.cache_type,
             }
             self._server = LlamaServer(settings)
         yield self._server
@@ -201,4 +203,4 @@ def _file() -> Iterator[Path]:
 
 def _model(file: Path, config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> GgufFile:
     held = architecture_cost(architecture, own_shape(config), scenario)
-    return GgufFile(file, config.vocab_size, file.stat().st_size + held.cache_bytes)
+    return GgufFile(file, config.vocab_size, file.stat().st_size + held.cache_bytes, architecture.cache)

@@ -7,7 +7,7 @@ models; a loop over a single block was 23 % off.)
 Five stacks come first and give the times of the fixed part and the parent's own subblocks: no layers; the parent's
 number of empty layers; attention alone; FFNs alone; and the control. Then each further geometry takes one stack: that
 geometry in its slot of every layer, the parent's own in the other; tables of another precision take one around the
-parent's own layers.
+parent's own layers. Keys and values of another type are in the same stack as the attention that keeps them.
 
 A time that is too noisy, or impossible, is measured again; its result states the remaining noise. This file knows what
 to time and how to compute costs from it; `pair.py` has the clock, `stack.py` the models.
@@ -149,7 +149,7 @@ def measure(
         Geometry("ffn", own.ffn): stack_of(Block(SKIP, own.ffn), shape, scenario, room),
     }
     further = {
-        wanted: _with_tables(wanted, stack_of(_in_place(wanted, own), shape, scenario, room))
+        wanted: _of(wanted, stack_of(_in_place(wanted, own), shape, scenario.keeping(wanted.cache), room))
         for wanted in geometries
         if wanted not in own_parts and wanted.subblock != SKIP and wanted.is_timed
     }
@@ -204,7 +204,7 @@ def suspicions(times: Mapping[Geometry, MeasuredGeometry], has_decode: bool) -> 
             found[geometry] = "took no time to speak of, though it holds weights"
     sized = [geometry for geometry in times if geometry.subblock.kind in ("kv", "ffn")]
     for small, large in permutations(sized, 2):
-        is_alike = replace(small.subblock, size="") == replace(large.subblock, size="")
+        is_alike = replace(small.subblock, size="") == replace(large.subblock, size="") and small.cache == large.cache
         if is_alike and small.subblock.number < large.subblock.number:
             longer = _longer(times[small], times[large])
             if longer:
@@ -388,8 +388,9 @@ def _in_place(wanted: Geometry, own: Block) -> Block:
     return Block(own.attention, wanted.subblock)
 
 
-def _with_tables(wanted: Geometry, stack: Stack) -> Stack:
-    return replace(stack, tables=wanted.subblock.precision) if wanted.is_around else stack
+def _of(wanted: Geometry, stack: Stack) -> Stack:
+    """The stack with what of the geometry is no part of a layer: its tables, or the type of its keys and values."""
+    return replace(stack, tables=wanted.subblock.precision if wanted.is_around else "", cache=wanted.cache)
 
 
 def _room(scenario: Scenario) -> Room:

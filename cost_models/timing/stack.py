@@ -6,7 +6,7 @@ This file knows how many layers a stack needs and can have; it times nothing.
 import math
 from dataclasses import dataclass
 
-from blocklib.block import SKIP, TABLES, Architecture, Block, Choice
+from blocklib.block import CACHE, SKIP, TABLES, Architecture, Block, Choice
 from blocklib.kinds import parent_architecture
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost, choice_cost, fixed_cost
@@ -22,18 +22,23 @@ _MOST_LAYERS = 4
 
 @dataclass(frozen=True)
 class Stack:
-    """`block`, `layers` times, between tables that may have a precision of their own, both the same."""
+    """`block`, `layers` times, between tables that may have a precision of their own, both the same. `cache` is the
+    type of keys and values; "": the scenario's."""
 
     block: Block
     layers: int
     tables: str = ""
+    cache: str = ""
 
     def __str__(self) -> str:
-        return f"{self.layers} x {self.block}{f' {TABLES.at(self.tables)}' if self.tables else ''}"
+        behind = [TABLES.at(self.tables)] if self.tables else []
+        behind += [CACHE.at(self.cache)] if self.cache else []
+        return " ".join(map(str, (f"{self.layers} x {self.block}", *behind)))
 
     @property
     def architecture(self) -> Architecture:
-        return Architecture((self.block,) * self.layers, (TABLES.at(self.tables),) if self.tables else ())
+        tables = (TABLES.at(self.tables),) if self.tables else ()
+        return Architecture((self.block,) * self.layers, tables, self.cache)
 
     @property
     def counts(self) -> dict[str, float]:
@@ -41,7 +46,7 @@ class Stack:
         counts = {base_name(self.tables): 1.0, "layer": float(self.layers)}
         for role, subblock in Choice(0, "block", self.block).subblocks:
             if subblock != SKIP:
-                counts[str(geometry(role, subblock))] = float(self.layers)
+                counts[str(geometry(role, subblock, self.cache))] = float(self.layers)
         return counts
 
 

@@ -59,7 +59,7 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option(help="Where they run: cpu, cuda, cuda:1.")] = "cpu",
     kv_cache: Annotated[
-        str | None, typer.Option(help="Type of llama.cpp's keys and values: f16, q8_0, q4_0 ...")
+        str | None, typer.Option(help="Type of llama.cpp's keys and values: f16, q8_0 ... Default: a trial's own.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Times that each model runs, in turns.")] = 9,
     db: Db = None,
@@ -109,11 +109,10 @@ def _bench(asked: BenchRequest) -> None:
 def print_bench(found: "SideBySide") -> None:
     """A table for each engine: a line for each model, and below it how it stands to the first."""
     load = found.load
-    kept = "" if load.kv_cache is None else f", keys and values in {load.kv_cache}"
     for group in found.engines:
         console.print(
             f"\n{group.version}, {group.threads} threads: batch {load.batch}, prompt {load.prompt_tokens}, generated "
-            f"{load.generated_tokens}{kept}; {load.rounds} rounds in turns",
+            f"{load.generated_tokens}; {load.rounds} rounds in turns",
             soft_wrap=True, highlight=False,
         )  # fmt: skip
         print_whole(_table(group))
@@ -135,7 +134,8 @@ def _table(group: "EngineBench") -> Table:
     for name in columns:
         table.add_column(_COLUMNS[name], justify="right", no_wrap=True)
     for line in group.lines:
-        table.add_row(line.name, line.weights, *(_value(name, line.figures[name]) for name in columns))
+        kept = f", keys and values in {line.kv_cache}" if line.kv_cache else ""
+        table.add_row(line.name, f"{line.weights}{kept}", *(_value(name, line.figures[name]) for name in columns))
         if line is not first:
             table.add_row("", f"to {first.name}", *(_ratio(line.figures[name]) for name in columns))
     return table

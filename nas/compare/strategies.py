@@ -100,11 +100,11 @@ def _no_op_only(contest: Contest) -> Chosen:
 STRATEGIES: dict[str, Strategy] = {
     "MIP": lambda contest: Chosen(solve(contest.known, contest.budget)),
     "greedy": lambda contest: Chosen(contest.best(greedy)),
-    "uniform": lambda contest: Chosen(uniform(contest.problem, layers=contest.known.layers)),
+    "uniform": lambda contest: contest.under_each(lambda one: Chosen(uniform(one.problem, layers=one.known.layers))),
     "max parameters": _max_parameters,
-    "no-op only": _no_op_only,
-    "ShortGPT": _shortgpt,
-    "SLEB": _sleb,
+    "no-op only": lambda contest: contest.under_each(_no_op_only),
+    "ShortGPT": lambda contest: contest.under_each(_shortgpt),
+    "SLEB": lambda contest: contest.under_each(_sleb),
     "evolution": _evolution,
     "refine": refined,
 }

@@ -83,7 +83,8 @@ def served_by(request: Request, engine: str | None, dtype: str | None) -> Reques
     served = {"engine": engine or request.engine, "dtype": dtype or (request.scenario.dtype if stays else None)}
     served |= {} if stays else {"kv_cache": None}
     values = request.canonical()
-    return restored(values | {"scenario": values["scenario"] | served}, request.name)
+    space = values["space"] | ({} if stays else {"kv_cache": []})
+    return restored(values | {"scenario": values["scenario"] | served, "space": space}, request.name)
 
 
 def template() -> str:

@@ -144,6 +144,21 @@ class Request(Section):
         return self
 
     @model_validator(mode="after")
+    def _keys_and_values(self) -> Self:
+        given = self.scenario.kv_cache
+        if given is not None and self.space.kv_cache:
+            raise wrong("space.kv_cache", "scenario.kv_cache says which type it is; leave out one of the two")
+        if self.scenario.flash is not None and self.space.kv_cache:
+            raise wrong("scenario.flash", "is not possible beside space.kv_cache; leave out one of the two")
+        asked = {"space.kv_cache": self.space.kv_cache, "scenario.kv_cache": () if given is None else (given,)}
+        for key, name in ((key, name) for key, names in asked.items() for name in names):
+            try:
+                check_kv_cache(name, self.engine)
+            except ScenarioError as error:
+                raise wrong(key, str(error)) from error
+        return self
+
+    @model_validator(mode="after")
     def _agreement(self) -> Self:
         for key, tokens in _training_tokens(self):
             # Healing may pass over the text several times.
@@ -182,11 +197,6 @@ class Request(Section):
                 "scenario.tensor_parallel",
                 f"only vllm divides layers among GPUs, not {self.engine}; give 1, or scenario.engine: vllm",
             )
-        if self.scenario.kv_cache is not None:
-            try:
-                check_kv_cache(self.scenario.kv_cache, self.engine)
-            except ScenarioError as error:
-                raise wrong("scenario.kv_cache", str(error)) from error
         if self.export.precision not in (None, self.dtype) and self.engine == "llama_cpp":
             raise wrong(
                 "export.precision",

@@ -20,6 +20,7 @@ from nas.job.values import (
     AbsolutePath,
     AttentionOption,
     Bytes,
+    Caches,
     Count,
     FfnOption,
     Files,
@@ -151,6 +152,8 @@ class Space(Section):
     `precision`: every subblock, and embedding and head, may be stored in each of these; `all`: in each that the engine
     runs with rows of these lengths; empty: everything is stored as the scenario says. `untie`: the child has a head of
     its own where the parent's is the embedding, so that each has its own precision.
+    `kv_cache`: the keys and values of all layers may be in any one of these types; empty: they are as the scenario
+    says.
     """
 
     attention: Annotated[tuple[AttentionOption, ...], AfterValidator(distinct)] = Field(
@@ -166,6 +169,7 @@ class Space(Section):
     plain: Flag = False
     precision: Precisions = ()
     untie: Flag = False
+    kv_cache: Caches = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -184,7 +188,8 @@ class Space(Section):
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if not (self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel or self.precision):
+        shapes = self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel
+        if not (shapes or self.precision or self.kv_cache):
             raise JobError("leaves nothing to choose; name at least one option under attention, ffn or precision")
         return self
 

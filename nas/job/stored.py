@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from blocklib.block import Architecture
 from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
@@ -118,6 +119,11 @@ def request_of(search: models.SearchRow) -> StoredRequest:
 def scenario_in(search: models.SearchRow) -> Scenario:
     """The scenario that the search's times were taken under."""
     return Scenario(**search.scenario)
+
+
+def kv_cache_of(search: models.SearchRow, trial: models.TrialRow) -> str | None:
+    """The type of keys and values that llama.cpp serves a trial of the search with; None: its usual one."""
+    return scenario_in(search).keeping(Architecture.parse(trial.architecture).cache).kv_cache
 
 
 def parent_costs_of(search: models.SearchRow) -> ParentCosts:

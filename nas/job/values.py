@@ -102,8 +102,16 @@ def _file_name(value: str) -> str:
 def _precisions(value: object) -> tuple[str, ...] | Literal["all"]:
     if value == "all":
         return "all"
+    return _names(value, "precisions; write all, or a list like [q8_0, q5_0, q4_0]")
+
+
+def _caches(value: object) -> tuple[str, ...]:
+    return _names(value, "types of keys and values; write one like [f16, q8_0]")
+
+
+def _names(value: object, said: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise JobError(f"{value!r} is no list of precisions; write all, or a list like [q8_0, q5_0, q4_0]")
+        raise JobError(f"{value!r} is no list of {said}")
     for index, name in enumerate(value):
         if name in value[:index]:
             raise JobError(f"{name} is given twice")
@@ -144,6 +152,7 @@ Files = Annotated[
 Precisions = Annotated[
     tuple[str, ...] | Literal["all"], PlainValidator(_precisions), PlainSerializer(lambda value: value)
 ]
+Caches = Annotated[tuple[str, ...], PlainValidator(_caches), PlainSerializer(list)]
 Schedule = Literal["cosine", "linear", "constant"]
 # `false` says "without this stage" as well as `null` does.
 NoneIfFalse = BeforeValidator(lambda value: None if value is False else value)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from blocklib.block import Architecture
+from blocklib.block import Architecture, Choice
 from cost_models.metrics import LATENCY, Metric
 from db import models
 from db.models import now
@@ -29,7 +29,7 @@ from nas.report.drawing import drawing
 from nas.report.heatmap import heatmap
 from nas.report.options import offers
 from nas.report.plots import additivity_figure, agreement_figure, curves_figure, inlined
-from nas.report.request import budget_lines, budget_of, facts
+from nas.report.request import budget_lines, budget_of, caches, facts
 from nas.report.trade_off import trade_off
 from nas.solve.budget_loop import uncertainty
 from nas.solve.explain import Explained
@@ -76,7 +76,8 @@ def _sections(
     store: Store, search: models.SearchRow, trials: Sequence[models.TrialRow], chosen: models.TrialRow | None
 ) -> dict[str, Any]:
     """The values that the template shows, by the names it uses."""
-    options, budget = store.options(search.id), budget_of(search, chosen)
+    offered, budget = store.options(search.id), budget_of(search, chosen)
+    options = [one for one in offered if Choice.parse(one.option.choice).role != "cache"]
     child = Architecture.parse(chosen.architecture) if chosen else None
     metric = request_of(search).metric
     distillations = distillation.distillations(options)
@@ -87,7 +88,7 @@ def _sections(
         "search": search,
         "chosen": chosen,
         "written_at": now(),
-        "facts": facts(search, budget),
+        "facts": (*facts(search, budget), *caches(offered, metric)),
         "budget": budget_lines(search, chosen) if chosen else (),
         "comparison": comparison(search, chosen) if chosen else (),
         "evaluations": evaluations,

@@ -6,10 +6,11 @@ Knows how a scenario and a budget read as text. Does not know how a budget is so
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blocklib.block import Architecture
+from blocklib.block import Architecture, Choice
 from cost_models.metrics import Metric
 from cost_models.scenario import Scenario
 from db import models
+from db.measured import KnownOption
 from nas.job.stored import parent_totals, request_of, scenario_in
 from nas.job.units import Limit, format_quantity, parse_limit
 from nas.solve.budget_loop import Verdict, verdicts
@@ -47,6 +48,18 @@ def facts(search: models.SearchRow, budget: Sequence[Limit]) -> tuple[Fact, ...]
         Fact("budget", "; ".join(bounded(limit, search) for limit in budget) or "none"),
         Fact("to minimise", metric[request_of(search).metric]),
     )
+
+
+def caches(options: Sequence[KnownOption], metric: str) -> tuple[Fact, ...]:
+    """The types of keys and values to choose from, each with its score in `metric`, kl or lm_loss; nothing where the
+    scenario says the type, or before they are scored."""
+    kept = [(Choice.parse(one.option.choice), one.score) for one in options]
+    told = [
+        f"{choice.precision} (score {getattr(score, metric):.4g})"
+        for choice, score in kept
+        if choice.role == "cache" and score is not None
+    ]
+    return (Fact("keys and values", f"one of {', '.join(told)}"),) if told else ()
 
 
 def served(scenario: Scenario) -> str:

@@ -16,6 +16,7 @@ from blocklib.block import SKIP, Architecture, Choice
 from blocklib.distil import Progress
 from blocklib.kind import Weights
 from blocklib.parent import Parent
+from blocklib.precisions.keys_and_values import KeptType, kept_in
 from blocklib.stream import Rotary, Variant, delta, embed, rotary, variant
 from blocklib.tables import Ends
 from nas.scoring.fidelity import Fidelity, FidelityMeter, numbers_at_once
@@ -39,16 +40,17 @@ def score_whole(
         yield {}
         return
     wanted = list(dict.fromkeys(architectures))
-    # Those of one embedding begin alike.
-    wanted.sort(key=lambda architecture: list(map(str, architecture.tables)))
+    # Those of one embedding begin alike, and those that keep keys and values alike run alike.
+    kept = {architecture: KeptType.of(architecture, parent.model.config) for architecture in wanted}
+    wanted.sort(key=lambda one: (list(map(str, one.tables)), kept[one].name, kept[one].interleaved))
     layers = {
         choice: variant(parent.model, choice, weights_of(choice))
         for choice in dict.fromkeys(choice for architecture in wanted for choice in _path(architecture))
         if choice.what != SKIP
     }
     around = [
-        _Around(Ends.of((choice, weights_of(choice)) for choice in tables), list(same))
-        for tables, same in groupby(wanted, key=lambda architecture: architecture.table_choices())
+        _Around(Ends.of((choice, weights_of(choice)) for choice in tables), list(same), type)
+        for (tables, type), same in groupby(wanted, key=lambda one: (one.table_choices(), kept[one]))
     ]
     one = ids_BT.shape[1] * parent.shape.hidden
     batch = batch or max(1, numbers_at_once(ids_BT.device) // one)
@@ -62,9 +64,10 @@ def score_whole(
         for some in around:
             entering_BTD = embed(parent.model, ids, some.ends.embedding_VD)
             tree = _PathTree([*map(_path, some.architectures)], layers, rotary(parent.model, entering_BTD))
-            for at, residuals_NBTD in tree.leaves(entering_BTD):
-                final_NBTD = parent.model.model.norm(residuals_NBTD)
-                meter.add(ids, parent_BTD, final_NBTD, [before + place for place in at], some.ends.head)
+            with kept_in(some.kept):
+                for at, residuals_NBTD in tree.leaves(entering_BTD):
+                    final_NBTD = parent.model.model.norm(residuals_NBTD)
+                    meter.add(ids, parent_BTD, final_NBTD, [before + place for place in at], some.ends.head)
             before += len(some.architectures)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
@@ -78,10 +81,11 @@ def score_whole(
 
 @dataclass(frozen=True, eq=False)
 class _Around:
-    """Architectures between the same ends."""
+    """Architectures between the same ends, with keys and values kept alike."""
 
     ends: Ends
     architectures: Sequence[Architecture]
+    kept: KeptType
 
 
 def _path(architecture: Architecture) -> tuple[Choice, ...]:

@@ -35,7 +35,7 @@ _LIBRARIES_BYTES = 600 * 1024**2
 @dataclass(frozen=True)
 class Load:
     """A batch of requests: how many, their prompts, their answers. `threads` None: all cores. Each model runs `rounds`
-    times, in turns, on `device`. `kv_cache`: llama.cpp's type of keys and values; None: f16."""
+    times, in turns, on `device`. `kv_cache`: llama.cpp's type of keys and values; None: each model's own, else f16."""
 
     batch: int = 1
     prompt_tokens: int = 128
@@ -69,12 +69,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class BenchLine:
-    """A model in its engine. `figures`: prefill and decode in tokens per second, latency in seconds until the last
-    token of the batch, file and peak resident memory in bytes. No decode where one token is generated."""
+    """A model in its engine, and the type of its keys and values, None: the engine's usual one. `figures`: prefill and
+    decode in tokens per second, latency in seconds until the last token of the batch, file and peak resident memory in
+    bytes. No decode where one token is generated."""
 
     name: str
     path: str
     weights: str
+    kv_cache: str | None
     figures: Mapping[str, Figure]
 
 
@@ -139,7 +141,13 @@ def _timed(name: str, models: Sequence[Artefact], load: Load, console: Console) 
             for model, subject in zip(models, subjects, strict=True)
         ]
     lines = tuple(
-        BenchLine(model.name, str(model.path), _weights(model, scenario), _bytes(own, sizes[0]) | _figures(comparison))
+        BenchLine(
+            model.name,
+            str(model.path),
+            _weights(model, scenario),
+            _asked_of(model, scenario).kv_cache,
+            _bytes(own, sizes[0]) | _figures(comparison),
+        )
         for model, comparison, own in zip(models, found, sizes, strict=True)
     )
     return EngineBench(name, engine_of(name).version(), scenario.threads or 1, found[0].contention, lines)
@@ -158,15 +166,21 @@ def _ready(models: Sequence[Artefact], scenario: Scenario) -> Iterator[list[Time
 
 def _subject(model: Artefact, scenario: Scenario, stays: bool) -> Timed:
     if model.is_gguf:
-        return LlamaSubject(GgufFile.of(model.path, scenario), scenario, stays)
+        asked = _asked_of(model, scenario)
+        return LlamaSubject(GgufFile.of(model.path, asked), asked, stays)
     if scenario.engine == "vllm":
         return VllmFolder(model, scenario, stays)
     return TorchFolder(model.path, scenario, stays)
 
 
+def _asked_of(model: Artefact, scenario: Scenario) -> Scenario:
+    """The scenario with the model's own type of keys and values, unless the load asks for one of all."""
+    return scenario if scenario.kv_cache else scenario.keeping(model.kv_cache or "")
+
+
 def _held_bytes(model: Artefact, scenario: Scenario) -> int:
     if model.is_gguf:
-        return GgufFile.of(model.path, scenario).held_bytes
+        return GgufFile.of(model.path, _asked_of(model, scenario)).held_bytes
     if scenario.engine == "vllm":
         return vllm_held_bytes(model, scenario)
     return weight_bytes(model.path) + _LIBRARIES_BYTES

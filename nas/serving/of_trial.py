@@ -21,7 +21,7 @@ from nas.export.parent_settings import settings_of
 from nas.export.published import published_name
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
-from nas.job.stored import request_of, scenario_in
+from nas.job.stored import kv_cache_of, request_of, scenario_in
 from nas.serving.artefact import Artefact, artefact_at
 from nas.stages.export import export_trial
 from nas.terminal.printable import printable
@@ -44,7 +44,7 @@ def child_of(store: Store, trial: models.TrialRow, engine: str, console: Console
     home, name = home_of(store, search), f"trial {trial.id}"
     if not child_file(home, trial.child_key).is_file():
         raise MissingFileError(f"trial {trial.id} is not built: nas build {trial.id}")
-    kv_cache = scenario_in(search).kv_cache if engine == "llama_cpp" else None
+    kv_cache = kv_cache_of(search, trial) if engine == "llama_cpp" else None
     own = Path(trial.child_path) if trial.child_path else None
     target = _target(search, trial, engine)
     if own is not None and own.is_dir() and export_format(trial) in _RUN_IN.get(engine, _FOLDERS):
@@ -63,7 +63,8 @@ def export_format(trial: models.TrialRow) -> str:
 
 def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Console) -> Artefact:
     """The parent in the form of the child: its own folder or GGUF file, else a GGUF file made of it as the child's was,
-    or, beside a child of mixed types, in the type that the search refers to.
+    or, beside a child of mixed types, in the type that the search refers to; with the keys and values of the search's
+    scenario.
 
     Raises what the export raises.
     """
@@ -73,8 +74,9 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
     folder = parent_folder(checkpoint, home, code=code)
     if not child.is_gguf:
         return Artefact("parent", folder)
+    kv_cache = scenario_in(search).kv_cache
     if is_gguf(checkpoint):
-        return Artefact("parent", Path(checkpoint))
+        return Artefact("parent", Path(checkpoint), kv_cache=kv_cache)
     precision = _precision(search) if _is_mixed(trial) else _stored_as(child)
     out = home / "exports" / f"parent-{search.parent_digest}" / f"gguf-{precision}"
     if not out.is_dir():
@@ -82,7 +84,7 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
             tokenizer = load_tokenizer(folder, code)
             write = exporter(Target("gguf", precision))
             write(load_parent(str(folder)).model, tokenizer, out, _card(search), settings_of(str(folder)))
-    return Artefact("parent", artefact_at(out).path)
+    return Artefact("parent", artefact_at(out).path, kv_cache=kv_cache)
 
 
 def _target(search: models.SearchRow, trial: models.TrialRow, engine: str) -> Target:

@@ -86,8 +86,10 @@ def explain(
 
 
 def explained(known: Measured, budget: Sequence[Limit], solution: Solution) -> Explained:
-    """Explain `solution`, the best within the budget; if it is plain, beside others of its sizes. Takes up to about a
+    """Explain `solution`, the best within the budget; if it is plain, beside others of its sizes, and in any case of
+    its type of keys and values. Takes up to about a
     second."""
+    known = known.of(solution.options)
     problem, pairs = known.problem(budget), known.question_of(budget, solution.options)
     whole = Solution.of(pairs, joined(solution.options, pairs), solution.bound, solution.seconds, solution.solver)
     found = sensitivity(pairs, whole, replace(BRIEF, memory_bytes=known.settings.memory_bytes))

@@ -42,7 +42,7 @@ def front_of(
     a whole model to solve at. Raises BudgetError for a metric there is not, BudgetNotMetError."""
     if cost not in METRICS:
         raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
-    metric, whole, problem = METRICS[cost], known.whole(cost), known.problem(budget)
+    metric, whole = METRICS[cost], known.whole(cost)
     try:
         questions = tuple(known.questions(budget).values())
         summed = metric.summed.column
@@ -54,7 +54,8 @@ def front_of(
     found = []
     for solution in solutions:
         total = known.totals(solution)[metric.column]
-        architecture = str(known.architecture(parted(solution.options, problem)))
+        own = known.of(solution.options)
+        architecture = str(own.architecture(parted(solution.options, own.problem(budget))))
         found.append(
             Point(
                 solution.score, total, total / whole, architecture, summary(architecture), solution.status, solution.gap

@@ -120,8 +120,8 @@ def _kept(
     store: Store, known: Measured, budget: Sequence[Limit], solution: Solution, best: Solution
 ) -> models.TrialRow:
     """The proof about all architectures within the budget is the one of the best."""
-    problem, is_best = known.problem(budget), solution is best
+    is_best = solution is best
     solver = solution.solver if is_best else "pool"
-    whole = known.answer(problem, replace(solution, bound=best.bound, solver=solver))
+    whole = known.answer(budget, replace(solution, bound=best.bound, solver=solver))
     trial = proposed(store, known, whole, budget)
     return explain(store, known, budget, whole, trial) if is_best else trial

@@ -1,5 +1,6 @@
 """The predicted costs of trials, summed again after the costs of their parts have changed."""
 
+from blocklib.block import Architecture
 from db.store import Store
 from nas.solve.solve import Measured
 
@@ -10,12 +11,13 @@ def predict_again(store: Store, known: Measured) -> int:
     The proof, the explanation and the price of such a trial belong to the old costs and are removed. Its measurements
     stay. A metric that the trial is older than is filled in; that alone changes no proof.
     """
-    spelled = {str(choice): choice for choice in known.costs}
     changed = 0
     for trial in store.trials(known.search.id):
+        own = known.under(Architecture.parse(trial.architecture))
+        spelled = {str(choice): choice for choice in own.costs}
         if not trial.choices or not set(trial.choices) <= spelled.keys():
             continue  # the search has another space now
-        columns = known.predicted(spelled[text] for text in trial.choices)
+        columns = own.predicted(spelled[text] for text in trial.choices)
         other = {name for name, value in columns.items() if not _alike(getattr(trial, name), value)}
         if not other:
             continue

@@ -4,23 +4,22 @@ Needs neither the parent nor its text, so a new budget costs seconds. Knows what
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from blocklib.block import Architecture, Block, Choice
+from blocklib.block import CACHE, Architecture, Block, Choice
 from cost_models.cost import ZERO, Cost
 from cost_models.metrics import METRICS, Metric
 from cost_models.scenario import Scenario
 from db import models
+from db.measured import KnownOption
 from db.store import Store
 from nas.errors import (
     BudgetError,
     BudgetNotMetError,
-    IncomparableSearchesError,
     ScoreMetricError,
     UnfinishedSearchError,
-    UsageError,
 )
 from nas.job.digest import digest
 from nas.job.stored import StoredRequest, parent_costs_of, request_of, scenario_in
@@ -30,7 +29,7 @@ from nas.solve.plain import plain_questions, sizes_of
 from solvers.errors import Infeasible
 from solvers.exact.settings import Settings
 from solvers.problem import Option, Problem, Solution
-from solvers.queries.batch_sweep import best_of, sweep
+from solvers.queries.batch_sweep import best_of
 from solvers.refine.joint import paired, parted
 
 EXACT, PLAIN = "mip", "plain"
@@ -56,6 +55,9 @@ class Measured:
     """Those of the choices that the options stand for, with how far they may be off."""
     is_plain: bool = False
     """Whether the layers of an answer are all of one size, as in any checkpoint of the parent's family."""
+    by_cache: Mapping[str, "Measured"] = field(default_factory=dict)
+    """Where the type of keys and values is chosen: the same under each, by the option that says it. The options and
+    costs of the whole are then those under the first."""
 
     @property
     def layers(self) -> int:
@@ -89,6 +91,17 @@ class Measured:
         """The architecture that options make which tile the slots, in their order."""
         return Architecture.of(tuple(map(self.choice, options)), self.layers)
 
+    def under(self, architecture: Architecture) -> "Measured":
+        """The same under the type of keys and values that an architecture of the search says."""
+        return self._by_name(str(CACHE.at(architecture.cache)))
+
+    def of(self, options: Sequence[Option]) -> "Measured":
+        """The same under the type of keys and values that a solution says, whose options these are."""
+        return self._by_name(options[-1].name)
+
+    def _by_name(self, cache: str) -> "Measured":
+        return replace(self.by_cache[cache], is_plain=self.is_plain) if cache in self.by_cache else self
+
     def parent_totals(self) -> dict[str, float]:
         """The whole parent, predicted: every metric that is known of it, by column."""
         return self.parent.totals(self.scenario, self.parent.parameters)
@@ -118,17 +131,22 @@ class Measured:
 
     def questions(self, budget: Sequence[Limit]) -> dict[str, Problem]:
         """The problems whose best answer is that to the budget, options that were scored together offered in pairs:
-        one, or, by the sizes that all layers share, one for each."""
-        problem = self.problem(budget)
-        return plain_questions(problem, self.costs, self.layers) if self.is_plain else {"": paired(problem)}
+        one, or one for each of what all layers share: sizes, or a type of keys and values, or both."""
+        found: dict[str, Problem] = {}
+        for cache, known in (self.by_cache or {"": self}).items():
+            problem = known.problem(budget)
+            asked = plain_questions(problem, known.costs, self.layers) if self.is_plain else {"": paired(problem)}
+            found |= {" ".join(filter(None, (sizes, cache))): question for sizes, question in asked.items()}
+        return found
 
     def question_of(self, budget: Sequence[Limit], options: Sequence[Option]) -> Problem:
-        """The question that these options answer."""
+        """The question that these options answer, whose type of keys and values this is under."""
         questions, sizes = self.questions(budget), sizes_of(self.architecture(options))
         return next((questions[each] for each in sizes if each in questions), next(iter(questions.values())))
 
-    def answer(self, problem: Problem, found: Solution) -> Solution:
-        """The solution of a question as one of `problem`."""
+    def answer(self, budget: Sequence[Limit], found: Solution) -> Solution:
+        """The solution of a question as one of the problem that it belongs to."""
+        problem = self.of(found.options).problem(budget)
         solver = PLAIN if self.is_plain and found.solver == EXACT else found.solver
         return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, solver)
 
@@ -187,9 +205,30 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
             f"search {search.name} ({search.id}) is not completely measured{example}; "
             "run `nas search` on its job again, and it resumes"
         )
-    scenario = scenario_in(search)
-    choices = [Choice.parse(one.option.choice) for one in known]
-    costs = {choice: cost_of(*one.costs) for choice, one in zip(choices, known, strict=True) if one.costs is not None}
+    found = {Choice.parse(one.option.choice): one for one in known}
+    caches = [choice for choice in found if choice.role == "cache"]
+    if not caches:
+        return _under(None, found, search, metric)
+    under = {str(cache.what): _under(cache, found, search, metric) for cache in caches}
+    return replace(next(iter(under.values())), by_cache=under)
+
+
+def _under(
+    cache: Choice | None, options: Mapping[Choice, KnownOption], search: models.SearchRow, metric: str
+) -> Measured:
+    """The search with keys and values in the type of one of its choices; None: as the scenario says."""
+    scenario, parent = scenario_in(search), parent_costs_of(search)
+    assert parent.fixed is not None
+    assert parent.whole is not None
+    offered = {choice: one for choice, one in options.items() if choice.role != "cache" or choice == cache}
+    # Of a type the costs are not its own: each stands in place of the one that is named alike without it.
+    kept = {} if cache is None else {row.name: row for row in options[cache].costs or ()}
+    costs = {
+        choice: cost_of(*(kept.get(f"{row.name} {cache.what}", row) if cache else row for row in one.costs or ()))
+        for choice, one in offered.items()
+        if choice != cache
+    }
+    costs |= {} if cache is None else {cache: ZERO}
     linear = _known_of_all(costs, parent.fixed, scenario)
     return Measured(
         search=search,
@@ -198,15 +237,15 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
         parent=parent.whole,
         options=tuple(
             Option(
-                known_option.option.first_slot,
-                known_option.option.span,
-                known_option.option.name,
+                one.option.first_slot,
+                one.option.span,
+                one.option.name,
                 # The parent's own options have no score row: they move nothing.
-                getattr(known_option.score, metric) if known_option.score else 0.0,
+                getattr(one.score, metric) if one.score else 0.0,
                 linear[choice],
                 _parts(choice),
             )
-            for choice, known_option in zip(choices, known, strict=True)
+            for choice, one in offered.items()
         ),
         metric=metric,
         costs=costs,
@@ -234,69 +273,11 @@ def cost_of(*rows: models.CostRow) -> Cost:
 
 def solve(known: Measured, budget: Sequence[Limit], effort: Effort = USUAL) -> Solution:
     """The best architecture within the budget. Raises BudgetNotMetError."""
-    problem = known.problem(budget)
     try:
         _, found = best_of(known.questions(budget), effort.over(known.settings))
     except Infeasible as error:
         raise BudgetNotMetError(not_met(known, budget, error)) from error
-    return known.answer(problem, found)
-
-
-def solve_across(
-    searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort = USUAL
-) -> tuple[Measured, Solution]:
-    """The best architecture over searches that differ in their scenario, in the batch size for one, and whose it is.
-
-    A relative limit is of the parent's value in each scenario. Raises BudgetNotMetError where none has an answer, and
-    IncomparableSearchesError where their scores are of different parents or texts, and do not compare.
-    """
-    if len(searches) == 1:
-        return searches[0], solve(searches[0], budget, effort)
-    _check_comparable(searches)
-    asked = {
-        " ".join(filter(None, (f"{known.search.name} ({known.search.id})", sizes))): (known, question)
-        for known in searches
-        for sizes, question in known.questions(budget).items()
-    }
-    try:
-        questions = {name: question for name, (_, question) in asked.items()}
-        name, found = sweep(questions, effort.over(searches[0].settings))
-    except Infeasible as error:
-        raise BudgetNotMetError(_none_of(searches, budget, effort)) from error
-    known, _ = asked[name]
-    return known, known.answer(known.problem(budget), found)
-
-
-def _check_comparable(searches: Sequence[Measured]) -> None:
-    first = searches[0]
-    for known in searches[1:]:
-        one, other = first.search, known.search
-        if one.id == other.id:
-            raise UsageError(f"search {one.name} ({one.id}) is named twice")
-        if known.metric != first.metric or one.parent_digest != other.parent_digest:
-            raise IncomparableSearchesError(
-                f"the scores of {one.name} and {other.name} cannot be compared: the parents or the metrics differ"
-            )
-        if one.score_text != other.score_text:
-            raise IncomparableSearchesError(
-                f"the scores of {one.name} and {other.name} cannot be compared: they come from different text"
-            )
-        if one.score_text is None:
-            raise IncomparableSearchesError(
-                f"the text of the scores of {one.name} and {other.name} is unknown; run `nas search` on their jobs "
-                "again, which only records it"
-            )
-
-
-def _none_of(searches: Sequence[Measured], budget: Sequence[Limit], effort: Effort) -> str:
-    """A line for each search, which is asked again."""
-    lines = []
-    for known in searches:
-        try:
-            solve(known, budget, effort)
-        except (BudgetNotMetError, TimeoutError) as why:
-            lines.append(f"{known.search.name}: {why}")
-    return "\n".join(lines)
+    return known.answer(budget, found)
 
 
 def trial_row(
@@ -313,6 +294,7 @@ def trial_row(
     `solved_for`: the limits that its score, bound and gap are proven within, where they are not those of the budget.
     `built`: the key of the child it is, where that was built.
     """
+    known = known.of(solution.options)
     choices = [known.choice(option) for option in solution.options]
     limits = None if solved_for is None or tuple(solved_for) == tuple(budget) else _plain(solved_for)
     is_of_sums = solution.solver not in BY_EVALUATION
@@ -360,7 +342,7 @@ def healed_row(trial: models.TrialRow, heal: dict[str, Any] | None) -> models.Tr
 def proposed(store: Store, known: Measured, solution: Solution, budget: Sequence[Limit]) -> models.TrialRow:
     """A solution as a trial of the store: of the child that the search built of this architecture, if it did. A store
     that can only be read keeps none; the trial then has no id."""
-    built = store.built_child(known.search.id, str(known.architecture(solution.options)))
+    built = store.built_child(known.search.id, str(known.of(solution.options).architecture(solution.options)))
     row = trial_row(known, solution, budget, None, built=built)
     return store.as_added(row) if store.is_read_only else store.add_trial(row)
 

@@ -72,7 +72,9 @@ def _error(wholes: Sequence[TimedWhole]) -> PredictionError:
 
 
 def _whole(known: Measured, phase: str, architecture: str, takes: Sequence[models.WholeTimeRow]) -> TimedWhole:
-    cost = sum((known.costs[choice] for choice in Architecture.parse(architecture).choices()), known.fixed)
+    whole = Architecture.parse(architecture)
+    costs = known.under(whole).costs
+    cost = sum((costs[choice] for choice in whole.choices()), known.fixed)
     steps = known.scenario.generated_tokens - 1
     counts = {"latency": (1, steps), "prefill": (1, 0), "decode": (0, 1)}[phase]
 

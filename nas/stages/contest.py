@@ -49,7 +49,7 @@ class Contest:
         nearest: dict[int, Option] = {}
         for option in self.problem.options:
             choice = self.known.choice(option)
-            is_own = choice.unrounded in own or choice.is_table
+            is_own = choice.unrounded in own or choice.is_table or choice.role == "cache"
             if is_own and (option.first not in nearest or option.score < nearest[option.first].score):
                 nearest[option.first] = option
         return tuple(nearest[slot] for slot in sorted(nearest))
@@ -80,6 +80,19 @@ class Contest:
         found = self.answers(choose)
         return self.answer(found, min(found, key=lambda sizes: worth(found[sizes])))
 
+    def under_each(self, choose: Callable[["Contest"], Chosen]) -> Chosen:
+        """The answer of least score under any of the types of keys and values, where that is chosen. Raises Infeasible
+        as `answers` does."""
+        found, failed = [], []
+        for known in self.known.by_cache.values() or (self.known,):
+            try:
+                found.append(choose(replace(self, known=replace(known, is_plain=self.known.is_plain))))
+            except Infeasible as error:
+                failed.append(error)
+        if not found:
+            raise min(failed, key=self._passed)
+        return min(found, key=lambda chosen: chosen.solution.score)
+
     def answer(self, found: Mapping[str, Solution], sizes: str) -> Solution:
         """One of the `answers` as a solution of the problem itself, with a bound on all of them."""
         others = [score_bound(question) for name, question in self.questions.items() if name not in found]
@@ -88,7 +101,8 @@ class Contest:
 
     def allows(self, found: Solution) -> bool:
         """Whether a solution keeps to the rule of a plain search, if this is one."""
-        return not self.known.is_plain or len(sizes_of(self.known.architecture(found.options))) <= 1
+        own = self.known.of(found.options)
+        return not self.known.is_plain or len(sizes_of(own.architecture(found.options))) <= 1
 
     def _passed(self, error: Infeasible) -> float:
         """By how much the limits at fault are passed, all of them together."""
@@ -97,8 +111,9 @@ class Contest:
         return math.fsum(passed) if passed else math.inf
 
     def parted(self, found: Solution) -> Solution:
-        """A solution of a question as a solution of the problem itself."""
-        return Solution.of(self.problem, parted(found.options, self.problem), found.bound, found.seconds, found.solver)
+        """A solution of a question as a solution of the problem that it belongs to."""
+        problem = self.known.of(found.options).problem(self.budget)
+        return Solution.of(problem, parted(found.options, problem), found.bound, found.seconds, found.solver)
 
     def real(self, solutions: Sequence[Solution]) -> list[float]:
         """The KL to the parent of each architecture, assembled and not trained. Each becomes a trial."""

@@ -46,7 +46,7 @@ def correct_costs(context: Context, remeasure: bool = False) -> int:
     asked = job.request.measure.whole_models
     if asked is None or not job.is_timed_here:
         return 0
-    wanted = random_architectures(job.choices, job.parent.architecture, asked, _SEED)
+    wanted = random_architectures([*job.choices, *job.caches], job.parent.architecture, asked, _SEED)
     if remeasure:
         store.remove_whole_times(job.id, wanted)
     corrects = {text: index % 2 == 0 for index, text in enumerate(wanted)}

@@ -8,17 +8,18 @@ needed.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from blocklib.block import Role, Subblock
+from blocklib.block import CACHE, Role, Subblock
 from blocklib.checkpoint import inspect
 from blocklib.errors import BlocklibError
 from blocklib.loading import readable
 from cost_models.geometry import FIXED, Geometry, geometry
-from cost_models.scenario import Scenario
+from cost_models.scenario import KV_CACHES, Scenario
 from cost_models.timing.measure import MeasuredGeometry
 from db import models
 from db.store import Store
@@ -172,14 +173,17 @@ _AROUND: dict[str, Role] = {"fixed": "tables", "head": "head", "embedding": "emb
 
 def _geometry(name: str) -> Geometry:
     role, _, spelling = name.partition(".")
+    spelling, _, cache = spelling.partition(f" {CACHE}@")
     if name == str(FIXED):
         return FIXED
     around, at, precision = name.partition("@")
     if at and around in _AROUND:
         return geometry(_AROUND[around], Subblock.parse(f"{_AROUND[around]}@{precision}"))
-    if role not in ("attention", "ffn"):
-        raise TableError("a geometry is named like attention.kv8, ffn.ffn5504@q4_0, head@q8_0, or fixed")
-    return Geometry("attention" if role == "attention" else "ffn", Subblock.parse(spelling))
+    if role not in ("attention", "ffn") or cache not in ("", *chain.from_iterable(KV_CACHES.values())):
+        raise TableError(
+            "a geometry is named like attention.kv8, attention.kv8 cache@q8_0, ffn.ffn5504@q4_0, head@q8_0, or fixed"
+        )
+    return Geometry("attention" if role == "attention" else "ffn", Subblock.parse(spelling), cache)
 
 
 def _measured(geometry: Geometry, times: GeometryTimes) -> MeasuredGeometry:

@@ -253,7 +253,8 @@ def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.CostRow:
     elif geometry.is_around:
         held = choice_cost(Choice(shape.layers, geometry.role, geometry.subblock), shape, job.scenario)
     else:
-        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, job.scenario)
+        scenario = job.scenario.keeping(geometry.cache)
+        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, scenario)
     return _row(key, str(geometry), held + timed.cost, timed.spread)
 
 
@@ -281,6 +282,18 @@ def write_options(job: Job, store: Store) -> None:
                 score_key=None if job.parent.own(choice) else job.score_key(choice),
                 cost_keys=[job.used_cost_key(geometry) for geometry in geometries(choice)],
                 distillation_key=job.distillation_key(build[0]) if len(build) == 1 else None,
+            )
+        )
+    for cache in job.caches:
+        found.append(
+            models.OptionRow(
+                search_id=job.id,
+                choice=str(cache),
+                first_slot=cache.first_slot,
+                span=cache.span,
+                name=str(cache.what),
+                score_key=job.score_key(cache),
+                cost_keys=[job.used_cost_key(geometry) for geometry in job.kept_geometries(cache)],
             )
         )
     store.set_options(job.id, found)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blocklib.block import Architecture
 from blocklib.model import PuzzleNasForCausalLM
+from blocklib.precisions.keys_and_values import KeptType, kept_in
 from nas.scoring.fidelity import Fidelity, FidelityMeter
 
 
@@ -67,8 +69,10 @@ def evaluate(parent: PuzzleNasForCausalLM, child: PuzzleNasForCausalLM, ids_BT: 
 
 
 def _states(model: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
-    """The final, normed hidden states, [sequences, tokens, hidden]."""
-    states: Tensor = model.model(ids_BT.long(), use_cache=False).last_hidden_state
+    """The final, normed hidden states, [sequences, tokens, hidden], with keys and values in the type that the model's
+    architecture says."""
+    with kept_in(KeptType.of(Architecture.parse(model.config.architecture), model.config)):
+        states: Tensor = model.model(ids_BT.long(), use_cache=False).last_hidden_state
     return states
 
 

@@ -10,7 +10,6 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import child_config, model_with, own_shape
 from cost_models.engines.llama_server import cache_flags
 from cost_models.engines.torch_eager import torch_dtype
-from cost_models.scenario import Scenario
 from db import models
 from db.store import Store
 from nas.errors import UnsupportedExportError
@@ -22,7 +21,7 @@ from nas.export.published import card_data
 from nas.export.rounded import RoundedMatrices, rounded_once
 from nas.files.home import child_file, home_of
 from nas.job.request import checkpoint_of
-from nas.job.stored import request_of, scenario_in
+from nas.job.stored import kv_cache_of, request_of, scenario_in
 from nas.solve.plain_price import PlainPrice, with_real_kls
 from nas.stages.child_file import load_child, stored_in_child
 from nas.terminal.printable import printable
@@ -70,7 +69,7 @@ def deliver(home: Path, search: models.SearchRow, trial: models.TrialRow, target
     card, settings = _card(search, trial, folder), settings_of(str(folder))
     if target.format != "gguf":
         return write(child, tokenizer, out, card, settings)
-    card += _cache_note(scenario)
+    card += _cache_note(kv_cache_of(search, trial))
     matrices = RoundedMatrices(target.precision or DEFAULT_PRECISION, stored)
     return export_rounded_gguf(child, tokenizer, out, card, settings, matrices)
 
@@ -90,9 +89,9 @@ def _card(search: models.SearchRow, trial: models.TrialRow, folder: Path) -> str
     return f"---\n{known.to_yaml()}\n---\n# {printable(search.name)}\n\n{markdown(comparison(search, trial))}\n{told}"
 
 
-def _cache_note(scenario: Scenario) -> str:
+def _cache_note(kv_cache: str | None) -> str:
     """How llama.cpp is told the type of keys and values that the child was searched for."""
-    if scenario.kv_cache is None:
+    if kv_cache is None:
         return ""
-    flags = " ".join(cache_flags(scenario.kv_cache))
-    return f"\nIt was searched for keys and values in {scenario.kv_cache}: give `llama-server` also `{flags}`.\n"
+    flags = " ".join(cache_flags(kv_cache))
+    return f"\nIt was searched for keys and values in {kv_cache}: give `llama-server` also `{flags}`.\n"

@@ -66,7 +66,8 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
     format = request.export_format
     found, scenario = choices(request.space, shape, format=format), scenario_of(request)
     check_format(format, found, own)
-    engine_of(scenario.engine).check(found, own, scenario)
+    for cache in request.space.kv_cache or ("",):
+        engine_of(scenario.engine).check(found, own, scenario.keeping(cache))
     check_positions(request, positions_of(config))
 
 

@@ -15,7 +15,7 @@ from blocklib.loading import readable
 from blocklib.parent import child_config
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
-from cost_models.geometry import Geometry, all_geometries, geometries
+from cost_models.geometry import Geometry, all_geometries, geometries_of
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure
 from cost_models.timing.pair import Rounds
@@ -47,12 +47,13 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
         console.print("measure.whole_models is for searches: the table gets the parts' own times", style="yellow")
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(request.budget) else None)
     engine.check_installed()
-    engine.check(options, config, scenario)
+    for cache in request.space.kv_cache or ("",):
+        engine.check(options, config, scenario.keeping(cache))
     empty = CostTable(scenario=scenario, hardware=describe(scenario), shape=asdict(found.shape), geometries={})
     table = _table(out, empty)
     # Each of the parent's parts as often as the parent has it, the whole of it together.
     own = list(all_geometries(parent_architecture(found.shape)))
-    wanted = dict.fromkeys([*own, *(part for choice in options for part in geometries(choice))])
+    wanted = dict.fromkeys([*own, *geometries_of(options, request.space.kv_cache)])
     known = table.times
     if known and not known.keys() >= {*own}:
         lacking = ", ".join(str(part) for part in dict.fromkeys(own) if part not in known)

@@ -13,14 +13,14 @@ from typing import Any
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from blocklib.block import SKIP, Choice
+from blocklib.block import CACHE, SKIP, Choice
 from blocklib.distil import Training
 from blocklib.library import Library
 from blocklib.parent import Parent, load_parent
 from cost_models.analytic import stored_bytes
 from cost_models.engines.engines import describe
 from cost_models.flash.flash import MemoryHierarchy
-from cost_models.geometry import Geometry, all_geometries, geometries
+from cost_models.geometry import Geometry, all_geometries, geometries_of
 from cost_models.scenario import Scenario
 from nas.job.digest import digest
 from nas.job.fusion_candidates import Matrix
@@ -41,6 +41,8 @@ _HOW_TIMED = ("tolerance", "time_limit")
 """The keys of `measure` that decide how a time is taken, not which times are used."""
 # The same of rounded weights.
 _ROUND_VERSION = 1
+# The same of scores of types of keys and values.
+_CACHE_VERSION = 1
 CHECKED = 16
 """The sequences of the score text on which losses of subblocks are measured."""
 
@@ -90,7 +92,7 @@ class Job:
         answer."""
         under = self.request
         # A space without these is the same space as before there were such.
-        unset = {name for name in ("plain", "precision", "untie") if not getattr(under.space, name)}
+        unset = {name for name in ("plain", "precision", "untie", "kv_cache") if not getattr(under.space, name)}
         space = under.space.model_dump(mode="json", exclude=unset)
         score = under.score.model_dump(mode="json", exclude=set() if under.space.precision else {"rounded"})
         spaces = {"space": space, "distill": _plain(under.distill), "score": score}
@@ -129,11 +131,22 @@ class Job:
         """The parts that have a precision, each once, in slot order."""
         return _in_order({part for choice in self.choices for part in choice.parts if part.precision})
 
+    @cached_property
+    def caches(self) -> tuple[Choice, ...]:
+        """The types of keys and values to choose from, behind all other choices; none where the scenario says it."""
+        place = self.parent.shape.layers + bool(self.request.space.precision)
+        return tuple(Choice(place, "cache", CACHE.at(name)) for name in self.request.space.kv_cache)
+
     @property
     def to_measure(self) -> tuple[Geometry, ...]:
-        """The geometries to time, each once, the fixed part first."""
+        """The geometries to time, each once, the fixed part first. The parent's type of keys and values is always among
+        theirs."""
         own = all_geometries(self.parent.architecture)
-        return tuple(dict.fromkeys([*own, *(part for choice in self.choices for part in geometries(choice))]))
+        return tuple(dict.fromkeys([*own, *geometries_of(self.choices, self.request.space.kv_cache)]))
+
+    def kept_geometries(self, cache: Choice) -> tuple[Geometry, ...]:
+        """Those that run otherwise with keys and values of this type than of the parent's, each once."""
+        return tuple(part for part in geometries_of(self.choices, [cache.precision]) if part.cache)
 
     def training(self, part: Choice) -> Training:
         settings = self.request.distill.for_kind(part.subblocks[0][1].kind)
@@ -194,6 +207,8 @@ class Job:
 
     def score_key(self, choice: Choice) -> str:
         """The key of a choice's score, predicted or measured."""
+        if choice.role == "cache":
+            return digest(_CACHE_VERSION, self.parent.digest, str(choice.what), self.tokens.digest("score"))
         if choice in self._predicted:
             return digest("predicted by shares", self._measured_key(choice), self._measured_key(self.anchor(choice)))
         return self._measured_key(choice)

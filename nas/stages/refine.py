@@ -54,8 +54,9 @@ def solve_refined(
 
 
 def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
-    """The best of the architectures that may be run, beyond the sum of scores; plain ones keep the sizes of the sum's
-    best. Raises ScoreMetricError if the scores are not KLs, because refining learns from KLs.
+    """The best of the architectures that may be run, beyond the sum of scores; what all layers share, as the sizes of
+    plain ones, is that of the sum's best. Raises ScoreMetricError if the scores are not KLs, because refining learns
+    from KLs.
     """
     if contest.known.metric != "kl":
         raise ScoreMetricError(
@@ -63,6 +64,6 @@ def refined(contest: Contest, effort: Effort = USUAL) -> Chosen:
         )
     settings = effort.over(contest.known.settings)
     questions = contest.known.questions(contest.budget)
-    sizes = best_of(questions, settings)[0] if contest.known.is_plain else ""
-    found = refine(questions[sizes], contest.real, contest.evaluations, settings)
+    shared = best_of(questions, settings)[0] if len(questions) > 1 else next(iter(questions))
+    found = refine(questions[shared], contest.real, contest.evaluations, settings)
     return Chosen(found.solution, found.evaluations)

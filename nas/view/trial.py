@@ -29,7 +29,7 @@ class LayerLine:
 
 def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) -> tuple[LayerLine, ...]:
     """The options it is made of, in slot order."""
-    known = measured(store, search, trial.metric)
+    known = measured(store, search, trial.metric).under(Architecture.parse(trial.architecture))
     options = {known.choice(option): option for option in known.options}
     parent = {choice.first_slot: choice for choice in Architecture.parse(search.parent_architecture).choices()}
     lines = []
@@ -41,7 +41,7 @@ def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) ->
         replaced = [str(parent[slot].what) for slot in slots if slot in parent] or [str(choice.what.unrounded)]
         lines.append(
             LayerLine(
-                place=choice.role if choice.is_table else f"{layers} {choice.role}",
+                place=choice.role if choice.is_table or choice.role == "cache" else f"{layers} {choice.role}",
                 parent=" ".join(replaced),
                 child=str(choice.what),
                 score=option.score,

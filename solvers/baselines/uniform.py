@@ -17,8 +17,8 @@ from solvers.refine.joint import joined, paired, parted
 
 
 def uniform(problem: Problem, *, slots_per_layer: int = 2, layers: int | None = None) -> Solution:
-    """The uniform solution of least score. Behind the slots of `layers` layers there may be more, whose options are all
-    tried, if they cover one slot or all of those; None: all slots are layers.
+    """The uniform solution of least score. Behind the slots of `layers` layers there may be more, which are filled
+    in all ways; None: all slots are layers.
 
     Raises Infeasible where no uniform choice meets the limits, or there is none, and ValueError where the slots are not
     whole layers.
@@ -34,7 +34,7 @@ def uniform(problem: Problem, *, slots_per_layer: int = 2, layers: int | None = 
             raise Infeasible(f"uniform: no single-slot option stands at slot {place} of every layer")
     behind = _behind(problem, end)
     if not behind:
-        raise Infeasible(f"uniform: slots {end} and on are filled neither by one option nor by one each")
+        raise Infeasible(f"uniform: nothing fills the slots from {end} on")
     pairs = paired(problem)
     # Options that were scored together count with their joint score.
     inside = [_Part.of(problem, parted(joined(_in_order(picked), pairs), problem)) for picked in product(*by_place)]
@@ -64,11 +64,12 @@ class _Part:
 
 
 def _behind(problem: Problem, end: int) -> list[_Part]:
-    """The ways to fill the slots from `end` on: by one option, or by one for each slot."""
-    slots = range(end, problem.slots)
-    found = [(one,) for one in problem.options if (one.first, one.end) == (end, problem.slots) and one.span > 1]
-    single = [[one for one in problem.options if (one.first, one.span) == (slot, 1)] for slot in slots]
-    return [_Part.of(problem, options) for options in [*found, *product(*single)]]
+    """The ways to fill the slots from `end` on."""
+    ways: dict[int, list[tuple[Option, ...]]] = {problem.slots: [()]}
+    for slot in reversed(range(end, problem.slots)):
+        here = [one for one in problem.options if one.first == slot]
+        ways[slot] = [(one, *rest) for one in here for rest in ways[one.end]]
+    return [_Part.of(problem, options) for options in ways[end]]
 
 
 def _in_order(picked: Sequence[Sequence[Option]]) -> list[Option]:

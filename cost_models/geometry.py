@@ -23,7 +23,8 @@ class Geometry:
 
     `cache` is the type of its keys and values; "": the scenario's, or there are none. Prints to its name:
     `attention.kv8`, `attention.kv8 cache@q8_0`, `ffn.ffn512@q4_0`, `fixed`, and `fixed@q8_0` for tables of that
-    precision. The fixed part with a head that is a matrix of its own is `head@q8_0`; the `embedding@q4_0` beside it takes no time.
+    precision. The fixed part with a head that is a matrix of its own is `head@q8_0`; the `embedding@q4_0` beside it
+    takes no time.
     """
 
     role: Literal["attention", "ffn", "fixed", "head", "embedding"]

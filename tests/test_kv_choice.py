@@ -57,12 +57,13 @@ def embedded() -> Parent:
 # The spelling
 
 
-@pytest.mark.parametrize("text", ["kv8+ffn512 cache@q8_0", "kv8@q8_0+ffn512@q4_0 kv8+skip tables@q5_0 cache@f16"])
+@pytest.mark.parametrize("text", ["kv8+ffn512 cache@q8_0", "kv8@q8_0+ffn512@q4_0 kv8+skip tables@q5_0 cache@f16",
+                                  "kv8+ffn512 embedding@q4_0 head@q8_0 cache@iq4_nl"])  # fmt: skip
 def test_an_architecture_says_it_last_of_all(text: str) -> None:
     architecture = Architecture.parse(text)
     assert str(architecture) == text
     assert architecture.cache == text.rpartition("@")[2]
-    behind = Choice(architecture.layers + (architecture.tables is not None), "cache", CACHE.at(architecture.cache))
+    behind = Choice(architecture.layers + bool(architecture.tables), "cache", CACHE.at(architecture.cache))
     assert Choice.parse(str(behind)) == behind
     assert Architecture.of((*architecture.choices(), behind), architecture.layers) == architecture
     assert behind.first_slot == sum(choice.span for choice in architecture.choices())

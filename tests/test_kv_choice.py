@@ -72,8 +72,7 @@ def test_an_architecture_says_it_last_of_all(text: str) -> None:
     assert summary(text).endswith(f"; keys and values in {architecture.cache}")
 
 
-@pytest.mark.parametrize("text", ["cache@q8_0", "kv8+ffn512 cache", "kv8+ffn512 cache@q8_0 tables@q8_0",
-                                  "cache@q8_0 kv8+ffn512"])  # fmt: skip
+@pytest.mark.parametrize("text", ["cache@q8_0", "kv8+ffn512 cache", "kv8+ffn512 cache@q8_0 tables@q8_0"])
 def test_what_is_no_architecture(text: str) -> None:
     with pytest.raises(ValueError, match="cache"):
         Architecture.parse(text)

@@ -26,16 +26,29 @@ HARM = {"f16": 1e-6, "q8_0": 1e-3, "q4_0": 2e-2}
 BUDGETS = ("memory=100%", "memory=92%", "memory=85%", "memory=70%", "latency=80%", "latency=60%,memory=60%")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "nas.db") as opened:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with Store.open(tmp_path_factory.mktemp("types") / "nas.db") as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def together(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """A search that chooses among all types."""
+    return add_types(store, tmp_path_factory.mktemp("together"), list(SAVED))
+
+
+@pytest.fixture(scope="module")
+def alone(store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Measured]:
+    """The same search with one type, for each."""
+    return {name: add_types(store, tmp_path_factory.mktemp(name), [name]) for name in SAVED}
 
 
 def add_types(store: Store, tmp_path: Path, names: list[str]) -> Measured:
     """A search of its own name with these types, each of which takes a tenth longer than the one before."""
     search = add_search(store, tmp_path)
     search.id = search.name = "-".join(names)
+    search = store.add_search(search)
     add_measured(store, search)
     kept = [choice for choice in choices() if choice.role == "attention" and str(choice.what).startswith("kv")]
     known = store.costs([f"cost {choice}" for choice in kept])
@@ -68,20 +81,20 @@ def add_types(store: Store, tmp_path: Path, names: list[str]) -> Measured:
 @pytest.mark.parametrize("is_plain", [False, True], ids=["any", "plain"])
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_best_of_all_types_is_the_best_of_each_alone(
-    budget: str, is_plain: bool, store: Store, tmp_path: Path
+    budget: str, is_plain: bool, store: Store, together: Measured, alone: dict[str, Measured]
 ) -> None:
-    limits, together = parse_budget(budget), replace(add_types(store, tmp_path, list(SAVED)), is_plain=is_plain)
-    alone = {}
-    for name in SAVED:
+    limits, together = parse_budget(budget), replace(together, is_plain=is_plain)
+    scores = {}
+    for name, known in alone.items():
         try:
-            alone[name] = solve(replace(add_types(store, tmp_path, [name]), is_plain=is_plain), limits)
+            scores[name] = solve(replace(known, is_plain=is_plain), limits).score
         except BudgetNotMetError:
             continue
-    best = min(alone, key=lambda name: alone[name].score)
+    best = min(scores, key=lambda name: scores[name])
     found = solve(together, limits)
     trial = proposed(store, together, found, limits)
     assert Architecture.parse(trial.architecture).cache == best
-    assert found.score == pytest.approx(alone[best].score) == trial.score
+    assert found.score == pytest.approx(scores[best]) == trial.score
     assert found.status == "optimal"
     assert together.totals(found)["memory_bytes"] == trial.predicted_memory_bytes
     assert trial.predicted_latency_s == pytest.approx(together.totals(found)["latency_s"])
@@ -93,18 +106,16 @@ def test_the_best_of_all_types_is_the_best_of_each_alone(
     assert (line.child, line.score) == (f"cache@{best}", HARM[best])
 
 
-def test_a_tighter_limit_takes_a_smaller_type(store: Store, tmp_path: Path) -> None:
-    known = add_types(store, tmp_path, list(SAVED))
-    front = front_of(known, "memory", (), 12)
+def test_a_tighter_limit_takes_a_smaller_type(together: Measured) -> None:
+    front = front_of(together, "memory", (), 12)
     types = [Architecture.parse(point.architecture).cache for point in front]
     assert types[-1] == "f16"
     assert {"q8_0", "q4_0"} & set(types)
     assert [point.cost for point in front] == sorted(point.cost for point in front)
 
 
-def test_answers_of_a_pool_may_differ_in_the_type(store: Store, tmp_path: Path) -> None:
-    known = add_types(store, tmp_path, list(SAVED))
-    found = alternatives(store, known, parse_budget("memory=100%"), Wanted(3)).found
+def test_answers_of_a_pool_may_differ_in_the_type(store: Store, together: Measured) -> None:
+    found = alternatives(store, together, parse_budget("memory=100%"), Wanted(3)).found
     assert [Architecture.parse(one.trial.architecture).cache for one in found[:2]] == ["f16", "q8_0"]
     assert found[1].trial.score == pytest.approx(HARM["q8_0"])
 

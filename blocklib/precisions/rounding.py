@@ -94,7 +94,7 @@ def _chunks(weight_OI: Tensor) -> Iterator[slice]:
 def _plain(weight_OI: Tensor, type: MatrixType, first_row: int, name: str) -> Tensor:
     if isinstance(type, CompressedFormat):
         packed_OB = type.packed_plainly(weight_OI)
-        _check_finite(type.unpack(packed_OB), f"{name} has a number too large for {type.name}", first_row)
+        check_finite(type.unpack(packed_OB), f"{name} has a number too large for {type.name}", first_row)
         assert packed_OB.shape[1] == type.row_bytes(weight_OI.shape[1])
         return packed_OB
     if type in CASTS:

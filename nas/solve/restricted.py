@@ -28,13 +28,18 @@ def restricted(known: Measured, only: Only | None) -> Measured:
             "its job has none in space.precision"
         )
     allowed = set(_own(known)) if only == "precisions" else set(_in_one(known, one_precision(known)))
-    return replace(known, options=tuple(option for option in known.options if known.choice(option) in allowed))
+    return replace(
+        known,
+        options=tuple(
+            option for option in known.options if (choice := known.choice(option)) in allowed or choice.role == "cache"
+        ),
+    )
 
 
 def one_precision(known: Measured) -> str:
     """The precision that a search of shapes alone would store everything in: that of the scenario, else the finest of
     those offered."""
-    offered = {choice.precision: cost.weight_bytes for choice, cost in known.costs.items() if _is_table(choice)}
+    offered = {choice.precision: cost.weight_bytes for choice, cost in known.costs.items() if choice.is_table}
     return known.scenario.dtype if known.scenario.dtype in offered else max(offered, key=lambda name: offered[name])
 
 
@@ -46,7 +51,7 @@ def uniform(known: Measured) -> dict[str, tuple[Choice, ...]]:
     are_one = any(choice.role == "tables" for choice in own)
     found: dict[str, list[Choice]] = {}
     for choice in own:
-        if choice.role == "tables" or not (_is_table(choice) and are_one):
+        if choice.role == "tables" or not (choice.is_table and are_one):
             found.setdefault(choice.precision, []).append(choice)
     return {name: tuple(sorted(choices, key=lambda choice: choice.first_slot)) for name, choices in found.items()}
 
@@ -54,14 +59,9 @@ def uniform(known: Measured) -> dict[str, tuple[Choice, ...]]:
 def _own(known: Measured) -> Iterator[Choice]:
     """The parent's own parts, in each precision."""
     own = set(Architecture.parse(known.search.parent_architecture).choices())
-    yield from (choice for choice in known.costs if _is_table(choice) or choice.unrounded in own)
+    yield from (choice for choice in known.costs if choice.is_table or choice.unrounded in own)
 
 
 def _in_one(known: Measured, precision: str) -> Iterator[Choice]:
     """Every choice in that precision, or in none, as an empty slot is."""
     yield from (choice for choice in known.costs if choice.precision in ("", precision))
-
-
-def _is_table(choice: Choice) -> bool:
-    """Whether it stands around the layers."""
-    return choice.role not in ("attention", "ffn", "block")

@@ -147,7 +147,7 @@ def restricted(known: Measured, space: str) -> Iterator[Measured]:
         yield having(known, lambda choice: is_own(known, choice))
     else:
         for precision in dict.fromkeys(choice.precision for choice in known.costs if choice.precision):
-            yield having(known, lambda choice, one=precision: choice.precision in (None, one))
+            yield having(known, lambda choice, one=precision: {part.precision for part in choice.parts} <= {"", one})
 
 
 def having(known: Measured, allows: Callable[[Choice], bool]) -> Measured:

@@ -24,6 +24,8 @@ from blocklib.tables import EMBEDDING, HEAD, table_names
 
 Stored = dict[str, Tensor]
 """Matrices as they lie in a file, uint8 [outputs, bytes of a row], by their names in the model."""
+_TABLES: How = "feedback"
+"""A vocabulary has more rows than all of a layer, and refitting takes as long again for an error little smaller."""
 
 
 @torch.no_grad()
@@ -53,7 +55,9 @@ def round_model(
         moments_II = meter.moments_II()
     for part in architecture.table_choices():
         own = {name: weights[name] for name in table_names(part.role, shape.tied)}
-        found = round_part(part, own, table_moments(moments_II, part.role, shape), shape, how)
+        found = round_part(
+            part, own, table_moments(moments_II, part.role, shape), shape, _TABLES if how == "refit" else how
+        )
         weights |= as_floats(part, found, shape)
         stored |= found
         if part.role == "tables" and shape.tied:

@@ -218,9 +218,13 @@ def _finished(parent: Parent, task: _ChildTask, report: Report) -> tuple[PuzzleN
         _heal(parent, child, task, task.healing, report)
     if not rounds:
         return child, {}
+
+    def heard(done: int, layers: int) -> None:
+        report(doing=f"rounding the child, {done} of {layers} layers")
+
     report(doing="rounding the child")
     text = tensor(task.calibration, task.device)
-    rounded, stored = round_model(child, task.parts.architecture, text, task.batch)
+    rounded, stored = round_model(child, task.parts.architecture, text, task.batch, heard=heard)
     if task.healing is not None and heals_through:
         hold(rounded, stored)
         _heal(parent, rounded, task, task.healing, report)

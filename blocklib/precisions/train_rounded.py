@@ -24,8 +24,7 @@ _FROZEN = "frozen_in_healing"
 def hold(child: PuzzleNasForCausalLM, stored: Mapping[str, Tensor]) -> None:
     """From now on the child, whose matrices were rounded to `stored`, computes with weights on those scales.
 
-    The full weights that are trained begin as the rounded ones, in the middle of what goes to the same level. Begun as
-    near as that allows to the weights before rounding, most would cross in the first steps what feedback decided.
+    The full weights that are trained begin as the rounded ones, in the middle of what goes to the same level.
     """
     types = stored_types(child.config, "f32")
     for name, matrix in _matrices(child, stored):

@@ -3,7 +3,7 @@
 Scores and costs are those that were measured, so a restricted question takes no new measurement.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -28,6 +28,12 @@ def restricted(known: Measured, only: Only | None) -> Measured:
             "its job has none in space.precision"
         )
     allowed = set(_own(known)) if only == "precisions" else set(_in_one(known, one_precision(known)))
+    under = {cache: _having(each, allowed) for cache, each in known.by_cache.items()}
+    return replace(_having(known, allowed), by_cache=under)
+
+
+def _having(known: Measured, allowed: Collection[Choice]) -> Measured:
+    """With these of its options, and every type of keys and values."""
     return replace(
         known,
         options=tuple(

@@ -4,6 +4,7 @@ Every strategy is asked with the same options, costs and limits; its answer is a
 `STRATEGIES` is the list of them. Nothing that is in the store is measured again.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,15 +41,23 @@ Strategy = Callable[[Contest], Chosen]
 def _shortgpt(contest: Contest) -> Chosen:
     if not Layers.of(contest.problem, contest.own, slots_per_layer=2).droppable:
         raise Infeasible("no layer can be left out; give space.drop_blocks, or skip for attention and ffn")
-    return Chosen(drop_layers(contest.problem, contest.own, contest.reality.influence()))
+    # What stands behind the layers is never left out.
+    influence = (*contest.reality.influence(), *[math.inf] * _behind(contest))
+    return Chosen(drop_layers(contest.problem, contest.own, influence))
 
 
 def _sleb(contest: Contest) -> Chosen:
     _check_removable(contest)
     # Measure at once the rounds that are needed in any case, then one round at a time.
-    contest.reality.remove(rounds_needed(contest.problem, Layers.of(contest.problem, contest.own, slots_per_layer=2)))
-    found = drop_one_by_one(contest.problem, contest.own, contest.reality.losses)
+    behind, layers = _behind(contest), Layers.of(contest.problem, contest.own, slots_per_layer=2)
+    contest.reality.remove(rounds_needed(contest.problem, layers, behind))
+    found = drop_one_by_one(contest.problem, contest.own, contest.reality.losses, behind=behind)
     return Chosen(found.solution, found.evaluations)
+
+
+def _behind(contest: Contest) -> int:
+    """How many layers' worth of slots stand behind the layers: tables, and the type of keys and values."""
+    return contest.problem.slots // 2 - contest.known.layers
 
 
 def _check_removable(contest: Contest) -> None:

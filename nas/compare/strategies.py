@@ -4,7 +4,6 @@ Every strategy is asked with the same options, costs and limits; its answer is a
 `STRATEGIES` is the list of them. Nothing that is in the store is measured again.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,8 +40,8 @@ Strategy = Callable[[Contest], Chosen]
 def _shortgpt(contest: Contest) -> Chosen:
     if not Layers.of(contest.problem, contest.own, slots_per_layer=2).droppable:
         raise Infeasible("no layer can be left out; give space.drop_blocks, or skip for attention and ffn")
-    # What stands behind the layers is never left out.
-    influence = (*contest.reality.influence(), *[math.inf] * _behind(contest))
+    # What stands behind the layers is never left out, so its influence may be any.
+    influence = (*contest.reality.influence(), *[0.0] * _behind(contest))
     return Chosen(drop_layers(contest.problem, contest.own, influence))
 
 

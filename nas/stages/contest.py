@@ -102,7 +102,7 @@ class Contest:
     def allows(self, found: Solution) -> bool:
         """Whether a solution keeps to the rule of a plain search, if this is one."""
         own = self.known.of(found.options)
-        return not self.known.is_plain or len(sizes_of(own.architecture(found.options))) <= 1
+        return not self.known.is_plain or len(sizes_of(own.architecture(self.parted(found).options))) <= 1
 
     def _passed(self, error: Infeasible) -> float:
         """By how much the limits at fault are passed, all of them together."""

@@ -34,7 +34,7 @@ def export(
         typer.Option(
             "--precision",
             help="The type of a GGUF file's weights: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, q6_k, q5_k, "
-            "q4_k, q3_k or q2_k. Default: the scenario's, if llama.cpp serves; else f16. Of decilm and plain: fp8 or "
+            "q4_k, q3_k or q2_k. Default: the scenario's, if llama.cpp serves; else f16. For decilm and plain: fp8 or "
             "int4, for vLLM. Default: none.",
         ),
     ] = None,

@@ -221,7 +221,7 @@ def _under(
     assert parent.fixed is not None
     assert parent.whole is not None
     offered = {choice: one for choice, one in options.items() if choice.role != "cache" or choice == cache}
-    # Of a type the costs are not its own: each stands in place of the one that is named alike without it.
+    # A type's option lists no costs of its own: each stands in place of the one that is named alike without the type.
     kept = {} if cache is None else {row.name: row for row in options[cache].costs or ()}
     costs = {
         choice: cost_of(*(kept.get(f"{row.name} {cache.what}", row) if cache else row for row in one.costs or ()))

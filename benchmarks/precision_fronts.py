@@ -1,4 +1,4 @@
-"""Fronts of a search that chose precisions and shapes: bits only, shapes only and both, beside uniform precisions.
+"""Fronts of a search that chose precisions and shapes: precisions only, shapes only and both, beside uniform precisions.
 
     python benchmarks/precision_fronts.py SEARCH [--db FILE] [--by file|decode] [--budgets 8] [--least 0.5] [--time]
 
@@ -11,7 +11,7 @@ turns with the parent's; they are trials of the search, so a second run times no
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import nas.terminal.quiet  # isort: skip
 import torch
 
 from blocklib.assemble import assemble
-from blocklib.block import Architecture, Choice
+from blocklib.block import Architecture
 from blocklib.formats.gguf import as_stored
 from cost_models.analytic import architecture_cost
 from db import models
@@ -30,6 +30,8 @@ from nas.files.database import opened
 from nas.job.space import precisions
 from nas.job.units import Limit
 from nas.scoring.fidelity import Fidelity
+from nas.solve.restricted import restricted, stored_in
+from nas.solve.restricted import uniform as uniform_parts
 from nas.solve.solve import Measured, measured, solve, trial_row
 from nas.stages.evaluate import Evaluator, perplexity
 from nas.stages.library import choice_weights
@@ -39,7 +41,7 @@ from nas.terminal.console import Terminal
 
 assert nas.terminal.quiet
 
-BITS, SHAPES, BOTH = "bits only", "shapes only", "both"
+BITS, SHAPES, BOTH = "precisions only", "shapes only", "both"
 
 
 @dataclass(frozen=True)
@@ -139,25 +141,20 @@ def limits(known: Measured, uniform: Sequence[Uniform], asked: argparse.Namespac
         yield Limit(asked.by, most * (least / most) ** (step / (asked.budgets - 1)), relative=False)
 
 
-def restricted(known: Measured, space: str) -> Iterator[Measured]:
+def spaces(known: Measured, space: str) -> Iterator[Measured]:
     """The search with the options of one space; of shapes alone, once for each precision."""
     if space == BOTH:
         yield known
     elif space == BITS:
-        yield having(known, lambda choice: is_own(known, choice))
+        yield restricted(known, "precisions")
     else:
-        for precision in dict.fromkeys(choice.precision for choice in known.costs if choice.precision):
-            yield having(known, lambda choice, one=precision: {part.precision for part in choice.parts} <= {"", one})
-
-
-def having(known: Measured, allows: Callable[[Choice], bool]) -> Measured:
-    return replace(known, options=tuple(option for option in known.options if allows(known.choice(option))))
+        yield from (stored_in(known, precision) for precision in uniform_parts(known))
 
 
 def answer(store: Store, known: Measured, built: Models, limit: Limit, space: str) -> Answer | None:
     """The best answer of the space within the limit, evaluated; None where there is none."""
     found = []
-    for part in restricted(known, space):
+    for part in spaces(known, space):
         try:
             found.append((part, solve(part, (limit,))))
         except BudgetNotMetError:
@@ -184,16 +181,8 @@ def value(known: Measured, row: Uniform, metric: str) -> float:
     """Bytes of the file, or the predicted decode step of the parent in this precision."""
     if metric == "file":
         return float(row.file_bytes)
-    own = [choice for choice in known.costs if choice.precision == row.precision and is_own(known, choice)]
-    return known.fixed.metrics(known.scenario)[f"{metric}_s"] + sum(
-        known.costs[choice].metrics(known.scenario)[f"{metric}_s"] for choice in own
-    )
-
-
-def is_own(known: Measured, choice: Choice) -> bool:
-    """Whether it is the parent's own part in some precision."""
-    own = Architecture.parse(known.search.parent_architecture).choices()
-    return choice.is_table or choice.unrounded in own
+    whole = sum((known.costs[choice] for choice in uniform_parts(known)[row.precision]), known.fixed)
+    return whole.metrics(known.scenario)[f"{metric}_s"]
 
 
 def cell(found: Answer) -> str:

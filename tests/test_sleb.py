@@ -22,6 +22,7 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from nas.scoring.block_influence import block_influence
 from nas.scoring.layer_removal import loss_without
+from solvers.baselines.shortgpt import drop_layers
 from solvers.baselines.sleb import LossWithout, Removal, drop_one_by_one, removal_rounds
 from solvers.errors import Infeasible
 from solvers.exact import solver
@@ -45,6 +46,21 @@ def whole(problem: Problem) -> list[Option]:
 def sleb(loss: LossWithout, most: int, layers: int = LAYERS, kept: Sequence[int] = ()) -> Removal:
     problem = problem_of(["kv4+ffn48"] * layers, most, kept)
     return drop_one_by_one(problem, whole(problem), loss)
+
+
+@pytest.mark.parametrize("most", range(2, LAYERS + 1))
+def test_what_stands_behind_the_layers_stays(most: int) -> None:
+    """An option of two slots after the last layer changes neither what goes nor which layer is the last."""
+    problem = problem_of(["kv4+ffn48"] * LAYERS, most)
+    behind = Option(2 * LAYERS, 2, "tables@q8_0", 0.0, {"layers": 1.0})
+    more = Problem(2 * LAYERS + 2, (*problem.options, behind), {"layers": most + 1.0})
+    harms = [0.1, 0.8, 0.3, 0.5, 0.2, 0.7, 0.4, 0.0]
+    alone, found = (
+        drop_one_by_one(one, whole(one), added(harms), layers=LAYERS).solution.options for one in (problem, more)
+    )
+    assert found == (*alone, behind)
+    alone, found = (drop_layers(one, whole(one), harms, layers=LAYERS).options for one in (problem, more))
+    assert found == (*alone, behind)
 
 
 def added(harms: Sequence[float]) -> LossWithout:

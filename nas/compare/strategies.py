@@ -38,30 +38,27 @@ Strategy = Callable[[Contest], Chosen]
 
 
 def _shortgpt(contest: Contest) -> Chosen:
-    if not Layers.of(contest.problem, contest.own, slots_per_layer=2).droppable:
+    if not _layers(contest).droppable:
         raise Infeasible("no layer can be left out; give space.drop_blocks, or skip for attention and ffn")
-    # What stands behind the layers is never left out, so its influence may be any.
-    influence = (*contest.reality.influence(), *[0.0] * _behind(contest))
-    return Chosen(drop_layers(contest.problem, contest.own, influence))
+    influence = contest.reality.influence()
+    return Chosen(drop_layers(contest.problem, contest.own, influence, layers=contest.known.layers))
 
 
 def _sleb(contest: Contest) -> Chosen:
     _check_removable(contest)
     # Measure at once the rounds that are needed in any case, then one round at a time.
-    behind, layers = _behind(contest), Layers.of(contest.problem, contest.own, slots_per_layer=2)
-    contest.reality.remove(rounds_needed(contest.problem, layers, behind))
-    found = drop_one_by_one(contest.problem, contest.own, contest.reality.losses, behind=behind)
+    contest.reality.remove(rounds_needed(contest.problem, _layers(contest)))
+    found = drop_one_by_one(contest.problem, contest.own, contest.reality.losses, layers=contest.known.layers)
     return Chosen(found.solution, found.evaluations)
 
 
-def _behind(contest: Contest) -> int:
-    """How many layers' worth of slots stand behind the layers: tables, and the type of keys and values."""
-    return contest.problem.slots // 2 - contest.known.layers
+def _layers(contest: Contest) -> Layers:
+    return Layers.of(contest.problem, contest.own, slots_per_layer=2, layers=contest.known.layers)
 
 
 def _check_removable(contest: Contest) -> None:
     """Check, before any measurement, that every inner layer can be left out. The first and the last always stay."""
-    layers = Layers.of(contest.problem, contest.own, slots_per_layer=2)
+    layers = _layers(contest)
     if not set(range(1, contest.known.layers - 1)) <= set(layers.droppable):
         raise Infeasible("not every inner layer can be left out; give space.drop_blocks, or skip for attention and ffn")
 

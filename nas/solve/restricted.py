@@ -3,7 +3,7 @@
 Scores and costs are those that were measured, so a restricted question takes no new measurement.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -27,7 +27,16 @@ def restricted(known: Measured, only: Only | None) -> Measured:
             f"search {known.search.name} ({known.search.id}) chose no precisions, so there is nothing to leave out; "
             "its job has none in space.precision"
         )
-    allowed = set(_own(known)) if only == "precisions" else set(_in_one(known, one_precision(known)))
+    return _with(known, _own(known)) if only == "precisions" else stored_in(known, one_precision(known))
+
+
+def stored_in(known: Measured, precision: str) -> Measured:
+    """`known` with everything stored in one precision."""
+    return _with(known, (choice for choice in known.costs if choice.precision in ("", precision)))
+
+
+def _with(known: Measured, choices: Iterable[Choice]) -> Measured:
+    allowed = set(choices)
     under = {cache: _having(each, allowed) for cache, each in known.by_cache.items()}
     return replace(_having(known, allowed), by_cache=under)
 
@@ -66,8 +75,3 @@ def _own(known: Measured) -> Iterator[Choice]:
     """The parent's own parts, in each precision."""
     own = set(Architecture.parse(known.search.parent_architecture).choices())
     yield from (choice for choice in known.costs if choice.is_table or choice.unrounded in own)
-
-
-def _in_one(known: Measured, precision: str) -> Iterator[Choice]:
-    """Every choice in that precision, or in none, as an empty slot is."""
-    yield from (choice for choice in known.costs if choice.precision in ("", precision))

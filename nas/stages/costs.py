@@ -5,7 +5,7 @@ is never used for a budget that limits times: it is measured again, and if it st
 and `_simulate` run on workers: each is given one task and returns one result.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,34 +269,23 @@ def _timed(geometry: Geometry, row: models.CostRow) -> MeasuredGeometry:
 
 def write_options(job: Job, store: Store) -> None:
     """The search's options with what is known of each, so that it can be solved from the database alone."""
-    found = []
-    for choice in job.choices:
-        build = job.library_parts(choice)
-        found.append(
-            models.OptionRow(
-                search_id=job.id,
-                choice=str(choice),
-                first_slot=choice.first_slot,
-                span=choice.span,
-                name=str(choice.what),
-                score_key=None if job.parent.own(choice) else job.score_key(choice),
-                cost_keys=[job.used_cost_key(geometry) for geometry in geometries(choice)],
-                distillation_key=job.distillation_key(build[0]) if len(build) == 1 else None,
-            )
-        )
-    for cache in job.caches:
-        found.append(
-            models.OptionRow(
-                search_id=job.id,
-                choice=str(cache),
-                first_slot=cache.first_slot,
-                span=cache.span,
-                name=str(cache.what),
-                score_key=job.score_key(cache),
-                cost_keys=[job.used_cost_key(geometry) for geometry in job.kept_geometries(cache)],
-            )
-        )
-    store.set_options(job.id, found)
+    kept = [_option_row(job, cache, job.kept_geometries(cache)) for cache in job.caches]
+    store.set_options(job.id, [*(_option_row(job, choice, geometries(choice)) for choice in job.choices), *kept])
+
+
+def _option_row(job: Job, choice: Choice, costs: Iterable[Geometry]) -> models.OptionRow:
+    """An option whose costs are those of these geometries."""
+    build = () if choice.role == "cache" else job.library_parts(choice)
+    return models.OptionRow(
+        search_id=job.id,
+        choice=str(choice),
+        first_slot=choice.first_slot,
+        span=choice.span,
+        name=str(choice.what),
+        score_key=None if job.parent.own(choice) else job.score_key(choice),
+        cost_keys=[job.used_cost_key(geometry) for geometry in costs],
+        distillation_key=job.distillation_key(build[0]) if len(build) == 1 else None,
+    )
 
 
 def parent_costs(job: Job, store: Store) -> dict[str, Any]:

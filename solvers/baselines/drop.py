@@ -20,19 +20,24 @@ Options = tuple[Option, ...]
 
 @dataclass(frozen=True)
 class Layers:
-    """The parent's own options of each layer, and those that leave it out: none if it cannot be left out."""
+    """The parent's own options of each layer, and those that leave it out: none if it cannot be left out. `behind` are
+    its options behind the last layer."""
 
     own: tuple[Options, ...]
     skips: tuple[Options, ...]
+    behind: Options = ()
 
     @staticmethod
-    def of(problem: Problem, parent: Sequence[Option], slots_per_layer: int) -> "Layers":
-        """`parent` are the options of the problem that stand for the parent as it is, in any order.
+    def of(problem: Problem, parent: Sequence[Option], slots_per_layer: int, layers: int | None = None) -> "Layers":
+        """`parent` are the options of the problem that stand for the parent as it is, in any order. Behind the slots of
+        `layers` layers there may be more; None: all slots are layers.
 
         Raises ValueError where the slots are not whole layers, or `parent` does not tile them layer by layer.
         """
-        own = _by_layer(problem, parent, layers_of(problem, slots_per_layer), slots_per_layer)
-        return Layers(own, tuple(_skip(problem, layer, slots_per_layer) for layer in range(len(own))))
+        found = _by_layer(problem, parent, layers_of(problem, slots_per_layer), slots_per_layer)
+        own, behind = found[:layers], found[len(found) if layers is None else layers :]
+        skips = tuple(_skip(problem, layer, slots_per_layer) for layer in range(len(own)))
+        return Layers(own, skips, tuple(option for options in behind for option in options))
 
     @property
     def droppable(self) -> tuple[int, ...]:
@@ -42,7 +47,7 @@ class Layers:
     def without(self, dropped: Collection[int]) -> Options:
         """The parent with these layers left out, in slot order."""
         picked = [(self.skips if layer in dropped else self.own)[layer] for layer in range(len(self.own))]
-        return tuple(option for options in picked for option in options)
+        return (*(option for options in picked for option in options), *self.behind)
 
 
 def layers_of(problem: Problem, slots_per_layer: int) -> int:

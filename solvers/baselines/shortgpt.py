@@ -8,26 +8,32 @@ import math
 import time
 from collections.abc import Sequence
 
-from solvers.baselines.drop import Layers, drop_until_within, layers_of
+from solvers.baselines.drop import Layers, drop_until_within
 from solvers.errors import ProblemError
 from solvers.exact.shortest_path import check_tiling
 from solvers.problem import Option, Problem, Solution
 
 
 def drop_layers(
-    problem: Problem, parent: Sequence[Option], block_influence: Sequence[float], *, slots_per_layer: int = 2
+    problem: Problem,
+    parent: Sequence[Option],
+    block_influence: Sequence[float],
+    *,
+    slots_per_layer: int = 2,
+    layers: int | None = None,
 ) -> Solution:
     """The parent less its least influential layers: the fewest, in that order, that bring it within the limits.
 
     `parent` are the options of the problem that stand for the parent as it is, in any order; `block_influence` is one
-    number per layer. A layer that no options leave out is kept. Raises Infeasible where no number of dropped layers
-    meets the limits, and ValueError where `parent` does not tile the layers or the influences do not match them.
+    number per layer. A layer that no options leave out is kept. Behind the slots of `layers` layers there may be more,
+    which stay; None: all slots are layers. Raises Infeasible where no number of dropped layers meets the limits, and
+    ValueError where `parent` does not tile the layers or the influences do not match them.
     """
     started = time.monotonic()
     check_tiling(problem)
-    influence = _checked(block_influence, layers_of(problem, slots_per_layer))
-    layers = Layers.of(problem, parent, slots_per_layer)
-    return drop_until_within(problem, layers, sorted(layers.droppable, key=influence.__getitem__), started, "shortgpt")
+    found = Layers.of(problem, parent, slots_per_layer, layers)
+    influence = _checked(block_influence, len(found.own))
+    return drop_until_within(problem, found, sorted(found.droppable, key=influence.__getitem__), started, "shortgpt")
 
 
 def _checked(block_influence: Sequence[float], layers: int) -> Sequence[float]:

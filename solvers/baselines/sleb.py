@@ -51,38 +51,38 @@ def drop_one_by_one(
     loss_without: LossWithout,
     *,
     slots_per_layer: int = 2,
-    behind: int = 0,
+    layers: int | None = None,
 ) -> Removal:
     """The parent less the fewest layers, in the order of `removal_rounds`, that bring it within the limits.
 
     `parent` are the options of the problem that stand for the parent as it is, in any order. A layer that no options
     leave out is kept, as are the first and the last. A round's losses are asked for when one more layer has to go.
-    `behind`: so many layers' worth of slots stand behind the last layer, and stay.
+    Behind the slots of `layers` layers there may be more, which stay; None: all slots are layers.
 
     Raises Infeasible where no number of dropped layers meets the limits, before any loss is asked for where no order
     can, and ValueError where `parent` does not tile the layers or a loss is not finite.
     """
     started = time.monotonic()
     check_tiling(problem)
-    layers = Layers.of(problem, parent, slots_per_layer)
-    rounds_needed(problem, layers, behind)
+    found = Layers.of(problem, parent, slots_per_layer, layers)
+    rounds_needed(problem, found)
     rounds: list[Round] = []
 
     def order() -> Iterator[int]:
-        for each in removal_rounds(_inner(layers, behind), loss_without):
+        for each in removal_rounds(_inner(found), loss_without):
             rounds.append(each)
             yield each.removed
 
-    solution = drop_until_within(problem, layers, order(), started, "sleb")
+    solution = drop_until_within(problem, found, order(), started, "sleb")
     return Removal(solution, tuple(rounds))
 
 
-def rounds_needed(problem: Problem, layers: Layers, behind: int = 0) -> int:
+def rounds_needed(problem: Problem, layers: Layers) -> int:
     """How many rounds there are at least before the limits hold; where all layers cost alike, exactly.
 
     Raises Infeasible where they cannot hold.
     """
-    return fewest_dropped(problem, layers, _inner(layers, behind))
+    return fewest_dropped(problem, layers, _inner(layers))
 
 
 def removal_rounds(candidates: Sequence[int], loss_without: LossWithout) -> Iterator[Round]:
@@ -107,6 +107,6 @@ def removal_rounds(candidates: Sequence[int], loss_without: LossWithout) -> Iter
         removed.append(least)
 
 
-def _inner(layers: Layers, behind: int) -> tuple[int, ...]:
+def _inner(layers: Layers) -> tuple[int, ...]:
     """The layers that can be left out, but for the first and the last of all."""
-    return tuple(layer for layer in layers.droppable if 0 < layer < len(layers.own) - behind - 1)
+    return tuple(layer for layer in layers.droppable if 0 < layer < len(layers.own) - 1)

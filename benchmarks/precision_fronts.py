@@ -1,4 +1,4 @@
-"""Fronts of a search that chose precisions and shapes: precisions only, shapes only and both, beside uniform precisions.
+"""Fronts of a search that chose precisions and shapes: of either alone, and of both, beside uniform precisions.
 
     python benchmarks/precision_fronts.py SEARCH [--db FILE] [--by file|decode] [--budgets 8] [--least 0.5] [--time]
 

@@ -1,9 +1,9 @@
 """Keys and values as they are read again after llama.cpp stored them in one of its types.
 
 A head is stored in blocks along its numbers, keys after their positions went in, and in the order of numbers that the
-architecture of the GGUF file has. Where the type has blocks and a head
-is a multiple of 64 numbers, llama.cpp turns keys and values first, by Hadamard matrices that spread an outlier over
-many numbers (`llama-kv-cache.cpp`, `attn_rot_k` and `attn_rot_v`), and turns back what it reads.
+architecture of the GGUF file has. Where the type has blocks and a head is a multiple of 64 numbers, llama.cpp turns
+keys and values first, by Hadamard matrices that spread an outlier over many numbers (`llama-kv-cache.cpp`,
+`attn_rot_k` and `attn_rot_v`), and turns back what it reads.
 """
 
 import math

@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from blocklib.block import SKIP, Architecture, Choice
 from blocklib.formats.compressed_types import COMPRESSED
+from blocklib.formats.subblocks import tensor_shapes
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, child_config, load_parent, model_with
-from blocklib.precisions.compressed_child import compressed_child, part_bytes
+from blocklib.precisions.compressed_child import compressed_child, part_formats
+from blocklib.shape import Shape
 from nas.errors import UnsupportedExportError
 from nas.export.decilm import export_decilm
 from nas.export.formats import Target, exporter
@@ -52,6 +54,15 @@ def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
 def layer_bytes(folder: Path) -> int:
     held = tensors_in(folder)
     return sum(each.numel() * each.element_size() for name, each in held.items() if name.startswith("model.layers."))
+
+
+def part_bytes(part: Choice, shape: Shape, bytes_per_value: int) -> int:
+    """By arithmetic, the bytes of all tensors of a subblock; `bytes_per_value`: of a number in no format."""
+    formats = part_formats(part, shape)
+    return sum(
+        formats[name].matrix_bytes(*size) if name in formats else bytes_per_value * torch.Size(size).numel()
+        for name, size in tensor_shapes(part, shape).items()
+    )
 
 
 @torch.no_grad()

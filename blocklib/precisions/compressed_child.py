@@ -14,7 +14,6 @@ from torch import Tensor
 from blocklib.block import SKIP, Architecture, Choice, Subblock
 from blocklib.formats.compressed_config import quantization_config
 from blocklib.formats.compressed_types import COMPRESSED, CompressedFormat, tensors_of_matrix
-from blocklib.formats.subblocks import tensor_shapes
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import model_with, own_shape
 from blocklib.precisions.parts import matrix_types
@@ -84,12 +83,3 @@ def part_formats(part: Choice, shape: Shape, precision: str = "") -> dict[str, C
         return {}
     types = matrix_types(replace(part, what=part.what.at(asked)), shape)
     return {name: type for name, type in types.items() if isinstance(type, CompressedFormat)}
-
-
-def part_bytes(part: Choice, shape: Shape, bytes_per_value: int) -> int:
-    """The bytes of all tensors of a subblock in such a file; `bytes_per_value`: of a number in no format."""
-    formats = part_formats(part, shape)
-    return sum(
-        formats[name].matrix_bytes(*size) if name in formats else bytes_per_value * torch.Size(size).numel()
-        for name, size in tensor_shapes(part, shape).items()
-    )

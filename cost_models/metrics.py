@@ -14,6 +14,7 @@ weight of the parent, so a ceiling on them is one on the file. `Metric.from_summ
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from cost_models.quantities import BITS, BYTES, COUNT, JOULES, RATE, SECONDS, Unit
@@ -67,10 +68,13 @@ class Metric:
         return self.measured_by != "arithmetic"
 
     def from_summed(self, value: float, scenario: Scenario, parent_parameters: int | None) -> float:
-        """A value of `summed` as one of this. `parent_parameters` None: nobody asks for bits per weight of it."""
+        """A value of `summed` as one of this: what takes no time has an infinite throughput. `parent_parameters` None:
+        nobody asks for bits per weight of it."""
         if self.bits_of is not None:
             return BITS_OF_A_BYTE * value / _known(self, parent_parameters)
-        return value if self.reciprocal_of is None else scenario.batch * scenario.generated_tokens / value
+        if self.reciprocal_of is None:
+            return value
+        return scenario.batch * scenario.generated_tokens / value if value else inf
 
     def to_summed(self, value: float, scenario: Scenario, parent_parameters: int | None) -> float:
         """A value of this as one of `summed`: a floor on throughput becomes a ceiling on latency."""

@@ -84,6 +84,18 @@ def test_points_of_a_front_say_what_is_proven_of_them(known: Measured) -> None:
     assert max(point.gap for point in points) <= 1e-6
 
 
+def test_what_took_no_time_is_on_every_front_but_that_of_throughput(known: Measured) -> None:
+    """A clock on a busy machine may see no time in any part of a small child."""
+    known = replace(known, fixed=replace(known.fixed, prefill_s=0.0))
+    cheapest = front_of(known, "latency", (), 5)[0]
+    assert cheapest.cost == 0.0
+    (only,) = front_of(known, "parameters", parse_budget("latency=1ns"), 5)
+    assert only.architecture == cheapest.architecture
+    fastest = front_of(known, "throughput", (), 5)[0]
+    assert math.isfinite(fastest.cost)
+    assert fastest.architecture != cheapest.architecture
+
+
 def test_of_two_limits_on_one_cost_the_looser_is_worth_nothing(known: Measured) -> None:
     budget = parse_budget("throughput=100%,latency=60%")
     throughput, latency = explained(known, budget, solve(known, budget)).prices

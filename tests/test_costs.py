@@ -84,6 +84,7 @@ def test_a_throughput_floor_is_a_latency_ceiling(cost: Cost, scenario: Scenario,
     assert throughput.summed is METRICS["latency"]
     ceiling = throughput.to_summed(floor, scenario, None)
     assert throughput.from_summed(ceiling, scenario, None) == pytest.approx(floor)
+    assert throughput.to_summed(throughput.from_summed(0.0, scenario, None), scenario, None) == 0.0
     assume(totals["throughput"] != pytest.approx(floor))
     assert (totals["throughput"] > floor) == (totals["latency_s"] < ceiling)
 

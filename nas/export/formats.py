@@ -70,13 +70,18 @@ def exporter(target: Target, rounded: RoundedMatrices | None = None) -> Exporter
         return partial(_COMPRESSED[format], rounded=rounded or RoundedMatrices(precision or ""))
     if precision is None:
         return FORMATS[format]
-    if format != "gguf":
-        others = f"has {', '.join(COMPRESSED)}, and without a precision" if format in _COMPRESSED else "has"
+    if (precision in COMPRESSED) == (format == "gguf") or format == "hf":
         raise UnsupportedExportError(
-            f"precision {precision}: format {format} {others} the type that the scenario serves in"
-        )
-    if precision in COMPRESSED:
-        raise UnsupportedExportError(
-            f"precision {precision} is one of formats {' and '.join(_COMPRESSED)}, not of gguf"
+            f"precision {precision} is one of {_owners(precision)}; format {format} has {_types_of(format)}"
         )
     return partial(export_gguf, precision=precision)
+
+
+def _owners(precision: str) -> str:
+    return f"formats {' and '.join(_COMPRESSED)}" if precision in COMPRESSED else "format gguf"
+
+
+def _types_of(format: str) -> str:
+    if format == "gguf":
+        return "types such as q8_0"
+    return f"{', '.join(COMPRESSED)}, or none" if format in _COMPRESSED else "the type that the scenario serves in"

@@ -3,6 +3,7 @@ either."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from cost_models.metrics import METRICS
 from nas.errors import BudgetError, BudgetNotMetError
@@ -39,7 +40,8 @@ def front_of(
     also: Sequence[float] = (),
 ) -> tuple[Point, ...]:
     """From the cheapest architecture, or the one of most throughput, to the best. `also`: more values of the cost of
-    a whole model to solve at. Raises BudgetError for a metric there is not, BudgetNotMetError."""
+    a whole model to solve at. An architecture whose parts took no time that the clock could tell has no throughput, and
+    no point. Raises BudgetError for a metric there is not, BudgetNotMetError."""
     if cost not in METRICS:
         raise BudgetError(f"{cost!r} is not a cost; {did_you_mean(cost, METRICS)}")
     metric, whole = METRICS[cost], known.whole(cost)
@@ -54,6 +56,8 @@ def front_of(
     found = []
     for solution in solutions:
         total = known.totals(solution)[metric.column]
+        if not isfinite(total):
+            continue
         own = known.of(solution.options)
         architecture = str(own.architecture(parted(solution.options, own.problem(budget))))
         found.append(

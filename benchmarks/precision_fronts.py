@@ -1,13 +1,15 @@
 """Fronts of a search that chose precisions and shapes: of either alone, and of both, beside uniform precisions.
 
-    python benchmarks/precision_fronts.py SEARCH [--db FILE] [--by file|decode] [--budgets 8] [--least 0.5] [--time]
+    python benchmarks/precision_fronts.py SEARCH [--db FILE] [--by file|decode] [--budgets 8] [--least 0.5]
+        [--time] [--made]
 
 At each budget the three restricted problems are solved exactly, and every answer is assembled from the library, whose
-parts are rounded with feedback, and evaluated on held-out text; nothing is healed or rounded again. *shapes only*
-stores every part in one precision, the best for it at that budget. Budgets of the file run in equal ratios from
-uniform q8_0 down to `--least` of uniform q4_0; those of a decode step, down to `--least` of the parent's. *uniform* is
-the file within the budget of least KL, written by llama.cpp's own quantiser. `--time`: decode steps of all answers, in
-turns with the parent's; they are trials of the search, so a second run times none again.
+parts are rounded with feedback, and evaluated on held-out text; nothing is healed or rounded again. `--made`: every
+answer is made as the search makes its child, healed by its job and rounded as a whole. *shapes only* stores every part
+in one precision, the best for it at that budget. Budgets of the file run in equal ratios from uniform q8_0 down to
+`--least` of uniform q4_0; those of a decode step, down to `--least` of the parent's. *uniform* is the file within the
+budget of least KL, written by llama.cpp's own quantiser. `--time`: decode steps of all answers, in turns with the
+parent's; they are trials of the search, so a second run times none again.
 """
 
 import argparse
@@ -56,12 +58,19 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Answer:
-    """An architecture, and what it was found to be."""
+    """An architecture, and what it was found to be: its KL and the perplexity of its child."""
 
     architecture: Architecture
-    fidelity: Fidelity
+    kl: float
+    perplexity: float
     file_bytes: int
     trial: models.TrialRow
+
+    def made(self, trial: models.TrialRow) -> "Answer":
+        """The same as its trial's child is once that was made."""
+        assert trial.kl is not None
+        assert trial.perplexity is not None
+        return replace(self, kl=trial.kl, perplexity=trial.perplexity, trial=trial)
 
 
 class Models:
@@ -106,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 cells = [uniform_cell(known, uniform, limit)]
                 for space in (SHAPES, BITS, BOTH):
                     found = answer(store, known, built, limit, space)
+                    if found is not None and asked.made:
+                        found = found.made(reality.made(found.trial))
                     if found is not None and asked.time:
                         found = replace(found, trial=reality.timed(found.trial))
                     cells.append("-" if found is None else cell(found))
@@ -122,6 +133,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--last", default="q4_0", help="the uniform precision that the last budget is a share of")
     parser.add_argument("--least", type=float, default=0.5)
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--made", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -165,7 +177,8 @@ def answer(store: Store, known: Measured, built: Models, limit: Limit, space: st
     architecture = part.architecture(best.options)
     trial = store.add_trial(trial_row(part, replace(best, solver=space), (limit,), None))
     assert trial.predicted_file_bytes is not None
-    return Answer(architecture, built.evaluated(architecture), trial.predicted_file_bytes, trial)
+    held = built.evaluated(architecture)
+    return Answer(architecture, held.kl, perplexity(held.lm_loss), trial.predicted_file_bytes, trial)
 
 
 def uniform_cell(known: Measured, uniform: Sequence[Uniform], limit: Limit) -> str:
@@ -187,7 +200,7 @@ def value(known: Measured, row: Uniform, metric: str) -> float:
 
 def cell(found: Answer) -> str:
     """KL, perplexity, and file; the decode step beside the parent's, where it was timed."""
-    text = f"{found.fidelity.kl:.4f}, {perplexity(found.fidelity.lm_loss):.2f} ({mb(found.file_bytes)}"
+    text = f"{found.kl:.4f}, {found.perplexity:.2f} ({mb(found.file_bytes)}"
     step, own = found.trial.decode_s, (found.trial.details or {}).get("parent", {}).get("decode_s")
     if step is not None and own:
         text += f", decode {step / own:.1%}"

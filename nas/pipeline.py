@@ -29,6 +29,7 @@ from nas.solve.explain import explain
 from nas.solve.plain_price import priced, with_real_kls
 from nas.solve.predicted import predict_again
 from nas.solve.solve import Measured, measured, solve, trial_row
+from nas.stages.check_scores import check_scores
 from nas.stages.child import hardware_of, healing_key, is_timed, made, timed
 from nas.stages.child_file import load_child
 from nas.stages.context import Context
@@ -121,7 +122,7 @@ def fill_store(context: Context, remeasure: bool = False) -> Context:
         with _stage(context, "round") as done:
             done.append(round_library(context))
     with _stage(context, "score") as done:
-        done.append(score_choices(context) + predict_scores(context) + score_caches(context))
+        done.append(score_choices(context, context.job.to_score) + predict_scores(context) + score_caches(context))
     with _stage(context, "measure") as done:
         done.append(measure_costs(context, remeasure) + correct_costs(context, remeasure))
     write_options(job, store)
@@ -160,6 +161,8 @@ def _within_budget(context: Context, remeasure: bool) -> models.TrialRow:
         distances: dict[int, float] = {}
         while len(tried) < ATTEMPTS:
             try:
+                known, checked = _checked(context, known, solve_for)
+                done.append(checked)
                 solution, distance = _solution(store, known, solve_for, console)
             except (BudgetNotMetError, TimeoutError) as error:
                 if not tried:
@@ -213,6 +216,17 @@ def _tell_undecided(trial: models.TrialRow, console: Console) -> None:
         "machine is idle: nas search JOB --remeasure",
         style="yellow", soft_wrap=True, highlight=False,
     )  # fmt: skip
+
+
+def _checked(context: Context, known: Measured, budget: Sequence[Limit]) -> tuple[Measured, int]:
+    """The search with the predicted scores that its answer stands on measured, where the job wants that; and how many
+    scores that took."""
+    if context.job.request.score.rounded != "checked":
+        return known, 0
+    known, misses = check_scores(context, known, budget)
+    if misses.of:
+        context.console.print(misses.said(), soft_wrap=True, highlight=False)
+    return known, len(misses.of)
 
 
 def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> tuple[Solution, float]:

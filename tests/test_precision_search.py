@@ -1,6 +1,7 @@
 """Searches that choose precisions: alone, and beside shapes; their child in a GGUF file; every question about them."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from searches import Here, files, job, nas, rows, started, stop_group, the_error, wait_for
 
-from blocklib.block import Architecture
+from blocklib.block import Architecture, Choice
 from blocklib.formats.gguf import gguf_bytes, gguf_fixed_bytes
 from blocklib.parent import load_parent
 from db.store import Store
@@ -115,6 +116,36 @@ def test_precisions_beside_shapes_are_no_worse_than_alone_and_both_beat_one_type
             both, bits, one_type = (kls[text] for text in (*chosen, str(uniform)))
             assert both <= 1.02 * bits, precision
             assert bits <= one_type, precision
+
+
+def test_a_checked_answer_stands_on_measured_scores_alone(home: Path, here: Here) -> None:
+    """Those it was first chosen by are said to be off by so much. Nothing is rounded or timed for it."""
+    path = job(home.parent, name="checked", space=BITS_ONLY, score={"rounded": "checked"}, **HOW)
+    before = {row["key"] for row in rows(home, "score")}
+    done = here(home, "search", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = re.search(r"checked (\d+) predicted scores, those of \d+ answers: off by ([\d.]+)% in the mean", done.stdout)
+    assert told is not None, done.stdout
+    new = {row["key"]: row for row in rows(home, "score") if row["key"] not in before}
+    assert len(new) == int(told[1])
+    assert 0 < float(told[2]) < 100
+    with Store.open(home / "nas.db") as store:
+        search = store.find_search("checked")
+        known = {one.option.choice: one.option.score_key for one in store.options(search.id)}
+        predicted = {one.option.choice: one.option.score_key for one in store.options(store.find_search("bits").id)}
+        (trial,) = store.trials(search.id)
+    answer = [str(choice) for choice in Architecture.parse(trial.architecture).choices()]
+    changed = [choice for choice in answer if known[choice] != predicted[choice]]
+    assert changed
+    assert {known[choice] for choice in changed} <= new.keys()
+    kept = [Choice.parse(choice) for choice in answer if choice not in changed]
+    assert all(choice.is_table or choice.precision == "q4_0" for choice in kept), "these are measured at once"
+    scores = {row["key"]: row["kl"] for row in rows(home, "score")}
+    assert trial.score == pytest.approx(sum(scores[known[choice]] for choice in answer if known[choice]))
+    again = here(home, "search", path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "predicted scores" not in again.stdout
+    assert {row["key"] for row in rows(home, "score")} == before | new.keys()
 
 
 def test_the_child_stands_beside_uniform_files(home: Path, here: Here) -> None:

@@ -131,7 +131,7 @@ class Request(Section):
                 f"precisions of subblocks are stored in GGUF files and timed in llama.cpp, not in {self.engine} with "
                 f"export.format {self.export_format}; give export.format: gguf and scenario.device: cpu",
             )
-        if self.score.metric == "lm_loss" and self.score.rounded == "predicted":
+        if self.score.metric == "lm_loss" and self.score.rounded != "measured":
             raise wrong("score.rounded", "rises of the loss cannot be predicted; give measured, or score.metric: kl")
         names = ENGINES["llama_cpp"]
         unknown = [name for name in self.space.precision if name not in names] if self.space.precision != "all" else []

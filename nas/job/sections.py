@@ -276,12 +276,12 @@ class Distill(Section):
 class Score(Section):
     """`kl`: of the parent's next-token distribution to the child's. `lm_loss`: the rise of the loss on the text.
 
-    `rounded`: the scores of subblocks in each precision are all measured, or predicted from a measured one of their
-    slot.
+    `rounded`: the scores of subblocks in each precision are all measured; or predicted from a measured one of their
+    slot; or predicted, and those that the answer stands on measured, until the answer stands on measured ones alone.
     """
 
     metric: Literal["kl", "lm_loss"] = "kl"
-    rounded: Literal["predicted", "measured"] = "predicted"
+    rounded: Literal["predicted", "checked", "measured"] = "predicted"
 
 
 class Measure(Section):

@@ -268,13 +268,20 @@ def _timed(geometry: Geometry, row: models.CostRow) -> MeasuredGeometry:
 
 
 def write_options(job: Job, store: Store) -> None:
-    """The search's options with what is known of each, so that it can be solved from the database alone."""
-    kept = [_option_row(job, cache, job.kept_geometries(cache)) for cache in job.caches]
-    store.set_options(job.id, [*(_option_row(job, choice, geometries(choice)) for choice in job.choices), *kept])
+    """The search's options with what is known of each, so that it can be solved from the database alone. Where the job
+    checks predicted scores, an option has its measured score as soon as that is known."""
+    keys = {choice: job.score_key(choice) for choice in [*job.variants, *job.caches]}
+    if job.request.score.rounded == "checked":
+        checked = {choice: job.measured_score_key(choice) for choice in job.to_predict}
+        known = store.scores(list(checked.values()))
+        keys |= {choice: key for choice, key in checked.items() if key in known}
+    kept = [_option_row(job, cache, keys, job.kept_geometries(cache)) for cache in job.caches]
+    own = [_option_row(job, choice, keys, geometries(choice)) for choice in job.choices]
+    store.set_options(job.id, [*own, *kept])
 
 
-def _option_row(job: Job, choice: Choice, costs: Iterable[Geometry]) -> models.OptionRow:
-    """An option whose costs are those of these geometries."""
+def _option_row(job: Job, choice: Choice, keys: Mapping[Choice, str], costs: Iterable[Geometry]) -> models.OptionRow:
+    """An option whose costs are those of these geometries; `keys` are those of all scores."""
     build = () if choice.role == "cache" else job.library_parts(choice)
     return models.OptionRow(
         search_id=job.id,
@@ -282,7 +289,7 @@ def _option_row(job: Job, choice: Choice, costs: Iterable[Geometry]) -> models.O
         first_slot=choice.first_slot,
         span=choice.span,
         name=str(choice.what),
-        score_key=None if job.parent.own(choice) else job.score_key(choice),
+        score_key=keys.get(choice),
         cost_keys=[job.used_cost_key(geometry) for geometry in costs],
         distillation_key=job.distillation_key(build[0]) if len(build) == 1 else None,
     )

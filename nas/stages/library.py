@@ -5,7 +5,7 @@ once. `_depend`, `_build` and `_score` run on workers: each is given one task an
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,10 +185,10 @@ class _ScoreTask:
     device: str
 
 
-def score_choices(context: Context) -> int:
-    """Replace-1 scores of every choice that is measured and not yet scored. Returns how many were scored."""
+def score_choices(context: Context, choices: Iterable[Choice]) -> int:
+    """Measure the replace-1 scores of these choices that are not known yet. Returns how many were scored."""
     job, store, shared = context.job, context.store, context.shared
-    keys = {choice: job.score_key(choice) for choice in job.to_score}
+    keys = {choice: job.measured_score_key(choice) for choice in choices}
     known = store.scores(list(keys.values()))
     missing = [choice for choice, key in keys.items() if key not in known]
     if not missing:

@@ -210,14 +210,16 @@ class Job:
         if choice.role == "cache":
             return digest(_CACHE_VERSION, self.parent.digest, str(choice.what), self.tokens.digest("score"))
         if choice in self._predicted:
-            return digest("predicted by shares", self._measured_key(choice), self._measured_key(self.anchor(choice)))
-        return self._measured_key(choice)
+            anchor = self.measured_score_key(self.anchor(choice))
+            return digest("predicted by shares", self.measured_score_key(choice), anchor)
+        return self.measured_score_key(choice)
 
     @cached_property
     def _predicted(self) -> frozenset[Choice]:
         return frozenset(self.to_predict)
 
-    def _measured_key(self, choice: Choice) -> str:
+    def measured_score_key(self, choice: Choice) -> str:
+        """The key of a choice's score as it is measured, of one that is predicted too."""
         built = [self.build_key(part) for part in self.library_parts(choice)]
         return digest(self.parent.digest, str(choice), built, self.tokens.digest("score"))
 

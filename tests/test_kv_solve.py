@@ -103,7 +103,8 @@ def test_the_best_of_all_types_is_the_best_of_each_alone(
     assert explained.explained is not None
     assert not predict_again(store, together), "its costs are those of its type"
     (line,) = (line for line in layers_of(store, together.search, trial) if line.place == "cache")
-    assert (line.child, line.score) == (f"cache@{best}", HARM[best])
+    own = together.search.scenario["dtype"]
+    assert (line.parent, line.child, line.score) == (f"cache@{own}", f"cache@{best}", HARM[best])
 
 
 def test_a_tighter_limit_takes_a_smaller_type(together: Measured) -> None:

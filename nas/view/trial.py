@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from blocklib.block import Architecture, Choice
+from blocklib.block import CACHE, Architecture, Choice
 from db import models
 from db.store import Store
+from nas.job.stored import scenario_in
 from nas.solve.solve import measured
 
 
@@ -32,6 +33,7 @@ def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) ->
     known = measured(store, search, trial.metric).under(Architecture.parse(trial.architecture))
     options = {known.choice(option): option for option in known.options}
     parent = {choice.first_slot: choice for choice in Architecture.parse(search.parent_architecture).choices()}
+    own_cache = f"{CACHE}@{scenario_in(search).cache_type}"
     lines = []
     for choice in map(Choice.parse, trial.choices):
         option, cost = options[choice], known.costs[choice]
@@ -39,10 +41,11 @@ def layers_of(store: Store, search: models.SearchRow, trial: models.TrialRow) ->
         layers = f"{choice.layer}" if last == choice.layer else f"{choice.layer}-{last}"
         slots = range(choice.first_slot, choice.first_slot + choice.span)
         replaced = [str(parent[slot].what) for slot in slots if slot in parent] or [str(choice.what.unrounded)]
+        is_cache = choice.role == "cache"
         lines.append(
             LayerLine(
-                place=choice.role if choice.is_table or choice.role == "cache" else f"{layers} {choice.role}",
-                parent=" ".join(replaced),
+                place=choice.role if choice.is_table or is_cache else f"{layers} {choice.role}",
+                parent=own_cache if is_cache else " ".join(replaced),
                 child=str(choice.what),
                 score=option.score,
                 prefill_s=cost.prefill_s,

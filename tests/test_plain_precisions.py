@@ -104,7 +104,7 @@ def test_llama_cpp_is_as_near_to_it_as_to_a_uniform_file(home: Path, tmp_path: P
     [
         ("solve", "plain", "--budget", "file=80%"),
         ("pool", "plain", "--budget", "file=70%", "--count", "3"),
-        ("pareto", "plain", "--cost", "file", "--points", "4"),
+        ("pareto", "plain", "--cost", "file", "--points", "6"),
         ("compare", "plain", "--budget", "file=70%", "--evaluations", "4", "--seeds", "1"),
     ],
     ids=lambda question: question[0],

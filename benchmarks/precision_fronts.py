@@ -4,12 +4,14 @@
         [--time] [--made]
 
 At each budget the three restricted problems are solved exactly, and every answer is assembled from the library, whose
-parts are rounded with feedback, and evaluated on held-out text; nothing is healed or rounded again. `--made`: every
-answer is made as the search makes its child, healed by its job and rounded as a whole. *shapes only* stores every part
-in one precision, the best for it at that budget. Budgets of the file run in equal ratios from uniform q8_0 down to
-`--least` of uniform q4_0; those of a decode step, down to `--least` of the parent's. *uniform* is the file within the
-budget of least KL, written by llama.cpp's own quantiser. `--time`: decode steps of all answers, in turns with the
-parent's; they are trials of the search, so a second run times none again.
+parts are rounded with feedback, and evaluated on held-out text; nothing is healed or rounded again. *shapes only*
+stores every part in one precision, the best for it at that budget. *uniform* is the parent in one precision within the
+budget, the file of least KL that llama.cpp's own quantiser writes. Budgets of the file run in equal ratios from
+`--most` throughout to `--least` of `--last` throughout; those of a decode step, from the parent's to `--least` of it.
+
+`--made`: every answer is made as the search makes its child, healed by its job and rounded as a whole, and so is
+*uniform*. `--time`: decode steps of all answers, in turns with the parent's. Answers are trials of the search, so a
+second run makes and times none again.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nas.terminal.quiet  # isort: skip
 import torch
@@ -35,6 +38,7 @@ from nas.scoring.fidelity import Fidelity
 from nas.solve.restricted import restricted, stored_in
 from nas.solve.restricted import uniform as uniform_parts
 from nas.solve.solve import Measured, measured, solve, trial_row
+from nas.stages.child import healing_key
 from nas.stages.evaluate import Evaluator, perplexity
 from nas.stages.library import choice_weights
 from nas.stages.prepare import Job
@@ -43,7 +47,7 @@ from nas.terminal.console import Terminal
 
 assert nas.terminal.quiet
 
-BITS, SHAPES, BOTH = "precisions only", "shapes only", "both"
+UNIFORM, SHAPES, BITS, BOTH = "uniform", "shapes only", "precisions only", "both"
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,9 @@ class Uniform:
 class Answer:
     """An architecture, and what it was found to be: its KL and the perplexity of its child."""
 
-    architecture: Architecture
     kl: float
     perplexity: float
-    file_bytes: int
     trial: models.TrialRow
-
-    def made(self, trial: models.TrialRow) -> "Answer":
-        """The same as its trial's child is once that was made."""
-        assert trial.kl is not None
-        assert trial.perplexity is not None
-        return replace(self, kl=trial.kl, perplexity=trial.perplexity, trial=trial)
 
 
 class Models:
@@ -88,6 +84,11 @@ class Models:
             weights_of = partial(choice_weights, job.parent, job.library, keys=keys)
             self._known[architecture] = self._evaluator.evaluate(assemble(job.parent, architecture, weights_of))
         return self._known[architecture]
+
+    def answer(self, trial: models.TrialRow) -> Answer:
+        """As its parts from the library make it."""
+        held = self.evaluated(Architecture.parse(trial.architecture))
+        return Answer(held.kl, perplexity(held.lm_loss), trial)
 
     def uniform(self, precision: str) -> Uniform:
         job = self._job
@@ -112,14 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"uniform {row.precision}: {mb(row.file_bytes)}, KL {row.kl:.4f}, {row.perplexity:.2f}{step}")
             print(f"\n| {asked.by} | uniform | {SHAPES} | {BITS} | {BOTH} |\n|---|---|---|---|---|", flush=True)
             for limit in limits(known, uniform, asked):
-                cells = [uniform_cell(known, uniform, limit)]
-                for space in (SHAPES, BITS, BOTH):
-                    found = answer(store, known, built, limit, space)
-                    if found is not None and asked.made:
-                        found = found.made(reality.made(found.trial))
-                    if found is not None and asked.time:
-                        found = replace(found, trial=reality.timed(found.trial))
-                    cells.append("-" if found is None else cell(found))
+                cells = [] if asked.made else [uniform_cell(known, uniform, limit)]
+                for space in (UNIFORM, SHAPES, BITS, BOTH)[not asked.made :]:
+                    chosen = answer(store, known, healing_key(job) if asked.made else None, limit, space)
+                    if chosen is None:
+                        cells.append("-")
+                        continue
+                    found = made(reality, chosen) if asked.made else built.answer(chosen)
+                    cells.append(cell(replace(found, trial=reality.timed(found.trial)) if asked.time else found))
                 print(f"| {limit} | {' | '.join(cells)} |", flush=True)
 
 
@@ -160,11 +161,14 @@ def spaces(known: Measured, space: str) -> Iterator[Measured]:
     elif space == BITS:
         yield restricted(known, "precisions")
     else:
-        yield from (stored_in(known, precision) for precision in uniform_parts(known))
+        for part in (stored_in(known, precision) for precision in uniform_parts(known)):
+            yield part if space == SHAPES else restricted(part, "precisions")
 
 
-def answer(store: Store, known: Measured, built: Models, limit: Limit, space: str) -> Answer | None:
-    """The best answer of the space within the limit, evaluated; None where there is none."""
+def answer(
+    store: Store, known: Measured, heal: dict[str, Any] | None, limit: Limit, space: str
+) -> models.TrialRow | None:
+    """The best answer of the space within the limit; None where there is none. `heal`: as its child is healed."""
     found = []
     for part in spaces(known, space):
         try:
@@ -174,11 +178,15 @@ def answer(store: Store, known: Measured, built: Models, limit: Limit, space: st
     if not found:
         return None
     part, best = min(found, key=lambda pair: pair[1].score)
-    architecture = part.architecture(best.options)
-    trial = store.add_trial(trial_row(part, replace(best, solver=space), (limit,), None))
-    assert trial.predicted_file_bytes is not None
-    held = built.evaluated(architecture)
-    return Answer(architecture, held.kl, perplexity(held.lm_loss), trial.predicted_file_bytes, trial)
+    return store.add_trial(trial_row(part, replace(best, solver=space), (limit,), heal))
+
+
+def made(reality: Reality, trial: models.TrialRow) -> Answer:
+    """As the search makes it."""
+    trial = reality.made(trial)
+    assert trial.kl is not None
+    assert trial.perplexity is not None
+    return Answer(trial.kl, trial.perplexity, trial)
 
 
 def uniform_cell(known: Measured, uniform: Sequence[Uniform], limit: Limit) -> str:
@@ -200,7 +208,8 @@ def value(known: Measured, row: Uniform, metric: str) -> float:
 
 def cell(found: Answer) -> str:
     """KL, perplexity, and file; the decode step beside the parent's, where it was timed."""
-    text = f"{found.kl:.4f}, {found.perplexity:.2f} ({mb(found.file_bytes)}"
+    assert found.trial.predicted_file_bytes is not None
+    text = f"{found.kl:.4f}, {found.perplexity:.2f} ({mb(found.trial.predicted_file_bytes)}"
     step, own = found.trial.decode_s, (found.trial.details or {}).get("parent", {}).get("decode_s")
     if step is not None and own:
         text += f", decode {step / own:.1%}"

@@ -258,7 +258,7 @@ def _delivered(context: Context, trial: models.TrialRow) -> Outcome:
             except FileExistsError:
                 notes = ("another run of this search exported the child in the meantime",)
         for note in notes:
-            console.print(note)
+            console.print(note, soft_wrap=True, highlight=False)
     report = job.home / "reports" / f"{job.id}.html"
     with bar(console, "write the report"):
         write_report(store, found, report, trial)

@@ -68,4 +68,4 @@ def _export(asked: ExportRequest) -> None:
         soft_wrap=True,
     )
     for note in done.notes:
-        console.print(note)
+        console.print(note, soft_wrap=True, highlight=False)

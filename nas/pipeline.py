@@ -224,9 +224,9 @@ def _checked(context: Context, known: Measured, budget: Sequence[Limit]) -> tupl
     if context.job.request.score.rounded != "checked":
         return known, 0
     known, misses = check_scores(context, known, budget)
-    if misses.of:
+    if misses.shares:
         context.console.print(misses.said(), soft_wrap=True, highlight=False)
-    return known, len(misses.of)
+    return known, len(misses.shares)
 
 
 def _solution(store: Store, known: Measured, budget: Sequence[Limit], console: Console) -> tuple[Solution, float]:

@@ -70,15 +70,11 @@ def exporter(target: Target, rounded: RoundedMatrices | None = None) -> Exporter
         return partial(_COMPRESSED[format], rounded=rounded or RoundedMatrices(precision or ""))
     if precision is None:
         return FORMATS[format]
-    if (precision in COMPRESSED) == (format == "gguf") or format == "hf":
-        raise UnsupportedExportError(
-            f"precision {precision} is one of {_owners(precision)}; format {format} has {_types_of(format)}"
-        )
+    owners = tuple(_COMPRESSED) if precision in COMPRESSED else ("gguf",)
+    if format not in owners:
+        of = f"format{'s' if len(owners) > 1 else ''} {' and '.join(owners)}"
+        raise UnsupportedExportError(f"precision {precision} is one of {of}; format {format} has {_types_of(format)}")
     return partial(export_gguf, precision=precision)
-
-
-def _owners(precision: str) -> str:
-    return f"formats {' and '.join(_COMPRESSED)}" if precision in COMPRESSED else "format gguf"
 
 
 def _types_of(format: str) -> str:

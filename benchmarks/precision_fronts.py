@@ -62,7 +62,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Answer:
-    """An architecture, and what it was found to be: its KL and the perplexity of its child."""
+    """An architecture, as a trial, with the KL and the perplexity of its child."""
 
     kl: float
     perplexity: float
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n| {asked.by} | uniform | {SHAPES} | {BITS} | {BOTH} |\n|---|---|---|---|---|", flush=True)
             for limit in limits(known, uniform, asked):
                 cells = [] if asked.made else [uniform_cell(known, uniform, limit)]
-                for space in (UNIFORM, SHAPES, BITS, BOTH)[not asked.made :]:
+                for space in (UNIFORM, SHAPES, BITS, BOTH) if asked.made else (SHAPES, BITS, BOTH):
                     chosen = answer(store, known, healing_key(job) if asked.made else None, limit, space)
                     if chosen is None:
                         cells.append("-")

@@ -6,7 +6,7 @@ things only; it does not time them.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from blocklib.block import CACHE, SKIP, Architecture, Choice, Role, Subblock
@@ -45,6 +45,13 @@ class Geometry:
     def is_timed(self) -> bool:
         """Whether it takes time to speak of: a pass reads a row of the embedding for each token."""
         return self.role != "embedding"
+
+    def runs_as(self, dtype: str) -> "Geometry":
+        """What runs for it where weights are held in `dtype` if nothing else is said: a precision that is the same
+        makes no difference."""
+        if self.subblock.precision != dtype or not self.is_timed:
+            return self
+        return FIXED if self.is_around else replace(self, subblock=self.subblock.unrounded)
 
 
 FIXED = Geometry("fixed")

@@ -10,9 +10,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from small_costs import config_for_engines
 
-from blocklib.block import Architecture, Choice, Subblock
+from blocklib.block import TABLES, Architecture, Choice, Subblock
 from blocklib.formats.gguf_types import PRECISIONS
-from blocklib.kinds import parent_architecture
+from blocklib.kinds import parent_architecture, parent_block
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
 from cost_models.analytic import architecture_cost
@@ -20,9 +20,9 @@ from cost_models.engines.engines import describe, engine_of
 from cost_models.engines.llama_cpp import GgufFile, LlamaCpp, LlamaSubject
 from cost_models.engines.llama_server import llama_server
 from cost_models.errors import EngineStoppedError, MissingEngineError, ScenarioError, UnsupportedByEngineError
-from cost_models.geometry import Geometry
+from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import ENGINES, Scenario
-from cost_models.timing.measure import MeasuredGeometry, measure
+from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure
 from cost_models.timing.pair import Rounds
 
 SCENARIO = Scenario("cpu", "q8_0", batch=2, prompt_tokens=5, generated_tokens=4, threads=1, engine="llama_cpp")
@@ -115,6 +115,24 @@ def test_an_engine_that_ends_half_way_leaves_the_times_until_then(config: Puzzle
     kept = {one.geometry for one in found if isinstance(one, MeasuredGeometry)}
     assert wanted[0] in kept
     assert wanted[1] not in kept
+
+
+def test_a_part_in_the_precision_of_all_weights_is_timed_once(config: PuzzleNasConfig) -> None:
+    own = parent_block(own_shape(config))
+    wanted = [
+        Geometry("fixed", TABLES.at("q8_0")),
+        Geometry("ffn", own.ffn.at("q8_0")),
+        Geometry("ffn", own.ffn.at("q4_0")),
+        Geometry("ffn", Subblock("ffn", "32").at("q8_0")),
+        Geometry("ffn", Subblock("ffn", "32")),
+    ]
+    seen = list(measure(config, wanted, SCENARIO, TWO, engine=LLAMA_CPP))
+    found = {one.geometry: replace(one, geometry=FIXED) for one in seen if isinstance(one, MeasuredGeometry)}
+    assert found.keys() == {FIXED, Geometry("attention", own.attention), Geometry("ffn", own.ffn), *wanted}
+    assert found[wanted[0]] == found[FIXED]
+    assert found[wanted[1]] == found[Geometry("ffn", own.ffn)] != found[wanted[2]]
+    assert found[wanted[3]] == found[wanted[4]]
+    assert {one.total for one in seen if isinstance(one, TimedStack)} == {6}  # four first ones, q4_0 and 32 channels
 
 
 def test_bytes_are_those_of_the_file(config: PuzzleNasConfig, parent: Architecture) -> None:

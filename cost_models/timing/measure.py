@@ -134,7 +134,8 @@ def measure(
     once more if it was measured again: the last is the one that counts.
 
     `config` is the parent's (`parent.model.config`). To resume, pass the missing geometries: the fixed part and the
-    parent's own subblocks are always measured too, because the others are relative to them.
+    parent's own subblocks are always measured too, because the others are relative to them. What runs alike is timed
+    once: a part in the precision of `scenario.dtype` has the time of the part without one.
 
     A time worse than `quality` allows, or suspicious (`suspicions`), is measured again as long as there is
     patience, and yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, and what `engine`
@@ -148,19 +149,26 @@ def measure(
         Geometry("attention", own.attention): stack_of(Block(own.attention, SKIP), shape, scenario, room),
         Geometry("ffn", own.ffn): stack_of(Block(SKIP, own.ffn), shape, scenario, room),
     }
-    further = {
-        wanted: _of(wanted, stack_of(_in_place(wanted, own), shape, scenario.keeping(wanted.cache), room))
-        for wanted in geometries
-        if wanted not in own_parts and wanted.subblock != SKIP and wanted.is_timed
-    }
+    names: dict[Geometry, list[Geometry]] = {known: [known] for known in own_parts}
     for wanted in dict.fromkeys(geometries):
         if not wanted.is_timed:
             nothing = dict.fromkeys(("prefill_j", "decode_j", "prefill_error_j", "decode_error_j"), 0.0)
             yield MeasuredGeometry(wanted, 0.0, 0, shape.layers, 0.0, **nothing)
+        elif wanted not in own_parts and wanted.subblock != SKIP:
+            names.setdefault(wanted.runs_as(scenario.dtype), []).append(wanted)
+    further = {
+        wanted: _of(wanted, stack_of(_in_place(wanted, own), shape, scenario.keeping(wanted.cache), room))
+        for wanted in names
+        if wanted not in own_parts
+    }
     control = stack_of(own, shape, scenario, room)
     with engine.random(config, control.architecture, scenario) as control_model:
         bench = _Bench(_Setting(config, scenario, rounds, quality, engine), control, control_model)
-        yield from _events(bench, own_parts, further)
+        for event in _events(bench, own_parts, further):
+            if isinstance(event, MeasuredGeometry):
+                yield from (replace(event, geometry=name) for name in names[event.geometry])
+            else:
+                yield event
 
 
 def _events(

@@ -158,23 +158,26 @@ class Search:
             return alternatives(store, known, limits, wanted, effort.with_progress(told.solving), told.found)
 
     def compare(
-        self, budget: Budget = "", *, evaluations: int = 100, seeds: int = 3, heal: bool = False, time: bool = False
+        self,
+        budget: Budget = "",
+        *,
+        only: Sequence[str] = (),
+        evaluations: int = 100,
+        seeds: int = 3,
+        heal: bool = False,
+        time: bool = False,
     ) -> "list[StrategyResult]":
         """The solver's answer beside other strategies', the real KL of each measured; the nearest to the parent first.
 
-        `evaluations`: whole models that refining and evolution may run each; `seeds`: random architectures; `heal` and
-        `time`: heal, or time, every answer.
+        `only`: the names of some strategies; else all are asked. `evaluations`: whole models that refining and
+        evolution may run each; `seeds`: random architectures; `heal` and `time`: heal, or time, every answer.
         """
         with loading(self._console, f"compare {self.name}"):
             import nas.terminal.quiet  # noqa: F401
-            from nas.compare.strategies import Asked, compare
+            from nas.compare.strategies import Asked, compare, strategies
+        asked = Asked(limits_of(budget), evaluations, seeds, heal, time, strategies(only))
         with opened(self.db, "write", self.progress) as store:
-            return compare(
-                store,
-                store.find_search(self.id),
-                Asked(limits_of(budget), evaluations, seeds, heal, time),
-                self._console,
-            )
+            return compare(store, store.find_search(self.id), asked, self._console)
 
     def check_costs(self, children: int = 12, *, seed: int = 0) -> "CostCheck":
         """How far sums of costs are from the times of whole architectures: `children` random ones are timed beside the

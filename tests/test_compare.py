@@ -110,6 +110,8 @@ def test_a_second_run_measures_nothing(here: Here, compared: Path) -> None:
     done = here(home, "compare", *ASKED)
     assert done.returncode == 0, done.stderr
     assert [name for name in NAMES if name not in done.stdout] == []
+    done = here(home, "compare", *ASKED, "--only", "greedy", "--only", "MIP")
+    assert {name for name in NAMES if name in done.stdout} == {"MIP", "greedy", "random, seed 0"}
     assert (rows(home, "trial"), files(home)) == (trials, written)
     first, *later = work_done(home)
     assert first > 6
@@ -226,6 +228,8 @@ def test_what_cannot_be_compared_says_why(here: Here, copy: Path) -> None:
         run(home, budget=parse_budget("memory=1 KiB"))
     error = the_error(here(home, "compare", "tiny", "--plot", "strategies.pdf").stderr)
     assert error == "error: cannot draw to strategies.pdf; give a file that ends in .svg or .png"
+    error = the_error(here(home, "compare", "tiny", "--only", "greedy", "--only", "genetic").stderr)
+    assert error.startswith("error: there is no strategy 'genetic'; there are MIP, greedy, uniform, ")
     at_home(copy, heal=None)
     with pytest.raises(ValueError, match="search tiny heals no child"):
         run(home, heal=True)

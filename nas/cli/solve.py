@@ -294,6 +294,7 @@ class CompareRequest:
 
     search: str
     budget: tuple[str, ...]
+    only: tuple[str, ...]
     evaluations: int
     seeds: int
     heal: bool
@@ -307,6 +308,9 @@ def compare(
     search: SearchName,
     budget: Annotated[
         list[str] | None, typer.Option(help="Limits. Default: the search's own. May be repeated.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A strategy by its name, such as evolution. May be repeated. Default: all.")
     ] = None,
     evaluations: Annotated[
         int, typer.Option(min=1, max=MOST_MODELS, help="Whole models that evolution may run, and refining as well.")
@@ -325,7 +329,8 @@ def compare(
 
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
-    _compare(CompareRequest(search, tuple(budget or ()), evaluations, seeds, heal, time, plot, db, as_json))
+    limits, names = tuple(budget or ()), tuple(only or ())
+    _compare(CompareRequest(search, limits, names, evaluations, seeds, heal, time, plot, db, as_json))
 
 
 def _compare(asked: CompareRequest) -> None:
@@ -334,7 +339,9 @@ def _compare(asked: CompareRequest) -> None:
     with bar(talk, f"compare {asked.search}", doing="loading libraries"):
         limits = _limits(asked.budget)
         known = nas.load(asked.search, db=asked.db, progress=talk)
-    lines = known.compare(limits, evaluations=asked.evaluations, seeds=asked.seeds, heal=asked.heal, time=asked.time)
+    lines = known.compare(
+        limits, only=asked.only, evaluations=asked.evaluations, seeds=asked.seeds, heal=asked.heal, time=asked.time
+    )
     if asked.plot is not None:
         from nas.report.strategies import write_comparison
 

@@ -4,7 +4,7 @@ Every strategy is asked with the same options, costs and limits; its answer is a
 `STRATEGIES` is the list of them. Nothing that is in the store is measured again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -120,6 +120,14 @@ others by answering one question for each size. An answer that does not keep to 
 """
 
 _NOT_PLAIN = "its answer is left out: its layers are of several sizes, which space.plain excludes"
+
+
+def strategies(names: Sequence[str]) -> Mapping[str, Strategy]:
+    """Those of these names; all, if none is named. Raises UsageError where there is none of a name."""
+    for name in names:
+        if name not in STRATEGIES:
+            raise UsageError(f"there is no strategy {name!r}; there are {', '.join(STRATEGIES)}")
+    return {name: STRATEGIES[name] for name in names} or STRATEGIES
 
 
 @dataclass(frozen=True)

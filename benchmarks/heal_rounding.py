@@ -225,7 +225,7 @@ def child_of(parent: Parent, spelling: str | None, text_BT: Tensor) -> PuzzleNas
     parts = [part for choice in architecture.choices() for part in choice.parts]
     missing = [part for part in parts if part.what != SKIP and not parent.own(part)]
     built = build(parent, missing, text_BT[: CALIBRATION // text_BT.shape[1]], BATCH, fit=True)
-    weights = {unit.choice: unit.fitted for unit in built}
+    weights = {part: {} for part in parts if part.what == SKIP} | {unit.choice: unit.fitted for unit in built}
     return deepcopy(assemble(parent, architecture, weights.__getitem__))
 
 

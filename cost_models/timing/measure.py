@@ -43,7 +43,7 @@ _LEAST_SPREAD = 0.005
 
 _SHARE_OF_MEMORY = 0.4
 """The share of free memory for each of the two stacks timed side by side; the rest is for activations."""
-
+_NO_JOULES = dict.fromkeys(("prefill_j", "decode_j", "prefill_error_j", "decode_error_j"), 0.0)
 
 _MOST_TAKES = 3
 """The number of times that a suspicious time is measured, at most: it may be right."""
@@ -137,13 +137,11 @@ def measure(
     parent's own subblocks are always measured too, because the others are relative to them. What runs alike is timed
     once: a part in the precision of `scenario.dtype` has the time of the part without one.
 
-    A time worse than `quality` allows, or suspicious (`suspicions`), is measured again as long as there is
-    patience, and yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, and what `engine`
-    raises.
+    A time worse than `quality` allows, or suspicious (`suspicions`), is measured again while there is patience, and
+    yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, and what `engine` raises.
     """
     shape = own_shape(config)
-    own = parent_block(shape)
-    room = _room(scenario)
+    own, room = parent_block(shape), _room(scenario)
     own_parts = {
         FIXED: Stack(EMPTY, shape.layers),
         Geometry("attention", own.attention): stack_of(Block(own.attention, SKIP), shape, scenario, room),
@@ -152,8 +150,7 @@ def measure(
     names: dict[Geometry, list[Geometry]] = {known: [known] for known in own_parts}
     for wanted in dict.fromkeys(geometries):
         if not wanted.is_timed:
-            nothing = dict.fromkeys(("prefill_j", "decode_j", "prefill_error_j", "decode_error_j"), 0.0)
-            yield MeasuredGeometry(wanted, 0.0, 0, shape.layers, 0.0, **nothing)
+            yield MeasuredGeometry(wanted, 0.0, 0, shape.layers, 0.0, **_NO_JOULES)
         elif wanted not in own_parts and wanted.subblock != SKIP:
             names.setdefault(wanted.runs_as(scenario.dtype), []).append(wanted)
     further = {
@@ -328,7 +325,7 @@ class _Bench:
         # All layers of a stack share the error of its time; the fixed part is the only part of its stack.
         shares = 1 if geometry.is_around else stack.layers
         errors = {
-            error_of(name): parts[name].control * paired.ratio * _least(paired.spread) / shares
+            error_of(name): parts[name].control * paired.ratio * max(paired.spread, _LEAST_SPREAD) / shares
             for name, paired in comparison.parts.items()
         }
         return MeasuredGeometry(
@@ -352,7 +349,7 @@ class _FieldParts:
     def with_(self, stack: Stack, paired: Paired) -> "_FieldParts":
         """A copy with one stack more. Its amount is scaled to the control's first timing, so that a drift since then
         cancels."""
-        measured = Whole(stack.counts, paired.ratio * self.control, _least(paired.spread))
+        measured = Whole(stack.counts, paired.ratio * self.control, max(paired.spread, _LEAST_SPREAD))
         return _FieldParts(self.control, (*self.wholes, measured))
 
     def amount_of(self, geometry: Geometry, layers: int) -> float:
@@ -383,10 +380,6 @@ def _parts(control: Stack, comparisons: Mapping[Stack, Comparison]) -> dict[str,
     return parts
 
 
-def _least(spread: float) -> float:
-    return max(spread, _LEAST_SPREAD)
-
-
 def _in_place(wanted: Geometry, own: Block) -> Block:
     """The parent's block with one geometry in its slot, or as it is around tables."""
     if wanted.is_around:
@@ -402,5 +395,5 @@ def _of(wanted: Geometry, stack: Stack) -> Stack:
 
 
 def _room(scenario: Scenario) -> Room:
-    device = torch.device(scenario.device)
-    return Room(int(_SHARE_OF_MEMORY * available_bytes(device)), last_level_cache_bytes(device))
+    where = torch.device(scenario.device)
+    return Room(int(_SHARE_OF_MEMORY * available_bytes(where)), last_level_cache_bytes(where))

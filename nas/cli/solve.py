@@ -329,8 +329,11 @@ def compare(
 
     Example: nas compare stories --budget latency=50% --evaluations 200
     """
-    limits, names = tuple(budget or ()), tuple(only or ())
-    _compare(CompareRequest(search, limits, names, evaluations, seeds, heal, time, plot, db, as_json))
+    _compare(
+        CompareRequest(
+            search, tuple(budget or ()), tuple(only or ()), evaluations, seeds, heal, time, plot, db, as_json
+        )
+    )
 
 
 def _compare(asked: CompareRequest) -> None:

@@ -30,7 +30,8 @@ from cost_models.engines.engines import describe, engine_of
 from cost_models.geometry import geometries
 from cost_models.scenario import USUAL_DTYPE, Scenario
 from cost_models.timing.calibration import ArchitectureTiming, Parts, calibrated, counted, predicted_share
-from cost_models.timing.measure import MeasuredGeometry, measure
+from cost_models.timing.measure import measure
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import Rounds
 from cost_models.timing.prediction_error import PredictionError, prediction_error
 

@@ -13,9 +13,11 @@ from blocklib.model import PuzzleNasConfig
 from cost_models.cost import ZERO, Cost
 from cost_models.geometry import FIXED, Geometry, geometry
 from cost_models.metrics import METRICS
-from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure, suspicions
+from cost_models.timing.measure import TimedStack, measure
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import Comparison, Paired
 from cost_models.timing.quality import ANY, Quality
+from cost_models.timing.suspicions import suspicions
 
 FFN12, FFN48 = (Geometry("ffn", Subblock("ffn", width)) for width in ("12", "48"))
 OWN_FFN, OWN_ATTENTION = Geometry("ffn", Subblock("ffn", "24")), Geometry("attention", Subblock("kv", "2"))

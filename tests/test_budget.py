@@ -7,7 +7,7 @@ from rows import trial
 
 from blocklib.block import Subblock
 from cost_models.geometry import FIXED, Geometry
-from cost_models.timing.measure import MeasuredGeometry
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from db import models
 from nas.job.units import parse_budget
 from nas.solve.budget_loop import TOLERANCE, overshoot, retargeted, worst_overshoot

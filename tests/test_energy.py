@@ -26,7 +26,8 @@ from cost_models.engines.torch_eager import TorchEager, random_model, time_model
 from cost_models.errors import NoMeterError, TimingError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.metrics import METRICS
-from cost_models.timing.measure import MeasuredGeometry, measure
+from cost_models.timing.measure import measure
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import Comparison, Paired, Rounds
 from db.store import Store
 from nas.cli import main

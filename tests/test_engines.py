@@ -16,7 +16,8 @@ from cost_models.engines.vllm_process import visible_gpu
 from cost_models.errors import MissingEngineError, ScenarioError, UnsupportedByEngineError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import ENGINES, USUAL_DTYPE, Scenario
-from cost_models.timing.measure import MeasuredGeometry, measure
+from cost_models.timing.measure import measure
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import Rounds
 
 TWO = Rounds(least=2, most=2)

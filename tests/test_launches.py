@@ -10,7 +10,7 @@ from blocklib.parent import own_shape
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
 from cost_models.timing.launches import FfnStep, is_launch_bound, launch_warning
-from cost_models.timing.measure import MeasuredGeometry
+from cost_models.timing.measured_geometry import MeasuredGeometry
 
 CUDA = Scenario("cuda", "bfloat16", batch=1, prompt_tokens=128, generated_tokens=128)
 

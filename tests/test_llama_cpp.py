@@ -22,7 +22,8 @@ from cost_models.engines.llama_server import llama_server
 from cost_models.errors import EngineStoppedError, MissingEngineError, ScenarioError, UnsupportedByEngineError
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import ENGINES, Scenario
-from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure
+from cost_models.timing.measure import TimedStack, measure
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import Rounds
 
 SCENARIO = Scenario("cpu", "q8_0", batch=2, prompt_tokens=5, generated_tokens=4, threads=1, engine="llama_cpp")

@@ -24,7 +24,8 @@ from cost_models.geometry import FIXED, Geometry, geometries
 from cost_models.hardware import cpu_threads, usable_cores
 from cost_models.metrics import METRICS
 from cost_models.timing.contention import Watch
-from cost_models.timing.measure import Additivity, MeasuredGeometry, TimedStack, measure
+from cost_models.timing.measure import Additivity, TimedStack, measure
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import Comparison, Paired, Rounds
 from cost_models.timing.stack import EMPTY, Room, Stack, stack_of
 

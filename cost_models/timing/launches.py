@@ -13,7 +13,7 @@ from blocklib.shape import Shape
 from cost_models.analytic import choice_cost
 from cost_models.geometry import Geometry
 from cost_models.scenario import Scenario
-from cost_models.timing.measure import MeasuredGeometry
+from cost_models.timing.measured_geometry import MeasuredGeometry
 
 _LEAST_RATIO = 2.0
 """How many times as many bytes the largest FFN has, at least, for its time to tell anything."""

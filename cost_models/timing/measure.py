@@ -15,8 +15,8 @@ to time and how to compute costs from it; `pair.py` has the clock, `stack.py` th
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import chain, permutations
+from dataclasses import dataclass, replace
+from itertools import chain
 from statistics import median
 from time import perf_counter
 
@@ -26,7 +26,6 @@ from blocklib.block import SKIP, Block
 from blocklib.kinds import parent_block
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
-from cost_models.cost import Cost
 from cost_models.engines.engine import Engine, Runnable
 from cost_models.engines.torch_eager import TORCH
 from cost_models.geometry import FIXED, Geometry
@@ -34,22 +33,23 @@ from cost_models.hardware import available_bytes, last_level_cache_bytes
 from cost_models.metrics import error_of
 from cost_models.scenario import Scenario
 from cost_models.timing.least_squares import Whole, attribute
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import ROUNDS, Comparison, Paired, Rounds
 from cost_models.timing.quality import ANY, Quality
 from cost_models.timing.stack import EMPTY, Room, Stack, base_name, stack_of
+from cost_models.timing.suspicions import suspicions
 
 _LEAST_SPREAD = 0.005
 """The smallest error that a ratio can have, because a few rounds may agree by chance."""
 
 _SHARE_OF_MEMORY = 0.4
 """The share of free memory for each of the two stacks timed side by side; the rest is for activations."""
+
 _NO_JOULES = dict.fromkeys(("prefill_j", "decode_j", "prefill_error_j", "decode_error_j"), 0.0)
+"""The energy of a part that takes no time."""
 
 _MOST_TAKES = 3
 """The number of times that a suspicious time is measured, at most: it may be right."""
-
-_SURE = 2.0
-"""The difference, in standard errors, from which one time counts as longer than another."""
 
 
 @dataclass(frozen=True)
@@ -65,44 +65,6 @@ class TimedStack:
     rounds: int
     spread: float
     again: str = ""
-
-
-@dataclass(frozen=True)
-class MeasuredGeometry:
-    """Seconds and joules that one `geometry` adds to a prefill, and to a decode step, of the whole batch; 0 if that is
-    too small to measure. `spread` is its standard error in a model made of it alone, as a share of the parent's time;
-    `*_error_*` are those of a single one: those of the stack it came from, `layers` long. `decode_s` is 0 where decode
-    steps were not timed. `contention` is the share of the cores needed that other programs kept busy meanwhile. None
-    where nobody knows.
-    """
-
-    geometry: Geometry
-    spread: float
-    rounds: int
-    layers: int
-    prefill_s: float
-    decode_s: float = 0.0
-    prefill_error_s: float | None = field(default=0.0, kw_only=True)
-    decode_error_s: float | None = field(default=0.0, kw_only=True)
-    contention: float | None = field(default=0.0, kw_only=True)
-    prefill_j: float | None = field(default=None, kw_only=True)
-    decode_j: float | None = field(default=None, kw_only=True)
-    prefill_error_j: float | None = field(default=None, kw_only=True)
-    decode_error_j: float | None = field(default=None, kw_only=True)
-
-    @property
-    def cost(self) -> Cost:
-        """Its measured fields; those that arithmetic gives are 0."""
-        return Cost(**{name: getattr(self, name) for name in _KEPT})
-
-    @staticmethod
-    def of(geometry: Geometry, spread: float, cost: Cost) -> "MeasuredGeometry":
-        """The measurement, read back from a cost, which does not keep the numbers of rounds and layers."""
-        return MeasuredGeometry(geometry, spread, 0, 0, **{name: getattr(cost, name) for name in _KEPT})
-
-
-_KEPT = tuple(each.name for each in fields(Cost) if each.name in MeasuredGeometry.__dataclass_fields__)
-"""Fields that a cost keeps of a measurement."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +103,8 @@ def measure(
     yielded as it is then. Raises ScenarioError where a stack of one layer does not fit, and what `engine` raises.
     """
     shape = own_shape(config)
-    own, room = parent_block(shape), _room(scenario)
+    own = parent_block(shape)
+    room = _room(scenario)
     own_parts = {
         FIXED: Stack(EMPTY, shape.layers),
         Geometry("attention", own.attention): stack_of(Block(own.attention, SKIP), shape, scenario, room),
@@ -198,34 +161,6 @@ def _events(
     for wanted, timed in times().items():
         if further.get(wanted) in again:
             yield timed
-
-
-def suspicions(times: Mapping[Geometry, MeasuredGeometry], has_decode: bool) -> dict[Geometry, str]:
-    """Times that are impossible or unlikely, in words: weights that take no time, and a dense FFN or an attention with
-    KV heads that certainly takes longer than a larger one of its kind."""
-    found: dict[Geometry, str] = {}
-    for geometry, timed in times.items():
-        if geometry.is_timed and (timed.prefill_s <= 0 or (has_decode and timed.decode_s <= 0)):
-            found[geometry] = "took no time to speak of, though it holds weights"
-    sized = [geometry for geometry in times if geometry.subblock.kind in ("kv", "ffn")]
-    for small, large in permutations(sized, 2):
-        is_alike = replace(small.subblock, size="") == replace(large.subblock, size="") and small.cache == large.cache
-        if is_alike and small.subblock.number < large.subblock.number:
-            longer = _longer(times[small], times[large])
-            if longer:
-                found.setdefault(small, f"took {longer:.2f} times as long as {large}, which is larger")
-                found.setdefault(large, f"took less time than {small}, which is smaller")
-    return found
-
-
-def _longer(one: MeasuredGeometry, other: MeasuredGeometry) -> float | None:
-    """How many times as long the one took, in the first phase in which it surely took longer."""
-    for phase in ("prefill", "decode"):
-        seconds = [getattr(timed, f"{phase}_s") for timed in (one, other)]
-        errors = [getattr(timed, f"{phase}_error_s") for timed in (one, other)]
-        if None not in errors and seconds[1] > 0 and seconds[0] - seconds[1] > _SURE * sum(errors):
-            return float(seconds[0] / seconds[1])
-    return None
 
 
 @dataclass(frozen=True)
@@ -325,7 +260,7 @@ class _Bench:
         # All layers of a stack share the error of its time; the fixed part is the only part of its stack.
         shares = 1 if geometry.is_around else stack.layers
         errors = {
-            error_of(name): parts[name].control * paired.ratio * max(paired.spread, _LEAST_SPREAD) / shares
+            error_of(name): parts[name].control * paired.ratio * _least(paired.spread) / shares
             for name, paired in comparison.parts.items()
         }
         return MeasuredGeometry(
@@ -349,7 +284,7 @@ class _FieldParts:
     def with_(self, stack: Stack, paired: Paired) -> "_FieldParts":
         """A copy with one stack more. Its amount is scaled to the control's first timing, so that a drift since then
         cancels."""
-        measured = Whole(stack.counts, paired.ratio * self.control, max(paired.spread, _LEAST_SPREAD))
+        measured = Whole(stack.counts, paired.ratio * self.control, _least(paired.spread))
         return _FieldParts(self.control, (*self.wholes, measured))
 
     def amount_of(self, geometry: Geometry, layers: int) -> float:
@@ -380,6 +315,10 @@ def _parts(control: Stack, comparisons: Mapping[Stack, Comparison]) -> dict[str,
     return parts
 
 
+def _least(spread: float) -> float:
+    return max(spread, _LEAST_SPREAD)
+
+
 def _in_place(wanted: Geometry, own: Block) -> Block:
     """The parent's block with one geometry in its slot, or as it is around tables."""
     if wanted.is_around:
@@ -395,5 +334,5 @@ def _of(wanted: Geometry, stack: Stack) -> Stack:
 
 
 def _room(scenario: Scenario) -> Room:
-    where = torch.device(scenario.device)
-    return Room(int(_SHARE_OF_MEMORY * available_bytes(where)), last_level_cache_bytes(where))
+    device = torch.device(scenario.device)
+    return Room(int(_SHARE_OF_MEMORY * available_bytes(device)), last_level_cache_bytes(device))

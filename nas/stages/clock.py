@@ -7,7 +7,7 @@ from typing import Any
 from cost_models.cost import MEASURED
 from cost_models.geometry import Geometry
 from cost_models.metrics import error_of
-from cost_models.timing.measure import MeasuredGeometry
+from cost_models.timing.measured_geometry import MeasuredGeometry
 
 
 def clock(

@@ -20,7 +20,7 @@ from blocklib.errors import BlocklibError
 from blocklib.loading import readable
 from cost_models.geometry import FIXED, Geometry, geometry
 from cost_models.scenario import KV_CACHES, Scenario
-from cost_models.timing.measure import MeasuredGeometry
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from db import models
 from db.store import Store
 from nas.errors import TableError

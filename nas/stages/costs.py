@@ -24,9 +24,11 @@ from cost_models.geometry import FIXED, Geometry, all_geometries, geometries
 from cost_models.scenario import Scenario
 from cost_models.timing.device_lock import alone_on
 from cost_models.timing.launches import launch_warning
-from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure, suspicions
+from cost_models.timing.measure import TimedStack, measure
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import Rounds
 from cost_models.timing.quality import ANY, Quality
+from cost_models.timing.suspicions import suspicions
 from db import models
 from db.store import Store
 from nas.cluster.tasks import STARTING, Report

@@ -32,7 +32,7 @@ from cost_models.flash.flash import (
 from cost_models.flash.masking import Selection, play
 from cost_models.geometry import FIXED, Geometry
 from cost_models.scenario import Scenario
-from cost_models.timing.measure import MeasuredGeometry
+from cost_models.timing.measured_geometry import MeasuredGeometry
 
 # The number of simulated sequences and their tokens. A cache is in a steady state after some tens of tokens.
 _SEQUENCES, _TOKENS = 2, 128

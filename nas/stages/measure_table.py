@@ -17,7 +17,8 @@ from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
 from cost_models.geometry import Geometry, all_geometries, geometries_of
 from cost_models.timing.device_lock import alone_on
-from cost_models.timing.measure import MeasuredGeometry, TimedStack, measure
+from cost_models.timing.measure import TimedStack, measure
+from cost_models.timing.measured_geometry import MeasuredGeometry
 from cost_models.timing.pair import Rounds
 from cost_models.timing.quality import Quality
 from nas.errors import TableError

@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": [
         "SEARCH",
         "--budget",
+        "--only",
         "--evaluations",
         "--seeds",
         "--heal/--no-heal",

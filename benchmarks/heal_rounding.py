@@ -36,7 +36,7 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent
 from blocklib.precisions.formats import FORMATS
 from blocklib.precisions.parts import matrix_types
-from blocklib.precisions.round_model import Stored, round_model
+from blocklib.precisions.round_model import RoundingText, Stored, round_model
 from blocklib.precisions.rounded import Rounded
 from blocklib.precisions.rounding import How, round_matrix, unpacked
 from blocklib.precisions.straight_through import KeptScales, passed
@@ -107,7 +107,7 @@ class Setting:
 
     def rounded(self, child: PuzzleNasForCausalLM, how: How = "refit") -> tuple[PuzzleNasForCausalLM, Stored]:
         text_BT = self.train_BT[: CALIBRATION // self.train_BT.shape[1]]
-        return round_model(child, self.architecture, text_BT, BATCH, how)
+        return round_model(child, self.architecture, RoundingText(text_BT, BATCH), how)
 
     def through(self, child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
         """The same model with weights that are rounded plainly in every pass."""

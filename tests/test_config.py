@@ -271,6 +271,7 @@ def test_what_is_no_number_is_no_quantity(value: float) -> None:
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
+ROUNDED = {"space": {"precision": ["q4_0"]}, "export": {"format": "gguf"}}
 MISTAKES = [
     (dict(budget={"latncy": "60%"}), "budget.latncy: .*did you mean 'latency'"),
     (dict(budget={"latency": "3 GiB"}), "budget.latency: 'GiB' in '3 GiB' is not a unit of latency; .*ms"),
@@ -331,6 +332,9 @@ MISTAKES = [
     (dict(distill={"tokens": 300_000}), "distill.tokens: 300000 is more than .*at most .*262144"),
     (dict(distill={"kinds": {"kv": {"tokens": 9}}}), "distill.kinds.kv.tokens: 9 is less than one sequence"),
     (dict(heal={"tokens": 100}), "heal.tokens: 100 is less than"),
+    (dict(round={"tokens": 4096}), "round.tokens: nothing is rounded without space.precision"),
+    (dict(round={"tokens": 300}, **ROUNDED), "round.tokens: 300 is less than two batches; give at least 512"),
+    (dict(round={"tokens": 300_000}, **ROUNDED), "round.tokens: 300000 is more than .*at most .*262144"),
     (dict(solver={"time_limit": 60}), "solver.time_limit: 60 has no unit"),
     (dict(solver={"refine": 20}, score={"metric": "lm_loss"}), "solver.refine: refining corrects sums of KL"),
     (dict(parent="./none"), "parent: there is no /.*/none"),

@@ -225,3 +225,19 @@ def test_what_cannot_be_stored_so_is_told_before_any_work(
     done = here(tmp_path / "home", "search", job(tmp_path, **HOW | changed))
     assert told in the_error(done.stderr)
     assert not (tmp_path / "home/library").exists()
+
+
+def test_layers_trained_through_their_rounding_bring_the_child_nearer(home: Path) -> None:
+    """With the library, the scores and the times of the search before, and in as many bytes."""
+    with Store.open(home / "nas.db") as store:
+        first = store.trials(store.find_search("bits").id, where="kl is not None")[0]
+    scored = len(rows(home, "score"))
+    trained = {"tokens": 4096, "learning_rate": 1e-3}
+    done = nas(home, "search", job(home.parent, name="bits", space=BITS_ONLY, round=trained, **HOW))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (child,) = [
+        row for row in rows(home, "trial") if row["architecture"] == first.architecture and row["id"] != first.id
+    ]
+    assert child["kl"] < 0.95 * first.kl
+    assert child["file_bytes"] == first.file_bytes
+    assert len(rows(home, "score")) == scored

@@ -19,7 +19,7 @@ from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.precisions.parts import as_floats, matrix_types, round_part
 from blocklib.precisions.round_library import round_parts
-from blocklib.precisions.round_model import round_model
+from blocklib.precisions.round_model import RoundingText, round_model
 from blocklib.tables import table_names
 from nas.export.verify_gguf import compare_closely
 from nas.scoring.architectures import score_whole
@@ -116,7 +116,7 @@ def test_a_whole_architecture_is_scored_with_its_tables(
 
 @pytest.fixture(scope="module")
 def child(trained_parent: Parent, text_ids: Tensor) -> tuple[object, dict[str, Tensor]]:
-    return round_model(trained_parent.model, mixed(trained_parent), text_ids[:16], batch=4)
+    return round_model(trained_parent.model, mixed(trained_parent), RoundingText(text_ids[:16], 4))
 
 
 def test_a_rounded_child_holds_what_its_file_holds(
@@ -165,7 +165,7 @@ def test_llama_cpp_is_as_near_to_a_mixed_child_as_to_a_uniform_one(
 
 def test_the_unrounded_child_is_not_changed(trained_parent: Parent, text_ids: Tensor) -> None:
     before = logits(trained_parent.model, text_ids[:2])
-    round_model(trained_parent.model, mixed(trained_parent), text_ids[:4], batch=2, how="diagonal")
+    round_model(trained_parent.model, mixed(trained_parent), RoundingText(text_ids[:4], 2), how="diagonal")
     assert torch.equal(before, logits(trained_parent.model, text_ids[:2]))
 
 

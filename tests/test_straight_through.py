@@ -22,7 +22,7 @@ from blocklib.formats.gguf import stored_types
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from blocklib.precisions.formats import FORMATS
-from blocklib.precisions.round_model import Stored, round_model
+from blocklib.precisions.round_model import RoundingText, Stored, round_model
 from blocklib.precisions.rounded import Rounded
 from blocklib.precisions.rounding import How, round_matrix, unpacked
 from blocklib.precisions.straight_through import Cast, KeptScales
@@ -40,7 +40,7 @@ SHORT = Healing(tokens=20 * 4 * 12, batch=4, learning_rate=3e-3, warmup=0.1, hid
 def _made(spelling: str, **sizes: int) -> tuple[Parent, PuzzleNasForCausalLM, Stored]:
     parent, architecture = random_parent(**SIZES | sizes), Architecture.parse(spelling)
     before = child_of(parent, str(architecture.unrounded))
-    return parent, *round_model(before, architecture, random_ids(parent, sequences=8), batch=4)
+    return parent, *round_model(before, architecture, RoundingText(random_ids(parent, sequences=8), 4))
 
 
 def small() -> tuple[Parent, PuzzleNasForCausalLM, Stored, Tensor]:

@@ -28,7 +28,7 @@ from blocklib.formats.gguf_vocabulary import dummy_vocabulary
 from blocklib.parent import Parent, load_parent
 from blocklib.precisions.parts import as_floats
 from blocklib.precisions.round_library import round_parts
-from blocklib.precisions.round_model import round_model
+from blocklib.precisions.round_model import RoundingText, round_model
 from blocklib.tables import EMBEDDING, HEAD
 from cost_models.analytic import choice_cost, fixed_cost
 from cost_models.geometry import geometries
@@ -104,7 +104,7 @@ def test_the_file_holds_each_in_its_type_and_llama_cpp_runs_it(
     embedding: str, head: str, parent: Parent, text_ids: Tensor, tmp_path: Path
 ) -> None:
     architecture, shape = stored_as(parent, embedding, head), parent.shape
-    child, stored = round_model(parent.model, architecture, text_ids[:8], batch=4)
+    child, stored = round_model(parent.model, architecture, RoundingText(text_ids[:8], 4))
     vocabulary = dummy_vocabulary(shape.vocabulary)
     model = write_gguf(tmp_path / "child.gguf", child, "f16", vocabulary, stored=stored)
     assert model.precisions == {"q8_0", embedding, head}

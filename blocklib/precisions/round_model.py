@@ -4,22 +4,24 @@ Each matrix is rounded on the inputs that it has behind the rounded layers befor
 section 4), so a layer knows what those before it did.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blocklib.assemble import MODULES
-from blocklib.block import SKIP, Architecture, Block, Choice
-from blocklib.model import PuzzleNasForCausalLM
+from blocklib.block import SKIP, Architecture, Choice
+from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import child_config, model_with, own_shape
 from blocklib.precisions.layer_moments import LayerMoments
 from blocklib.precisions.moments import MomentMeter
-from blocklib.precisions.parts import as_floats, round_part
+from blocklib.precisions.parts import as_floats, matrix_types, round_part
 from blocklib.precisions.round_library import table_moments
 from blocklib.precisions.rounding import How
+from blocklib.precisions.train_layer import Batch, LayerTraining, train_layer
 from blocklib.shape import Shape
-from blocklib.stream import embed, rotary
+from blocklib.stream import Rotary, delta, embed, rotary
 from blocklib.tables import EMBEDDING, HEAD, table_names
 
 Stored = dict[str, Tensor]
@@ -28,64 +30,95 @@ _TABLES: How = "feedback"
 """A vocabulary has more rows than all of a layer, and refitting takes as long again for an error little smaller."""
 
 
+@dataclass(frozen=True, eq=False)
+class RoundingText:
+    """Token ids to round on, [sequences, tokens], of which `batch` sequences run at a time. `training`: each layer is
+    trained through its rounding, too."""
+
+    calibration_BT: Tensor
+    batch: int
+    training: LayerTraining | None = None
+
+
 @torch.no_grad()
 def round_model(
     child: PuzzleNasForCausalLM,
     architecture: Architecture,
-    calibration_BT: Tensor,
-    batch: int,
+    text: RoundingText,
     how: How = "refit",
     heard: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[PuzzleNasForCausalLM, Stored]:
     """The child of that architecture, whose shapes are the child's own, with the weights that its precisions leave of
     the child's, in float32; and the rounded matrices. The child itself is not changed.
 
-    `calibration_BT` are token ids, [sequences, tokens], of which `batch` sequences run at a time; `heard` is told how
-    many layers are done, of how many. Raises NotFiniteError, naming tensor, row and block.
+    `heard` is told how many layers are done, of how many. Raises NotFiniteError, naming tensor, row and block.
     """
     assert str(architecture.unrounded) == str(Architecture.parse(child.config.architecture).unrounded)
     shape = own_shape(child.config)
+    batches = text.calibration_BT.split(text.batch)
+    stored = _round_tables(child, architecture, batches, _TABLES if how == "refit" else how)
     weights = {name: tensor.float() for name, tensor in child.state_dict().items()}
-    stored: Stored = {}
-    batches = calibration_BT.split(batch)
-    if architecture.tables:
-        meter = MomentMeter()
-        for ids in batches:
-            meter.add(child.model(ids.long(), use_cache=False).last_hidden_state)
-        moments_II = meter.moments_II()
     for part in architecture.table_choices():
-        own = {name: weights[name] for name in table_names(part.role, shape.tied)}
-        found = round_part(
-            part, own, table_moments(moments_II, part.role, shape), shape, _TABLES if how == "refit" else how
-        )
-        weights |= as_floats(part, found, shape)
-        stored |= found
+        names = table_names(part.role, shape.tied)
+        weights |= as_floats(part, {name: stored[name] for name in names}, shape)
         if part.role == "tables" and shape.tied:
             weights[HEAD] = weights[EMBEDDING]
     config = child_config(child.config, architecture, shape)
     rounded = model_with(config, {name: tensor.clone() for name, tensor in weights.items()})
-    residuals = [embed(rounded, ids) for ids in batches]
+    calibrating = [embed(rounded, ids) for ids in batches]
+    to_train = () if text.training is None else text.training.batches
+    before, after = ([embed(model, ids) for ids in to_train] for model in (child, rounded))
+    tables = rotary(rounded, calibrating[0])
     placed = list(architecture.placed())
     for index, ((start, block), layer) in enumerate(zip(placed, rounded.model.layers, strict=True)):
-        stored |= _round_layer(layer, (start, block, index), residuals, rounded, (shape, how))
+        parts = [part for part in Choice(start, "block", block).parts if part.what != SKIP]
+        found, leaving = _round_layer(layer, parts, calibrating, tables, (shape, how))
+        before = _through(child.model.layers[index], before, tables)
+        if found and text.training is not None:
+            types = {name: type for part in parts if part.precision for name, type in matrix_types(part, shape).items()}
+            both = [Batch(*each) for each in zip(after, before, strict=True)]
+            found = train_layer(layer, found, types, both, tables, text.training.learning_rate)
+            leaving = _through(layer, calibrating, tables)
+        calibrating, after = leaving, _through(layer, after, tables)
+        stored |= {f"model.layers.{index}.{name}": tensor for name, tensor in found.items()}
         heard(index + 1, len(placed))
     return rounded, stored
 
 
-def _round_layer(
-    layer: nn.Module,
-    place: tuple[int, Block, int],
-    residuals: list[Tensor],
-    model: PuzzleNasForCausalLM,
-    setting: tuple[Shape, How],
+def _round_tables(
+    child: PuzzleNasForCausalLM, architecture: Architecture, batches: Sequence[Tensor], how: How
 ) -> Stored:
-    """Round a layer where it stands, and add its output to the residuals. Returns its rounded matrices."""
-    start, block, index = place
-    tables = rotary(model, residuals[0])
+    """Embedding and head, those that have a precision, on what enters the head of the child before any is rounded."""
+    shape, stored = own_shape(child.config), Stored()
+    if not architecture.tables:
+        return stored
+    meter = MomentMeter()
+    for ids in batches:
+        meter.add(child.model(ids.long(), use_cache=False).last_hidden_state)
+    moments_II = meter.moments_II()
+    weights = child.state_dict()
+    for part in architecture.table_choices():
+        own = {name: weights[name].float() for name in table_names(part.role, shape.tied)}
+        stored |= round_part(part, own, table_moments(moments_II, part.role, shape), shape, how)
+    return stored
+
+
+def _through(layer: PuzzleNasLayer, residuals: Sequence[Tensor], tables: Rotary) -> list[Tensor]:
+    return [residual + delta(layer, residual, tables) for residual in residuals]
+
+
+def _round_layer(
+    layer: PuzzleNasLayer,
+    parts: Sequence[Choice],
+    entering: Sequence[Tensor],
+    tables: Rotary,
+    setting: tuple[Shape, How],
+) -> tuple[Stored, list[Tensor]]:
+    """Round a layer where it stands. Returns its rounded matrices, by their names in it, and the residuals that leave
+    it."""
     stored: Stored = {}
-    for part in Choice(start, "block", block).parts:
-        if part.what == SKIP:
-            continue
+    residuals = list(entering)
+    for part in parts:
         norm, module = (layer.get_submodule(name) for name in MODULES[part.role])
         how = {"position_embeddings": tables, "attention_mask": None, "cache": None} if part.role == "attention" else {}
         if part.precision:
@@ -97,9 +130,6 @@ def _round_layer(
                    if name.partition(".")[0] in MODULES[part.role]}  # fmt: skip
             found = round_part(part, own, inputs.result(), *setting)
             layer.load_state_dict(as_floats(part, found, setting[0]), strict=False, assign=True)
-            stored |= {
-                f"model.layers.{index}.{name}": tensor for name, tensor in found.items() if tensor.dtype == torch.uint8
-            }
-        for residual in residuals:
-            residual += module(norm(residual), **how)
-    return stored
+            stored |= {name: tensor for name, tensor in found.items() if tensor.dtype == torch.uint8}
+        residuals = [residual + module(norm(residual), **how) for residual in residuals]
+    return stored, residuals

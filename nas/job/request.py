@@ -24,6 +24,7 @@ from nas.job.sections import (
     Heal,
     Measure,
     Ray,
+    Round,
     ScenarioSection,
     Score,
     Section,
@@ -74,6 +75,7 @@ class Request(Section):
     measure: Measure = Measure()
     solver: Solver = Solver()
     heal: Annotated[Heal | None, NoneIfFalse] = Heal()
+    round: Round = Round()
     export: Export = Export()
     ray: Ray = Ray()
     allow_remote_code: Flag = False
@@ -124,6 +126,8 @@ class Request(Section):
         if not self.space.precision:
             if self.space.untie:
                 raise wrong("space.untie", "a head of its own is for a precision of its own; give space.precision, too")
+            if self.round.tokens:
+                raise wrong("round.tokens", "nothing is rounded without space.precision; leave out one, or give both")
             return self
         if self.engine != "llama_cpp" or self.export_format != "gguf":
             raise wrong(
@@ -168,6 +172,9 @@ class Request(Section):
             if tokens is not None and 0 < tokens < self.data.sequence_length:
                 least = f"give at least data.sequence_length, {self.data.sequence_length}"
                 raise wrong(key, f"{tokens} is less than one sequence; {least}")
+        fewest = 2 * self.round.batch * self.data.sequence_length
+        if 0 < self.round.tokens < fewest:
+            raise wrong("round.tokens", f"{self.round.tokens} is less than two batches; give at least {fewest}")
         if self.export_format == "plain" and not self.space.plain:
             raise wrong(
                 "export.format",
@@ -221,3 +228,4 @@ def _training_tokens(request: Request) -> Iterator[tuple[str, int | None]]:
     for kind, training in request.distill.kinds.items():
         yield f"distill.kinds.{kind}.tokens", training.tokens
     yield "heal.tokens", request.heal.tokens if request.heal else None
+    yield "round.tokens", request.round.tokens

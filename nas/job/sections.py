@@ -360,6 +360,15 @@ class Heal(Section):
     rounding: Literal["after", "through"] = "after"
 
 
+class Round(Section):
+    """The child's layers are trained through their rounding, one after the other, on the last `tokens` of the
+    distillation text, `batch` sequences a step; 0: not at all. For searches that choose precisions."""
+
+    tokens: TokenCount = 0
+    batch: Count = 1
+    learning_rate: Positive = 1e-3
+
+
 class Export(Section):
     """`format` None: decilm where vLLM serves the child, else hf. `precision` is the type of most matrices of a GGUF
     file; None: what the scenario serves in, if llama.cpp serves, else f16. `out` None: a folder of the trial's own

@@ -21,7 +21,8 @@ from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
-from blocklib.precisions.round_model import Stored, round_model
+from blocklib.precisions.round_model import RoundingText, Stored, round_model
+from blocklib.precisions.train_layer import LayerTraining
 from blocklib.precisions.train_rounded import hold, settle
 from cost_models.analytic import architecture_cost
 from cost_models.energy.meter import meter_of
@@ -35,6 +36,7 @@ from db import models
 from nas.cluster.tasks import STARTING, Cluster, Report
 from nas.files.home import child_file
 from nas.job.request import Request
+from nas.job.sections import Round
 from nas.job.units import Limit, needs_meter
 from nas.scoring.fidelity import Fidelity
 from nas.solve.budget_loop import Times, limits_of, reached, times_of, verdict
@@ -107,12 +109,13 @@ def healing_of(job: Job) -> Healing | None:
 
 
 def healing_key(job: Job) -> dict[str, Any] | None:
-    """The part of a trial's key that names its healing."""
-    healing = healing_of(job)
-    if healing is None:
+    """The part of a trial's key that names its healing, and the training of its layers through their rounding."""
+    healing, asked = healing_of(job), job.request.round
+    if healing is None and not asked.tokens:
         return None
     through = {"rounding": "through"} if job.request.heals_through_rounding else {}
-    return vars(healing) | {"text": job.tokens.digest("distillation")} | through
+    trained = {"round": asked.model_dump(mode="json")} if asked.tokens else {}
+    return (vars(healing) if healing else {}) | {"text": job.tokens.digest("distillation")} | through | trained
 
 
 def made(context: Context, trial: models.TrialRow) -> models.TrialRow:
@@ -137,7 +140,8 @@ def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> 
 @dataclass(frozen=True)
 class _ChildTask:
     """`file` is the path of the child, `checkpoints` the folder of an unfinished healing; `batch` sequences of the
-    calibration text run at a time where weights are rounded. `is_through`: they are healed through their rounding."""
+    calibration text run at a time where weights are rounded. `is_through`: they are healed through their rounding;
+    `round`: how layers are trained through it."""
 
     parent: PackedParent
     calibration: Ids
@@ -149,7 +153,8 @@ class _ChildTask:
     checkpoints: Path
     device: str
     batch: int
-    is_through: bool = False
+    is_through: bool
+    round: Round
 
 
 def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
@@ -161,7 +166,7 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
         task = _ChildTask(
             shared["parent"], shared["calibration"], shared["distillation"], shared["evaluation"],
             _Parts.of(job, trial), healing, file, checkpoints, device_of(job), job.request.distill.batch,
-            job.request.heals_through_rounding,
+            job.request.heals_through_rounding, job.request.round,
         )  # fmt: skip
         ((_, found),) = context.cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
     before, after = found.before, found.after
@@ -223,13 +228,22 @@ def _finished(parent: Parent, task: _ChildTask, report: Report) -> tuple[PuzzleN
         report(doing=f"rounding the child, {done} of {layers} layers")
 
     report(doing="rounding the child")
-    text = tensor(task.calibration, task.device)
-    rounded, stored = round_model(child, task.parts.architecture, text, task.batch, heard=heard)
+    text = RoundingText(tensor(task.calibration, task.device), task.batch, _layer_training(task))
+    rounded, stored = round_model(child, task.parts.architecture, text, heard=heard)
     if task.healing is not None and heals_through:
         hold(rounded, stored)
         _heal(parent, rounded, task, task.healing, report)
         stored = settle(rounded, stored)
     return rounded, stored
+
+
+def _layer_training(task: _ChildTask) -> LayerTraining | None:
+    """How layers are trained through their rounding: on the end of the text, since its beginning calibrates."""
+    asked = task.round
+    if not asked.tokens:
+        return None
+    sequences = asked.tokens // task.distillation.shape[1]
+    return LayerTraining(tensor(task.distillation[-sequences:], task.device), asked.batch, asked.learning_rate)
 
 
 def _heal(parent: Parent, child: PuzzleNasForCausalLM, task: _ChildTask, healing: Healing, report: Report) -> None:

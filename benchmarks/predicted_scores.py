@@ -34,6 +34,8 @@ from solvers.exact.settings import DEFAULT
 from solvers.problem import Option, Problem
 
 SEQUENCE, BATCH, BUDGETS = 512, 4, 8
+FLOOR = 1e-5
+"""Nats: a smaller KL is the noise of float32 in part, as that of f16 is."""
 Made = TypeVar("Made")
 
 
@@ -105,10 +107,11 @@ def predictions(
 
 
 def tell(measured: dict[Choice, Fidelity], found: dict[Choice, Fidelity], seconds: tuple[float, float, float]) -> None:
-    off = [found[choice].kl / measured[choice].kl - 1 for choice in measured if measured[choice].kl > 0]
+    off = [found[choice].kl / measured[choice].kl - 1 for choice in measured if measured[choice].kl > FLOOR]
     print(
-        f"{len(measured)} options: predicted KL off by {statistics.fmean(map(abs, off)):.1%} in the mean, at most "
-        f"{max(map(abs, off)):.0%}, bias {statistics.fmean(off):+.1%}"
+        f"{len(measured)} options, {len(off)} of them with a KL above {FLOOR}; of these the predicted KL is off by "
+        f"{statistics.fmean(map(abs, off)):.1%} in the mean, at most {max(map(abs, off)):.0%}, bias "
+        f"{statistics.fmean(off):+.1%}"
     )
     all_s, few_s, full_s = seconds
     print(

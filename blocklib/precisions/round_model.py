@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blocklib.assemble import MODULES
 from blocklib.block import SKIP, Architecture, Choice
+from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import child_config, model_with, own_shape
 from blocklib.precisions.layer_moments import LayerMoments
@@ -77,7 +78,10 @@ def round_model(
         if found and text.training is not None:
             types = {name: type for part in parts if part.precision for name, type in matrix_types(part, shape).items()}
             both = [Batch(*each) for each in zip(after, before, strict=True)]
-            found = train_layer(layer, found, types, both, tables, text.training.learning_rate)
+            try:
+                found = train_layer(layer, found, types, both, tables, text.training.learning_rate)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"layer {index} of the child: {error}") from error
             leaving = _through(layer, calibrating, tables)
         calibrating, after = leaving, _through(layer, after, tables)
         stored |= {f"model.layers.{index}.{name}": tensor for name, tensor in found.items()}

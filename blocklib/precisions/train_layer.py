@@ -68,10 +68,8 @@ def train_layer(
     Raises NotFiniteError where a weight or a loss is NaN or infinite.
     """
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    for_training, held_out = (
-        batches[: -max(1, len(batches) // _HELD_OUT)],
-        batches[-max(1, len(batches) // _HELD_OUT) :],
-    )
+    first_held_out = len(batches) - max(1, len(batches) // _HELD_OUT)
+    for_training, held_out = batches[:first_held_out], batches[first_held_out:]
     loss_before = _loss(layer, held_out, tables)
     fixed = hold_matrices(layer, stored, types)
     layer.requires_grad_(True)
@@ -82,7 +80,7 @@ def train_layer(
     found = settle_matrices(layer, stored)
     loss_after = _loss(layer, held_out, tables)
     if not math.isfinite(loss_after):
-        raise NotFiniteError(f"the loss of a rounded layer is {loss_after} after training; lower its learning rate")
+        raise NotFiniteError(f"the loss is {loss_after} after training through rounding; lower round.learning_rate")
     if loss_after < loss_before:
         return found
     layer.load_state_dict(before, assign=True)

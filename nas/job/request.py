@@ -24,7 +24,7 @@ from nas.job.sections import (
     Heal,
     Measure,
     Ray,
-    Round,
+    RoundTraining,
     ScenarioSection,
     Score,
     Section,
@@ -75,7 +75,7 @@ class Request(Section):
     measure: Measure = Measure()
     solver: Solver = Solver()
     heal: Annotated[Heal | None, NoneIfFalse] = Heal()
-    round: Round = Round()
+    round: RoundTraining = RoundTraining()
     export: Export = Export()
     ray: Ray = Ray()
     allow_remote_code: Flag = False

@@ -360,7 +360,7 @@ class Heal(Section):
     rounding: Literal["after", "through"] = "after"
 
 
-class Round(Section):
+class RoundTraining(Section):
     """The child's layers are trained through their rounding, one after the other, on the last `tokens` of the
     distillation text, `batch` sequences a step; 0: not at all. For searches that choose precisions."""
 

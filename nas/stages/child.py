@@ -36,7 +36,7 @@ from db import models
 from nas.cluster.tasks import STARTING, Cluster, Report
 from nas.files.home import child_file
 from nas.job.request import Request
-from nas.job.sections import Round
+from nas.job.sections import RoundTraining
 from nas.job.units import Limit, needs_meter
 from nas.scoring.fidelity import Fidelity
 from nas.solve.budget_loop import Times, limits_of, reached, times_of, verdict
@@ -154,7 +154,7 @@ class _ChildTask:
     device: str
     batch: int
     is_through: bool
-    round: Round
+    round: RoundTraining
 
 
 def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:

@@ -269,6 +269,8 @@ class TrialRow(Base, kw_only=True):
     top1_agreement: Mapped[float | None] = mapped_column(default=None)
     hidden_cosine: Mapped[float | None] = mapped_column(default=None)
     heal_tokens: Mapped[int | None] = mapped_column(default=None)
+    round_tokens: Mapped[int | None] = mapped_column(default=None)
+    """Those on which each layer of the child was trained through its rounding."""
 
     child_path: Mapped[str | None] = mapped_column(default=None)
     details: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
@@ -331,12 +333,13 @@ OF_THE_CHILD = (
     "energy_j", "energy_ratio", "energy_spread", "contention", "memory_bytes", "file_bytes",
     "bits_per_weight", "parameters",
     "kl_whole", "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement",
-    "hidden_cosine", "heal_tokens",
+    "hidden_cosine", "heal_tokens", "round_tokens",
 )  # fmt: skip
 """Columns of a trial that are measured of its child, whatever the trial was proposed for."""
 
-OF_THE_HEALED = ("kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine", "heal_tokens")
-"""Those of them that depend on healing. The others depend on the architecture alone: healing changes no shape."""
+OF_THE_HEALED = ("kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine", "heal_tokens", "round_tokens")
+"""Those of them that depend on healing, and on training through rounding. The others depend on the architecture alone:
+neither changes a shape."""
 
 
 class WholeTimeRow(Base, kw_only=True):

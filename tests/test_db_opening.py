@@ -54,6 +54,7 @@ def test_what_was_kept_is_there_after_reopening(url: str) -> None:
 
 
 _LATER = {
+    "0012": {"cost": (), "trial": ("round_tokens",)},
     "0011": {"cost": (), "trial": [p + name for name in ("file_bytes", "bits_per_weight") for p in ("predicted_", "")]},
     "0003": {
         "cost": ("prefill_error_s", "decode_error_s", "contention"),

@@ -238,6 +238,9 @@ def test_layers_trained_through_their_rounding_bring_the_child_nearer(home: Path
     (child,) = [
         row for row in rows(home, "trial") if row["architecture"] == first.architecture and row["id"] != first.id
     ]
+    assert (child["round_tokens"], first.round_tokens) == (4096, 0)
+    (page,) = (home / "reports").glob(f"{first.search_id}*.html")
+    assert "Each of its layers was trained through its rounding on 4.10 k tokens" in page.read_text(encoding="utf-8")
     assert child["kl"] < 0.95 * first.kl
     assert child["file_bytes"] == first.file_bytes
     assert len(rows(home, "score")) == scored

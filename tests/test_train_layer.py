@@ -80,10 +80,11 @@ def test_the_unrounded_child_is_not_changed_and_the_result_is_the_same_again() -
     _, child, ids_BT = unrounded()
     state = {name: tensor.clone() for name, tensor in child.state_dict().items()}
     text = RoundingText(ids_BT[:16], 4, LayerTraining(ids_BT[16:528], 8, RATE))
-    _, again = round_model(child, Architecture.parse(CHILD), text)
+    model, again = round_model(child, Architecture.parse(CHILD), text)
     assert all(torch.equal(tensor, state[name]) for name, tensor in child.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in again.values())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(tensor, rounded(RATE)[1][name]) for name, tensor in again.items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in rounded(RATE)[0].state_dict().items())
 
 
 def test_k_quants_stay_as_they_were_rounded() -> None:

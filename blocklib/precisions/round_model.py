@@ -68,22 +68,22 @@ def round_model(
     rounded = model_with(config, {name: tensor.clone() for name, tensor in weights.items()})
     calibrating = [embed(rounded, ids) for ids in batches]
     to_train = () if text.training is None else text.training.batches
-    before, after = ([embed(model, ids) for ids in to_train] for model in (child, rounded))
+    unrounded_text, rounded_text = ([embed(model, ids) for ids in to_train] for model in (child, rounded))
     tables = rotary(rounded, calibrating[0])
     placed = list(architecture.placed())
     for index, ((start, block), layer) in enumerate(zip(placed, rounded.model.layers, strict=True)):
         parts = [part for part in Choice(start, "block", block).parts if part.what != SKIP]
         found, leaving = _round_layer(layer, parts, calibrating, tables, (shape, how))
-        before = _through(child.model.layers[index], before, tables)
+        unrounded_text = _through(child.model.layers[index], unrounded_text, tables)
         if found and text.training is not None:
             types = {name: type for part in parts if part.precision for name, type in matrix_types(part, shape).items()}
-            both = [Batch(*each) for each in zip(after, before, strict=True)]
+            both = [Batch(*each) for each in zip(rounded_text, unrounded_text, strict=True)]
             try:
                 found = train_layer(layer, found, types, both, tables, text.training.learning_rate)
             except NotFiniteError as error:
                 raise NotFiniteError(f"layer {index} of the child: {error}") from error
             leaving = _through(layer, calibrating, tables)
-        calibrating, after = leaving, _through(layer, after, tables)
+        calibrating, rounded_text = leaving, _through(layer, rounded_text, tables)
         stored |= {f"model.layers.{index}.{name}": tensor for name, tensor in found.items()}
         heard(index + 1, len(placed))
     return rounded, stored

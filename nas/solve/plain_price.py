@@ -88,7 +88,9 @@ def with_real_kls(store: Store, trial: models.TrialRow) -> models.TrialRow:
     if price is None:
         return trial
     built = store.trials(trial.search_id, where="kl is not None")
-    others = [one.kl for one in built if one.architecture == price.other and one.heal_tokens == trial.heal_tokens]
+    made = trial.heal_tokens, trial.round_tokens or 0
+    others = [one.kl for one in built
+              if one.architecture == price.other and (one.heal_tokens, one.round_tokens or 0) == made]  # fmt: skip
     trial.details = trial.details | {
         "plain": asdict(replace(price, kl=trial.kl, other_kl=others[-1] if others else None))
     }

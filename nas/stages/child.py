@@ -180,6 +180,7 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
         top1_agreement=after.top1_agreement,
         hidden_cosine=after.hidden_cosine,
         heal_tokens=healing.tokens if healing else 0,
+        round_tokens=job.request.round.tokens,
         details={"parent": {"lm_loss": found.parent.lm_loss, "vocabulary": job.parent.shape.vocabulary}},
     )
 

@@ -184,7 +184,7 @@ def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
     file, checkpoints = tmp_path / "child.safetensors", tmp_path / "checkpoints/c"
     checkpoints.parent.mkdir()
     nothing: Any = None
-    task = _ChildTask(nothing, nothing, nothing, nothing, nothing, SHORT, file, checkpoints, "cpu", 1)
+    task = _ChildTask(*5 * [nothing], SHORT, file, checkpoints, "cpu", 1, is_through=False, round=nothing)
     found = Evaluations(*(Fidelity(kl, 1.0, 1.0, 1.0) for kl in (0.0, 0.5, 0.25)))
     told: list[str] = []
 

@@ -28,7 +28,7 @@ from blocklib.precisions.parts import as_floats
 from blocklib.precisions.round_library import round_parts
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
-from nas.scoring.rounding_error import OWN, BeforeAndAfter, predicted, rounding_errors
+from nas.scoring.rounding_error import OWN, predicted, rounding_errors
 from solvers.exact import solver
 from solvers.exact.settings import DEFAULT
 from solvers.problem import Option, Problem
@@ -97,8 +97,8 @@ def predictions(
         held = anchors.setdefault(choice.first_slot, choice)
         anchors[choice.first_slot] = min(held, choice, key=partial(size, parent))
     measured = scores_of(parent, {anchor: floats[anchor] for anchor in anchors.values()}, ids_BT)
-    asked = {choice: partial(BeforeAndAfter, own_of[choice], floats[choice]) for choice in floats}
-    errors = dict(rounding_errors(parent, asked, ids_BT[: max(1, 1024 // ids_BT.shape[1])]))
+    held = floats | {choice.unrounded: weights for choice, weights in own_of.items()}
+    errors = dict(rounding_errors(parent, floats, held.__getitem__, ids_BT[: max(1, 1024 // ids_BT.shape[1])]))
     return {
         choice: predicted(OWN, measured[anchor], errors[choice] / errors[anchor])
         for choice in floats

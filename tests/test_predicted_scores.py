@@ -10,7 +10,7 @@ from blocklib.precisions.parts import as_floats
 from blocklib.precisions.round_library import round_parts
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
-from nas.scoring.rounding_error import OWN, BeforeAndAfter, predicted, rounding_errors
+from nas.scoring.rounding_error import OWN, predicted, rounding_errors
 
 COARSE, FINER = "q4_0", ("q5_1", "q5_0", "q4_1")
 
@@ -31,8 +31,8 @@ def test_a_prediction_is_near_to_the_measured_score(trained_parent: Parent, text
     floats = {choice: as_floats(choice, tensors, shape) for choice, tensors in stored.items()}
     *_, measured = score(parent, floats, text_ids[80:112])
     assert isinstance(measured, dict)
-    asked = {choice: (lambda choice=choice: BeforeAndAfter(own[choice], floats[choice])) for choice in wanted}
-    errors = dict(rounding_errors(parent, asked, text_ids[80:88]))
+    held = floats | {choice.unrounded: weights for choice, weights in own.items()}
+    errors = dict(rounding_errors(parent, wanted, held.__getitem__, text_ids[80:88]))
     assert errors.keys() == measured.keys()
     for choice in wanted:
         anchor = at(parent, choice.layer, choice.role, COARSE)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from parents import logits, random_ids, random_parent
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import nas.scoring.fidelity
@@ -17,7 +17,7 @@ from blocklib.errors import NotFiniteError
 from blocklib.initial_weights import build
 from blocklib.kind import Weights
 from blocklib.parent import Parent
-from nas.scoring.fidelity import Fidelity
+from nas.scoring.fidelity import Fidelity, FidelityMeter
 from nas.scoring.replace_one import score
 from nas.stages.evaluate import Evaluator, evaluate, perplexity
 
@@ -131,6 +131,28 @@ def test_what_is_measured_is_what_torch_measures() -> None:
     assert found.lm_loss == pytest.approx(float(functional.cross_entropy(ours, ids[:, 1:].flatten())))
     assert found.top1_agreement == pytest.approx(float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()))
     assert perplexity(found.lm_loss) == pytest.approx(math.exp(found.lm_loss))
+
+
+@pytest.mark.parametrize("change", [1e-4, 1e-2, 1.0, 20.0])
+def test_a_kl_has_its_digits_however_small_or_large(change: float) -> None:
+    """In float32, with logits of 20 and more that change by a ten-thousandth or by hundreds, beside float64."""
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(32, 500, bias=False).requires_grad_(False)
+    head.weight.data = torch.randn(500, 32, generator=generator)
+    parent_BTD = torch.randn(4, 100, 32, generator=generator) + 0.5
+    model_BTD = parent_BTD + change * torch.randn(4, 100, 32, generator=generator)
+    ids = torch.randint(500, (4, 100), generator=generator)
+    meter = FidelityMeter(["model"], head)
+    meter.add(ids, parent_BTD, model_BTD[None])
+    (found,) = meter.result().values()
+    ours, theirs = (
+        (hidden[:, :-1].flatten(0, 1).double() @ head.weight.double().T).log_softmax(-1)
+        for hidden in (model_BTD, parent_BTD)
+    )
+    exact = float(functional.kl_div(ours, theirs, log_target=True, reduction="batchmean"))
+    assert found.kl == pytest.approx(exact, rel=1e-4)
+    assert found.lm_loss == pytest.approx(float(functional.cross_entropy(ours, ids[:, 1:].flatten())), rel=1e-5)
+    assert found.top1_agreement == pytest.approx(float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()))
 
 
 def test_no_choices_have_no_scores() -> None:

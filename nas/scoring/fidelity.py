@@ -1,5 +1,8 @@
 """How far a model is from its parent on given tokens, in float32 whatever the models run in.
 
+With the parent's probabilities p, and d, by how much the model's logits exceed the parent's, KL(parent || model) is
+log(sum of p e^d) - sum of p d. That keeps the digits of a small KL, which a difference of two logarithms loses.
+
 Knows final hidden states and heads; not where they come from. The parent's hidden states are what is kept, never its
 logits: those are made again, a few rows at a time.
 """
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from blocklib.errors import NotFiniteError
 
@@ -74,13 +78,20 @@ class FidelityMeter:
         head: nn.Linear,
         places: Sequence[int],
     ) -> None:
-        parent_log_RV = self._head(parent_RD).float().log_softmax(-1)
-        parent_RV, parent_top_R = parent_log_RV.exp(), parent_log_RV.argmax(-1)
+        parent_RV = self._head(parent_RD).float()
+        parent_log_RV = parent_RV.log_softmax(-1)
+        chance_RV, top_R1 = parent_log_RV.exp(), parent_RV.argmax(-1, keepdim=True)
         for place, model_RD in zip(places, models_NRD, strict=True):
-            log_RV = head(model_RD).float().log_softmax(-1)
-            kl = (parent_RV * (parent_log_RV - log_RV)).sum()
-            loss = -log_RV.gather(1, targets_R[:, None]).sum()
-            agreed = (log_RV.argmax(-1) == parent_top_R).sum()
+            if head is self._head:  # It is linear: what changes is not lost in the rounding of what does not.
+                changed_RV = linear(model_RD - parent_RD, head.weight).float()
+            else:
+                changed_RV = head(model_RD).float() - parent_RV
+            mean_R = torch.linalg.vecdot(chance_RV, changed_RV)
+            log_mean_R = _log_mean_exp(chance_RV, parent_log_RV, changed_RV)
+            unscaled_log_RV = changed_RV.add_(parent_log_RV)
+            kl = (log_mean_R - mean_R).sum()
+            loss = (log_mean_R - unscaled_log_RV.gather(1, targets_R[:, None]).squeeze(1)).sum()
+            agreed = (unscaled_log_RV.gather(1, top_R1) == unscaled_log_RV.amax(-1, keepdim=True)).sum()
             cosine = torch.cosine_similarity(model_RD.float(), parent_RD.float(), dim=-1).sum()
             self._sums_N4[place] += torch.stack([kl, loss, agreed.float(), cosine]).double().cpu()
 
@@ -94,3 +105,10 @@ class FidelityMeter:
                 )
             found[name] = Fidelity(*(float(value) for value in row))
         return found
+
+
+def _log_mean_exp(chance_RV: Tensor, log_RV: Tensor, changed_RV: Tensor) -> Tensor:
+    """The logarithm of the mean of e to the changes, weighted by chances, whose logarithms are `log_RV`."""
+    found_R = torch.linalg.vecdot(chance_RV, changed_RV.expm1()).log1p()
+    # That keeps all digits of small changes, and overflows where one is above 88.
+    return found_R if found_R.isfinite().all() else (log_RV + changed_RV).logsumexp(-1)

@@ -7,8 +7,8 @@ its token: a few tokens have a residual a hundred times as large as all others (
 errors would drown the rest.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -20,35 +20,24 @@ from blocklib.stream import delta, embed, rotary, slot_delta, variant
 from nas.scoring.fidelity import Fidelity
 
 
-@dataclass(frozen=True, eq=False)
-class BeforeAndAfter:
-    """The tensors of a subblock before and after it is rounded."""
-
-    before: Weights
-    after: Weights
-
-
 @torch.no_grad()
 def rounding_errors(
-    parent: Parent, choices: Mapping[Choice, Callable[[], BeforeAndAfter]], ids_BT: Tensor
+    parent: Parent, choices: Iterable[Choice], weights: Callable[[Choice], Weights], ids_BT: Tensor
 ) -> Iterator[tuple[Choice, float]]:
     """For each attention or FFN choice, the mean over tokens of the square of what rounding changes in its output, as a
     share of that of the residual after it, on the parent's own activations; `ids_BT` are token ids, [sequences,
-    tokens]. Tensors are asked for when their slot has come."""
-    pending = sorted(choices, key=lambda choice: choice.first_slot)
+    tokens]. `weights` gives the tensors of a choice, rounded as it says or not; it is asked when the slot has come."""
+    pending = sorted(choices, key=lambda choice: (choice.first_slot, str(choice.unrounded)))
     residual = embed(parent.model, ids_BT)
     tables = rotary(parent.model, residual)
-    for slot in range(2 * parent.shape.layers):
-        while pending and pending[0].first_slot == slot:
-            choice = pending.pop(0)
-            held = choices[choice]()
-            before, after = (
-                delta(variant(parent.model, choice, weights), residual, tables) for weights in (held.before, held.after)
-            )
-            changed_BT, whole_BT = ((after - before).square().sum(-1), (residual + before).square().sum(-1))
-            yield choice, float((changed_BT / whole_BT.clamp_min(1e-30)).mean())
-        if not pending:
-            return
+    for slot in range(1 + max((choice.first_slot for choice in pending), default=-1)):
+        here = [choice for choice in pending if choice.first_slot == slot]
+        for unrounded, alike in groupby(here, key=lambda choice: choice.unrounded):
+            before = delta(variant(parent.model, unrounded, weights(unrounded)), residual, tables)
+            whole_BT = (residual + before).square().sum(-1).clamp_min(1e-30)
+            for choice in alike:
+                after = delta(variant(parent.model, choice, weights(choice)), residual, tables)
+                yield choice, float(((after - before).square().sum(-1) / whole_BT).mean())
         residual = residual + slot_delta(parent.model, slot, residual, tables)
 
 

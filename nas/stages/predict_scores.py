@@ -3,7 +3,7 @@
 `_errors` runs on workers: it is given one task and returns one result.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,13 @@ from pathlib import Path
 from blocklib.block import Choice
 from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
-from blocklib.parent import Parent
 from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.scoring.fidelity import Fidelity
-from nas.scoring.rounding_error import OWN, BeforeAndAfter, predicted, rounding_errors
+from nas.scoring.rounding_error import OWN, predicted, rounding_errors
 from nas.stages.context import Context
 from nas.stages.library import Ids, choice_weights, device_of, shares, tensor
+from nas.stages.prepare import Job
 from nas.terminal.progress import bar
 
 _TOKENS = 1024
@@ -26,13 +26,14 @@ _TOKENS = 1024
 
 @dataclass(frozen=True)
 class _ErrorTask:
-    """`work` is choices, each with its key in the library, whose folder is `root`, and that of its weights before; ""
-    where they are the parent's own."""
+    """`keys` are those in the library, whose folder is `root`: of `work`, and of what it was rounded from where that is
+    not the parent's own."""
 
     parent: PackedParent
     ids: Ids
     root: Path
-    work: Mapping[Choice, tuple[str, str]]
+    work: Sequence[Choice]
+    keys: Mapping[Choice, str]
     device: str
 
 
@@ -52,7 +53,7 @@ def predict_scores(context: Context) -> int:
         tasks = [
             _ErrorTask(
                 shared["parent"], shared["score"], job.library.root,
-                {each: (job.build_key(each), job.distillation_key(each) or "") for each in group}, device_of(job),
+                group, _keys(job, group), device_of(job),
             )
             for group in shares(context, wanted, lambda choice: 1.0)
         ]  # fmt: skip
@@ -81,17 +82,14 @@ def _fidelity(row: models.ScoreRow) -> Fidelity:
 def _errors(task: _ErrorTask, report: Report) -> dict[Choice, float]:
     parent, library = unpack(task.parent, task.device), Library(task.root)
     ids_BT = tensor(task.ids[: max(1, _TOKENS // task.ids.shape[1])], task.device)
-    asked = {choice: partial(_held, parent, library, choice, keys) for choice, keys in task.work.items()}
+    weights = partial(choice_weights, parent, library, keys=task.keys)
     found: dict[Choice, float] = {}
-    for choice, error in rounding_errors(parent, asked, ids_BT):
+    for choice, error in rounding_errors(parent, task.work, weights, ids_BT):
         found[choice] = error
-        report(len(found), len(asked))
+        report(len(found), len(task.work))
     return found
 
 
-def _held(parent: Parent, library: Library, choice: Choice, keys: tuple[str, str]) -> BeforeAndAfter:
-    after, before = keys
-    return BeforeAndAfter(
-        choice_weights(parent, library, choice.unrounded, {choice.unrounded: before} if before else {}),
-        choice_weights(parent, library, choice, {choice: after}),
-    )
+def _keys(job: Job, rounded: Sequence[Choice]) -> dict[Choice, str]:
+    before = {choice.unrounded: key for choice in rounded if (key := job.distillation_key(choice)) is not None}
+    return before | {choice: job.build_key(choice) for choice in rounded}

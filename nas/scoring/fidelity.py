@@ -1,7 +1,8 @@
 """How far a model is from its parent on given tokens, in float32 whatever the models run in.
 
 With the parent's probabilities p, and d, by how much the model's logits exceed the parent's, KL(parent || model) is
-log(sum of p e^d) - sum of p d. That keeps the digits of a small KL, which a difference of two logarithms loses.
+log(sum of p e^d) - sum of p d, for d less any constant too. With d less its mean both terms are small where the KL is,
+and keep its digits, which a difference of two logarithms loses.
 
 Knows final hidden states and heads; not where they come from. The parent's hidden states are what is kept, never its
 logits: those are made again, a few rows at a time.
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from blocklib.errors import NotFiniteError
 
@@ -82,14 +82,12 @@ class FidelityMeter:
         parent_log_RV = parent_RV.log_softmax(-1)
         chance_RV, top_R1 = parent_log_RV.exp(), parent_RV.argmax(-1, keepdim=True)
         for place, model_RD in zip(places, models_NRD, strict=True):
-            if head is self._head:  # It is linear: what changes is not lost in the rounding of what does not.
-                changed_RV = linear(model_RD - parent_RD, head.weight).float()
-            else:
-                changed_RV = head(model_RD).float() - parent_RV
-            mean_R = torch.linalg.vecdot(chance_RV, changed_RV)
+            changed_RV = head(model_RD).float().sub_(parent_RV)
+            # What all logits have in common changes no probability.
+            changed_RV -= torch.linalg.vecdot(chance_RV, changed_RV)[:, None]
             log_mean_R = _log_mean_exp(chance_RV, parent_log_RV, changed_RV)
+            kl = (log_mean_R - torch.linalg.vecdot(chance_RV, changed_RV)).sum()
             unscaled_log_RV = changed_RV.add_(parent_log_RV)
-            kl = (log_mean_R - mean_R).sum()
             loss = (log_mean_R - unscaled_log_RV.gather(1, targets_R[:, None]).squeeze(1)).sum()
             agreed = (unscaled_log_RV.gather(1, top_R1) == unscaled_log_RV.amax(-1, keepdim=True)).sum()
             cosine = torch.cosine_similarity(model_RD.float(), parent_RD.float(), dim=-1).sum()

@@ -337,7 +337,10 @@ OF_THE_CHILD = (
 )  # fmt: skip
 """Columns of a trial that are measured of its child, whatever the trial was proposed for."""
 
-OF_THE_HEALED = ("kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine", "heal_tokens", "round_tokens")
+OF_THE_HEALED = (
+    "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine",
+    "heal_tokens", "round_tokens",
+)  # fmt: skip
 """Those of them that depend on healing, and on training through rounding. The others depend on the architecture alone:
 neither changes a shape."""
 

@@ -1,7 +1,7 @@
 """Trials of one child, whatever they were proposed for: a measurement of one holds for all.
 
-Trials of one search and one architecture have the same weights before healing, and the same shape after it. So they
-share the columns that healing does not change. Trials that are healed alike have one child key, and share all. This
+Trials of one search and one architecture have the same shape. So they share the columns that healing, and training
+through rounding, do not change. Trials that are healed and rounded alike have one child key, and share all. This
 file knows which columns; the store decides when they are written.
 """
 

@@ -316,7 +316,7 @@ MISTAKES = [
     (dict(data={"train": "stdlib", "calibration_tokens": 300_000}), "data.calibration_tokens: .*at most .*262144"),
     (dict(measure={"whole_models": 2}), "measure.whole_models: .*greater than or equal to 4, not 2"),
     (
-        dict(measure={"whole_models": 8, "table": "costs.json"}),
+        dict(measure={"whole_models": 8, "table": "t.json"}),
         "measure.whole_models: nothing is timed where measure.table",
     ),
     (dict(space={"attention": ["kv50"], "ffn": ["50"]}), "space.ffn.0.: '50' is no option here; write ffn50%"),
@@ -333,6 +333,8 @@ MISTAKES = [
     (dict(distill={"kinds": {"kv": {"tokens": 9}}}), "distill.kinds.kv.tokens: 9 is less than one sequence"),
     (dict(heal={"tokens": 100}), "heal.tokens: 100 is less than"),
     (dict(round={"tokens": 4096}), "round.tokens: nothing is rounded without space.precision"),
+    (dict(heal={"rounding": "through"}), "heal.rounding: nothing is rounded without space.precision"),
+    (dict(score={"rounded": "checked"}), "score.rounded: nothing is rounded without space.precision"),
     (dict(round={"tokens": 300}, **ROUNDED), "round.tokens: 300 is less than two batches; give at least 512"),
     (dict(round={"tokens": 300_000}, **ROUNDED), "round.tokens: 300000 is more than .*at most .*262144"),
     (dict(solver={"time_limit": 60}), "solver.time_limit: 60 has no unit"),

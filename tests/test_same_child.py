@@ -28,8 +28,8 @@ def test_children_that_differ_in_healing_alone_share_what_healing_does_not_chang
     store.add_trial(trial("t4", child_key="t4", kl_whole=0.625))
     store.add_trial(trial("t5", architecture="kv8+skip", child_key="t5", kl_whole=0.75))
     found = store.trial(one.id)
-    assert (found.latency_s, found.decode_s, found.kl_before_heal, found.kl_whole) == (0.5, 0.01, 0.5, 0.625)
-    assert (found.kl, found.heal_tokens) == (None, None)
+    assert (found.latency_s, found.decode_s, found.kl_whole) == (0.5, 0.01, 0.625)
+    assert (found.kl_before_heal, found.kl, found.heal_tokens) == (None, None, None), "rounding before it may differ"
     assert store.trial(elsewhere.id).latency_s is None, "another search has other weights, or another machine"
     assert [each.id for each in store.trials(where="kl_whole < 0.7")] == [1, 2, 4]
 

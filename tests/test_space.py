@@ -9,6 +9,7 @@ from blocklib.block import SKIP, Block, Subblock
 from blocklib.errors import SubblockError
 from blocklib.kinds import parent_architecture
 from blocklib.parent import own_shape
+from nas.errors import JobError
 from nas.job.sections import Space
 from nas.job.space import check_kinds, choices
 
@@ -105,3 +106,11 @@ def test_settings_of_a_kind_there_is_not_are_a_mistake() -> None:
 def test_an_option_the_parent_cannot_hold_is_named_with_its_key(role: str, option: str) -> None:
     with pytest.raises(SubblockError, match=rf"^space\.{role}: {option}: "):
         choices(space(**{role: ["skip", option]}), SHAPE)
+
+
+def test_a_type_that_fits_no_row_is_refused_with_those_that_do() -> None:
+    odd = replace(SHAPE, hidden=40, heads=2, head_dim=32)
+    with pytest.raises(JobError, match="no type stores rows in blocks that divide the parent's, of 40 and 64 numbers"):
+        choices(space(precision="all"), odd)
+    with pytest.raises(JobError, match=r"q4_0 stores rows in blocks that do not divide.* 40 and 64 .*f16, bf16, f32"):
+        choices(space(precision=["q4_0"]), odd)

@@ -173,5 +173,7 @@ def test_nan_is_an_error_with_a_place(tmp_path: Path) -> None:
     parent, child, _, ids = small()
     matrix = child.model.layers[1].mlp.up_proj
     matrix.parametrizations.weight.original.data[3, 40] = torch.nan
-    with pytest.raises(NotFiniteError, match=r"model\.layers\.1\.mlp\.up_proj\.weight.* row 3, block 1\b"):
+    with pytest.raises(
+        NotFiniteError, match=r"healing: model\.layers\.1\.mlp\.up_proj\.weight.* row 3, block 1\b.*; lower heal\.lear"
+    ):
         list(heal(parent.model, child, ids, SHORT, tmp_path))

@@ -100,7 +100,8 @@ def test_k_quants_stay_as_they_were_rounded() -> None:
 
 def test_a_rate_that_leaves_no_numbers_is_an_error_with_a_place() -> None:
     with pytest.raises(
-        NotFiniteError, match=r"layer 0 of the child: self_attn\.\w_proj\.weight is not finite.* row 0, block 0"
+        NotFiniteError,
+        match=r"layer 0 of the child: .* self_attn\.\w_proj\.weight is not finite.* row 0, block 0.*; lower rou",
     ):
         rounded(1e38)
 

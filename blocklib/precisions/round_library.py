@@ -20,7 +20,7 @@ from blocklib.shape import Shape
 from blocklib.stream import delta, embed, rotary, slot_delta, variant
 from blocklib.tables import EMBEDDING, HEAD
 
-Rounded = tuple[Choice, dict[str, Tensor]]
+RoundedPart = tuple[Choice, dict[str, Tensor]]
 
 
 @torch.no_grad()
@@ -31,11 +31,11 @@ def round_parts(
     calibration_BT: Tensor,
     batch: int,
     how: How = "refit",
-) -> Iterator[Rounded]:
+) -> Iterator[RoundedPart]:
     """Every part, a subblock or tables that have a precision, with its tensors as `round_part` gives them.
 
     `weights_of` gives the tensors of a part without its precision. `calibration_BT` are token ids, [sequences, tokens],
-    of which `batch` sequences run at a time. Memory holds the residuals at the slots that are still needed.
+    of which `batch` sequences run at a time. Memory holds the residuals of all of them at one slot.
     """
     model, shape = parent.model, parent.shape
     wanted: dict[Choice, list[str]] = {}
@@ -87,7 +87,7 @@ def _in_each(
     weights: Weights,
     moments: Mapping[str, InputMoments],
     setting: tuple[Shape, How],
-) -> Iterator[Rounded]:
+) -> Iterator[RoundedPart]:
     assert not isinstance(part.what, tuple)
     for precision in precisions:
         stored = replace(part, what=part.what.at(precision))  # type: ignore[union-attr]

@@ -71,16 +71,21 @@ def train_layer(
     first_held_out = len(batches) - max(1, len(batches) // _HELD_OUT)
     for_training, held_out = batches[:first_held_out], batches[first_held_out:]
     loss_before = _loss(layer, held_out, tables)
+    if not math.isfinite(loss_before):
+        raise NotFiniteError(f"the loss is {loss_before} once it is rounded, before any training")
     fixed = hold_matrices(layer, stored, types)
     layer.requires_grad_(True)
     for name in fixed:
         layer.get_parameter(name).requires_grad_(False)
-    _train(layer, for_training, tables, learning_rate)
-    layer.requires_grad_(False)
-    found = settle_matrices(layer, stored)
+    try:
+        _train(layer, for_training, tables, learning_rate)
+        layer.requires_grad_(False)
+        found = settle_matrices(layer, stored)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"training through rounding: {error}; lower round.learning_rate") from error
     loss_after = _loss(layer, held_out, tables)
     if not math.isfinite(loss_after):
-        raise NotFiniteError(f"the loss is {loss_after} after training through rounding; lower round.learning_rate")
+        raise NotFiniteError(f"training through rounding: the loss is {loss_after}; lower round.learning_rate")
     if loss_after < loss_before:
         return found
     layer.load_state_dict(before, assign=True)

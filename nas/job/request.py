@@ -126,8 +126,13 @@ class Request(Section):
         if not self.space.precision:
             if self.space.untie:
                 raise wrong("space.untie", "a head of its own is for a precision of its own; give space.precision, too")
+            unused = "nothing is rounded without space.precision; leave out one, or give both"
             if self.round.tokens:
-                raise wrong("round.tokens", "nothing is rounded without space.precision; leave out one, or give both")
+                raise wrong("round.tokens", unused)
+            if self.heal is not None and self.heal.rounding != "after":
+                raise wrong("heal.rounding", unused)
+            if self.score.rounded != "predicted":
+                raise wrong("score.rounded", unused)
             return self
         if self.engine != "llama_cpp" or self.export_format != "gguf":
             raise wrong(

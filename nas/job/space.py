@@ -62,13 +62,19 @@ def precisions(space: Space, shape: Shape) -> tuple[str, ...]:
     Raises JobError for one whose blocks do not fit the parent's rows.
     """
     fitting = precisions_for(shape)
+    rows = " and ".join(map(str, sorted({shape.hidden, shape.heads * shape.head_dim})))
     if space.precision == "all":
+        if not fitting:
+            raise JobError(
+                f"space.precision: no type stores rows in blocks that divide the parent's, of {rows} numbers; leave it "
+                f"out, or give some of {', '.join(_FLOATS)}"
+            )
         return fitting
     for name in space.precision:
         if name not in (*fitting, *_FLOATS):
             raise JobError(
-                f"space.precision: {name} stores rows in blocks that do not divide the parent's, of {shape.hidden} "
-                f"numbers; give some of {', '.join((*fitting, *_FLOATS))}"
+                f"space.precision: {name} stores rows in blocks that do not divide the parent's, of {rows} numbers; "
+                f"give some of {', '.join((*fitting, *_FLOATS))}"
             )
     return tuple(space.precision)
 

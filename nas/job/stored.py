@@ -62,6 +62,11 @@ class StoredRequest:
         return self._values.get("space", {}).get("precision")
 
     @property
+    def predicts_scores(self) -> bool:
+        """Whether scores of its subblocks in a precision are predicted, all or those that no answer stands on."""
+        return bool(self.precisions) and self._section("score", sections.Score).rounded != "measured"
+
+    @property
     def heals(self) -> bool:
         """Whether children are healed."""
         return self._values.get("heal", True) is not None

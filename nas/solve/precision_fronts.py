@@ -1,6 +1,6 @@
 """Whether pruning pays beside precisions: the fronts of precisions alone, of shapes alone, and of both.
 
-All three are exact, on the scores and costs that the search measured.
+All three are exact for the scores and costs of the search; most scores of precisions are predicted, not measured.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """A search that chose precisions, with only a part of its options: the parent's shapes, or one precision throughout.
 
-Scores and costs are those that were measured, so a restricted question takes no new measurement.
+Scores and costs are the search's own, so a restricted question takes no new measurement.
 """
 
 from collections.abc import Collection, Iterable, Iterator

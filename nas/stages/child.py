@@ -5,7 +5,7 @@ exists. `_described`, `_make` and `_time` run on workers: each gets one task and
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -202,28 +202,39 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
             heard(0, heldout.numel())
             return evaluator.evaluate(model, heard)
 
-        own, before = evaluated(parent.model, "the parent"), None
-        if task.healing is not None:
-            before = evaluated(task.parts.assembled(parent), "the child before healing")
-        child, stored = _finished(parent, task, report)
-        after = evaluated(child, "the healed child" if task.healing else "the child")
-        found = Evaluations(own, before or after, after)
-        save_child(task.file, child, found.plain(), stored)
+        own = evaluated(parent.model, "the parent")
+        finished = _finished(parent, task, evaluated, report)
+        after = evaluated(finished.child, "the healed child" if task.healing else "the child")
+        found = Evaluations(own, finished.before or after, after)
+        save_child(task.file, finished.child, found.plain(), finished.stored)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
         return found
 
 
-def _finished(parent: Parent, task: _ChildTask, report: Report) -> tuple[PuzzleNasForCausalLM, Stored]:
-    """The child healed and rounded as the task says, and its rounded matrices. It is rounded anew, each layer on what
-    the rounded ones before it make, from the weights before any was rounded."""
+@dataclass(frozen=True, eq=False)
+class _Finished:
+    """A child, its rounded matrices, and how far it was from the parent `before` it was healed; None: it was not."""
+
+    child: PuzzleNasForCausalLM
+    stored: Stored
+    before: Fidelity | None
+
+
+def _finished(
+    parent: Parent, task: _ChildTask, evaluated: Callable[[PuzzleNasForCausalLM, str], Fidelity], report: Report
+) -> _Finished:
+    """The child healed and rounded as the task says. It is rounded anew, each layer on what the rounded ones before it
+    make, from the weights before any was rounded. Before healing it is as the library has it, rounded too, unless it
+    is healed through its rounding: then it is what healing begins with."""
     rounds = task.parts.architecture != task.parts.architecture.unrounded
     heals_through = rounds and task.is_through
-    child = task.parts.unrounded(parent)
+    child, before = task.parts.unrounded(parent), None
     if task.healing is not None and not heals_through:
+        before = evaluated(task.parts.assembled(parent), "the child before healing")
         child = deepcopy(child)
         _heal(parent, child, task, task.healing, report)
     if not rounds:
-        return child, {}
+        return _Finished(child, {}, before)
 
     def heard(done: int, layers: int) -> None:
         report(doing=f"rounding the child, {done} of {layers} layers")
@@ -232,10 +243,11 @@ def _finished(parent: Parent, task: _ChildTask, report: Report) -> tuple[PuzzleN
     text = RoundingText(tensor(task.calibration, task.device), task.batch, _layer_training(task))
     rounded, stored = round_model(child, task.parts.architecture, text, heard=heard)
     if task.healing is not None and heals_through:
+        before = evaluated(rounded, "the child before healing")
         hold(rounded, stored)
         _heal(parent, rounded, task, task.healing, report)
         stored = settle(rounded, stored)
-    return rounded, stored
+    return _Finished(rounded, stored, before)
 
 
 def _layer_training(task: _ChildTask) -> LayerTraining | None:

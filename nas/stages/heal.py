@@ -201,7 +201,12 @@ class _HealingTrainer(Trainer):
         with torch.no_grad():
             target = self._parent.model(ids_BT, **asked)
         # Only the decoder, because a forward of the whole model would compute all logits.
-        output = child.model(ids_BT, **asked)
+        try:
+            output = child.model(ids_BT, **asked)
+        except NotFiniteError as error:  # A weight that is to be rounded
+            raise NotFiniteError(
+                f"healing: {error}, at step {self.state.global_step}; lower heal.learning_rate"
+            ) from error
         loss = logit_kl(
             output.last_hidden_state, target.last_hidden_state, child.lm_head.weight, self._parent.lm_head.weight
         )

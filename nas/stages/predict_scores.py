@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from blocklib.block import Choice
@@ -16,7 +17,7 @@ from nas.cluster.tasks import STARTING, Report
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.rounding_error import OWN, predicted, rounding_errors
 from nas.stages.context import Context
-from nas.stages.library import Ids, choice_weights, device_of, shares, tensor
+from nas.stages.library import Ids, choice_weights, device_of, score_choices, shares, tensor
 from nas.stages.prepare import Job
 from nas.terminal.progress import bar
 
@@ -38,22 +39,52 @@ class _ErrorTask:
 
 
 def predict_scores(context: Context) -> int:
-    """Scores of the choices whose scores are predicted and not known yet. Returns how many were predicted."""
-    job, store, shared = context.job, context.store, context.shared
+    """Scores of the choices whose scores are predicted and not known yet. Returns how many were predicted.
+
+    A parent that was stored in a coarse precision loses nothing in it, and that says nothing of the others: at such a
+    slot the coarsest one that loses something is measured, and where there is none, all are.
+    """
+    job, store = context.job, context.store
     keys = {choice: job.score_key(choice) for choice in job.to_predict}
     known = store.scores(list(keys.values()))
     missing = [choice for choice, key in keys.items() if key not in known]
     if not missing:
         return 0
-    anchors = {choice: job.anchor(choice) for choice in missing}
-    wanted = list(dict.fromkeys([*missing, *anchors.values()]))
-    resources = job.request.ray
+    rounded = {choice.first_slot: job.own_rounded[choice.first_slot] for choice in missing}
+    errors = _all_errors(context, list(dict.fromkeys([*missing, *chain.from_iterable(rounded.values())])))
+    anchors = {slot: anchor_of(choices, errors) for slot, choices in rounded.items()}
+    to_measure = [choice for choice in missing if anchors[choice.first_slot] in (None, choice)]
+    score_choices(context, to_measure)
+    measured = store.scores([job.measured_score_key(choice) for choice in [*job.to_score, *to_measure]])
+
+    def score_of(choice: Choice) -> Fidelity:
+        return _fidelity(measured[job.measured_score_key(choice)])
+
+    rows = []
+    for choice in missing:
+        anchor = anchors[choice.first_slot]
+        if anchor is None or choice == anchor:
+            score = score_of(choice)
+        else:
+            base = OWN if job.parent.own(choice.unrounded) else score_of(choice.unrounded)
+            score = predicted(base, score_of(anchor), errors[choice] / errors[anchor])
+        rows.append(models.ScoreRow(key=keys[choice], choice=str(choice), **vars(score)))
+    store.add_scores(rows)
+    return len(missing)
+
+
+def anchor_of(coarsest_first: Sequence[Choice], errors: Mapping[Choice, float]) -> Choice | None:
+    """The first that loses anything; None where none does."""
+    return next((choice for choice in coarsest_first if errors[choice] > 0), None)
+
+
+def _all_errors(context: Context, wanted: Sequence[Choice]) -> dict[Choice, float]:
+    job, shared, resources = context.job, context.shared, context.job.request.ray
     errors: dict[Choice, float] = {}
     with bar(context.console, "predict scores", "options", len(wanted), STARTING) as shown:
         tasks = [
             _ErrorTask(
-                shared["parent"], shared["score"], job.library.root,
-                group, _keys(job, group), device_of(job),
+                shared["parent"], shared["score"], job.library.root, group, _keys(job, group), device_of(job),
             )
             for group in shares(context, wanted, lambda choice: 1.0)
         ]  # fmt: skip
@@ -62,17 +93,7 @@ def predict_scores(context: Context) -> int:
             _errors, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
         ):
             errors |= found
-    measured = store.scores([job.score_key(choice) for choice in job.to_score])
-    rows = []
-    for choice in missing:
-        shape = choice.unrounded
-        base = OWN if job.parent.own(shape) else _fidelity(measured[job.score_key(shape)])
-        anchor = anchors[choice]
-        ratio = errors[choice] / max(errors[anchor], 1e-30)
-        score = predicted(base, _fidelity(measured[job.score_key(anchor)]), ratio)
-        rows.append(models.ScoreRow(key=keys[choice], choice=str(choice), **vars(score)))
-    store.add_scores(rows)
-    return len(missing)
+    return errors
 
 
 def _fidelity(row: models.ScoreRow) -> Fidelity:

@@ -4,9 +4,9 @@ A key is a digest of *what* and *under what*: two things with one key are the sa
 computed twice. It does no other work.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ _HOW_TIMED = ("tolerance", "time_limit")
 """The keys of `measure` that decide how a time is taken, not which times are used."""
 # The same of rounded weights.
 _ROUND_VERSION = 1
-# The same of scores of types of keys and values.
+# The same of scores of types of keys and values, and of all other scores.
 _CACHE_VERSION = 1
+_SCORE_VERSION = 1
 CHECKED = 16
 """The sequences of the score text on which losses of subblocks are measured."""
 
@@ -104,7 +105,8 @@ class Job:
         machine += [f"rounded {_ROUND_VERSION}"] if under.space.precision else []
         machine += ["two tables"] if under.space.precision and not self.parent.shape.tied else []
         machine += [] if under.measure.whole_models is None else [f"{under.measure.whole_models} whole models"]
-        under_what = [self.scenario.key(), *machine, _BUILD_VERSION, _MEASURE_VERSION, transformers.__version__]
+        versions = [_BUILD_VERSION, _MEASURE_VERSION, _SCORE_VERSION, transformers.__version__]
+        under_what = [self.scenario.key(), *machine, *versions]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
 
     @cached_property
@@ -177,19 +179,18 @@ class Job:
         return None if part.is_table or self.parent.own(unrounded) else self.build_key(unrounded)
 
     @cached_property
-    def _anchors(self) -> dict[int, Choice]:
-        """By slot, the parent's own subblock there in the precision with the fewest bytes."""
-        found: dict[int, tuple[int, Choice]] = {}
+    def own_rounded(self) -> Mapping[int, tuple[Choice, ...]]:
+        """By slot, the parent's own subblock there in each precision, the fewest bytes first."""
+        found: dict[int, list[Choice]] = {}
         for choice in self.choices:
             if choice.precision and not choice.is_table and self.parent.own(choice.unrounded):
-                held = stored_bytes(choice, self.parent.shape, self.scenario)
-                if choice.first_slot not in found or held < found[choice.first_slot][0]:
-                    found[choice.first_slot] = held, choice
-        return {slot: choice for slot, (_, choice) in found.items()}
+                found.setdefault(choice.first_slot, []).append(choice)
+        held = partial(stored_bytes, shape=self.parent.shape, scenario=self.scenario)
+        return {slot: tuple(sorted(choices, key=held)) for slot, choices in found.items()}
 
     def anchor(self, choice: Choice) -> Choice:
         """The choice whose measured score says how much an error at this choice's slot moves the parent."""
-        return self._anchors[choice.first_slot]
+        return self.own_rounded[choice.first_slot][0]
 
     @cached_property
     def to_predict(self) -> tuple[Choice, ...]:
@@ -211,7 +212,7 @@ class Job:
             return digest(_CACHE_VERSION, self.parent.digest, str(choice.what), self.tokens.digest("score"))
         if choice in self._predicted:
             anchor = self.measured_score_key(self.anchor(choice))
-            return digest("predicted by shares", self.measured_score_key(choice), anchor)
+            return digest("predicted", self.measured_score_key(choice), anchor)
         return self.measured_score_key(choice)
 
     @cached_property
@@ -221,7 +222,7 @@ class Job:
     def measured_score_key(self, choice: Choice) -> str:
         """The key of a choice's score as it is measured, of one that is predicted too."""
         built = [self.build_key(part) for part in self.library_parts(choice)]
-        return digest(self.parent.digest, str(choice), built, self.tokens.digest("score"))
+        return digest(_SCORE_VERSION, self.parent.digest, str(choice), built, self.tokens.digest("score"))
 
     def cost_key(self, geometry: Geometry) -> str:
         timed = {name: getattr(self.request.measure, name) for name in _HOW_TIMED}

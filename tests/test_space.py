@@ -10,7 +10,8 @@ from blocklib.errors import SubblockError
 from blocklib.kinds import parent_architecture
 from blocklib.parent import own_shape
 from nas.errors import JobError
-from nas.job.sections import Space
+from nas.job.config import parse
+from nas.job.sections import Heal, Space
 from nas.job.space import check_kinds, choices
 
 SHAPE = own_shape(config_of())
@@ -114,3 +115,11 @@ def test_a_type_that_fits_no_row_is_refused_with_those_that_do() -> None:
         choices(space(precision="all"), odd)
     with pytest.raises(JobError, match=r"q4_0 stores rows in blocks that do not divide.* 40 and 64 .*f16, bf16, f32"):
         choices(space(precision=["q4_0"]), odd)
+
+
+def test_a_child_of_the_parents_shapes_is_healed_only_if_asked() -> None:
+    job = "parent: embedded\ndata: {train: stdlib}\nbudget: {file: 70%}\nexport: {format: gguf}\n"
+    alone = job + "space: {attention: [], ffn: [], fuse: null, drop_blocks: false, precision: [q4_0]}\n"
+    assert parse(alone, "job.yaml").heal is None
+    assert parse(alone + "heal: {tokens: 4096}\n", "job.yaml").heal == Heal(tokens=4096)
+    assert parse(job + "space: {precision: [q4_0]}\n", "job.yaml").heal == Heal()

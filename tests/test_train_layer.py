@@ -1,6 +1,7 @@
 """A layer trained through its rounding: the child is nearer to the unrounded one, in bytes on the same scales."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from blocklib.parent import Parent
 from blocklib.precisions.formats import FORMATS
 from blocklib.precisions.round_model import RoundingText, Stored, round_model
 from blocklib.precisions.rounded import Rounded
+from blocklib.precisions.rounded_layers import RoundedLayers
 from blocklib.precisions.rounding import unpacked
 from blocklib.precisions.train_layer import LayerTraining
 
@@ -110,3 +112,24 @@ def test_one_batch_cannot_be_both_trained_on_and_held_out() -> None:
     _, _, ids_BT = unrounded()
     with pytest.raises(SettingError, match="3 sequences are too few to train layers on, 4 at a time"):
         LayerTraining(ids_BT[:3], 4, RATE)
+
+
+def test_a_run_that_was_killed_goes_on_behind_the_layers_that_are_done(tmp_path: Path) -> None:
+    """And ends with the same."""
+    _, child, ids_BT = unrounded()
+    text, kept = RoundingText(ids_BT[:16], 4, LayerTraining(ids_BT[16:528], 8, RATE)), RoundedLayers(tmp_path / "kept")
+
+    def killed(done: int, _: int) -> None:
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        round_model(child, Architecture.parse(CHILD), text, heard=killed, kept=kept)
+    files = {path: path.stat().st_mtime_ns for path in kept.folder.iterdir()}
+    assert len(files) == 2
+    found, stored = round_model(child, Architecture.parse(CHILD), text, kept=kept)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert len(list(kept.folder.iterdir())) == len(found.model.layers)
+    expected, first = rounded(RATE)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in stored.items())
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in found.state_dict().items())

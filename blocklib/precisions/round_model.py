@@ -4,7 +4,8 @@ Each matrix is rounded on the inputs that it has behind the rounded layers befor
 section 4), so a layer knows what those before it did.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from blocklib.precisions.layer_moments import LayerMoments
 from blocklib.precisions.moments import MomentMeter
 from blocklib.precisions.parts import as_floats, matrix_types, round_part
 from blocklib.precisions.round_library import table_moments
+from blocklib.precisions.rounded_layers import RoundedLayers
 from blocklib.precisions.rounding import How
 from blocklib.precisions.train_layer import Batch, LayerTraining, train_layer
 from blocklib.shape import Shape
@@ -48,11 +50,14 @@ def round_model(
     text: RoundingText,
     how: How = "refit",
     heard: Callable[[int, int], None] = lambda done, total: None,
+    kept: RoundedLayers | None = None,
 ) -> tuple[PuzzleNasForCausalLM, Stored]:
     """The child of that architecture, whose shapes are the child's own, with the weights that its precisions leave of
     the child's, in float32; and the rounded matrices. The child itself is not changed.
 
-    `heard` is told how many layers are done, of how many. Raises NotFiniteError, naming tensor, row and block.
+    `heard` is told how many layers are done, of how many. Layers are `kept` as they are done, and those that are there
+    already are used: the child, the text and `how` must be the same as then. Raises NotFiniteError, naming tensor, row
+    and block.
     """
     assert str(architecture.unrounded) == str(Architecture.parse(child.config.architecture).unrounded)
     shape = own_shape(child.config)
@@ -73,20 +78,34 @@ def round_model(
     placed = list(architecture.placed())
     for index, ((start, block), layer) in enumerate(zip(placed, rounded.model.layers, strict=True)):
         parts = [part for part in Choice(start, "block", block).parts if part.what != SKIP]
-        found, leaving = _round_layer(layer, parts, calibrating, tables, (shape, how))
         unrounded_text = _through(child.model.layers[index], unrounded_text, tables)
-        if found and text.training is not None:
-            types = {name: type for part in parts if part.precision for name, type in matrix_types(part, shape).items()}
-            both = [Batch(*each) for each in zip(rounded_text, unrounded_text, strict=True)]
-            try:
-                found = train_layer(layer, found, types, both, tables, text.training.learning_rate)
-            except NotFiniteError as error:
-                raise NotFiniteError(f"layer {index} of the child: {error}") from error
-            leaving = _through(layer, calibrating, tables)
-        calibrating, rounded_text = leaving, _through(layer, rounded_text, tables)
+        done = None if kept is None else kept.load(index, rounded.device)
+        if done is not None:
+            own, found = done
+            layer.load_state_dict(own, assign=True)
+        else:
+            found = _round_layer(layer, parts, calibrating, tables, (shape, how))
+            if found and text.training is not None:
+                both = [Batch(*each) for each in zip(rounded_text, unrounded_text, strict=True)]
+                chosen = [part for part in parts if part.precision]
+                types = {name: type for part in chosen for name, type in matrix_types(part, shape).items()}
+                with _named(f"layer {index} of the child"):
+                    found = train_layer(layer, found, types, both, tables, text.training.learning_rate)
+            if kept is not None:
+                kept.save(index, layer.state_dict(), found)
+        calibrating, rounded_text = _through(layer, calibrating, tables), _through(layer, rounded_text, tables)
         stored |= {f"model.layers.{index}.{name}": tensor for name, tensor in found.items()}
         heard(index + 1, len(placed))
     return rounded, stored
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """NotFiniteError says where."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{place}: {error}") from error
 
 
 def _round_tables(
@@ -117,9 +136,8 @@ def _round_layer(
     entering: Sequence[Tensor],
     tables: Rotary,
     setting: tuple[Shape, How],
-) -> tuple[Stored, list[Tensor]]:
-    """Round a layer where it stands. Returns its rounded matrices, by their names in it, and the residuals that leave
-    it."""
+) -> Stored:
+    """Round a layer where it stands. Returns its rounded matrices, by their names in it."""
     stored: Stored = {}
     residuals = list(entering)
     for part in parts:
@@ -136,4 +154,4 @@ def _round_layer(
             layer.load_state_dict(as_floats(part, found, setting[0]), strict=False, assign=True)
             stored |= {name: tensor for name, tensor in found.items() if tensor.dtype == torch.uint8}
         residuals = [residual + module(norm(residual), **how) for residual in residuals]
-    return stored, residuals
+    return stored

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from blocklib.gguf_header import SUFFIX, is_gguf
 from cost_models.errors import ScenarioError
@@ -60,7 +60,7 @@ class Request(Section):
     """One search: parent, data, space, scenario, budget, and how to go about it.
 
     `parent` is `embedded`, the absolute path of a local checkpoint or GGUF file, or a hub id. `heal` None: the child
-    is not healed.
+    is not healed, as by default where the shapes stay the parent's.
     `allow_remote_code`: a tokenizer that is code in the checkpoint may run, on this machine; no other code of it does.
     """
 
@@ -82,6 +82,18 @@ class Request(Section):
     home: Annotated[AbsolutePath, BeforeValidator(lambda value: default_home() if value is None else value)] = Field(
         default=None, validate_default=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_healing(cls, value: object) -> object:
+        """None for the parent's own shapes: healing moves these away from the parent by more than it brings back."""
+        if not isinstance(value, dict) or "heal" in value or "space" not in value:
+            return value
+        try:
+            space = Space.model_validate(value["space"])
+        except ValidationError:
+            return value  # and the section says what is wrong with it
+        return value if space.has_shapes else value | {"heal": None}
 
     @property
     def checkpoint(self) -> str:

@@ -171,6 +171,11 @@ class Space(Section):
     untie: Flag = False
     kv_cache: Caches = ()
 
+    @property
+    def has_shapes(self) -> bool:
+        """Whether anything but the parent's own shapes may be chosen."""
+        return bool(self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel)
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_plain(cls, value: object) -> object:
@@ -188,8 +193,7 @@ class Space(Section):
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        shapes = self.attention or self.ffn or self.fuse or self.drop_blocks or self.parallel
-        if not (shapes or self.precision or self.kv_cache):
+        if not (self.has_shapes or self.precision or self.kv_cache):
             raise JobError("leaves nothing to choose; name at least one option under attention, ffn or precision")
         return self
 

@@ -22,6 +22,7 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
 from blocklib.precisions.round_model import RoundingText, Stored, round_model
+from blocklib.precisions.rounded_layers import RoundedLayers
 from blocklib.precisions.train_layer import LayerTraining
 from blocklib.precisions.train_rounded import hold, settle
 from cost_models.analytic import architecture_cost
@@ -241,7 +242,8 @@ def _finished(
 
     report(doing="rounding the child")
     text = RoundingText(tensor(task.calibration, task.device), task.batch, _layer_training(task))
-    rounded, stored = round_model(child, task.parts.architecture, text, heard=heard)
+    kept = RoundedLayers(task.checkpoints / "rounded")
+    rounded, stored = round_model(child, task.parts.architecture, text, heard=heard, kept=kept)
     if task.healing is not None and heals_through:
         before = evaluated(rounded, "the child before healing")
         hold(rounded, stored)

@@ -29,6 +29,7 @@ from blocklib.precisions.round_library import round_parts
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
 from nas.scoring.rounding_error import OWN, predicted, rounding_errors
+from nas.stages.predict_scores import to_compare
 from solvers.exact import solver
 from solvers.exact.settings import DEFAULT
 from solvers.problem import Option, Problem
@@ -99,7 +100,8 @@ def predictions(
         anchors[choice.first_slot] = min(held, choice, key=partial(size, parent))
     measured = scores_of(parent, {anchor: floats[anchor] for anchor in anchors.values()}, ids_BT)
     held = floats | {choice.unrounded: weights for choice, weights in own_of.items()}
-    errors = dict(rounding_errors(parent, floats, held.__getitem__, ids_BT[: max(1, 1024 // ids_BT.shape[1])]))
+    few_BT = torch.from_numpy(to_compare(ids_BT.numpy()))
+    errors = dict(rounding_errors(parent, floats, held.__getitem__, few_BT))
     return {
         choice: predicted(OWN, measured[anchor], errors[choice] / errors[anchor])
         for choice in floats

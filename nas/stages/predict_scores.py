@@ -21,7 +21,7 @@ from nas.stages.library import Ids, choice_weights, device_of, score_choices, sh
 from nas.stages.prepare import Job
 from nas.terminal.progress import bar
 
-_TOKENS = 1024
+_TOKENS = 256
 """Tokens to compare errors on: an error's mean square needs few."""
 
 
@@ -78,6 +78,11 @@ def anchor_of(coarsest_first: Sequence[Choice], errors: Mapping[Choice, float]) 
     return next((choice for choice in coarsest_first if errors[choice] > 0), None)
 
 
+def to_compare(ids_BT: Ids) -> Ids:
+    """The beginning of the score text on which errors are compared."""
+    return ids_BT[: max(1, _TOKENS // ids_BT.shape[1]), :_TOKENS]
+
+
 def _all_errors(context: Context, wanted: Sequence[Choice]) -> dict[Choice, float]:
     job, shared, resources = context.job, context.shared, context.job.request.ray
     errors: dict[Choice, float] = {}
@@ -102,7 +107,7 @@ def _fidelity(row: models.ScoreRow) -> Fidelity:
 
 def _errors(task: _ErrorTask, report: Report) -> dict[Choice, float]:
     parent, library = unpack(task.parent, task.device), Library(task.root)
-    ids_BT = tensor(task.ids[: max(1, _TOKENS // task.ids.shape[1])], task.device)
+    ids_BT = tensor(to_compare(task.ids), task.device)
     weights = partial(choice_weights, parent, library, keys=task.keys)
     found: dict[Choice, float] = {}
     for choice, error in rounding_errors(parent, task.work, weights, ids_BT):

@@ -1,10 +1,12 @@
 """Scores of precisions predicted from one measured at each slot, beside scores that are all measured.
 
     python benchmarks/predicted_scores.py PARENT --text FILE [--precisions q8_0 q5_1 q5_0 q4_1 q4_0] [--tokens 2048]
+        [--attention kv1 ...] [--ffn ffn384 ...]
 
-Rounds every attention and FFN of the parent to every precision, scores all of them in the sweep, and predicts all but
-the coarsest. Prints how far predictions are off, the CPU seconds of both ways, those of a full pass of the parent for
-each option, and, at eight sizes of the layers' matrices, the measured score of the answer to either.
+Rounds every attention and FFN of the parent to every precision, and each of these shapes with its first weights fitted
+by least squares; scores all of them in the sweep; and predicts all but the parent's own in the coarsest, from these and
+the scores of the shapes. Prints how far predictions are off, the CPU seconds of both ways, those of a full pass of the
+parent for each option, and, at eight sizes of the layers' matrices, the measured score of the answer to either.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from transformers import AutoTokenizer
 from blocklib.assemble import parent_part
 from blocklib.block import Choice
 from blocklib.formats.gguf import gguf_bytes
+from blocklib.initial_weights import build
 from blocklib.kind import Weights
 from blocklib.parent import Parent, load_parent
 from blocklib.precisions.parts import as_floats
@@ -45,6 +48,8 @@ def main() -> None:
     parser.add_argument("parent", type=Path)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--precisions", nargs="+", default=["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+    parser.add_argument("--attention", nargs="*", default=[], help="shapes beside the parent's own")
+    parser.add_argument("--ffn", nargs="*", default=[])
     parser.add_argument("--tokens", type=int, default=2048, help="to score on; eight times as many to round on")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -55,17 +60,28 @@ def main() -> None:
         torch.tensor(part).view(-1, length)
         for part in (ids[: 8 * asked.tokens], ids[8 * asked.tokens : 9 * asked.tokens])
     )
-    options = [
-        Choice.parse(f"{own}@{precision}") for own in parent.architecture.choices() for precision in asked.precisions
+    shapes = [
+        Choice.parse(f"L{layer}.{role}={name}")
+        for layer in range(parent.shape.layers)
+        for role, names in (("attention", asked.attention), ("ffn", asked.ffn))
+        for name in names
     ]
-    own_of = {choice: parent_part(parent, choice.layer, choice.role) for choice in options}
-    before = {choice.unrounded: weights for choice, weights in own_of.items()}
+    before = {each: parent_part(parent, each.layer, each.role) for each in parent.architecture.choices()}
+    before |= {built.choice: built.fitted for built in build(parent, shapes, rounding, BATCH, fit=True)}
+    options = [Choice.parse(f"{shape}@{precision}") for shape in before for precision in asked.precisions]
     rounded = round_parts(parent, options, before.__getitem__, rounding, BATCH, "feedback")
     floats = {choice: as_floats(choice, stored, parent.shape) for choice, stored in rounded}
     measured, measured_s = timed(partial(scores_of, parent, floats, scoring))
-    found, predicted_s = timed(partial(predictions, parent, own_of, floats, scoring))
+    found, predicted_s = timed(partial(predictions, parent, before, floats, scoring))
     _, pass_s = timed(partial(passed, parent, scoring))
-    tell(measured, found, (measured_s, predicted_s, pass_s * len(options)))
+    for kind, are_own in (("the parent's own shapes", True), ("other shapes", False)):
+        tell(kind, measured, {each: kl for each, kl in found.items() if parent.own(each.unrounded) == are_own})
+    full_s = pass_s * len(options)
+    print(
+        f"CPU seconds for {len(options)} options: a full pass for each {full_s:.0f} (its KL left out), all in the "
+        f"sweep {measured_s:.0f}, predicted {predicted_s:.0f}: {full_s / predicted_s:.1f} and "
+        f"{measured_s / predicted_s:.1f} times less"
+    )
     compare_answers(parent, measured, measured | found)
 
 
@@ -91,37 +107,35 @@ def size(parent: Parent, choice: Choice) -> int:
 
 
 def predictions(
-    parent: Parent, own_of: dict[Choice, Weights], floats: dict[Choice, Weights], ids_BT: Tensor
+    parent: Parent, before: dict[Choice, Weights], floats: dict[Choice, Weights], ids_BT: Tensor
 ) -> dict[Choice, Fidelity]:
-    """Scores of all but the coarsest option of each slot, which is measured."""
+    """Scores of all but the parent's own subblock in the coarsest precision at each slot, which is measured as the
+    shapes are."""
     anchors: dict[int, Choice] = {}
     for choice in floats:
-        held = anchors.setdefault(choice.first_slot, choice)
-        anchors[choice.first_slot] = min(held, choice, key=partial(size, parent))
-    measured = scores_of(parent, {anchor: floats[anchor] for anchor in anchors.values()}, ids_BT)
-    held = floats | {choice.unrounded: weights for choice, weights in own_of.items()}
+        if parent.own(choice.unrounded):
+            held = anchors.setdefault(choice.first_slot, choice)
+            anchors[choice.first_slot] = min(held, choice, key=partial(size, parent))
+    shapes = {shape: weights for shape, weights in before.items() if not parent.own(shape)}
+    measured = scores_of(parent, shapes | {anchor: floats[anchor] for anchor in anchors.values()}, ids_BT)
     few_BT = torch.from_numpy(to_compare(ids_BT.numpy()))
-    errors = dict(rounding_errors(parent, floats, held.__getitem__, few_BT))
+    errors = dict(rounding_errors(parent, floats, (before | floats).__getitem__, few_BT))
     return {
-        choice: predicted(OWN, measured[anchor], errors[choice] / errors[anchor])
+        choice: predicted(measured.get(choice.unrounded, OWN), measured[anchor], errors[choice] / errors[anchor])
         for choice in floats
         for anchor in [anchors[choice.first_slot]]
         if choice != anchor
     }
 
 
-def tell(measured: dict[Choice, Fidelity], found: dict[Choice, Fidelity], seconds: tuple[float, float, float]) -> None:
+def tell(kind: str, measured: dict[Choice, Fidelity], found: dict[Choice, Fidelity]) -> None:
     off = [found[choice].kl / measured[choice].kl - 1 for choice in found if measured[choice].kl > FLOOR]
-    print(
-        f"{len(measured)} options, {len(found)} predicted; {len(off)} of these have a KL above {FLOOR}, and are off by "
-        f"{statistics.fmean(map(abs, off)):.1%} in the mean, at most {max(map(abs, off)):.0%}, bias "
-        f"{statistics.fmean(off):+.1%}"
-    )
-    all_s, few_s, full_s = seconds
-    print(
-        f"CPU seconds: a full pass for each {full_s:.0f} (its KL left out), all in the sweep {all_s:.0f}, "
-        f"predicted {few_s:.0f}: {full_s / few_s:.1f} and {all_s / few_s:.1f} times less"
-    )
+    if off:
+        print(
+            f"{kind}: {len(found)} predicted; {len(off)} of these have a KL above {FLOOR}, and are off by "
+            f"{statistics.fmean(map(abs, off)):.1%} in the mean, at most {max(map(abs, off)):.0%}, bias "
+            f"{statistics.fmean(off):+.1%}"
+        )
 
 
 def compare_answers(parent: Parent, measured: dict[Choice, Fidelity], found: dict[Choice, Fidelity]) -> None:

@@ -30,6 +30,7 @@ PRECISIONS = ["q8_0", "q5_0", "q4_0"]
 BITS_ONLY: dict[str, Any] = {"attention": [], "ffn": [], "fuse": None, "drop_blocks": False, "precision": PRECISIONS}
 BOTH: dict[str, Any] = BITS_ONLY | {"ffn": ["50%"], "drop_blocks": True}
 HOW: dict[str, Any] = {
+    "data": {"distillation_tokens": 16384},
     "scenario": {"batch": 1, "prompt_tokens": 16, "generated_tokens": 4, "threads": 1},
     "budget": {"file": "70%"},
     # Times are not limited, so they may be rough.
@@ -232,13 +233,13 @@ def test_layers_trained_through_their_rounding_bring_the_child_nearer(home: Path
     with Store.open(home / "nas.db") as store:
         first = store.trials(store.find_search("bits").id, where="kl is not None")[0]
     scored = len(rows(home, "score"))
-    trained = {"tokens": 4096, "learning_rate": 1e-3}
+    trained = {"tokens": 16384, "learning_rate": 1e-3}
     done = nas(home, "search", job(home.parent, name="bits", space=BITS_ONLY, round=trained, **HOW))
     assert done.returncode == 0, done.stdout + done.stderr
     (child,) = [row for row in rows(home, "trial") if row["round_tokens"]]
-    assert (child["architecture"], child["round_tokens"]) == (first.architecture, 4096)
+    assert (child["architecture"], child["round_tokens"]) == (first.architecture, 16384)
     (page,) = (home / "reports").glob(f"{first.search_id}*.html")
-    assert "Each of its layers was trained through its rounding on 4.10 k tokens" in page.read_text(encoding="utf-8")
+    assert "Each of its layers was trained through its rounding on 16.4 k tokens" in page.read_text(encoding="utf-8")
     assert child["kl"] < 0.95 * first.kl
     assert child["file_bytes"] == first.file_bytes
     assert len(rows(home, "score")) == scored

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import model_of, written
+from gguf_files import WORDS, model_of, written
 from transformers import AutoTokenizer
 
 from nas.text.parent_folder import parent_folder
@@ -34,6 +34,13 @@ def test_a_word_that_is_a_token_needs_no_merges_of_llama_3(tmp_path: Path) -> No
 
     assert made.convert_ids_to_tokens(made("the the")["input_ids"]) == ["<s>", "t", "h", "e", "Ġthe"]
     assert silent.convert_ids_to_tokens(silent("12")["input_ids"]) == ["12"]
+
+
+def test_a_vocabulary_without_gpt_2s_end_of_text_gets_none(tmp_path: Path) -> None:
+    file = written(tmp_path / "m.gguf", model_of(), tokenizer__ggml__pre="smollm")
+    made = AutoTokenizer.from_pretrained(parent_folder(str(file), tmp_path))
+    assert len(made) == len(WORDS)
+    assert max(made("the <|endoftext|>")["input_ids"]) < len(made)
 
 
 @pytest.mark.parametrize("name", WORD_RULES)

@@ -6,6 +6,7 @@ read "2024" as another token than the model was trained on; so `pre_tokenizers.p
 refused.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,13 @@ def save_tokenizer(header: GgufHeader, folder: Path) -> None:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
         backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.save_pretrained(folder)
+    _keep_known_tokens(folder / "tokenizer.json")
+
+
+def _keep_known_tokens(file: Path) -> None:
+    """Transformers adds GPT-2's end of text to every byte-level vocabulary, and the model has no row for a token that
+    its file does not hold."""
+    made = json.loads(file.read_text(encoding="utf-8"))
+    size = len(made["model"]["vocab"])
+    made["added_tokens"] = [token for token in made["added_tokens"] if token["id"] < size]
+    file.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")

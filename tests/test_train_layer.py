@@ -15,9 +15,9 @@ from blocklib.formats.gguf import stored_types
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from blocklib.precisions.formats import FORMATS
+from blocklib.precisions.layer_checkpoints import LayerCheckpoints
 from blocklib.precisions.round_model import RoundingText, Stored, round_model
 from blocklib.precisions.rounded import Rounded
-from blocklib.precisions.rounded_layers import RoundedLayers
 from blocklib.precisions.rounding import unpacked
 from blocklib.precisions.train_layer import LayerTraining
 
@@ -117,19 +117,20 @@ def test_one_batch_cannot_be_both_trained_on_and_held_out() -> None:
 def test_a_run_that_was_killed_goes_on_behind_the_layers_that_are_done(tmp_path: Path) -> None:
     """And ends with the same."""
     _, child, ids_BT = unrounded()
-    text, kept = RoundingText(ids_BT[:16], 4, LayerTraining(ids_BT[16:528], 8, RATE)), RoundedLayers(tmp_path / "kept")
+    text = RoundingText(ids_BT[:16], 4, LayerTraining(ids_BT[16:528], 8, RATE))
+    checkpoints = LayerCheckpoints(tmp_path / "rounded")
 
     def killed(done: int, _: int) -> None:
-        if done == 2:
+        if done == 1:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        round_model(child, Architecture.parse(CHILD), text, heard=killed, kept=kept)
-    files = {path: path.stat().st_mtime_ns for path in kept.folder.iterdir()}
-    assert len(files) == 2
-    found, stored = round_model(child, Architecture.parse(CHILD), text, kept=kept)
+        round_model(child, Architecture.parse(CHILD), text, heard=killed, checkpoints=checkpoints)
+    files = {path: path.stat().st_mtime_ns for path in checkpoints.folder.iterdir()}
+    assert len(files) == 1
+    found, stored = round_model(child, Architecture.parse(CHILD), text, checkpoints=checkpoints)
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    assert len(list(kept.folder.iterdir())) == len(found.model.layers)
+    assert len(list(checkpoints.folder.iterdir())) == 2, "the others have no precision"
     expected, first = rounded(RATE)
     assert all(torch.equal(tensor, first[name]) for name, tensor in stored.items())
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in found.state_dict().items())

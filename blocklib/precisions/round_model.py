@@ -4,8 +4,7 @@ Each matrix is rounded on the inputs that it has behind the rounded layers befor
 section 4), so a layer knows what those before it did.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +15,13 @@ from blocklib.block import SKIP, Architecture, Choice
 from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import child_config, model_with, own_shape
+from blocklib.precisions.formats import MatrixType
+from blocklib.precisions.layer_checkpoints import LayerCheckpoints
 from blocklib.precisions.layer_moments import LayerMoments
 from blocklib.precisions.moments import MomentMeter
 from blocklib.precisions.parts import as_floats, matrix_types, round_part
 from blocklib.precisions.round_library import table_moments
-from blocklib.precisions.rounded_layers import RoundedLayers
-from blocklib.precisions.rounding import How
+from blocklib.precisions.rounding import How, unpacked
 from blocklib.precisions.train_layer import Batch, LayerTraining, train_layer
 from blocklib.shape import Shape
 from blocklib.stream import Rotary, delta, embed, rotary
@@ -50,14 +50,14 @@ def round_model(
     text: RoundingText,
     how: How = "refit",
     heard: Callable[[int, int], None] = lambda done, total: None,
-    kept: RoundedLayers | None = None,
+    checkpoints: LayerCheckpoints | None = None,
 ) -> tuple[PuzzleNasForCausalLM, Stored]:
     """The child of that architecture, whose shapes are the child's own, with the weights that its precisions leave of
     the child's, in float32; and the rounded matrices. The child itself is not changed.
 
-    `heard` is told how many layers are done, of how many. Layers are `kept` as they are done, and those that are there
-    already are used: the child, the text and `how` must be the same as then. Raises NotFiniteError, naming tensor, row
-    and block.
+    `heard` is told how many layers are done, of how many. Each layer that is done goes to `checkpoints`, and those that
+    are there already are used: the child, the text and `how` must be the same as then. Raises NotFiniteError, naming
+    tensor, row and block.
     """
     assert str(architecture.unrounded) == str(Architecture.parse(child.config.architecture).unrounded)
     shape = own_shape(child.config)
@@ -79,33 +79,31 @@ def round_model(
     for index, ((start, block), layer) in enumerate(zip(placed, rounded.model.layers, strict=True)):
         parts = [part for part in Choice(start, "block", block).parts if part.what != SKIP]
         unrounded_text = _through(child.model.layers[index], unrounded_text, tables)
-        done = None if kept is None else kept.load(index, rounded.device)
+        types = {name: type for part in parts if part.precision for name, type in matrix_types(part, shape).items()}
+        done, leaving = None if checkpoints is None else checkpoints.load(index, rounded.device), None
         if done is not None:
-            own, found = done
-            layer.load_state_dict(own, assign=True)
+            others, found = done
+            layer.load_state_dict(others | _unpacked(found, types), assign=True)
         else:
-            found = _round_layer(layer, parts, calibrating, tables, (shape, how))
+            found, leaving = _round_layer(layer, parts, calibrating, tables, (shape, how))
             if found and text.training is not None:
                 both = [Batch(*each) for each in zip(rounded_text, unrounded_text, strict=True)]
-                chosen = [part for part in parts if part.precision]
-                types = {name: type for part in chosen for name, type in matrix_types(part, shape).items()}
-                with _named(f"layer {index} of the child"):
+                try:
                     found = train_layer(layer, found, types, both, tables, text.training.learning_rate)
-            if kept is not None:
-                kept.save(index, layer.state_dict(), found)
-        calibrating, rounded_text = _through(layer, calibrating, tables), _through(layer, rounded_text, tables)
+                except NotFiniteError as error:
+                    raise NotFiniteError(f"layer {index} of the child: {error}") from error
+                leaving = None
+            if found and checkpoints is not None:
+                checkpoints.save(index, layer.state_dict(), found)
+        calibrating = _through(layer, calibrating, tables) if leaving is None else leaving
+        rounded_text = _through(layer, rounded_text, tables)
         stored |= {f"model.layers.{index}.{name}": tensor for name, tensor in found.items()}
         heard(index + 1, len(placed))
     return rounded, stored
 
 
-@contextmanager
-def _named(place: str) -> Iterator[None]:
-    """NotFiniteError says where."""
-    try:
-        yield
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{place}: {error}") from error
+def _unpacked(stored: Stored, types: Mapping[str, MatrixType]) -> Stored:
+    return {name: unpacked(packed_OB, types[name]) for name, packed_OB in stored.items()}
 
 
 def _round_tables(
@@ -136,8 +134,9 @@ def _round_layer(
     entering: Sequence[Tensor],
     tables: Rotary,
     setting: tuple[Shape, How],
-) -> Stored:
-    """Round a layer where it stands. Returns its rounded matrices, by their names in it."""
+) -> tuple[Stored, list[Tensor] | None]:
+    """Round a layer where it stands. Returns its rounded matrices, by their names in it, and the residuals that leave
+    it."""
     stored: Stored = {}
     residuals = list(entering)
     for part in parts:
@@ -154,4 +153,4 @@ def _round_layer(
             layer.load_state_dict(as_floats(part, found, setting[0]), strict=False, assign=True)
             stored |= {name: tensor for name, tensor in found.items() if tensor.dtype == torch.uint8}
         residuals = [residual + module(norm(residual), **how) for residual in residuals]
-    return stored
+    return stored, residuals

@@ -21,8 +21,8 @@ from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
+from blocklib.precisions.layer_checkpoints import LayerCheckpoints
 from blocklib.precisions.round_model import RoundingText, Stored, round_model
-from blocklib.precisions.rounded_layers import RoundedLayers
 from blocklib.precisions.train_layer import LayerTraining
 from blocklib.precisions.train_rounded import hold, settle
 from cost_models.analytic import architecture_cost
@@ -140,9 +140,9 @@ def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> 
 
 @dataclass(frozen=True)
 class _ChildTask:
-    """`file` is the path of the child, `checkpoints` the folder of an unfinished healing; `batch` sequences of the
-    calibration text run at a time where weights are rounded. `is_through`: they are healed through their rounding;
-    `round`: how layers are trained through it."""
+    """`file` is the path of the child, `checkpoints` the folder of an unfinished rounding or healing; `batch` sequences
+    of the calibration text run at a time where weights are rounded. `is_through`: they are healed through their
+    rounding; `round`: how layers are trained through it."""
 
     parent: PackedParent
     calibration: Ids
@@ -242,8 +242,8 @@ def _finished(
 
     report(doing="rounding the child")
     text = RoundingText(tensor(task.calibration, task.device), task.batch, _layer_training(task))
-    kept = RoundedLayers(task.checkpoints / "rounded")
-    rounded, stored = round_model(child, task.parts.architecture, text, heard=heard, kept=kept)
+    checkpoints = LayerCheckpoints(task.checkpoints / "rounded")
+    rounded, stored = round_model(child, task.parts.architecture, text, heard=heard, checkpoints=checkpoints)
     if task.healing is not None and heals_through:
         before = evaluated(rounded, "the child before healing")
         hold(rounded, stored)

@@ -1,4 +1,4 @@
-"""Rounded layers of a child on disk: a run that was killed goes on behind the last of them."""
+"""Checkpoints of a child that is being rounded: a run that was killed goes on behind the last layer that is done."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,18 @@ _STORED = "stored:"
 
 
 @dataclass(frozen=True)
-class RoundedLayers:
+class LayerCheckpoints:
     """A folder with one file for each layer that is done."""
 
     folder: Path
 
     def save(self, index: int, weights: Weights, stored: Weights) -> None:
-        """The weights of a layer, and its rounded matrices as they lie in a file, both by their names in it."""
-        write_whole(self._file(index), {**weights, **{_STORED + name: tensor for name, tensor in stored.items()}}, {})
+        """The weights of a layer, its rounded matrices as they lie in a file (`stored`); both by their names in it."""
+        others = {name: tensor for name, tensor in weights.items() if name not in stored}
+        write_whole(self._file(index), others | {_STORED + name: tensor for name, tensor in stored.items()}, {})
 
     def load(self, index: int, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """The weights and the rounded matrices of a layer; None where it is not done."""
+        """The weights that are not rounded, and the rounded matrices; None where the layer is not done."""
         file = self._file(index)
         if not file.is_file():
             return None

@@ -15,9 +15,10 @@ from db import models
 from db.errors import NotFoundError
 from db.store import Store
 from nas.answers import Front, Trial, UniformPrecisions
-from nas.errors import UsageError
+from nas.errors import ScoreMetricError, UsageError
 from nas.files.database import opened
 from nas.job import units
+from nas.job.stored import request_of
 from nas.job.units import Limit
 from nas.solve import across
 from nas.solve.counting import counted
@@ -352,8 +353,15 @@ def solve_across(
 
 
 def _known(store: Store, search: Search, metric: str | None, plain: bool) -> Measured:
-    """The measurements of a search. `plain` asks for answers whose layers are of one size, whatever its space."""
-    found = measured(store, store.find_search(search.id), metric)
+    """The measurements of a search. `plain` asks for answers whose layers are of one size, whatever its space. Raises
+    ScoreMetricError for a metric that its scores are not in."""
+    row = store.find_search(search.id)
+    if metric == "lm_loss" and request_of(row).predicts_scores:
+        raise ScoreMetricError(
+            f"search {row.name} ({row.id}) predicts scores of precisions, and rises of the loss cannot be predicted; "
+            "minimise kl, or run its job with score.rounded: measured"
+        )
+    found = measured(store, row, metric)
     return replace(found, is_plain=found.is_plain or plain)
 
 

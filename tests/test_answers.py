@@ -58,15 +58,6 @@ def test_a_score_that_is_none_is_named(store: Store, known: Measured) -> None:
     assert measured(store, known.search, "lm_loss").metric == "lm_loss"
 
 
-def test_predicted_rises_of_the_loss_are_not_minimised(store: Store, known: Measured) -> None:
-    known.search.request = known.search.request | {"space": {"precision": ["q4_0"]}}
-    assert measured(store, known.search, "kl").metric == "kl"
-    with pytest.raises(ValueError, match="rises of the loss cannot be predicted; minimise kl, or run its job with sco"):
-        measured(store, known.search, "lm_loss")
-    known.search.request = known.search.request | {"score": {"rounded": "measured"}}
-    assert measured(store, known.search, "lm_loss").metric == "lm_loss"
-
-
 def test_a_front_over_what_the_scenario_has_none_of_is_refused(known: Measured) -> None:
     with pytest.raises(ValueError, match="decode: the scenario generates 1 token, so there is no decode"):
         front_of(known, "decode", (), 5)

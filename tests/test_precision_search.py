@@ -11,13 +11,14 @@ import gguf
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from searches import Here, files, job, nas, rows, started, stop_group, the_error, wait_for
 
 from blocklib.block import Architecture, Choice
 from blocklib.formats.gguf import gguf_bytes, gguf_fixed_bytes
 from blocklib.parent import load_parent
 from db.store import Store
+from nas.job.request import EMBEDDED, checkpoint_of
 from nas.job.units import parse_budget
 from nas.solve.solve import measured, solve
 from nas.stages.real_values import Reality
@@ -149,6 +150,38 @@ def test_a_checked_answer_stands_on_measured_scores_alone(home: Path, here: Here
     assert {row["key"] for row in rows(home, "score")} == before | new.keys()
 
 
+def test_a_parent_on_the_grid_of_the_coarsest_precision(here: Here, tmp_path: Path) -> None:
+    """Weights on q4_0's grid lie on q5_0's, too, and lose nothing in either; so q8_0, the finest, is measured. More
+    types in another search change none of it."""
+    parent = on_grid(tmp_path / "parent")
+    for name, precisions in (("three", PRECISIONS), ("four", [*PRECISIONS, "q5_1"])):
+        asked = job(tmp_path, name=name, parent=parent, space=BITS_ONLY | {"precision": precisions}, **HOW)
+        done = here(tmp_path / "home", "search", asked)
+        assert done.returncode == 0, done.stdout + done.stderr
+        with Store.open(tmp_path / "home/nas.db") as store:
+            scores = {one.option.choice: one.score.kl for one in store.options(store.find_search(name).id) if one.score}
+        stored = [choice for choice in scores if choice.endswith("@q4_0") and not Choice.parse(choice).is_table]
+        assert stored
+        for choice in stored:
+            lost = {precision: scores[choice.replace("q4_0", precision)] for precision in precisions}
+            nothing = {precision for precision, kl in lost.items() if kl < 1e-9}
+            assert nothing == {"q4_0", "q5_0"}, lost
+
+
+def on_grid(folder: Path) -> str:
+    """The embedded parent, whose layers lie on q4_0's grid."""
+    shutil.copytree(checkpoint_of(EMBEDDED), folder)
+    config, file = folder / "config.json", folder / "model.safetensors"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}))
+    weights = load_file(file)
+    for name, weight in weights.items():
+        if "layers" in name and weight.dim() == 2 and weight.shape[1] % 32 == 0:
+            stored = gguf.quantize(weight.float().numpy(), gguf.GGMLQuantizationType.Q4_0)
+            weights[name] = torch.from_numpy(gguf.dequantize(stored, gguf.GGMLQuantizationType.Q4_0))
+    save_file({name: weight.float() for name, weight in weights.items()}, file, {"format": "pt"})
+    return str(folder)
+
+
 def test_the_child_stands_beside_uniform_files(home: Path, here: Here) -> None:
     """As llama.cpp's quantiser writes them; the child is nearer to the parent than the next smaller file."""
     done = here(home, "precisions", "bits", "--json")
@@ -161,6 +194,11 @@ def test_the_child_stands_beside_uniform_files(home: Path, here: Here) -> None:
     assert models["q8_0"]["kl"] < models["q5_0"]["kl"] < models["q4_0"]["kl"]
     assert models["trial 1"]["kl"] == rows(home, "trial")[0]["kl"] < models["q4_0"]["kl"]
     assert all(row["prefill_tokens_per_s"] > 0 < row["decode_tokens_per_s"] for row in models.values())
+
+
+def test_predicted_rises_of_the_loss_are_not_minimised(home: Path, here: Here) -> None:
+    done = here(home, "solve", "bits", "--budget", "file=80%", "--metric", "lm_loss")
+    assert "rises of the loss cannot be predicted; minimise kl" in the_error(done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -54,4 +54,5 @@ def test_a_precision_that_loses_nothing_says_nothing_of_the_others() -> None:
     coarse, finer, finest = (Choice.parse(f"L0.ffn=ffn64@{precision}") for precision in (COARSE, "q5_0", "q8_0"))
     assert anchor_of((coarse, finer, finest), {coarse: 0.0, finer: 1e-3, finest: 1e-5}) == finer
     assert anchor_of((coarse, finer), {coarse: 1e-2, finer: 1e-3}) == coarse
+    assert anchor_of((coarse, finer), {coarse: 1e-9, finer: 1e-5}) == finer, "a few blocks may round otherwise"
     assert anchor_of((coarse,), {coarse: 0.0}) is None

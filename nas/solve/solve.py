@@ -193,11 +193,6 @@ def measured(store: Store, search: models.SearchRow, metric: str | None = None) 
     metric = metric or request_of(search).metric
     if metric not in SCORES:
         raise ScoreMetricError(f"{metric!r} is not a score to minimise; {did_you_mean(metric, SCORES)}")
-    if metric == "lm_loss" and request_of(search).predicts_scores:
-        raise ScoreMetricError(
-            f"search {search.name} ({search.id}) predicts scores of precisions, and rises of the loss cannot be "
-            "predicted; minimise kl, or run its job with score.rounded: measured"
-        )
     known, parent = store.options(search.id), parent_costs_of(search)
     missing = [
         option.option.choice

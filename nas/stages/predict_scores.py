@@ -39,10 +39,10 @@ class _ErrorTask:
 
 
 def predict_scores(context: Context) -> int:
-    """Scores of the choices whose scores are predicted and not known yet. Returns how many were predicted.
+    """Scores of the choices whose scores are predicted and not known yet. Returns how many these were.
 
-    A parent that was stored in a coarse precision loses nothing in it, and that says nothing of the others: at such a
-    slot the coarsest one that loses something is measured, and where there is none, all are.
+    A parent that was stored in a coarse precision loses next to nothing in it, and that says nothing of the others: at
+    such a slot the coarsest one that loses more is measured, and where there is none, all are.
     """
     job, store = context.job, context.store
     keys = {choice: job.score_key(choice) for choice in job.to_predict}
@@ -53,7 +53,8 @@ def predict_scores(context: Context) -> int:
     rounded = {choice.first_slot: job.own_rounded[choice.first_slot] for choice in missing}
     errors = _all_errors(context, list(dict.fromkeys([*missing, *chain.from_iterable(rounded.values())])))
     anchors = {slot: anchor_of(choices, errors) for slot, choices in rounded.items()}
-    to_measure = [choice for choice in missing if anchors[choice.first_slot] in (None, choice)]
+    to_measure = [choice for choice in missing if anchors[choice.first_slot] is None]
+    to_measure += [anchor for anchor in anchors.values() if anchor is not None]
     score_choices(context, to_measure)
     measured = store.scores([job.measured_score_key(choice) for choice in [*job.to_score, *to_measure]])
 
@@ -74,8 +75,10 @@ def predict_scores(context: Context) -> int:
 
 
 def anchor_of(coarsest_first: Sequence[Choice], errors: Mapping[Choice, float]) -> Choice | None:
-    """The first that loses anything; None where none does."""
-    return next((choice for choice in coarsest_first if errors[choice] > 0), None)
+    """The first whose error is at least a tenth of the largest: a smaller one says too little of the others. None where
+    all are 0."""
+    largest = max(errors[choice] for choice in coarsest_first)
+    return next(choice for choice in coarsest_first if errors[choice] >= largest / 10) if largest > 0 else None
 
 
 def to_compare(ids_BT: Ids) -> Ids:

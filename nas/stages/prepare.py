@@ -41,8 +41,7 @@ _HOW_TIMED = ("tolerance", "time_limit")
 """The keys of `measure` that decide how a time is taken, not which times are used."""
 # The same of rounded weights.
 _ROUND_VERSION = 1
-# The same of scores of types of keys and values, and of all other scores.
-_CACHE_VERSION = 1
+# The same of scores.
 _SCORE_VERSION = 1
 CHECKED = 16
 """The sequences of the score text on which losses of subblocks are measured."""
@@ -188,17 +187,14 @@ class Job:
         held = partial(stored_bytes, shape=self.parent.shape, scenario=self.scenario)
         return {slot: tuple(sorted(choices, key=held)) for slot, choices in found.items()}
 
-    def anchor(self, choice: Choice) -> Choice:
-        """The choice whose measured score says how much an error at this choice's slot moves the parent."""
-        return self.own_rounded[choice.first_slot][0]
-
     @cached_property
     def to_predict(self) -> tuple[Choice, ...]:
-        """The choices whose scores are predicted from a measured one of their slot."""
+        """The choices whose scores are predicted from a measured one of their slot: all in a precision but the parent's
+        own in the coarsest."""
         if self.request.score.rounded == "measured":
             return ()
         rounded = [choice for choice in self.variants if choice.precision and not choice.is_table]
-        return tuple(choice for choice in rounded if choice != self.anchor(choice))
+        return tuple(choice for choice in rounded if choice != self.own_rounded[choice.first_slot][0])
 
     @cached_property
     def to_score(self) -> tuple[Choice, ...]:
@@ -209,10 +205,10 @@ class Job:
     def score_key(self, choice: Choice) -> str:
         """The key of a choice's score, predicted or measured."""
         if choice.role == "cache":
-            return digest(_CACHE_VERSION, self.parent.digest, str(choice.what), self.tokens.digest("score"))
+            return digest(_SCORE_VERSION, self.parent.digest, str(choice), self.tokens.digest("score"))
         if choice in self._predicted:
-            anchor = self.measured_score_key(self.anchor(choice))
-            return digest("predicted", self.measured_score_key(choice), anchor)
+            anchors = [self.measured_score_key(each) for each in self.own_rounded[choice.first_slot]]
+            return digest("predicted", self.measured_score_key(choice), anchors)
         return self.measured_score_key(choice)
 
     @cached_property

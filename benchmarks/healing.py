@@ -102,7 +102,7 @@ def main() -> None:
     job = prepare(request)
     settings = healing_of(job)
     if settings is None:
-        parser.error("the job asks for no healing; take out `heal: false`")
+        parser.error("the job asks for no healing; give it a `heal`")
     with Store.open(str(request.home / "nas.db")) as store:
         trial = best_trial(job, store)
     parent = unpack(pack(job.parent), device_of(job))

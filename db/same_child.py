@@ -33,7 +33,7 @@ def _twins(session: Session, row: TrialRow) -> list[tuple[TrialRow, tuple[str, .
 
 def with_twins(session: Session, row: TrialRow) -> TrialRow:
     """Fill the unknown values of a trial's child from other trials with the same child, or the same but for
-    healing."""
+    healing and rounding."""
     for twin, alike in _twins(session, row):
         for name in alike:
             if getattr(row, name) is None:

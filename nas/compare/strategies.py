@@ -204,7 +204,7 @@ def compare(store: Store, search: models.SearchRow, asked: Asked, console: Conso
 def _check(asked: Asked, search: models.SearchRow) -> None:
     request = request_of(search)
     if asked.heal and not request.heals:
-        raise UsageError(f"search {search.name} heals no child (heal: false in its job); compare it without --heal")
+        raise UsageError(f"search {search.name} heals no child; compare it without --heal, or give heal in its job")
     if asked.time and not request.is_timed_here:
         raise UsageError(
             f"search {search.name} simulates its machine or was given its costs, so nothing can be timed; leave "

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from blocklib.gguf_header import SUFFIX, is_gguf
 from cost_models.errors import ScenarioError
@@ -35,6 +35,8 @@ from nas.job.units import did_you_mean
 from nas.job.values import AbsolutePath, Budget, Flag, Name, NoneIfFalse, folder_of, wrong
 
 EMBEDDED = "embedded"
+_USUAL: Any = object()
+"""What a key has that the job leaves out, where the default depends on other keys."""
 _TIMED_IN_VLLM = ("decilm", "plain")
 """The formats that vLLM runs by its own code, which is what its times are of."""
 
@@ -49,6 +51,14 @@ def _parent(value: object, info: ValidationInfo) -> str:
         remedy = f"to take a GGUF file, write {instead}" if files else "give the folder of a checkpoint, a GGUF file"
         raise JobError(f"{parent} holds no config.json; {remedy}{'' if files else f', a hub id, or {EMBEDDED}'}")
     return parent
+
+
+def _heal(value: object, info: ValidationInfo) -> object:
+    """Healing moves a child of the parent's own shapes away from the parent by more than it brings back."""
+    if value is not _USUAL:
+        return value
+    space = info.data.get("space")
+    return None if space is not None and not space.has_shapes else Heal()
 
 
 def checkpoint_of(parent: str) -> str:
@@ -74,7 +84,7 @@ class Request(Section):
     score: Score = Score()
     measure: Measure = Measure()
     solver: Solver = Solver()
-    heal: Annotated[Heal | None, NoneIfFalse] = Heal()
+    heal: Annotated[Heal | None, NoneIfFalse, BeforeValidator(_heal)] = Field(default=_USUAL, validate_default=True)
     round: RoundTraining = RoundTraining()
     export: Export = Export()
     ray: Ray = Ray()
@@ -82,18 +92,6 @@ class Request(Section):
     home: Annotated[AbsolutePath, BeforeValidator(lambda value: default_home() if value is None else value)] = Field(
         default=None, validate_default=True
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _usual_healing(cls, value: object) -> object:
-        """None for the parent's own shapes: healing moves these away from the parent by more than it brings back."""
-        if not isinstance(value, dict) or "heal" in value or "space" not in value:
-            return value
-        try:
-            space = Space.model_validate(value["space"])
-        except ValidationError:
-            return value  # and the section says what is wrong with it
-        return value if space.has_shapes else value | {"heal": None}
 
     @property
     def checkpoint(self) -> str:

@@ -80,7 +80,9 @@ def _parent_latency_s(search: models.SearchRow) -> float:
 
 
 def _score(trial: models.TrialRow) -> Pair | None:
-    """The scores in the metric that the trial was chosen by."""
+    """The scores in the metric that the trial was chosen by. They do not predict training through rounding either."""
+    if trial.round_tokens:
+        return None
     if trial.metric == "kl":
         return None if trial.kl_before_heal is None else Pair(trial.id, trial.score, trial.kl_before_heal)
     parent = trial.parent_lm_loss

@@ -25,7 +25,7 @@ class Family:
     """How one family fills its layout. A string names the configuration attribute that decides.
 
     `gpt`: the layout is GPT-2's. `names` are the beginnings of the family's own tensor names and ours, `#` being a
-    layer; `transposed` says that its matrices are stored [in, out].
+    layer; `transposed` says that its matrices are stored [in, out], `joint` which are stored as one (`_JOINT`).
     """
 
     qkv_bias: bool | str = False
@@ -35,7 +35,11 @@ class Family:
     gpt: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     transposed: bool = False
+    joint: tuple[str, ...] = ()
 
+
+_JOINT = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Projections that a family may store as one, their outputs one after the other."""
 
 _GPT_NAMES = {
     "transformer.wte.": "model.embed_tokens.",
@@ -62,8 +66,11 @@ FAMILIES = {
     "mistral": Family(),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True),
-    "gpt2": Family(qkv_bias=True, o_bias=True, mlp_bias=True, gpt=True, names=_GPT2_NAMES, transposed=True),
+    "gpt2": Family(
+        qkv_bias=True, o_bias=True, mlp_bias=True, gpt=True, names=_GPT2_NAMES, transposed=True, joint=("qkv_proj",)
+    ),
     "gpt_neo": Family(o_bias=True, mlp_bias=True, gpt=True, names=_GPT_NEO_NAMES),
+    "phi3": Family(joint=("qkv_proj", "gate_up_proj")),
 }
 
 
@@ -162,33 +169,42 @@ def attention_scale(config: Any) -> float | None:
 
 def _check_attention(config: Any) -> None:
     name = type(config).__name__
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    most = config.max_position_embeddings
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    windowed = window is not None and window < most
     if config.model_type == "gpt_neo":
-        windowed = "local" in config.attention_layers and config.window_size < config.max_position_embeddings
+        windowed = "local" in config.attention_layers and config.window_size < most
     elif set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         windowed = True
     if windowed:
         raise UnsupportedModelError(
             f"{name}: a parent with sliding-window attention is not supported; full attention is"
         )
+    rope = getattr(config, "rope_parameters", None) or {}
+    if (rotated := rope.get("partial_rotary_factor") or 1.0) != 1:
+        raise UnsupportedModelError(f"{name}: heads of which a share of {rotated} is rotated are not supported")
     for unusual in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if getattr(config, unusual, False):
             raise UnsupportedModelError(f"{name}: {unusual} is not supported")
 
 
-def own_names(model_type: str, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """A checkpoint's tensors under our names, matrices [out, in], a joint query-key-value projection taken apart."""
+def own_names(model_type: str, weights: "Mapping[str, Tensor]", shape: Shape) -> "dict[str, Tensor]":
+    """A checkpoint's tensors under our names, matrices [out, in], joint projections taken apart."""
     family = FAMILIES[model_type]
+    outputs = {name: shape.kv_heads * shape.head_dim for name in ("k_proj", "v_proj")}
+    outputs |= {"q_proj": shape.heads * shape.head_dim, "gate_proj": shape.ffn_width, "up_proj": shape.ffn_width}
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         ours = _renamed(name, family.names)
         if family.transposed and _is_matrix(ours):
             tensor = tensor.T.contiguous()
-        if ".qkv_proj." in ours:
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                found[ours.replace("qkv_proj", f"{part}_proj")] = piece.contiguous()
-        else:
+        joint = next((joint for joint in family.joint if f".{joint}." in ours), None)
+        if joint is None:
             found[ours] = tensor
+            continue
+        parts = _JOINT[joint]
+        for part, piece in zip(parts, tensor.split([outputs[part] for part in parts]), strict=True):
+            found[ours.replace(f".{joint}.", f".{part}.")] = piece.contiguous()
     return found
 
 
@@ -196,25 +212,22 @@ def family_names(model_type: str, weights: "Mapping[str, Tensor]") -> "dict[str,
     """Tensors under our names as a checkpoint of the family holds them. Undoes `own_names`."""
     family = FAMILIES[model_type]
     theirs = {ours: name for name, ours in family.names.items()}
-    is_joint = any(".qkv_proj." in ours for ours in theirs)
     found: dict[str, Tensor] = {}
-    for name, tensor in (_with_joint_projections(weights) if is_joint else weights).items():
+    for name, tensor in _with_joint_projections(weights, family.joint).items():
         is_turned = family.transposed and _is_matrix(name)
         found[_renamed(name, theirs)] = tensor.T.contiguous() if is_turned else tensor
     return found
 
 
-def _with_joint_projections(weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """Queries, keys and values of a layer as one tensor, in this order."""
+def _with_joint_projections(weights: "Mapping[str, Tensor]", joint: tuple[str, ...]) -> "dict[str, Tensor]":
     import torch  # Reading a configuration needs none.
 
-    found: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if ".q_proj." in name:
-            parts = [weights[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
-            found[name.replace(".q_proj.", ".qkv_proj.")] = torch.cat(parts)
-        elif ".k_proj." not in name and ".v_proj." not in name:
-            found[name] = tensor
+    found = dict(weights)
+    for whole in joint:
+        first = f".{_JOINT[whole][0]}."
+        for name in [name for name in found if first in name]:
+            parts = [found.pop(name.replace(first, f".{part}.")) for part in _JOINT[whole]]
+            found[name.replace(first, f".{whole}.")] = torch.cat(parts)
     return found
 
 

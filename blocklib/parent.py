@@ -65,7 +65,7 @@ def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
     """
     found = readable(inspect(folder_of(source)))
     loaded = load(found, dtype)
-    weights = own_names(found.config.model_type, loaded.state_dict())
+    weights = own_names(found.config.model_type, loaded.state_dict(), found.shape)
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             cause = f"{name} holds NaN or infinite values"

@@ -11,6 +11,7 @@ from transformers import (
     GPTNeoConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -43,6 +44,7 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "mistral": lambda **sizes: MistralConfig(**SIZES | {"head_dim": 8, "sliding_window": None} | sizes),
     "qwen2": lambda **sizes: Qwen2Config(**SIZES | {"tie_word_embeddings": True} | sizes),
     "qwen3": lambda **sizes: Qwen3Config(**SIZES | {"head_dim": 8} | sizes),
+    "phi3": lambda **sizes: Phi3Config(**SIZES | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | sizes),
     "gpt2": lambda **sizes: GPT2Config(**_gpt(n_inner=48, **sizes)),
     "gpt_neo": lambda **sizes: GPTNeoConfig(
         **_gpt(intermediate_size=48, attention_types=[[["global", "local"], 3]], window_size=64, **sizes)
@@ -50,6 +52,8 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
 }
 GPT = ("gpt2", "gpt_neo")
 """The families of GPT-2's layout."""
+UP_TO_ROUNDING = (*GPT, "phi3")
+"""Those that store matrices the other way round or joined, or compute attention otherwise."""
 
 
 def _gpt(**sizes: Any) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 def parent_from(model: PreTrainedModel) -> Parent:
     """The parent that `load_parent` would make of the model once saved."""
     shape = shape_of(model.config)
-    weights = own_names(model.config.model_type, model.state_dict())
+    weights = own_names(model.config.model_type, model.state_dict(), shape_of(model.config))
     return parent_of("random", child_config(model.config, parent_architecture(shape), shape), weights)
 
 

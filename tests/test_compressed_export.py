@@ -120,6 +120,18 @@ def test_a_plain_child_loads_with_no_flag_and_no_code(precision: str, family: st
     assert layer_bytes(out) < 0.45 * layer_bytes(plain)
 
 
+@pytest.mark.parametrize(
+    ("family", "named"),
+    [("gpt2", "no matrix of GPT-2's layout is in fp8"), ("phi3", "a phi3 checkpoint joins matrices")],
+)
+def test_a_family_without_such_matrices_is_refused(family: str, named: str, tmp_path: Path) -> None:
+    random_model(FAMILIES[family]()).save_pretrained(tmp_path / "parent")
+    parent, settings = load_parent(str(tmp_path / "parent")), settings_of(str(tmp_path / "parent"))
+    with pytest.raises(UnsupportedExportError, match=named):
+        exporter(Target("plain", "fp8"))(parent.model, tokenizer(), tmp_path / "out", "# A child", settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_child_served_in_bfloat16_is_rounded_once(parent: Parent, tmp_path: Path) -> None:
     """From the weights as they are, not from what bfloat16 leaves of them."""
     child = child_of(parent, SHAPES)

@@ -40,6 +40,8 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32, **FACTORS}
 
 
 def parent(family: str = "llama", **more: Any) -> Parent:
@@ -92,6 +94,7 @@ def test_children_compute_the_same_in_llama_cpp(spelling: str, tied: bool, tmp_p
         ("qwen3", {}, "qwen3"),
         ("qwen3", {"tie_word_embeddings": True}, "qwen3"),
         ("qwen3", {"head_dim": 32}, "qwen3"),
+        ("phi3", {}, "llama"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
 )
@@ -108,6 +111,7 @@ def test_layers_that_are_alike_keep_the_parents_own_architecture(
         ("llama", {"attention_bias": True, "mlp_bias": True}, "deci"),
         ("llama", {"head_dim": 32}, "deci"),
         ("qwen2", {}, "deci"),
+        ("phi3", {}, "deci"),
         ("qwen3", {"tie_word_embeddings": True}, "openelm"),
         ("qwen3", {"tie_word_embeddings": True, "head_dim": 32}, "openelm"),
     ],
@@ -179,6 +183,7 @@ def test_a_wrong_file_is_noticed(tmp_path: Path) -> None:
         ("llama", {"mlp_bias": True}, "L1.ffn=linear", "a linear subblock with a bias"),
         ("llama", {"hidden_act": "gelu"}, "L0.ffn=ffn96", "activation gelu"),
         ("llama", {"rope_parameters": LINEAR | {"rope_type": "dynamic"}}, "L0.ffn=ffn96", "type 'dynamic'"),
+        ("phi3", {"rope_parameters": LONGROPE}, "L0.ffn=ffn96", "type 'longrope'"),
         ("qwen3", {}, "L1.ffn=ffn64", "L1.ffn=ffn64: .* only if all its layers are alike"),
         ("qwen3", {"tie_word_embeddings": True}, "L1.ffn=linear", "a linear subblock in a model with norms of queries"),
         ("qwen3", {"attention_bias": True}, "L1.ffn=ffn64", "biases in a model with norms of queries"),

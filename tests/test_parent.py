@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SHARED
-from parents import EVERY_KIND, FAMILIES, GPT, child_of, logits, parent_from, random_ids, random_model, random_parent
+from parents import (
+    EVERY_KIND,
+    FAMILIES,
+    GPT,
+    UP_TO_ROUNDING,
+    child_of,
+    logits,
+    parent_from,
+    random_ids,
+    random_model,
+    random_parent,
+)
 from safetensors.torch import load_file, save_file
 from test_assemble import greedy, greedy_by_hand
 from transformers import (
@@ -16,6 +27,7 @@ from transformers import (
     GPT2Config,
     GPTNeoConfig,
     MistralConfig,
+    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
 )
@@ -49,8 +61,7 @@ def test_logits_are_those_of_the_familys_own_class(family: str, dtype: torch.dty
     parent = load_parent(str(tmp_path), dtype)
     ids = random_ids(parent, tokens=20)
     assert type(theirs).__name__.lower().startswith(family.replace("_", ""))
-    if family in GPT:
-        # They store matrices the other way round, or compute attention otherwise: equal up to rounding.
+    if family in UP_TO_ROUNDING:
         tolerance = {"rtol": 0.02, "atol": 0.1} if dtype == torch.bfloat16 else {}
         torch.testing.assert_close(logits(parent.model, ids), logits(theirs, ids), **tolerance)
     else:
@@ -76,7 +87,7 @@ def test_shape_is_read_off(family: str) -> None:
     shape, gpt = random_parent(family).shape, family in GPT
     assert (shape.layers, shape.hidden, shape.heads, shape.ffn_width) == (6, 32, 8, 48)
     assert shape.kv_heads == (8 if gpt else 4)
-    assert shape.head_dim == (4 if gpt or family == "qwen2" else 8)
+    assert shape.head_dim == (4 if gpt or family in ("qwen2", "phi3") else 8)
     assert shape.tied == (family == "qwen2")
     assert (shape.qkv_bias, shape.o_bias) == (family in ("llama", "qwen2", "gpt2"), gpt or family == "llama")
     assert (shape.mlp_bias, shape.qk_norm) == (gpt or family == "llama", family == "qwen3")
@@ -100,7 +111,7 @@ def test_the_parents_architecture() -> None:
 
 
 def test_a_model_of_another_layout_is_refused() -> None:
-    message = "BloomConfig .*'bloom'.* supported: gpt2, gpt_neo, llama, mistral, qwen2, qwen3"
+    message = "BloomConfig .*'bloom'.* supported: gpt2, gpt_neo, llama, mistral, phi3, qwen2, qwen3"
     with pytest.raises(UnsupportedModelError, match=message):
         shape_of(BloomConfig())
     with pytest.raises(UnsupportedModelError, match="GPT2Config: scale_attn_by_inverse_layer_idx is not supported"):
@@ -111,6 +122,7 @@ def test_a_model_of_another_layout_is_refused() -> None:
     "config",
     [
         MistralConfig(sliding_window=128),
+        Phi3Config(sliding_window=2047),
         GPTNeoConfig(window_size=256, max_position_embeddings=2048),
         Qwen2Config(num_hidden_layers=4, use_sliding_window=True, sliding_window=128, max_window_layers=2),
     ],
@@ -118,6 +130,32 @@ def test_a_model_of_another_layout_is_refused() -> None:
 def test_sliding_windows_are_refused(config: PretrainedConfig) -> None:
     with pytest.raises(UnsupportedModelError, match=f"{type(config).__name__}: a parent with sliding-window attention"):
         shape_of(config)
+
+
+def test_a_window_that_holds_every_position_is_none() -> None:
+    assert shape_of(Phi3Config(max_position_embeddings=4096, sliding_window=4096)).heads == 32
+
+
+def test_heads_that_are_rotated_in_part_are_refused() -> None:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
+    with pytest.raises(UnsupportedModelError, match=r"Phi3Config: heads of which a share of 0\.75 is rotated are not"):
+        shape_of(Phi3Config(rope_parameters=rope))
+
+
+@pytest.mark.parametrize("tokens", [20, 60])
+def test_positions_of_phi_3_that_are_stretched_at_length(tokens: int, tmp_path: Path) -> None:
+    """With the factors for short texts and with those for long ones, as the files of Phi-3.5 spell them."""
+    random_model(FAMILIES["phi3"]()).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    del config["rope_parameters"]
+    scaling = {"type": "longrope", "short_factor": [1.0, 1.1], "long_factor": [2.0, 3.0]}
+    config |= {"rope_theta": 1e4, "rope_scaling": scaling, "original_max_position_embeddings": 32, "sliding_window": 64}
+    file.write_text(json.dumps(config))
+    parent, theirs = load_parent(str(tmp_path)), AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = random_ids(parent, tokens=tokens)
+    torch.testing.assert_close(logits(parent.model, ids), logits(theirs, ids))
+    assert not torch.allclose(logits(random_parent("phi3").model, ids), logits(theirs, ids)), "as if not stretched"
 
 
 def test_a_window_that_is_switched_off_is_none() -> None:

@@ -78,6 +78,7 @@ LEFT_BEHIND = {
     "max_window_layers": "sliding windows are set for each layer",
     "n_ctx": "max_position_embeddings",
     "n_inner": "intermediate_size",
+    "original_max_position_embeddings": "rope_parameters, where positions are stretched",
     "reorder_and_upcast_attn": "everything is computed in the served type",
     "resid_dropout": "dropout, of training alone",
     "resid_pdrop": "dropout, of training alone",
@@ -172,4 +173,7 @@ def _fields(settings: PretrainedConfig | GenerationConfig) -> dict[str, Any]:
     """The fields as JSON values, under the names that transformers uses for every family."""
     renamed = {own: name for name, own in getattr(settings, "attribute_map", {}).items()}
     fields: dict[str, Any] = json.loads(json.dumps(settings.to_dict(), default=str))
+    rope = fields.get("rope_parameters")
+    if rope and rope.get("partial_rotary_factor") == 1:  # As without it: whole heads are rotated.
+        del rope["partial_rotary_factor"]
     return {renamed.get(name, name): value for name, value in fields.items()}

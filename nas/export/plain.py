@@ -19,7 +19,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from blocklib.block import SKIP, Architecture, Block, Choice, Parallel
-from blocklib.families import family_names, resized
+from blocklib.families import FAMILIES, family_names, resized
 from blocklib.formats.subblocks import Layer, own_names, repack, subblocks_of, tensors_of
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import own_shape
@@ -73,9 +73,11 @@ def export_plain(
     if parent is None:
         raise UnsupportedExportError("a plain checkpoint is of its parent's family; give the parent's settings")
     held = compressed(child, rounded)
-    if held is not None and own_shape(child.config).layer_norm:
-        kind = parent.config.model_type
-        raise UnsupportedExportError(f"a {kind} checkpoint has no matrices in fp8 or int4; leave out the precision")
+    if held is not None and FAMILIES[parent.config.model_type].joint:
+        raise UnsupportedExportError(
+            f"a {parent.config.model_type} checkpoint joins matrices, and none of those in fp8 or int4 is joined here; "
+            "leave out the precision, or export as decilm"
+        )
     model = _of_family(child, parent.config)
     model.generation_config = deepcopy(parent.generation.settings)
     has_code = type(tokenizer)._auto_class is not None

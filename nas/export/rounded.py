@@ -7,6 +7,7 @@ from blocklib.errors import UnsupportedFormatError
 from blocklib.formats.compressed_types import COMPRESSED, RUN_BY
 from blocklib.formats.gguf import Stored
 from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import own_shape
 from blocklib.precisions.compressed_child import CompressedChild, compressed_child
 from nas.errors import MissingFileError, UnsupportedExportError
 
@@ -52,6 +53,8 @@ def _compressed(child: PuzzleNasForCausalLM, rounded: RoundedMatrices) -> Compre
         raise UnsupportedExportError(
             f"precision {rounded.precision!r}: this format has {' and '.join(COMPRESSED)}; format gguf has llama.cpp's"
         )
+    if rounded.precision and own_shape(child.config).layer_norm:
+        raise UnsupportedExportError(f"no matrix of GPT-2's layout is in {rounded.precision}; leave out the precision")
     try:
         return compressed_child(child, rounded.precision, rounded.stored)
     except UnsupportedFormatError as error:

@@ -130,5 +130,9 @@ class ResourceError(NasError, ValueError):
     """A task asks for more CPUs or GPUs than any node of the cluster has."""
 
 
+class SharedHomeError(NasError, OSError):
+    """Nodes of a cluster do not see the same files at the path of `home`. Names the nodes."""
+
+
 class WorkerError(NasError, OSError):
     """A worker ran out of memory, or did not come back."""

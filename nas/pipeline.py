@@ -16,6 +16,7 @@ from rich.console import Console
 from db import models
 from db.models import now
 from db.store import Store
+from nas.cluster.shared_home import check_shared
 from nas.cluster.tasks import Cluster
 from nas.errors import BudgetNotMetError, OutputExistsError
 from nas.export.formats import Target
@@ -67,6 +68,7 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
     _refuse_taken_folder(request, store)
     with Cluster(request.ray.address) as cluster:
         with bar(console, f"search {request.name}", doing="loading the parent and the text"):
+            check_shared(cluster, request.home, cpus=request.ray.cpus_per_task, gpus=request.gpus_per_task)
             job = prepare(request, hardware_of(request, cluster))
         known = {known.id: known for known in store.searches()}.get(job.id)
         if known is not None:

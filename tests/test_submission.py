@@ -1,79 +1,28 @@
 """Searches submitted to a Ray head of another process, through its Jobs API and our command line."""
 
-import os
 import re
-import shutil
-import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
+from heads import Head, a_head, free_ports
 from searches import command, environment, files, job, nas, outcome, rows, the_error
-
-_BINARIES = Path(sys.executable).parent
-
-
-_HEADS: list[int] = []
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[str]:
-    """The address of a Ray head of our own."""
-    with _a_head() as address:
-        yield address
+def a_head_here() -> Iterator[Head]:
+    """A Ray head of our own."""
+    with a_head() as found:
+        yield found
 
 
-@contextmanager
-def _a_head(agent: int | None = None) -> Iterator[str]:
-    """Its ports free ones, its folder apart, its end with its process group. `agent`: a port for its agent."""
-    folder = Path(tempfile.mkdtemp(prefix="r_", dir="/tmp"))  # Ray's sockets lie in it, and their paths must be short
-    port, dashboard, client, free = _free_ports(4)
-    line = [str(_BINARIES / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
-            f"--temp-dir={folder}", f"--port={port}", f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent or free}"]  # fmt: skip
-    # A head is often started by its full path: what `python` means there is none of a job's business.
-    known = environment(folder) | {"PATH": "/usr/bin:/bin"}
-    with (folder / "output").open("w") as output:
-        process = subprocess.Popen(line, env=known, stdout=output, stderr=output, process_group=0)
-    _HEADS.append(process.pid)
-    try:
-        _wait_until_listening(process, dashboard, folder / "output")
-        yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        # Asked to end, it takes half a minute.
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
-        for left in family:
-            with suppress(psutil.NoSuchProcess):
-                left.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [listening.getsockname()[1] for listening in sockets]
-    for listening in sockets:
-        listening.close()
-    return ports
-
-
-def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int, output: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"the head did not start:\n{output.read_text()}")
+@pytest.fixture
+def head(a_head_here: Head) -> str:
+    """The address of its dashboard."""
+    return a_head_here.dashboard
 
 
 def _number(said: str) -> str:
@@ -99,7 +48,7 @@ def test_a_submitted_search_ends_like_one_run_here(head: str, finished: Path, ti
 
 def test_a_flag_beats_the_variables(head: str, timed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray lets either of them win."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         line = command("status", "raysubmit_nothing", "--address", head.removeprefix("http://"))
         known = environment(timed / "home") | {variable: f"http://127.0.0.1:{port}"}
@@ -131,11 +80,9 @@ def test_a_token_that_is_not_shown_is_asked_for(head: str, tmp_path: Path) -> No
     assert "asks for its token; put it in ~/.ray/auth_token" in the_error(done.stderr)
 
 
-def test_a_search_joins_a_cluster_by_its_port(head: str, copy: Path) -> None:
+def test_a_search_joins_a_cluster_by_its_port(a_head_here: Head, copy: Path) -> None:
     """Which asks for the token as well. The child is all that is left to do."""
-    port = re.search(r"--port=(\d+)", " ".join(psutil.Process(_HEADS[-1]).cmdline()))
-    assert port
-    changed = {"ray": {"address": f"127.0.0.1:{port[1]}"}, "heal": {"tokens": 1024}}
+    changed = {"ray": {"address": a_head_here.cluster}, "heal": {"tokens": 1024}}
     done = nas(copy / "home", "search", job(copy, **changed))
     assert done.returncode == 0, done.stdout + done.stderr
     assert [trial["heal_tokens"] for trial in rows(copy / "home", "trial")] == [2048, 1024]
@@ -144,8 +91,8 @@ def test_a_search_joins_a_cluster_by_its_port(head: str, copy: Path) -> None:
 @pytest.mark.slow
 def test_a_head_without_an_agent_is_told_with_the_remedy(timed: Path) -> None:
     """Another program has its agent's port."""
-    with socket.create_server(("0.0.0.0", 0)) as taken, _a_head(taken.getsockname()[1]) as head:
-        done = nas(timed / "home", "submit", timed / "job.yaml", "--address", head)
+    with socket.create_server(("0.0.0.0", 0)) as taken, a_head(agent=taken.getsockname()[1]) as head:
+        done = nas(timed / "home", "submit", timed / "job.yaml", "--address", head.dashboard)
     assert done.returncode == 1
     assert "it has no agent" in the_error(done.stderr)
     assert "--dashboard-agent-listen-port" in the_error(done.stderr)
@@ -159,7 +106,7 @@ def test_a_job_the_head_does_not_know_is_a_clear_error(head: str, tmp_path: Path
 
 
 def test_where_no_head_answers_it_says_so(finished: Path) -> None:
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     done = nas(finished / "home", "submit", finished / "job.yaml", "--address", f"http://127.0.0.1:{port}")
     assert done.returncode == 1
     assert f"no Ray head answers at http://127.0.0.1:{port}" in the_error(done.stderr)

@@ -119,7 +119,9 @@ class Cluster:
         except ValueError as error:  # a share smaller than Ray counts
             asked = f"ray.cpus_per_task {cpus!r} or ray.gpus_per_task {gpus!r}"
             raise ResourceError(f"Ray refuses {asked}: {error}") from error
-        board: Any = ray.remote(num_cpus=0)(_Board)
+        # Beside this process, so that no other node takes it along when it dies.
+        here = _at(ray.get_runtime_context().get_node_id())
+        board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board)
         board = board.remote()
         threads = max(1, int(cpus))
         running = {remote.remote(work, threads, board, i, *_taken_apart(task)): i for i, task in enumerate(tasks)}
@@ -141,6 +143,21 @@ class Cluster:
             for reference in () if self._ours else running:
                 ray.cancel(reference, force=True)
             ray.kill(board)
+
+    def on_each_node(
+        self, work: Callable[[Any], Result], value: Any, *, cpus: float = 1, gpus: float = 0
+    ) -> list[tuple[str, Result]]:
+        """Run `work(value)` once on every node that has so many CPUs and GPUs: the node, in words, and what it
+        returned."""
+        import ray
+
+        self._start()
+        nodes = [node for node in ray.nodes() if node["Alive"] and _holds(node, cpus, gpus)]
+        running = []
+        for node in nodes:
+            worker = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=_at(node["NodeID"]))
+            running.append((f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})", worker(work).remote(value)))
+        return [(name, self._value(reference)) for name, reference in running]
 
     def _value(self, reference: Any) -> Any:
         import ray
@@ -184,13 +201,25 @@ class Cluster:
                 f"a task asks for {gpus:g} GPUs, but Ray gives a task a part of one GPU, or whole GPUs; set "
                 "ray.gpus_per_task to a whole number, or to less than 1"
             )
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        if not any(node["Alive"] and _holds(node, cpus, gpus) for node in ray.nodes()):
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
             raise ResourceError(
                 f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has them (nodes: {have}); "
                 "lower ray.cpus_per_task or ray.gpus_per_task"
             )
+
+
+def _at(node_id: str) -> Any:
+    """On that node alone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def _holds(node: Mapping[str, Any], cpus: float, gpus: float) -> bool:
+    resources = node["Resources"]
+    return bool(resources.get("CPU", 0) >= cpus and resources.get("GPU", 0) >= gpus)
 
 
 @contextmanager

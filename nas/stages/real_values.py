@@ -21,6 +21,7 @@ from blocklib.library import Library
 from blocklib.packed import PackedParent, unpack
 from db import models
 from db.store import Store
+from nas.cluster.shared_home import check_shared
 from nas.cluster.tasks import STARTING, Cluster, Report, Result, Task
 from nas.errors import StaleSearchError
 from nas.files.home import home_of
@@ -103,6 +104,8 @@ class Reality:
 
     @cached_property
     def _context(self) -> Context:
+        asked = self.job.request
+        check_shared(self._cluster, asked.home, cpus=asked.ray.cpus_per_task, gpus=asked.gpus_per_task)
         return Context.of(self.job, self._store, self._cluster, self._console)
 
     def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:

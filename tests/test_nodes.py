@@ -1,0 +1,50 @@
+"""A search on a cluster of two nodes: their homes must be one, and one of them may die."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from heads import Head, a_head, a_node, end
+from searches import job, nas, outcome, rows, started, the_error
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with a_head(cpus=1) as found:
+        yield found
+
+
+def test_a_home_that_a_node_does_not_see_is_refused(head: Head, timed: Path) -> None:
+    """Before anything is trained: its results would be lost, and trained again at each run."""
+    home = timed / "home"
+    apart = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {home} && exec "$@"', "sh"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("this user cannot give a process a folder of its own at the same path")
+    with a_node(head, before=apart):
+        done = nas(home, "search", job(timed, ray={"address": head.cluster}))
+    assert done.returncode == 1
+    said = the_error(done.stderr)
+    assert f"home {home} is not one folder on all nodes" in said
+    assert "it does not see a file that was just written there" in said
+    assert not rows(home, "search")
+    assert not list(home.glob(".seen-*"))
+
+
+def test_a_node_that_dies_costs_no_row(head: Head, timed: Path, finished: Path) -> None:
+    home = timed / "home"
+    changed = {"ray": {"address": head.cluster, "layers_per_task": 1}}
+    with a_node(head) as node:
+        running = started(home, "search", job(timed, **changed))
+        # A library file of each of several layers: both nodes are at work.
+        deadline = time.monotonic() + 300
+        while len(list(home.rglob("library/*/*.safetensors"))) < 12 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = [child for child in psutil.Process(node.pid).children(recursive=True) if "ray::" in child.name()]
+        end(node)
+        said, _ = running.communicate(timeout=600)
+    assert workers, "the node had no work"
+    assert running.returncode == 0, said
+    assert outcome(home) == outcome(finished / "home")

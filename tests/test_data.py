@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from nas.errors import TextError
 from nas.job.sections import Data
@@ -72,6 +72,21 @@ def test_no_set_sees_documents_it_must_not(tmp_path: Path, tokenizer: PreTrained
     assert seen["calibration"] <= seen["distillation"]
     for one, other in (("distillation", "score"), ("distillation", "evaluation"), ("score", "evaluation")):
         assert not seen[one] & seen[other]
+
+
+def test_a_tokenizer_gets_two_megabytes_at_once(tmp_path: Path) -> None:
+    """It holds hundreds of bytes of each token until it is done."""
+    given: list[int] = []
+
+    class Recording(PreTrainedTokenizerFast):
+        def __call__(self, text: list[str], **how: bool) -> BatchEncoding:  # type: ignore[override]
+            given.append(sum(map(len, text)))
+            return super().__call__(text, **how)
+
+    asked = data(train=[write(tmp_path / "all.txt", stories(17_000))], distillation_tokens=4_000_000)
+    load_tokens(asked, Recording(tokenizer_object=byte_level(bos=True).backend_tokenizer, bos_token=BOS), VOCABULARY)
+    assert sum(given) > 4_000_000
+    assert max(given) < 2_200_000
 
 
 def test_a_paragraph_of_many_documents_is_in_one_set_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

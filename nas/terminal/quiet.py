@@ -6,7 +6,8 @@ We print ourselves what a user must know; progress has one place.
 import os
 import warnings
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Said outright, it keeps tokenizers from warning of forks; ours all become another program at once.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")

@@ -36,8 +36,10 @@ _DRAWN: tuple[Split, ...] = ("distillation", "score", "evaluation")
 
 # A long document is cut into pieces of about two sequences: many fill a set, and a sequence holds few beginnings.
 _PIECE_CHARACTERS_PER_TOKEN = 8
-# How much text to tokenise at once for the tokens still wanted; sets the pace only.
+# How much text to tokenise at once for the tokens still wanted, and at most: a tokenizer holds hundreds of bytes a
+# token until it is done. Sets pace and memory only.
 _USUAL_CHARACTERS_PER_TOKEN = 4
+_AT_ONCE_CHARACTERS = 1 << 21
 # How much text to read: more than most tokenizers need, and of small text all. Where it is too little, more is read.
 _READ_CHARACTERS_PER_TOKEN = 6
 _READ_CHARACTERS = 1 << 24
@@ -184,24 +186,26 @@ class _Supply:
 
     def draw(self, wanted: int) -> _DrawnPieces:
         """The next pieces that hold so many tokens, or all that are left where they hold fewer."""
-        ids: list[int] = []
+        ids: list[NDArray[np.int32]] = []
+        held = 0
         drawn: list[tuple[str, int]] = []
         seen: set[bytes] = set()
-        while len(ids) < wanted and self._next < len(self._pieces):
-            batch = self._batch(_USUAL_CHARACTERS_PER_TOKEN * (wanted - len(ids)))
+        while held < wanted and self._next < len(self._pieces):
+            batch = self._batch(min(_USUAL_CHARACTERS_PER_TOKEN * (wanted - held), _AT_ONCE_CHARACTERS))
             texts = [without_copies(piece.text, self._seen) for piece in batch]
             for piece, (text, dropped), tokens in zip(
                 batch, texts, self._tokens([text for text, _ in texts]), strict=True
             ):
-                if len(ids) >= wanted:
+                if held >= wanted:
                     break
-                ids += tokens
+                ids.append(np.array(tokens, dtype=np.int32))
+                held += len(tokens)
                 drawn.append((self._names[piece.source], len(tokens)))
                 seen.update(paragraph_keys(text))
                 self.paragraphs += dropped
                 self._next += 1
         self._seen |= seen
-        return _DrawnPieces(np.array(ids, dtype=np.int32), tuple(drawn))
+        return _DrawnPieces(np.concatenate([np.zeros(0, dtype=np.int32), *ids]), tuple(drawn))
 
     def _batch(self, characters: int) -> list[Piece]:
         """The next pieces that hold about so many characters: at least one."""

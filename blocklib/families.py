@@ -169,7 +169,7 @@ def attention_scale(config: Any) -> float | None:
 
 def _check_attention(config: Any) -> None:
     name = type(config).__name__
-    most = config.max_position_embeddings
+    most = positions_of(config)
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     windowed = window is not None and window < most
     if config.model_type == "gpt_neo":
@@ -204,7 +204,7 @@ def own_names(model_type: str, weights: "Mapping[str, Tensor]", shape: Shape) ->
             continue
         parts = _JOINT[joint]
         for part, piece in zip(parts, tensor.split([outputs[part] for part in parts]), strict=True):
-            found[ours.replace(f".{joint}.", f".{part}.")] = piece.contiguous()
+            found[ours.replace(f".{joint}.", f".{part}.")] = piece.clone()
     return found
 
 

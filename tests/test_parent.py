@@ -123,6 +123,11 @@ def test_a_model_of_another_layout_is_refused() -> None:
     [
         MistralConfig(sliding_window=128),
         Phi3Config(sliding_window=2047),
+        MistralConfig(
+            max_position_embeddings=4096,
+            sliding_window=4096,
+            rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+        ),
         GPTNeoConfig(window_size=256, max_position_embeddings=2048),
         Qwen2Config(num_hidden_layers=4, use_sliding_window=True, sliding_window=128, max_window_layers=2),
     ],
@@ -233,3 +238,12 @@ def test_a_trained_parent_reads_its_text(trained_parent: Parent, text_ids: torch
     found = logits(trained_parent.model, text_ids[:16])[:, :-1].flatten(0, 1)
     loss = torch.nn.functional.cross_entropy(found, text_ids[:16, 1:].flatten())
     assert loss < 0.7 * torch.tensor(float(trained_parent.shape.vocabulary)).log()
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2"])
+def test_matrices_that_a_file_joins_are_tensors_of_their_own(family: str, tmp_path: Path) -> None:
+    """Or what is saved of one would hold the others."""
+    random_model(FAMILIES[family]()).save_pretrained(tmp_path)
+    weights = load_parent(str(tmp_path)).layer_weights(0)
+    storages = {weights[f"self_attn.{part}_proj.weight"].untyped_storage().data_ptr() for part in "qkv"}
+    assert len(storages) == 3

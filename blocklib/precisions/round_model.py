@@ -80,19 +80,20 @@ def round_model(
         parts = [part for part in Choice(start, "block", block).parts if part.what != SKIP]
         unrounded_text = _through(child.model.layers[index], unrounded_text, tables)
         types = {name: type for part in parts if part.precision for name, type in matrix_types(part, shape).items()}
-        done, leaving = None if checkpoints is None else checkpoints.load(index, rounded.device), None
+        done = None if checkpoints is None else checkpoints.load(index, rounded.device)
+        leaving: list[Tensor] | None = None
         if done is not None:
             others, found = done
             layer.load_state_dict(others | _unpacked(found, types), assign=True)
         else:
             found, leaving = _round_layer(layer, parts, calibrating, tables, (shape, how))
             if found and text.training is not None:
+                leaving = None  # It is another once the layer is trained, and training needs the memory.
                 both = [Batch(*each) for each in zip(rounded_text, unrounded_text, strict=True)]
                 try:
                     found = train_layer(layer, found, types, both, tables, text.training.learning_rate)
                 except NotFiniteError as error:
                     raise NotFiniteError(f"layer {index} of the child: {error}") from error
-                leaving = None
             if found and checkpoints is not None:
                 checkpoints.save(index, layer.state_dict(), found)
         calibrating = _through(layer, calibrating, tables) if leaving is None else leaving
@@ -134,7 +135,7 @@ def _round_layer(
     entering: Sequence[Tensor],
     tables: Rotary,
     setting: tuple[Shape, How],
-) -> tuple[Stored, list[Tensor] | None]:
+) -> tuple[Stored, list[Tensor]]:
     """Round a layer where it stands. Returns its rounded matrices, by their names in it, and the residuals that leave
     it."""
     stored: Stored = {}

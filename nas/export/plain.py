@@ -75,8 +75,8 @@ def export_plain(
     held = compressed(child, rounded)
     if held is not None and FAMILIES[parent.config.model_type].joint:
         raise UnsupportedExportError(
-            f"a {parent.config.model_type} checkpoint joins matrices, and none of those in fp8 or int4 is joined here; "
-            "leave out the precision, or export as decilm"
+            f"a {parent.config.model_type} checkpoint stores queries, keys and values as one matrix, and gate and up "
+            "as another; this export does not write these in fp8 or int4; leave out the precision"
         )
     model = _of_family(child, parent.config)
     model.generation_config = deepcopy(parent.generation.settings)

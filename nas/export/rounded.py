@@ -54,7 +54,9 @@ def _compressed(child: PuzzleNasForCausalLM, rounded: RoundedMatrices) -> Compre
             f"precision {rounded.precision!r}: this format has {' and '.join(COMPRESSED)}; format gguf has llama.cpp's"
         )
     if rounded.precision and own_shape(child.config).layer_norm:
-        raise UnsupportedExportError(f"no matrix of GPT-2's layout is in {rounded.precision}; leave out the precision")
+        raise UnsupportedExportError(
+            f"matrices of GPT-2's layout are not written in {rounded.precision}; leave out the precision"
+        )
     try:
         return compressed_child(child, rounded.precision, rounded.stored)
     except UnsupportedFormatError as error:

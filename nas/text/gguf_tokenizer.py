@@ -55,13 +55,12 @@ def save_tokenizer(header: GgufHeader, folder: Path) -> None:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
         backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.save_pretrained(folder)
-    _keep_known_tokens(folder / "tokenizer.json")
+    _keep_first_tokens(folder / "tokenizer.json", header.keys["tokenizer.ggml.tokens"])
 
 
-def _keep_known_tokens(file: Path) -> None:
+def _keep_first_tokens(file: Path, count: int) -> None:
     """Transformers adds GPT-2's end of text to every byte-level vocabulary, and the model has no row for a token that
     its file does not hold."""
     made = json.loads(file.read_text(encoding="utf-8"))
-    size = len(made["model"]["vocab"])
-    made["added_tokens"] = [token for token in made["added_tokens"] if token["id"] < size]
+    made["added_tokens"] = [token for token in made["added_tokens"] if token["id"] < count]
     file.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")

@@ -17,7 +17,7 @@ from nas.files.permissions import open_as_usual
 from nas.text.gguf_tokenizer import check_gguf_tokenizer, save_tokenizer
 
 # Part of the name of every unpacked folder: raise it when the same file would be unpacked to something else.
-_VERSION = 1
+_VERSION = 2
 
 
 def parent_folder(

@@ -67,8 +67,9 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
     """
     _refuse_taken_folder(request, store)
     with Cluster(request.ray.address) as cluster:
-        with bar(console, f"search {request.name}", doing="loading the parent and the text"):
-            check_shared(cluster, request.home, cpus=request.ray.cpus_per_task, gpus=request.gpus_per_task)
+        with bar(console, f"search {request.name}", doing="looking at its home from every node") as shown:
+            check_shared(cluster, request.home)
+            shown.say("loading the parent and the text")
             job = prepare(request, hardware_of(request, cluster))
         known = {known.id: known for known in store.searches()}.get(job.id)
         if known is not None:

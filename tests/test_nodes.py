@@ -27,8 +27,8 @@ def test_a_home_that_a_node_does_not_see_is_refused(head: Head, timed: Path) -> 
         done = nas(home, "search", job(timed, ray={"address": head.cluster}))
     assert done.returncode == 1
     said = the_error(done.stderr)
-    assert f"home {home} is not one folder on all nodes" in said
-    assert "it does not see a file that was just written there" in said
+    assert f"home {home} must be one folder that every node reads and writes" in said
+    assert "does not see a file that was just written there" in said
     assert not rows(home, "search")
     assert not list(home.glob(".seen-*"))
 

@@ -145,19 +145,26 @@ class Cluster:
             ray.kill(board)
 
     def on_each_node(
-        self, work: Callable[[Any], Result], value: Any, *, cpus: float = 1, gpus: float = 0
-    ) -> list[tuple[str, Result]]:
-        """Run `work(value)` once on every node that has so many CPUs and GPUs: the node, in words, and what it
-        returned."""
+        self, work: Callable[[Any], Result], value: Any, patience_s: float
+    ) -> list[tuple[str, Result | None]]:
+        """Run `work(value)` once on every node that has CPUs: the node, in words, and what it returned; None where it
+        does not answer in time. Nodes that are lost meanwhile are left out."""
         import ray
 
         self._start()
-        nodes = [node for node in ray.nodes() if node["Alive"] and _holds(node, cpus, gpus)]
-        running = []
-        for node in nodes:
-            worker = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=_at(node["NodeID"]))
-            running.append((f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})", worker(work).remote(value)))
-        return [(name, self._value(reference)) for name, reference in running]
+        running = {}
+        for node in ray.nodes():
+            if node["Alive"] and node["Resources"].get("CPU", 0) > 0:
+                worker = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=_at(node["NodeID"]))
+                running[worker(work).remote(value)] = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+        finished, _ = ray.wait(list(running), num_returns=len(running), timeout=patience_s)
+        found: list[tuple[str, Result | None]] = []
+        for reference, name in running.items():
+            try:
+                found.append((name, self._value(reference) if reference in finished else None))
+            except WorkerError:  # The node died, and Ray may notice that late.
+                continue
+        return found
 
     def _value(self, reference: Any) -> Any:
         import ray
@@ -201,8 +208,8 @@ class Cluster:
                 f"a task asks for {gpus:g} GPUs, but Ray gives a task a part of one GPU, or whole GPUs; set "
                 "ray.gpus_per_task to a whole number, or to less than 1"
             )
-        if not any(node["Alive"] and _holds(node, cpus, gpus) for node in ray.nodes()):
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
             raise ResourceError(
                 f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, and no node has them (nodes: {have}); "
@@ -215,11 +222,6 @@ def _at(node_id: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
-
-
-def _holds(node: Mapping[str, Any], cpus: float, gpus: float) -> bool:
-    resources = node["Resources"]
-    return bool(resources.get("CPU", 0) >= cpus and resources.get("GPU", 0) >= gpus)
 
 
 @contextmanager

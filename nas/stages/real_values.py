@@ -104,8 +104,7 @@ class Reality:
 
     @cached_property
     def _context(self) -> Context:
-        asked = self.job.request
-        check_shared(self._cluster, asked.home, cpus=asked.ray.cpus_per_task, gpus=asked.gpus_per_task)
+        check_shared(self._cluster, self.job.home)
         return Context.of(self.job, self._store, self._cluster, self._console)
 
     def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:

@@ -33,6 +33,7 @@ def test_a_home_that_a_node_does_not_see_is_refused(head: Head, timed: Path) -> 
     assert not list(home.glob(".seen-*"))
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_costs_no_row(head: Head, timed: Path, finished: Path) -> None:
     home = timed / "home"
     changed = {"ray": {"address": head.cluster, "layers_per_task": 1}}

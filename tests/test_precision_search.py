@@ -150,6 +150,7 @@ def test_a_checked_answer_stands_on_measured_scores_alone(home: Path, here: Here
     assert {row["key"] for row in rows(home, "score")} == before | new.keys()
 
 
+@pytest.mark.slow
 def test_a_parent_on_the_grid_of_the_coarsest_precision(here: Here, tmp_path: Path) -> None:
     """Weights on q4_0's grid lie on q5_0's, too, and lose nothing in either; so q8_0, the finest, is measured. More
     types in another search change none of it."""

@@ -1,6 +1,7 @@
 """Exports as plain checkpoints of the parent's family, loaded by transformers alone and by what builds on it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from blocklib.families import family_names, own_names, shape_of
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, load_parent
 from nas.errors import ExportMismatchError, UnsupportedExportError
+from nas.export.exported import Exported
 from nas.export.formats import check_format
+from nas.export.hf import export_hf
 from nas.export.parent_settings import ParentSettings, settings_of
 from nas.export.plain import export_plain
 from nas.export.verify import TOLERANCE, logits_of, probe_ids
@@ -86,6 +89,19 @@ def test_a_plain_child_of_every_family_loads_with_no_code_of_ours(
     assert torch.allclose(logits, logits_of(child, probe_ids(272)), atol=TOLERANCE)
     # A plain child is a parent like any other.
     assert load_parent(str(out)).shape.ffn_width == 16
+
+
+@pytest.mark.parametrize("export", [export_plain, export_hf])
+def test_factors_of_phi_3s_positions_are_carried(
+    export: Callable[..., Exported], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    factors = {"short_factor": [1.0, 1.1], "long_factor": [2.0, 3.0], "original_max_position_embeddings": 32}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    parent, settings = saved(tmp_path / "parent", FAMILIES["phi3"](vocab_size=272, rope_parameters=rope))
+    exported = export(plain_child(parent), tokenizer, tmp_path / "out", CARD, settings)
+    assert exported.max_logit_difference <= TOLERANCE
+    written = json.loads((tmp_path / "out/config.json").read_text())["rope_parameters"]
+    assert {name: written[name] for name in rope} == rope
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -65,11 +65,12 @@ def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
     """
     found = readable(inspect(folder_of(source)))
     loaded = load(found, dtype)
-    weights = own_names(found.config.model_type, loaded.state_dict(), found.shape)
-    for name, tensor in weights.items():
+    stored = loaded.state_dict()
+    for name, tensor in stored.items():
         if not torch.isfinite(tensor).all():
             cause = f"{name} holds NaN or infinite values"
             raise CheckpointError(found.checkpoint.folder, cause, "the checkpoint is damaged")
+    weights = own_names(found.config.model_type, stored, found.shape)
     own_config = child_config(found.config, parent_architecture(found.shape), found.shape)
     parent = replace(parent_of(source, own_config, weights), notes=found.notes)
     _check_same(found.checkpoint.folder, parent.model, loaded)

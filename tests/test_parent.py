@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from blocklib.block import Architecture
-from blocklib.errors import UnsupportedModelError
+from blocklib.errors import CheckpointError, UnsupportedModelError
 from blocklib.families import shape_of
 from blocklib.kinds import parameters
 from blocklib.packed import pack, unpack
@@ -172,6 +172,14 @@ def test_a_damaged_weight_is_named(folder: Path) -> None:
     rewrite(folder, lambda weights: weights[name].view(-1)[5].fill_(torch.nan))
     with pytest.raises(ValueError, match=f"{name} holds NaN or infinite values"):
         load_parent(str(folder))
+
+
+def test_a_damaged_matrix_goes_by_its_name_in_the_file(tmp_path: Path) -> None:
+    random_model(FAMILIES["phi3"]()).save_pretrained(tmp_path)
+    name = "model.layers.1.mlp.gate_up_proj.weight"
+    rewrite(tmp_path, lambda weights: weights[name][3].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match=f"{name} holds NaN or infinite values"):
+        load_parent(str(tmp_path))
 
 
 def test_a_missing_weight_is_named(folder: Path) -> None:

@@ -21,7 +21,6 @@ import nas.terminal.quiet  # isort: skip
 from blocklib.assemble import assemble
 from blocklib.block import Architecture
 from blocklib.model import PuzzleNasForCausalLM
-from blocklib.packed import pack, unpack
 from blocklib.parent import Parent
 from db import models
 from db.store import Store
@@ -105,7 +104,7 @@ def main() -> None:
         parser.error("the job asks for no healing; give it a `heal`")
     with Store.open(str(request.home / "nas.db")) as store:
         trial = best_trial(job, store)
-    parent = unpack(pack(job.parent), device_of(job))
+    parent = job.parent.on(device_of(job))
     child = child_of(job, parent, trial)
     before = evaluate(parent.model, child, tensor(job.tokens.evaluation, device_of(job)))
     print(f"search {request.name} ({job.id}), trial {trial.id}: {trial.architecture}\n", flush=True)

@@ -92,7 +92,7 @@ class Models:
 
     def uniform(self, precision: str) -> Uniform:
         job = self._job
-        found = self._evaluator.evaluate(as_stored(job.parent.model, precision))
+        found = self._evaluator.evaluate(as_stored(job.parent.whole(), precision))
         held = architecture_cost(
             job.parent.architecture, job.parent.shape, replace(job.scenario, dtype=precision)
         ).weight_bytes

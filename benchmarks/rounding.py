@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, text in texts[how]:
                 started = time.process_time()
                 model, _ = round_model(
-                    parent.model, throughout(parent, precision), text, "refit" if how == TRAINED else how
+                    parent.whole(), throughout(parent, precision), text, "refit" if how == TRAINED else how
                 )
                 seconds = time.process_time() - started
                 result = evaluate(parent.model, model, heldout_BT)

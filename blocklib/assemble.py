@@ -29,9 +29,8 @@ def assemble(
     """
     if architecture.layers != parent.shape.layers:
         raise ValueError(f"the architecture spans {architecture.layers} layers; the parent has {parent.shape.layers}")
-    source = parent.model.state_dict()
     weights: dict[str, Tensor] = {
-        name: tensor for name, tensor in source.items() if not name.startswith("model.layers.")
+        name: parent.tensor(name) for name in parent.weights if not name.startswith("model.layers.")
     }
     for index, (layer, block) in enumerate(architecture.placed()):
         for choice in Choice(layer, "block", block).parts:
@@ -42,10 +41,9 @@ def assemble(
         weights |= weights_of(choice)
         if choice.role == "tables" and parent.shape.tied:
             weights[HEAD] = weights[EMBEDDING]
-    return model_with(child_config(parent.model.config, architecture, parent.shape), weights)
+    return model_with(child_config(parent.config, architecture, parent.shape), weights)
 
 
 def parent_part(parent: Parent, layer: int, role: Role) -> Weights:
     """The parent's own tensors of one subblock, by their names inside the layer."""
-    own = parent.layer_weights(layer)
-    return {name: tensor for name, tensor in own.items() if name.partition(".")[0] in MODULES[role]}
+    return parent.layer_weights(layer, MODULES[role])

@@ -50,6 +50,7 @@ _OLD_BUFFERS = re.compile(
 class Tensor:
     """A tensor as its file's header has it: `dtype` as safetensors call it, its bytes from `start` to `end` there."""
 
+    name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
@@ -307,7 +308,8 @@ def _header(path: Path) -> dict[str, Tensor]:
         entries.pop("__metadata__", None)
         places = {name: [8 + length + at for at in entry["data_offsets"]] for name, entry in entries.items()}
         tensors = {
-            name: Tensor(path, entry["dtype"], tuple(entry["shape"]), *places[name]) for name, entry in entries.items()
+            name: Tensor(name, path, entry["dtype"], tuple(entry["shape"]), *places[name])
+            for name, entry in entries.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(path, "has a damaged header", _AGAIN) from error

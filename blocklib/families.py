@@ -204,7 +204,7 @@ def own_names(model_type: str, weights: "Mapping[str, Tensor]", shape: Shape) ->
             continue
         parts = _JOINT[joint]
         for part, piece in zip(parts, tensor.split([outputs[part] for part in parts]), strict=True):
-            found[ours.replace(f".{joint}.", f".{part}.")] = piece.clone()
+            found[ours.replace(f".{joint}.", f".{part}.")] = piece
     return found
 
 

@@ -1,6 +1,6 @@
-"""A checkpoint held against the model its config.json describes, and loaded: no tensor left over, none made up.
+"""A checkpoint held against the model its config.json describes: no tensor left over, none made up.
 
-The model is built without weights first, so that names and shapes are compared before anything is read. Whatever
+The model is built without weights, so that names and shapes are compared before anything is read. Whatever
 transformers or torch say of a checkpoint's file ends here, as that file, the cause and a remedy.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from blocklib.checkpoint import Checkpoint, Tensor, check_layers, enumerated, is_old_buffer, is_same
 from blocklib.errors import CheckpointError, UnsupportedModelError
@@ -21,19 +21,21 @@ from blocklib.families import shape_of
 from blocklib.shape import Shape
 
 _HEAD = "lm_head.weight"
-_AGAIN = "correct config.json, or copy or download the checkpoint again"
+AGAIN = "correct config.json, or copy or download the checkpoint again"
 
 
 @dataclass(frozen=True)
 class Readable:
     """A checkpoint that holds exactly what its model needs. `config` is transformers', tied or not as the files are.
 
-    `notes` say where the files were followed and config.json was not.
+    `tensors` has the place of every tensor of that model, by its name there; head and embedding are at one where they
+    are tied. `notes` say where the files were followed and config.json was not.
     """
 
     checkpoint: Checkpoint
     config: Any
     shape: Shape
+    tensors: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
 
 
@@ -64,24 +66,9 @@ def readable(checkpoint: Checkpoint) -> Readable:
     _check_names(checkpoint, named, expected, {_HEAD, embedding} if tied else set())
     _check_shapes(checkpoint, named, expected)
     config.tie_word_embeddings = tied
-    return Readable(checkpoint, config, replace(shape, tied=tied), notes)
-
-
-def load(found: Readable, dtype: torch.dtype) -> Any:
-    """transformers' own model of a checkpoint, on the CPU. Raises CheckpointError where its report names a fault."""
-    checkpoint = found.checkpoint
-    with reading(checkpoint.folder, _AGAIN):
-        # How it generates is no matter here, and settings transformers refuses must not keep a model from being loaded.
-        loading: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, config=found.config, dtype=dtype, generation_config=GenerationConfig(),
-            output_loading_info=True, trust_remote_code=False,
-        )  # fmt: skip
-    model, info = loading
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        names = sorted(str(name) for name in info.get(fault) or () if not is_old_buffer(str(name)))
-        if names:
-            raise CheckpointError(checkpoint.folder, f"{fault.replace('_', ' ')}: {enumerated(names)}", _AGAIN)
-    return model
+    if tied:
+        named |= dict.fromkeys((_HEAD, embedding), named[embedding if embedding in named else _HEAD])
+    return Readable(checkpoint, config, replace(shape, tied=tied), named, notes)
 
 
 def check_range(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
@@ -123,16 +110,17 @@ def _pickled(weights: tuple[Path, ...]) -> dict[str, Tensor]:
     """Names and shapes in files of torch's own format. No code of theirs is run: torch reads tensors only."""
     found: dict[str, Tensor] = {}
     for path in weights:
-        for name, tensor in _unpickled(path, "meta").items():
+        for name, tensor in unpickled(path, "meta").items():
             if not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(path, f"{name} is a {type(tensor).__name__}, not a tensor", _AGAIN)
+                raise CheckpointError(path, f"{name} is a {type(tensor).__name__}, not a tensor", AGAIN)
             if not tensor.is_floating_point() and not is_old_buffer(name):
                 raise CheckpointError(path, f"{name} is stored as {tensor.dtype}, quantised", "give a float checkpoint")
-            found[name] = Tensor(path, str(tensor.dtype), tuple(tensor.shape))
+            found[name] = Tensor(name, path, str(tensor.dtype), tuple(tensor.shape))
     return found
 
 
-def _unpickled(path: Path, device: str) -> Mapping[str, Any]:
+def unpickled(path: Path, device: str) -> Mapping[str, Any]:
+    """The tensors of a file in torch's own format, mapped where it is an archive. Raises CheckpointError."""
     with path.open("rb") as file:
         is_archive = file.read(2) == b"PK"
     try:
@@ -154,11 +142,11 @@ def _unpickled(path: Path, device: str) -> Mapping[str, Any]:
 def _tensors(path: Path, most: float) -> Iterator[tuple[str, torch.Tensor]]:
     """The floating-point tensors of a file whose type goes past `most`, one after the other."""
     if path.suffix != ".safetensors":
-        for name, tensor in _unpickled(path, "cpu").items():
+        for name, tensor in unpickled(path, "cpu").items():
             if tensor.is_floating_point() and torch.finfo(tensor.dtype).max > most:
                 yield name, tensor
         return
-    with reading(path, _AGAIN), safe_open(path, framework="pt") as file:
+    with reading(path, AGAIN), safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (it is no mapping)
             if file.get_slice(name).get_dtype() in ("F64", "F32", "BF16"):
                 tensor = file.get_tensor(name)
@@ -181,7 +169,7 @@ def _tied(
     """Whether head and embedding are one tensor, as the files hold them, and what to say where config.json differs."""
     head, table = named.get(_HEAD), named.get(embedding)
     says = f"{checkpoint.config_file} says tie_word_embeddings: {str(flag).lower()}"
-    if flag and head is not None and table is not None and not _are_equal(head, table, stored):
+    if flag and head is not None and table is not None and not _are_equal(head, table):
         return False, (f"{says}, and the weights hold a head of its own: it is used, not the embedding",)
     # Files of a whole model leave out nothing but what is tied; those of a model without its head may lack one.
     if not flag and head is None and embedding in stored:
@@ -189,11 +177,10 @@ def _tied(
     return flag, ()
 
 
-def _are_equal(head: Tensor, table: Tensor, stored: Mapping[str, Tensor]) -> bool:
+def _are_equal(head: Tensor, table: Tensor) -> bool:
     if head.file.suffix == ".safetensors":
         return is_same(head, table)
-    names = {id(tensor): name for name, tensor in stored.items()}
-    one, other = (_unpickled(tensor.file, "cpu")[names[id(tensor)]] for tensor in (head, table))
+    one, other = (unpickled(tensor.file, "cpu")[tensor.name] for tensor in (head, table))
     return bool(torch.equal(one, other))
 
 
@@ -207,12 +194,12 @@ def _check_names(
     left = sorted(named.keys() - expected.keys())
     if missing:
         instead = f", and holds {enumerated(left)}, unknown to its model" if left else ""
-        raise CheckpointError(checkpoint.folder, f"the checkpoint lacks {enumerated(missing)}{instead}", _AGAIN)
+        raise CheckpointError(checkpoint.folder, f"the checkpoint lacks {enumerated(missing)}{instead}", AGAIN)
     if left:
         raise CheckpointError(
             named[left[0]].file,
             f"holds {enumerated(left)}, which its config.json's model does not have",
-            f"{_AGAIN}; a parent is a plain causal model, saved by save_pretrained",
+            f"{AGAIN}; a parent is a plain causal model, saved by save_pretrained",
         )
 
 
@@ -222,4 +209,4 @@ def _check_shapes(checkpoint: Checkpoint, named: Mapping[str, Tensor], expected:
         held, asked = named[wrong[0]], expected[wrong[0]]
         more = f" ({len(wrong) - 1} more tensors are of other shapes)" if len(wrong) > 1 else ""
         cause = f"{wrong[0]} is {list(held.shape)}, and config.json makes it {list(asked)}{more}"
-        raise CheckpointError(held.file, cause, _AGAIN)
+        raise CheckpointError(held.file, cause, AGAIN)

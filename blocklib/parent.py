@@ -1,12 +1,13 @@
-"""A checkpoint seen through its family: our own model with the parent's weights, its shape, its digest.
+"""A checkpoint seen through its family: our own model on the parent's weights, its shape, its digest.
 
-Reads checkpoints through transformers' own classes, local folders and hub ids alike, and runs no code of theirs. Never
-writes.
+Takes local folders and hub ids alike, and runs no code of theirs. The weights stay in their files until somebody reads
+them. Never writes.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,91 +18,112 @@ from torch import Tensor
 from blocklib.block import Architecture, Choice
 from blocklib.checkpoint import inspect
 from blocklib.errors import CheckpointError
-from blocklib.families import attention_scale, own_names
+from blocklib.families import attention_scale
 from blocklib.hub import folder_of
 from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
-from blocklib.loading import load, readable
+from blocklib.loading import readable
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.same_logits import check_same_logits
 from blocklib.shape import Shape
+from blocklib.stored_weights import StoredWeights, mapped
+from blocklib.tables import EMBEDDING, HEAD
+from blocklib.widened import compute_in
 
-_COMPARED = 8
-"""Tokens on which the parent is held against the checkpoint's own class."""
-_ROUNDING = {torch.float32: 1e-3}
-"""Tolerance of logits, 0.1 for other dtypes: some families are computed in another order than by their own classes."""
+_PIECE = 1 << 24
+"""As many numbers of a tensor are looked at together."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parent:
-    """The model we start from. `model` gives bit for bit the logits of the checkpoint's own class.
+    """The model we start from. `model` gives bit for bit the logits of the checkpoint's own class in `dtype`.
 
-    `notes` say what of its files was taken otherwise than its configuration has it.
+    `weights` are its tensors by our names, in the type they are stored in; from a checkpoint they are read when asked
+    for. `notes` say what of its files was taken otherwise than its configuration has it. Picklable, and small then: a
+    worker reads what it needs from the files.
     """
 
     source: str
-    model: PuzzleNasForCausalLM
+    config: PuzzleNasConfig
+    weights: Mapping[str, Tensor]
     shape: Shape
     digest: str
+    dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
 
     @property
     def architecture(self) -> Architecture:
         return parent_architecture(self.shape)
 
-    def layer_weights(self, layer: int) -> Weights:
-        """The tensors of one layer, by their names inside it."""
-        return dict(self.model.model.layers[layer].state_dict())
+    @cached_property
+    def model(self) -> PuzzleNasForCausalLM:
+        """It computes in `dtype` on weights that stay as they are stored, each converted where it is used."""
+        here = self.on("cpu") if isinstance(self.weights, StoredWeights) else self
+        model = model_with(self.config, dict(here.weights))
+        compute_in(self.dtype, model)
+        return model
+
+    def on(self, device: str) -> "Parent":
+        """The same parent with its weights at hand: on the CPU mapped from its files, else on that device. What is
+        computed on as it is stored is copied, since a file may place it at an odd address, where the last bits differ.
+
+        Raises CheckpointError where the files are not there, or are others than they were.
+        """
+        if not isinstance(self.weights, StoredWeights):
+            return replace(self, weights={name: tensor.to(device) for name, tensor in self.weights.items()})
+        mapped = self.weights.mapped().items()
+        held = {name: tensor.to(device, copy=tensor.dtype == self.dtype) for name, tensor in mapped}
+        if self.shape.tied:
+            held[HEAD] = held[EMBEDDING]
+        return replace(self, weights=held)
+
+    def whole(self, dtype: torch.dtype | None = None) -> PuzzleNasForCausalLM:
+        """The model with all weights in memory of its own, in `dtype`, the parent's where None."""
+        weights = {name: tensor.to(dtype or self.dtype, copy=True) for name, tensor in self.weights.items()}
+        return model_with(self.config, weights)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, in `dtype`."""
+        return self.weights[name].to(self.dtype, copy=isinstance(self.weights, StoredWeights))
+
+    def layer_weights(self, layer: int, modules: Sequence[str] = ()) -> Weights:
+        """The tensors of one layer, by their names inside it, in `dtype`; those of some of its modules, if any."""
+        prefix = f"model.layers.{layer}."
+        names = [name.removeprefix(prefix) for name in self.weights if name.startswith(prefix)]
+        wanted = [name for name in names if not modules or name.partition(".")[0] in modules]
+        return {name: self.tensor(f"{prefix}{name}") for name in wanted}
 
     def own(self, choice: Choice) -> bool:
         """Whether `choice` is what the parent itself has there."""
         return not choice.is_table and self.architecture.with_(choice) == self.architecture
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
 
 def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
-    """Load a local folder or a hub id onto the CPU.
+    """Look at a local folder or a hub id. Its weights are read once, a piece at a time, and none is kept.
 
     Raises UnsupportedModelError for a family this package does not know, FileNotFoundError for a folder without a
     model, CheckpointError where a file is damaged, a tensor missing, left over or not finite, naming it.
     """
     found = readable(inspect(folder_of(source)))
-    loaded = load(found, dtype)
-    stored = loaded.state_dict()
-    for name, tensor in stored.items():
-        if not torch.isfinite(tensor).all():
-            cause = f"{name} holds NaN or infinite values"
-            raise CheckpointError(found.checkpoint.folder, cause, "the checkpoint is damaged")
-    weights = own_names(found.config.model_type, stored, found.shape)
-    own_config = child_config(found.config, parent_architecture(found.shape), found.shape)
-    parent = replace(parent_of(source, own_config, weights), notes=found.notes)
-    _check_same(found.checkpoint.folder, parent.model, loaded)
+    for tensor in found.tensors.values():
+        for piece in _pieces(partial(mapped, tensor)):
+            if not torch.isfinite(piece).all():
+                cause = f"{tensor.name} holds NaN or infinite values"
+                raise CheckpointError(found.checkpoint.folder, cause, "the checkpoint is damaged")
+    weights = StoredWeights.of(found)
+    config = child_config(found.config, parent_architecture(found.shape), found.shape)
+    parent = Parent(source, config, weights, found.shape, _digest(config, weights, dtype), dtype, found.notes)
+    check_same_logits(found, config, weights, dtype)
     return parent
-
-
-@torch.no_grad()
-def _check_same(folder: Path, model: PuzzleNasForCausalLM, loaded: Any) -> None:
-    """Raise CheckpointError where our model does not compute what the checkpoint's own class does.
-
-    Whatever a configuration holds that we do not know of shows here. On a few tokens, to what rounding may do.
-    """
-    ids_BT = torch.arange(_COMPARED).remainder(model.config.vocab_size).unsqueeze(0)
-    theirs = loaded(ids_BT, use_cache=False).logits.float()
-    ours = model(ids_BT, use_cache=False).logits.float()
-    if not torch.isfinite(theirs).all():
-        raise CheckpointError(folder, "its logits are not finite", "its weights or its config.json are damaged")
-    most = _ROUNDING.get(loaded.dtype, 0.1)
-    if not torch.allclose(ours, theirs, rtol=most, atol=most * float(theirs.std())):
-        raise CheckpointError(
-            folder,
-            f"{type(loaded).__name__} computes other logits than this package's model of it",
-            "its config.json holds something this package does not know; please report it",
-        )
 
 
 def parent_of(source: str, config: PuzzleNasConfig, weights: Weights) -> Parent:
     """The parent from its configuration and weights, which are used as they are, not copied."""
-    model = model_with(config, weights)
-    shape = own_shape(config)
-    return Parent(source, model, shape, _digest(shape, config, weights))
+    dtype = next(iter(weights.values())).dtype
+    return Parent(source, config, weights, own_shape(config), _digest(config, weights, dtype), dtype)
 
 
 def own_shape(config: PuzzleNasConfig) -> Shape:
@@ -174,17 +196,23 @@ def model_with(config: PuzzleNasConfig, weights: Weights) -> PuzzleNasForCausalL
     return model
 
 
-def _digest(shape: Shape, config: PuzzleNasConfig, weights: Weights) -> str:
-    """16 hex digits of what the model computes: sizes, rotary settings, and every weight's bytes."""
-    computed = (shape, config.rope_parameters, config.rms_norm_eps, config.attention_scale)
+def _digest(config: PuzzleNasConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> str:
+    """16 hex digits of what the model computes: sizes, rotary settings, and every weight's bytes in `dtype`."""
+    computed = (own_shape(config), config.rope_parameters, config.rms_norm_eps, config.attention_scale)
     state = hashlib.blake2b(repr(computed).encode())
     for name in sorted(weights):
-        tensor = weights[name]
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(_bytes_of(tensor))
+        state.update(f"{name} {dtype} {tuple(weights[name].shape)}".encode())
+        for piece in _pieces(partial(weights.__getitem__, name)):
+            state.update(_bytes_of(piece.to(dtype)))
     return state.hexdigest()[:16]
 
 
+def _pieces(read: Callable[[], Tensor]) -> Iterator[Tensor]:
+    """The numbers of a tensor, some at a time, read anew each time: a file's pages go when nothing maps them."""
+    for start in range(0, read().numel(), _PIECE):
+        yield read().detach().reshape(-1)[start : start + _PIECE]
+
+
 def _bytes_of(tensor: Tensor) -> memoryview:
-    array: NDArray[np.uint8] = tensor.detach().contiguous().view(torch.uint8).numpy()
+    array: NDArray[np.uint8] = tensor.contiguous().view(torch.uint8).numpy()
     return array.data.cast("B")

@@ -34,8 +34,9 @@ def embed(model: PuzzleNasForCausalLM, ids_BT: Tensor, table_VD: Tensor | None =
     """The residual that enters slot 0: the embedded tokens, learned positions added, [B, T, D]. `table_VD` None: by the
     model's own embedding."""
     positions = torch.arange(ids_BT.shape[1], device=ids_BT.device).unsqueeze(0)
-    table_VD = model.model.embed_tokens.weight if table_VD is None else table_VD
-    embedded: Tensor = model.model.placed(nn.functional.embedding(ids_BT.long(), table_VD), positions)[0]
+    ids_BT = ids_BT.long()
+    read_BTD = model.model.embed_tokens(ids_BT) if table_VD is None else nn.functional.embedding(ids_BT, table_VD)
+    embedded: Tensor = model.model.placed(read_BTD, positions)[0]
     return embedded
 
 

@@ -134,5 +134,9 @@ class SharedHomeError(NasError, OSError):
     """Nodes of a cluster do not see the same files at the path of `home`. Names the nodes."""
 
 
+class SharedParentError(NasError, OSError):
+    """Nodes of a cluster do not read the same files of a parent. Names the nodes and the files."""
+
+
 class WorkerError(NasError, OSError):
     """A worker ran out of memory, or did not come back."""

@@ -17,6 +17,7 @@ from db import models
 from db.models import now
 from db.store import Store
 from nas.cluster.shared_home import check_shared
+from nas.cluster.shared_parent import check_parent_seen
 from nas.cluster.tasks import Cluster
 from nas.errors import BudgetNotMetError, OutputExistsError
 from nas.export.formats import Target
@@ -71,6 +72,7 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
             check_shared(cluster, request.home)
             shown.say("loading the parent and the text")
             job = prepare(request, hardware_of(request, cluster))
+            check_parent_seen(cluster, job.parent)
         known = {known.id: known for known in store.searches()}.get(job.id)
         if known is not None:
             if known.name != request.name:

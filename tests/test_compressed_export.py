@@ -128,7 +128,7 @@ def test_a_family_without_such_matrices_is_refused(family: str, named: str, tmp_
     random_model(FAMILIES[family]()).save_pretrained(tmp_path / "parent")
     parent, settings = load_parent(str(tmp_path / "parent")), settings_of(str(tmp_path / "parent"))
     with pytest.raises(UnsupportedExportError, match=named):
-        exporter(Target("plain", "fp8"))(parent.model, tokenizer(), tmp_path / "out", "# A child", settings)
+        exporter(Target("plain", "fp8"))(parent.whole(), tokenizer(), tmp_path / "out", "# A child", settings)
     assert not (tmp_path / "out").exists()
 
 

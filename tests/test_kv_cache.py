@@ -170,7 +170,7 @@ def test_the_embedded_parent_is_timed_with_it_and_answers(kind: str, embedded: P
     scenario = replace(SCENARIO, kv_cache=kind)
     question = {"prompt": list(range(40, 72)), "n_predict": 8, "ignore_eos": True, "n_probs": 1, "temperature": 0}
     answers = []
-    with LlamaCpp().real(embedded.model, scenario) as model:
+    with LlamaCpp().real(embedded.whole(), scenario) as model:
         timed = LlamaCpp().time(model, model, scenario, Rounds(least=2, most=2))
         assert timed.decode is not None
         assert GgufFile.of(model.file, scenario).held_bytes == model.held_bytes
@@ -204,7 +204,7 @@ def test_the_memory_of_its_process_is_smaller_by_what_arithmetic_says() -> None:
 
 def test_a_bench_and_a_server_take_it(tmp_path: Path, embedded: Parent) -> None:
     file, scenario = tmp_path / "model.gguf", replace(SCENARIO, kv_cache="q8_0")
-    with LlamaCpp().real(embedded.model, scenario) as model:
+    with LlamaCpp().real(embedded.whole(), scenario) as model:
         file.write_bytes(model.file.read_bytes())
     load = {"batch": 1, "prompt_tokens": 5, "generated_tokens": 4, "threads": 1, "rounds": 2, "kv_cache": "q8_0"}
     found = nas.bench([file], load=load, progress=False)

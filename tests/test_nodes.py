@@ -1,5 +1,6 @@
 """A search on a cluster of two nodes: their homes must be one, and one of them may die."""
 
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from heads import Head, a_head, a_node, end
-from searches import job, nas, outcome, rows, started, the_error
+from searches import job, nas, outcome, parent_folder, rows, started, the_error
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +18,18 @@ def head() -> Iterator[Head]:
         yield found
 
 
+def apart(folder: Path) -> list[str]:
+    """The beginning of a command that sees an empty folder in this one's place."""
+    found = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {folder} && exec "$@"', "sh"]
+    if subprocess.run([*found, "true"], capture_output=True).returncode:
+        pytest.skip("this user cannot give a process a folder of its own at the same path")
+    return found
+
+
 def test_a_home_that_a_node_does_not_see_is_refused(head: Head, timed: Path) -> None:
     """Before anything is trained: its results would be lost, and trained again at each run."""
     home = timed / "home"
-    apart = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {home} && exec "$@"', "sh"]
-    if subprocess.run([*apart, "true"], capture_output=True).returncode:
-        pytest.skip("this user cannot give a process a folder of its own at the same path")
-    with a_node(head, before=apart):
+    with a_node(head, before=apart(home)):
         done = nas(home, "search", job(timed, ray={"address": head.cluster}))
     assert done.returncode == 1
     said = the_error(done.stderr)
@@ -31,6 +37,18 @@ def test_a_home_that_a_node_does_not_see_is_refused(head: Head, timed: Path) -> 
     assert "does not see a file that was just written there" in said
     assert not rows(home, "search")
     assert not list(home.glob(".seen-*"))
+
+
+def test_a_parent_that_a_node_does_not_see_is_refused(head: Head, timed: Path) -> None:
+    home, parent = timed / "home", timed / "parent"
+    shutil.copytree(parent_folder(), parent)
+    with a_node(head, before=apart(parent)):
+        done = nas(home, "search", job(timed, parent=str(parent), ray={"address": head.cluster}))
+    assert done.returncode == 1
+    said = the_error(done.stderr)
+    assert "every node reads the parent's files, and not all can." in said
+    assert f"{parent / 'model.safetensors'}: is not there" in said
+    assert not rows(home, "search")
 
 
 @pytest.mark.slow

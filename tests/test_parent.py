@@ -1,6 +1,7 @@
 """A checkpoint of every family, loaded as our own model, is the same model."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,6 @@ from blocklib.block import Architecture
 from blocklib.errors import CheckpointError, UnsupportedModelError
 from blocklib.families import shape_of
 from blocklib.kinds import parameters
-from blocklib.packed import pack, unpack
 from blocklib.parent import Parent, load_parent
 
 
@@ -223,22 +223,34 @@ def test_the_digest_knows_what_no_weight_shows() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_a_parent_packs_to_the_bit(family: str, dtype: torch.dtype) -> None:
-    parent = random_parent(family, dtype=dtype)
-    packed = pack(parent)
-    # Ray hands arrays out read-only.
-    for array in packed.arrays.values():
-        array.flags.writeable = False
-    again = unpack(packed)
-    assert (again.source, again.digest, again.shape) == (parent.source, parent.digest, parent.shape)
-    own, theirs = parent.model.state_dict(), again.model.state_dict()
-    assert own.keys() == theirs.keys()
-    for name, tensor in own.items():
-        assert tensor.dtype == theirs[name].dtype == dtype
-        assert torch.equal(tensor.view(torch.uint8), theirs[name].view(torch.uint8))
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3"])
+def test_a_parent_travels_as_its_files(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """What a worker gets is small, and the same model to the bit: in float32, on weights of the files' own type."""
+    random_model(FAMILIES[family]()).to(dtype).save_pretrained(tmp_path)
+    parent = load_parent(str(tmp_path))
     ids = random_ids(parent)
-    assert torch.equal(logits(parent.model, ids), logits(again.model, ids))
+    theirs = logits(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), ids)
+    found = logits(parent.model, ids)
+    torch.testing.assert_close(found, theirs)
+    sent = pickle.dumps(parent)
+    assert len(sent) < 30_000 < sum(tensor.nbytes for tensor in parent.weights.values())
+    again = pickle.loads(sent).on("cpu")
+    assert (again.source, again.digest, again.shape) == (parent.source, parent.digest, parent.shape)
+    assert {tensor.dtype for tensor in again.weights.values()} == {dtype}
+    assert torch.equal(found, logits(again.model, ids))
+    assert torch.equal(found, logits(parent.whole(), ids))
+    assert {parameter.dtype for parameter in parent.whole(torch.float64).parameters()} == {torch.float64}
+
+
+def test_files_that_change_while_workers_read_them_are_named(folder: Path) -> None:
+    sent = load_parent(str(folder))
+    rewrite(folder, lambda weights: weights["model.norm.weight"].mul_(2))
+    rewrite(folder, lambda weights: weights["lm_head.weight"].mul_(2))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is not the file that it was"):
+        sent.on("cpu")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is not there: every node that works on a parent"):
+        sent.on("cpu")
 
 
 def test_a_trained_parent_reads_its_text(trained_parent: Parent, text_ids: torch.Tensor) -> None:

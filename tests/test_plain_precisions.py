@@ -94,8 +94,8 @@ def test_llama_cpp_is_as_near_to_it_as_to_a_uniform_file(home: Path, tmp_path: P
     (path,) = Path(built["child_path"]).glob("*.gguf")
     far = compare_closely(path, as_stored(child, "f16", stored_in_child(child_file)), vocabulary, tokenizer)
     parent = load_parent(str(EMBEDDED))
-    write_gguf(tmp_path / "uniform.gguf", parent.model, "q8_0", vocabulary)
-    uniform = compare_closely(tmp_path / "uniform.gguf", as_stored(parent.model, "q8_0"), vocabulary, tokenizer)
+    write_gguf(tmp_path / "uniform.gguf", parent.whole(), "q8_0", vocabulary)
+    uniform = compare_closely(tmp_path / "uniform.gguf", as_stored(parent.whole(), "q8_0"), vocabulary, tokenizer)
     assert far.kl <= 4 * uniform.kl + 1e-4, f"{far} against {uniform}"
 
 

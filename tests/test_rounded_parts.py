@@ -41,7 +41,7 @@ def mixed(parent: Parent, tables: str = " tables@q5_0") -> Architecture:
 
 def own_weights(parent: Parent, part: Choice) -> Weights:
     if part.is_table:
-        state = parent.model.state_dict()
+        state = parent.whole().state_dict()
         return {name: state[name] for name in table_names(part.role, parent.shape.tied)}
     return parent_part(parent, part.layer, part.role)
 
@@ -116,7 +116,7 @@ def test_a_whole_architecture_is_scored_with_its_tables(
 
 @pytest.fixture(scope="module")
 def child(trained_parent: Parent, text_ids: Tensor) -> tuple[object, dict[str, Tensor]]:
-    return round_model(trained_parent.model, mixed(trained_parent), RoundingText(text_ids[:16], 4))
+    return round_model(trained_parent.whole(), mixed(trained_parent), RoundingText(text_ids[:16], 4))
 
 
 def test_a_rounded_child_holds_what_its_file_holds(
@@ -157,15 +157,15 @@ def test_llama_cpp_is_as_near_to_a_mixed_child_as_to_a_uniform_one(
     model, stored = child
     vocabulary = dummy_vocabulary(trained_parent.shape.vocabulary)
     write_gguf(tmp_path / "mixed.gguf", model, "f16", vocabulary, stored=stored)
-    write_gguf(tmp_path / "uniform.gguf", trained_parent.model, "q8_0", vocabulary)
+    write_gguf(tmp_path / "uniform.gguf", trained_parent.whole(), "q8_0", vocabulary)
     far = compare_closely(tmp_path / "mixed.gguf", as_stored(model, "f16", stored), vocabulary, None)
-    uniform = compare_closely(tmp_path / "uniform.gguf", as_stored(trained_parent.model, "q8_0"), vocabulary, None)
+    uniform = compare_closely(tmp_path / "uniform.gguf", as_stored(trained_parent.whole(), "q8_0"), vocabulary, None)
     assert far.kl <= 4 * uniform.kl + 1e-4, f"{NAMED_PARENT.name}: {far} against {uniform}"
 
 
 def test_the_unrounded_child_is_not_changed(trained_parent: Parent, text_ids: Tensor) -> None:
     before = logits(trained_parent.model, text_ids[:2])
-    round_model(trained_parent.model, mixed(trained_parent), RoundingText(text_ids[:4], 2), how="diagonal")
+    round_model(trained_parent.whole(), mixed(trained_parent), RoundingText(text_ids[:4], 2), how="diagonal")
     assert torch.equal(before, logits(trained_parent.model, text_ids[:2]))
 
 

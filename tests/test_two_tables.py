@@ -104,7 +104,7 @@ def test_the_file_holds_each_in_its_type_and_llama_cpp_runs_it(
     embedding: str, head: str, parent: Parent, text_ids: Tensor, tmp_path: Path
 ) -> None:
     architecture, shape = stored_as(parent, embedding, head), parent.shape
-    child, stored = round_model(parent.model, architecture, RoundingText(text_ids[:8], 4))
+    child, stored = round_model(parent.whole(), architecture, RoundingText(text_ids[:8], 4))
     vocabulary = dummy_vocabulary(shape.vocabulary)
     model = write_gguf(tmp_path / "child.gguf", child, "f16", vocabulary, stored=stored)
     assert model.precisions == {"q8_0", embedding, head}

@@ -19,6 +19,7 @@ from blocklib.precisions.rounding import How
 from blocklib.shape import Shape
 from blocklib.stream import delta, embed, rotary, slot_delta, variant
 from blocklib.tables import EMBEDDING, HEAD
+from blocklib.widened import kept_wide
 
 RoundedPart = tuple[Choice, dict[str, Tensor]]
 
@@ -56,8 +57,9 @@ def round_parts(
             yield from _in_each(part, wanted[part], weights, inputs.result(), (shape, how))
         if not pending:
             return
-        for residual in residuals:
-            residual += slot_delta(model, slot, residual, tables)
+        with kept_wide():
+            for residual in residuals:
+                residual += slot_delta(model, slot, residual, tables)
     if not pending:
         return
     meter = MomentMeter()

@@ -134,7 +134,7 @@ class _Models:
         if self._how.chat and not tokenizer.chat_template:
             raise EvaluationError("--apply-chat-template: the parent's tokenizer has no chat template; leave it out")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        parent = load_parent(str(folder)).model
+        parent = load_parent(str(folder)).whole()
         named = (("parent", parent), ("child", child))
         pair = [EvaluatedModel(what, model.to(device), tokenizer, self._how) for what, model in named]  # type: ignore[arg-type]
         return pair[0], pair[1]

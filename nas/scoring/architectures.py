@@ -41,7 +41,7 @@ def score_whole(
         return
     wanted = list(dict.fromkeys(architectures))
     # Those of one embedding begin alike, and those that keep keys and values alike run alike.
-    kept = {architecture: KeptType.of(architecture, parent.model.config) for architecture in wanted}
+    kept = {architecture: KeptType.of(architecture, parent.config) for architecture in wanted}
     wanted.sort(key=lambda one: (list(map(str, one.tables)), kept[one].name, kept[one].interleaved))
     layers = {
         choice: variant(parent.model, choice, weights_of(choice))

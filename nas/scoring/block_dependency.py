@@ -74,7 +74,7 @@ def dependency_of(
         folder = parent_folder(checkpoint, Path(default_home()).expanduser(), say=shown.say)
         inspect(folder)  # its files first: loading them takes long
         tokenizer, loaded = load_tokenizer(folder), load_parent(str(folder))
-        length = min(_SEQUENCE, tokens, loaded.model.config.max_position_embeddings)
+        length = min(_SEQUENCE, tokens, loaded.config.max_position_embeddings)
         # Calibration is the head of distillation; the other sets are not read.
         data = Data(
             train=train,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from blocklib.errors import NotFiniteError
+from blocklib.widened import kept_wide
 
 
 def numbers_at_once(device: torch.device) -> int:
@@ -64,10 +65,11 @@ class FidelityMeter:
         models_NRD = models_NBTD[:, :, :-1].flatten(1, 2)
         # A row of logits is long, and a head is slow on a few rows.
         rows = max(1, 8 * numbers_at_once(parent_RD.device) // head.out_features)
-        for start in range(0, len(targets_R), rows):
-            part = slice(start, start + rows)
-            self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], head, places)
-            read(len(targets_R[part]) * len(places))
+        with kept_wide():
+            for start in range(0, len(targets_R), rows):
+                part = slice(start, start + rows)
+                self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], head, places)
+                read(len(targets_R[part]) * len(places))
         self._tokens_N[list(places)] += len(targets_R)
 
     def _add_rows(

@@ -15,6 +15,7 @@ from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, embed, rotary, slot_delta
+from blocklib.widened import kept_wide
 from nas.scoring.fidelity import numbers_at_once
 
 
@@ -98,7 +99,8 @@ def _summed_loss(model: PuzzleNasForCausalLM, residual_BTD: Tensor, ids_BT: Tens
     # A row of logits is long, and a head is slow on a few rows.
     rows = max(1, 8 * numbers_at_once(final_RD.device) // model.lm_head.out_features)
     total = 0.0
-    for targets, final in zip(targets_R.split(rows), final_RD.split(rows), strict=True):
-        losses_R = functional.cross_entropy(model.lm_head(final).float(), targets, reduction="none")
-        total += float(losses_R.double().sum())
+    with kept_wide():
+        for targets, final in zip(targets_R.split(rows), final_RD.split(rows), strict=True):
+            losses_R = functional.cross_entropy(model.lm_head(final).float(), targets, reduction="none")
+            total += float(losses_R.double().sum())
     return total

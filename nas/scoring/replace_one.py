@@ -18,6 +18,7 @@ from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.stream import Variant, delta, embed, rotary, slot_delta, variant
 from blocklib.tables import Ends
+from blocklib.widened import kept_wide
 from nas.scoring.fidelity import Fidelity, FidelityMeter, numbers_at_once
 
 # The stack of variants holds at most this many residual numbers (256 MiB in float32).
@@ -88,7 +89,7 @@ class _Work:
     ):
         slots = 2 * parent.shape.layers
         slot_parameters = sum(values.numel() for values in parent.model.model.layers.parameters()) / slots
-        self._head = parent.model.lm_head.weight.numel() / slot_parameters
+        self._head = parent.shape.vocabulary * parent.shape.hidden / slot_parameters
         # Each sweep takes the parent along.
         ends = [[choice.first_slot + choice.span for choice in swept if not choice.is_table] for swept in sweeps]
         lengths = [
@@ -123,9 +124,10 @@ def _sweep(parent: Parent, swept: _Swept, ids_BT: Tensor, passed: Callable[[int]
     entering: dict[int, Tensor] = {}
     for slot in range(2 * parent.shape.layers):
         entering[slot] = stack_NBTD[0].clone()
-        for some_NBTD in stack_NBTD[:joined].split(at_once):
-            residual = some_NBTD.flatten(0, 1)
-            residual += slot_delta(parent.model, slot, residual, tables)
+        with kept_wide():
+            for some_NBTD in stack_NBTD[:joined].split(at_once):
+                residual = some_NBTD.flatten(0, 1)
+                residual += slot_delta(parent.model, slot, residual, tables)
         passed(joined * ids_BT.numel())
         while pending and pending[0].first_slot + pending[0].span == slot + 1:
             choice = pending.pop(0)

@@ -51,7 +51,7 @@ def own_model(folder: str, scenario: Scenario) -> Any:
     from cost_models.engines.torch_eager import torch_dtype
 
     if read_json(Path(folder, "config.json")).get("model_type") != PuzzleNasConfig.model_type:
-        parent: Any = load_parent(folder, torch_dtype(scenario)).model
+        parent: Any = load_parent(folder, torch_dtype(scenario)).whole()
         return parent.to(scenario.device)
     model = load(folder, scenario)
     TorchCompile().check(Architecture.parse(model.config.architecture).choices(), model.config, scenario)

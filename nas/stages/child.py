@@ -19,7 +19,6 @@ from blocklib.block import Architecture, Choice
 from blocklib.kinds import parameters, parent_architecture
 from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
-from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
 from blocklib.precisions.layer_checkpoints import LayerCheckpoints
 from blocklib.precisions.round_model import RoundingText, Stored, round_model
@@ -144,7 +143,7 @@ class _ChildTask:
     of the calibration text run at a time where weights are rounded. `is_through`: they are healed through their
     rounding; `round`: how layers are trained through it."""
 
-    parent: PackedParent
+    parent: Parent
     calibration: Ids
     distillation: Ids
     evaluation: Ids
@@ -193,7 +192,7 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
     with _alone(f"{task.checkpoints}.lock", report):
         if task.file.is_file():
             return Evaluations.of(found_with(task.file))
-        parent, heldout = unpack(task.parent, task.device), tensor(task.evaluation, task.device)
+        parent, heldout = task.parent.on(task.device), tensor(task.evaluation, task.device)
         evaluator = Evaluator(parent.model, heldout)
 
         def evaluated(model: PuzzleNasForCausalLM, what: str) -> Fidelity:
@@ -287,7 +286,7 @@ def _alone(lock: str, report: Report) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _TimeTask:
-    parent: PackedParent
+    parent: Parent
     parts: _Parts
     scenario: Scenario
     rounds: Rounds
@@ -332,12 +331,12 @@ def _time(task: _TimeTask, report: Report) -> Times:
     leaves the verdict undecided, it is timed again until the patience is used up."""
     scenario, rounds = task.scenario, task.rounds
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(task.budget) else None)
-    parent = unpack(task.parent)
+    parent = task.parent.on("cpu")
     child = task.parts.assembled(parent)
 
     with (
         alone_on(scenario.device, lambda words: report(doing=words)),
-        engine.real(parent.model, scenario) as control,
+        engine.real(parent.whole(), scenario) as control,
         engine.real(child, scenario) as other,
     ):
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from rich.console import Console
 
-from blocklib.packed import pack
 from db.store import Store
 from nas.cluster.tasks import Cluster
 from nas.stages.prepare import Job
@@ -23,7 +22,7 @@ class Shared:
         """A handle to "parent", or to a set of tokens by its name. A worker gets the value if a field of its task is a
         handle."""
         if name not in self._handles:
-            value = pack(self._job.parent) if name == "parent" else getattr(self._job.tokens, name)
+            value = self._job.parent if name == "parent" else getattr(self._job.tokens, name)
             self._handles[name] = self._cluster.share(value)
         return self._handles[name]
 

@@ -121,7 +121,7 @@ def _timed(context: Context, missing: Sequence[str]) -> Iterator[tuple[str, Comp
         return
     job, asked = context.job, context.job.request.measure
     rounds = Rounds(most=100, tolerance=asked.tolerance / 2, seconds=asked.time_limit)
-    config, parent = job.parent.model.config.to_dict(), str(job.parent.architecture)
+    config, parent = job.parent.config.to_dict(), str(job.parent.architecture)
     tasks = [
         _WholesTask(config, parent, missing[start : start + _IN_A_TASK], job.scenario, rounds)
         for start in range(0, len(missing), _IN_A_TASK)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from blocklib.block import Choice
 from blocklib.model import PuzzleNasConfig
-from blocklib.packed import PackedParent, unpack
+from blocklib.parent import Parent
 from cost_models.analytic import choice_cost, fixed_cost
 from cost_models.cost import ZERO, Cost
 from cost_models.energy.meter import meter_of
@@ -129,7 +129,7 @@ class _MeasureTask:
 
 @dataclass(frozen=True)
 class _SimulateTask:
-    parent: PackedParent
+    parent: Parent
     calibration: Ids
     wanted: Sequence[Geometry]
     scenario: Scenario
@@ -153,7 +153,7 @@ def _measured_or_simulated(
             ((_, (found, stopped)),) = context.cluster.run(_simulate, [simulation], **how, progress=shown)
         else:
             rounds = Rounds(tolerance=job.request.measure.tolerance, seconds=job.request.measure.time_limit)
-            config = job.parent.model.config.to_dict()
+            config = job.parent.config.to_dict()
             timing = _MeasureTask(config, wanted, job.scenario, rounds, quality_of(job), _is_metered(job))
             ((_, (found, stopped)),) = context.cluster.run(_measure, [timing], **how, progress=shown)
     return {timed.geometry: timed for timed in found}, stopped
@@ -242,7 +242,7 @@ def _measure(task: _MeasureTask, report: Report) -> _Measured:
 def _simulate(task: _SimulateTask, report: Report) -> _Measured:
     found: list[MeasuredGeometry] = []
     ids_BT = tensor(task.calibration, "cpu")
-    for simulated in simulate(unpack(task.parent), task.wanted, task.scenario, task.hierarchy, ids_BT):
+    for simulated in simulate(task.parent.on("cpu"), task.wanted, task.scenario, task.hierarchy, ids_BT):
         found.append(simulated)
         report(len(found), len(task.wanted) + 1)
     return tuple(found), ""

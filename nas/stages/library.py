@@ -20,7 +20,6 @@ from blocklib.distil import Distilled, Progress, Texts, Training, distil
 from blocklib.kind import Weights
 from blocklib.kinds import parameters
 from blocklib.library import Library
-from blocklib.packed import PackedParent, unpack
 from blocklib.parent import Parent
 from blocklib.precisions.parts import as_floats
 from db import models
@@ -43,7 +42,7 @@ _DEPENDENCY_TOKENS = 8192
 
 @dataclass(frozen=True)
 class _DependTask:
-    parent: PackedParent
+    parent: Parent
     calibration: Ids
     device: str
 
@@ -61,7 +60,7 @@ def measure_dependency(context: Context) -> Matrix:
 def _depend(task: _DependTask, report: Report) -> Matrix:
     sequences = max(1, _DEPENDENCY_TOKENS // task.calibration.shape[1])
     ids_BT = tensor(task.calibration[:sequences], task.device)
-    return block_dependency(unpack(task.parent, task.device).model, ids_BT, report)
+    return block_dependency(task.parent.on(task.device).model, ids_BT, report)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class _Building:
 class _BuildTask:
     """`root` is the library's folder, `heldout` the text on which the losses of subblocks are measured."""
 
-    parent: PackedParent
+    parent: Parent
     calibration: Ids
     distillation: Ids
     heldout: Ids
@@ -148,7 +147,7 @@ def _build(task: _BuildTask, report: Report) -> tuple[_Record, ...]:
             tensor(task.heldout[:CHECKED], task.device), task.settings.batch,
         )  # fmt: skip
         at_work = distil(
-            unpack(task.parent, task.device), missing, texts, least_squares=task.settings.least_squares,
+            task.parent.on(task.device), missing, texts, least_squares=task.settings.least_squares,
             doing=lambda words: report(doing=words), heard=rarely(report, 1.0),
         )  # fmt: skip
         for event in at_work:
@@ -178,7 +177,7 @@ def _record(distilled: Distilled, key: str) -> _Record:
 class _ScoreTask:
     """`work` is choices, each with the keys of its parts in the library, whose folder is `root`."""
 
-    parent: PackedParent
+    parent: Parent
     ids: Ids
     root: Path
     work: Mapping[Choice, Mapping[Choice, str]]
@@ -221,7 +220,7 @@ def score_choices(context: Context, choices: Iterable[Choice]) -> int:
 
 
 def _score(task: _ScoreTask, report: Report) -> Mapping[Choice, Fidelity]:
-    parent, library = unpack(task.parent, task.device), Library(task.root)
+    parent, library = task.parent.on(task.device), Library(task.root)
     weights = {choice: choice_weights(parent, library, choice, keys) for choice, keys in task.work.items()}
     for event in score(parent, weights, tensor(task.ids, task.device), rarely(report, 1.0)):
         if not isinstance(event, Progress):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blocklib.block import Choice
 from blocklib.library import Library
-from blocklib.packed import PackedParent, unpack
+from blocklib.parent import Parent
 from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.scoring.fidelity import Fidelity
@@ -30,7 +30,7 @@ class _ErrorTask:
     """`keys` are those in the library, whose folder is `root`: of `work`, and of what it was rounded from where that is
     not the parent's own."""
 
-    parent: PackedParent
+    parent: Parent
     ids: Ids
     root: Path
     work: Sequence[Choice]
@@ -109,7 +109,7 @@ def _fidelity(row: models.ScoreRow) -> Fidelity:
 
 
 def _errors(task: _ErrorTask, report: Report) -> dict[Choice, float]:
-    parent, library = unpack(task.parent, task.device), Library(task.root)
+    parent, library = task.parent.on(task.device), Library(task.root)
     ids_BT = tensor(to_compare(task.ids), task.device)
     weights = partial(choice_weights, parent, library, keys=task.keys)
     found: dict[Choice, float] = {}

@@ -262,7 +262,7 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
     tokenizer = load_tokenizer(folder, request.allow_remote_code)
     parent = load_parent(str(folder))
     parent = replace(parent, notes=(*stored_in(request.checkpoint), *parent.notes))
-    check_sizes(request, parent.shape, parent.model.config)
+    check_sizes(request, parent.shape, parent.config)
     scenario, table = scenario_of(request), None
     if request.measure.table is not None:
         table = read_cost_table(request.measure.table)

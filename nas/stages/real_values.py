@@ -18,10 +18,11 @@ from rich.console import Console
 from blocklib.block import Architecture, Choice
 from blocklib.distil import Progress
 from blocklib.library import Library
-from blocklib.packed import PackedParent, unpack
+from blocklib.parent import Parent
 from db import models
 from db.store import Store
 from nas.cluster.shared_home import check_shared
+from nas.cluster.shared_parent import check_parent_seen
 from nas.cluster.tasks import STARTING, Cluster, Report, Result, Task
 from nas.errors import StaleSearchError
 from nas.files.home import home_of
@@ -105,6 +106,7 @@ class Reality:
     @cached_property
     def _context(self) -> Context:
         check_shared(self._cluster, self.job.home)
+        check_parent_seen(self._cluster, self.job.parent)
         return Context.of(self.job, self._store, self._cluster, self._console)
 
     def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:
@@ -210,7 +212,7 @@ class Reality:
 class _WholeTask:
     """`keys` are those of the parts that the architectures take from the library, whose folder is `root`."""
 
-    parent: PackedParent
+    parent: Parent
     ids: Ids
     root: Path
     architectures: Sequence[Architecture]
@@ -220,7 +222,7 @@ class _WholeTask:
 
 def _whole(task: _WholeTask, report: Report) -> dict[str, float]:
     """The KL of each architecture."""
-    parent, library = unpack(task.parent, task.device), Library(task.root)
+    parent, library = task.parent.on(task.device), Library(task.root)
     ids_BT = tensor(task.ids, task.device)
     for event in score_whole(
         parent, task.architectures, lambda choice: choice_weights(parent, library, choice, task.keys), ids_BT
@@ -234,13 +236,13 @@ def _whole(task: _WholeTask, report: Report) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _InfluenceTask:
-    parent: PackedParent
+    parent: Parent
     calibration: Ids
     device: str
 
 
 def _influence(task: _InfluenceTask, report: Report) -> tuple[float, ...]:
-    parent = unpack(task.parent, task.device)
+    parent = task.parent.on(task.device)
     report(doing="one pass of the parent")
     return tuple(block_influence(parent, tensor(task.calibration, task.device)))
 
@@ -249,7 +251,7 @@ def _influence(task: _InfluenceTask, report: Report) -> tuple[float, ...]:
 class _RemovalTask:
     """`wanted` rounds of SLEB, including the `known` ones."""
 
-    parent: PackedParent
+    parent: Parent
     calibration: Ids
     known: Sequence[Mapping[int, float]]
     wanted: int
@@ -258,7 +260,7 @@ class _RemovalTask:
 
 def _removed(task: _RemovalTask, report: Report) -> tuple[Mapping[int, float], ...]:
     """The losses of each round by layer."""
-    parent, ids_BT = unpack(task.parent, task.device), tensor(task.calibration, task.device)
+    parent, ids_BT = task.parent.on(task.device), tensor(task.calibration, task.device)
     known, wanted = task.known, task.wanted
     inner = range(1, parent.shape.layers - 1)
     models = sum(len(inner) - before for before in range(len(known), wanted))

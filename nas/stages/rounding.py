@@ -12,7 +12,7 @@ from blocklib.assemble import parent_part
 from blocklib.block import Choice
 from blocklib.kind import Weights
 from blocklib.library import Library
-from blocklib.packed import PackedParent, unpack
+from blocklib.parent import Parent
 from blocklib.precisions.round_library import round_parts
 from blocklib.precisions.rounding import How
 from blocklib.tables import table_names
@@ -38,7 +38,7 @@ class _Rounding:
 class _RoundTask:
     """`root` is the library's folder; `batch` sequences of the calibration text run at a time."""
 
-    parent: PackedParent
+    parent: Parent
     calibration: Ids
     root: Path
     work: Sequence[_Rounding]
@@ -77,15 +77,14 @@ def _work(part: Choice) -> float:
 
 
 def _round(task: _RoundTask, report: Report) -> int:
-    library, parent = Library(task.root), unpack(task.parent, task.device)
+    library, parent = Library(task.root), task.parent.on(task.device)
     keys = {one.part: one.key for one in task.work}
     before: Mapping[Choice, str | None] = {one.part.unrounded: one.unrounded for one in task.work}
 
     def weights_of(part: Choice) -> Weights:
         key = before[part]
         if part.is_table:
-            state = parent.model.state_dict()
-            return {name: state[name] for name in table_names(part.role, parent.shape.tied)}
+            return {name: parent.tensor(name) for name in table_names(part.role, parent.shape.tied)}
         return parent_part(parent, part.layer, part.role) if key is None else library.load(part, key)
 
     missing = [part for part in keys if not library.has(part, keys[part])]

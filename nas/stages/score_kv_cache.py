@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from blocklib.packed import PackedParent, unpack
+from blocklib.parent import Parent
 from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.scoring.fidelity import Fidelity
@@ -17,7 +17,7 @@ from nas.terminal.progress import bar
 class _KeptTask:
     """`names` are llama.cpp's types."""
 
-    parent: PackedParent
+    parent: Parent
     ids: Ids
     names: Sequence[str]
     batch: int
@@ -45,5 +45,5 @@ def score_caches(context: Context) -> int:
 
 
 def _score(task: _KeptTask, report: Report) -> Mapping[str, Fidelity]:
-    parent, ids_BT = unpack(task.parent, task.device), tensor(task.ids, task.device)
+    parent, ids_BT = task.parent.on(task.device), tensor(task.ids, task.device)
     return score_kv_caches(parent, task.names, ids_BT, task.batch, report)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from blocklib.block import Architecture
 from blocklib.formats.gguf import as_stored
-from blocklib.packed import PackedParent, unpack
+from blocklib.parent import Parent
 from cost_models.analytic import architecture_cost
 from cost_models.engines.engines import engine_of
 from cost_models.scenario import Scenario
@@ -21,6 +21,7 @@ from cost_models.timing.pair import Comparison, Rounds
 from db import models
 from db.store import Store
 from nas.cluster.shared_home import check_shared
+from nas.cluster.shared_parent import check_parent_seen
 from nas.cluster.tasks import STARTING, Cluster, Report
 from nas.errors import UsageError
 from nas.files.home import child_file, home_of
@@ -73,6 +74,7 @@ def beside_uniform(
         names = precisions(job.request.space, job.parent.shape)
         with Cluster(job.request.ray.address) as cluster:
             check_shared(cluster, job.home)
+            check_parent_seen(cluster, job.parent)
             context = Context.of(job, store, cluster, console)
             fidelities = _fidelities(context, names)
             times = _times(context, names, child_file(job.home, trial.child_key)) if time else {}
@@ -112,7 +114,7 @@ def _with_times(row: StoredModel, times: Mapping[str, Comparison], scenario: Sce
 
 @dataclass(frozen=True)
 class _EvaluateTask:
-    parent: PackedParent
+    parent: Parent
     evaluation: Ids
     precisions: Sequence[str]
     device: str
@@ -131,15 +133,15 @@ def _fidelities(context: Context, names: Sequence[str]) -> dict[str, Fidelity]:
 
 
 def _evaluated(task: _EvaluateTask, report: Report) -> dict[str, Fidelity]:
-    parent = unpack(task.parent)
-    evaluator = Evaluator(unpack(task.parent, task.device).model, tensor(task.evaluation, task.device))
+    parent = task.parent.whole()
+    evaluator = Evaluator(task.parent.on(task.device).model, tensor(task.evaluation, task.device))
     found: dict[str, Fidelity] = {}
     for name in task.precisions:
 
         def heard(done: int, total: int) -> None:
             report(len(found) + done / total, len(task.precisions))
 
-        model = as_stored(parent.model, name).to(task.device)  # type: ignore[arg-type]
+        model = as_stored(parent, name).to(task.device)  # type: ignore[arg-type]
         found[name] = evaluator.evaluate(model, heard)
     return found
 
@@ -148,7 +150,7 @@ def _evaluated(task: _EvaluateTask, report: Report) -> dict[str, Fidelity]:
 class _TimeUniformTask:
     """`child` is the path of the child's file."""
 
-    parent: PackedParent
+    parent: Parent
     child: Path
     precisions: Sequence[str]
     scenario: Scenario
@@ -167,7 +169,7 @@ def _times(context: Context, names: Sequence[str], child: Path) -> dict[str, Com
 def _timed(task: _TimeUniformTask, report: Report) -> dict[str, Comparison]:
     """Each uniform file in turns with the child's."""
     engine, scenario = engine_of(task.scenario.engine), task.scenario
-    parent, child = unpack(task.parent).model, load_child(task.child)
+    parent, child = task.parent.whole(), load_child(task.child)
     found: dict[str, Comparison] = {}
     with ExitStack() as held:
         held.enter_context(alone_on(scenario.device, lambda words: report(doing=words)))

@@ -1,0 +1,43 @@
+"""A model that computes in one type on weights that stay stored in another: each is converted where it is used.
+
+A layer at work holds its own weights a second time, in the type it computes in, and no other layer does. Whoever uses a
+layer several times in turn keeps that copy by `kept_wide`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+kept_wide = parametrize.cached
+"""Inside this `with`, a weight that was converted stays so."""
+
+
+class _Widened(nn.Module):
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self._dtype = dtype
+
+    def forward(self, stored: Tensor) -> Tensor:
+        return stored.to(self._dtype)
+
+
+def compute_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Have a model compute in `dtype`. A parameter that is of `dtype` already stays as it is."""
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.dtype == dtype:
+                continue
+            if isinstance(module, nn.Embedding):
+                # A few rows are read of it.
+                module.register_forward_hook(_output_in(dtype))
+            else:
+                parametrize.register_parametrization(module, name, _Widened(dtype), unsafe=True)
+
+
+def _output_in(dtype: torch.dtype) -> Any:
+    def widen(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output.to(dtype)
+
+    return widen

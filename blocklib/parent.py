@@ -22,8 +22,9 @@ from blocklib.families import attention_scale
 from blocklib.hub import folder_of
 from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
-from blocklib.loading import readable
+from blocklib.loading import Readable, readable
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.returned_memory import returned_memory
 from blocklib.same_logits import check_same_logits
 from blocklib.shape import Shape
 from blocklib.stored_weights import StoredWeights, mapped
@@ -108,16 +109,21 @@ def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
     model, CheckpointError where a file is damaged, a tensor missing, left over or not finite, naming it.
     """
     found = readable(inspect(folder_of(source)))
+    weights = StoredWeights.of(found)
+    config = child_config(found.config, parent_architecture(found.shape), found.shape)
+    with returned_memory():
+        _check_finite(found)
+        check_same_logits(found, config, weights, dtype)
+        digest = _digest(config, weights, dtype)
+    return Parent(source, config, weights, found.shape, digest, dtype, found.notes)
+
+
+def _check_finite(found: Readable) -> None:
     for tensor in found.tensors.values():
         for piece in _pieces(partial(mapped, tensor)):
             if not torch.isfinite(piece).all():
                 cause = f"{tensor.name} holds NaN or infinite values"
                 raise CheckpointError(found.checkpoint.folder, cause, "the checkpoint is damaged")
-    weights = StoredWeights.of(found)
-    config = child_config(found.config, parent_architecture(found.shape), found.shape)
-    parent = Parent(source, config, weights, found.shape, _digest(config, weights, dtype), dtype, found.notes)
-    check_same_logits(found, config, weights, dtype)
-    return parent
 
 
 def parent_of(source: str, config: PuzzleNasConfig, weights: Weights) -> Parent:

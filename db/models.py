@@ -271,6 +271,9 @@ class TrialRow(Base, kw_only=True):
     heal_tokens: Mapped[int | None] = mapped_column(default=None)
     round_tokens: Mapped[int | None] = mapped_column(default=None)
     """Those on which each layer of the child was trained through its rounding."""
+    heal_curve: Mapped[list[list[float]] | None] = mapped_column(default=None)
+    """Points of tokens and loss while it was healed, on the text it trained on: the KL with the loss's other terms.
+    Empty where it was not healed."""
 
     child_path: Mapped[str | None] = mapped_column(default=None)
     details: Mapped[dict[str, Any]] = mapped_column(default_factory=dict)
@@ -333,13 +336,13 @@ OF_THE_CHILD = (
     "energy_j", "energy_ratio", "energy_spread", "contention", "memory_bytes", "file_bytes",
     "bits_per_weight", "parameters",
     "kl_whole", "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement",
-    "hidden_cosine", "heal_tokens", "round_tokens",
+    "hidden_cosine", "heal_tokens", "round_tokens", "heal_curve",
 )  # fmt: skip
 """Columns of a trial that are measured of its child, whatever the trial was proposed for."""
 
 OF_THE_HEALED = (
     "kl_before_heal", "lm_loss_before_heal", "kl", "lm_loss", "perplexity", "top1_agreement", "hidden_cosine",
-    "heal_tokens", "round_tokens",
+    "heal_tokens", "round_tokens", "heal_curve",
 )  # fmt: skip
 """Those of them that depend on healing, and on training through rounding. The others depend on the architecture alone:
 neither changes a shape."""

@@ -120,5 +120,6 @@ def add_trial(store: Store, search: models.SearchRow, budget: str, factor: float
         kl=0.5 * trial.score,
         lm_loss=2.25,
         perplexity=9.4877,
+        heal_curve=CURVE,
         details={"parent": {"lm_loss": 2.0, "latency_s": whole_s}},
     )

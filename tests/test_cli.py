@@ -154,6 +154,8 @@ def test_an_architecture_that_was_built_is_that_child_for_another_budget(
     assert trial["architecture"] == built["architecture"]
     for column in ("kl", "lm_loss", "latency_s", "throughput", "heal_tokens", "kl_before_heal"):
         assert trial[column] == built[column] is not None
+    assert trial["heal_curve"] == json.loads(built["heal_curve"])
+    assert trial["heal_curve"][-1][0] == trial["heal_tokens"]
     _json(here(home, "export", str(trial["id"]), "--out", tmp_path / "out", "--json"))
     # The child stays: the trial that was built is it.
     told = _json(here(home, "trials", "--ids", str(trial["id"]), "--delete", "--yes", "--json"))

@@ -26,7 +26,7 @@ from nas.scoring.fidelity import Fidelity
 from nas.stages.child import _ChildTask, _make
 from nas.stages.child_file import found_with, load_child, save_child
 from nas.stages.evaluate import Evaluations, evaluate
-from nas.stages.heal import heal
+from nas.stages.heal import heal, loss_curve
 from nas.stages.heal_settings import Healing
 
 CHILD = "skip+ffn48 kv1+ffn16 linear+ffn48 kv4+fuse(ffn48,ffn48) kv2+ffn48"
@@ -112,6 +112,9 @@ def test_killed_half_way_it_ends_where_it_would_have(tmp_path: Path) -> None:
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(child.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    curve = loss_curve(tmp_path / "killed", ids, SHORT)
+    assert [tokens for tokens, _ in curve] == [48 * (step + 1) for step in range(20)]
+    assert [loss for _, loss in curve] == losses(tmp_path / "whole")
 
 
 def test_done_already_it_does_nothing(tmp_path: Path) -> None:

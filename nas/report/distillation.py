@@ -93,6 +93,11 @@ def panels(rows: Iterable[models.DistillationRow]) -> tuple[Panel, ...]:
     return tuple(Panel(f"{role}: {kind}", tuple(curves)) for (role, kind), curves in sorted(found.items()))
 
 
+def healing_panel(curve: Sequence[Sequence[float]]) -> Panel:
+    """The losses of a child while it was healed."""
+    return Panel("child", (Curve("healing", tuple((tokens, loss) for tokens, loss in curve)),))
+
+
 def _kept(group: Sequence[models.DistillationRow]) -> str:
     """The step whose weights were kept, with counts if the layers differ."""
     counted = Counter(map(_kept_of, group))

@@ -108,12 +108,20 @@ def _sections(
         "offers": offers(options, metric, _cost_asked(budget), scenario_in(search), child),
         "cost_asked": _cost_asked(budget).name,
         "distilled": distillation.lines(distillations),
+        "healing": _healing(chosen) if chosen else None,
         "curves": inlined(curves_figure(panels), "training loss against tokens, by kind") if panels else None,
         "stages": _stage_lines(store.stages(search.id)),
         "failures": store.failures(search.id),
         "trials": trials,
         "request": json.dumps(search.request, indent=2, ensure_ascii=False),
     }
+
+
+def _healing(chosen: models.TrialRow) -> str | None:
+    """The losses of healing, drawn; None where the child was not healed, or before losses were kept."""
+    if not chosen.heal_curve or len(chosen.heal_curve) < 2:
+        return None
+    return inlined(curves_figure([distillation.healing_panel(chosen.heal_curve)]), "loss of healing against tokens")
 
 
 def _stored_tables(child: Architecture) -> str:

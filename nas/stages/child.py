@@ -51,6 +51,9 @@ from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, ten
 from nas.stages.prepare import Job
 from nas.terminal.progress import bar, rarely
 
+Curve = tuple[tuple[float, float], ...]
+"""Points of tokens and loss."""
+
 
 @dataclass(frozen=True)
 class _Parts:
@@ -181,6 +184,7 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
         hidden_cosine=after.hidden_cosine,
         heal_tokens=healing.tokens if healing else 0,
         round_tokens=job.request.round.tokens,
+        heal_curve=[list(point) for point in found.curve] or None,
         details={"parent": {"lm_loss": found.parent.lm_loss, "vocabulary": job.parent.shape.vocabulary}},
     )
 
@@ -205,7 +209,7 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
         own = evaluated(parent.model, "the parent")
         finished = _finished(parent, task, evaluated, report)
         after = evaluated(finished.child, "the healed child" if task.healing else "the child")
-        found = Evaluations(own, finished.before or after, after)
+        found = Evaluations(own, finished.before or after, after, finished.curve)
         save_child(task.file, finished.child, found.plain(), finished.stored)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
         return found
@@ -213,11 +217,13 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
 
 @dataclass(frozen=True, eq=False)
 class _Finished:
-    """A child, its rounded matrices, and how far it was from the parent `before` it was healed; None: it was not."""
+    """A child, its rounded matrices, how far it was from the parent `before` it was healed, and the losses of healing;
+    None and none: it was not."""
 
     child: PuzzleNasForCausalLM
     stored: Stored
     before: Fidelity | None
+    curve: Curve
 
 
 def _finished(
@@ -229,12 +235,13 @@ def _finished(
     rounds = task.parts.architecture != task.parts.architecture.unrounded
     heals_through = rounds and task.is_through
     child, before = task.parts.unrounded(parent), None
+    curve: Curve = ()
     if task.healing is not None and not heals_through:
         before = evaluated(task.parts.assembled(parent), "the child before healing")
         child = deepcopy(child)
-        _heal(parent, child, task, task.healing, report)
+        curve = _heal(parent, child, task, task.healing, report)
     if not rounds:
-        return _Finished(child, {}, before)
+        return _Finished(child, {}, before, curve)
 
     def heard(done: int, layers: int) -> None:
         report(doing=f"rounding the child, {done} of {layers} layers")
@@ -246,9 +253,9 @@ def _finished(
     if task.healing is not None and heals_through:
         before = evaluated(rounded, "the child before healing")
         hold(rounded, stored)
-        _heal(parent, rounded, task, task.healing, report)
+        curve = _heal(parent, rounded, task, task.healing, report)
         stored = settle(rounded, stored)
-    return _Finished(rounded, stored, before)
+    return _Finished(rounded, stored, before, curve)
 
 
 def _layer_training(task: _ChildTask) -> LayerTraining | None:
@@ -260,13 +267,14 @@ def _layer_training(task: _ChildTask) -> LayerTraining | None:
     return LayerTraining(tensor(task.distillation[-sequences:], task.device), asked.batch, asked.learning_rate)
 
 
-def _heal(parent: Parent, child: PuzzleNasForCausalLM, task: _ChildTask, healing: Healing, report: Report) -> None:
+def _heal(parent: Parent, child: PuzzleNasForCausalLM, task: _ChildTask, healing: Healing, report: Report) -> Curve:
     report(doing="loading the trainer")
-    from nas.stages.heal import heal  # It takes seconds to load, and only here.
+    from nas.stages.heal import heal, loss_curve  # It takes seconds to load, and only here.
 
     text = tensor(task.distillation, task.device)
     for event in heal(parent.model, child, text, healing, task.checkpoints):
         report(event.done_tokens, event.total_tokens)
+    return loss_curve(task.checkpoints, text, healing)
 
 
 @contextmanager

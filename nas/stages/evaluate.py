@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,23 +13,28 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.precisions.keys_and_values import KeptType, kept_in
 from nas.scoring.fidelity import Fidelity, FidelityMeter
 
+_EVALUATED = ("parent", "before", "after")
+
 
 @dataclass(frozen=True)
 class Evaluations:
     """Evaluations on held-out tokens: the child before and after healing, and the parent against itself, for its own
-    loss."""
+    loss. `curve` has the points of healing, tokens and loss; none where the child was not healed."""
 
     parent: Fidelity
     before: Fidelity
     after: Fidelity
+    curve: tuple[tuple[float, float], ...] = ()
 
-    def plain(self) -> dict[str, dict[str, float]]:
+    def plain(self) -> dict[str, Any]:
         """The evaluation as the child's file keeps it."""
-        return {name: vars(fidelity) for name, fidelity in vars(self).items()}
+        return {name: vars(getattr(self, name)) for name in _EVALUATED} | {"curve": self.curve}
 
     @staticmethod
-    def of(plain: Mapping[str, Mapping[str, float]]) -> "Evaluations":
-        return Evaluations(**{name: Fidelity(**values) for name, values in plain.items()})
+    def of(plain: Mapping[str, Any]) -> "Evaluations":
+        curve = tuple((tokens, loss) for tokens, loss in plain.get("curve", ()))
+        parent, before, after = (Fidelity(**plain[name]) for name in _EVALUATED)
+        return Evaluations(parent, before, after, curve)
 
 
 class Evaluator:

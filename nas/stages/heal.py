@@ -92,6 +92,15 @@ def _healing(
         yield event
 
 
+def loss_curve(checkpoints: Path, ids_BT: Tensor, settings: Healing) -> tuple[tuple[float, float], ...]:
+    """The points of a healing that has ended, its checkpoints still there: tokens, and the mean loss since the point
+    before."""
+    state = TrainerState.load_from_json(str(Path(_last_whole(checkpoints) or "", TRAINER_STATE_NAME)))
+    step_tokens = min(settings.batch, len(ids_BT)) * ids_BT.shape[1]
+    noted = [(float(entry["step"]), float(entry["loss"])) for entry in state.log_history if "loss" in entry]
+    return tuple((step * step_tokens, loss) for step, loss in noted)
+
+
 def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use_cpu: bool) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(checkpoints),

@@ -113,29 +113,28 @@ def distil(
     started = time.monotonic()
     model, batch, heldout_BT = parent.model, texts.batch, texts.heldout_BT
     runs: list[_SubblockTraining] = []
-    firsts: list[tuple[Choice, Variant]] = []
+    before: dict[Choice, list[Variant]] = {}
     untrained: dict[Choice, dict[str, Tensor]] = {}
     doing(f"first weights of {len(trainings)} subblocks")
     for unit in build(parent, list(trainings), texts.calibration_BT, batch, least_squares):
         doing(f"first weights of {len(runs) + 1} of {len(trainings)} subblocks")
-        layer = variant(model, unit.choice, _copied(unit.fitted))
+        untrained[unit.choice] = {name: tensor.contiguous() for name, tensor in unit.fitted.items()}
+        layer = variant(model, unit.choice, untrained[unit.choice])
         runs.append(_SubblockTraining(unit.choice, layer, trainings[unit.choice]))
-        untrained[unit.choice] = unit.fitted
-        firsts.append((unit.choice, variant(model, unit.choice, unit.first)))
-    doing("losses of first weights")
-    first_losses = _heldout_losses(model, firsts, heldout_BT, batch)
-    del firsts, unit
+        before[unit.choice] = [variant(model, unit.choice, unit.first), layer]
     doing("losses before training")
-    fitted_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
+    untrained_losses = _heldout_losses(model, before, heldout_BT, batch)
+    del before, unit
 
     doing("first batch")
     yield from _train(model, runs, texts.distillation_BT, batch, heard)
 
     doing("losses after training")
-    trained_losses = _heldout_losses(model, [(run.choice, run.layer) for run in runs], heldout_BT, batch)
+    trained_losses = _heldout_losses(model, {run.choice: [run.layer] for run in runs}, heldout_BT, batch)
     seconds = (time.monotonic() - started) / max(1, len(runs))
     for run in runs:
-        if trained_losses[run.choice] > fitted_losses[run.choice]:
+        (first_loss, fitted_loss), (trained_loss,) = untrained_losses[run.choice], trained_losses[run.choice]
+        if trained_loss > fitted_loss:
             # Too few steps, or too large ones. The weights they began from are closer to the parent.
             run.layer.load_state_dict(_copied(untrained[run.choice]), assign=True)
         yield Distilled(
@@ -143,9 +142,9 @@ def distil(
             weights={name: tensor.detach() for name, tensor in run.layer.state_dict().items()},
             tokens=run.training.tokens,
             seconds=seconds,
-            loss_first_weights=first_losses[run.choice],
-            loss_least_squares=fitted_losses[run.choice] if least_squares else None,
-            loss_trained=trained_losses[run.choice] if run.training.tokens else None,
+            loss_first_weights=first_loss,
+            loss_least_squares=fitted_loss if least_squares else None,
+            loss_trained=trained_loss if run.training.tokens else None,
             curve=tuple(run.curve),
             usage=_usage(model, run, heldout_BT, batch),
         )
@@ -207,6 +206,8 @@ def _train(
     if not active:
         return
     for run in active:
+        # The weights it begins with are kept, for when it ends worse.
+        run.layer.load_state_dict(_copied(run.layer.state_dict()), assign=True)
         run.layer.train()
         if run.training.lora_rank is None:
             run.layer.requires_grad_(True)
@@ -282,21 +283,22 @@ def _targets(
 
 @torch.no_grad()
 def _heldout_losses(
-    model: PuzzleNasForCausalLM, layers: Sequence[tuple[Choice, Variant]], heldout_BT: Tensor, batch: int
-) -> dict[Choice, float]:
-    """Held-out normalised squared error of each layer: the mean over batches. Raises NotFiniteError."""
-    by_choice = dict(layers)
-    sums = dict.fromkeys(by_choice, 0.0)
+    model: PuzzleNasForCausalLM, layers: Mapping[Choice, Sequence[Variant]], heldout_BT: Tensor, batch: int
+) -> dict[Choice, list[float]]:
+    """Held-out normalised squared error of each layer of each choice: the mean over batches. Raises NotFiniteError."""
+    sums = {choice: [0.0] * len(some) for choice, some in layers.items()}
     chunks = heldout_BT.split(batch)
     for ids_BT in chunks:
-        for choice, entering, target, tables in _targets(model, list(by_choice), ids_BT):
-            sums[choice] += float(normalised_error(delta(by_choice[choice], entering, tables), target))
-    for choice, total in sums.items():
-        if not math.isfinite(total):
-            raise NotFiniteError(
-                f"{choice}: its held-out distillation loss is {total}; the parent's activations may hold NaN"
-            )
-    return {choice: total / len(chunks) for choice, total in sums.items()}
+        for choice, entering, target, tables in _targets(model, list(layers), ids_BT):
+            for place, layer in enumerate(layers[choice]):
+                sums[choice][place] += float(normalised_error(delta(layer, entering, tables), target))
+    for choice, totals in sums.items():
+        for total in totals:
+            if not math.isfinite(total):
+                raise NotFiniteError(
+                    f"{choice}: its held-out distillation loss is {total}; the parent's activations may hold NaN"
+                )
+    return {choice: [total / len(chunks) for total in totals] for choice, totals in sums.items()}
 
 
 def _normed(layer: nn.Module, entering_BTD: Tensor) -> Tensor:

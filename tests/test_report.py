@@ -150,8 +150,7 @@ def test_three_trials_are_ranked(store: Store, tmp_path: Path) -> None:
     assert agreement.count("1.000") >= 3
     assert "3 architectures were assembled" in agreement
     assert "The median ratio of the real KL to the sum of scores is 1.50" in agreement
-    assert page.tags.count("svg") == 5, "front, agreement, sums, curves of subblocks, and of healing"
-    assert "The loss of healing on the text it trained on" in page.sections["comparison"]
+    assert page.tags.count("svg") == 5, "front, agreement, sums, curves of subblocks and of healing"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""Memory that is freed goes back to the system at once. glibc raises the size from which it does so to that of the
+"""Memory that is freed goes back to the system. glibc raises the size from which it does so to that of the
 blocks it has seen, 32 MiB at most, and keeps smaller ones: a process that reads a model matrix by matrix then holds a
 gigabyte of gaps. Other C libraries are left unchanged.
 """
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ _SMALL, _USUAL = 1 << 20, 1 << 25
 def returned_memory() -> Iterator[None]:
     """Blocks of a mebibyte or more that are freed inside this `with` are returned. After it, only those that glibc
     would return in a process that frees large blocks."""
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if (libc := _glibc()) is None:
         yield
         return
     libc.mallopt(_MMAP_THRESHOLD, _SMALL)
@@ -24,4 +25,16 @@ def returned_memory() -> Iterator[None]:
         yield
     finally:
         libc.mallopt(_MMAP_THRESHOLD, _USUAL)
+        give_back()
+
+
+def give_back() -> None:
+    """Return all memory that is free now."""
+    gc.collect()  # Models refer to themselves.
+    if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "mallopt") else None

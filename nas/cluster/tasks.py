@@ -274,6 +274,11 @@ def _on_worker(
 
     import torch
 
+    from blocklib.returned_memory import give_back
+
     # Ray sets one thread for a worker's first task and leaves it there for the next.
     torch.set_num_threads(threads)
-    return work(kind(*values), report)
+    try:
+        return work(kind(*values), report)
+    finally:
+        give_back()  # Ray keeps the process for a task to come, of this stage or another.

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from blocklib.errors import CheckpointError
-from blocklib.loading import AGAIN, Readable, reading
+from blocklib.loading import Readable
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.stored_weights import mapped
 
@@ -36,13 +36,12 @@ def check_same_logits(
     do, or where that is not finite."""
     folder, vocabulary = found.checkpoint.folder, min(_VOCABULARY, found.shape.vocabulary)
     ids_BT = torch.arange(_COMPARED).remainder(vocabulary).unsqueeze(0)
-    with reading(folder, AGAIN):
-        stored = _Cut(list(found.tensors), lambda name: mapped(found.tensors[name]))
-        stock = _model(AutoModelForCausalLM.from_config, found.config, stored, dtype)
-        theirs = stock(ids_BT, use_cache=False).logits.float()
-        build = partial(PuzzleNasForCausalLM._from_config, attn_implementation="sdpa")
-        own = _model(build, config, _Cut(list(weights), weights.__getitem__), dtype)
-        ours = own(ids_BT, use_cache=False).logits.float()
+    stored = _Cut(list(found.tensors), lambda name: mapped(found.tensors[name]))
+    stock = _model(AutoModelForCausalLM.from_config, found.config, stored, dtype)
+    theirs = stock(ids_BT, use_cache=False).logits.float()
+    build = partial(PuzzleNasForCausalLM._from_config, attn_implementation="sdpa")
+    own = _model(build, config, _Cut(list(weights), weights.__getitem__), dtype)
+    ours = own(ids_BT, use_cache=False).logits.float()
     if not torch.isfinite(theirs).all():
         raise CheckpointError(folder, "its logits are not finite", "its weights or its config.json are damaged")
     most = _ROUNDING.get(dtype, 0.1)

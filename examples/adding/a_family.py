@@ -37,10 +37,10 @@ def write_checkpoint(folder: str) -> None:
 def main() -> None:
     with TemporaryDirectory() as folder:
         write_checkpoint(folder)
-        parent = load_parent(folder)
-    child = assemble(parent, parent.architecture.with_(Choice.parse("L1.ffn=skip")), lambda choice: {})
-    print(f"parent: {parent.architecture}: {parent.model.num_parameters():,} parameters")
-    print(f"child:  {child.config.architecture}: {child.num_parameters():,} parameters")
+        parent = load_parent(folder)  # Its weights stay in the folder.
+        child = assemble(parent, parent.architecture.with_(Choice.parse("L1.ffn=skip")), lambda choice: {})
+        print(f"parent: {parent.architecture}: {parent.model.num_parameters():,} parameters")
+        print(f"child:  {child.config.architecture}: {child.num_parameters():,} parameters")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ names, of whatever family the checkpoint is.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,16 @@ def mapped(tensor: Tensor, opened: _Opened | None = None) -> torch.Tensor:
 
 def _reader(file: Path) -> Callable[[str], torch.Tensor]:
     if file.suffix != ".safetensors":
-        return unpickled(file, "cpu").__getitem__
+        return _unpickled(file, file.stat().st_mtime_ns).__getitem__
     with reading(file, AGAIN):
         opened: Any = safe_open(file, framework="pt")
         return partial(_tensor_of, opened)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(file: Path, _written_at: int) -> Mapping[str, torch.Tensor]:
+    """Kept, since torch's old format cannot be mapped: each of its tensors costs reading the file."""
+    return unpickled(file, "cpu")
 
 
 def _tensor_of(opened: Any, name: str) -> torch.Tensor:

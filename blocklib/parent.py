@@ -27,7 +27,7 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.returned_memory import returned_memory
 from blocklib.same_logits import check_same_logits
 from blocklib.shape import Shape
-from blocklib.stored_weights import StoredWeights, mapped
+from blocklib.stored_weights import StoredWeights, close_files, mapped
 from blocklib.tables import EMBEDDING, HEAD
 from blocklib.widened import compute_in
 
@@ -61,6 +61,7 @@ class Parent:
         """It computes in `dtype` on weights that stay as they are stored, each converted where it is used."""
         here = self.on("cpu") if isinstance(self.weights, StoredWeights) else self
         model = model_with(self.config, dict(here.weights))
+        model.model.to(device=model.device)  # The rotary table is no weight.
         compute_in(self.dtype, model)
         return model
 
@@ -79,7 +80,9 @@ class Parent:
         return replace(self, weights=held)
 
     def whole(self, dtype: torch.dtype | None = None) -> PuzzleNasForCausalLM:
-        """The model with all weights in memory of its own, in `dtype`, the parent's where None."""
+        """The model with all weights in memory of its own, in `dtype`, the parent's where None. Raises as `on` does."""
+        if isinstance(self.weights, StoredWeights):
+            self.weights.check()
         weights = {name: tensor.to(dtype or self.dtype, copy=True) for name, tensor in self.weights.items()}
         return model_with(self.config, weights)
 
@@ -115,6 +118,7 @@ def load_parent(source: str, dtype: torch.dtype = torch.float32) -> Parent:
         _check_finite(found)
         check_same_logits(found, config, weights, dtype)
         digest = _digest(config, weights, dtype)
+        close_files()
     return Parent(source, config, weights, found.shape, digest, dtype, found.notes)
 
 

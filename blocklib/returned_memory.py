@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_MMAP_THRESHOLD = -3
-_SMALL, _USUAL = 1 << 20, 1 << 25
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_MIB = 1 << 20
 
 
 @contextmanager
@@ -20,11 +20,13 @@ def returned_memory() -> Iterator[None]:
     if (libc := _glibc()) is None:
         yield
         return
-    libc.mallopt(_MMAP_THRESHOLD, _SMALL)
+    libc.mallopt(_MMAP_THRESHOLD, _MIB)
     try:
         yield
     finally:
-        libc.mallopt(_MMAP_THRESHOLD, _USUAL)
+        # After a call glibc no longer adapts. It reaches these values in a process that frees large blocks.
+        libc.mallopt(_MMAP_THRESHOLD, 32 * _MIB)
+        libc.mallopt(_TRIM_THRESHOLD, 64 * _MIB)
         give_back()
 
 

@@ -63,7 +63,9 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         """All tensors. Raises as `check` does."""
         self.check()
         opened: _Opened = {}
-        return {name: self._read(name, opened) for name in self}
+        found = {name: self._read(name, opened) for name in self}
+        close_files()
+        return found
 
     def check(self) -> None:
         """Raise CheckpointError where a file is gone, or is another than it was when this parent was looked at."""
@@ -100,6 +102,11 @@ def _unpickled(file: Path, _written_at: int) -> Mapping[str, torch.Tensor]:
     return unpickled(file, "cpu")
 
 
+def close_files() -> None:
+    """Let go of a file that could not be mapped."""
+    _unpickled.cache_clear()
+
+
 def _tensor_of(opened: Any, name: str) -> torch.Tensor:
     found: torch.Tensor = opened.get_tensor(name)
     return found
@@ -116,4 +123,6 @@ def _print(path: Path) -> str:
     except FileNotFoundError as error:
         cause = "is not there: every node that works on a parent reads its files"
         raise CheckpointError(path, cause, "put the parent into a folder that all nodes see at this path") from error
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}", "make it readable for every worker") from error
     return f"{size} {state.hexdigest()[:32]}"

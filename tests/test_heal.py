@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,15 @@ def test_killed_half_way_it_ends_where_it_would_have(tmp_path: Path) -> None:
     assert [loss for _, loss in curve] == losses(tmp_path / "whole")
 
 
-def test_done_already_it_does_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [20, 6])
+def test_done_already_it_does_nothing(steps: int, tmp_path: Path) -> None:
+    """Whether it ended with a pass over the text, of four steps, or within one."""
     parent, child, ids = small()
-    list(heal(parent.model, child, ids, SHORT, tmp_path))
+    settings = replace(SHORT, tokens=steps * 48)
+    list(heal(parent.model, child, ids, settings, tmp_path))
     _, again, _ = small()
-    assert list(heal(parent.model, again, ids, SHORT, tmp_path)) == []
+    assert list(heal(parent.model, again, ids, settings, tmp_path)) == []
+    assert len(loss_curve(tmp_path, ids, settings)) == steps
     assert all(torch.equal(tensor, child.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 

@@ -95,7 +95,7 @@ def _healing(
 def loss_curve(checkpoints: Path, ids_BT: Tensor, settings: Healing) -> tuple[tuple[float, float], ...]:
     """The points of a healing that has ended, its checkpoints still there: tokens, and the mean loss since the point
     before."""
-    state = TrainerState.load_from_json(str(Path(_last_whole(checkpoints) or "", TRAINER_STATE_NAME)))
+    state = _state_of(_last_whole(checkpoints))
     step_tokens = min(settings.batch, len(ids_BT)) * ids_BT.shape[1]
     noted = [(float(entry["step"]), float(entry["loss"])) for entry in state.log_history if "loss" in entry]
     return tuple((step * step_tokens, loss) for step, loss in noted)
@@ -142,10 +142,20 @@ def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Pro
     try:
         # How many threads torch computes with is a setting of each thread, and a new one starts from the environment's.
         torch.set_num_threads(threads)
-        trainer.train(resume_from_checkpoint=_last_whole(checkpoints))
+        last = _last_whole(checkpoints)
+        if last is not None and _state_of(last).global_step >= trainer.args.max_steps:
+            # It was done. Resumed in the middle of a pass over the text, the trainer would add a step.
+            trainer._load_from_checkpoint(last)
+        else:
+            trainer.train(resume_from_checkpoint=last)
         events.put(None)
     except BaseException as error:
         events.put(error)
+
+
+def _state_of(checkpoint: str | None) -> TrainerState:
+    """How far the trainer was; a new one's where there is no checkpoint."""
+    return TrainerState() if checkpoint is None else TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
 
 
 def _last_whole(checkpoints: Path) -> str | None:

@@ -39,6 +39,7 @@ def test_a_home_that_a_node_does_not_see_is_refused(head: Head, timed: Path) -> 
     assert not list(home.glob(".seen-*"))
 
 
+@pytest.mark.slow
 def test_a_parent_that_a_node_does_not_see_is_refused(head: Head, timed: Path) -> None:
     home, parent = timed / "home", timed / "parent"
     shutil.copytree(parent_folder(), parent)

@@ -26,10 +26,10 @@ import nas.terminal.quiet  # isort: skip
 import torch
 from transformers import GenerationConfig
 
+from blocklib.allocator import kept_memory
 from cost_models.engines.torch_eager import TorchSubject
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.scenario import Scenario
-from cost_models.timing.allocator import kept_memory
 from cost_models.timing.pair import Paired
 from db.store import Store
 from nas.files.home import child_file, home_of

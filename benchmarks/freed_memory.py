@@ -3,7 +3,7 @@
     python benchmarks/freed_memory.py [--widths 112 216 432 864] [--hidden 192] [--tokens 4096] [--threads 2]
 
 The widths are gone through twice, as the C library adapts to what it has seen, and then once with memory kept
-(`cost_models/timing/allocator.py`): milliseconds of a pass, medians of 30, and page faults per pass.
+(`blocklib/allocator.py`): milliseconds of a pass, medians of 30, and page faults per pass.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from cost_models.timing.allocator import kept_memory
+from blocklib.allocator import kept_memory
 
 _PASSES = 30
 

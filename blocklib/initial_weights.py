@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from blocklib.block import Choice
+from blocklib.compute_dtype import converted_once
 from blocklib.errors import SettingError
 from blocklib.importance import ContributionMeter
 from blocklib.kind import ParentLayer
 from blocklib.kinds import first_weights, kind_of
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, Variant, delta, embed, inputs_of, rotary, slot_delta, variant
-from blocklib.widened import kept_wide
 
 _RIDGES = (1e-4, 1e-2, 1.0)
 
@@ -56,7 +56,7 @@ def build(parent: Parent, choices: Sequence[Choice], calibration_BT: Tensor, bat
         entering[slot] = residuals
         mlp = model.model.layers[slot // 2].mlp
         meter = ContributionMeter(mlp.down_proj.weight) if slot % 2 else None
-        with kept_wide(), inputs_of(mlp) as ffn_inputs, inputs_of(mlp.down_proj) as hidden:
+        with converted_once(), inputs_of(mlp) as ffn_inputs, inputs_of(mlp.down_proj) as hidden:
             added = []
             for residual in residuals:
                 added.append(slot_delta(model, slot, residual, tables))

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blocklib.allocator import returned_memory
 from blocklib.block import Architecture, Choice
 from blocklib.checkpoint import inspect
+from blocklib.compute_dtype import compute_in
 from blocklib.errors import CheckpointError
 from blocklib.families import attention_scale
 from blocklib.hub import folder_of
@@ -24,12 +26,10 @@ from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
 from blocklib.loading import Readable, readable
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.returned_memory import returned_memory
 from blocklib.same_logits import check_same_logits
 from blocklib.shape import Shape
 from blocklib.stored_weights import StoredWeights, close_files, mapped
 from blocklib.tables import EMBEDDING, HEAD
-from blocklib.widened import compute_in
 
 _PIECE = 1 << 24
 """As many numbers of a tensor are looked at together."""

@@ -28,15 +28,15 @@ _Opened = dict[Path, Callable[[str], torch.Tensor]]
 class StoredWeights(Mapping[str, torch.Tensor]):
     """The tensors of a checkpoint by our names. Picklable: it holds names and places, no numbers.
 
-    `held` are the tensors by the names of the family's own class, `places` these names by ours, and `prints` what each
-    file is told by: a worker may run hours later, or on another node.
+    `held` are the tensors by the names of the family's own class, `places` these names by ours, and `fingerprints`
+    those of the files: a worker may run hours later, or on another node.
     """
 
     model_type: str
     shape: Shape
     held: Mapping[str, Tensor]
     places: Mapping[str, str]
-    prints: Mapping[Path, str]
+    fingerprints: Mapping[Path, str]
 
     @staticmethod
     def of(found: Readable) -> "StoredWeights":
@@ -46,8 +46,8 @@ class StoredWeights(Mapping[str, torch.Tensor]):
             for name, tensor in found.tensors.items()
             for ours in own_names(kind, {name: torch.empty(tensor.shape, device="meta")}, shape)
         }
-        prints = {path: _print(path) for path in found.checkpoint.weights}
-        return StoredWeights(kind, shape, found.tensors, places, prints)
+        fingerprints = {path: _fingerprint(path) for path in found.checkpoint.weights}
+        return StoredWeights(kind, shape, found.tensors, places, fingerprints)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Mapped for as long as the tensor lives, and no longer."""
@@ -69,8 +69,8 @@ class StoredWeights(Mapping[str, torch.Tensor]):
 
     def check(self) -> None:
         """Raise CheckpointError where a file is gone, or is another than it was when this parent was looked at."""
-        for path, known in self.prints.items():
-            if _print(path) != known:
+        for path, known in self.fingerprints.items():
+            if _fingerprint(path) != known:
                 cause = "is not the file that it was when this parent was first looked at"
                 raise CheckpointError(path, cause, "put that file back, or search again from the new one")
 
@@ -112,7 +112,7 @@ def _tensor_of(opened: Any, name: str) -> torch.Tensor:
     return found
 
 
-def _print(path: Path) -> str:
+def _fingerprint(path: Path) -> str:
     """The size of a file, and a digest of bytes from all over it: other weights differ nearly everywhere."""
     try:
         size, state = path.stat().st_size, hashlib.blake2b()

@@ -130,12 +130,8 @@ class ResourceError(NasError, ValueError):
     """A task asks for more CPUs or GPUs than any node of the cluster has."""
 
 
-class SharedHomeError(NasError, OSError):
-    """Nodes of a cluster do not see the same files at the path of `home`. Names the nodes."""
-
-
-class SharedParentError(NasError, OSError):
-    """Nodes of a cluster do not read the same files of a parent. Names the nodes and the files."""
+class SharedFilesError(NasError, OSError):
+    """Nodes of a cluster do not see the same files at the path of `home`, or of a parent. Names the nodes."""
 
 
 class WorkerError(NasError, OSError):

@@ -16,8 +16,7 @@ from rich.console import Console
 from db import models
 from db.models import now
 from db.store import Store
-from nas.cluster.shared_home import check_shared
-from nas.cluster.shared_parent import check_parent_seen
+from nas.cluster.shared_files import check_home, check_parent
 from nas.cluster.tasks import Cluster
 from nas.errors import BudgetNotMetError, OutputExistsError
 from nas.export.formats import Target
@@ -69,10 +68,10 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
     _refuse_taken_folder(request, store)
     with Cluster(request.ray.address) as cluster:
         with bar(console, f"search {request.name}", doing="looking at its home from every node") as shown:
-            check_shared(cluster, request.home)
+            check_home(cluster, request.home)
             shown.say("loading the parent and the text")
             job = prepare(request, hardware_of(request, cluster))
-            check_parent_seen(cluster, job.parent)
+            check_parent(cluster, job.parent)
         known = {known.id: known for known in store.searches()}.get(job.id)
         if known is not None:
             if known.name != request.name:

@@ -235,7 +235,7 @@ def test_what_other_programs_take_of_the_cores_needed_is_told() -> None:
 FAULTS = """
 import resource
 import torch
-from cost_models.timing.allocator import kept_memory
+from blocklib.allocator import kept_memory
 
 numbers = torch.zeros(2**24)
 

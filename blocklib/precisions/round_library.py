@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blocklib.block import Choice, Role
+from blocklib.compute_dtype import converted_once
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.precisions.layer_moments import LayerMoments
@@ -19,7 +20,6 @@ from blocklib.precisions.rounding import How
 from blocklib.shape import Shape
 from blocklib.stream import delta, embed, rotary, slot_delta, variant
 from blocklib.tables import EMBEDDING, HEAD
-from blocklib.widened import kept_wide
 
 RoundedPart = tuple[Choice, dict[str, Tensor]]
 
@@ -57,7 +57,7 @@ def round_parts(
             yield from _in_each(part, wanted[part], weights, inputs.result(), (shape, how))
         if not pending:
             return
-        with kept_wide():
+        with converted_once():
             for residual in residuals:
                 residual += slot_delta(model, slot, residual, tables)
     if not pending:

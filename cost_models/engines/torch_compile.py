@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import StaticCache
 from transformers.cache_utils import Cache, StaticLayer
 
+from blocklib.allocator import kept_memory
 from blocklib.block import Architecture, Choice
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from cost_models.engines.torch_eager import TorchEager
 from cost_models.errors import MissingEngineError, TimingError, UnsupportedByEngineError
 from cost_models.hardware import cpu_threads, synchronize
 from cost_models.scenario import Scenario
-from cost_models.timing.allocator import kept_memory
 from cost_models.timing.pair import Comparison, Heard, Rounds, time_pair, unheard
 
 _TOKENS_DECIDE = "what runs in it depends on the tokens"

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from blocklib.allocator import kept_memory
 from blocklib.block import Architecture, Choice
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
 from blocklib.parent import child_config, model_with, own_shape
@@ -24,7 +25,6 @@ from cost_models.errors import ScenarioError, TimingError
 from cost_models.hardware import available_bytes, cpu_threads, synchronize
 from cost_models.quantities import BYTES
 from cost_models.scenario import Scenario
-from cost_models.timing.allocator import kept_memory
 from cost_models.timing.pair import ROUNDS, Comparison, Heard, Rounds, time_pair, unheard
 
 

@@ -274,7 +274,7 @@ def _on_worker(
 
     import torch
 
-    from blocklib.returned_memory import give_back
+    from blocklib.allocator import give_back
 
     # Ray sets one thread for a worker's first task and leaves it there for the next.
     torch.set_num_threads(threads)

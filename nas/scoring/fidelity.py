@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from blocklib.compute_dtype import converted_once
 from blocklib.errors import NotFiniteError
-from blocklib.widened import kept_wide
 
 
 def numbers_at_once(device: torch.device) -> int:
@@ -65,7 +65,7 @@ class FidelityMeter:
         models_NRD = models_NBTD[:, :, :-1].flatten(1, 2)
         # A row of logits is long, and a head is slow on a few rows.
         rows = max(1, 8 * numbers_at_once(parent_RD.device) // head.out_features)
-        with kept_wide():
+        with converted_once():
             for start in range(0, len(targets_R), rows):
                 part = slice(start, start + rows)
                 self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], head, places)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from blocklib.compute_dtype import converted_once
 from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, embed, rotary, slot_delta
-from blocklib.widened import kept_wide
 from nas.scoring.fidelity import numbers_at_once
 
 
@@ -99,7 +99,7 @@ def _summed_loss(model: PuzzleNasForCausalLM, residual_BTD: Tensor, ids_BT: Tens
     # A row of logits is long, and a head is slow on a few rows.
     rows = max(1, 8 * numbers_at_once(final_RD.device) // model.lm_head.out_features)
     total = 0.0
-    with kept_wide():
+    with converted_once():
         for targets, final in zip(targets_R.split(rows), final_RD.split(rows), strict=True):
             losses_R = functional.cross_entropy(model.lm_head(final).float(), targets, reduction="none")
             total += float(losses_R.double().sum())

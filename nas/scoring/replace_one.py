@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from blocklib.block import Choice
+from blocklib.compute_dtype import converted_once
 from blocklib.distil import Progress
 from blocklib.kind import Weights
 from blocklib.parent import Parent
 from blocklib.stream import Variant, delta, embed, rotary, slot_delta, variant
 from blocklib.tables import Ends
-from blocklib.widened import kept_wide
 from nas.scoring.fidelity import Fidelity, FidelityMeter, numbers_at_once
 
 # The stack of variants holds at most this many residual numbers (256 MiB in float32).
@@ -124,7 +124,7 @@ def _sweep(parent: Parent, swept: _Swept, ids_BT: Tensor, passed: Callable[[int]
     entering: dict[int, Tensor] = {}
     for slot in range(2 * parent.shape.layers):
         entering[slot] = stack_NBTD[0].clone()
-        with kept_wide():
+        with converted_once():
             for some_NBTD in stack_NBTD[:joined].split(at_once):
                 residual = some_NBTD.flatten(0, 1)
                 residual += slot_delta(parent.model, slot, residual, tables)

@@ -78,8 +78,8 @@ def subject_of(folder: str, scenario: Scenario) -> "Iterator[Subject]":
 
 def serve_times(folder: str, scenario: Scenario, answers: IO[str]) -> None:
     """Answer the questions of standard input until it ends."""
+    from blocklib.allocator import kept_memory
     from cost_models.hardware import cpu_threads
-    from cost_models.timing.allocator import kept_memory
 
     with cpu_threads(scenario), kept_memory(), subject_of(folder, scenario) as subject:
         print(json.dumps({"ready": scenario.engine}), file=answers, flush=True)

@@ -21,8 +21,7 @@ from blocklib.library import Library
 from blocklib.parent import Parent
 from db import models
 from db.store import Store
-from nas.cluster.shared_home import check_shared
-from nas.cluster.shared_parent import check_parent_seen
+from nas.cluster.shared_files import check_home, check_parent
 from nas.cluster.tasks import STARTING, Cluster, Report, Result, Task
 from nas.errors import StaleSearchError
 from nas.files.home import home_of
@@ -105,8 +104,8 @@ class Reality:
 
     @cached_property
     def _context(self) -> Context:
-        check_shared(self._cluster, self.job.home)
-        check_parent_seen(self._cluster, self.job.parent)
+        check_home(self._cluster, self.job.home)
+        check_parent(self._cluster, self.job.parent)
         return Context.of(self.job, self._store, self._cluster, self._console)
 
     def kl(self, architectures: Sequence[str]) -> Iterator[tuple[str, float]]:

@@ -20,8 +20,7 @@ from cost_models.timing.device_lock import alone_on
 from cost_models.timing.pair import Comparison, Rounds
 from db import models
 from db.store import Store
-from nas.cluster.shared_home import check_shared
-from nas.cluster.shared_parent import check_parent_seen
+from nas.cluster.shared_files import check_home, check_parent
 from nas.cluster.tasks import STARTING, Cluster, Report
 from nas.errors import UsageError
 from nas.files.home import child_file, home_of
@@ -73,8 +72,8 @@ def beside_uniform(
         job = reality.job
         names = precisions(job.request.space, job.parent.shape)
         with Cluster(job.request.ray.address) as cluster:
-            check_shared(cluster, job.home)
-            check_parent_seen(cluster, job.parent)
+            check_home(cluster, job.home)
+            check_parent(cluster, job.parent)
             context = Context.of(job, store, cluster, console)
             fidelities = _fidelities(context, names)
             times = _times(context, names, child_file(job.home, trial.child_key)) if time else {}

@@ -1,7 +1,6 @@
 """A model that computes in one type on weights that stay stored in another: each is converted where it is used.
 
-A layer at work holds its own weights a second time, in the type it computes in, and no other layer does. Whoever uses a
-layer several times in turn keeps that copy by `kept_wide`.
+A layer at work holds its own weights a second time, in the type it computes in, and no other layer does.
 """
 
 from typing import Any
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-kept_wide = parametrize.cached
-"""Inside this `with`, a weight that was converted stays so."""
+converted_once = parametrize.cached
+"""Inside this `with`, a weight that was converted stays so: for a layer that is used several times in turn."""
 
 
-class _Widened(nn.Module):
+class _Converted(nn.Module):
     def __init__(self, dtype: torch.dtype):
         super().__init__()
         self._dtype = dtype
@@ -33,11 +32,11 @@ def compute_in(dtype: torch.dtype, model: nn.Module) -> None:
                 # A few rows are read of it.
                 module.register_forward_hook(_output_in(dtype))
             else:
-                parametrize.register_parametrization(module, name, _Widened(dtype), unsafe=True)
+                parametrize.register_parametrization(module, name, _Converted(dtype), unsafe=True)
 
 
 def _output_in(dtype: torch.dtype) -> Any:
-    def widen(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def convert(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         return output.to(dtype)
 
-    return widen
+    return convert

@@ -10,7 +10,7 @@ _SCRIPT = """
 import ctypes, sys
 from contextlib import nullcontext
 from pathlib import Path
-from blocklib.returned_memory import give_back, returned_memory
+from blocklib.allocator import give_back, returned_memory
 
 def held():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nas.answers import Front, Trial
-    from nas.api import bench, dependency, load, measure, of_trial, run, serve
+    from nas.api import bench, dependency, load, measure, of_trial, plan, run, serve
     from nas.search import Search, solve_across
     from nas.solve.effort import Effort
     from nas.submitted import SubmittedJob, submit
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Effort", "Front", "Search", "SubmittedJob", "Trial", "TrialQuery", "bench", "delete_trials", "dependency",
-    "find_trials", "load", "measure", "of_trial", "run", "serve", "solve_across", "solve_table", "submit", "trials",
+    "find_trials", "load", "measure", "of_trial", "plan", "run", "serve", "solve_across", "solve_table", "submit", "trials",
 ]  # fmt: skip
 
 _FILE_OF = {
@@ -39,6 +39,7 @@ _FILE_OF = {
     "load": "nas.api",
     "measure": "nas.api",
     "of_trial": "nas.api",
+    "plan": "nas.api",
     "run": "nas.api",
     "serve": "nas.api",
     "solve_across": "nas.search",

@@ -14,6 +14,7 @@ from nas.terminal.progress import loading
 if TYPE_CHECKING:
     from nas.job.fusion_candidates import Joining
     from nas.job.request import Request
+    from nas.planning.plan import Plan
     from nas.scoring.block_dependency import Dependency
     from nas.search import Search
     from nas.serving.bench import Load, SideBySide
@@ -94,6 +95,30 @@ def measure(
         from nas.stages.measure_table import measure_table
 
     return measure_table(config.served_by(request, engine, dtype), file, console)
+
+
+def plan(
+    job: str | Path,
+    *,
+    hardware: str | None = None,
+    parent_config: str | Path | None = None,
+    progress: Progress = True,
+) -> "Plan":
+    """What each stage of a job needs: memory on a device and in main memory, disk, work and time. Nothing is read but
+    the job, and of the parent its configuration and the headers of its files; no text.
+
+    `hardware`: "h100x8" or the like; None: this machine. `parent_config`: the config.json of a parent that need not be
+    here. Raises `nas.errors.PlanError` for hardware that is not known, and what looking at a job and a parent raises.
+    """
+    from nas.job import config
+
+    request = config.load(job, reads_text=False, parent="embedded" if parent_config is not None else None)
+    with loading(console_of(progress), f"plan {request.name}"):
+        import nas.terminal.quiet  # noqa: F401
+        from nas.planning.look import setting_of_job
+        from nas.planning.plan import plan as planned
+
+    return planned(setting_of_job(request, hardware, None if parent_config is None else Path(parent_config)))
 
 
 def dependency(

@@ -28,6 +28,10 @@ class JobError(NasError, ValueError):
     """
 
 
+class PlanError(NasError, ValueError):
+    """A stage of a search cannot fit its machine, or the machine to plan for is not known."""
+
+
 class PathError(NasError, ValueError):
     """A path or a glob names no file, or names a variable that is not set."""
 

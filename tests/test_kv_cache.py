@@ -28,12 +28,12 @@ from cost_models.scenario import ENGINES, KV_CACHES, USUAL_DTYPE, Scenario
 from cost_models.timing.pair import Rounds
 from nas.errors import JobError
 from nas.job import config
+from nas.job.scenario import scenario_of
 from nas.job.stored import scenario_in
 from nas.report.request import served as served_words
 from nas.serving.artefact import Artefact
 from nas.serving.serve import Endpoint, served
 from nas.stages.cost_table import CostTable, GeometryTimes, read_cost_table
-from nas.stages.feasible import scenario_of
 from nas.stages.preflight import check
 
 SCENARIO = Scenario("cpu", "q8_0", batch=2, prompt_tokens=5, generated_tokens=4, threads=1, engine="llama_cpp")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blocklib.block import SKIP, Choice
-from nas.stages.task_ranges import by_count, by_layers
+from nas.planning.task_ranges import by_count, by_layers
 
 loads = st.lists(st.integers(1, 50), min_size=1, max_size=24)
 

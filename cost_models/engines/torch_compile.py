@@ -83,7 +83,9 @@ class TorchCompile(TorchEager):
 
     @contextmanager
     def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> Iterator[PuzzleNasForCausalLM]:
-        with super().real(model, scenario) as own, compiled(own):
+        served = super().real(model, scenario)
+        del model  # The engine holds what it runs, which may be a copy.
+        with served as own, compiled(own):
             yield own
 
     def time(self, control: Any, other: Any, scenario: Scenario, rounds: Rounds, heard: Heard = unheard) -> Comparison:

@@ -17,6 +17,7 @@ from nas.cli.cluster import logs, status, stop, submit
 from nas.cli.costs import costs, measure
 from nas.cli.evaluate import evaluate, print_evaluations
 from nas.cli.export import export
+from nas.cli.plan import plan
 from nas.cli.precisions import precisions
 from nas.cli.printed import print_dependency, print_json, print_layers, print_outcome, print_trial
 from nas.cli.serving import bench, serve
@@ -89,6 +90,7 @@ def search(
     print_outcome(outcome, as_json)
 
 
+app.command()(plan)
 app.command()(solve)
 app.command()(pareto)
 app.command()(pool)

@@ -25,8 +25,9 @@ _SHOWN = 200
 __all__ = ["Request", "load", "parse", "template"]
 
 
-def load(path: str | Path, reads_text: bool = True) -> Request:
+def load(path: str | Path, reads_text: bool = True, parent: str | None = None) -> Request:
     """The request in a job file. `reads_text`: its text is there; else none is looked for, since nobody will read it.
+    `parent`: another one than the job's.
 
     Raises JobError where the file cannot be read, or is wrong.
     """
@@ -36,11 +37,11 @@ def load(path: str | Path, reads_text: bool = True) -> Request:
         raise JobError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: not UTF-8 at byte {error.start}") from error
-    return parse(text, str(path), reads_text)
+    return parse(text, str(path), reads_text, parent)
 
 
-def parse(text: str, where: str, reads_text: bool = True) -> Request:
-    """The request that `text` is. Raises JobError. `reads_text` is as in `load`.
+def parse(text: str, where: str, reads_text: bool = True, parent: str | None = None) -> Request:
+    """The request that `text` is. Raises JobError. `reads_text` and `parent` are as in `load`.
 
     `where` is the file it came from: messages and the default name call it so, and relative paths start at its folder.
     """
@@ -57,7 +58,10 @@ def parse(text: str, where: str, reads_text: bool = True) -> Request:
             f"{where}: a job is keys and values, starting with parent, data and budget; `nas init` prints one"
         )
     if not reads_text:
-        job["data"] = {"train": "stdlib"}
+        sizes = job["data"] if isinstance(job.get("data"), dict) else {}
+        job["data"] = {**sizes, "train": "stdlib", "evaluation": None}
+    if parent is not None:
+        job["parent"] = parent
     if job.get("name") is None:
         job["name"] = Path(where).stem
     try:

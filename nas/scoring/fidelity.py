@@ -23,6 +23,11 @@ def numbers_at_once(device: torch.device) -> int:
     return 1 << 20 if device.type == "cpu" else 1 << 26
 
 
+def logit_rows(device: torch.device, vocabulary: int) -> int:
+    """How many tokens' logits to hold together. A row of logits is long, and a head is slow on a few rows."""
+    return max(1, 8 * numbers_at_once(device) // vocabulary)
+
+
 @dataclass(frozen=True)
 class Fidelity:
     """Means over tokens. `kl` is KL(parent || model) in nats; `lm_loss` the next-token cross-entropy in nats;
@@ -63,8 +68,7 @@ class FidelityMeter:
         targets_R = ids_BT[:, 1:].flatten().long()
         parent_RD = parent_BTD[:, :-1].flatten(0, 1)
         models_NRD = models_NBTD[:, :, :-1].flatten(1, 2)
-        # A row of logits is long, and a head is slow on a few rows.
-        rows = max(1, 8 * numbers_at_once(parent_RD.device) // head.out_features)
+        rows = logit_rows(parent_RD.device, head.out_features)
         with converted_once():
             for start in range(0, len(targets_R), rows):
                 part = slice(start, start + rows)

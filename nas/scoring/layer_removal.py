@@ -16,7 +16,7 @@ from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, embed, rotary, slot_delta
-from nas.scoring.fidelity import numbers_at_once
+from nas.scoring.fidelity import logit_rows, numbers_at_once
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def _summed_loss(model: PuzzleNasForCausalLM, residual_BTD: Tensor, ids_BT: Tens
     targets_R = ids_BT[:, 1:].flatten().long()
     final_RD = model.model.norm(residual_BTD)[:, :-1].flatten(0, 1)
     # A row of logits is long, and a head is slow on a few rows.
-    rows = max(1, 8 * numbers_at_once(final_RD.device) // model.lm_head.out_features)
+    rows = logit_rows(final_RD.device, model.lm_head.out_features)
     total = 0.0
     with converted_once():
         for targets, final in zip(targets_R.split(rows), final_RD.split(rows), strict=True):

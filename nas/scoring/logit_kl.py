@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from nas.scoring.fidelity import numbers_at_once
+from nas.scoring.fidelity import logit_rows
 
 
 def logit_kl(model_BTD: Tensor, parent_BTD: Tensor, head_VD: Tensor, parent_head_VD: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class _LogitKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, model_RD: Tensor, parent_RD: Tensor, head_VD: Tensor, parent_head_VD: Tensor) -> Tensor:
         count = len(model_RD)
-        rows = max(1, 8 * numbers_at_once(model_RD.device) // len(head_VD))
+        rows = logit_rows(model_RD.device, len(head_VD))
         gradient_RD = torch.empty_like(model_RD) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=model_RD.device)
         for start in range(0, count, rows):

@@ -46,11 +46,8 @@ def score(
     }
     tables = {choice: Ends.of([(choice, tensors)]) for choice, tensors in weights.items() if choice.is_table}
     order = [*tables, *sorted(layers, key=lambda choice: choice.first_slot + choice.span)]
-    one = ids_BT.shape[1] * parent.shape.hidden
-    # If not even one sequence of all variants of a large parent fits, several sweeps take a share of them each.
-    at_once = max(1, _STACK_AT_ONCE // one - 1)
+    at_once, batch = stacked(ids_BT.shape[1] * parent.shape.hidden, len(order), len(ids_BT))
     sweeps = [order[start : start + at_once] for start in range(0, len(order), at_once)]
-    batch = max(1, min(len(ids_BT), _STACK_AT_ONCE // (one * (min(at_once, len(order)) + 1))))
     meters = [FidelityMeter([_PARENT, *map(str, swept)], parent.model.lm_head) for swept in sweeps]
     work = _Work(parent, sweeps, ids_BT, heard)
     done = 0
@@ -71,6 +68,13 @@ def score(
         for choice in order
         for f in [found[str(choice)]]
     }
+
+
+def stacked(one: int, variants: int, sequences: int) -> tuple[int, int]:
+    """How many variants a sweep takes, and how many sequences at once, where the residual of a sequence is `one` number
+    long. If not even one sequence of all variants of a large parent fits, several sweeps take a share of them each."""
+    at_once = min(variants, max(1, _STACK_AT_ONCE // one - 1))
+    return at_once, max(1, min(sequences, _STACK_AT_ONCE // (one * (at_once + 1))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ from db import models
 from nas.cluster.tasks import STARTING, Cluster, Report
 from nas.files.home import child_file
 from nas.job.request import Request
+from nas.job.scenario import scenario_of
 from nas.job.sections import RoundTraining
 from nas.job.units import Limit, needs_meter
 from nas.scoring.fidelity import Fidelity
@@ -45,7 +46,6 @@ from nas.stages.child_times import timed_until_decided, times_in
 from nas.stages.context import Context
 from nas.stages.costs import quality_of
 from nas.stages.evaluate import Evaluations, Evaluator, perplexity
-from nas.stages.feasible import scenario_of
 from nas.stages.heal_settings import Healing
 from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, tensor
 from nas.stages.prepare import Job
@@ -340,12 +340,12 @@ def _time(task: _TimeTask, report: Report) -> Times:
     scenario, rounds = task.scenario, task.rounds
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(task.budget) else None)
     parent = task.parent.on("cpu")
-    child = task.parts.assembled(parent)
 
+    # No model is held but in the engine.
     with (
         alone_on(scenario.device, lambda words: report(doing=words)),
         engine.real(parent.whole(), scenario) as control,
-        engine.real(child, scenario) as other,
+        engine.real(task.parts.assembled(parent), scenario) as other,
     ):
 
         def once(why: str) -> Comparison:

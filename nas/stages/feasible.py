@@ -19,12 +19,12 @@ from cost_models.engines.engines import engine_of
 from cost_models.engines.torch_eager import torch_dtype
 from cost_models.errors import ScenarioError
 from cost_models.hardware import machine, total_bytes, usable_cores
-from cost_models.scenario import Scenario
 from nas.errors import JobError
 from nas.export.formats import check_format
 from nas.export.verify_gguf import check_llama_cpp
 from nas.job.context_length import check_positions
 from nas.job.request import Request
+from nas.job.scenario import scenario_of
 from nas.job.space import check_kinds, choices
 from nas.job.units import format_quantity
 from nas.text.tokenizer import load_tokenizer
@@ -69,22 +69,6 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
     for cache in request.space.kv_cache or ("",):
         engine_of(scenario.engine).check(found, own, scenario.keeping(cache))
     check_positions(request, positions_of(config))
-
-
-def scenario_of(request: Request) -> Scenario:
-    """The scenario of a request, in the form that cost models use."""
-    asked = request.scenario
-    return Scenario(
-        asked.device,
-        request.dtype,
-        asked.batch,
-        asked.prompt_tokens,
-        asked.generated_tokens,
-        asked.threads,
-        request.engine,
-        asked.tensor_parallel,
-        asked.kv_cache,
-    )
 
 
 def _check_device(request: Request) -> None:

@@ -26,12 +26,12 @@ from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.job.fusion_candidates import Matrix
 from nas.job.sections import Distill
+from nas.planning.task_ranges import by_count, by_layers
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
 from nas.stages.context import Context
 from nas.stages.prepare import CHECKED, Job
-from nas.stages.task_ranges import by_count, by_layers
 from nas.terminal.progress import bar, rarely
 
 Ids = NDArray[np.int32]

@@ -23,11 +23,11 @@ from cost_models.timing.pair import Rounds
 from cost_models.timing.quality import Quality
 from nas.errors import TableError
 from nas.job.request import Request
+from nas.job.scenario import scenario_of
 from nas.job.space import choices
 from nas.job.units import needs_meter
 from nas.stages.clock import clock, on_clock
 from nas.stages.cost_table import CostTable, read_cost_table, with_times
-from nas.stages.feasible import scenario_of
 from nas.terminal.progress import bar
 from nas.text.parent_folder import parent_folder
 

@@ -25,10 +25,11 @@ from cost_models.scenario import Scenario
 from nas.job.digest import digest
 from nas.job.fusion_candidates import Matrix
 from nas.job.request import Request
+from nas.job.scenario import scenario_of
 from nas.job.sections import Section
 from nas.job.space import choices
 from nas.stages.cost_table import CostTable, read_cost_table
-from nas.stages.feasible import check_sizes, scenario_of
+from nas.stages.feasible import check_sizes
 from nas.text.parent_folder import parent_folder, stored_in
 from nas.text.tokenizer import load_tokenizer
 from nas.text.tokens import Tokens, digest_of, load_tokens

@@ -1,0 +1,175 @@
+"""What a plan is made of: a job, the sizes of its parent and a machine. Arithmetic only; no weight is read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
+from blocklib.kinds import choice_parameters, kind_of, parameters, parent_architecture, parent_block
+from blocklib.model import PuzzleNasConfig, PuzzleNasLayer
+from blocklib.parent import child_config, own_shape
+from blocklib.shape import Shape
+from cost_models.scenario import Scenario
+from nas.job.request import Request
+from nas.job.space import choices
+from nas.planning.machine import Machine
+from nas.planning.need import Held
+
+_PARENT = "the parent, as it is stored"
+FLOAT32 = 4
+"""Bytes of a number in the type that everything computes and is trained in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """`config` is the parent's, as our model has it; `stored_bytes` is what a number takes in its files."""
+
+    request: Request
+    config: PuzzleNasConfig
+    scenario: Scenario
+    stored_bytes: int
+    machine: Machine
+
+    @cached_property
+    def shape(self) -> Shape:
+        return own_shape(self.config)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        """Every option, the parent's own among them; of runs and windows all, since dependency is measured later."""
+        return choices(self.request.space, self.shape, format=self.request.export_format)
+
+    @cached_property
+    def to_build(self) -> tuple[Choice, ...]:
+        """The subblocks that the library must hold before any is rounded, each once."""
+        parts = {part.unrounded for choice in self.choices for part in choice.parts if not part.is_table}
+        built = [part for part in parts if part.what != SKIP and not self.is_own(part)]
+        return tuple(sorted(built, key=lambda part: (part.first_slot, part.span, str(part))))
+
+    @cached_property
+    def to_score(self) -> tuple[Choice, ...]:
+        return tuple(choice for choice in self.choices if not self.is_own(choice))
+
+    def is_own(self, choice: Choice) -> bool:
+        own = parent_block(self.shape)
+        return choice.what in {"attention": (own.attention,), "ffn": (own.ffn,), "block": (own,)}.get(choice.role, ())
+
+    @cached_property
+    def parent_parameters(self) -> int:
+        return parameters(parent_architecture(self.shape), self.shape)
+
+    @property
+    def layer_parameters(self) -> float:
+        return (self.parent_parameters - self.shape.fixed_parameters) / self.shape.layers
+
+    @property
+    def ffn_parameters(self) -> int:
+        return self.shape.ffn_matrices * self.shape.hidden * self.shape.ffn_width
+
+    @property
+    def head_parameters(self) -> int:
+        return self.shape.vocabulary * self.shape.hidden
+
+    @property
+    def table_parameters(self) -> int:
+        return self.shape.fixed_parameters
+
+    @property
+    def head_bytes(self) -> int:
+        """A copy in float32, where the parent is stored otherwise."""
+        return 0 if self.stored_bytes == FLOAT32 else self.head_parameters * FLOAT32
+
+    @property
+    def parent_bytes(self) -> int:
+        return self.parent_parameters * self.stored_bytes
+
+    @property
+    def parent_once(self) -> tuple[Held, ...]:
+        """The parent where all workers map the same files; GPUs hold one each."""
+        return () if self.parent_each else (Held(_PARENT, self.parent_bytes),)
+
+    @property
+    def parent_each(self) -> tuple[Held, ...]:
+        """The parent where every worker has a copy: what is stored as it is computed on is copied."""
+        return (Held(_PARENT, self.parent_bytes),) if self.stored_bytes == FLOAT32 else ()
+
+    @property
+    def device(self) -> torch.device:
+        """The device that trains and scores."""
+        return torch.device("cpu" if self.machine.is_cpu else "cuda")
+
+    @property
+    def sequence(self) -> int:
+        return self.request.data.sequence_length
+
+    @property
+    def places(self) -> int:
+        """How many tasks that train or score run at once."""
+        asked = self.request.ray
+        if self.machine.is_cpu:
+            return max(1, int(self.machine.cores // asked.cpus_per_task))
+        return max(1, int(self.machine.devices // max(1.0, self.request.gpus_per_task)))
+
+    def tokens_of(self, part: Choice) -> int:
+        """The tokens that a subblock is trained on."""
+        asked = self.request.distill.for_kind(part.subblocks[0][1].kind).tokens
+        return self.in_sequences(self.request.data.distillation_tokens) if asked is None else asked
+
+    def in_sequences(self, tokens: int) -> int:
+        return tokens - tokens % self.sequence
+
+    def projection(self, part: Choice) -> tuple[int, int]:
+        """The inputs and outputs of the matrix that least squares fits of a subblock; none where it has none."""
+        assert isinstance(part.what, Subblock)
+        if part.what not in self._projections:
+            self._projections[part.what] = self._projection(part)
+        return self._projections[part.what]
+
+    def _projection(self, part: Choice) -> tuple[int, int]:
+        assert isinstance(part.what, Subblock)
+        name = kind_of(part.role, part.what).output_projection
+        if name is None:
+            return 0, 0
+        block = Block(part.what, SKIP) if part.role == "attention" else Block(SKIP, part.what)
+        with torch.device("meta"):
+            config = child_config(self.config, Architecture((block,)), self.shape)
+            module = PuzzleNasLayer(config.per_layer_config[0], 0).get_submodule(name)
+        sizes = tuple(module.weight.shape)
+        return sizes[::-1] if isinstance(module, torch.nn.Linear) else sizes  # type: ignore[return-value]
+
+    @cached_property
+    def _projections(self) -> dict[Subblock, tuple[int, int]]:
+        return {}
+
+    def size(self, choice: Choice) -> int:
+        return choice_parameters(choice, self.shape)
+
+    @property
+    def child_parameters(self) -> float:
+        """At most: what a counted limit of the budget leaves of the parent."""
+        shares = [limit.value for limit in self.request.budget
+                  if limit.relative and limit.metric in ("parameters", "memory", "file")]  # fmt: skip
+        given = [limit.value for limit in self.request.budget if not limit.relative and limit.metric == "parameters"]
+        return min([self.parent_parameters, *given, *(share * self.parent_parameters for share in shares)])
+
+    def changed(self, changes: Mapping[str, int | None]) -> "Setting":
+        """The same with other values of keys of the job, such as `heal.batch`."""
+        request = self.request
+        for key, value in changes.items():
+            request = _with(request, key.split("."), value)
+        return replace(self, request=request)
+
+    @staticmethod
+    def pass_flops(parameters: float, tokens: int) -> float:
+        """Of a forward pass of so many parameters that multiply: two for each and each token. What attention multiplies
+        with itself is left out."""
+        return 2.0 * parameters * tokens
+
+
+def _with(section: Any, path: Sequence[str], value: int | None) -> Any:
+    name, *rest = path
+    changed = _with(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: changed})

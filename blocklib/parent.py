@@ -26,6 +26,7 @@ from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
 from blocklib.loading import Readable, readable
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.resident import is_held_whole, is_of_a_layer
 from blocklib.same_logits import check_same_logits
 from blocklib.shape import Shape
 from blocklib.stored_weights import StoredWeights, close_files, mapped
@@ -51,6 +52,7 @@ class Parent:
     digest: str
     dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @property
     def architecture(self) -> Architecture:
@@ -61,23 +63,31 @@ class Parent:
         """It computes in `dtype` on weights that stay as they are stored, each converted where it is used."""
         here = self.on("cpu") if isinstance(self.weights, StoredWeights) else self
         model = model_with(self.config, dict(here.weights))
-        model.model.to(device=model.device)  # The rotary table is no weight.
-        compute_in(self.dtype, model)
+        if not self.config.learned_positions:
+            model.model.rotary_emb.to(device=model.device)  # Its table is no weight.
+        compute_in(self.dtype, model, model.device)
         return model
 
-    def on(self, device: str) -> "Parent":
-        """The same parent with its weights at hand: on the CPU mapped from its files, else on that device. What is
-        computed on as it is stored is copied, since a file may place it at an odd address, where the last bits differ.
+    def on(self, device: str, whole: bool | None = None) -> "Parent":
+        """The same parent with its weights at hand: on the CPU mapped from its files, else on that device, its layers
+        only if that holds them (`blocklib/resident.py`), or as `whole` says. What is computed on as it is stored is
+        copied, since a file may place it at an odd address, where the last bits differ.
 
         Raises CheckpointError where the files are not there, or are others than they were.
         """
         if not isinstance(self.weights, StoredWeights):
-            return replace(self, weights={name: tensor.to(device) for name, tensor in self.weights.items()})
-        mapped = self.weights.mapped().items()
-        held = {name: tensor.to(device, copy=tensor.dtype == self.dtype) for name, tensor in mapped}
+            moved = {name: tensor.to(device) for name, tensor in self.weights.items()}
+            return replace(self, weights=moved, device=device)
+        mapped = self.weights.mapped()
+        if whole is None:
+            whole = is_held_whole(sum(tensor.nbytes for tensor in mapped.values()), torch.device(device))
+        held = {
+            name: tensor.to(device, copy=tensor.dtype == self.dtype) if whole or not is_of_a_layer(name) else tensor
+            for name, tensor in mapped.items()
+        }
         if self.shape.tied:
             held[HEAD] = held[EMBEDDING]
-        return replace(self, weights=held)
+        return replace(self, weights=held, device=device)
 
     def whole(self, dtype: torch.dtype | None = None) -> PuzzleNasForCausalLM:
         """The model with all weights in memory of its own, in `dtype`, the parent's where None. Raises as `on` does."""
@@ -87,8 +97,9 @@ class Parent:
         return model_with(self.config, weights)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, in `dtype`."""
-        return self.weights[name].to(self.dtype, copy=isinstance(self.weights, StoredWeights))
+        """One tensor, in `dtype` on the parent's device."""
+        held = self.weights[name]
+        return held.to(self.device).to(self.dtype, copy=isinstance(self.weights, StoredWeights))
 
     def layer_weights(self, layer: int, modules: Sequence[str] = ()) -> Weights:
         """The tensors of one layer, by their names inside it, in `dtype`; those of some of its modules, if any."""

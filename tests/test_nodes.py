@@ -67,4 +67,8 @@ def test_a_node_that_dies_costs_no_row(head: Head, timed: Path, finished: Path) 
         said, _ = running.communicate(timeout=600)
     assert workers, "the node had no work"
     assert running.returncode == 0, said
-    assert outcome(home) == outcome(finished / "home")
+    here, whole = outcome(home), outcome(finished / "home")
+    # One core heals here, and two there: the mean of a loss that is noted differs in its last bit.
+    noted, wanted = ([trial.pop("heal_curve") for trial in found["trial"]] for found in (here, whole))
+    assert noted == [[pytest.approx(point, rel=1e-6) for point in curve] for curve in wanted]
+    assert here == whole

@@ -45,6 +45,7 @@ def heal_need(setting: Setting) -> Need:
         "heal" if heals else "evaluate",
         each=(*setting.parent_each, *held),
         once=setting.parent_once,
+        main=setting.parent_main,
         disk=tuple(disk),
         workers=setting.places,
         flops=flops,

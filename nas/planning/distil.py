@@ -34,6 +34,7 @@ def distil_need(setting: Setting) -> Need:
         "distil",
         each=(*setting.parent_each, *max((_peak(setting, group) for group in groups), key=total)),
         once=setting.parent_once,
+        main=setting.parent_main,
         tasks=len(groups),
         at_once=setting.places,
         workers=setting.places,

@@ -22,6 +22,7 @@ def score_need(setting: Setting) -> Need:
         "score",
         each=(*setting.parent_each, *max((_task(setting, group) for group in groups), key=total, default=())),
         once=setting.parent_once,
+        main=setting.parent_main,
         tasks=len(groups),
         at_once=setting.places,
         workers=setting.places,
@@ -51,6 +52,7 @@ def _task(setting: Setting, group: Sequence[Choice]) -> tuple[Held, ...]:
              "ray.layers_per_task"),
         Held("residuals of all options at once", _STACKS * stack, "data.sequence_length"),
         Held("the parent's head, and logits of some rows", setting.head_bytes + _LOGITS * rows),
+        Held("an FFN of the parent, in float32", setting.ffn_parameters * FLOAT32),
     )  # fmt: skip
 
 

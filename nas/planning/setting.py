@@ -11,6 +11,7 @@ from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
 from blocklib.kinds import choice_parameters, kind_of, parameters, parent_architecture, parent_block
 from blocklib.model import PuzzleNasConfig, PuzzleNasLayer
 from blocklib.parent import child_config, own_shape
+from blocklib.resident import share_of
 from blocklib.shape import Shape
 from cost_models.scenario import Scenario
 from nas.job.request import Request
@@ -87,14 +88,26 @@ class Setting:
         return self.parent_parameters * self.stored_bytes
 
     @property
+    def is_mapped(self) -> bool:
+        """Whether the layers of a parent stay in main memory, and go to a GPU one by one (`blocklib/resident.py`)."""
+        return not self.machine.is_cpu and self.parent_bytes > share_of(self.machine.device_bytes)
+
+    @property
     def parent_once(self) -> tuple[Held, ...]:
-        """The parent where all workers map the same files; GPUs hold one each."""
+        """The parent where all workers map the same files; GPUs hold one each, or its embedding and head."""
+        if self.is_mapped:
+            return (Held("the parent's embedding and head", self.table_parameters * self.stored_bytes),)
         return () if self.parent_each else (Held(_PARENT, self.parent_bytes),)
+
+    @property
+    def parent_main(self) -> tuple[Held, ...]:
+        return (Held("the parent, mapped from its files", self.parent_bytes),) if self.is_mapped else ()
 
     @property
     def parent_each(self) -> tuple[Held, ...]:
         """The parent where every worker has a copy: what is stored as it is computed on is copied."""
-        return (Held(_PARENT, self.parent_bytes),) if self.stored_bytes == FLOAT32 else ()
+        copied = self.stored_bytes == FLOAT32 and not self.is_mapped
+        return (Held(_PARENT, self.parent_bytes),) if copied else ()
 
     @property
     def device(self) -> torch.device:

@@ -39,10 +39,11 @@ def time_need(setting: Setting) -> Need:
 
 
 def _timed(setting: Setting, models: float) -> tuple[Held, ...]:
-    cost = _cost(setting)
+    cost, shared = _cost(setting), setting.scenario.tensor_parallel
     return (
-        Held("the models that are timed, as the engine holds them", models * cost.weight_bytes, "scenario.dtype"),
-        Held("their keys and values", models * cost.cache_bytes, "scenario.batch"),
+        Held("the models that are timed, as the engine holds them", models * cost.weight_bytes / shared,
+             "scenario.dtype"),
+        Held("their keys and values", models * cost.cache_bytes / shared, "scenario.batch"),
     )
 
 

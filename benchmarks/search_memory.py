@@ -1,4 +1,5 @@
-"""Peak memory of each stage of a search: all its processes together, and the process that the user started.
+"""Peak memory of each stage of a search: all its processes together, as planned and as it was, and the process that the
+user started.
 
     python benchmarks/search_memory.py job.yaml [--home FOLDER]
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+import nas
 from db.store import Store
 
 _EVERY_S = 0.3
@@ -50,24 +52,32 @@ def samples(command: list[str], environment: dict[str, str]) -> list[tuple[datet
     return found
 
 
-def table(store: Store, found: list[tuple[datetime, int, int]]) -> None:
+def planned_gib(job: Path) -> dict[str, str]:
+    """What `nas plan` says, by the stages of the database: the child is timed in the stage that finds it."""
+    found = nas.plan(job, progress=False)
+    names = {"time the child": "solve", "evaluate": "heal"}
+    needs = [stage.need for stage in found.stages]
+    return {names.get(need.stage, need.stage): f"{need.main_bytes(found.machine) / _GIB:.2f}" for need in needs}
+
+
+def table(store: Store, found: list[tuple[datetime, int, int]], planned: dict[str, str]) -> None:
     """Rows of stages: seconds, the peak of all processes, and that of the driver."""
-    print("| stage | seconds | all processes, GiB | driver, GiB |\n|---|---|---|---|")
+    print("| stage | seconds | planned, GiB | all processes, GiB | driver, GiB |\n|---|---|---|---|---|")
     ends = found[0][0]
     for stage in store.stages(store.searches()[-1].id):
         begin = stage.started_at.replace(tzinfo=UTC)
         until = begin.timestamp() + stage.seconds
-        row("before" if ends == found[0][0] else "", found, ends.timestamp(), begin.timestamp())
-        row(stage.name, found, begin.timestamp(), until)
+        row("before" if ends == found[0][0] else "", "", found, ends.timestamp(), begin.timestamp())
+        row(stage.name, planned.get(stage.name, ""), found, begin.timestamp(), until)
         ends = datetime.fromtimestamp(until, UTC)
-    row("in all", found, found[0][0].timestamp(), found[-1][0].timestamp())
+    row("in all", "", found, found[0][0].timestamp(), found[-1][0].timestamp())
 
 
-def row(name: str, found: list[tuple[datetime, int, int]], begin: float, end: float) -> None:
+def row(name: str, planned: str, found: list[tuple[datetime, int, int]], begin: float, end: float) -> None:
     inside = [(whole, driver) for at, whole, driver in found if begin <= at.timestamp() <= end]
     if name and inside:
         whole, driver = (max(column) / _GIB for column in zip(*inside, strict=True))
-        print(f"| {name} | {end - begin:.0f} | {whole:.2f} | {driver:.2f} |")
+        print(f"| {name} | {end - begin:.0f} | {planned} | {whole:.2f} | {driver:.2f} |")
 
 
 def main() -> None:
@@ -80,7 +90,7 @@ def main() -> None:
         command = [str(Path(sys.executable).with_name("nas")), "search", str(asked.job)]
         found = samples(command, os.environ | {"NAS_HOME": str(home)})
         with Store.open(home / "nas.db") as store:
-            table(store, found)
+            table(store, found, planned_gib(asked.job))
 
 
 if __name__ == "__main__":

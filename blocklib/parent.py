@@ -55,6 +55,11 @@ class Parent:
     device: str = "cpu"
 
     @property
+    def stored_bytes(self) -> int:
+        """The bytes of a number as it is stored: of the widest type, where there are several."""
+        return max(tensor.element_size() for tensor in self.weights.values())
+
+    @property
     def architecture(self) -> Architecture:
         return parent_architecture(self.shape)
 

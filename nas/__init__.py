@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Effort", "Front", "Search", "SubmittedJob", "Trial", "TrialQuery", "bench", "delete_trials", "dependency",
-    "find_trials", "load", "measure", "of_trial", "plan", "run", "serve", "solve_across", "solve_table", "submit", "trials",
+    "find_trials", "load", "measure", "of_trial", "plan", "run", "serve", "solve_across", "solve_table", "submit",
+    "trials",
 ]  # fmt: skip
 
 _FILE_OF = {

@@ -115,10 +115,10 @@ def plan(
     request = config.load(job, reads_text=False, parent="embedded" if parent_config is not None else None)
     with loading(console_of(progress), f"plan {request.name}"):
         import nas.terminal.quiet  # noqa: F401
-        from nas.planning.look import setting_of_job
+        from nas.planning.look import inputs_of_job
         from nas.planning.plan import plan as planned
 
-    return planned(setting_of_job(request, hardware, None if parent_config is None else Path(parent_config)))
+    return planned(inputs_of_job(request, hardware, None if parent_config is None else Path(parent_config)))
 
 
 def dependency(

@@ -21,7 +21,20 @@ MAY_IMPORT = {
     "nas": set(ROOMS),
 }
 ROOMS_OF_NAS = (
-    *("errors", "terminal", "job", "files", "text", "cluster", "export", "scoring", "solve", "view", "planning", "stages"),
+    *(
+        "errors",
+        "terminal",
+        "job",
+        "files",
+        "text",
+        "cluster",
+        "export",
+        "scoring",
+        "solve",
+        "view",
+        "planning",
+        "stages",
+    ),
     *("evaluation", "serving"),
     *("compare", "tables", "report", "pipeline", "answers", "trial_query", "submitted", "search", "api", "cli"),
     "vllm_plugin",

@@ -36,6 +36,7 @@ COMMANDS = {
         "--db",
         "--json",
     ],
+    "plan": ["JOB", "--hardware", "--parent-config", "--json"],
     "precisions": ["SEARCH", "--time/--no-time", "--db", "--json"],
     "trials": [
         "[SEARCH]", "--where", "--sort", "--descending", "--limit", "--ids", "--delete", "--yes", "--db", "--json",
@@ -85,6 +86,7 @@ EXPORTED = {
         "load",
         "measure",
         "of_trial",
+        "plan",
         "run",
         "serve",
         "solve_across",

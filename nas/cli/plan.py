@@ -68,8 +68,7 @@ def _told(stage: "Planned") -> list[str]:
     if stage.reason:
         return [f"{stage.need.stage} does not fit, whatever its settings are: most is {stage.reason}"]
     if stage.changes:
-        settings = ", ".join(f"{key}: {value}" for key, value in stage.changes.items())
-        return [f"{stage.need.stage} fits with {settings}"]
+        return [f"{stage.need.stage} fits with {stage.settings}"]
     return []
 
 

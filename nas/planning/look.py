@@ -1,4 +1,4 @@
-"""The setting of a plan: a parent's sizes, from the headers of its files or from a configuration alone."""
+"""The inputs of a plan: a parent's sizes, from the headers of its files or from a configuration alone."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from blocklib.shape import Shape
 from nas.errors import PlanError
 from nas.job.request import Request
 from nas.job.scenario import scenario_of
-from nas.planning.machine import Machine, machine_named, this_machine
-from nas.planning.setting import FLOAT32, Setting
+from nas.planning.hardware import Hardware, machine_named, this_machine
+from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.text.parent_folder import parent_folder
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-def setting_of_job(request: Request, hardware: str | None, parent_config: Path | None) -> Setting:
+def inputs_of_job(request: Request, hardware: str | None, parent_config: Path | None) -> PlanInputs:
     """`hardware` None: this machine. `parent_config` None: the job's own parent, whose weights stay unread.
 
     Raises PlanError, and what looking at a checkpoint raises.
@@ -30,7 +30,7 @@ def setting_of_job(request: Request, hardware: str | None, parent_config: Path |
         request = _on_gpus(request)
     machine = this_machine(request.scenario.device) if hardware is None else machine_named(hardware)
     if parent_config is None:
-        return setting_of(request, readable(inspect(parent_folder(request.checkpoint, request.home))), machine)
+        return inputs_of(request, readable(inspect(parent_folder(request.checkpoint, request.home))), machine)
     with reading(parent_config, "give a config.json of a supported family"):
         config = AutoConfig.from_pretrained(parent_config, trust_remote_code=False)
         shape = shape_of(config)
@@ -38,15 +38,15 @@ def setting_of_job(request: Request, hardware: str | None, parent_config: Path |
     return _setting(request, config, shape, stored, machine)
 
 
-def setting_of(request: Request, found: Readable, machine: Machine) -> Setting:
-    """The setting of a parent that is here."""
+def inputs_of(request: Request, found: Readable, machine: Hardware) -> PlanInputs:
+    """The inputs of a parent that is here."""
     stored = max(_BYTES.get(tensor.dtype, FLOAT32) for tensor in found.tensors.values())
     return _setting(request, found.config, found.shape, stored, machine)
 
 
-def _setting(request: Request, config: Any, shape: Shape, stored_bytes: int, machine: Machine) -> Setting:
+def _setting(request: Request, config: Any, shape: Shape, stored_bytes: int, machine: Hardware) -> PlanInputs:
     own = child_config(config, parent_architecture(shape), shape)
-    return Setting(request, own, scenario_of(request), stored_bytes, machine)
+    return PlanInputs(request, own, scenario_of(request), stored_bytes, machine)
 
 
 def _on_gpus(request: Request) -> Request:

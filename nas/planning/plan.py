@@ -8,38 +8,46 @@ from dataclasses import dataclass
 
 from nas.planning.answer import export_need, heal_need
 from nas.planning.distil import distil_need
-from nas.planning.machine import Machine
-from nas.planning.need import Need
+from nas.planning.hardware import Hardware
+from nas.planning.inputs import PlanInputs
+from nas.planning.need import StageNeed
 from nas.planning.score import score_need
-from nas.planning.setting import Setting
 from nas.planning.times import measure_need, time_need
 
 _ROOM = 0.95
 """The share of a device's memory that a stage may take; the rest is the driver's, and lost between tensors."""
-_LAYERS, _BATCH, _HEALED = "ray.layers_per_task", "distill.batch", "heal.batch"
+LAYERS, _BATCH, _HEALED = "ray.layers_per_task", "distill.batch", "heal.batch"
+_DTYPE = "scenario.dtype"
 _FUSE, _WIDEST = "space.fuse", "space.fuse.widest"
 
-Changes = Mapping[str, int | None]
+Changes = Mapping[str, int | str | None]
 """Values of keys of the job."""
 
-_Stage = Callable[[Setting], Need]
+_Stage = Callable[[PlanInputs], StageNeed]
 
 
 @dataclass(frozen=True)
 class Planned:
     """One stage. `changes` are the settings with which it fits, by their keys in the job; none: it fits as it is.
+    `need` is with them, and `as_asked` without.
 
     `reason` says why it cannot fit whatever they are; "": it can.
     """
 
-    need: Need
+    need: StageNeed
     changes: Changes
+    as_asked: StageNeed
     reason: str = ""
+
+    @property
+    def settings(self) -> str:
+        """The changes as a job file has them."""
+        return ", ".join(f"{key}: {'null' if value is None else value}" for key, value in self.changes.items())
 
 
 @dataclass(frozen=True)
 class Plan:
-    machine: Machine
+    machine: Hardware
     stages: tuple[Planned, ...]
 
     @property
@@ -55,56 +63,58 @@ class Plan:
         return not any(stage.reason for stage in self.stages)
 
 
-def plan(setting: Setting) -> Plan:
+def plan(inputs: PlanInputs) -> Plan:
     """Every stage of the job, each with the least change of its settings that makes it fit."""
-    request = setting.request
+    request = inputs.request
     is_timed = request.measure.table is None and request.scenario.flash is None
     timed: tuple[_Stage, ...] = (measure_need, time_need) if is_timed else ()
     stages: tuple[_Stage, ...] = (distil_need, score_need, *timed, heal_need, export_need)
-    return Plan(setting.machine, tuple(_planned(setting, stage) for stage in stages))
+    return Plan(inputs.machine, tuple(_planned(inputs, stage) for stage in stages))
 
 
-def layers_per_task(setting: Setting) -> int | None:
+def layers_per_task(inputs: PlanInputs) -> int | None:
     """The most layers with which training and scoring fit; None: they fit as the job has it, or nothing helps."""
-    changes = [_planned(setting, stage).changes for stage in (distil_need, score_need)]
-    counts = [change[_LAYERS] for change in changes if change.keys() == {_LAYERS}]
-    return min((count for count in counts if count is not None), default=None)
+    changes = [_planned(inputs, stage).changes for stage in (distil_need, score_need)]
+    counts = [change[LAYERS] for change in changes if change.keys() == {LAYERS}]
+    return min((count for count in counts if isinstance(count, int)), default=None)
 
 
-def _planned(setting: Setting, stage: _Stage) -> Planned:
-    need = stage(setting)
-    if _fits(need, setting.machine):
-        return Planned(need, {})
+def _planned(inputs: PlanInputs, stage: _Stage) -> Planned:
+    need = stage(inputs)
+    if _fits(need, inputs.machine):
+        return Planned(need, {}, need)
     smallest = need
-    for changes in _changes(setting, need.stage):
-        smallest = stage(setting.changed(changes))
-        if _fits(smallest, setting.machine):
-            return Planned(smallest, changes)
-    return Planned(smallest, {}, _reason(smallest))
+    for changes in _changes(inputs, need.stage):
+        smallest = stage(inputs.changed(changes))
+        if _fits(smallest, inputs.machine):
+            return Planned(smallest, changes, need)
+    return Planned(smallest, {}, need, _reason(smallest))
 
 
-def _changes(setting: Setting, stage: str) -> Iterator[Changes]:
+def _changes(inputs: PlanInputs, stage: str) -> Iterator[Changes]:
     """Settings that need less and less. The number of layers changes no result, so it comes first."""
-    request = setting.request
+    request = inputs.request
     if stage == "heal" and request.heal:
         yield from ({_HEALED: fewer} for fewer in _halves(request.heal.batch))
+    if stage in ("measure", "time the child") and inputs.scenario.dtype == "float32":
+        yield {_DTYPE: "bfloat16"}
     if stage not in ("distil", "score"):
         return
-    layers = list(_halves(request.ray.layers_per_task or setting.shape.layers)) or [1]
-    yield from ({_LAYERS: fewer} for fewer in layers)
+    layers = list(_halves(request.ray.layers_per_task or inputs.shape.layers)) or [1]
+    yield from ({LAYERS: fewer} for fewer in layers)
     if stage == "distil":
         batches = list(_halves(request.distill.batch))
-        yield from ({_LAYERS: 1, _BATCH: fewer} for fewer in batches)
-        for narrower in _narrower(setting):
-            yield from (narrower | {_LAYERS: fewer} for fewer in layers)
-            yield from (narrower | {_LAYERS: 1, _BATCH: fewer} for fewer in batches)
+        yield from ({LAYERS: 1, _BATCH: fewer} for fewer in batches)
+        for narrower in _narrower(inputs):
+            yield from ({**narrower, LAYERS: fewer} for fewer in layers)
+            yield from ({**narrower, LAYERS: 1, _BATCH: fewer} for fewer in batches)
 
 
-def _narrower(setting: Setting) -> Iterator[dict[str, int | None]]:
+def _narrower(inputs: PlanInputs) -> Iterator[Changes]:
     """Spaces without the widest runs of FFNs, whose fits take the most."""
-    fuse = setting.request.space.fuse
+    fuse = inputs.request.space.fuse
     if fuse is not None:
-        yield from ({_WIDEST: length * setting.shape.ffn_width} for length in range(fuse.longest - 1, 1, -1))
+        yield from ({_WIDEST: length * inputs.shape.ffn_width} for length in range(fuse.longest - 1, 1, -1))
         yield {_FUSE: None}
 
 
@@ -114,10 +124,10 @@ def _halves(count: int) -> Iterator[int]:
         yield count
 
 
-def _fits(need: Need, machine: Machine) -> bool:
+def _fits(need: StageNeed, machine: Hardware) -> bool:
     return need.device_bytes(machine) <= _ROOM * machine.device_bytes
 
 
-def _reason(need: Need) -> str:
+def _reason(need: StageNeed) -> str:
     largest = need.largest()
     return largest.what + (f" ({largest.key})" if largest.key else "")

@@ -10,8 +10,8 @@ import torch
 
 from blocklib.checkpoint import Checkpoint
 from blocklib.families import positions_of
-from blocklib.kinds import choice_parameters, parameters, parent_architecture
-from blocklib.loading import check_range, readable
+from blocklib.kinds import choice_parameters, parent_architecture
+from blocklib.loading import Readable, check_range, readable
 from blocklib.parent import child_config
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost, fixed_cost
@@ -27,6 +27,9 @@ from nas.job.request import Request
 from nas.job.scenario import scenario_of
 from nas.job.space import check_kinds, choices
 from nas.job.units import format_quantity
+from nas.planning.hardware import memory_here
+from nas.planning.look import inputs_of
+from nas.planning.plan import LAYERS, plan
 from nas.text.tokenizer import load_tokenizer
 
 # 1 PiB: no node of a cluster has as much memory.
@@ -51,6 +54,8 @@ def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> Non
         if request.export_format == "gguf":
             check_llama_cpp()
     _check_memory(request, found.shape, is_here)
+    if is_here:
+        _check_plan(request, found)
     load_tokenizer(checkpoint.folder, request.allow_remote_code)
     check_range(checkpoint, torch_dtype(scenario_of(request)))
 
@@ -90,6 +95,25 @@ def _check_trainer(request: Request) -> None:
         raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster with GPUs")
 
 
+def _check_plan(request: Request, found: Readable) -> None:
+    """Raise JobError where a stage is planned to take more than this machine has. What only fewer layers per task would
+    make fit fits: a search takes fewer by itself, unless the job says how many."""
+    device = request.scenario.device
+    if bool(request.gpus_per_task) != (device != "cpu"):
+        return  # Some stages run on one device and some on another, and a plan is made for one.
+    room = memory_here(device)
+    for stage in plan(inputs_of(request, found, room)).stages:
+        is_taken_care_of = stage.changes.keys() == {LAYERS} and request.ray.layers_per_task is None
+        if stage.reason or (stage.changes and not is_taken_care_of):
+            held = _said(round(stage.as_asked.device_bytes(room)))
+            remedy = f"give {stage.settings}" if stage.changes else "no setting of the job makes it fit"
+            key, most = next(iter(stage.changes), "parent"), stage.as_asked.largest().what
+            raise JobError(
+                f"{key}: the stage {stage.need.stage} is planned to take {held} of this machine's "
+                f"{_said(room.device_bytes)}, most of it {most}; {remedy} (nas plan says more)"
+            )
+
+
 @dataclass(frozen=True)
 class _Need:
     """A lower bound on memory in bytes: the key that asks for it, its content and its place."""
@@ -112,8 +136,6 @@ def _check_memory(request: Request, shape: Shape, is_here: bool) -> None:
 def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
     """The memory that a search holds at one time, each item a lower bound."""
     data, parent = request.data, parent_architecture(shape)
-    whole = parameters(parent, shape) * _TRAINED
-    yield _Need("parent", whole, "its weights in float32")
     if request.scenario.flash is None and request.measure.table is None:
         scenario = scenario_of(request)
         cost = architecture_cost(parent, shape, scenario)
@@ -131,7 +153,7 @@ def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
     batches = {"distill.batch": request.distill.batch, "heal.batch": request.heal.batch if request.heal else 0}
     for key, batch in batches.items():
         passed = min(batch, sequences) * data.sequence_length * (shape.hidden + shape.ffn_width) * _TRAINED
-        yield _Need(key, whole + passed, "the parent and one layer's activations, in float32", trainer)
+        yield _Need(key, passed, "one layer's activations, in float32", trainer)
     yield _Need("data.score_tokens", data.score_tokens * shape.hidden * _TRAINED, "the parent's hidden states")
 
 

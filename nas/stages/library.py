@@ -26,6 +26,9 @@ from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.job.fusion_candidates import Matrix
 from nas.job.sections import Distill
+from nas.planning.hardware import memory_here
+from nas.planning.inputs import PlanInputs
+from nas.planning.plan import layers_per_task
 from nas.planning.task_ranges import by_count, by_layers
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.fidelity import Fidelity
@@ -261,10 +264,19 @@ def gpus_to_time(job: Job) -> int:
     return job.scenario.tensor_parallel if job.scenario.device.startswith("cuda") else 0
 
 
+def _layers_that_fit(context: Context) -> int | None:
+    """How many layers a task has at most for it to fit this machine; None: any, or it is not known."""
+    job, device = context.job, device_of(context.job)
+    if not context.cluster.is_here:
+        return None
+    room = memory_here(device)
+    return layers_per_task(PlanInputs(job.request, job.parent.config, job.scenario, job.parent.stored_bytes, room))
+
+
 def shares(context: Context, choices: Sequence[Choice], work: Callable[[Choice], float]) -> list[list[Choice]]:
     """The choices divided between tasks: as many tasks as there are places, or as the job says."""
     request = context.job.request
     asked = request.ray
-    if asked.layers_per_task:
-        return by_count(choices, asked.layers_per_task)
+    if layers := asked.layers_per_task or _layers_that_fit(context):
+        return by_count(choices, layers)
     return by_layers(choices, context.cluster.places(asked.cpus_per_task, request.gpus_per_task), work)

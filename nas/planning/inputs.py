@@ -15,9 +15,10 @@ from blocklib.resident import share_of
 from blocklib.shape import Shape
 from cost_models.scenario import Scenario
 from nas.job.request import Request
+from nas.job.scenario import scenario_of
 from nas.job.space import choices
-from nas.planning.machine import Machine
-from nas.planning.need import Held
+from nas.planning.hardware import Hardware
+from nas.planning.need import Amount
 
 _PARENT = "the parent, as it is stored"
 FLOAT32 = 4
@@ -25,14 +26,14 @@ FLOAT32 = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class PlanInputs:
     """`config` is the parent's, as our model has it; `stored_bytes` is what a number takes in its files."""
 
     request: Request
     config: PuzzleNasConfig
     scenario: Scenario
     stored_bytes: int
-    machine: Machine
+    machine: Hardware
 
     @cached_property
     def shape(self) -> Shape:
@@ -93,21 +94,26 @@ class Setting:
         return not self.machine.is_cpu and self.parent_bytes > share_of(self.machine.device_bytes)
 
     @property
-    def parent_once(self) -> tuple[Held, ...]:
+    def moved_by_a_pass(self) -> float:
+        """The bytes that go to a GPU where its layers run, in one pass of a parent that stays in main memory."""
+        return (self.parent_parameters - self.table_parameters) * self.stored_bytes * self.is_mapped
+
+    @property
+    def parent_once(self) -> tuple[Amount, ...]:
         """The parent where all workers map the same files; GPUs hold one each, or its embedding and head."""
         if self.is_mapped:
-            return (Held("the parent's embedding and head", self.table_parameters * self.stored_bytes),)
-        return () if self.parent_each else (Held(_PARENT, self.parent_bytes),)
+            return (Amount("the parent's embedding and head", self.table_parameters * self.stored_bytes),)
+        return () if self.parent_each else (Amount(_PARENT, self.parent_bytes),)
 
     @property
-    def parent_main(self) -> tuple[Held, ...]:
-        return (Held("the parent, mapped from its files", self.parent_bytes),) if self.is_mapped else ()
+    def parent_main(self) -> tuple[Amount, ...]:
+        return (Amount("the parent, mapped from its files", self.parent_bytes),) if self.is_mapped else ()
 
     @property
-    def parent_each(self) -> tuple[Held, ...]:
+    def parent_each(self) -> tuple[Amount, ...]:
         """The parent where every worker has a copy: what is stored as it is computed on is copied."""
         copied = self.stored_bytes == FLOAT32 and not self.is_mapped
-        return (Held(_PARENT, self.parent_bytes),) if copied else ()
+        return (Amount(_PARENT, self.parent_bytes),) if copied else ()
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +129,7 @@ class Setting:
         """How many tasks that train or score run at once."""
         asked = self.request.ray
         if self.machine.is_cpu:
-            return max(1, int(self.machine.cores // asked.cpus_per_task))
+            return max(1, int(self.machine.devices // asked.cpus_per_task))
         return max(1, int(self.machine.devices // max(1.0, self.request.gpus_per_task)))
 
     def tokens_of(self, part: Choice) -> int:
@@ -150,8 +156,8 @@ class Setting:
         with torch.device("meta"):
             config = child_config(self.config, Architecture((block,)), self.shape)
             module = PuzzleNasLayer(config.per_layer_config[0], 0).get_submodule(name)
-        sizes = tuple(module.weight.shape)
-        return sizes[::-1] if isinstance(module, torch.nn.Linear) else sizes  # type: ignore[return-value]
+        rows, columns = module.get_parameter("weight").shape
+        return (columns, rows) if isinstance(module, torch.nn.Linear) else (rows, columns)
 
     @cached_property
     def _projections(self) -> dict[Subblock, tuple[int, int]]:
@@ -168,12 +174,12 @@ class Setting:
         given = [limit.value for limit in self.request.budget if not limit.relative and limit.metric == "parameters"]
         return min([self.parent_parameters, *given, *(share * self.parent_parameters for share in shares)])
 
-    def changed(self, changes: Mapping[str, int | None]) -> "Setting":
+    def changed(self, changes: Mapping[str, int | str | None]) -> "PlanInputs":
         """The same with other values of keys of the job, such as `heal.batch`."""
         request = self.request
         for key, value in changes.items():
             request = _with(request, key.split("."), value)
-        return replace(self, request=request)
+        return replace(self, request=request, scenario=scenario_of(request))
 
     @staticmethod
     def pass_flops(parameters: float, tokens: int) -> float:
@@ -182,7 +188,7 @@ class Setting:
         return 2.0 * parameters * tokens
 
 
-def _with(section: Any, path: Sequence[str], value: int | None) -> Any:
+def _with(section: Any, path: Sequence[str], value: int | str | None) -> Any:
     name, *rest = path
     changed = _with(getattr(section, name), rest, value) if rest else value
     return section.model_copy(update={name: changed})

@@ -45,6 +45,13 @@ def add_adapters(model: nn.Module, rank: int) -> None:
         parametrize.register_parametrization(module, name, adapter, unsafe=True)
 
 
+def adapter_of(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters of the adapter of one tensor of `module`; none where it has none."""
+    if not parametrize.is_parametrized(module, name):
+        return []
+    return list(module.get_submodule(f"parametrizations.{name}").parameters())
+
+
 def merge_adapters(model: nn.Module) -> None:
     """Put every adapter into its matrix: the same function, and the names of before."""
     for module in list(model.modules()):

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -192,7 +194,9 @@ def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
     file, checkpoints = tmp_path / "child.safetensors", tmp_path / "checkpoints/c"
     checkpoints.parent.mkdir()
     nothing: Any = None
-    task = _ChildTask(*5 * [nothing], SHORT, file, checkpoints, "cpu", 1, is_through=False, round=nothing)
+    task = _ChildTask(
+        *5 * [nothing], SHORT, file, checkpoints, "cpu", 1, is_through=False, round=nothing, recompute=False
+    )
     found = Evaluations(*(Fidelity(kl, 1.0, 1.0, 1.0) for kl in (0.0, 0.5, 0.25)))
     told: list[str] = []
 
@@ -206,3 +210,74 @@ def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
         save_child(file, child, found.plain())
     assert later.result() == found
     assert told == ["waiting for another process that builds the same child"]
+
+
+@pytest.mark.parametrize("spelling", [CHILD, "kv4+moe4x12k2 kv2+fff2x12 kv4+ffn48 skip+ffn48 kv4+topk16 kv4+ffn48"])
+def test_activations_computed_again_change_no_bit(spelling: str, tmp_path: Path) -> None:
+    parent = random_parent()
+    ids = random_ids(parent, sequences=16)
+    kept, again = (deepcopy(child_of(parent, spelling)) for _ in range(2))
+    list(heal(parent.model, kept, ids, SHORT, tmp_path / "kept"))
+    with counted_forwards(again) as forwards:
+        list(heal(parent.model, again, ids, SHORT, tmp_path / "again", recompute=True))
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in kept.state_dict().items())
+    assert losses(tmp_path / "kept") == losses(tmp_path / "again")
+    # A step runs a layer twice, but where the loss reads a regulariser of it.
+    regular = [any(hasattr(part, "regulariser") for part in layer.modules()) for layer in again.model.layers]
+    assert forwards == [20 if is_regular else 40 for is_regular in regular]
+    assert not any(layer.gradient_checkpointing for layer in again.model.layers)
+
+
+@contextmanager
+def counted_forwards(model: PuzzleNasForCausalLM) -> Iterator[list[int]]:
+    """How often each layer's first part ran. A hook of the layer itself stays outside of what is computed again."""
+    counts = [0] * len(model.model.layers)
+
+    def note(place: int) -> None:
+        counts[place] += 1
+
+    parts: list[Any] = [next(iter(layer.children())) for layer in model.model.layers]
+    hooks = [part.register_forward_hook(lambda *_, at=place: note(at)) for place, part in enumerate(parts)]
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+def test_adapters_alone_are_trained_and_merged(tmp_path: Path) -> None:
+    parent, child, ids = small()
+    before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    list(heal(parent.model, child, ids, replace(SHORT, lora_rank=2), tmp_path))
+    after = child.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        change = tensor - before[name]
+        if tensor.ndim < 2 or "layers" not in name:
+            assert not change.any(), name
+        elif min(tensor.shape) > 2:
+            assert torch.linalg.matrix_rank(change.double(), rtol=1e-5) <= 2, name
+    assert any((after[name] - before[name]).any() for name in after)
+    assert not any(parameter.requires_grad for parameter in child.parameters())
+
+
+def test_adapters_that_were_killed_half_way_end_where_they_would_have(tmp_path: Path) -> None:
+    settings = replace(SHORT, lora_rank=2)
+    parent, whole, ids = small()
+    list(heal(parent.model, whole, ids, settings, tmp_path / "whole"))
+    script = _KILLED.format(tests=str(Path(__file__).parent), threads=torch.get_num_threads())
+    script = script.replace("ids, SHORT", "ids, Healing(**vars(SHORT) | {'lora_rank': 2})")
+    script = script.replace("import heal\n", "import heal\nfrom nas.stages.heal_settings import Healing\n")
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    resumed = deepcopy(child_of(parent, CHILD))
+    left = list(heal(parent.model, resumed, ids, settings, tmp_path / "killed"))
+    assert 1 <= len(left) < 20, "it began anew"
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_a_trees_frozen_nodes_get_no_adapter_either(tmp_path: Path) -> None:
+    parent = random_parent()
+    child = deepcopy(child_of(parent, "kv4+fff2x12 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48 kv4+ffn48"))
+    before = {name: tensor.clone() for name, tensor in child.state_dict().items() if "node_" in name}
+    list(heal(parent.model, child, random_ids(parent, sequences=16), replace(SHORT, lora_rank=1), tmp_path))
+    assert before
+    assert all(torch.equal(tensor, child.state_dict()[name]) for name, tensor in before.items())

@@ -19,7 +19,7 @@ from nas.planning.hardware import Hardware, machine_named
 from nas.planning.inputs import PlanInputs
 from nas.planning.look import inputs_of_job
 from nas.planning.need import total
-from nas.planning.plan import LAYERS, layers_per_task, plan
+from nas.planning.plan import LAYERS, layers_per_task, needs_recomputing, plan
 from nas.stages.feasible import check_parent
 
 LLAMA_8B = {
@@ -55,11 +55,11 @@ def test_a_parent_and_a_text_that_are_not_here_are_planned_for(job: Path, config
         "distil", "score", "measure", "time the child", "heal", "export",
     ]  # fmt: skip
     assert all(stage.need.main_bytes(found.machine) > 0 for stage in found.stages)
-    heal = found.stages[4].need
+    heal = found.stages[4].as_asked
     # Float32 weights, gradients and two moments of 60 % of 8.03 billion, and a parent in 16 bits.
     assert 16 * 0.6 * 8.03e9 * 0.9 < heal.device_bytes(found.machine) < 1.3 * (16 * 0.6 + 2) * 8.03e9
-    assert found.stages[4].reason == "gradients, and Adam's moments (budget)"
-    assert not found.fits
+    assert found.stages[4].changes
+    assert found.fits
 
 
 def test_sizes_are_those_of_the_parent(inputs: PlanInputs) -> None:
@@ -121,7 +121,7 @@ def test_work_is_what_passes_take(inputs: PlanInputs) -> None:
 
 def test_hardware_that_is_not_known_is_named(job: Path, config_file: Path) -> None:
     for name in ("h101", "h100x0", "x8", ""):
-        with pytest.raises(PlanError, match="is no known GPU.*h100"):
+        with pytest.raises(PlanError, match=r"is no known GPU.*h100"):
             nas.plan(job, hardware=name, parent_config=config_file, progress=False)
     assert machine_named("H100x64").devices == 64
 
@@ -129,8 +129,20 @@ def test_hardware_that_is_not_known_is_named(job: Path, config_file: Path) -> No
 def test_gpus_are_not_planned_for_an_engine_of_cpus(tmp_path: Path, config_file: Path) -> None:
     job = tmp_path / "gguf.yaml"
     job.write_text(JOB + "export: {format: gguf}\n")
-    with pytest.raises(PlanError, match="gguf is served by llama.cpp on a CPU"):
+    with pytest.raises(PlanError, match=r"gguf is served by llama\.cpp on a CPU"):
         nas.plan(job, hardware="h100", parent_config=config_file, progress=False)
+
+
+def test_an_8b_is_healed_on_one_gpu(inputs: PlanInputs) -> None:
+    """Adapters alone are trained, and activations are computed twice."""
+    alone = replace(inputs, machine=machine_named("h100"))
+    heal = plan(alone).stages[4]
+    assert heal.settings == "heal.recompute: true, heal.lora_rank: 64"
+    assert not heal.reason
+    # Recomputing changes no result, so a search does it by itself; training adapters does, and is only said.
+    assert not needs_recomputing(alone)
+    just_too_small = replace(alone.machine, device_bytes=round(heal.as_asked.device_bytes(alone.machine)))
+    assert needs_recomputing(replace(alone, machine=just_too_small))
 
 
 def test_a_search_that_cannot_fit_is_refused_with_the_key() -> None:
@@ -143,7 +155,10 @@ def test_a_search_that_cannot_fit_is_refused_with_the_key() -> None:
     data = request.data.model_copy(update={"distillation_tokens": batch * request.data.sequence_length})
     assert request.heal is not None
     wide = request.model_copy(update={"heal": request.heal.model_copy(update={"batch": batch}), "data": data})
-    with pytest.raises(JobError, match=r"^heal\.batch: the stage heal is planned to take .*; give heal\.batch: \d+ \("):
+    with pytest.raises(
+        JobError,
+        match=r"^heal\.batch: the stage heal is planned to take .*; give heal\.recompute: true, heal\.batch: \d+ \(",
+    ):
         check_parent(wide, checkpoint, is_here=True)
 
 

@@ -179,6 +179,10 @@ class Request(Section):
 
     @model_validator(mode="after")
     def _agreement(self) -> Self:
+        if self.heals_through_rounding and self.heal is not None and self.heal.lora_rank is not None:
+            raise wrong(
+                "heal.lora_rank", "adapters are no part of what is rounded; leave it out, or give heal.rounding: after"
+            )
         for key, tokens in _training_tokens(self):
             # Healing may pass over the text several times.
             if tokens is not None and tokens > self.data.distillation_tokens and key != "heal.tokens":

@@ -353,7 +353,9 @@ class Heal(Section):
     """Global distillation of the assembled child. `hidden_weight`: of the hidden states' loss beside the logits'.
 
     `rounding`, where precisions are chosen: the weights are rounded after healing, or before it, and then healed
-    `through` their rounding.
+    `through` their rounding. `lora_rank` None: every weight is trained; else low-rank adapters of that rank, merged
+    into the weights afterwards. `recompute`: activations are computed again in the backward pass, which changes no
+    result; None: where memory would not hold them.
     """
 
     tokens: Count | None = None
@@ -362,6 +364,8 @@ class Heal(Section):
     warmup: Fraction = 0.05
     hidden_weight: NotNegative = 1.0
     rounding: Literal["after", "through"] = "after"
+    lora_rank: Count | None = None
+    recompute: Flag | None = None
 
 
 class RoundTraining(Section):

@@ -14,6 +14,8 @@ _OF_RESIDUAL, _OF_FFN = 9, 4
 """Numbers that a layer keeps of a token for its backward pass: for each channel of the residual, what two norms read
 and make, and what the distance of hidden states keeps; for each channel of the FFN, gate, up, activation and product.
 """
+_ENTERING = 4
+"""The same for each channel of the residual where layers are computed again: what enters, and the distance."""
 _LOGITS = 4
 """Tensors as large as the logits of the rows at work, in healing."""
 EVALUATED_TOGETHER = 8
@@ -36,12 +38,19 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
         sequences = min(heals.batch, max(1, request.data.distillation_tokens // inputs.sequence))
         steps = tokens / (sequences * inputs.sequence)
         trained = max(0.0, child - inputs.table_parameters)
-        held.append(Amount("gradients, and Adam's moments", _TRAINED * trained * FLOAT32, "budget"))
-        held.append(Amount("activations of all layers", _backward(inputs, sequences * inputs.sequence), "heal.batch"))
+        if heals.lora_rank is not None:
+            # Each matrix with its adapter is a tensor of its own, which the backward pass reads.
+            matrices = trained / shape.layers if heals.recompute else trained
+            trained = _adapters(inputs, heals.lora_rank)
+            held.append(Amount("matrices with their adapters", (matrices + trained) * FLOAT32, "heal.lora_rank"))
+        held.append(Amount("gradients, and Adam's moments", _TRAINED * trained * FLOAT32, "heal.lora_rank"))
+        passed = _backward(inputs, sequences * inputs.sequence, bool(heals.recompute))
+        held.append(Amount("activations of all layers", passed, "heal.batch"))
         disk.append(Amount("a checkpoint of healing", (child + _MOMENTS * trained) * FLOAT32, "budget"))
     else:
         held.append(Amount("activations of a batch", _forward(inputs, EVALUATED_TOGETHER * inputs.sequence)))
-    flops = inputs.pass_flops(3 * child + inputs.parent_parameters, tokens)
+    passes = 3 + bool(heals and heals.recompute)
+    flops = inputs.pass_flops(passes * child + inputs.parent_parameters, tokens)
     flops += inputs.pass_flops((1 + bool(heals)) * child + inputs.parent_parameters, evaluated)
     return StageNeed(
         "heal" if heals else "evaluate",
@@ -77,8 +86,19 @@ def _forward(inputs: PlanInputs, tokens: int) -> float:
     return tokens * (_OF_FFN * inputs.shape.ffn_width + _OF_RESIDUAL * inputs.shape.hidden) * FLOAT32
 
 
-def _backward(inputs: PlanInputs, tokens: int) -> float:
+def _backward(inputs: PlanInputs, tokens: int, recomputed: bool) -> float:
     """Of a child as deep as its parent, and as wide: what is left out of it costs nothing."""
     shape = inputs.shape
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
-    return tokens * shape.layers * (_OF_RESIDUAL * shape.hidden + attention + _OF_FFN * shape.ffn_width) * FLOAT32
+    layer = _OF_RESIDUAL * shape.hidden + attention + _OF_FFN * shape.ffn_width
+    numbers = layer + shape.layers * _ENTERING * shape.hidden if recomputed else shape.layers * layer
+    return tokens * numbers * FLOAT32
+
+
+def _adapters(inputs: PlanInputs, rank: int) -> float:
+    """The numbers of the adapters of all layers."""
+    shape = inputs.shape
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    ends = 2 * (shape.hidden + queries) + 2 * (shape.hidden + keys)
+    ends += shape.ffn_matrices * (shape.hidden + shape.ffn_width)
+    return float(rank * ends * shape.layers)

@@ -3,6 +3,7 @@
 Arithmetic on a configuration and a job. No weight is read, so that a parent may be planned for that is not here.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,10 @@ from nas.planning.times import measure_need, time_need
 
 _ROOM = 0.95
 """The share of a device's memory that a stage may take; the rest is the driver's, and lost between tensors."""
-LAYERS, _BATCH, _HEALED = "ray.layers_per_task", "distill.batch", "heal.batch"
+LAYERS, RECOMPUTE = "ray.layers_per_task", "heal.recompute"
+"""Keys that change no result, so that a search sets them as memory asks for."""
+_BATCH, _HEALED, _LORA = "distill.batch", "heal.batch", "heal.lora_rank"
+_RANK = 64
 _DTYPE = "scenario.dtype"
 _FUSE, _WIDEST = "space.fuse", "space.fuse.widest"
 
@@ -42,7 +46,7 @@ class Planned:
     @property
     def settings(self) -> str:
         """The changes as a job file has them."""
-        return ", ".join(f"{key}: {'null' if value is None else value}" for key, value in self.changes.items())
+        return ", ".join(f"{key}: {json.dumps(value)}" for key, value in self.changes.items())
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ def layers_per_task(inputs: PlanInputs) -> int | None:
     return min((count for count in counts if isinstance(count, int)), default=None)
 
 
+def needs_recomputing(inputs: PlanInputs) -> bool:
+    """Whether healing fits only where activations are computed again."""
+    return _planned(inputs, heal_need).changes.keys() == {RECOMPUTE}
+
+
 def _planned(inputs: PlanInputs, stage: _Stage) -> Planned:
     need = stage(inputs)
     if _fits(need, inputs.machine):
@@ -95,7 +104,11 @@ def _changes(inputs: PlanInputs, stage: str) -> Iterator[Changes]:
     """Settings that need less and less. The number of layers changes no result, so it comes first."""
     request = inputs.request
     if stage == "heal" and request.heal:
-        yield from ({_HEALED: fewer} for fewer in _halves(request.heal.batch))
+        yield {RECOMPUTE: True}
+        yield from ({RECOMPUTE: True, _HEALED: fewer} for fewer in _halves(request.heal.batch))
+        if not request.heals_through_rounding:
+            yield {RECOMPUTE: True, _LORA: _RANK}
+            yield from ({RECOMPUTE: True, _LORA: _RANK, _HEALED: fewer} for fewer in _halves(request.heal.batch))
     if stage in ("measure", "time the child") and inputs.scenario.dtype == "float32":
         yield {_DTYPE: "bfloat16"}
     if stage not in ("distil", "score"):

@@ -39,6 +39,7 @@ from nas.job.request import Request
 from nas.job.scenario import scenario_of
 from nas.job.sections import RoundTraining
 from nas.job.units import Limit, needs_meter
+from nas.planning.plan import needs_recomputing
 from nas.scoring.fidelity import Fidelity
 from nas.solve.budget_loop import Times, limits_of, reached, times_of, verdict
 from nas.stages.child_file import found_with, save_child
@@ -47,7 +48,7 @@ from nas.stages.context import Context
 from nas.stages.costs import quality_of
 from nas.stages.evaluate import Evaluations, Evaluator, perplexity
 from nas.stages.heal_settings import Healing
-from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, tensor
+from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, plan_inputs, tensor
 from nas.stages.prepare import Job
 from nas.terminal.progress import bar, rarely
 
@@ -108,7 +109,7 @@ def healing_of(job: Job) -> Healing | None:
     if asked is None:
         return None
     tokens = job.tokens.distillation.size if asked.tokens is None else asked.tokens
-    return Healing(tokens, asked.batch, asked.learning_rate, asked.warmup, asked.hidden_weight)
+    return Healing(tokens, asked.batch, asked.learning_rate, asked.warmup, asked.hidden_weight, asked.lora_rank)
 
 
 def healing_key(job: Job) -> dict[str, Any] | None:
@@ -118,7 +119,7 @@ def healing_key(job: Job) -> dict[str, Any] | None:
         return None
     through = {"rounding": "through"} if job.request.heals_through_rounding else {}
     trained = {"round": asked.model_dump(mode="json")} if asked.tokens else {}
-    return (vars(healing) if healing else {}) | {"text": job.tokens.digest("distillation")} | through | trained
+    return (healing.key() if healing else {}) | {"text": job.tokens.digest("distillation")} | through | trained
 
 
 def made(context: Context, trial: models.TrialRow) -> models.TrialRow:
@@ -144,7 +145,7 @@ def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> 
 class _ChildTask:
     """`file` is the path of the child, `checkpoints` the folder of an unfinished rounding or healing; `batch` sequences
     of the calibration text run at a time where weights are rounded. `is_through`: they are healed through their
-    rounding; `round`: how layers are trained through it."""
+    rounding; `round`: how layers are trained through it. `recompute` is as in `heal`."""
 
     parent: Parent
     calibration: Ids
@@ -158,6 +159,7 @@ class _ChildTask:
     batch: int
     is_through: bool
     round: RoundTraining
+    recompute: bool
 
 
 def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
@@ -169,7 +171,7 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
         task = _ChildTask(
             shared["parent"], shared["calibration"], shared["distillation"], shared["evaluation"],
             _Parts.of(job, trial), healing, file, checkpoints, device_of(job), job.request.distill.batch,
-            job.request.heals_through_rounding, job.request.round,
+            job.request.heals_through_rounding, job.request.round, _recomputes(context),
         )  # fmt: skip
         ((_, found),) = context.cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
     before, after = found.before, found.after
@@ -187,6 +189,14 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
         heal_curve=[list(point) for point in found.curve] or None,
         details={"parent": {"lm_loss": found.parent.lm_loss, "vocabulary": job.parent.shape.vocabulary}},
     )
+
+
+def _recomputes(context: Context) -> bool:
+    """As the job says; else where activations would not fit this machine. It changes no result."""
+    job, asked = context.job, context.job.request.heal
+    if asked is None or asked.recompute is not None or not context.cluster.is_here:
+        return asked is not None and bool(asked.recompute)
+    return needs_recomputing(plan_inputs(job))
 
 
 def _make(task: _ChildTask, report: Report) -> Evaluations:
@@ -272,7 +282,7 @@ def _heal(parent: Parent, child: PuzzleNasForCausalLM, task: _ChildTask, healing
     from nas.stages.heal import heal, loss_curve  # It takes seconds to load, and only here.
 
     text = tensor(task.distillation, task.device)
-    for event in heal(parent.model, child, text, healing, task.checkpoints):
+    for event in heal(parent.model, child, text, healing, task.checkpoints, task.recompute):
         report(event.done_tokens, event.total_tokens)
     return loss_curve(task.checkpoints, text, healing)
 

@@ -29,7 +29,7 @@ from nas.job.space import check_kinds, choices
 from nas.job.units import format_quantity
 from nas.planning.hardware import memory_here
 from nas.planning.look import inputs_of
-from nas.planning.plan import LAYERS, plan
+from nas.planning.plan import LAYERS, RECOMPUTE, plan
 from nas.text.tokenizer import load_tokenizer
 
 # 1 PiB: no node of a cluster has as much memory.
@@ -96,18 +96,20 @@ def _check_trainer(request: Request) -> None:
 
 
 def _check_plan(request: Request, found: Readable) -> None:
-    """Raise JobError where a stage is planned to take more than this machine has. What only fewer layers per task would
-    make fit fits: a search takes fewer by itself, unless the job says how many."""
+    """Raise JobError where a stage is planned to take more than this machine has, with all that a search sets by
+    itself where the job leaves it open."""
     device = request.scenario.device
     if bool(request.gpus_per_task) != (device != "cpu"):
         return  # Some stages run on one device and some on another, and a plan is made for one.
     room = memory_here(device)
+    left_open = {LAYERS} if request.ray.layers_per_task is None else set()
+    left_open |= {RECOMPUTE} if request.heal and request.heal.recompute is None else set()
     for stage in plan(inputs_of(request, found, room)).stages:
-        is_taken_care_of = stage.changes.keys() == {LAYERS} and request.ray.layers_per_task is None
-        if stage.reason or (stage.changes and not is_taken_care_of):
+        if stage.reason or not stage.changes.keys() <= left_open:
             held = _said(round(stage.as_asked.device_bytes(room)))
             remedy = f"give {stage.settings}" if stage.changes else "no setting of the job makes it fit"
-            key, most = next(iter(stage.changes), "parent"), stage.as_asked.largest().what
+            key = next((key for key in stage.changes if key not in left_open), "parent")
+            most = stage.as_asked.largest().what
             raise JobError(
                 f"{key}: the stage {stage.need.stage} is planned to take {held} of this machine's "
                 f"{_said(room.device_bytes)}, most of it {most}; {remedy} (nas plan says more)"

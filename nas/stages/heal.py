@@ -12,12 +12,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -26,6 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from blocklib.block import Architecture
 from blocklib.distil import Progress, regulariser
 from blocklib.errors import NotFiniteError
+from blocklib.lora import adapter_of, add_adapters, merge_adapters
 from blocklib.model import PuzzleNasForCausalLM
 from nas.files.permissions import open_as_usual
 from nas.scoring.logit_kl import logit_kl
@@ -38,15 +41,21 @@ def heal(
     ids_BT: Tensor,
     settings: Healing,
     checkpoints: Path,
+    recompute: bool = False,
 ) -> Iterator[Progress]:
     """Train `child` in place; progress as it goes. A killed run resumes from its last checkpoint.
+
+    `recompute`: what layers keep for the backward pass is computed again there, a layer at a time (gradient
+    checkpointing, arXiv 1604.06174). It takes a forward pass more, and the result is the same to the bit.
 
     `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be its
     own, not shared with the parent; nothing else of it is changed when this ends. Raises NotFiniteError where the loss
     is.
     """
-    with _settings_kept(child):
+    with _settings_kept(child), _recomputed(child, recompute):
         yield from _healing(parent, child, ids_BT, settings, checkpoints)
+    if settings.lora_rank is not None:
+        merge_adapters(child.model.layers)
     child.requires_grad_(False)
     child.eval()  # type: ignore[no-untyped-call]
 
@@ -64,6 +73,21 @@ def _settings_kept(model: PuzzleNasForCausalLM) -> Iterator[None]:
             vars(settings).update(values)
 
 
+@contextmanager
+def _recomputed(model: PuzzleNasForCausalLM, recompute: bool) -> Iterator[None]:
+    """A layer with a regulariser is left out: the loss reads that after the forward pass, with its gradient."""
+    layers: list[Any] = list(model.model.layers) if recompute else []
+    for layer in layers:
+        # As transformers' own switch sets them, for all layers.
+        layer.gradient_checkpointing = not any(hasattr(module, "regulariser") for module in layer.modules())
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = False
+
+
 def _healing(
     parent: PuzzleNasForCausalLM,
     child: PuzzleNasForCausalLM,
@@ -74,7 +98,7 @@ def _healing(
     batch = min(settings.batch, len(ids_BT))
     steps = max(1, settings.tokens // (batch * ids_BT.shape[1]))
     events: Queue[Progress | BaseException | None] = Queue()
-    _thaw(child)
+    _thaw(child, settings.lora_rank)
     trainer = _HealingTrainer(
         model=child,
         args=_arguments(settings, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
@@ -126,16 +150,20 @@ def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use
     )
 
 
-def _thaw(child: PuzzleNasForCausalLM) -> None:
-    """Train all weights except the embeddings, the head and those that a kind freezes."""
-    child.requires_grad_(True)
-    child.model.embed_tokens.requires_grad_(False)
-    child.lm_head.requires_grad_(False)
-    if child.config.learned_positions:
-        child.model.embed_positions.requires_grad_(False)
+def _thaw(child: PuzzleNasForCausalLM, lora_rank: int | None) -> None:
+    """Train all weights except the embeddings, the head and those that a kind freezes; or adapters of the layers'
+    matrices."""
+    child.requires_grad_(False)
+    if lora_rank is None:
+        child.model.layers.requires_grad_(True)
+        child.model.norm.requires_grad_(True)
+    else:
+        add_adapters(child.model.layers, lora_rank)
     for module in child.modules():
         for name in getattr(module, "frozen_in_healing", ()):
-            module.get_parameter(name).requires_grad_(False)
+            held = [module.get_parameter(name)] if lora_rank is None else adapter_of(module, name)
+            for parameter in held:
+                parameter.requires_grad_(False)
 
 
 def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]") -> None:

@@ -266,11 +266,13 @@ def gpus_to_time(job: Job) -> int:
 
 def _layers_that_fit(context: Context) -> int | None:
     """How many layers a task has at most for it to fit this machine; None: any, or it is not known."""
-    job, device = context.job, device_of(context.job)
-    if not context.cluster.is_here:
-        return None
-    room = memory_here(device)
-    return layers_per_task(PlanInputs(job.request, job.parent.config, job.scenario, job.parent.stored_bytes, room))
+    return layers_per_task(plan_inputs(context.job)) if context.cluster.is_here else None
+
+
+def plan_inputs(job: Job) -> PlanInputs:
+    """To plan a job's stages on this machine."""
+    room = memory_here(device_of(job))
+    return PlanInputs(job.request, job.parent.config, job.scenario, job.parent.stored_bytes, room)
 
 
 def shares(context: Context, choices: Sequence[Choice], work: Callable[[Choice], float]) -> list[list[Choice]]:

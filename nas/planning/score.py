@@ -11,8 +11,9 @@ from nas.scoring.replace_one import stacked
 
 _STACKS = 3
 """Tensors as large as the stack of variants while the final norm runs."""
-_LOGITS = 7
-"""Tensors as large as the logits of the rows at work: of parent and variant, their difference, and what a KL takes."""
+_LOGITS = 8
+"""Tensors as large as the logits of the rows at work: seven of parent and variants, their differences and what a KL
+takes, and about one that the allocator keeps."""
 
 
 def score_need(inputs: PlanInputs) -> StageNeed:

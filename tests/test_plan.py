@@ -182,3 +182,33 @@ def test_a_plan_is_of_one_machine() -> None:
     need = plan(here).stages[0].need
     assert need.device_bytes(cpu) == need.main_bytes(cpu)
     assert here.places == 2
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "distill: {tokens: 0}",
+        "distill: {least_squares: false}",
+        "heal: null",
+        "space: {attention: [skip], ffn: [], fuse: null, drop_blocks: false}",
+        "space: {attention: [], ffn: [], fuse: null, drop_blocks: true}",
+        "space: {attention: [linear], ffn: [moe4x108k2, fff2x108, pkm4x2k2, dip50], fuse: null}",
+        "space: {pairs: true, parallel: 2}",
+        "space: {attention: [], ffn: [], fuse: null, drop_blocks: false, precision: [q8_0]}\nexport: {format: gguf}",
+        "space: {precision: [q8_0, q4_0]}\nexport: {format: gguf}",
+        "scenario: {batch: 1, flash: {dram: 2 MB, dram_speed: 1 GB, flash_speed: 1 MB}}",
+    ],
+)
+def test_every_job_has_a_plan(changed: str) -> None:
+    job = f"parent: embedded\ndata: {{train: stdlib}}\nbudget: {{memory: 60%}}\n{changed}\n"
+    inputs = replace(inputs_of_job(config.parse(job, "job.yaml"), None, None), machine=machine_named("l4"))
+    for stage in plan(inputs).stages:
+        need = stage.need
+        assert stage.as_asked == need
+        assert need.main_bytes(inputs.machine) > 0
+        assert need.largest().held_bytes > 0
+        assert need.seconds(inputs.machine) >= 0
+    stages = [stage.need.stage for stage in plan(inputs).stages]
+    assert ("heal" in stages) == (inputs.request.heal is not None)
+    assert ("distil" in stages) == bool(inputs.to_build)
+    assert ("measure" in stages) == (inputs.request.scenario.flash is None)

@@ -68,7 +68,7 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
 def export_need(inputs: PlanInputs) -> StageNeed:
     """The child is in the process that the user started, and in the one that loads the files again."""
     child = inputs.child_parameters
-    files = child * inputs.scenario.bytes_per_value
+    files = inputs.served.weight_bytes * child / inputs.parent_parameters
     copied = 0.0 if inputs.scenario.bytes_per_value == FLOAT32 else files
     return StageNeed(
         "export",

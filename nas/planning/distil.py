@@ -29,8 +29,10 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
     """The need of the fullest task, at its worse peak: when it fits first weights, or when it trains."""
     groups = task_groups(inputs)
     if not groups:
-        return StageNeed("distil", once=inputs.parent_once, tasks=0, workers=inputs.places)
-    passed = sum(_prefix(inputs, group) * _tokens(inputs, group) for group in groups)
+        return StageNeed("distil", tasks=0)
+    calibration = inputs.in_sequences(inputs.request.data.calibration_tokens)
+    read = [calibration + _tokens(inputs, group) for group in groups]
+    passed = sum(_prefix(inputs, group) * tokens for group, tokens in zip(groups, read, strict=True))
     library = sum(map(inputs.size, inputs.to_build)) * FLOAT32
     return StageNeed(
         "distil",
@@ -42,7 +44,7 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
         workers=inputs.places,
         flops=sum(_flops(inputs, group) for group in groups),
         moved_bytes=sum(_moved(inputs, group) for group in groups),
-        parent_passes=passed / inputs.shape.layers / max(_tokens(inputs, group) for group in groups),
+        parent_passes=passed / inputs.shape.layers / max(read),
         disk=(Amount("the block library, in float32", library, "space"),),
     )
 

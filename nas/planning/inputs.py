@@ -13,6 +13,8 @@ from blocklib.model import PuzzleNasConfig, PuzzleNasLayer
 from blocklib.parent import child_config, own_shape
 from blocklib.resident import share_of
 from blocklib.shape import Shape
+from cost_models.analytic import architecture_cost
+from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from nas.job.request import Request
 from nas.job.scenario import scenario_of
@@ -53,7 +55,14 @@ class PlanInputs:
 
     @cached_property
     def to_score(self) -> tuple[Choice, ...]:
-        return tuple(choice for choice in self.choices if not self.is_own(choice))
+        """The options whose scores are measured. With precisions, these are the shapes, and the parent's own subblocks
+        in one precision; others are predicted from them, unless the job wants them measured."""
+        options = [choice for choice in self.choices if not self.is_own(choice) and not choice.is_table]
+        if not self.request.space.precision or self.request.score.rounded == "measured":
+            return tuple(options)
+        rounded = {choice.first_slot: choice for choice in options if self.is_own(choice.unrounded)}
+        shapes = [choice.unrounded for choice in options if not self.is_own(choice.unrounded)]
+        return tuple(dict.fromkeys([*shapes, *rounded.values()]))
 
     def is_own(self, choice: Choice) -> bool:
         own = parent_block(self.shape)
@@ -62,6 +71,11 @@ class PlanInputs:
     @cached_property
     def parent_parameters(self) -> int:
         return parameters(parent_architecture(self.shape), self.shape)
+
+    @cached_property
+    def served(self) -> Cost:
+        """The parent in the form that the scenario's engine loads."""
+        return architecture_cost(parent_architecture(self.shape), self.shape, self.scenario)
 
     @property
     def layer_parameters(self) -> float:

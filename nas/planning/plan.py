@@ -73,7 +73,8 @@ def plan(inputs: PlanInputs) -> Plan:
     is_timed = request.measure.table is None and request.scenario.flash is None
     timed: tuple[_Stage, ...] = (measure_need, time_need) if is_timed else ()
     stages: tuple[_Stage, ...] = (distil_need, score_need, *timed, heal_need, export_need)
-    return Plan(inputs.machine, tuple(_planned(inputs, stage) for stage in stages))
+    planned = [_planned(inputs, stage) for stage in stages]
+    return Plan(inputs.machine, tuple(each for each in planned if each.need.tasks))
 
 
 def layers_per_task(inputs: PlanInputs) -> int | None:

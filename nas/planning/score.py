@@ -34,13 +34,12 @@ def score_need(inputs: PlanInputs) -> StageNeed:
 
 
 def _groups(inputs: PlanInputs) -> list[list[Choice]]:
-    layers = [choice for choice in inputs.to_score if not choice.is_table]
     if asked := inputs.request.ray.layers_per_task:
-        return by_count(layers, asked)
+        return by_count(inputs.to_score, asked)
     slots = 2 * inputs.shape.layers
     per_slot = inputs.layer_parameters / 2
     return by_layers(
-        layers, inputs.places, lambda choice: inputs.head_parameters + per_slot * (slots - choice.first_slot)
+        inputs.to_score, inputs.places, lambda choice: inputs.head_parameters + per_slot * (slots - choice.first_slot)
     )
 
 

@@ -1,9 +1,6 @@
 """What timings need: stacks of every geometry beside the parent, and later the child beside it. They take the device
 for themselves."""
 
-from blocklib.kinds import parent_architecture
-from cost_models.analytic import architecture_cost
-from cost_models.cost import Cost
 from cost_models.geometry import FIXED, geometries_of
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import Amount, StageNeed
@@ -39,7 +36,7 @@ def time_need(inputs: PlanInputs) -> StageNeed:
 
 
 def _timed(inputs: PlanInputs, models: float) -> tuple[Amount, ...]:
-    cost, shared = _cost(inputs), inputs.scenario.tensor_parallel
+    cost, shared = inputs.served, inputs.scenario.tensor_parallel
     return (
         Amount(
             "the models that are timed, as the engine holds them", models * cost.weight_bytes / shared, "scenario.dtype"
@@ -54,10 +51,6 @@ def _prefill(inputs: PlanInputs) -> Amount:
     tokens = scenario.batch * scenario.prompt_tokens
     numbers = tokens * (shape.ffn_matrices * shape.ffn_width + 3 * shape.hidden)
     return Amount("activations of a prefill", numbers * scenario.bytes_per_value, "scenario.prompt_tokens")
-
-
-def _cost(inputs: PlanInputs) -> Cost:
-    return architecture_cost(parent_architecture(inputs.shape), inputs.shape, inputs.scenario)
 
 
 def _holds_both(inputs: PlanInputs) -> bool:

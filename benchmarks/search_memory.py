@@ -53,7 +53,7 @@ def samples(command: list[str], environment: dict[str, str]) -> list[tuple[datet
 
 
 def planned_gib(job: Path) -> dict[str, str]:
-    """What `nas plan` says, by the stages of the database: the child is timed in the stage that finds it."""
+    """The plan, by the stages of the database: the child is timed in the stage that finds it."""
     found = nas.plan(job, progress=False)
     names = {"time the child": "solve", "evaluate": "heal"}
     needs = [stage.need for stage in found.stages]

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 # The longest header that safetensors itself reads.
 _LONGEST_HEADER = 100_000_000
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_PICKLED = {"torch.float64": 8, "torch.float32": 4, "torch.float16": 2, "torch.bfloat16": 2}
 # Tensors that quantisers keep beside, or instead of, a weight: scales, zero points, packed and grouped weights.
 _QUANTISED = re.compile(
     r"(^|[._])(weight_scale(_inv|_2)?|input_scale|output_scale|weight_packed|weight_zero_point|weight_shape|qweight|"
@@ -189,6 +190,13 @@ def check_layers(config_file: Path, tensors: Mapping[str, Tensor], layers: int) 
         f"counts {layers} layers, and the weights beside it hold {count}{of}",
         f"correct num_hidden_layers there, or {_AGAIN}",
     )
+
+
+def bytes_of_a_number(tensors: Iterable[Tensor]) -> float:
+    """The mean over all numbers of tensors, each counted once; of safetensors and of torch's old format."""
+    once = {(tensor.file, tensor.name): tensor for tensor in tensors}.values()
+    sizes = [(math.prod(tensor.shape), (_FLOATS | _PICKLED)[tensor.dtype]) for tensor in once]
+    return sum(count * size for count, size in sizes) / sum(count for count, _ in sizes)
 
 
 def is_old_buffer(name: str) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blocklib.allocator import returned_memory
 from blocklib.block import Architecture, Choice
-from blocklib.checkpoint import inspect
+from blocklib.checkpoint import bytes_of_a_number, inspect
 from blocklib.compute_dtype import compute_in
 from blocklib.errors import CheckpointError
 from blocklib.families import attention_scale
@@ -55,9 +55,12 @@ class Parent:
     device: str = "cpu"
 
     @property
-    def stored_bytes(self) -> int:
-        """The bytes of a number as it is stored: of the widest type, where there are several."""
-        return max(tensor.element_size() for tensor in self.weights.values())
+    def stored_bytes(self) -> float:
+        """The bytes of a number as it is stored, the mean where there are several types. Reads no weight."""
+        if isinstance(self.weights, StoredWeights):
+            return bytes_of_a_number(self.weights.held.values())
+        held = self.weights.values()
+        return sum(tensor.nbytes for tensor in held) / sum(tensor.numel() for tensor in held)
 
     @property
     def architecture(self) -> Architecture:

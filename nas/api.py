@@ -104,7 +104,7 @@ def plan(
     parent_config: str | Path | None = None,
     progress: Progress = True,
 ) -> "Plan":
-    """What each stage of a job needs: memory on a device and in main memory, disk, work and time. Nothing is read but
+    """The need of each stage of a job: memory on a device and in main memory, disk, work and time. Nothing is read but
     the job, and of the parent its configuration and the headers of its files; no text.
 
     `hardware`: "h100x8" or the like; None: this machine. `parent_config`: the config.json of a parent that need not be

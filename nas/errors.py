@@ -29,7 +29,7 @@ class JobError(NasError, ValueError):
 
 
 class PlanError(NasError, ValueError):
-    """A stage of a search cannot fit its machine, or the machine to plan for is not known."""
+    """The machine or the parent to plan for is not known, or a job uses two kinds of device."""
 
 
 class PathError(NasError, ValueError):

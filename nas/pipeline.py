@@ -30,6 +30,7 @@ from nas.solve.explain import explain
 from nas.solve.plain_price import priced, with_real_kls
 from nas.solve.predicted import predict_again
 from nas.solve.solve import Measured, measured, solve, trial_row
+from nas.stages.check_plan import plan_warnings
 from nas.stages.check_scores import check_scores
 from nas.stages.child import hardware_of, healing_key, is_timed, made, timed
 from nas.stages.child_file import load_child
@@ -37,7 +38,7 @@ from nas.stages.context import Context
 from nas.stages.correct_costs import correct_costs
 from nas.stages.costs import measure_costs, parent_costs, write_options
 from nas.stages.export import deliver
-from nas.stages.library import build_library, measure_dependency, score_choices
+from nas.stages.library import build_library, measure_dependency, plan_inputs, score_choices
 from nas.stages.predict_scores import predict_scores
 from nas.stages.prepare import Job, prepare
 from nas.stages.refine import solve_refined
@@ -88,8 +89,8 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
             f"search {job.request.name} ({job.id}): {len(job.variants)} options beside the parent's own{kept}"
         )
         console.print(job.tokens.describe(), style="dim", soft_wrap=True)
-        for note in job.parent.notes:
-            console.print(note, soft_wrap=True)
+        for note in (*job.parent.notes, *(plan_warnings(plan_inputs(job)) if cluster.is_here else ())):
+            console.print(note, soft_wrap=True, highlight=False)
         try:
             context = fill_store(Context.of(job, store, cluster, console), remeasure)
             outcome = _delivered(context, _found(context, remeasure))

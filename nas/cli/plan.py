@@ -50,7 +50,7 @@ def _print(found: "Plan") -> None:
     for stage in found.stages:
         need = stage.need
         held = () if found.machine.is_cpu else (_bytes(need.device_bytes(found.machine)),)
-        most = need.largest()
+        most = need.largest(found.machine)
         table.add_row(
             need.stage, *held, _bytes(need.main_bytes(found.machine)), _bytes(need.disk_bytes()) if need.disk else "-",
             _time(need.seconds(found.machine)), f"{most.what}, {_bytes(most.held_bytes)}",
@@ -66,7 +66,7 @@ def _print(found: "Plan") -> None:
 
 def _told(stage: "Planned") -> list[str]:
     if stage.reason:
-        return [f"{stage.need.stage} does not fit, whatever its settings are: most is {stage.reason}"]
+        return [f"{stage.need.stage} does not fit, and no setting that was tried makes it fit: most is {stage.reason}"]
     if stage.changes:
         return [f"{stage.need.stage} fits with {stage.settings}"]
     return []
@@ -85,8 +85,8 @@ def _plain(found: "Plan") -> dict[str, Any]:
                 "device_bytes": stage.need.device_bytes(machine),
                 "main_bytes": stage.need.main_bytes(machine),
                 "disk_bytes": stage.need.disk_bytes(),
-                "flops": stage.need.flops,
-                "parent_passes": stage.need.parent_passes,
+                "tasks": stage.need.tasks.count,
+                **vars(stage.need.work),
                 "seconds": stage.need.seconds(machine),
                 "held": [vars(held) for held in (*stage.need.once, *stage.need.each, *stage.need.main)],
                 "changes": stage.changes,

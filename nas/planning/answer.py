@@ -1,10 +1,10 @@
-"""What the stages after the solver need: healing the child, evaluating it and exporting it.
+"""The needs of the stages after the solver: healing the child, evaluating it and exporting it.
 
 Its size is known when it is found; before, it is taken to be as large as the budget lets it be.
 """
 
 from nas.planning.inputs import FLOAT32, PlanInputs
-from nas.planning.need import PROCESS_BYTES, Amount, StageNeed
+from nas.planning.need import PROCESS_BYTES, Amount, Operations, StageNeed
 from nas.scoring.fidelity import logit_rows
 
 _MOMENTS = 2
@@ -28,7 +28,8 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
     evaluated = inputs.in_sequences(request.data.evaluation_tokens)
     states = Amount("the parent's states of the evaluation text", evaluated * shape.hidden * FLOAT32,
                   "data.evaluation_tokens")  # fmt: skip
-    rows = logit_rows(inputs.device, shape.vocabulary) * shape.vocabulary * FLOAT32
+    batch = max(EVALUATED_TOGETHER, request.heal.batch if request.heal else 0) * inputs.sequence
+    rows = min(logit_rows(inputs.device, shape.vocabulary), batch) * shape.vocabulary * FLOAT32
     held = [Amount("the child, in float32", child * FLOAT32, "budget"), states]
     held.append(Amount("the parent's head, and logits of some rows", inputs.head_bytes + _LOGITS * rows))
     disk = [Amount("the child, in float32", child * FLOAT32, "budget")]
@@ -46,22 +47,22 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
         held.append(Amount("gradients, and Adam's moments", _TRAINED * trained * FLOAT32, "heal.lora_rank"))
         passed = _backward(inputs, sequences * inputs.sequence, bool(heals.recompute))
         held.append(Amount("activations of all layers", passed, "heal.batch"))
-        disk.append(Amount("a checkpoint of healing", (child + _MOMENTS * trained) * FLOAT32, "budget"))
+        checkpoint = (child + _MOMENTS * trained) * FLOAT32
+        disk.append(Amount("two checkpoints of healing, while one replaces the other", 2 * checkpoint, "budget"))
     else:
         held.append(Amount("activations of a batch", _forward(inputs, EVALUATED_TOGETHER * inputs.sequence)))
     passes = 3 + bool(heals and heals.recompute)
     flops = inputs.pass_flops(passes * child + inputs.parent_parameters, tokens)
     flops += inputs.pass_flops((1 + bool(heals)) * child + inputs.parent_parameters, evaluated)
+    passes_of_parent = steps + evaluated / (EVALUATED_TOGETHER * inputs.sequence)
     return StageNeed(
         "heal" if heals else "evaluate",
         each=(*inputs.parent_each, *held),
         once=inputs.parent_once,
         main=inputs.parent_main,
         disk=tuple(disk),
-        workers=inputs.places,
-        flops=flops,
-        moved_bytes=(steps + evaluated / (EVALUATED_TOGETHER * inputs.sequence)) * inputs.moved_by_a_pass,
-        parent_passes=1.0,
+        tasks=inputs.tasks(1, alone=True),
+        work=Operations(flops=flops, moved_bytes=passes_of_parent * inputs.moved_by_a_pass),
     )
 
 
@@ -78,7 +79,7 @@ def export_need(inputs: PlanInputs) -> StageNeed:
             Amount("the process that loads it", PROCESS_BYTES),
         ),
         disk=(Amount("the exported child", files, "budget"),),
-        workers=inputs.places,
+        tasks=inputs.tasks(1, alone=True),
     )
 
 
@@ -87,7 +88,7 @@ def _forward(inputs: PlanInputs, tokens: int) -> float:
 
 
 def _backward(inputs: PlanInputs, tokens: int, recomputed: bool) -> float:
-    """Of a child as deep as its parent, and as wide: what is left out of it costs nothing."""
+    """A child as deep as its parent, and as wide: a subblock that is left out would take nothing."""
     shape = inputs.shape
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
     layer = _OF_RESIDUAL * shape.hidden + attention + _OF_FFN * shape.ffn_width

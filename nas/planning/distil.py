@@ -1,11 +1,10 @@
-"""What the stage `distil` needs: the passes of `blocklib/initial_weights.py` and `blocklib/distil.py`, in numbers."""
+"""The need of the stage `distil`: the passes of `blocklib/initial_weights.py` and `blocklib/distil.py`, in numbers."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from blocklib.block import Choice
 from nas.planning.inputs import FLOAT32, PlanInputs
-from nas.planning.need import Amount, StageNeed, total
+from nas.planning.need import Amount, Operations, StageNeed, Tasks, total
 from nas.planning.task_ranges import by_count, by_layers
 
 _FLOAT64 = 8
@@ -15,8 +14,8 @@ _GRAMS = 5
 """Matrices of normal equations at the end of a fit: of two parts of the text, of both, damped, and factorised."""
 _CROSSES = 5
 """The same of right sides, the solution and its copy among them."""
-_SOLVED = 4 * 2 / 3
-"""Operations, for the cube of a fit's width: three ridges are tried, and the best is solved for again."""
+_SOLVES, _CHECKS = 5, 4
+"""Three ridges are solved for and checked, the best twice more, and checked once more."""
 _STREAMS = 5
 """Calibration streams at a slot beside those kept for joined ones: the residual there, what is added, the next
 residual, the target of a fit, and the input of the FFN."""
@@ -29,22 +28,19 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
     """The need of the fullest task, at its worse peak: when it fits first weights, or when it trains."""
     groups = task_groups(inputs)
     if not groups:
-        return StageNeed("distil", tasks=0)
-    calibration = inputs.in_sequences(inputs.request.data.calibration_tokens)
-    read = [calibration + _tokens(inputs, group) for group in groups]
-    passed = sum(_prefix(inputs, group) * tokens for group, tokens in zip(groups, read, strict=True))
+        return StageNeed("distil", tasks=Tasks(0))
     library = sum(map(inputs.size, inputs.to_build)) * FLOAT32
     return StageNeed(
         "distil",
         each=(*inputs.parent_each, *max((_peak(inputs, group) for group in groups), key=total)),
         once=inputs.parent_once,
         main=inputs.parent_main,
-        tasks=len(groups),
-        at_once=inputs.places,
-        workers=inputs.places,
-        flops=sum(_flops(inputs, group) for group in groups),
-        moved_bytes=sum(_moved(inputs, group) for group in groups),
-        parent_passes=passed / inputs.shape.layers / max(read),
+        tasks=inputs.tasks(len(groups)),
+        work=Operations(
+            flops=sum(_flops(inputs, group) for group in groups),
+            float64_flops=sum(_solved(inputs, group) for group in groups),
+            moved_bytes=sum(_moved(inputs, group) for group in groups),
+        ),
         disk=(Amount("the block library, in float32", library, "space"),),
     )
 
@@ -63,8 +59,7 @@ def _peak(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:
 def _fitting(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:
     """When the last subblock is fitted: all others of the task are there, before and after their fit."""
     request, shape = inputs.request, inputs.shape
-    fits = request.distill.least_squares
-    projections = [inputs.projection(part) for part in group] if fits else []
+    projections = _fits(inputs, group)
     first = sum(map(inputs.size, group)) + sum(wide * out for wide, out in projections)
     equations = max((_FLOAT64 * wide * (_GRAMS * wide + _CROSSES * out) for wide, out in projections), default=0)
     calibration = inputs.in_sequences(request.data.calibration_tokens)
@@ -104,14 +99,24 @@ def _training(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]
 
 
 def _flops(inputs: PlanInputs, group: Sequence[Choice]) -> float:
-    """The parent up to the last layer, over the calibration and the distillation text; each subblock forward, backward
-    and, once, its fit."""
+    """The parent up to the last layer, over the calibration and the distillation text; each subblock forward and
+    backward, and the sums of its normal equations."""
     calibration = inputs.in_sequences(inputs.request.data.calibration_tokens)
     prefix = _prefix(inputs, group) * inputs.layer_parameters
     done = inputs.pass_flops(prefix, calibration + _tokens(inputs, group))
     done += sum(3 * inputs.pass_flops(inputs.size(part), inputs.tokens_of(part)) for part in group)
-    projections = map(inputs.projection, group) if inputs.request.distill.least_squares else ()
-    return done + sum(2.0 * calibration * wide * (wide + out) + _SOLVED * wide**3 for wide, out in projections)
+    return done + sum(2.0 * calibration * wide * (wide + out) for wide, out in _fits(inputs, group))
+
+
+def _solved(inputs: PlanInputs, group: Sequence[Choice]) -> float:
+    """Factorising, and products with right sides."""
+    each = ((2 / 3 * wide**3 + 2 * wide**2 * out, 2.0 * wide**2 * out) for wide, out in _fits(inputs, group))
+    return sum(_SOLVES * solve + _CHECKS * check for solve, check in each)
+
+
+def _fits(inputs: PlanInputs, group: Sequence[Choice]) -> list[tuple[int, int]]:
+    """The inputs and outputs of every matrix that is fitted."""
+    return [inputs.projection(part) for part in group] if inputs.request.distill.least_squares else []
 
 
 def _moved(inputs: PlanInputs, group: Sequence[Choice]) -> float:
@@ -125,4 +130,4 @@ def _prefix(inputs: PlanInputs, group: Sequence[Choice]) -> int:
 
 
 def _tokens(inputs: PlanInputs, group: Sequence[Choice]) -> int:
-    return max(map(partial(PlanInputs.tokens_of, inputs), group))
+    return max(map(inputs.tokens_of, group))

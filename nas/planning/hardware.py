@@ -7,7 +7,9 @@ from time import perf_counter
 
 import torch
 
-from cost_models.hardware import processor, synchronize, total_bytes, usable_cores
+from cost_models.errors import ScenarioError
+from cost_models.hardware import machine, synchronize, total_bytes, usable_cores
+from cost_models.scenario import Scenario
 from nas.errors import PlanError
 from nas.job.units import did_you_mean
 
@@ -18,34 +20,39 @@ _REACHED = 0.75
 
 @dataclass(frozen=True)
 class Hardware:
-    """`devices` GPUs that hold `device_bytes` and compute `float32_flops` a second each; or the cores of a CPU, whose
-    memory is `device_bytes`, and which compute that together. Rates are those of products of large matrices.
+    """`devices` GPUs that hold `device_bytes`, and compute so many operations a second, each; or the cores of a CPU,
+    whose memory is `device_bytes`, and which compute that together. Rates are those of products of large matrices.
+    `main_bytes` is the main memory; None: it is not known.
     """
 
     name: str
     devices: int
     device_bytes: int
     float32_flops: float
+    float64_flops: float
+    main_bytes: int | None = None
     is_cpu: bool = False
 
 
 @dataclass(frozen=True)
 class _Gpu:
-    """A GPU as its maker describes it: memory as the driver reports it, and the peak in float32 without sparsity."""
+    """A GPU as its maker describes it: memory as the driver reports it, and the peaks in float32 and float64 without
+    tensor cores for float32."""
 
     memory_mib: int
-    peak_flops: float
+    float32: float
+    float64: float
 
 
 # Peaks are those of the makers' data sheets, of SXM modules where there are some.
 _CARDS = {
-    "a100": _Gpu(81_920, 19.5e12),
-    "a100-40gb": _Gpu(40_960, 19.5e12),
-    "h100": _Gpu(81_559, 67e12),
-    "h200": _Gpu(143_771, 67e12),
-    "l4": _Gpu(23_034, 30.3e12),
-    "l40s": _Gpu(46_068, 91.6e12),
-    "rtx4090": _Gpu(24_564, 82.6e12),
+    "a100": _Gpu(81_920, 19.5e12, 19.5e12),
+    "a100-40gb": _Gpu(40_960, 19.5e12, 19.5e12),
+    "h100": _Gpu(81_559, 67e12, 67e12),
+    "h200": _Gpu(143_771, 67e12, 67e12),
+    "l4": _Gpu(23_034, 30.3e12, 0.47e12),
+    "l40s": _Gpu(46_068, 91.6e12, 1.43e12),
+    "rtx4090": _Gpu(24_564, 82.6e12, 1.29e12),
 }
 _PRODUCTS = 5
 _NAMED = re.compile(r"(?P<card>.+?)(?:x(?P<count>[1-9][0-9]{0,4}))?", re.ASCII)
@@ -59,39 +66,39 @@ def machine_named(name: str) -> Hardware:
         known = did_you_mean(match["card"] if match else name, _CARDS)
         raise PlanError(f"--hardware: {name!r} is no known GPU, alone or with a number as in h100x8; {known}")
     count = int(match["count"] or 1)
-    return Hardware(f"{count} x {match['card']}", count, card.memory_mib * MIB, _REACHED * card.peak_flops)
+    rates = (_REACHED * card.float32, _REACHED * card.float64)
+    return Hardware(f"{count} x {match['card']}", count, card.memory_mib * MIB, *rates)
 
 
 def memory_here(device: str) -> Hardware:
     """The CPU or the GPUs here, of a speed that nobody asks for."""
-    kind = torch.device(device)
+    kind, main = torch.device(device), total_bytes(torch.device("cpu"))
     count = usable_cores() if kind.type == "cpu" else int(torch.get_device_module(kind.type).device_count())
-    return Hardware(device, count, total_bytes(kind), 1.0, is_cpu=kind.type == "cpu")
+    return Hardware(device, count, total_bytes(kind), 1.0, 1.0, main, is_cpu=kind.type == "cpu")
 
 
-def this_machine(device: str) -> Hardware:
-    """The CPU or the GPUs here, as fast as they were in a product of matrices just now: a part of a second. Raises
+def this_machine(scenario: Scenario) -> Hardware:
+    """The CPU or the GPUs here, as fast as they were in products of matrices just now: a part of a second. Raises
     PlanError where torch finds no such device."""
-    kind = torch.device(device)
-    if kind.type == "cpu":
-        name = f"this machine: {processor()}, {usable_cores()} cores"
-        return replace(memory_here(device), name=name, float32_flops=_products_flops(kind))
-    module = torch.get_device_module(kind.type)
-    if not module.is_available():
-        cards = ", ".join(_CARDS)
+    try:
+        name = machine(scenario)
+    except ScenarioError as error:
         raise PlanError(
-            f"scenario.device: torch {torch.__version__} finds no {kind.type} here; name the machine, as in "
-            f"--hardware h100x8 (known: {cards})"
-        )
-    found = memory_here(device)
-    name = f"this machine: {found.devices} x {module.get_device_name(kind)}"
-    return replace(found, name=name, float32_flops=_products_flops(kind))
+            f"scenario.device: {error}; or name the machine, as in --hardware h100x8 (known: {', '.join(_CARDS)})"
+        ) from error
+    kind = torch.device(scenario.device)
+    return replace(
+        memory_here(scenario.device), name=f"this machine: {name}",
+        float32_flops=_products_flops(kind, "float32"), float64_flops=_products_flops(kind, "float64"),
+    )  # fmt: skip
 
 
-def _products_flops(device: torch.device) -> float:
-    """The median of a few products."""
+def _products_flops(device: torch.device, dtype: str) -> float:
+    """The median of a few products. MPS has no float64, and what is done in it fails there."""
+    if device.type == "mps" and dtype == "float64":
+        return _products_flops(torch.device("cpu"), dtype)
     size = 1024 if device.type == "cpu" else 8192
-    one, other = (torch.rand(size, size, device=device) for _ in range(2))
+    one, other = (torch.rand(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     seconds = []
     for _ in range(_PRODUCTS):
         synchronize(device)

@@ -1,4 +1,4 @@
-"""What a plan is made of: a job, the sizes of its parent and a machine. Arithmetic only; no weight is read."""
+"""The inputs of a plan: a job, the sizes of its parent and a machine. Arithmetic only; no weight is read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from nas.job.request import Request
 from nas.job.scenario import scenario_of
 from nas.job.space import choices
 from nas.planning.hardware import Hardware
-from nas.planning.need import Amount
+from nas.planning.need import Amount, Tasks
 
 _PARENT = "the parent, as it is stored"
 FLOAT32 = 4
@@ -29,12 +29,12 @@ FLOAT32 = 4
 
 @dataclass(frozen=True, eq=False)
 class PlanInputs:
-    """`config` is the parent's, as our model has it; `stored_bytes` is what a number takes in its files."""
+    """`config` is the parent's, as our model has it; `stored_bytes` is the mean of its numbers in its files."""
 
     request: Request
     config: PuzzleNasConfig
     scenario: Scenario
-    stored_bytes: int
+    stored_bytes: float
     machine: Hardware
 
     @cached_property
@@ -96,10 +96,15 @@ class PlanInputs:
     @property
     def head_bytes(self) -> int:
         """A copy in float32, where the parent is stored otherwise."""
-        return 0 if self.stored_bytes == FLOAT32 else self.head_parameters * FLOAT32
+        return 0 if self.is_stored_as_computed else self.head_parameters * FLOAT32
 
     @property
-    def parent_bytes(self) -> int:
+    def is_stored_as_computed(self) -> bool:
+        """Whether the matrices are, and not single norms alone."""
+        return FLOAT32 * 0.9 < self.stored_bytes <= FLOAT32
+
+    @property
+    def parent_bytes(self) -> float:
         return self.parent_parameters * self.stored_bytes
 
     @property
@@ -126,7 +131,7 @@ class PlanInputs:
     @property
     def parent_each(self) -> tuple[Amount, ...]:
         """The parent where every worker has a copy: what is stored as it is computed on is copied."""
-        copied = self.stored_bytes == FLOAT32 and not self.is_mapped
+        copied = self.is_stored_as_computed and not self.is_mapped
         return (Amount(_PARENT, self.parent_bytes),) if copied else ()
 
     @property
@@ -141,10 +146,22 @@ class PlanInputs:
     @property
     def places(self) -> int:
         """How many tasks that train or score run at once."""
-        asked = self.request.ray
-        if self.machine.is_cpu:
-            return max(1, int(self.machine.devices // asked.cpus_per_task))
-        return max(1, int(self.machine.devices // max(1.0, self.request.gpus_per_task)))
+        asked = self.request.ray.cpus_per_task if self.machine.is_cpu else self.request.gpus_per_task
+        return max(1, int(self.machine.devices // asked))
+
+    def tasks(self, count: int, alone: bool = False) -> Tasks:
+        """So many tasks, as Ray places them; `alone`: one that has a device, and all cores, for itself."""
+        share = self.request.gpus_per_task
+        per_device = 1 if alone or self.machine.is_cpu or share >= 1 else int(1 // share)
+        cores = None if alone else self.request.ray.cpus_per_task
+        return Tasks(count, 1 if alone else self.places, per_device, cores, self.places)
+
+    def value(self, key: str) -> Any:
+        """The job's value of a key; None also where its section is not there."""
+        found: Any = self.request
+        for name in key.split("."):
+            found = getattr(found, name, None)
+        return found
 
     def tokens_of(self, part: Choice) -> int:
         """The tokens that a subblock is trained on."""
@@ -182,11 +199,9 @@ class PlanInputs:
 
     @property
     def child_parameters(self) -> float:
-        """At most: what a counted limit of the budget leaves of the parent."""
-        shares = [limit.value for limit in self.request.budget
-                  if limit.relative and limit.metric in ("parameters", "memory", "file")]  # fmt: skip
-        given = [limit.value for limit in self.request.budget if not limit.relative and limit.metric == "parameters"]
-        return min([self.parent_parameters, *given, *(share * self.parent_parameters for share in shares)])
+        """At most: as many as a limit on parameters leaves, else the parent's."""
+        own = float(self.parent_parameters)
+        return min([own, *(limit.absolute(own) for limit in self.request.budget if limit.metric == "parameters")])
 
     def changed(self, changes: Mapping[str, int | str | None]) -> "PlanInputs":
         """The same with other values of keys of the job, such as `heal.batch`."""
@@ -197,8 +212,8 @@ class PlanInputs:
 
     @staticmethod
     def pass_flops(parameters: float, tokens: int) -> float:
-        """Of a forward pass of so many parameters that multiply: two for each and each token. What attention multiplies
-        with itself is left out."""
+        """A forward pass of so many parameters that multiply: two operations for each and each token. Products of
+        attention with itself are left out."""
         return 2.0 * parameters * tokens
 
 

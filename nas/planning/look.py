@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from blocklib.checkpoint import inspect
+from blocklib.checkpoint import bytes_of_a_number, inspect
 from blocklib.families import shape_of
 from blocklib.kinds import parent_architecture
 from blocklib.loading import Readable, readable, reading
@@ -18,33 +18,41 @@ from nas.planning.hardware import Hardware, machine_named, this_machine
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.text.parent_folder import parent_folder
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
 
 def inputs_of_job(request: Request, hardware: str | None, parent_config: Path | None) -> PlanInputs:
-    """`hardware` None: this machine. `parent_config` None: the job's own parent, whose weights stay unread.
+    """`hardware` None: this machine. `parent_config` None: the job's own parent, whose weights stay unread: of a folder
+    the headers are, of a hub id the configuration alone. A GGUF file is unpacked, as for a search.
 
-    Raises PlanError, and what looking at a checkpoint raises.
+    Raises PlanError, and whatever looking at a checkpoint raises.
     """
     if hardware is not None:
         request = _on_gpus(request)
-    machine = this_machine(request.scenario.device) if hardware is None else machine_named(hardware)
+    scenario = scenario_of(request)
+    if bool(request.gpus_per_task) != (scenario.device != "cpu"):
+        raise PlanError(
+            f"{request.name} trains on one kind of device and serves on another (ray.gpus_per_task: "
+            f"{request.gpus_per_task:g}, scenario.device: {scenario.device}), and a plan is made for one"
+        )
+    machine = this_machine(scenario) if hardware is None else machine_named(hardware)
+    if parent_config is not None and not parent_config.is_file():
+        raise PlanError(f"--parent-config: {parent_config} is no file; give the config.json of a parent")
     if parent_config is None:
-        return inputs_of(request, readable(inspect(parent_folder(request.checkpoint, request.home))), machine)
+        folder = parent_folder(request.checkpoint, request.home, weights=False)
+        if Path(request.checkpoint).exists():
+            return inputs_of(request, readable(inspect(folder)), machine)
+        parent_config = folder / "config.json"
     with reading(parent_config, "give a config.json of a supported family"):
         config = AutoConfig.from_pretrained(parent_config, trust_remote_code=False)
         shape = shape_of(config)
-    stored = getattr(config.dtype, "itemsize", None) or FLOAT32
-    return _setting(request, config, shape, stored, machine)
+    return _inputs(request, config, shape, getattr(config.dtype, "itemsize", None) or FLOAT32, machine)
 
 
 def inputs_of(request: Request, found: Readable, machine: Hardware) -> PlanInputs:
     """The inputs of a parent that is here."""
-    stored = max(_BYTES.get(tensor.dtype, FLOAT32) for tensor in found.tensors.values())
-    return _setting(request, found.config, found.shape, stored, machine)
+    return _inputs(request, found.config, found.shape, bytes_of_a_number(found.tensors.values()), machine)
 
 
-def _setting(request: Request, config: Any, shape: Shape, stored_bytes: int, machine: Hardware) -> PlanInputs:
+def _inputs(request: Request, config: Any, shape: Shape, stored_bytes: float, machine: Hardware) -> PlanInputs:
     own = child_config(config, parent_architecture(shape), shape)
     return PlanInputs(request, own, scenario_of(request), stored_bytes, machine)
 

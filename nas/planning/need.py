@@ -1,4 +1,4 @@
-"""What a stage needs, as values: bytes by what holds them, and work. Knows no stage and no model."""
+"""The need of a stage, as values: bytes by what holds them, and work. Knows no stage and no model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from nas.planning.hardware import Hardware
 # Measured, as proportional set sizes on Linux with torch's build for CPUs: docs/scale.md.
 _DRIVER_BYTES = 0.49e9
 _RAY_BYTES = 0.48e9
-# An assumption: what a GPU reads of memory that is mapped from a file, and not pinned.
+# An assumption: the bytes a GPU reads of memory that is mapped from a file, and not pinned.
 _MOVED_BYTES_PER_S = 10e9
 PROCESS_BYTES = 0.41e9
 """A worker's, with its libraries."""
@@ -24,15 +24,38 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class StageNeed:
-    """What one stage needs.
+class Operations:
+    """Operations in float32 and in float64, bytes of the parent that go from main memory to GPUs, and the seconds that
+    timings take at most, however fast the machine is."""
 
-    `each`: what a task holds on its device. `once`: what it holds there, too; on a CPU all tasks have it together.
-    `main`: what is held in main memory whatever the device. `tasks` share the `flops`, and the bytes
-    of the parent that are `moved` from main memory to GPUs; `at_once` of them run together, in as many of the
-    `workers`, processes that stay for later stages.
-    `timed_s`: what is spent on timings, at most, however fast the machine is. `parent_passes`: how often the parent
-    runs, as whole passes over the stage's text.
+    flops: float = 0.0
+    float64_flops: float = 0.0
+    moved_bytes: float = 0.0
+    timed_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of a stage, of which `at_once` run together, `per_device` on one GPU. A task of a CPU takes `cores`;
+    None: all. `workers` are the processes that stay from stage to stage."""
+
+    count: int = 1
+    at_once: int = 1
+    per_device: int = 1
+    cores: float | None = None
+    workers: int = 1
+
+    @property
+    def together(self) -> int:
+        return max(1, min(self.count, self.at_once))
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """The need of one stage.
+
+    `each`: held by a task on its device. `once`: held there, too; on a CPU all tasks have it together. `main`: held in
+    main memory whatever the device.
     """
 
     stage: str
@@ -40,38 +63,40 @@ class StageNeed:
     once: tuple[Amount, ...] = ()
     main: tuple[Amount, ...] = ()
     disk: tuple[Amount, ...] = ()
-    tasks: int = 1
-    at_once: int = 1
-    workers: int = 1
-    flops: float = 0.0
-    moved_bytes: float = 0.0
-    timed_s: float = 0.0
-    parent_passes: float = 0.0
+    tasks: Tasks = Tasks()
+    work: Operations = Operations()
 
     def device_bytes(self, machine: Hardware) -> float:
-        """What the fullest device holds at the peak: on a CPU all of main memory that the search takes."""
+        """The bytes on the fullest device at the peak: on a CPU all of main memory that the search takes."""
         if machine.is_cpu:
             return self.main_bytes(machine)
-        return total(self.once) + total(self.each)
+        return min(self.tasks.per_device, self.tasks.together) * (total(self.once) + total(self.each))
 
     def main_bytes(self, machine: Hardware) -> float:
-        """What all processes of a machine hold in main memory."""
-        workers = min(self.at_once, self.tasks)
-        found = _DRIVER_BYTES + _RAY_BYTES + self.workers * PROCESS_BYTES + total(self.main)
-        return found + (total(self.once) + workers * total(self.each) if machine.is_cpu else 0.0)
+        """The main memory that all processes of a machine hold."""
+        found = _DRIVER_BYTES + _RAY_BYTES + self.tasks.workers * PROCESS_BYTES + total(self.main)
+        return found + (total(self.once) + self.tasks.together * total(self.each) if machine.is_cpu else 0.0)
 
     def disk_bytes(self) -> float:
         return total(self.disk)
 
-    def largest(self) -> Amount:
-        """What takes most of a device, or of main memory where nothing is on a device."""
-        return max((*self.once, *self.each) or self.main, key=lambda held: held.held_bytes)
+    def largest(self, machine: Hardware) -> Amount:
+        """The amount that takes most of a device, or of main memory where nothing is on a device."""
+        times = self.tasks.together if machine.is_cpu else 1
+        each = [Amount(held.what, times * held.held_bytes, held.key) for held in self.each]
+        here = [*self.once, *each, *(self.main if machine.is_cpu else ())] or list(self.main)
+        return max(here, key=lambda held: held.held_bytes)
 
     def seconds(self, machine: Hardware) -> float:
-        """How long the work takes at the machine's rate, and what is timed besides."""
-        rate = machine.float32_flops / (machine.devices if machine.is_cpu else 1)
-        together = max(1, min(self.at_once, self.tasks))
-        return self.timed_s + (self.flops / rate + self.moved_bytes / _MOVED_BYTES_PER_S) / together
+        """The time that the work takes at the machine's rates, and timings besides."""
+        share = 1.0
+        if machine.is_cpu:  # of the cores that all tasks together keep busy
+            cores = machine.devices if self.tasks.cores is None else self.tasks.cores
+            share = min(1.0, self.tasks.together * cores / machine.devices)
+        at_once = 1 if machine.is_cpu else min(self.tasks.together, machine.devices)
+        work = self.work
+        computed = work.flops / machine.float32_flops + work.float64_flops / machine.float64_flops
+        return work.timed_s + (computed / share + work.moved_bytes / _MOVED_BYTES_PER_S) / at_once
 
 
 def total(held: Iterable[Amount]) -> float:

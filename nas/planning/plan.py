@@ -1,10 +1,10 @@
-"""A plan: what every stage of a search needs on a machine, known before any work, and whether it fits.
+"""A plan: the need of every stage of a search on a machine, known before any work, and whether it fits.
 
 Arithmetic on a configuration and a job. No weight is read, so that a parent may be planned for that is not here.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nas.planning.answer import export_need, heal_need
@@ -16,10 +16,10 @@ from nas.planning.score import score_need
 from nas.planning.times import measure_need, time_need
 
 _ROOM = 0.95
-"""The share of a device's memory that a stage may take; the rest is the driver's, and lost between tensors."""
+"""The share of memory that a stage may take; the rest is lost between tensors."""
 LAYERS, RECOMPUTE = "ray.layers_per_task", "heal.recompute"
 """Keys that change no result, so that a search sets them as memory asks for."""
-_BATCH, _HEALED, _LORA = "distill.batch", "heal.batch", "heal.lora_rank"
+_CPUS, _BATCH, _HEALED, _LORA = "ray.cpus_per_task", "distill.batch", "heal.batch", "heal.lora_rank"
 _RANK = 64
 _DTYPE = "scenario.dtype"
 _FUSE, _WIDEST = "space.fuse", "space.fuse.widest"
@@ -35,7 +35,7 @@ class Planned:
     """One stage. `changes` are the settings with which it fits, by their keys in the job; none: it fits as it is.
     `need` is with them, and `as_asked` without.
 
-    `reason` says why it cannot fit whatever they are; "": it can.
+    `reason` says why no settings that are known to help make it fit; "": it fits.
     """
 
     need: StageNeed
@@ -68,24 +68,26 @@ class Plan:
 
 
 def plan(inputs: PlanInputs) -> Plan:
-    """Every stage of the job, each with the least change of its settings that makes it fit."""
+    """Every stage of the job, each with the settings that make it fit."""
     request = inputs.request
     is_timed = request.measure.table is None and request.scenario.flash is None
     timed: tuple[_Stage, ...] = (measure_need, time_need) if is_timed else ()
     stages: tuple[_Stage, ...] = (distil_need, score_need, *timed, heal_need, export_need)
     planned = [_planned(inputs, stage) for stage in stages]
-    return Plan(inputs.machine, tuple(each for each in planned if each.need.tasks))
+    return Plan(inputs.machine, tuple(each for each in planned if each.need.tasks.count))
 
 
-def layers_per_task(inputs: PlanInputs) -> int | None:
-    """The most layers with which training and scoring fit; None: they fit as the job has it, or nothing helps."""
-    changes = [_planned(inputs, stage).changes for stage in (distil_need, score_need)]
-    counts = [change[LAYERS] for change in changes if change.keys() == {LAYERS}]
-    return min((count for count in counts if isinstance(count, int)), default=None)
+def layers_per_task(inputs: PlanInputs, stage: str) -> int | None:
+    """The number of layers with which a stage fits and is done first; None: it fits as the job has it, or no number of
+    layers alone makes it fit. `stage` is "distil" or "score"."""
+    changes = _planned(inputs, {"distil": distil_need, "score": score_need}[stage]).changes
+    layers = changes[LAYERS] if changes.keys() == {LAYERS} else None
+    assert layers is None or isinstance(layers, int)
+    return layers
 
 
 def needs_recomputing(inputs: PlanInputs) -> bool:
-    """Whether healing fits only where activations are computed again."""
+    """Whether healing fits where activations are computed again, and only there."""
     return _planned(inputs, heal_need).changes.keys() == {RECOMPUTE}
 
 
@@ -93,42 +95,63 @@ def _planned(inputs: PlanInputs, stage: _Stage) -> Planned:
     need = stage(inputs)
     if _fits(need, inputs.machine):
         return Planned(need, {}, need)
-    smallest = need
-    for changes in _changes(inputs, need.stage):
-        smallest = stage(inputs.changed(changes))
-        if _fits(smallest, inputs.machine):
-            return Planned(smallest, changes, need)
-    return Planned(smallest, {}, need, _reason(smallest))
+    least = need
+    for alike in _changes(inputs, need.stage):
+        tried = [(stage(inputs.changed(changes)), changes) for changes in _real(inputs, alike)]
+        fitting = [(smaller, changes) for smaller, changes in tried if _fits(smaller, inputs.machine)]
+        if fitting:
+            best, changes = min(fitting, key=lambda one: one[0].seconds(inputs.machine))
+            return Planned(best, changes, need)
+        least = min([least, *(smaller for smaller, _ in tried)], key=lambda one: one.device_bytes(inputs.machine))
+    return Planned(least, {}, need, _reason(least, inputs.machine))
 
 
-def _changes(inputs: PlanInputs, stage: str) -> Iterator[Changes]:
-    """Settings that need less and less. The number of layers changes no result, so it comes first."""
+def _real(inputs: PlanInputs, alike: Iterable[Changes]) -> Iterator[Changes]:
+    """Changes, less the values that the job has already."""
+    for changes in alike:
+        if real := {key: value for key, value in changes.items() if inputs.value(key) != value}:
+            yield real
+
+
+def _changes(inputs: PlanInputs, stage: str) -> Iterator[list[Changes]]:
+    """Settings that need less; of those in one list the fastest is taken. Such as change no result come first."""
     request = inputs.request
     if stage == "heal" and request.heal:
-        yield {RECOMPUTE: True}
-        yield from ({RECOMPUTE: True, _HEALED: fewer} for fewer in _halves(request.heal.batch))
-        if not request.heals_through_rounding:
-            yield {RECOMPUTE: True, _LORA: _RANK}
-            yield from ({RECOMPUTE: True, _LORA: _RANK, _HEALED: fewer} for fewer in _halves(request.heal.batch))
+        ranks: list[Changes] = [{}]
+        if request.heal.lora_rank is None and not request.heals_through_rounding:
+            ranks.append({_LORA: _RANK})
+        for rank in ranks:
+            yield [{RECOMPUTE: True, **rank}]
+            yield [{RECOMPUTE: True, **rank, _HEALED: fewer} for fewer in _halves(request.heal.batch)]
     if stage in ("measure", "time the child") and inputs.scenario.dtype == "float32":
-        yield {_DTYPE: "bfloat16"}
+        yield [{_DTYPE: "bfloat16"}]
     if stage not in ("distil", "score"):
         return
-    layers = list(_halves(request.ray.layers_per_task or inputs.shape.layers)) or [1]
-    yield from ({LAYERS: fewer} for fewer in layers)
+    layers: list[Changes] = [{LAYERS: fewer} for fewer in _layer_counts(inputs)]
+    one: Changes = {LAYERS: 1}
+    cores: list[Changes] = [{_CPUS: more} for more in _doubles(request.ray.cpus_per_task, inputs.machine)]
+    yield layers
+    yield cores
+    yield [{**more, **fewer} for more in cores for fewer in layers]
     if stage == "distil":
-        batches = list(_halves(request.distill.batch))
-        yield from ({LAYERS: 1, _BATCH: fewer} for fewer in batches)
-        for narrower in _narrower(inputs):
-            yield from ({**narrower, LAYERS: fewer} for fewer in layers)
-            yield from ({**narrower, LAYERS: 1, _BATCH: fewer} for fewer in batches)
+        batches: list[Changes] = [{_BATCH: fewer} for fewer in _halves(request.distill.batch)]
+        for narrower in ({}, *_narrower(inputs)):
+            yield [{**narrower, **fewer} for fewer in layers] if narrower else []
+            yield [{**narrower, **one, **fewer} for fewer in batches]
+
+
+def _layer_counts(inputs: PlanInputs) -> list[int]:
+    """Numbers of layers that divide them among tasks otherwise."""
+    layers, most = inputs.shape.layers, inputs.request.ray.layers_per_task or inputs.shape.layers
+    return sorted({-(-layers // tasks) for tasks in range(1, layers + 1)} & set(range(1, most)), reverse=True)
 
 
 def _narrower(inputs: PlanInputs) -> Iterator[Changes]:
     """Spaces without the widest runs of FFNs, whose fits take the most."""
-    fuse = inputs.request.space.fuse
+    fuse, width = inputs.request.space.fuse, inputs.shape.ffn_width
     if fuse is not None:
-        yield from ({_WIDEST: length * inputs.shape.ffn_width} for length in range(fuse.longest - 1, 1, -1))
+        widest = min(fuse.longest * width, fuse.widest or fuse.longest * width)
+        yield from ({_WIDEST: length * width} for length in range(fuse.longest, 1, -1) if length * width < widest)
         yield {_FUSE: None}
 
 
@@ -138,10 +161,20 @@ def _halves(count: int) -> Iterator[int]:
         yield count
 
 
+def _doubles(cores: float, machine: Hardware) -> Iterator[int]:
+    """More cores for each task of a CPU, so that fewer run at once."""
+    more = 2 * max(1, int(cores))
+    while machine.is_cpu and more <= machine.devices:
+        yield more
+        more *= 2
+
+
 def _fits(need: StageNeed, machine: Hardware) -> bool:
+    if machine.main_bytes is not None and need.main_bytes(machine) > _ROOM * machine.main_bytes:
+        return False
     return need.device_bytes(machine) <= _ROOM * machine.device_bytes
 
 
-def _reason(need: StageNeed) -> str:
-    largest = need.largest()
+def _reason(need: StageNeed, machine: Hardware) -> str:
+    largest = need.largest(machine)
     return largest.what + (f" ({largest.key})" if largest.key else "")

@@ -1,10 +1,10 @@
-"""What the stage `score` needs: the sweep of `nas/scoring/replace_one.py`, in numbers."""
+"""The need of the stage `score`: the sweep of `nas/scoring/replace_one.py`, in numbers."""
 
 from collections.abc import Sequence
 
 from blocklib.block import Choice
 from nas.planning.inputs import FLOAT32, PlanInputs
-from nas.planning.need import Amount, StageNeed, total
+from nas.planning.need import Amount, Operations, StageNeed, total
 from nas.planning.task_ranges import by_count, by_layers
 from nas.scoring.fidelity import logit_rows
 from nas.scoring.replace_one import stacked
@@ -24,12 +24,11 @@ def score_need(inputs: PlanInputs) -> StageNeed:
         each=(*inputs.parent_each, *max((_task(inputs, group) for group in groups), key=total, default=())),
         once=inputs.parent_once,
         main=inputs.parent_main,
-        tasks=len(groups),
-        at_once=inputs.places,
-        workers=inputs.places,
-        flops=sum(_flops(inputs, group, tokens) for group in groups),
-        moved_bytes=sum(_sweeps(inputs, group) for group in groups) * inputs.moved_by_a_pass,
-        parent_passes=float(len(groups)),
+        tasks=inputs.tasks(len(groups)),
+        work=Operations(
+            flops=sum(_flops(inputs, group, tokens) for group in groups),
+            moved_bytes=sum(_sweeps(inputs, group) for group in groups) * inputs.moved_by_a_pass,
+        ),
     )
 
 
@@ -54,12 +53,12 @@ def _task(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:
     shape, one = inputs.shape, inputs.sequence * inputs.shape.hidden
     at_once, batch = stacked(one, len(group), inputs.request.data.score_tokens // inputs.sequence)
     stack = (at_once + 1) * batch * one * FLOAT32
-    rows = logit_rows(inputs.device, shape.vocabulary) * shape.vocabulary * FLOAT32
+    logits = min(logit_rows(inputs.device, shape.vocabulary), batch * inputs.sequence) * shape.vocabulary
     return (
         Amount(f"weights of {len(group)} options, in float32", sum(map(inputs.size, group)) * FLOAT32,
              "ray.layers_per_task"),
         Amount("residuals of all options at once", _STACKS * stack, "data.sequence_length"),
-        Amount("the parent's head, and logits of some rows", inputs.head_bytes + _LOGITS * rows),
+        Amount("the parent's head, and logits of some rows", inputs.head_bytes + _LOGITS * logits * FLOAT32),
         Amount("an FFN of the parent, in float32", inputs.ffn_parameters * FLOAT32),
     )  # fmt: skip
 

@@ -1,9 +1,10 @@
-"""What timings need: stacks of every geometry beside the parent, and later the child beside it. They take the device
+"""The need of timings: stacks of every geometry beside the parent, and later the child beside it. They take the device
 for themselves."""
 
+from cost_models.engines.engines import engine_of
 from cost_models.geometry import FIXED, geometries_of
 from nas.planning.inputs import FLOAT32, PlanInputs
-from nas.planning.need import Amount, StageNeed
+from nas.planning.need import Amount, Operations, StageNeed
 
 _FIRST_STACKS = 5
 _CHILD_LIMITS = 3
@@ -16,8 +17,8 @@ def measure_need(inputs: PlanInputs) -> StageNeed:
     return StageNeed(
         "measure",
         each=(*_timed(inputs, 2.0 if _holds_both(inputs) else 1.0), _prefill(inputs)),
-        workers=inputs.places,
-        timed_s=(_FIRST_STACKS + len(geometries)) * inputs.request.measure.time_limit,
+        tasks=inputs.tasks(1, alone=True),
+        work=Operations(timed_s=(_FIRST_STACKS + len(geometries)) * inputs.request.measure.time_limit),
     )
 
 
@@ -30,8 +31,8 @@ def time_need(inputs: PlanInputs) -> StageNeed:
         "time the child",
         each=(*_timed(inputs, both), _prefill(inputs)),
         main=(waiting, Amount("the parent, as it is stored", inputs.parent_bytes)),
-        workers=inputs.places,
-        timed_s=_CHILD_LIMITS * inputs.request.measure.time_limit,
+        tasks=inputs.tasks(1, alone=True),
+        work=Operations(timed_s=_CHILD_LIMITS * inputs.request.measure.time_limit),
     )
 
 
@@ -55,4 +56,4 @@ def _prefill(inputs: PlanInputs) -> Amount:
 
 def _holds_both(inputs: PlanInputs) -> bool:
     """Whether the two models that are timed are in memory together."""
-    return inputs.scenario.engine.startswith("torch")
+    return engine_of(inputs.scenario.engine).holds_both

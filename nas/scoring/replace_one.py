@@ -73,7 +73,7 @@ def score(
 def stacked(one: int, variants: int, sequences: int) -> tuple[int, int]:
     """How many variants a sweep takes, and how many sequences at once, where the residual of a sequence is `one` number
     long. If not even one sequence of all variants of a large parent fits, several sweeps take a share of them each."""
-    at_once = min(variants, max(1, _STACK_AT_ONCE // one - 1))
+    at_once = max(1, min(variants, _STACK_AT_ONCE // one - 1))
     return at_once, max(1, min(sequences, _STACK_AT_ONCE // (one * (at_once + 1))))
 
 

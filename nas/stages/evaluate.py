@@ -11,6 +11,7 @@ from torch import Tensor
 from blocklib.block import Architecture
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.precisions.keys_and_values import KeptType, kept_in
+from nas.planning.answer import EVALUATED_TOGETHER
 from nas.scoring.fidelity import Fidelity, FidelityMeter
 
 _EVALUATED = ("parent", "before", "after")
@@ -44,7 +45,7 @@ class Evaluator:
     Evaluating the parent itself gives its own loss, and a KL of 0.
     """
 
-    def __init__(self, parent: PuzzleNasForCausalLM, ids_BT: Tensor, batch: int = 8):
+    def __init__(self, parent: PuzzleNasForCausalLM, ids_BT: Tensor, batch: int = EVALUATED_TOGETHER):
         self._parent = parent
         self._batches = ids_BT.split(batch)
         self._tokens = ids_BT.numel()

@@ -11,7 +11,7 @@ import torch
 from blocklib.checkpoint import Checkpoint
 from blocklib.families import positions_of
 from blocklib.kinds import choice_parameters, parent_architecture
-from blocklib.loading import Readable, check_range, readable
+from blocklib.loading import check_range, readable
 from blocklib.parent import child_config
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost, fixed_cost
@@ -27,9 +27,7 @@ from nas.job.request import Request
 from nas.job.scenario import scenario_of
 from nas.job.space import check_kinds, choices
 from nas.job.units import format_quantity
-from nas.planning.hardware import memory_here
-from nas.planning.look import inputs_of
-from nas.planning.plan import LAYERS, RECOMPUTE, plan
+from nas.stages.check_plan import check_plan
 from nas.text.tokenizer import load_tokenizer
 
 # 1 PiB: no node of a cluster has as much memory.
@@ -55,7 +53,7 @@ def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> Non
             check_llama_cpp()
     _check_memory(request, found.shape, is_here)
     if is_here:
-        _check_plan(request, found)
+        check_plan(request, found)
     load_tokenizer(checkpoint.folder, request.allow_remote_code)
     check_range(checkpoint, torch_dtype(scenario_of(request)))
 
@@ -93,27 +91,6 @@ def _check_trainer(request: Request) -> None:
     if request.gpus_per_task and not torch.cuda.is_available():
         asks = f"{request.gpus_per_task:g} a task, and torch {torch.__version__} finds no cuda here"
         raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster with GPUs")
-
-
-def _check_plan(request: Request, found: Readable) -> None:
-    """Raise JobError where a stage is planned to take more than this machine has, with all that a search sets by
-    itself where the job leaves it open."""
-    device = request.scenario.device
-    if bool(request.gpus_per_task) != (device != "cpu"):
-        return  # Some stages run on one device and some on another, and a plan is made for one.
-    room = memory_here(device)
-    left_open = {LAYERS} if request.ray.layers_per_task is None else set()
-    left_open |= {RECOMPUTE} if request.heal and request.heal.recompute is None else set()
-    for stage in plan(inputs_of(request, found, room)).stages:
-        if stage.reason or not stage.changes.keys() <= left_open:
-            held = _said(round(stage.as_asked.device_bytes(room)))
-            remedy = f"give {stage.settings}" if stage.changes else "no setting of the job makes it fit"
-            key = next((key for key in stage.changes if key not in left_open), "parent")
-            most = stage.as_asked.largest().what
-            raise JobError(
-                f"{key}: the stage {stage.need.stage} is planned to take {held} of this machine's "
-                f"{_said(room.device_bytes)}, most of it {most}; {remedy} (nas plan says more)"
-            )
 
 
 @dataclass(frozen=True)

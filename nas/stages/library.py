@@ -116,7 +116,7 @@ def build_library(context: Context) -> int:
     # Each task passes over the text for its own layers. So the work of all tasks is that of one task for all layers.
     most = max(job.training(part).tokens for part in missing)
     with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
-        groups = shares(context, missing, lambda part: part.span)
+        groups = shares(context, "distil", missing, lambda part: part.span)
         tasks = [
             _BuildTask(
                 shared["parent"],
@@ -201,7 +201,7 @@ def score_choices(context: Context, choices: Iterable[Choice]) -> int:
     resources, text = job.request.ray, job.tokens.score.size
     with bar(context.console, "score options", "tokens", text, STARTING) as shown:
         # The number of parameters between the start of a choice and the logits.
-        groups = shares(context, missing, lambda choice: head + per_slot * (slots - choice.first_slot % slots))
+        groups = shares(context, "score", missing, lambda choice: head + per_slot * (slots - choice.first_slot % slots))
         tasks = [
             _ScoreTask(
                 shared["parent"],
@@ -264,9 +264,9 @@ def gpus_to_time(job: Job) -> int:
     return job.scenario.tensor_parallel if job.scenario.device.startswith("cuda") else 0
 
 
-def _layers_that_fit(context: Context) -> int | None:
-    """How many layers a task has at most for it to fit this machine; None: any, or it is not known."""
-    return layers_per_task(plan_inputs(context.job)) if context.cluster.is_here else None
+def _layers_that_fit(context: Context, stage: str) -> int | None:
+    """How many layers a task has for the stage to fit this machine; None: any, or it is not known."""
+    return layers_per_task(plan_inputs(context.job), stage) if context.cluster.is_here else None
 
 
 def plan_inputs(job: Job) -> PlanInputs:
@@ -275,10 +275,13 @@ def plan_inputs(job: Job) -> PlanInputs:
     return PlanInputs(job.request, job.parent.config, job.scenario, job.parent.stored_bytes, room)
 
 
-def shares(context: Context, choices: Sequence[Choice], work: Callable[[Choice], float]) -> list[list[Choice]]:
-    """The choices divided between tasks: as many tasks as there are places, or as the job says."""
+def shares(
+    context: Context, stage: str, choices: Sequence[Choice], work: Callable[[Choice], float]
+) -> list[list[Choice]]:
+    """The choices divided between tasks: as many tasks as there are places, or as the job says, or as memory asks for
+    in a stage, "distil" or "score"."""
     request = context.job.request
     asked = request.ray
-    if layers := asked.layers_per_task or _layers_that_fit(context):
+    if layers := asked.layers_per_task or _layers_that_fit(context, stage):
         return by_count(choices, layers)
     return by_layers(choices, context.cluster.places(asked.cpus_per_task, request.gpus_per_task), work)

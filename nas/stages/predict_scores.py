@@ -94,7 +94,7 @@ def _all_errors(context: Context, wanted: Sequence[Choice]) -> dict[Choice, floa
             _ErrorTask(
                 shared["parent"], shared["score"], job.library.root, group, _keys(job, group), device_of(job),
             )
-            for group in shares(context, wanted, lambda choice: 1.0)
+            for group in shares(context, "score", wanted, lambda choice: 1.0)
         ]  # fmt: skip
         heard = shown.expect([len(task.work) for task in tasks])
         for _, found in context.cluster.run(

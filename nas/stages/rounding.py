@@ -54,7 +54,7 @@ def round_library(context: Context) -> int:
         return 0
     resources = job.request.ray
     with bar(context.console, "round weights", "parts", len(missing), STARTING) as shown:
-        groups = shares(context, missing, _work)
+        groups = shares(context, "distil", missing, _work)
         tasks = [
             _RoundTask(
                 shared["parent"], shared["calibration"], job.library.root,

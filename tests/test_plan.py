@@ -20,7 +20,7 @@ from nas.errors import JobError, PlanError
 from nas.job import config
 from nas.planning.hardware import Hardware, machine_named, memory_here
 from nas.planning.inputs import PlanInputs
-from nas.planning.look import inputs_of_job
+from nas.planning.look import inputs_of, inputs_of_job
 from nas.planning.need import total
 from nas.planning.plan import LAYERS, layers_per_task, needs_recomputing, plan
 from nas.stages.check_plan import plan_warnings
@@ -197,7 +197,8 @@ def test_the_command_prints_what_it_knows(tmp_path: Path) -> None:
 def on_cpus(cores: int, gib: int, changed: str = "") -> PlanInputs:
     machine = Hardware("cpu", cores, gib << 30, 1e11, 5e10, gib << 30, is_cpu=True)
     text = f"parent: embedded\ndata: {{train: stdlib}}\nbudget: {{latency: 60%}}\n{changed}\n"
-    return replace(inputs_of_job(config.parse(text, "job.yaml"), None, None), machine=machine)
+    request = config.parse(text, "job.yaml")
+    return inputs_of(request, readable(inspect(Path(request.checkpoint))), machine)
 
 
 def test_cores_that_tasks_do_not_have_do_not_work() -> None:
@@ -207,9 +208,8 @@ def test_cores_that_tasks_do_not_have_do_not_work() -> None:
     assert max(seconds) < 1.3 * min(seconds), "the same cores do the same work"
     idle = on_cpus(64, 64, "ray: {layers_per_task: 5}")
     assert plan(idle).stages[0].need.tasks.together == 2
-    assert (
-        plan(idle).stages[0].need.seconds(idle.machine) > 20 * plan(on_cpus(64, 640)).stages[0].need.work.flops / 1e11
-    )
+    busy = on_cpus(64, 640)
+    assert plan(idle).stages[0].need.seconds(idle.machine) > 3 * plan(busy).stages[0].need.seconds(busy.machine)
     heal = plan(idle).stages[4].need
     assert heal.seconds(idle.machine) == pytest.approx(heal.work.flops / 1e11), "alone, on all cores"
 
@@ -239,14 +239,15 @@ def test_two_kinds_of_device_have_no_plan(tmp_path: Path, config_file: Path) -> 
 
 
 def test_a_small_gpu_holds_the_rows_that_there_are() -> None:
-    small = replace(on_cpus(1, 8), machine=Hardware("gpu", 1, 8 << 30, 1e13, 1e12))
+    small = replace(on_cpus(1, 8, "scenario: {device: cuda}"), machine=Hardware("gpu", 1, 8 << 30, 1e13, 1e12))
     assert plan(small).fits
+    assert not any(stage.changes for stage in plan(small).stages)
 
 
 def test_main_memory_is_looked_at_where_it_is_known(inputs: PlanInputs) -> None:
     assert not plan(inputs).stages[-1].reason
     scarce = replace(inputs, machine=replace(inputs.machine, main_bytes=16 << 30))
-    assert plan(scarce).stages[-1].reason.startswith("the child loaded again")
+    assert plan(scarce).stages[-1].reason == "the child, in float32 (budget)"
 
 
 def test_types_are_counted_by_number(tmp_path: Path) -> None:

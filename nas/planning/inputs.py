@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
+from blocklib.block import SKIP, Architecture, Block, Choice, Parallel, Role, Subblock
 from blocklib.kinds import choice_parameters, kind_of, parameters, parent_architecture, parent_block
 from blocklib.model import PuzzleNasConfig, PuzzleNasLayer
 from blocklib.parent import child_config, own_shape
@@ -23,6 +23,7 @@ from nas.planning.hardware import Hardware
 from nas.planning.need import Amount, Tasks
 
 _PARENT = "the parent, as it is stored"
+_OF_THE_SPACE = ("shape", "choices", "to_build", "to_score", "parent_parameters", "_projections", "_sizes")
 FLOAT32 = 4
 """Bytes of a number in the type that everything computes and is trained in."""
 
@@ -165,18 +166,27 @@ class PlanInputs:
 
     def tokens_of(self, part: Choice) -> int:
         """The tokens that a subblock is trained on."""
-        asked = self.request.distill.for_kind(part.subblocks[0][1].kind).tokens
-        return self.in_sequences(self.request.data.distillation_tokens) if asked is None else asked
+        assert isinstance(part.what, Subblock)
+        kind = part.what.kind
+        if kind not in self._tokens:
+            asked = self.request.distill.for_kind(kind).tokens
+            whole = self.in_sequences(self.request.data.distillation_tokens)
+            self._tokens[kind] = whole if asked is None else asked
+        return self._tokens[kind]
+
+    @cached_property
+    def _tokens(self) -> dict[str, int]:
+        return {}
 
     def in_sequences(self, tokens: int) -> int:
         return tokens - tokens % self.sequence
 
     def projection(self, part: Choice) -> tuple[int, int]:
         """The inputs and outputs of the matrix that least squares fits of a subblock; none where it has none."""
-        assert isinstance(part.what, Subblock)
-        if part.what not in self._projections:
-            self._projections[part.what] = self._projection(part)
-        return self._projections[part.what]
+        key = part.role, part.what
+        if key not in self._projections:
+            self._projections[key] = self._projection(part)
+        return self._projections[key]
 
     def _projection(self, part: Choice) -> tuple[int, int]:
         assert isinstance(part.what, Subblock)
@@ -191,11 +201,18 @@ class PlanInputs:
         return (columns, rows) if isinstance(module, torch.nn.Linear) else (rows, columns)
 
     @cached_property
-    def _projections(self) -> dict[Subblock, tuple[int, int]]:
+    def _projections(self) -> dict[tuple[Role, Subblock | Block | Parallel], tuple[int, int]]:
         return {}
 
     def size(self, choice: Choice) -> int:
-        return choice_parameters(choice, self.shape)
+        key = choice.role, choice.what
+        if key not in self._sizes:
+            self._sizes[key] = choice_parameters(choice, self.shape)
+        return self._sizes[key]
+
+    @cached_property
+    def _sizes(self) -> dict[tuple[Role, Subblock | Block | Parallel], int]:
+        return {}
 
     @property
     def child_parameters(self) -> float:
@@ -208,7 +225,11 @@ class PlanInputs:
         request = self.request
         for key, value in changes.items():
             request = _with(request, key.split("."), value)
-        return replace(self, request=request, scenario=scenario_of(request))
+        changed = replace(self, request=request, scenario=scenario_of(request))
+        if not any(key.startswith("space") for key in changes):
+            # A large parent has thousands of options, and they are the same.
+            vars(changed).update({name: vars(self)[name] for name in _OF_THE_SPACE if name in vars(self)})
+        return changed
 
     @staticmethod
     def pass_flops(parameters: float, tokens: int) -> float:

@@ -78,8 +78,8 @@ class Parent:
 
     def on(self, device: str, whole: bool | None = None) -> "Parent":
         """The same parent with its weights at hand: on the CPU mapped from its files, else on that device, its layers
-        only if that holds them (`blocklib/resident.py`), or as `whole` says. What is computed on as it is stored is
-        copied, since a file may place it at an odd address, where the last bits differ.
+        only if that holds them (`blocklib/resident.py`), or as `whole` says. A weight that is computed on as it is
+        stored is copied, since a file may place it at an odd address, where the last bits differ.
 
         Raises CheckpointError where the files are not there, or are others than they were.
         """

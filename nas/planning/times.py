@@ -26,7 +26,9 @@ def time_need(inputs: PlanInputs) -> StageNeed:
     """Parent and child with their own weights. Main memory holds each in float32 until the engine has it."""
     share = inputs.child_parameters / inputs.parent_parameters
     both = 1.0 + share if _holds_both(inputs) else 1.0
-    waiting = Amount("the child in float32, until the engine has it", inputs.child_parameters * FLOAT32, "budget")
+    # The engine gets the parent first, and on a CPU holds it while the child waits.
+    largest = inputs.child_parameters if inputs.machine.is_cpu else inputs.parent_parameters
+    waiting = Amount("a model in float32, until the engine has it", largest * FLOAT32)
     return StageNeed(
         "time the child",
         each=(*_timed(inputs, both), _prefill(inputs)),

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def test_the_commands_of_the_readme_run(here: Here, copy: Path, monkeypatch: pyt
     monkeypatch.chdir(copy)
     option = {"stats": {"memory_mib": 800}, "metrics": {"kl_div": 0.1}}
     (copy / "table.json").write_text(json.dumps({f"layer_{layer}": {"kv8": option} for layer in range(80)}))
+    shutil.copy(parent_folder() / "config.json", copy)
     shown = commands()
     assert {line[0] for line in shown} >= {"init", "search", "solve", "pareto", "trials", "show", "export", "report"}
     for line in shown:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,9 +35,31 @@ def pss_bytes(process: psutil.Process) -> int:
         return 0
 
 
-def samples(command: list[str], environment: dict[str, str]) -> list[tuple[datetime, int, int]]:
-    """When, and the bytes then of all processes and of the first, until the command ends."""
-    found: list[tuple[datetime, int, int]] = []
+@dataclass(frozen=True)
+class Sample:
+    """The bytes at one moment: of the process that the user starts, of workers, and of Ray's own processes."""
+
+    at: datetime
+    driver: int
+    workers: int
+    ray: int
+
+    @property
+    def whole(self) -> int:
+        return self.driver + self.workers + self.ray
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether it runs tasks, or waits for one; where it has ended, it holds nothing."""
+    try:
+        return process.name() in ("ray::_on_worker", "ray::IDLE")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def samples(command: list[str], environment: dict[str, str]) -> list[Sample]:
+    """The memory of the command, several times a second until it ends."""
+    found: list[Sample] = []
     running = subprocess.Popen(command, env=environment)
     driver = psutil.Process(running.pid)
     while running.poll() is None:
@@ -44,8 +67,9 @@ def samples(command: list[str], environment: dict[str, str]) -> list[tuple[datet
             family = [driver, *driver.children(recursive=True)]
         except psutil.NoSuchProcess:
             break
-        each = [pss_bytes(process) for process in family]
-        found.append((datetime.now(UTC), sum(each), each[0]))
+        own, *others = [(is_worker(process), pss_bytes(process)) for process in family]
+        workers, ray = (sum(held for is_one, held in others if is_one is wanted) for wanted in (True, False))
+        found.append(Sample(datetime.now(UTC), own[1], workers, ray))
         time.sleep(_EVERY_S)
     if running.wait():
         raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
@@ -60,24 +84,27 @@ def planned_gib(job: Path) -> dict[str, str]:
     return {names.get(need.stage, need.stage): f"{need.main_bytes(found.machine) / _GIB:.2f}" for need in needs}
 
 
-def table(store: Store, found: list[tuple[datetime, int, int]], planned: dict[str, str]) -> None:
-    """Rows of stages: seconds, the peak of all processes, and that of the driver."""
-    print("| stage | seconds | planned, GiB | all processes, GiB | driver, GiB |\n|---|---|---|---|---|")
-    ends = found[0][0]
+def table(store: Store, found: list[Sample], planned: dict[str, str]) -> None:
+    """Rows of stages: seconds, and peaks of all processes, of the driver, of all workers and of Ray."""
+    heads = ("stage", "seconds", "planned, GiB", "all processes, GiB", "driver", "workers", "Ray")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    ends = found[0].at
     for stage in store.stages(store.searches()[-1].id):
         begin = stage.started_at.replace(tzinfo=UTC)
         until = begin.timestamp() + stage.seconds
-        row("before" if ends == found[0][0] else "", "", found, ends.timestamp(), begin.timestamp())
+        row("before" if ends == found[0].at else "", "", found, ends.timestamp(), begin.timestamp())
         row(stage.name, planned.get(stage.name, ""), found, begin.timestamp(), until)
         ends = datetime.fromtimestamp(until, UTC)
-    row("in all", "", found, found[0][0].timestamp(), found[-1][0].timestamp())
+    row("in all", "", found, found[0].at.timestamp(), found[-1].at.timestamp())
 
 
-def row(name: str, planned: str, found: list[tuple[datetime, int, int]], begin: float, end: float) -> None:
-    inside = [(whole, driver) for at, whole, driver in found if begin <= at.timestamp() <= end]
+def row(name: str, planned: str, found: list[Sample], begin: float, end: float) -> None:
+    inside = [sample for sample in found if begin <= sample.at.timestamp() <= end]
     if name and inside:
-        whole, driver = (max(column) / _GIB for column in zip(*inside, strict=True))
-        print(f"| {name} | {end - begin:.0f} | {planned} | {whole:.2f} | {driver:.2f} |")
+        peaks = [
+            max(getattr(sample, part) for sample in inside) / _GIB for part in ("whole", "driver", "workers", "ray")
+        ]
+        print(f"| {name} | {end - begin:.0f} | {planned} | {' | '.join(f'{peak:.2f}' for peak in peaks)} |")
 
 
 def main() -> None:

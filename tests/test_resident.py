@@ -26,7 +26,7 @@ def test_layers_go_to_the_device_where_they_run(family: str, dtype: torch.dtype,
     logits = there.model(ids).logits
     assert (logits.device.type, logits.dtype) == (ELSEWHERE, torch.float32)
     assert {each.delta_BTD.device.type for each in slots(there.model, ids, 2 * parent.shape.layers)} == {ELSEWHERE}
-    # What is built from them is where the work on it is done.
+    # Tensors that are built from them are where the work is done.
     assert {tensor.device.type for tensor in there.layer_weights(0).values()} == {ELSEWHERE}
 
 

@@ -54,7 +54,7 @@ class TorchEager(Engine):
     @contextmanager
     def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> Iterator[PuzzleNasForCausalLM]:
         self._check_free(model.config, Architecture.parse(model.config.architecture), scenario)
-        model = _served(model, scenario)  # Nobody may need the one that was given.
+        model = _served(model, scenario)  # The one that was given is held no longer.
         yield model
 
     def time(

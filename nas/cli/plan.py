@@ -66,7 +66,9 @@ def _print(found: "Plan") -> None:
 
 def _told(stage: "Planned") -> list[str]:
     if stage.reason:
-        return [f"{stage.need.stage} does not fit, and no setting that was tried makes it fit: most is {stage.reason}"]
+        return [
+            f"{stage.need.stage} does not fit, and no setting that was tried makes it fit: most of it is {stage.reason}"
+        ]
     if stage.changes:
         return [f"{stage.need.stage} fits with {stage.settings}"]
     return []

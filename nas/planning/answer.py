@@ -38,7 +38,7 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
         tokens = heals.tokens or inputs.in_sequences(request.data.distillation_tokens)
         sequences = min(heals.batch, max(1, request.data.distillation_tokens // inputs.sequence))
         steps = tokens / (sequences * inputs.sequence)
-        trained = max(0.0, child - inputs.table_parameters)
+        trained = max(0.0, child - shape.fixed_parameters)
         if heals.lora_rank is not None:
             # Each matrix with its adapter is a tensor of its own, which the backward pass reads.
             matrices = trained / shape.layers if heals.recompute else trained

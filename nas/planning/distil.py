@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from blocklib.block import Choice
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import Amount, Operations, StageNeed, Tasks, total
-from nas.planning.task_ranges import by_count, by_layers
 
 _FLOAT64 = 8
 _IN_TRAINING = 5
@@ -26,7 +25,7 @@ of the residual."""
 
 def distil_need(inputs: PlanInputs) -> StageNeed:
     """The need of the fullest task, at its worse peak: when it fits first weights, or when it trains."""
-    groups = task_groups(inputs)
+    groups = inputs.groups(inputs.to_build, lambda part: part.span)
     if not groups:
         return StageNeed("distil", tasks=Tasks(0))
     library = sum(map(inputs.size, inputs.to_build)) * FLOAT32
@@ -43,13 +42,6 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
         ),
         disk=(Amount("the block library, in float32", library, "space"),),
     )
-
-
-def task_groups(inputs: PlanInputs) -> list[list[Choice]]:
-    """The subblocks of each task, as the stage divides them."""
-    if asked := inputs.request.ray.layers_per_task:
-        return by_count(inputs.to_build, asked)
-    return by_layers(inputs.to_build, inputs.places, lambda part: part.span)
 
 
 def _peak(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:

@@ -94,7 +94,7 @@ def this_machine(scenario: Scenario) -> Hardware:
 
 
 def _products_flops(device: torch.device, dtype: str) -> float:
-    """The median of a few products. MPS has no float64, and what is done in it fails there."""
+    """The median of a few products. MPS has no float64: the CPU's rate stands for it."""
     if device.type == "mps" and dtype == "float64":
         return _products_flops(torch.device("cpu"), dtype)
     size = 1024 if device.type == "cpu" else 8192

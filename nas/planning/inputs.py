@@ -1,6 +1,6 @@
 """The inputs of a plan: a job, the sizes of its parent and a machine. Arithmetic only; no weight is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from nas.job.scenario import scenario_of
 from nas.job.space import choices
 from nas.planning.hardware import Hardware
 from nas.planning.need import Amount, Tasks
+from nas.planning.task_ranges import by_count, by_layers
 
 _PARENT = "the parent, as it is stored"
 _OF_THE_SPACE = ("shape", "choices", "to_build", "to_score", "parent_parameters", "_projections", "_sizes")
@@ -91,10 +92,6 @@ class PlanInputs:
         return self.shape.vocabulary * self.shape.hidden
 
     @property
-    def table_parameters(self) -> int:
-        return self.shape.fixed_parameters
-
-    @property
     def head_bytes(self) -> int:
         """A copy in float32, where the parent is stored otherwise."""
         return 0 if self.is_stored_as_computed else self.head_parameters * FLOAT32
@@ -116,13 +113,13 @@ class PlanInputs:
     @property
     def moved_by_a_pass(self) -> float:
         """The bytes that go to a GPU where its layers run, in one pass of a parent that stays in main memory."""
-        return (self.parent_parameters - self.table_parameters) * self.stored_bytes * self.is_mapped
+        return (self.parent_parameters - self.shape.fixed_parameters) * self.stored_bytes * self.is_mapped
 
     @property
     def parent_once(self) -> tuple[Amount, ...]:
         """The parent where all workers map the same files; GPUs hold one each, or its embedding and head."""
         if self.is_mapped:
-            return (Amount("the parent's embedding and head", self.table_parameters * self.stored_bytes),)
+            return (Amount("the parent's embedding and head", self.shape.fixed_parameters * self.stored_bytes),)
         return () if self.parent_each else (Amount(_PARENT, self.parent_bytes),)
 
     @property
@@ -149,6 +146,12 @@ class PlanInputs:
         """How many tasks that train or score run at once."""
         asked = self.request.ray.cpus_per_task if self.machine.is_cpu else self.request.gpus_per_task
         return max(1, int(self.machine.devices // asked))
+
+    def groups(self, choices: Sequence[Choice], work: Callable[[Choice], float]) -> list[list[Choice]]:
+        """The choices of each task, as a stage divides them where the job says nothing else."""
+        if asked := self.request.ray.layers_per_task:
+            return by_count(choices, asked)
+        return by_layers(choices, self.places, work)
 
     def tasks(self, count: int, alone: bool = False) -> Tasks:
         """So many tasks, as Ray places them; `alone`: one that has a device, and all cores, for itself."""

@@ -77,6 +77,13 @@ class StageNeed:
         found = _DRIVER_BYTES + _RAY_BYTES + self.tasks.workers * PROCESS_BYTES + total(self.main)
         return found + (total(self.once) + self.tasks.together * total(self.each) if machine.is_cpu else 0.0)
 
+    def fullest(self, machine: Hardware) -> tuple[float, float]:
+        """The bytes held and those there are: of a device or, where that is known and fuller, of main memory."""
+        found = [(self.device_bytes(machine), float(machine.device_bytes))]
+        if machine.main_bytes is not None:
+            found.append((self.main_bytes(machine), float(machine.main_bytes)))
+        return max(found, key=lambda pair: pair[0] / pair[1])
+
     def disk_bytes(self) -> float:
         return total(self.disk)
 

@@ -102,7 +102,7 @@ def _planned(inputs: PlanInputs, stage: _Stage) -> Planned:
         if fitting:
             best, changes = min(fitting, key=lambda one: one[0].seconds(inputs.machine))
             return Planned(best, changes, need)
-        least = min([least, *(smaller for smaller, _ in tried)], key=lambda one: one.device_bytes(inputs.machine))
+        least = min([least, *(smaller for smaller, _ in tried)], key=lambda one: one.fullest(inputs.machine)[0])
     return Planned(least, {}, need, _reason(least, inputs.machine))
 
 
@@ -170,9 +170,8 @@ def _doubles(cores: float, machine: Hardware) -> Iterator[int]:
 
 
 def _fits(need: StageNeed, machine: Hardware) -> bool:
-    if machine.main_bytes is not None and need.main_bytes(machine) > _ROOM * machine.main_bytes:
-        return False
-    return need.device_bytes(machine) <= _ROOM * machine.device_bytes
+    held, there = need.fullest(machine)
+    return held <= _ROOM * there
 
 
 def _reason(need: StageNeed, machine: Hardware) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from blocklib.block import Choice
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import Amount, Operations, StageNeed, total
-from nas.planning.task_ranges import by_count, by_layers
 from nas.scoring.fidelity import logit_rows
 from nas.scoring.replace_one import stacked
 
@@ -17,7 +16,10 @@ takes, and about one that the allocator keeps."""
 
 
 def score_need(inputs: PlanInputs) -> StageNeed:
-    groups = _groups(inputs)
+    slots, per_slot = 2 * inputs.shape.layers, inputs.layer_parameters / 2
+    groups = inputs.groups(
+        inputs.to_score, lambda choice: inputs.head_parameters + per_slot * (slots - choice.first_slot)
+    )
     tokens = inputs.in_sequences(inputs.request.data.score_tokens)
     return StageNeed(
         "score",
@@ -29,16 +31,6 @@ def score_need(inputs: PlanInputs) -> StageNeed:
             flops=sum(_flops(inputs, group, tokens) for group in groups),
             moved_bytes=sum(_sweeps(inputs, group) for group in groups) * inputs.moved_by_a_pass,
         ),
-    )
-
-
-def _groups(inputs: PlanInputs) -> list[list[Choice]]:
-    if asked := inputs.request.ray.layers_per_task:
-        return by_count(inputs.to_score, asked)
-    slots = 2 * inputs.shape.layers
-    per_slot = inputs.layer_parameters / 2
-    return by_layers(
-        inputs.to_score, inputs.places, lambda choice: inputs.head_parameters + per_slot * (slots - choice.first_slot)
     )
 
 

@@ -1,7 +1,8 @@
-"""The plan of a search that is about to run on this machine: what will hardly fit is said, and what cannot is refused.
+"""The plan of a search that is about to run on this machine: it warns of a stage that may not fit, and refuses one that
+cannot.
 
-A plan is an estimate, and above what is needed where the child is not known yet, or runs are still to be chosen. So a
-search is refused only where a stage is planned to take twice the memory that there is.
+A plan is an estimate, and too high where the child is not known yet, or runs are still to be chosen. So a search is
+refused only where a stage is planned to take twice the memory that there is.
 """
 
 from blocklib.loading import Readable
@@ -24,7 +25,8 @@ def check_plan(request: Request, found: Readable) -> None:
     room = memory_here(request.scenario.device)
     for stage in plan(inputs_of(request, found, room)).stages:
         least = stage.as_asked if _keys(stage, request) else stage.need
-        if least.device_bytes(room) > _HOPELESS * room.device_bytes:
+        held, there = least.fullest(room)
+        if held > _HOPELESS * there:
             key = next(iter(_keys(stage, request)), "parent")
             raise JobError(f"{key}: {_said(stage, room)}")
 
@@ -50,7 +52,6 @@ def _keys(stage: Planned, request: Request) -> list[str]:
 
 
 def _said(stage: Planned, room: Hardware) -> str:
-    held, there = (format_quantity("memory", float(count)) for count in
-                   (stage.as_asked.device_bytes(room), room.device_bytes))  # fmt: skip
-    remedy = f"it fits with {stage.settings}" if stage.changes else f"most is {stage.reason}"
+    held, there = (format_quantity("memory", count) for count in stage.as_asked.fullest(room))
+    remedy = f"it fits with {stage.settings}" if stage.changes else f"most of it is {stage.reason}"
     return f"the stage {stage.need.stage} is planned to take {held} of {there}; {remedy} (see nas plan)"

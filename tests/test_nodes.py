@@ -1,5 +1,6 @@
 """A search on a cluster of two nodes: their homes must be one, and one of them may die."""
 
+import json
 import shutil
 import subprocess
 import time
@@ -69,6 +70,8 @@ def test_a_node_that_dies_costs_no_row(head: Head, timed: Path, finished: Path) 
     assert running.returncode == 0, said
     here, whole = outcome(home), outcome(finished / "home")
     # One core heals here, and two there: the mean of a loss that is noted differs in its last bit.
-    noted, wanted = ([trial.pop("heal_curve") for trial in found["trial"]] for found in (here, whole))
+    noted, wanted = (
+        [json.loads(trial.pop("heal_curve") or "[]") for trial in found["trial"]] for found in (here, whole)
+    )
     assert noted == [[pytest.approx(point, rel=1e-6) for point in curve] for curve in wanted]
     assert here == whole

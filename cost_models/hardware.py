@@ -5,40 +5,16 @@ No name is guessed: a processor for which the system gives none is called by its
 
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from cost_models.control_group import control_groups
 from cost_models.errors import ScenarioError
 from cost_models.scenario import Scenario
-
-
-@dataclass(frozen=True)
-class ControlGroup:
-    """What Linux lets the programs of a container, or of another control group, have together."""
-
-    folder: Path = Path("/sys/fs/cgroup")
-
-    @property
-    def most_bytes(self) -> int:
-        """The memory that they may hold; where nothing limits it, more than any machine has."""
-        file = self.folder / "memory.max"
-        text = file.read_text().strip() if file.is_file() else ""
-        return int(text) if text.isdecimal() else sys.maxsize
-
-    @property
-    def free_bytes(self) -> int:
-        """The memory that is left of that. Files in memory that were read once count as free, as in MemAvailable."""
-        if self.most_bytes == sys.maxsize:
-            return sys.maxsize
-        counted = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())
-        held = int((self.folder / "memory.current").read_text()) - int(counted["inactive_file"])
-        return max(0, self.most_bytes - held)
 
 
 def machine(scenario: Scenario) -> str:
@@ -96,7 +72,7 @@ def available_bytes(device: torch.device) -> int:
     available = _linux("meminfo", "MemAvailable")
     if available is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min(int(available.removesuffix("kB")) * 1024, ControlGroup().free_bytes)
+    return min([int(available.removesuffix("kB")) * 1024, *(group.free_bytes for group in control_groups())])
 
 
 def peak_resident_bytes(process: int) -> int:
@@ -108,9 +84,10 @@ def peak_resident_bytes(process: int) -> int:
 def total_bytes(device: torch.device) -> int:
     """Memory that `device` has, in use or free; of main memory, what this process's control group may have of it."""
     if device.type in ("cuda", "xpu"):
-        whole_bytes: int = torch.get_device_module(device.type).mem_get_info(device)[1]
-        return whole_bytes
-    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ControlGroup().most_bytes)
+        held_bytes: int = torch.get_device_module(device.type).mem_get_info(device)[1]
+        return held_bytes
+    whole_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([whole_bytes, *(group.most_bytes for group in control_groups())])
 
 
 def last_level_cache_bytes(device: torch.device) -> int:

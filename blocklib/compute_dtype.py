@@ -1,14 +1,19 @@
 """A model that computes in one type, on one device, on weights that stay stored in another type, or elsewhere.
 
 Each is converted where it is used. A layer at work holds its own weights a second time, in the type it computes in, and
-no other layer does.
+no other layer does; of a large head, the largest matrix there is, only a few rows are there a second time.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.utils import parametrize
+
+_LARGE, _TILE = 1 << 26, 1 << 24
+"""A head of more numbers is converted so many at a time. Every logit stays what it is."""
 
 converted_once = parametrize.cached
 """Inside this `with`, a weight that was converted stays so: for a layer that is used several times in turn."""
@@ -27,6 +32,7 @@ class _Converted(nn.Module):
 def compute_in(dtype: torch.dtype, model: nn.Module, device: torch.device) -> None:
     """Have a model compute in `dtype` on `device`, where its embeddings are. A parameter that is so already stays as it
     is."""
+    head = getattr(model, "lm_head", None)
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.dtype == dtype and parameter.device == device:
@@ -34,8 +40,24 @@ def compute_in(dtype: torch.dtype, model: nn.Module, device: torch.device) -> No
             if isinstance(module, nn.Embedding):
                 # A few rows are read of it.
                 module.register_forward_hook(_output_in(dtype))
+            elif module is head and isinstance(module, nn.Linear) and parameter.numel() > _LARGE:
+                module.forward = partial(_in_tiles, module, dtype, device)
             else:
                 parametrize.register_parametrization(module, name, _Converted(dtype, device), unsafe=True)
+
+
+def converted_numbers(head_numbers: int) -> int:
+    """How many numbers of a head of so many are converted at a time."""
+    return _TILE if head_numbers > _LARGE else head_numbers
+
+
+def _in_tiles(head: nn.Linear, dtype: torch.dtype, device: torch.device, hidden: Tensor) -> Tensor:
+    found = hidden.new_empty(*hidden.shape[:-1], head.out_features)
+    rows = max(1, _TILE // head.in_features)
+    for start in range(0, head.out_features, rows):
+        some = head.weight[start : start + rows].to(device).to(dtype)
+        found[..., start : start + rows] = linear(hidden, some)
+    return found
 
 
 def _output_in(dtype: torch.dtype) -> Any:

@@ -14,11 +14,13 @@ from nas.scoring.logit_kl import logit_kl
 VOCABULARY, HIDDEN = 50_257, 16
 
 
-def example(vocabulary: int = VOCABULARY, tokens: int = 211) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def example(vocabulary: int = VOCABULARY, tokens: int = 211) -> tuple[Tensor, Tensor, nn.Linear, nn.Linear]:
     """Hidden states of a model and of its parent [2, tokens, HIDDEN], and a head of each."""
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(2, tokens, HIDDEN, generator=generator) for _ in range(2)]
-    heads = [0.5 * torch.randn(vocabulary, HIDDEN, generator=generator) for _ in range(2)]
+    heads = [nn.Linear(HIDDEN, vocabulary, bias=False).requires_grad_(False) for _ in range(2)]
+    for head in heads:
+        head.weight.copy_(0.5 * torch.randn(vocabulary, HIDDEN, generator=generator))
     return states[0].requires_grad_(), states[1], heads[0], heads[1]
 
 
@@ -35,12 +37,12 @@ def test_it_is_the_kl_of_all_logits_and_so_is_its_gradient(vocabulary: int, toke
     loss = logit_kl(model, parent, head, parent_head)
     (gradient,) = torch.autograd.grad(3 * loss, model)
     exact = model.detach().double().requires_grad_()
-    expected = at_once(exact, parent.double(), head.double(), parent_head.double())
+    expected = at_once(exact, parent.double(), head.weight.double(), parent_head.weight.double())
     (expected_gradient,) = torch.autograd.grad(3 * expected, exact)
     assert loss.item() == pytest.approx(expected.item(), rel=2e-6)
     # On some processors float32 is further off, whoever sums: there it may be about as far off as the definition is.
     plain = model.detach().requires_grad_()
-    (plain_gradient,) = torch.autograd.grad(3 * at_once(plain, parent, head, parent_head), plain)
+    (plain_gradient,) = torch.autograd.grad(3 * at_once(plain, parent, head.weight, parent_head.weight), plain)
     rounding = 1.5 * (plain_gradient - expected_gradient).abs().max()
     assert (gradient - expected_gradient).abs().max() <= max(2e-6 * expected_gradient.abs().max(), rounding)
 
@@ -61,7 +63,7 @@ def test_a_model_that_is_its_parent_loses_nothing_and_is_pushed_nowhere() -> Non
 def test_a_head_that_is_to_be_trained_is_refused() -> None:
     model, parent, head, parent_head = example(64, 12)
     with pytest.raises(ValueError, match="freeze it"):
-        logit_kl(model, parent, nn.Parameter(head), parent_head)
+        logit_kl(model, parent, head.requires_grad_(), parent_head)
 
 
 _MEASURED = """

@@ -8,22 +8,21 @@ the gradient is made. Knows no trainer.
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
+from torch import Tensor, nn
 
 from nas.scoring.fidelity import logit_rows
 
 
-def logit_kl(model_BTD: Tensor, parent_BTD: Tensor, head_VD: Tensor, parent_head_VD: Tensor) -> Tensor:
+def logit_kl(model_BTD: Tensor, parent_BTD: Tensor, head: nn.Linear, parent_head: nn.Linear) -> Tensor:
     """KL(parent || model) in nats, the mean over all tokens, in float32: a scalar.
 
-    Hidden states are the final, normed ones; heads are matrices [vocabulary, hidden]. Only `model_BTD` gets a gradient:
-    the heads are not trained. Raises ValueError where the model's head asks for one.
+    Hidden states are the final, normed ones. Only `model_BTD` gets a gradient: the heads are not trained. Raises
+    ValueError where the model's head asks for one.
     """
-    if head_VD.requires_grad:
+    if head.weight.requires_grad:
         raise ValueError("the head is to be trained, and the KL by rows has no gradient for it: freeze it")
     return _LogitKL.apply(  # type: ignore[no-any-return, no-untyped-call]
-        model_BTD.flatten(0, 1), parent_BTD.detach().flatten(0, 1), head_VD, parent_head_VD.detach()
+        model_BTD.flatten(0, 1), parent_BTD.detach().flatten(0, 1), head, parent_head
     )
 
 
@@ -31,15 +30,15 @@ class _LogitKL(torch.autograd.Function):
     """The gradient of the mean is made with the mean: a backward pass would have to make all logits again."""
 
     @staticmethod
-    def forward(ctx: Any, model_RD: Tensor, parent_RD: Tensor, head_VD: Tensor, parent_head_VD: Tensor) -> Tensor:
-        count = len(model_RD)
-        rows = logit_rows(model_RD.device, len(head_VD))
+    def forward(ctx: Any, model_RD: Tensor, parent_RD: Tensor, head: nn.Linear, parent_head: nn.Linear) -> Tensor:
+        count, head_VD = len(model_RD), head.weight
+        rows = logit_rows(model_RD.device, head.out_features)
         gradient_RD = torch.empty_like(model_RD) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=model_RD.device)
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            parent_log_RV = linear(parent_RD[part], parent_head_VD).float().log_softmax(-1)
-            log_RV = linear(model_RD[part], head_VD).float().log_softmax(-1)
+            parent_log_RV = parent_head(parent_RD[part]).float().log_softmax(-1)
+            log_RV = head(model_RD[part]).float().log_softmax(-1)
             parent_RV = parent_log_RV.exp()
             total += (parent_RV * (parent_log_RV - log_RV)).sum()
             if gradient_RD is not None:

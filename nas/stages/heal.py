@@ -254,9 +254,7 @@ class _HealingTrainer(Trainer):
             raise NotFiniteError(
                 f"healing: {error}, at step {self.state.global_step}; lower heal.learning_rate"
             ) from error
-        loss = logit_kl(
-            output.last_hidden_state, target.last_hidden_state, child.lm_head.weight, self._parent.lm_head.weight
-        )
+        loss = logit_kl(output.last_hidden_state, target.last_hidden_state, child.lm_head, self._parent.lm_head)
         if self._hidden_weight > 0:
             # hidden_states[0] is the embedding; the last one of both is taken after the final norm.
             distances = [

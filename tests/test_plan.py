@@ -247,10 +247,10 @@ def test_a_small_gpu_holds_the_rows_that_there_are() -> None:
 def test_main_memory_is_looked_at_where_it_is_known(inputs: PlanInputs) -> None:
     assert not plan(inputs).stages[-1].reason
     scarce = replace(inputs, machine=replace(inputs.machine, main_bytes=16 << 30))
-    assert plan(scarce).stages[-1].reason == "the child, in float32 (budget)"
+    assert plan(scarce).stages[-1].reason == "the child, from its file (budget)"
     told = plan_warnings(scarce)[-1]
     assert told.startswith("memory may run out: the stage export is planned to take ")
-    assert " of 16.0 GiB; most of it is the child, in float32 (budget)" in told
+    assert " of 16.0 GiB; most of it is the child, from its file (budget)" in told
 
 
 def test_types_are_counted_by_number(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from cost_models.timing.suspicions import suspicions
 _LEAST_SPREAD = 0.005
 """The smallest error that a ratio can have, because a few rounds may agree by chance."""
 
-_SHARE_OF_MEMORY = 0.4
+SHARE_OF_MEMORY = 0.4
 """The share of free memory for each of the two stacks timed side by side; the rest is for activations."""
 
 _NO_JOULES = dict.fromkeys(("prefill_j", "decode_j", "prefill_error_j", "decode_error_j"), 0.0)
@@ -335,4 +335,4 @@ def _of(wanted: Geometry, stack: Stack) -> Stack:
 
 def _room(scenario: Scenario) -> Room:
     device = torch.device(scenario.device)
-    return Room(int(_SHARE_OF_MEMORY * available_bytes(device)), last_level_cache_bytes(device))
+    return Room(int(SHARE_OF_MEMORY * available_bytes(device)), last_level_cache_bytes(device))

@@ -18,6 +18,7 @@ _ENTERING = 4
 """The same for each channel of the residual where layers are computed again: what enters, and the distance."""
 _LOGITS = 4
 """Tensors as large as the logits of the rows at work, in healing."""
+LIBRARY_LAYERS = "the child's layers from the library, in float32"
 EVALUATED_TOGETHER = 8
 """Sequences that are evaluated at once."""
 
@@ -30,9 +31,13 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
                   "data.evaluation_tokens")  # fmt: skip
     batch = max(EVALUATED_TOGETHER, request.heal.batch if request.heal else 0) * inputs.sequence
     rows = min(logit_rows(inputs.device, shape.vocabulary), batch) * shape.vocabulary * FLOAT32
-    held = [Amount("the child, in float32", child * FLOAT32, "budget"), states]
+    if request.heal or request.space.precision:
+        held = [Amount("the child, in float32", child * FLOAT32, "budget"), states]
+        disk = [Amount("the child, in float32", child * FLOAT32, "budget")]
+    else:
+        held = [Amount(LIBRARY_LAYERS, inputs.child_layers_bytes, "budget"), states]
+        disk = [Amount("the child, as it is assembled", inputs.child_bytes, "budget")]
     held.append(Amount("the parent's head, and logits of some rows", inputs.head_bytes + _LOGITS * rows))
-    disk = [Amount("the child, in float32", child * FLOAT32, "budget")]
     tokens, steps = 0, 0.0
     if heals := request.heal:
         tokens = heals.tokens or inputs.in_sequences(request.data.distillation_tokens)
@@ -67,15 +72,18 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
 
 
 def export_need(inputs: PlanInputs) -> StageNeed:
-    """The child is in the process that the user started, and in the one that loads the files again."""
-    child = inputs.child_parameters
+    """The child is on a worker, and in the process that loads the files again; beside a GGUF file it is in float32,
+    too."""
+    request, child = inputs.request, inputs.child_parameters
     files = inputs.served.weight_bytes * child / inputs.parent_parameters
-    copied = 0.0 if inputs.scenario.bytes_per_value == FLOAT32 else files
+    is_whole = request.heal is not None or bool(request.space.precision)
+    rounded = child * FLOAT32 if request.export_format == "gguf" else 0.0
     return StageNeed(
         "export",
         main=(
-            Amount("the child, in float32", child * FLOAT32, "budget"),
-            Amount("the child loaded again, in float32 and as it is written", child * FLOAT32 + copied, "budget"),
+            Amount("the child, from its file", child * FLOAT32 if is_whole else inputs.child_bytes, "budget"),
+            Amount("the child, as it is written", files, "budget"),
+            Amount("the child loaded again", files + rounded, "budget"),
             Amount("the process that loads it", PROCESS_BYTES),
         ),
         disk=(Amount("the exported child", files, "budget"),),

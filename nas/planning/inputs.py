@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from blocklib.block import SKIP, Architecture, Block, Choice, Parallel, Role, Subblock
+from blocklib.compute_dtype import converted_numbers
 from blocklib.kinds import choice_parameters, kind_of, parameters, parent_architecture, parent_block
 from blocklib.model import PuzzleNasConfig, PuzzleNasLayer
 from blocklib.parent import child_config, own_shape
@@ -93,8 +94,8 @@ class PlanInputs:
 
     @property
     def head_bytes(self) -> int:
-        """A copy in float32, where the parent is stored otherwise."""
-        return 0 if self.is_stored_as_computed else self.head_parameters * FLOAT32
+        """What is there of it in float32, where the parent is stored otherwise."""
+        return 0 if self.is_stored_as_computed else converted_numbers(self.head_parameters) * FLOAT32
 
     @property
     def is_stored_as_computed(self) -> bool:
@@ -222,6 +223,16 @@ class PlanInputs:
         """At most: as many as a limit on parameters leaves, else the parent's."""
         own = float(self.parent_parameters)
         return min([own, *(limit.absolute(own) for limit in self.request.budget if limit.metric == "parameters")])
+
+    @property
+    def child_layers_bytes(self) -> float:
+        """Those of a child's layers before it is healed, as if all were the library's, in float32."""
+        return max(0.0, self.child_parameters - self.shape.fixed_parameters) * FLOAT32
+
+    @property
+    def child_bytes(self) -> float:
+        """The same with its tables, as the parent stores them."""
+        return self.shape.fixed_parameters * self.stored_bytes + self.child_layers_bytes
 
     def changed(self, changes: Mapping[str, int | str | None]) -> "PlanInputs":
         """The same with other values of keys of the job, such as `heal.batch`."""

@@ -74,7 +74,7 @@ class StageNeed:
 
     def main_bytes(self, machine: Hardware) -> float:
         """The main memory that all processes of a machine hold."""
-        found = _DRIVER_BYTES + _RAY_BYTES + self.tasks.workers * PROCESS_BYTES + total(self.main)
+        found = processes_bytes(self.tasks.workers) + total(self.main)
         return found + (total(self.once) + self.tasks.together * total(self.each) if machine.is_cpu else 0.0)
 
     def fullest(self, machine: Hardware) -> tuple[float, float]:
@@ -104,6 +104,11 @@ class StageNeed:
         work = self.work
         computed = work.flops / machine.float32_flops + work.float64_flops / machine.float64_flops
         return work.timed_s + (computed / share + work.moved_bytes / _MOVED_BYTES_PER_S) / at_once
+
+
+def processes_bytes(workers: int) -> float:
+    """The bytes of all processes before any work."""
+    return _DRIVER_BYTES + _RAY_BYTES + workers * PROCESS_BYTES
 
 
 def total(held: Iterable[Amount]) -> float:

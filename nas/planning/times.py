@@ -3,8 +3,10 @@ for themselves."""
 
 from cost_models.engines.engines import engine_of
 from cost_models.geometry import FIXED, geometries_of
-from nas.planning.inputs import FLOAT32, PlanInputs
-from nas.planning.need import Amount, Operations, StageNeed
+from cost_models.timing.measure import SHARE_OF_MEMORY
+from nas.planning.answer import LIBRARY_LAYERS
+from nas.planning.inputs import PlanInputs
+from nas.planning.need import Amount, Operations, StageNeed, processes_bytes
 
 _FIRST_STACKS = 5
 _CHILD_LIMITS = 3
@@ -12,30 +14,42 @@ _CHILD_LIMITS = 3
 
 
 def measure_need(inputs: PlanInputs) -> StageNeed:
-    """The parent's own architecture and a stack beside it, at most as large, with random weights."""
+    """The parent's own architecture and a stack beside it, at most as large, with random weights. Both have fewer
+    layers where memory asks for it."""
     geometries = [each for each in geometries_of(inputs.choices, inputs.request.space.kv_cache) if each != FIXED]
     return StageNeed(
         "measure",
-        each=(*_timed(inputs, 2.0 if _holds_both(inputs) else 1.0), _prefill(inputs)),
+        each=(*_timed(inputs, _stacks(inputs)), _prefill(inputs)),
         tasks=inputs.tasks(1, alone=True),
         work=Operations(timed_s=(_FIRST_STACKS + len(geometries)) * inputs.request.measure.time_limit),
     )
 
 
 def time_need(inputs: PlanInputs) -> StageNeed:
-    """Parent and child with their own weights. Main memory holds each in float32 until the engine has it."""
+    """Parent and child with their own weights, which the engine takes from their files."""
     share = inputs.child_parameters / inputs.parent_parameters
     both = 1.0 + share if _holds_both(inputs) else 1.0
-    # The engine gets the parent first, and on a CPU holds it while the child waits.
-    largest = inputs.child_parameters if inputs.machine.is_cpu else inputs.parent_parameters
-    waiting = Amount("a model in float32, until the engine has it", largest * FLOAT32)
     return StageNeed(
         "time the child",
         each=(*_timed(inputs, both), _prefill(inputs)),
-        main=(waiting, Amount("the parent, as it is stored", inputs.parent_bytes)),
+        main=(
+            Amount("the parent, as it is stored", inputs.parent_bytes),
+            Amount(LIBRARY_LAYERS, inputs.child_layers_bytes, "budget"),
+        ),
         tasks=inputs.tasks(1, alone=True),
         work=Operations(timed_s=_CHILD_LIMITS * inputs.request.measure.time_limit),
     )
+
+
+def _stacks(inputs: PlanInputs) -> float:
+    """The weights of the stacks in memory, in multiples of the parent's."""
+    if not _holds_both(inputs):
+        return 1.0
+    machine, weights = inputs.machine, inputs.served.weight_bytes / inputs.scenario.tensor_parallel
+    free = machine.device_bytes - (processes_bytes(inputs.places) if machine.is_cpu else 0.0)
+    shape = inputs.shape
+    one_layer = (shape.fixed_parameters + inputs.layer_parameters) / inputs.parent_parameters
+    return 2 * max(one_layer, min(1.0, SHARE_OF_MEMORY * free / weights))
 
 
 def _timed(inputs: PlanInputs, models: float) -> tuple[Amount, ...]:

@@ -6,6 +6,7 @@ them. Never writes.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -69,12 +70,19 @@ class Parent:
     @cached_property
     def model(self) -> PuzzleNasForCausalLM:
         """It computes in `dtype` on weights that stay as they are stored, each converted where it is used."""
-        here = self.on("cpu") if isinstance(self.weights, StoredWeights) else self
-        model = model_with(self.config, dict(here.weights))
-        if not self.config.learned_positions:
-            model.model.rotary_emb.to(device=model.device)  # Its table is no weight.
-        compute_in(self.dtype, model, model.device)
-        return model
+        return computing(self.at_hand().stored_model(), self.dtype)
+
+    def stored_model(self) -> PuzzleNasForCausalLM:
+        """The model on the weights as they are stored: to be read or copied, or for `computing`. Raises as `on`
+        does."""
+        held = self.weights.mapped() if isinstance(self.weights, StoredWeights) else dict(self.weights)
+        if self.shape.tied:
+            held[HEAD] = held[EMBEDDING]
+        return model_with(self.config, held)
+
+    def at_hand(self) -> "Parent":
+        """The same parent where its weights are there, else on the CPU."""
+        return self.on("cpu") if isinstance(self.weights, StoredWeights) else self
 
     def on(self, device: str, whole: bool | None = None) -> "Parent":
         """The same parent with its weights at hand: on the CPU mapped from its files, else on that device, its layers
@@ -99,10 +107,7 @@ class Parent:
 
     def whole(self, dtype: torch.dtype | None = None) -> PuzzleNasForCausalLM:
         """The model with all weights in memory of its own, in `dtype`, the parent's where None. Raises as `on` does."""
-        if isinstance(self.weights, StoredWeights):
-            self.weights.check()
-        weights = {name: tensor.to(dtype or self.dtype, copy=True) for name, tensor in self.weights.items()}
-        return model_with(self.config, weights)
+        return in_type(self.stored_model(), dtype or self.dtype, copy=True)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in `dtype` on the parent's device."""
@@ -111,10 +116,17 @@ class Parent:
 
     def layer_weights(self, layer: int, modules: Sequence[str] = ()) -> Weights:
         """The tensors of one layer, by their names inside it, in `dtype`; those of some of its modules, if any."""
+        return {inside: self.tensor(name) for inside, name in self._names(layer, modules).items()}
+
+    def stored_weights(self, layer: int, modules: Sequence[str] = ()) -> Weights:
+        """The same as they are stored."""
+        return {inside: self.weights[name] for inside, name in self._names(layer, modules).items()}
+
+    def _names(self, layer: int, modules: Sequence[str]) -> dict[str, str]:
+        """The names of a layer's tensors, by those inside it."""
         prefix = f"model.layers.{layer}."
-        names = [name.removeprefix(prefix) for name in self.weights if name.startswith(prefix)]
-        wanted = [name for name in names if not modules or name.partition(".")[0] in modules]
-        return {name: self.tensor(f"{prefix}{name}") for name in wanted}
+        names = {name.removeprefix(prefix): name for name in self.weights if name.startswith(prefix)}
+        return {inside: name for inside, name in names.items() if not modules or inside.partition(".")[0] in modules}
 
     def own(self, choice: Choice) -> bool:
         """Whether `choice` is what the parent itself has there."""
@@ -223,6 +235,30 @@ def model_with(config: PuzzleNasConfig, weights: Weights) -> PuzzleNasForCausalL
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def computing(model: PuzzleNasForCausalLM, dtype: torch.dtype = torch.float32) -> PuzzleNasForCausalLM:
+    """A model that computes in `dtype`, on the device of its embedding, on the weights of `model` as they are there:
+    each is converted where it is used."""
+    running = model_with(model.config, model.state_dict())
+    if not model.config.learned_positions:
+        running.model.rotary_emb.to(device=running.device)  # Its table is no weight.
+    compute_in(dtype, running, running.device)
+    return running
+
+
+def in_type(
+    model: PuzzleNasForCausalLM, dtype: torch.dtype, device: torch.device | str | None = None, copy: bool = False
+) -> PuzzleNasForCausalLM:
+    """The same model with all weights in one type, on `device`; None: where its embedding is. What is so already is
+    shared, unless it is to be a copy."""
+    device = model.device if device is None else torch.device(device)
+    state, converted = model.state_dict(), dict[int, Tensor]()  # A tied head is the embedding.
+    for tensor in state.values():
+        if tensor.data_ptr() not in converted:
+            converted[tensor.data_ptr()] = tensor.to(device=device, dtype=dtype, copy=copy)
+    with device:
+        return model_with(deepcopy(model.config), {name: converted[held.data_ptr()] for name, held in state.items()})
 
 
 def _digest(config: PuzzleNasConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> str:

@@ -17,7 +17,7 @@ from db import models
 from db.models import now
 from db.store import Store
 from nas.cluster.shared_files import check_home, check_parent
-from nas.cluster.tasks import Cluster
+from nas.cluster.tasks import STARTING, Cluster
 from nas.errors import BudgetNotMetError, OutputExistsError
 from nas.export.formats import Target
 from nas.files.home import child_file
@@ -33,17 +33,17 @@ from nas.solve.solve import Measured, measured, solve, trial_row
 from nas.stages.check_plan import plan_warnings
 from nas.stages.check_scores import check_scores
 from nas.stages.child import hardware_of, healing_key, is_timed, made, timed
-from nas.stages.child_file import load_child
+from nas.stages.child_file import found_with
 from nas.stages.context import Context
 from nas.stages.correct_costs import correct_costs
 from nas.stages.costs import measure_costs, parent_costs, write_options
-from nas.stages.export import deliver
+from nas.stages.evaluate import Evaluations
+from nas.stages.export import Delivery, delivered
 from nas.stages.library import build_library, measure_dependency, plan_inputs, score_choices
 from nas.stages.predict_scores import predict_scores
 from nas.stages.prepare import Job, prepare
 from nas.stages.refine import solve_refined
 from nas.stages.rounding import round_library
-from nas.stages.sample import sample
 from nas.stages.score_kv_cache import score_caches
 from nas.terminal.progress import bar
 from nas.terminal.signals import SIGNALS
@@ -250,16 +250,15 @@ def _delivered(context: Context, trial: models.TrialRow) -> Outcome:
     """Export the child and write the report, where that is not done yet."""
     job, store, console = context.job, context.store, context.console
     found = store.find_search(job.id)
-    child = load_child(child_file(job.home, trial.child_key))
     _refuse_taken(job, trial)
     out, target = _out(job, trial), _target(job)
     # Noted before it is there: a run killed in between finds a folder of ours, not a stranger's.
     trial = with_real_kls(store, store.own_child_path(trial.id, str(out), str(target)))
     # A folder appears under its name only when it is whole.
     if not _is_filled(out):
-        with _stage(context, "export"), bar(console, "export and reload"):
+        with _stage(context, "export"), bar(console, "export and reload", doing=STARTING) as shown:
             try:
-                notes = deliver(job.home, found, trial, target, out).notes
+                notes = context.cluster.run_here(delivered, Delivery(job.home, found, trial, target, out), shown).notes
             except FileExistsError:
                 notes = ("another run of this search exported the child in the meantime",)
         for note in notes:
@@ -267,8 +266,8 @@ def _delivered(context: Context, trial: models.TrialRow) -> Outcome:
     report = job.home / "reports" / f"{job.id}.html"
     with bar(console, "write the report"):
         write_report(store, found, report, trial)
-    with bar(console, "a sentence by the child"):
-        sentence = sample(child, job.tokenizer, job.tokens.evaluation)
+    sample = Evaluations.of(found_with(child_file(job.home, trial.child_key))).sample
+    sentence = str(job.tokenizer.decode(list(sample), skip_special_tokens=True))
     return Outcome(found, trial, out, report, sentence)
 
 

@@ -1,17 +1,19 @@
 """A child is its parent where nothing changed, and generates with a cache what it generates without."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parents import EVERY_KIND, FAMILIES, child_of, first_weights_of, logits, random_ids, random_parent
+from parents import EVERY_KIND, FAMILIES, child_of, first_weights_of, logits, random_ids, random_model, random_parent
 from torch import Tensor
 
-from blocklib.assemble import assemble, parent_part
+from blocklib.assemble import assemble, assemble_stored, parent_part
 from blocklib.block import Architecture, Choice
 from blocklib.model import PuzzleNasForCausalLM
-from blocklib.parent import Parent
+from blocklib.parent import Parent, computing, load_parent
 from blocklib.stream import delta, rotary
+from nas.stages.child_file import load_child, save_child
 
 NEW_TOKENS = 10
 CHANGES = {
@@ -67,6 +69,29 @@ def test_the_parents_own_architecture_is_the_parent(family: str) -> None:
 def test_a_trained_parent_too(trained_parent: Parent, text_ids: Tensor) -> None:
     child = assemble(trained_parent, trained_parent.architecture, dict[Choice, Any]().__getitem__)
     assert torch.equal(logits(child, text_ids[:4]), logits(trained_parent.model, text_ids[:4]))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_a_child_runs_on_weights_as_they_are_stored(family: str, tmp_path: Path) -> None:
+    """Bit for bit as with all of them in float32, in its file too, and no tensor is there twice."""
+    random_model(FAMILIES[family]()).to(torch.bfloat16).save_pretrained(tmp_path)
+    parent = load_parent(str(tmp_path)).at_hand()
+    architecture = Architecture.parse("linear+ffn48 kv4+ffn16 skip+ffn48 kv4+ffn48 skip+skip kv4+ffn48")
+    given = first_weights_of(parent, architecture)
+    stored = assemble_stored(parent, architecture, lambda choice: given.get(choice, {}))
+    assert {tensor.dtype for tensor in stored.state_dict().values()} == {torch.bfloat16, torch.float32}
+    held = {
+        tensor.data_ptr() for tensor in [*parent.weights.values(), *(t for g in given.values() for t in g.values())]
+    }
+    assert {tensor.data_ptr() for tensor in stored.state_dict().values()} <= held
+    save_child(tmp_path / "child.safetensors", stored, {})
+    whole = assemble(parent, architecture, lambda choice: given.get(choice, {}))
+    assert {tensor.dtype for tensor in whole.state_dict().values()} == {torch.float32}
+    ids = random_ids(parent)
+    for child in (stored, load_child(tmp_path / "child.safetensors")):
+        running = computing(child)
+        assert torch.equal(logits(running, ids), logits(whole, ids))
+        assert torch.equal(greedy(running, ids), greedy(whole, ids))
 
 
 def test_blocks_in_parallel_add_up_what_each_makes_of_one_input() -> None:

@@ -154,3 +154,17 @@ def test_a_worker_computes_with_the_cpus_it_was_given(cluster: Cluster) -> None:
     """A worker is used again, and keeps the threads of its last task unless told."""
     given = [next(iter(cluster.run(_threads, [_Task()], cpus=cpus)))[1] for cpus in (1, 2, 1)]
     assert given == [1, 2, 1]
+
+
+def _where(task: _Task, report: Report) -> tuple[int, int]:
+    return os.getpid(), os.getppid()
+
+
+def test_work_beside_this_process_is_in_another(cluster: Cluster) -> None:
+    process, parent = cluster.run_here(_where, _Task())
+    assert os.getpid() not in (process, parent)
+    heard: list[tuple[float, float]] = []
+    assert cluster.run_here(_square, _Task(7), lambda index, done, total, doing: heard.append((done, total))) == 49
+    assert heard[-1:] in ([], [(3, 3)])
+    with pytest.raises(NotFiniteError, match="the loss is nan"):
+        cluster.run_here(_refuse, _Task(NotFiniteError("the loss is nan")))

@@ -14,7 +14,7 @@ from blocklib.assemble import MODULES
 from blocklib.block import SKIP, Architecture, Choice
 from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
-from blocklib.parent import child_config, model_with, own_shape
+from blocklib.parent import child_config, computing, in_type, model_with, own_shape
 from blocklib.precisions.formats import MatrixType
 from blocklib.precisions.layer_checkpoints import LayerCheckpoints
 from blocklib.precisions.layer_moments import LayerMoments
@@ -60,25 +60,25 @@ def round_model(
     tensor, row and block.
     """
     assert str(architecture.unrounded) == str(Architecture.parse(child.config.architecture).unrounded)
-    shape = own_shape(child.config)
+    shape, running = own_shape(child.config), computing(child)
     batches = text.calibration_BT.split(text.batch)
-    stored = _round_tables(child, architecture, batches, _TABLES if how == "refit" else how)
-    weights = {name: tensor.float() for name, tensor in child.state_dict().items()}
+    stored = _round_tables(running, architecture, batches, _TABLES if how == "refit" else how)
+    weights = in_type(child, torch.float32, copy=True).state_dict()
     for part in architecture.table_choices():
         names = table_names(part.role, shape.tied)
         weights |= as_floats(part, {name: stored[name] for name in names}, shape)
         if part.role == "tables" and shape.tied:
             weights[HEAD] = weights[EMBEDDING]
     config = child_config(child.config, architecture, shape)
-    rounded = model_with(config, {name: tensor.clone() for name, tensor in weights.items()})
+    rounded = model_with(config, weights)
     calibrating = [embed(rounded, ids) for ids in batches]
     to_train = () if text.training is None else text.training.batches
-    unrounded_text, rounded_text = ([embed(model, ids) for ids in to_train] for model in (child, rounded))
+    unrounded_text, rounded_text = ([embed(model, ids) for ids in to_train] for model in (running, rounded))
     tables = rotary(rounded, calibrating[0])
     placed = list(architecture.placed())
     for index, ((start, block), layer) in enumerate(zip(placed, rounded.model.layers, strict=True)):
         parts = [part for part in Choice(start, "block", block).parts if part.what != SKIP]
-        unrounded_text = _through(child.model.layers[index], unrounded_text, tables)
+        unrounded_text = _through(running.model.layers[index], unrounded_text, tables)
         types = {name: type for part in parts if part.precision for name, type in matrix_types(part, shape).items()}
         done = None if checkpoints is None else checkpoints.load(index, rounded.device)
         leaving: list[Tensor] | None = None
@@ -118,9 +118,9 @@ def _round_tables(
     for ids in batches:
         meter.add(child.model(ids.long(), use_cache=False).last_hidden_state)
     moments_II = meter.moments_II()
-    weights = child.state_dict()
+    tables = {EMBEDDING: child.model.embed_tokens.weight, HEAD: child.lm_head.weight}
     for part in architecture.table_choices():
-        own = {name: weights[name].float() for name in table_names(part.role, shape.tied)}
+        own = {name: tables[name].float() for name in table_names(part.role, shape.tied)}
         stored |= round_part(part, own, table_moments(moments_II, part.role, shape), shape, how)
     return stored
 

@@ -4,10 +4,9 @@ process, so memory holds both at once."""
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 from blocklib.allocator import kept_memory
 from blocklib.block import Architecture, Choice
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.parent import child_config, model_with, own_shape
+from blocklib.parent import child_config, in_type, model_with, own_shape
 from cost_models.analytic import architecture_cost
 from cost_models.energy.meter import Meter
 from cost_models.engines.engine import Engine
@@ -54,7 +53,9 @@ class TorchEager(Engine):
     @contextmanager
     def real(self, model: PuzzleNasForCausalLM, scenario: Scenario) -> Iterator[PuzzleNasForCausalLM]:
         self._check_free(model.config, Architecture.parse(model.config.architecture), scenario)
-        model = _served(model, scenario)  # The one that was given is held no longer.
+        # Weights in memory that a file is mapped to may lie at odd addresses, where products are slower. The model that
+        # was given is held no longer.
+        model = in_type(model, torch_dtype(scenario), scenario.device, copy=True)
         yield model
 
     def time(
@@ -176,19 +177,6 @@ def time_models(
     with cpu_threads(scenario), kept_memory(), torch.inference_mode():
         pair = TorchSubject(control, scenario), TorchSubject(other, scenario)
         return time_pair(*pair, scenario, rounds, heard, meter)
-
-
-def _served(model: PuzzleNasForCausalLM, scenario: Scenario) -> PuzzleNasForCausalLM:
-    """A copy of the model on the scenario's device, in its dtype. Weights in memory that a file is mapped to may lie
-    at odd addresses, where products are slower."""
-    where: dict[str, Any] = {"device": scenario.device, "dtype": torch_dtype(scenario), "copy": True}
-    copies: dict[int, Tensor] = {}  # A tied head is the embedding.
-    for tensor in model.state_dict().values():
-        if tensor.data_ptr() not in copies:
-            copies[tensor.data_ptr()] = tensor.to(**where)
-    weights = {name: copies[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
-    with torch.device(scenario.device):
-        return model_with(deepcopy(model.config), weights)
 
 
 def random_model(config: PuzzleNasConfig, architecture: Architecture, scenario: Scenario) -> PuzzleNasForCausalLM:

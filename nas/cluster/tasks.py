@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from nas.cluster import addresses
 from nas.cluster.ray_folder import ray_folder
 from nas.errors import RayStartError, ResourceError, WorkerError
+from nas.terminal.progress import Heard
 from nas.terminal.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Cluster:
         cpus: float = 1,
         gpus: float = 0,
         whole_node: bool = False,
-        progress: Callable[[int, float, float, str], None] | None = None,
+        progress: Heard | None = None,
     ) -> Iterator[tuple[int, Result]]:
         """Run `work(task, report)` for each task; (index, result) as they finish, in any order. A task is a dataclass.
 
@@ -119,11 +120,39 @@ class Cluster:
         except ValueError as error:  # a share smaller than Ray counts
             asked = f"ray.cpus_per_task {cpus!r} or ray.gpus_per_task {gpus!r}"
             raise ResourceError(f"Ray refuses {asked}: {error}") from error
+        yield from self._run(remote, max(1, int(cpus)), work, tasks, progress)
+
+    def run_here(self, work: Callable[[Task, Report], Result], task: Task, progress: Heard | None = None) -> Result:
+        """Run one task in a process of its own beside this one, where it sees the same folders: for what needs memory
+        that this process should not keep. Raises as `run` does."""
+        import ray
+
+        from cost_models.hardware import usable_cores  # It loads PyTorch.
+
+        self._start()
+        remote = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=self._here())(_on_worker)
+        ((_, found),) = self._run(remote, usable_cores(), work, [task], progress)
+        return found
+
+    def _here(self) -> Any:
+        """On the node of this process."""
+        import ray
+
+        return _at(ray.get_runtime_context().get_node_id())
+
+    def _run(
+        self,
+        remote: Any,
+        threads: int,
+        work: Callable[[Task, Report], Result],
+        tasks: Sequence[Task],
+        progress: Heard | None,
+    ) -> Iterator[tuple[int, Result]]:
+        import ray
+
         # Beside this process, so that no other node takes it along when it dies.
-        here = _at(ray.get_runtime_context().get_node_id())
-        board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board)
+        board: Any = ray.remote(num_cpus=0, scheduling_strategy=self._here())(_Board)
         board = board.remote()
-        threads = max(1, int(cpus))
         running = {remote.remote(work, threads, board, i, *_taken_apart(task)): i for i, task in enumerate(tasks)}
         seen: dict[int, _State] = {}
         try:

@@ -127,7 +127,7 @@ class _Models:
 
     @cached_property
     def both(self) -> tuple[EvaluatedModel, EvaluatedModel]:
-        child = as_assembled(load_child(child_file(self._home, self._trial.child_key)))
+        child = as_assembled(load_child(child_file(self._home, self._trial.child_key)), torch.float32)
         allowed = request_of(self._search).allows_remote_code
         folder = parent_folder(checkpoint_of(self._search.parent), self._home, code=allowed)
         tokenizer = load_tokenizer(folder, allowed)

@@ -20,7 +20,7 @@ from blocklib.formats.gguf import GgufModel, as_stored, write_gguf
 from blocklib.formats.gguf_types import precision_type, tensor_type
 from blocklib.formats.gguf_vocabulary import Vocabulary
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.parent import child_config, model_with, own_shape
+from blocklib.parent import child_config, computing, model_with, own_shape
 from nas.errors import MissingFileError, UnsupportedExportError
 from nas.export.exported import Card, Exported, files_in, whole_folder
 from nas.export.gguf_tokenizer import normalisation_of, vocabulary_of
@@ -84,7 +84,7 @@ def export_rounded_gguf(
     check_llama_cpp()
     _translated(partial(precision_type, precision))
     vocabulary = vocabulary_of(tokenizer, child.config.vocab_size)
-    plain = model_with(child.config, {name: value.detach().float().cpu() for name, value in child.state_dict().items()})
+    plain = model_with(child.config, {name: value.cpu() for name, value in child.state_dict().items()})
     title = _title(card) or out.name
     about = _about(card, title)
     unrounded = _without_precisions(plain)
@@ -93,7 +93,7 @@ def export_rounded_gguf(
         file = folder / f"model-{'MIXED' if is_mixed else precision.upper()}.gguf"
         exact = folder / "exact.gguf"
         model = _translated(partial(write_gguf, exact, unrounded, "f32", vocabulary, about))
-        agreement = compare_exactly(exact, unrounded, vocabulary)
+        agreement = compare_exactly(exact, computing(unrounded), vocabulary)
         if precision == "f32" and not is_mixed:
             exact.rename(file)
         else:

@@ -1,11 +1,13 @@
 """Load an exported folder without this package, and report its outputs. This runs as a script in its own process.
 
 `python -I reload.py FOLDER QUESTION ANSWER`; the last two are torch files. This project cannot be imported here, even
-if it is installed, so the model runs from the folder alone. This file only reports; `nas/export/verify.py` decides
-whether the answers are right.
+if it is installed, so the model runs from the folder alone; only the file that has it compute in float32 on the weights
+as they are stored is run by its path. This file only reports; `nas/export/verify.py` decides whether the answers are
+right.
 """
 
 import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,25 @@ def answer(folder: str, question: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(question["threads"])
     loaded_by_card = as_the_card_says(folder)
     model, tokens = loaded_by_card["model"], loaded_by_card["tokenizer"](question["text"])["input_ids"]
-    if not getattr(model, "is_quantized", False):  # transformers refuses to cast one that is
-        model = model.float()  # A CPU may not support the type that the GPU serves in.
+    is_quantized = getattr(model, "is_quantized", False)  # transformers computes such a model in a type of its own.
+    compute_in = runpy.run_path(question["compute_dtype"])["compute_in"]
+    if not is_quantized:
+        # A CPU may not support the type that the GPU serves in.
+        compute_in(torch.float32, model, model.device)
     as_called = work_of(model, question["ids"][:1])
     # Use the cache, whatever the settings say.
     model.generation_config = GenerationConfig(use_cache=model.generation_config.use_cache, pad_token_id=0)
     plainly = work_of(model, question["ids"])
     del model, loaded_by_card  # One at a time.
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=question["remote_code"], dtype=torch.float32, output_loading_info=True
+        folder,
+        trust_remote_code=question["remote_code"],
+        dtype=torch.float32 if is_quantized else "auto",
+        output_loading_info=True,
     )
     model, info = loaded
+    if not is_quantized:
+        compute_in(torch.float32, model, model.device)
     model.generation_config = GenerationConfig()  # Greedy, to the last token.
     with torch.device("meta"):
         base: Any = AutoModel.from_config(model.config, trust_remote_code=question["remote_code"])

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from blocklib import compute_dtype
 from blocklib.model import PuzzleNasForCausalLM
-from blocklib.parent import model_with
+from blocklib.parent import computing, model_with
 from nas.errors import ExportMismatchError
 
 TOLERANCE = 1e-4
@@ -38,8 +39,8 @@ def probe_ids(vocabulary: int) -> Tensor:
 @torch.no_grad()
 def logits_of(child: PuzzleNasForCausalLM, ids_BT: Tensor) -> Tensor:
     """The child's logits [B, T, vocabulary] in float32 on the CPU. The child itself stays as it is."""
-    weights = {name: tensor.detach().float().cpu() for name, tensor in child.state_dict().items()}
-    logits: Tensor = model_with(child.config, weights)(ids_BT, use_cache=False).logits
+    here = model_with(child.config, {name: tensor.cpu() for name, tensor in child.state_dict().items()})
+    logits: Tensor = computing(here)(ids_BT, use_cache=False).logits
     return logits
 
 
@@ -78,6 +79,7 @@ def compare_in_fresh_process(
     ids_BT = probe_ids(child.config.vocab_size)
     question = {
         "ids": ids_BT, "text": SAMPLE_TEXT, "threads": torch.get_num_threads(), "remote_code": remote_code,
+        "compute_dtype": compute_dtype.__file__,
     }  # fmt: skip
     answer = _ask_fresh_process(python, folder, question)
     for fault in ("missing_keys", "unexpected_keys"):

@@ -83,7 +83,7 @@ def parent_of(store: Store, trial: models.TrialRow, child: Artefact, console: Co
         with bar(console, f"export the parent as GGUF, {precision}", at_once=True):
             tokenizer = load_tokenizer(folder, code)
             write = exporter(Target("gguf", precision))
-            write(load_parent(str(folder)).whole(), tokenizer, out, _card(search), settings_of(str(folder)))
+            write(load_parent(str(folder)).stored_model(), tokenizer, out, _card(search), settings_of(str(folder)))
     return Artefact("parent", artefact_at(out).path, kv_cache=kv_cache)
 
 

@@ -7,19 +7,18 @@ exists. `_described`, `_make` and `_time` run on workers: each gets one task and
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from blocklib.assemble import assemble
+from blocklib.assemble import assemble_stored
 from blocklib.block import Architecture, Choice
 from blocklib.kinds import parameters, parent_architecture
 from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
-from blocklib.parent import Parent
+from blocklib.parent import Parent, computing, in_type
 from blocklib.precisions.layer_checkpoints import LayerCheckpoints
 from blocklib.precisions.round_model import RoundingText, Stored, round_model
 from blocklib.precisions.train_layer import LayerTraining
@@ -50,6 +49,7 @@ from nas.stages.evaluate import Evaluations, Evaluator, perplexity
 from nas.stages.heal_settings import Healing
 from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, plan_inputs, tensor
 from nas.stages.prepare import Job
+from nas.stages.sample import sample
 from nas.terminal.progress import bar, rarely
 
 Curve = tuple[tuple[float, float], ...]
@@ -73,8 +73,11 @@ class _Parts:
         return _Parts(architecture, job.library.root, keys, before)
 
     def assembled(self, parent: Parent) -> PuzzleNasForCausalLM:
+        """The child on weights as parent and library have them."""
         library = Library(self.root)
-        return assemble(parent, self.architecture, lambda choice: choice_weights(parent, library, choice, self.keys))
+        return assemble_stored(
+            parent, self.architecture, lambda choice: choice_weights(parent, library, choice, self.keys)
+        )
 
     def unrounded(self, parent: Parent) -> PuzzleNasForCausalLM:
         """The same child with its weights as they were before any was rounded."""
@@ -218,8 +221,10 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
 
         own = evaluated(parent.model, "the parent")
         finished = _finished(parent, task, evaluated, report)
-        after = evaluated(finished.child, "the healed child" if task.healing else "the child")
-        found = Evaluations(own, finished.before or after, after, finished.curve)
+        running = computing(finished.child)
+        after = evaluated(running, "the healed child" if task.healing else "the child")
+        report(doing="a sentence by the child")
+        found = Evaluations(own, finished.before or after, after, finished.curve, sample(running, heldout))
         save_child(task.file, finished.child, found.plain(), finished.stored)
         shutil.rmtree(task.checkpoints, ignore_errors=True)
         return found
@@ -247,8 +252,8 @@ def _finished(
     child, before = task.parts.unrounded(parent), None
     curve: Curve = ()
     if task.healing is not None and not heals_through:
-        before = evaluated(task.parts.assembled(parent), "the child before healing")
-        child = deepcopy(child)
+        before = evaluated(computing(task.parts.assembled(parent)), "the child before healing")
+        child = in_type(child, parent.dtype, copy=True)
         curve = _heal(parent, child, task, task.healing, report)
     if not rounds:
         return _Finished(child, {}, before, curve)
@@ -349,12 +354,12 @@ def _time(task: _TimeTask, report: Report) -> Times:
     leaves the verdict undecided, it is timed again until the patience is used up."""
     scenario, rounds = task.scenario, task.rounds
     engine = engine_of(scenario.engine, meter_of(scenario.device) if needs_meter(task.budget) else None)
-    parent = task.parent.on("cpu")
+    parent = task.parent
 
     # No model is held but in the engine.
     with (
         alone_on(scenario.device, lambda words: report(doing=words)),
-        engine.real(parent.whole(), scenario) as control,
+        engine.real(parent.stored_model(), scenario) as control,
         engine.real(task.parts.assembled(parent), scenario) as other,
     ):
 

@@ -38,7 +38,8 @@ def save_child(
 
 
 def load_child(path: Path) -> PuzzleNasForCausalLM:
-    """Raises FileNotFoundError, saying what to do, where the trial was never built."""
+    """The child on weights as its file has them: `blocklib.parent.computing` runs it. Raises FileNotFoundError, saying
+    what to do, where the trial was never built."""
     config = PuzzleNasConfig.from_dict(json.loads(_metadata(path)["config"]))
     with undamaged(path):
         weights = load_file(path)

@@ -20,22 +20,25 @@ _EVALUATED = ("parent", "before", "after")
 @dataclass(frozen=True)
 class Evaluations:
     """Evaluations on held-out tokens: the child before and after healing, and the parent against itself, for its own
-    loss. `curve` has the points of healing, tokens and loss; none where the child was not healed."""
+    loss. `curve` has the points of healing, tokens and loss; none where the child was not healed. `sample` are tokens
+    by the child, with those that it continues."""
 
     parent: Fidelity
     before: Fidelity
     after: Fidelity
     curve: tuple[tuple[float, float], ...] = ()
+    sample: tuple[int, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """The evaluation as the child's file keeps it."""
-        return {name: vars(getattr(self, name)) for name in _EVALUATED} | {"curve": self.curve}
+        kept = {"curve": self.curve, "sample": self.sample}
+        return {name: vars(getattr(self, name)) for name in _EVALUATED} | kept
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> "Evaluations":
         curve = tuple((tokens, loss) for tokens, loss in plain.get("curve", ()))
         parent, before, after = (Fidelity(**plain[name]) for name in _EVALUATED)
-        return Evaluations(parent, before, after, curve)
+        return Evaluations(parent, before, after, curve, tuple(plain.get("sample", ())))
 
 
 class Evaluator:

@@ -132,7 +132,7 @@ def _fidelities(context: Context, names: Sequence[str]) -> dict[str, Fidelity]:
 
 
 def _evaluated(task: _EvaluateTask, report: Report) -> dict[str, Fidelity]:
-    parent = task.parent.whole()
+    parent = task.parent.stored_model()
     evaluator = Evaluator(task.parent.on(task.device).model, tensor(task.evaluation, task.device))
     found: dict[str, Fidelity] = {}
     for name in task.precisions:
@@ -168,7 +168,7 @@ def _times(context: Context, names: Sequence[str], child: Path) -> dict[str, Com
 def _timed(task: _TimeUniformTask, report: Report) -> dict[str, Comparison]:
     """Each uniform file in turns with the child's."""
     engine, scenario = engine_of(task.scenario.engine), task.scenario
-    parent, child = task.parent.whole(), load_child(task.child)
+    parent, child = task.parent.stored_model(), load_child(task.child)
     found: dict[str, Comparison] = {}
     with ExitStack() as held:
         held.enter_context(alone_on(scenario.device, lambda words: report(doing=words)))

@@ -245,7 +245,7 @@ def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mappi
             held = as_floats(part, held, parent.shape) if part.precision else held
         elif part.what != SKIP:
             held = parent_part(parent, part.layer, part.role)
-        weights |= {f"{block}{name}": values.to(parent.model.device) for name, values in held.items()}
+        weights |= {f"{block}{name}": values.to(parent.device) for name, values in held.items()}
     return weights
 
 

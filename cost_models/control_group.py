@@ -14,17 +14,16 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class _Version:
-    """The files of a group: its limit and what it holds; and the line of `memory.stat` that counts files in memory that
-    were read once."""
+    """The files of a group: its limit and what it holds; and the lines of `memory.stat` that count files in memory."""
 
     limit: str
     held: str
-    read_once: str
+    of_files: tuple[str, str]
 
 
 _VERSIONS = (
-    _Version("memory.max", "memory.current", "inactive_file"),
-    _Version("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    _Version("memory.max", "memory.current", ("inactive_file", "active_file")),
+    _Version("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 )
 
 
@@ -48,12 +47,13 @@ class ControlGroup:
 
     @property
     def free_bytes(self) -> int:
-        """The memory that is left of that. Files in memory that were read once count as free, as in MemAvailable."""
+        """The memory that is left of that. Files in memory count as free, as in MemAvailable: they go when room is
+        asked for."""
         if self._version is None or self.most_bytes == sys.maxsize:
             return sys.maxsize
         counted = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())
-        held = int((self.folder / self._version.held).read_text()) - int(counted[self._version.read_once])
-        return max(0, self.most_bytes - held)
+        files = sum(int(counted[line]) for line in self._version.of_files)
+        return max(0, self.most_bytes - int((self.folder / self._version.held).read_text()) + files)
 
 
 def control_groups(root: Path = _ROOT, own: Path = _OWN) -> list[ControlGroup]:

@@ -41,7 +41,8 @@ def compute_in(dtype: torch.dtype, model: nn.Module, device: torch.device) -> No
                 # A few rows are read of it.
                 module.register_forward_hook(_output_in(dtype))
             elif module is head and isinstance(module, nn.Linear) and parameter.numel() > _LARGE:
-                module.forward = partial(_in_tiles, module, dtype, device)
+                step = "product" if hasattr(module, "product") else "forward"
+                setattr(module, step, partial(_in_tiles, module, dtype, device))
             else:
                 parametrize.register_parametrization(module, name, _Converted(dtype, device), unsafe=True)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Family:
     """How one family fills its layout. A string names the configuration attribute that decides.
 
+    `multipliers` are the constants of `MULTIPLIERS` that it multiplies or divides by, and its attributes for them.
     `gpt`: the layout is GPT-2's. `names` are the beginnings of the family's own tensor names and ours, `#` being a
     layer; `transposed` says that its matrices are stored [in, out], `joint` which are stored as one (`_JOINT`).
     """
@@ -32,6 +33,7 @@ class Family:
     o_bias: bool | str = False
     mlp_bias: bool | str = False
     qk_norm: bool = False
+    multipliers: Mapping[str, str] = field(default_factory=dict)
     gpt: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     transposed: bool = False
@@ -61,6 +63,9 @@ _GPT_NEO_NAMES = _GPT_NAMES | {
     "transformer.h.#.attn.attention.out_proj.": "model.layers.#.self_attn.o_proj.",
 }
 
+MULTIPLIERS = ("attention_scale", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+"""Constants that `blocklib/model.py` multiplies or divides by, by their names in its configuration."""
+
 FAMILIES = {
     "llama": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
     "mistral": Family(),
@@ -71,6 +76,12 @@ FAMILIES = {
     ),
     "gpt_neo": Family(o_bias=True, mlp_bias=True, gpt=True, names=_GPT_NEO_NAMES),
     "phi3": Family(joint=("qkv_proj", "gate_up_proj")),
+    "granite": Family(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        mlp_bias="mlp_bias",
+        multipliers={"attention_scale": "attention_multiplier"} | {name: name for name in MULTIPLIERS[1:]},
+    ),
 }
 
 
@@ -161,10 +172,18 @@ def scaled_positions(most: int, rope: Mapping[str, Any]) -> int:
     return max(most, int(factor * original)) if kind == "yarn" or original >= most else most
 
 
-def attention_scale(config: Any) -> float | None:
-    """The factor that a parent's attention multiplies its scores by; None for the inverse root of the head size."""
+def multipliers(config: Any) -> dict[str, float | None]:
+    """A parent's constants by the names of `MULTIPLIERS`, those alone that its family has; `config` may be ours, too.
+
+    `attention_scale` is what attention multiplies its scores by; None for the inverse root of the head size.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        return {name: getattr(config, name) for name in MULTIPLIERS}
     scaled = getattr(config, "scale_attn_weights", config.model_type != "gpt_neo")
-    return None if scaled else 1.0
+    return {"attention_scale": None if scaled else 1.0} | {
+        ours: float(getattr(config, theirs)) for ours, theirs in family.multipliers.items()
+    }
 
 
 def _check_attention(config: Any) -> None:

@@ -111,7 +111,7 @@ def fit_output(
     best = min(_RIDGES, key=lambda ridge: checking.error(fitting.solve(ridge)))
     if not checking.error(fitting.solve(best)) < 0:
         return weights
-    change_MD = (fitting + checking).solve(best)
+    change_MD = (fitting + checking).solve(best) / parent.config.residual_multiplier
     projection = weights[f"{name}.weight"]
     change = change_MD.T if isinstance(layer.get_submodule(name), nn.Linear) else change_MD
     return weights | {f"{name}.weight": (projection.double() + change).to(projection.dtype)}

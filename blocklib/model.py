@@ -23,6 +23,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
+from blocklib.tables import LogitHead
 
 # transformers called the cache `past_key_values` before 5.24. Its own functions and outputs take the name of the time.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
@@ -32,7 +33,9 @@ class PuzzleNasConfig(LlamaConfig):
     """A Llama configuration whose layers may differ: `per_layer_config` overrides, `skip` leaves a part out.
 
     `ffn_options` are the sizes of the layer's kind of FFN. `parallel`: the layer reads what the one before it read, and
-    adds to its output. `attention_scale` None: the inverse root of the head size.
+    adds to its output. `attention_scale` None: the inverse root of the head size. The embedded tokens are multiplied by
+    `embedding_multiplier`, whatever a subblock adds by `residual_multiplier`, and logits are divided by
+    `logits_scaling`, as in Granite.
     """
 
     model_type = "puzzle_nas"
@@ -44,6 +47,9 @@ class PuzzleNasConfig(LlamaConfig):
     parallel: bool = False
     sliding_window: int | None = None
     attention_scale: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False
@@ -58,6 +64,11 @@ class PuzzleNasConfig(LlamaConfig):
 
     def validate_architecture(self) -> None:
         """Any head size is fine: `head_dim` is explicit, whatever the hidden size."""
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor of logits, by the name under which vLLM looks for it."""
+        return 1 / self.logits_scaling
 
 
 def layer_type(layer_config: Any) -> str:
@@ -74,6 +85,11 @@ def new_norm(config: Any) -> nn.Module:
     return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
+def multiplied(states: torch.Tensor, factor: float) -> torch.Tensor:
+    """The states times a constant of the model; the states themselves where it is 1."""
+    return states if factor == 1 else states * factor
+
+
 class PuzzleNasLayer(GradientCheckpointingLayer):
     """One block: x + attention(norm(x)), then x + ffn(norm(x)); either part may be absent.
 
@@ -86,6 +102,7 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
         self.config = config
         self.attends = layer_type(config) != "moe"
         self.window = config.sliding_window if self.attends else None
+        self.residual_multiplier = config.residual_multiplier
         self.self_attn, self.mlp = None, None
         if "attention" not in skipped:
             self.input_layernorm = new_norm(config)
@@ -94,14 +111,22 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
             self.post_attention_layernorm = new_norm(config)
             self.mlp = FFN_MODULES[config.ffn_kind](config)
 
+    def attended(self, residual: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """What the attention adds to the residual that enters it."""
+        return multiplied(self.self_attn(self.input_layernorm(residual), **kwargs), self.residual_multiplier)  # type: ignore[misc]
+
+    def fed_forward(self, residual: torch.Tensor) -> torch.Tensor:
+        """What the FFN adds to the residual that enters it."""
+        return multiplied(self.mlp(self.post_attention_layernorm(residual)), self.residual_multiplier)  # type: ignore[misc]
+
     def forward(self, hidden_states: torch.Tensor, entering: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         left = hidden_states if entering is None else entering
         if self.self_attn is not None:
-            added = self.self_attn(self.input_layernorm(left), **kwargs)
+            added = self.attended(left, **kwargs)
             left = left + added
             hidden_states = left if entering is None else hidden_states + added
         if self.mlp is not None:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(left))
+            hidden_states = hidden_states + self.fed_forward(left)
         return hidden_states
 
 
@@ -132,7 +157,9 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def placed(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Embedded tokens with their positions added, and the rotary tables; None where positions are learned."""
+        """Embedded tokens, multiplied, with their positions added, and the rotary tables; None where positions are
+        learned."""
+        hidden_states = multiplied(hidden_states, self.config.embedding_multiplier)
         if self.config.learned_positions:
             return hidden_states + self.embed_positions(position_ids), None
         return hidden_states, self.rotary_emb(hidden_states, position_ids=position_ids)
@@ -197,7 +224,7 @@ class PuzzleNasForCausalLM(PuzzleNasPreTrainedModel, LlamaForCausalLM):
         LlamaPreTrainedModel.__init__(self, config)
         self.model = PuzzleNasModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = LogitHead(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]

@@ -21,7 +21,7 @@ from blocklib.block import Architecture, Choice
 from blocklib.checkpoint import bytes_of_a_number, inspect
 from blocklib.compute_dtype import compute_in
 from blocklib.errors import CheckpointError
-from blocklib.families import attention_scale
+from blocklib.families import MULTIPLIERS, multipliers
 from blocklib.hub import folder_of
 from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
@@ -210,13 +210,13 @@ def child_config(config: Any, architecture: Architecture, shape: Shape) -> Puzzl
         gated_ffn=shape.gated,
         layer_norm=shape.layer_norm,
         learned_positions=shape.positions > 0,
-        attention_scale=getattr(config, "attention_scale", attention_scale(config)),
         tie_word_embeddings=shape.tied and not architecture.has_own_head,
         per_layer_config={
             index: layer_config(block) | {"parallel": joined}
             for index, ((_, block), joined) in enumerate(zip(architecture.placed(), architecture.joined(), strict=True))
         },
         **{name: getattr(config, name) for name in kept if hasattr(config, name)},
+        **multipliers(config),
     )
     if hasattr(config, "layer_norm_epsilon"):
         values["rms_norm_eps"] = config.layer_norm_epsilon
@@ -262,8 +262,16 @@ def in_type(
 
 
 def _digest(config: PuzzleNasConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> str:
-    """16 hex digits of what the model computes: sizes, rotary settings, and every weight's bytes in `dtype`."""
-    computed = (own_shape(config), config.rope_parameters, config.rms_norm_eps, config.attention_scale)
+    """16 hex digits of what the model computes: sizes, rotary settings, constants, and every weight's bytes in
+    `dtype`."""
+    computed: tuple[Any, ...] = (
+        own_shape(config),
+        config.rope_parameters,
+        config.rms_norm_eps,
+        config.attention_scale,
+    )
+    # Only those that differ from 1, so that the digests of earlier versions hold.
+    computed += tuple((name, value) for name in MULTIPLIERS[1:] if (value := getattr(config, name)) != 1)
     state = hashlib.blake2b(repr(computed).encode())
     for name in sorted(weights):
         state.update(f"{name} {dtype} {tuple(weights[name].shape)}".encode())

@@ -56,24 +56,20 @@ def delta(layer: Variant, entering_BTD: Tensor, tables: Rotary) -> Tensor:
     if isinstance(layer, nn.ModuleList):
         return sum((delta(each, entering_BTD, tables) for each in layer), total)  # type: ignore[arg-type]
     if layer.self_attn is not None:
-        total = layer.self_attn(
-            layer.input_layernorm(entering_BTD), position_embeddings=tables, attention_mask=None, cache=None
-        )
+        total = layer.attended(entering_BTD, position_embeddings=tables, attention_mask=None, cache=None)
     if layer.mlp is not None:
-        added: Tensor = layer.mlp(layer.post_attention_layernorm(entering_BTD + total))
+        added = layer.fed_forward(entering_BTD + total)
         total = added if layer.self_attn is None else total + added
     return total
 
 
 def slot_delta(model: PuzzleNasForCausalLM, slot: int, entering_BTD: Tensor, tables: Rotary) -> Tensor:
-    """The output of the model's own subblock at `slot`. The model must be a parent: one layer for each two slots."""
-    layer = model.model.layers[slot // 2]
+    """What the model's own subblock at `slot` adds to the residual. The model must be a parent: one layer for each two
+    slots."""
+    layer: PuzzleNasLayer = model.model.layers[slot // 2]
     if slot % 2 == 0:
-        normed = layer.input_layernorm(entering_BTD)
-        output: Tensor = layer.self_attn(normed, position_embeddings=tables, attention_mask=None, cache=None)
-    else:
-        output = layer.mlp(layer.post_attention_layernorm(entering_BTD))
-    return output
+        return layer.attended(entering_BTD, position_embeddings=tables, attention_mask=None, cache=None)
+    return layer.fed_forward(entering_BTD)
 
 
 def slots(model: PuzzleNasForCausalLM, ids_BT: Tensor, end: int) -> Iterator[SlotPass]:

@@ -18,6 +18,21 @@ from blocklib.shape import Shape
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
+class LogitHead(nn.Linear):
+    """The head: a matrix [vocabulary, hidden], and the constant that logits are divided by."""
+
+    def __init__(self, config: Any, **where: Any):
+        super().__init__(config.hidden_size, config.vocab_size, bias=False, **where)
+        self.divisor = config.logits_scaling
+
+    def product(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        logits = self.product(hidden_states)
+        return logits if self.divisor == 1 else logits / self.divisor
+
+
 class Tables(Kind):
     """Both of them."""
 
@@ -72,12 +87,11 @@ class Ends:
             weights |= tensors
         return Ends(weights.get(EMBEDDING), weights.get(HEAD))
 
-    @property
-    def head(self) -> nn.Linear | None:
-        """The head, which holds the matrix and copies nothing."""
+    def head(self, config: Any) -> nn.Linear | None:
+        """The head of a model of that configuration, which holds the matrix and copies nothing."""
         if self.head_VD is None:
             return None
-        head = nn.Linear(self.head_VD.shape[1], self.head_VD.shape[0], bias=False, device="meta")
+        head = LogitHead(config, device="meta")
         head.load_state_dict({"weight": self.head_VD}, assign=True)
         return head.requires_grad_(False)
 

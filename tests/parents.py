@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPTNeoConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -38,6 +39,13 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
 }
+# Granite's constants, none of them a power of two: a lost one must show.
+MULTIPLIERS: dict[str, float] = {
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 0.6,
+}
 # Eight heads of eight are twice the hidden size: nothing may take one for the other.
 FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "llama": lambda **sizes: LlamaConfig(**SIZES | {"head_dim": 8, "attention_bias": True, "mlp_bias": True} | sizes),
@@ -45,6 +53,7 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "qwen2": lambda **sizes: Qwen2Config(**SIZES | {"tie_word_embeddings": True} | sizes),
     "qwen3": lambda **sizes: Qwen3Config(**SIZES | {"head_dim": 8} | sizes),
     "phi3": lambda **sizes: Phi3Config(**SIZES | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | sizes),
+    "granite": lambda **sizes: GraniteConfig(**SIZES | MULTIPLIERS | {"attention_bias": True} | sizes),
     "gpt2": lambda **sizes: GPT2Config(**_gpt(n_inner=48, **sizes)),
     "gpt_neo": lambda **sizes: GPTNeoConfig(
         **_gpt(intermediate_size=48, attention_types=[[["global", "local"], 3]], window_size=64, **sizes)

@@ -95,6 +95,7 @@ def test_children_compute_the_same_in_llama_cpp(spelling: str, tied: bool, tmp_p
         ("qwen3", {"tie_word_embeddings": True}, "qwen3"),
         ("qwen3", {"head_dim": 32}, "qwen3"),
         ("phi3", {}, "llama"),
+        ("granite", {"attention_bias": False}, "llama"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
 )
@@ -112,6 +113,8 @@ def test_layers_that_are_alike_keep_the_parents_own_architecture(
         ("llama", {"head_dim": 32}, "deci"),
         ("qwen2", {}, "deci"),
         ("phi3", {}, "deci"),
+        ("granite", {}, "deci"),
+        ("granite", {"tie_word_embeddings": True, "mlp_bias": True}, "deci"),
         ("qwen3", {"tie_word_embeddings": True}, "openelm"),
         ("qwen3", {"tie_word_embeddings": True, "head_dim": 32}, "openelm"),
     ],
@@ -188,6 +191,7 @@ def test_a_wrong_file_is_noticed(tmp_path: Path) -> None:
         ("qwen3", {"tie_word_embeddings": True}, "L1.ffn=linear", "a linear subblock in a model with norms of queries"),
         ("qwen3", {"attention_bias": True}, "L1.ffn=ffn64", "biases in a model with norms of queries"),
         ("qwen3", {"rope_parameters": LLAMA3}, "L1.ffn=ffn64", "llama3 scaling in a model with norms"),
+        ("granite", {}, "L1.ffn=ffn64@q8_0", "L1.ffn=ffn64@q8_0: .* matrices rounded one by one in a model whose"),
     ],
 )
 def test_what_llama_cpp_cannot_carry_is_refused_with_the_reason(

@@ -74,10 +74,11 @@ def test_it_is_ridge_regression(text: str) -> None:
     torch.testing.assert_close(built.fitted[name].double(), built.first[name] + change.T, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "granite"])
 @pytest.mark.parametrize("text", ["L1.ffn=ffn12", "L2.attention=linear", "L0.attention=kv2"])
-def test_what_can_be_reached_is_reached(text: str) -> None:
+def test_what_can_be_reached_is_reached(text: str, family: str) -> None:
     """The target is the subblock's own output with another projection: the fit finds it."""
-    parent, choice = random_parent(mlp_bias=False, attention_bias=False), Choice.parse(text)
+    parent, choice = random_parent(family, mlp_bias=False, attention_bias=False), Choice.parse(text)
     ids = random_ids(parent, sequences=16, tokens=24)
     tables = tables_of(parent, ids)
     (built,) = build(parent, [choice], ids, batch=4, fit=False)

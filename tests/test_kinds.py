@@ -105,6 +105,7 @@ def test_a_linear_ffn_is_down_times_up(family: str) -> None:
     normed = parent.model.model.layers[2].post_attention_layernorm(residual(parent))
     up = torch.nn.functional.linear(normed, own["mlp.up_proj.weight"], own.get("mlp.up_proj.bias"))
     expected = torch.nn.functional.linear(up, own["mlp.down_proj.weight"], own.get("mlp.down_proj.bias"))
+    expected = expected * parent.config.residual_multiplier
     torch.testing.assert_close(output(parent, choice, found, residual(parent)), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -145,7 +146,7 @@ def test_linear_attention_is_attention_to_oneself(family: str) -> None:
     assert parent.shape.kv_heads < parent.shape.heads or family in GPT
     choice = Choice.parse("L3.attention=linear")
     weights = first_weights(choice, layers_of(parent, choice), parent.shape)
-    assert ("self_attn.linear_attn.bias" in weights) == (family in ("llama", "qwen2", *GPT))
+    assert ("self_attn.linear_attn.bias" in weights) == (family in ("llama", "qwen2", "granite", *GPT))
     entering = residual(parent, batch=5, tokens=1)
     expected = parents_own(parent, 6, entering)
     torch.testing.assert_close(output(parent, choice, weights, entering), expected, rtol=1e-4, atol=1e-4)
@@ -162,12 +163,13 @@ def members_of(parent: Parent, run: Choice) -> list[tuple[Choice, dict[str, Tens
     return [(choice, first_weights(choice, layers_of(parent, choice), parent.shape)) for choice in alone]
 
 
+@pytest.mark.parametrize("family", ["llama", "granite"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", ["fuse", "fuse_last"])
 @pytest.mark.parametrize("parts", RUNS)
-def test_a_fused_run_is_the_sum_of_its_ffns(kind: str, parts: str, bias: bool) -> None:
+def test_a_fused_run_is_the_sum_of_its_ffns(kind: str, parts: str, bias: bool, family: str) -> None:
     """On the shared input, to 1e-10. `fuse_last` by definition reads every member through the last one's norm."""
-    parent = random_parent(dtype=torch.float64, mlp_bias=bias)
+    parent = random_parent(family, dtype=torch.float64, mlp_bias=bias)
     run = Choice.parse(f"L1.ffn={kind}({parts})")
     members = members_of(parent, run)
     norm = "post_attention_layernorm.weight"

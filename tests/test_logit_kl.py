@@ -3,22 +3,27 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from blocklib.tables import LogitHead
 from nas.scoring.fidelity import numbers_at_once
 from nas.scoring.logit_kl import logit_kl
 
 VOCABULARY, HIDDEN = 50_257, 16
 
 
-def example(vocabulary: int = VOCABULARY, tokens: int = 211) -> tuple[Tensor, Tensor, nn.Linear, nn.Linear]:
+def example(
+    vocabulary: int = VOCABULARY, tokens: int = 211, scaling: float = 1.0
+) -> tuple[Tensor, Tensor, LogitHead, LogitHead]:
     """Hidden states of a model and of its parent [2, tokens, HIDDEN], and a head of each."""
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(2, tokens, HIDDEN, generator=generator) for _ in range(2)]
-    heads = [nn.Linear(HIDDEN, vocabulary, bias=False).requires_grad_(False) for _ in range(2)]
+    sizes = SimpleNamespace(hidden_size=HIDDEN, vocab_size=vocabulary, logits_scaling=scaling)
+    heads = [LogitHead(sizes).requires_grad_(False) for _ in range(2)]
     for head in heads:
         head.weight.copy_(0.5 * torch.randn(vocabulary, HIDDEN, generator=generator))
     return states[0].requires_grad_(), states[1], heads[0], heads[1]
@@ -31,18 +36,22 @@ def at_once(model_BTD: Tensor, parent_BTD: Tensor, head_VD: Tensor, parent_head_
     return (parent_log.exp() * (parent_log - model_log)).sum(-1).mean()
 
 
-@pytest.mark.parametrize(("vocabulary", "tokens"), [(VOCABULARY, 211), (7, 1), (64, 12)])
-def test_it_is_the_kl_of_all_logits_and_so_is_its_gradient(vocabulary: int, tokens: int) -> None:
-    model, parent, head, parent_head = example(vocabulary, tokens)
+@pytest.mark.parametrize(
+    ("vocabulary", "tokens", "scaling"), [(VOCABULARY, 211, 1.0), (7, 1, 1.0), (64, 12, 1.0), (64, 12, 8.0)]
+)
+def test_it_is_the_kl_of_all_logits_and_so_is_its_gradient(vocabulary: int, tokens: int, scaling: float) -> None:
+    model, parent, head, parent_head = example(vocabulary, tokens, scaling)
     loss = logit_kl(model, parent, head, parent_head)
     (gradient,) = torch.autograd.grad(3 * loss, model)
     exact = model.detach().double().requires_grad_()
-    expected = at_once(exact, parent.double(), head.weight.double(), parent_head.weight.double())
+    expected = at_once(exact, parent.double(), head.weight.double() / scaling, parent_head.weight.double() / scaling)
     (expected_gradient,) = torch.autograd.grad(3 * expected, exact)
     assert loss.item() == pytest.approx(expected.item(), rel=2e-6)
     # On some processors float32 is further off, whoever sums: there it may be about as far off as the definition is.
     plain = model.detach().requires_grad_()
-    (plain_gradient,) = torch.autograd.grad(3 * at_once(plain, parent, head.weight, parent_head.weight), plain)
+    (plain_gradient,) = torch.autograd.grad(
+        3 * at_once(plain, parent, head.weight / scaling, parent_head.weight / scaling), plain
+    )
     rounding = 1.5 * (plain_gradient - expected_gradient).abs().max()
     assert (gradient - expected_gradient).abs().max() <= max(2e-6 * expected_gradient.abs().max(), rounding)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from blocklib.block import SKIP, Architecture, Choice, Parallel, Role, Subblock
 from blocklib.errors import UnsupportedFormatError
+from blocklib.formats.folded import has_multipliers
 from blocklib.formats.subblocks import width_of
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import own_shape
@@ -49,7 +50,12 @@ def _put(layers: list[DeciLayer], role: Role, subblock: Subblock) -> None:
 def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
     """Raise UnsupportedFormatError at the first choice that no DeciLM engine runs in a child of this configuration."""
     shape = own_shape(config)
-    for what, is_there in {"learned positions": config.learned_positions, "layer norms": config.layer_norm}.items():
+    absent = {
+        "learned positions": config.learned_positions,
+        "layer norms": config.layer_norm,
+        "multipliers of embedding, attention, residual or logits": has_multipliers(config),
+    }
+    for what, is_there in absent.items():
         if is_there:
             raise UnsupportedFormatError(f"the parent: DeciLM engines have no {what}")
     for choice in choices:

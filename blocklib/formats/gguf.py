@@ -18,6 +18,7 @@ from torch import Tensor
 
 from blocklib.block import Architecture, Choice, Subblock
 from blocklib.families import positions_of
+from blocklib.formats.folded import folded
 from blocklib.formats.gguf_carrier import Carrier, carrier_of, check_gguf, kv_heads_of
 from blocklib.formats.gguf_tensors import TABLES, fixed_tensors, layer_tensors
 from blocklib.formats.gguf_types import PRECISIONS, precision_type, quantise, stored_bytes, tensor_type
@@ -96,7 +97,10 @@ def write_gguf(
 
     Raises UnsupportedFormatError where llama.cpp cannot run the child, MissingLlamaCppError where only it can quantise.
     """
-    model = _model(child.config, Architecture.parse(child.config.architecture), precision)
+    architecture = Architecture.parse(child.config.architecture)
+    carrier_of(child.config, architecture)  # It may carry less than what is folded.
+    child = folded(child)
+    model = _model(child.config, architecture, precision)
     placed = {part.choice: part for part in subblocks_of(child)}
     rounded = dict(stored or {})
 
@@ -149,6 +153,7 @@ def stored_types(config: PuzzleNasConfig, precision: str) -> dict[str, gguf.GGML
 def as_stored(child: PuzzleNasForCausalLM, precision: str, stored: Stored | None = None) -> PuzzleNasForCausalLM:
     """The child in float32 with its weights rounded as a file of this precision rounds them; those that are `stored`
     already are read from there."""
+    child = folded(child)
     tied = bool(child.config.tie_word_embeddings)
     types, there = stored_types(child.config, precision), stored or {}
     rounded: dict[str, Tensor] = {}

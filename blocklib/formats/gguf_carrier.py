@@ -6,6 +6,9 @@
 | `deci` | any of a parent without norms of queries and keys | heads, KV heads and FFN width by layer; linear mixers |
 | `openelm` | any of a parent with such norms and a tied head | the same, without linear mixers |
 
+A child that multiplies by constants of its own (Granite) has them folded into its weights (`folded.py`), and is carried
+like one without; its matrices cannot be rounded before that.
+
 Read from llama.cpp's `src/models/` (those five files) and confirmed by loading each (`tests/test_gguf_cases.py`).
 """
 
@@ -15,6 +18,7 @@ from typing import Any
 
 from blocklib.block import SKIP, Architecture, Choice, Parallel, Subblock
 from blocklib.errors import UnsupportedFormatError
+from blocklib.formats.folded import has_multipliers
 from blocklib.formats.reblock import MixerLayer, is_linear
 from blocklib.formats.subblocks import width_of
 from blocklib.kinds import parent_block
@@ -57,6 +61,8 @@ def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig, uniform: bool
             )
         for part in choice.parts:
             missing = _choice_fault(part, shape)
+            if part.precision and has_multipliers(config):
+                missing = "matrices rounded one by one in a model whose constants are to be folded into them"
             if missing:
                 raise UnsupportedFormatError(
                     f"{choice}: no architecture of llama.cpp carries {missing}; export as hf, which does"
@@ -121,8 +127,6 @@ def _parent_fault(config: PuzzleNasConfig, shape: Shape, rotary: str) -> str:
         return "the GPT-2 layout with layers of any size"
     if shape.hidden_act != "silu":
         return f"layers of any size whose FFN has activation {shape.hidden_act}, not silu"
-    if config.attention_scale is not None:
-        return f"attention scaled by {config.attention_scale}"
     if shape.qk_norm and (shape.o_bias or shape.mlp_bias or shape.qkv_bias):
         return "biases in a model with norms of queries and keys"
     if rotary not in ROTARY:

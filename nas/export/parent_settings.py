@@ -56,10 +56,13 @@ CHANGED = {
 TRANSLATED = {
     "attention_dropout": "Llama's name for it",
     "head_dim": "the hidden size over the heads, said outright",
+    "embedding_multiplier": "1: none",
     "hidden_act": "Llama's name for it",
     "intermediate_size": "Llama's name for it",
+    "logits_scaling": "1: none",
     "mlp_bias": "what the parent's class computes",
     "num_key_value_heads": "as many as there are heads, said outright",
+    "residual_multiplier": "1: none",
     "rms_norm_eps": "Llama's name for it, of layer norms too",
     "rope_parameters": "Llama's, not used where positions are learned",
 }
@@ -67,6 +70,7 @@ TRANSLATED = {
 
 LEFT_BEHIND = {
     "activation_function": "hidden_act",
+    "attention_multiplier": "attention_scale",
     "attention_layers": "sliding windows are set for each layer",
     "attention_types": "sliding windows are set for each layer",
     "attn_pdrop": "dropout, of training alone",

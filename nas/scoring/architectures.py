@@ -67,7 +67,9 @@ def score_whole(
             with kept_in(some.kept):
                 for at, residuals_NBTD in tree.leaves(entering_BTD):
                     final_NBTD = parent.model.model.norm(residuals_NBTD)
-                    meter.add(ids, parent_BTD, final_NBTD, [before + place for place in at], some.ends.head)
+                    meter.add(
+                        ids, parent_BTD, final_NBTD, [before + place for place in at], some.ends.head(parent.config)
+                    )
             before += len(some.architectures)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())

@@ -8,12 +8,13 @@ the gradient is made. Knows no trainer.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from blocklib.tables import LogitHead
 from nas.scoring.fidelity import logit_rows
 
 
-def logit_kl(model_BTD: Tensor, parent_BTD: Tensor, head: nn.Linear, parent_head: nn.Linear) -> Tensor:
+def logit_kl(model_BTD: Tensor, parent_BTD: Tensor, head: LogitHead, parent_head: LogitHead) -> Tensor:
     """KL(parent || model) in nats, the mean over all tokens, in float32: a scalar.
 
     Hidden states are the final, normed ones. Only `model_BTD` gets a gradient: the heads are not trained. Raises
@@ -30,7 +31,7 @@ class _LogitKL(torch.autograd.Function):
     """The gradient of the mean is made with the mean: a backward pass would have to make all logits again."""
 
     @staticmethod
-    def forward(ctx: Any, model_RD: Tensor, parent_RD: Tensor, head: nn.Linear, parent_head: nn.Linear) -> Tensor:
+    def forward(ctx: Any, model_RD: Tensor, parent_RD: Tensor, head: LogitHead, parent_head: LogitHead) -> Tensor:
         count, head_VD = len(model_RD), head.weight
         rows = logit_rows(model_RD.device, head.out_features)
         gradient_RD = torch.empty_like(model_RD) if ctx.needs_input_grad[0] else None
@@ -44,7 +45,7 @@ class _LogitKL(torch.autograd.Function):
             if gradient_RD is not None:
                 # The derivative of the KL by the model's logits.
                 by_logit_RV = log_RV.exp_().sub_(parent_RV).div_(count)
-                gradient_RD[part] = by_logit_RV.to(head_VD.dtype) @ head_VD
+                gradient_RD[part] = by_logit_RV.to(head_VD.dtype) @ head_VD / head.divisor
         if gradient_RD is not None:
             ctx.save_for_backward(gradient_RD)
         return total / count

@@ -58,7 +58,7 @@ def score(
             others = [0, *range(1 + len(here.tables), len(final_NBTD))]
             meter.add(ids, final_NBTD[0], final_NBTD[others], others, read=work.passed_head)
             for place, held in enumerate(here.tables, 1):
-                meter.add(ids, final_NBTD[0], final_NBTD[[place]], [place], held.head, work.passed_head)
+                meter.add(ids, final_NBTD[0], final_NBTD[[place]], [place], held.head(parent.config), work.passed_head)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
     found = {name: fidelity for meter in meters for name, fidelity in meter.result().items()}

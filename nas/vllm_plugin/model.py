@@ -32,7 +32,7 @@ from vllm.sequence import IntermediateTensors
 
 from blocklib.ffn.dense import DenseFFN
 from blocklib.kinds import ATTENTION_MODULES, FFN, FFN_MODULES
-from blocklib.model import layer_type, new_norm
+from blocklib.model import layer_type, multiplied, new_norm
 
 _STACKED: dict[str, tuple[str, str | int]] = {
     ".q_proj.": (".qkv_proj.", "q"),
@@ -138,6 +138,7 @@ class ServedLayer(nn.Module):
         super().__init__()
         skipped = getattr(config, "skip", [])
         self.attends, self.parallel = layer_type(config) != "moe", config.parallel
+        self.residual_multiplier = config.residual_multiplier
         self.self_attn: nn.Module | None = None
         self.mlp: nn.Module | None = None
         if "attention" not in skipped:
@@ -160,10 +161,12 @@ class ServedLayer(nn.Module):
         if self.self_attn is not None:
             normed_ND = self.input_layernorm(left_ND)
             added_ND = self.self_attn(normed_ND, positions_N) if self.attends else self.self_attn(normed_ND)
+            added_ND = multiplied(added_ND, self.residual_multiplier)
             left_ND = left_ND + added_ND
             hidden_ND = left_ND if entering_ND is None else hidden_ND + added_ND
         if self.mlp is not None:
-            hidden_ND = hidden_ND + self.mlp(self.post_attention_layernorm(left_ND))
+            added_ND = self.mlp(self.post_attention_layernorm(left_ND))
+            hidden_ND = hidden_ND + multiplied(added_ND, self.residual_multiplier)
         return hidden_ND
 
 
@@ -175,6 +178,7 @@ class ServedModel(nn.Module):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
+        self.embedding_multiplier = config.embedding_multiplier
         self.embed_positions = None
         if config.learned_positions:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -198,6 +202,7 @@ class ServedModel(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         hidden_ND = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden_ND = multiplied(hidden_ND, self.embedding_multiplier)
         if self.embed_positions is not None:
             hidden_ND = hidden_ND + self.embed_positions(positions)
         entering_ND = hidden_ND
@@ -223,7 +228,7 @@ class ServedForCausalLM(nn.Module):
         self.tied = config.tie_word_embeddings
         if self.tied:
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
-        self.logits_processor = LogitsProcessor(config.vocab_size)
+        self.logits_processor = LogitsProcessor(config.vocab_size, scale=config.logit_scale)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.model.embed_input_ids(input_ids)

@@ -8,7 +8,7 @@ learned positions, an FFN of two matrices with biases. Tensors go by Llama's nam
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ class Family:
     """How one family fills its layout. A string names the configuration attribute that decides.
 
     `multipliers` are the constants of `MULTIPLIERS` that it multiplies or divides by, and its attributes for them.
+    `rotary` is its attribute with a flag for each layer, whether queries and keys are turned there; "": in all layers.
     `gpt`: the layout is GPT-2's. `names` are the beginnings of the family's own tensor names and ours, `#` being a
     layer; `transposed` says that its matrices are stored [in, out], `joint` which are stored as one (`_JOINT`).
     """
@@ -34,6 +35,7 @@ class Family:
     mlp_bias: bool | str = False
     qk_norm: bool = False
     multipliers: Mapping[str, str] = field(default_factory=dict)
+    rotary: str = ""
     gpt: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     transposed: bool = False
@@ -82,6 +84,7 @@ FAMILIES = {
         mlp_bias="mlp_bias",
         multipliers={"attention_scale": "attention_multiplier"} | {name: name for name in MULTIPLIERS[1:]},
     ),
+    "smollm3": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias", rotary="no_rope_layers"),
 }
 
 
@@ -127,12 +130,23 @@ def _width(config: Any) -> int:
     return int(4 * config.hidden_size if width is None else width)
 
 
-def resized(config: Any, layers: int, kv_heads: int, ffn_width: int) -> Any:
-    """The configuration of the same family with so many layers, all of one size.
+def unrotated_layers(config: Any) -> list[int]:
+    """The layers of a parent whose attention has no positions; `config` may be ours, too."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        return list(config.unrotated_layers)
+    flags = getattr(config, family.rotary)[: config.num_hidden_layers] if family.rotary else []
+    return [layer for layer, flag in enumerate(flags) if not flag]
+
+
+def resized(config: Any, rotary: Sequence[bool], kv_heads: int, ffn_width: int) -> Any:
+    """The configuration of the same family with layers of one size, as many as there are flags, which say whether
+    queries and keys are turned there.
 
     Raises UnsupportedModelError where the family has no other number of KV heads than of heads.
     """
-    is_gpt = FAMILIES[config.model_type].gpt
+    family, layers = FAMILIES[config.model_type], len(rotary)
+    is_gpt = family.gpt
     if is_gpt and kv_heads != config.num_attention_heads:
         raise UnsupportedModelError(
             f"{kv_heads} KV heads: {type(config).__name__} has as many as heads, {config.num_attention_heads}"
@@ -141,6 +155,8 @@ def resized(config: Any, layers: int, kv_heads: int, ffn_width: int) -> Any:
     changed["n_inner" if config.model_type == "gpt2" else "intermediate_size"] = ffn_width
     if not is_gpt:
         changed["num_key_value_heads"] = kv_heads
+    if family.rotary:
+        changed[family.rotary] = [int(flag) for flag in rotary]
     if getattr(config, "layer_types", None) is not None:
         changed["layer_types"] = ["full_attention"] * layers
     if config.model_type == "gpt_neo":

@@ -33,9 +33,10 @@ class PuzzleNasConfig(LlamaConfig):
     """A Llama configuration whose layers may differ: `per_layer_config` overrides, `skip` leaves a part out.
 
     `ffn_options` are the sizes of the layer's kind of FFN. `parallel`: the layer reads what the one before it read, and
-    adds to its output. `attention_scale` None: the inverse root of the head size. The embedded tokens are multiplied by
-    `embedding_multiplier`, whatever a subblock adds by `residual_multiplier`, and logits are divided by
-    `logits_scaling`, as in Granite.
+    adds to its output. `rotary`: its queries and keys are turned by their positions; `unrotated_layers` are those of
+    the parent's layers where they are not, as in SmolLM3. `attention_scale` None: the inverse root of the head size.
+    The embedded tokens are multiplied by `embedding_multiplier`, whatever a subblock adds by `residual_multiplier`, and
+    logits are divided by `logits_scaling`, as in Granite.
     """
 
     model_type = "puzzle_nas"
@@ -45,6 +46,8 @@ class PuzzleNasConfig(LlamaConfig):
     ffn_kind: str = "ffn"
     ffn_options: dict[str, Any] = field(default_factory=dict)
     parallel: bool = False
+    rotary: bool = True
+    unrotated_layers: list[int] = field(default_factory=list)
     sliding_window: int | None = None
     attention_scale: float | None = None
     embedding_multiplier: float = 1.0

@@ -21,7 +21,7 @@ from blocklib.block import Architecture, Choice
 from blocklib.checkpoint import bytes_of_a_number, inspect
 from blocklib.compute_dtype import compute_in
 from blocklib.errors import CheckpointError
-from blocklib.families import MULTIPLIERS, multipliers
+from blocklib.families import MULTIPLIERS, multipliers, unrotated_layers
 from blocklib.hub import folder_of
 from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
@@ -189,11 +189,14 @@ def own_shape(config: PuzzleNasConfig) -> Shape:
     )
 
 
-def child_config(config: Any, architecture: Architecture, shape: Shape) -> PuzzleNasConfig:
-    """The configuration of `architecture`, everything else as `config` (the parent's, of any family) has it."""
+def child_config(config: Any, architecture: Architecture, shape: Shape, first: int = 0) -> PuzzleNasConfig:
+    """The configuration of `architecture`, everything else as `config` (the parent's, of any family) has it. `first` is
+    the parent's layer that it starts at."""
     kept = ("max_position_embeddings", "initializer_range", "rms_norm_eps", "pad_token_id", "bos_token_id",
             "eos_token_id", "rope_parameters", "attention_dropout", "dtype")  # fmt: skip
+    unrotated, placed = unrotated_layers(config), zip(architecture.placed(), architecture.joined(), strict=True)
     values: dict[str, Any] = dict(
+        unrotated_layers=unrotated,
         architecture=str(architecture),
         num_hidden_layers=len(architecture.joined()),
         vocab_size=shape.vocabulary,
@@ -212,8 +215,8 @@ def child_config(config: Any, architecture: Architecture, shape: Shape) -> Puzzl
         learned_positions=shape.positions > 0,
         tie_word_embeddings=shape.tied and not architecture.has_own_head,
         per_layer_config={
-            index: layer_config(block) | {"parallel": joined}
-            for index, ((_, block), joined) in enumerate(zip(architecture.placed(), architecture.joined(), strict=True))
+            index: layer_config(block) | {"parallel": joined, "rotary": first + start not in unrotated}
+            for index, ((start, block), joined) in enumerate(placed)
         },
         **{name: getattr(config, name) for name in kept if hasattr(config, name)},
         **multipliers(config),
@@ -270,8 +273,9 @@ def _digest(config: PuzzleNasConfig, weights: Mapping[str, Tensor], dtype: torch
         config.rms_norm_eps,
         config.attention_scale,
     )
-    # Only those that differ from 1, so that the digests of earlier versions hold.
+    # Only what differs from a Llama's, so that the digests of earlier versions hold.
     computed += tuple((name, value) for name in MULTIPLIERS[1:] if (value := getattr(config, name)) != 1)
+    computed += (config.unrotated_layers,) if config.unrotated_layers else ()
     state = hashlib.blake2b(repr(computed).encode())
     for name in sorted(weights):
         state.update(f"{name} {dtype} {tuple(weights[name].shape)}".encode())

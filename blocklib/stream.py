@@ -91,7 +91,7 @@ def variant(model: PuzzleNasForCausalLM, choice: Choice, weights: Weights) -> Va
         whole: Block | Parallel = Block(choice.what, SKIP) if choice.role == "attention" else Block(SKIP, choice.what)
     else:
         whole = choice.what
-    config = child_config(model.config, Architecture((whole,)), own_shape(model.config))
+    config = child_config(model.config, Architecture((whole,)), own_shape(model.config), choice.layer)
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
         layers = [PuzzleNasLayer(layer_config, index) for index, layer_config in enumerate(config.per_layer_config)]

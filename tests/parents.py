@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from blocklib.assemble import assemble
@@ -54,6 +55,9 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "qwen3": lambda **sizes: Qwen3Config(**SIZES | {"head_dim": 8} | sizes),
     "phi3": lambda **sizes: Phi3Config(**SIZES | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | sizes),
     "granite": lambda **sizes: GraniteConfig(**SIZES | MULTIPLIERS | {"attention_bias": True} | sizes),
+    "smollm3": lambda **sizes: SmolLM3Config(
+        **SIZES | {"no_rope_layer_interval": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | sizes
+    ),
     "gpt2": lambda **sizes: GPT2Config(**_gpt(n_inner=48, **sizes)),
     "gpt_neo": lambda **sizes: GPTNeoConfig(
         **_gpt(intermediate_size=48, attention_types=[[["global", "local"], 3]], window_size=64, **sizes)

@@ -191,6 +191,7 @@ def test_a_wrong_file_is_noticed(tmp_path: Path) -> None:
         ("qwen3", {"tie_word_embeddings": True}, "L1.ffn=linear", "a linear subblock in a model with norms of queries"),
         ("qwen3", {"attention_bias": True}, "L1.ffn=ffn64", "biases in a model with norms of queries"),
         ("qwen3", {"rope_parameters": LLAMA3}, "L1.ffn=ffn64", "llama3 scaling in a model with norms"),
+        ("smollm3", {}, "L0.ffn=ffn96", "layers whose attention has no positions"),
         ("granite", {}, "L1.ffn=ffn64@q8_0", "L1.ffn=ffn64@q8_0: .* matrices rounded one by one in a model whose"),
     ],
 )

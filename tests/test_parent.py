@@ -88,7 +88,7 @@ def test_shape_is_read_off(family: str) -> None:
     assert (shape.layers, shape.hidden, shape.heads, shape.ffn_width) == (6, 32, 8, 48)
     assert shape.kv_heads == (8 if gpt else 4)
     biased = ("llama", "granite")
-    assert shape.head_dim == (4 if gpt or family in ("qwen2", "phi3", "granite") else 8)
+    assert shape.head_dim == (4 if gpt or family in ("qwen2", "phi3", "granite", "smollm3") else 8)
     assert shape.tied == (family == "qwen2")
     assert (shape.qkv_bias, shape.o_bias) == (family in (*biased, "qwen2", "gpt2"), gpt or family in biased)
     assert (shape.mlp_bias, shape.qk_norm) == (gpt or family == "llama", family == "qwen3")
@@ -112,7 +112,7 @@ def test_the_parents_architecture() -> None:
 
 
 def test_a_model_of_another_layout_is_refused() -> None:
-    message = "BloomConfig .*'bloom'.* supported: gpt2, gpt_neo, granite, llama, mistral, phi3, qwen2, qwen3"
+    message = "BloomConfig .*'bloom'.* supported: gpt2, gpt_neo, granite, llama, mistral, phi3, qwen2, qwen3, smollm3"
     with pytest.raises(UnsupportedModelError, match=message):
         shape_of(BloomConfig())
     with pytest.raises(UnsupportedModelError, match="GPT2Config: scale_attn_by_inverse_layer_idx is not supported"):

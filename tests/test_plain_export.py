@@ -73,7 +73,8 @@ def test_a_plain_child_of_every_family_loads_with_no_code_of_ours(
     child, out = plain_child(parent), tmp_path / "out"
     exported = export_plain(child, tokenizer, out, CARD, settings)
     assert exported.max_logit_difference <= TOLERANCE
-    assert exported.notes == ()
+    told = ("Layers without positions are not every 2th any more",) if family == "smollm3" else ()
+    assert tuple(note.partition(":")[0] for note in exported.notes) == told
     assert not list(out.glob("*.py"))
     config = json.loads((out / "config.json").read_text())
     assert config["model_type"] == family

@@ -76,7 +76,7 @@ def assert_same(found: dict[Choice, Fidelity], expected: dict[Choice, Fidelity])
         assert vars(fidelity) == pytest.approx(vars(expected[choice]), rel=1e-5, abs=5e-6), choice
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "granite"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "granite", "smollm3"])
 def test_the_sweep_is_a_whole_forward_of_each(family: str) -> None:
     parent = random_parent(family)
     ids = random_ids(parent, sequences=3, tokens=14)

@@ -20,8 +20,8 @@ from blocklib.shape import Shape
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal attention. It uses a sliding window if the layer has one, and rotary positions if it is given tables. The
-    configuration decides on biases and per-head query/key norms (Llama, Mistral, Qwen2, Qwen3, GPT-2, GPT-Neo).
+    """Causal attention. It uses a sliding window if the layer has one, and rotary positions if the layer has them and
+    it is given tables. The configuration decides on biases and per-head query/key norms.
     """
 
     def __init__(self, config: Any, layer_idx: int):
@@ -34,6 +34,7 @@ class GroupedQueryAttention(nn.Module):
         self.sliding_window = config.sliding_window
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
+        self.rotary = config.rotary
         query_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
@@ -59,7 +60,7 @@ class GroupedQueryAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
-        if position_embeddings is not None:
+        if self.rotary and position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)

@@ -54,6 +54,7 @@ def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
         "learned positions": config.learned_positions,
         "layer norms": config.layer_norm,
         "multipliers of embedding, attention, residual or logits": has_multipliers(config),
+        "layers whose attention has no positions": bool(config.unrotated_layers),
     }
     for what, is_there in absent.items():
         if is_there:

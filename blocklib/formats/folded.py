@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from blocklib.families import MULTIPLIERS, multipliers
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
-from blocklib.parent import model_with
+from blocklib.parent import model_with, own_shape
 
 _OUTPUTS = ("self_attn.o_proj", "self_attn.linear_attn", "mlp.down_proj", "mlp.linear_mlp")
 """The projections whose outputs are added to the residual, of the kinds that other formats carry."""
@@ -45,9 +45,9 @@ class _Factors:
 
     @staticmethod
     def of(config: PuzzleNasConfig) -> "_Factors":
-        scale = config.attention_scale
+        scale, size = config.attention_scale, own_shape(config).head_dim
         return _Factors(
-            1.0 if scale is None else scale * float(config.head_dim) ** 0.5,
+            1.0 if scale is None else scale * float(size**0.5),
             config.residual_multiplier / config.embedding_multiplier,
             config.logit_scale,
         )

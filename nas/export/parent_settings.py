@@ -46,9 +46,11 @@ CHANGED = {
     "qk_norm": "what the parent's class computes",
     "qkv_bias": "what the parent's class computes",
     "return_dict": "for a caller to ask for",
+    "rotary": "set for each layer",
     "sliding_window": "set for each layer",
     "tie_word_embeddings": "what the checkpoint holds, which its configuration may not know",
     "transformers_version": "what wrote it",
+    "unrotated_layers": "what the parent's class computes",
     "use_cache": "on: what was timed reads one token a step",
 }
 """Fields of config.json in which any child may differ from its parent."""
@@ -88,6 +90,8 @@ LEFT_BEHIND = {
     "resid_pdrop": "dropout, of training alone",
     "rope_scaling": "rope_parameters",
     "rope_theta": "rope_parameters",
+    "no_rope_layer_interval": "unrotated_layers",
+    "no_rope_layers": "unrotated_layers",
     "scale_attn_by_inverse_layer_idx": "attention_scale",
     "scale_attn_weights": "attention_scale",
     "summary_activation": "a head for summaries has it; a language model has none",

@@ -38,6 +38,7 @@ _CHANGED = {
     "attention_types": "one layer for each block",
     "intermediate_size": "the child's FFN width",
     "n_inner": "the child's FFN width",
+    "no_rope_layers": "those of the child",
     "num_key_value_heads": "the child's KV heads",
 }
 """Fields of config.json that differ from the parent's because of this format, each with its reason."""
@@ -87,7 +88,8 @@ def export_plain(
         if held is not None:
             _store_compressed(folder, child, held)
         write_tokenizer(tokenizer, parent, folder)
-        notes = notes_on(held) + check_settings(folder, AutoConfig.from_pretrained(folder), parent, _CHANGED | SECTION)
+        written = AutoConfig.from_pretrained(folder)
+        notes = notes_on(held) + _notes(written) + check_settings(folder, written, parent, _CHANGED | SECTION)
         told = Card(card, loading, notes=notes)
         reference = child if held is None else held.model
         difference, notes = described(folder, reference, tokenizer, told, remote_code=False)
@@ -150,11 +152,28 @@ def plain_layers(child: PuzzleNasForCausalLM) -> tuple[Layer, ...]:
     return repack(stream)
 
 
+def _rotary_of(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> list[bool]:
+    """Whether queries and keys are turned in each of these layers."""
+    found = list(child.config.per_layer_config)
+    return [found[layer.attention_of].rotary for layer in layers if layer.attention_of is not None]
+
+
+def _notes(written: PretrainedConfig) -> tuple[str, ...]:
+    """Sentences on what some loaders of the family do not read."""
+    every, count = getattr(written, "no_rope_layer_interval", None), written.num_hidden_layers
+    if every is None or written.no_rope_layers == [int(layer % every != 0) for layer in range(1, count + 1)]:
+        return ()
+    return (
+        f"Layers without positions are not every {every}th any more: config.json lists them (no_rope_layers). "
+        "transformers reads that list; llama.cpp does not, and its converter makes another model of this folder.",
+    )
+
+
 def _of_family(child: PuzzleNasForCausalLM, parent: PretrainedConfig) -> Any:
     """The child as a model of its parent's own class."""
     layers = plain_layers(child)
     attention, ffn = (placed.subblock for placed in subblocks_of(child)[:2])
-    config = resized(parent, len(layers), attention.number, ffn.number)
+    config = resized(parent, _rotary_of(child, layers), attention.number, ffn.number)
     config.tie_word_embeddings, config.use_cache = child.config.tie_word_embeddings, True
     weights = tensors_of(child, layers)
     if config.tie_word_embeddings:

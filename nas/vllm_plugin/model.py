@@ -76,7 +76,7 @@ class ServedAttention(nn.Module):
             self.q_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps)
             self.k_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps)
         self.rotary_emb = None
-        if not config.learned_positions:
+        if config.rotary and not config.learned_positions:
             self.rotary_emb = get_rope(size, config.max_position_embeddings, rope_parameters=config.rope_parameters)
         self.attn = Attention(
             held,

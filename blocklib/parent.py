@@ -189,6 +189,14 @@ def own_shape(config: PuzzleNasConfig) -> Shape:
     )
 
 
+def own_steps(config: PuzzleNasConfig) -> dict[str, Any]:
+    """What the model computes otherwise than a Llama of its shape, by the names in its configuration. A step that a
+    Llama has as well is left out, so that keys and digests do not change when there is a new one."""
+    defaults: dict[str, Any] = {name: 1 for name in MULTIPLIERS[1:]} | {"unrotated_layers": []}
+    found = {name: getattr(config, name) for name in defaults}
+    return {name: value for name, value in found.items() if value != defaults[name]}
+
+
 def child_config(config: Any, architecture: Architecture, shape: Shape, first: int = 0) -> PuzzleNasConfig:
     """The configuration of `architecture`, everything else as `config` (the parent's, of any family) has it. `first` is
     the parent's layer that it starts at."""
@@ -265,18 +273,11 @@ def in_type(
 
 
 def _digest(config: PuzzleNasConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> str:
-    """16 hex digits of what the model computes: sizes, rotary settings, constants, and every weight's bytes in
+    """16 hex digits of what the model computes: sizes, rotary settings, steps of its own, and every weight's bytes in
     `dtype`."""
-    computed: tuple[Any, ...] = (
-        own_shape(config),
-        config.rope_parameters,
-        config.rms_norm_eps,
-        config.attention_scale,
-    )
-    # Only what differs from a Llama's, so that the digests of earlier versions hold.
-    computed += tuple((name, value) for name in MULTIPLIERS[1:] if (value := getattr(config, name)) != 1)
-    computed += (config.unrotated_layers,) if config.unrotated_layers else ()
-    state = hashlib.blake2b(repr(computed).encode())
+    computed = (own_shape(config), config.rope_parameters, config.rms_norm_eps, config.attention_scale)
+    steps = own_steps(config)
+    state = hashlib.blake2b((repr(computed) + (repr(steps) if steps else "")).encode())
     for name in sorted(weights):
         state.update(f"{name} {dtype} {tuple(weights[name].shape)}".encode())
         for piece in _pieces(partial(weights.__getitem__, name)):

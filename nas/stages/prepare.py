@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from blocklib.block import CACHE, SKIP, Choice
 from blocklib.distil import Training
 from blocklib.library import Library
-from blocklib.parent import Parent, load_parent
+from blocklib.parent import Parent, load_parent, own_steps
 from cost_models.analytic import stored_bytes
 from cost_models.engines.engines import describe
 from cost_models.flash.flash import MemoryHierarchy
@@ -228,7 +228,8 @@ class Job:
             how = [_MEASURE_VERSION, vars(self.hierarchy), self.parent.digest, self.tokens.digest("calibration")]
         if self.table is not None:
             how = [_MEASURE_VERSION, self.table.digest]
-        return digest(vars(self.parent.shape), self.scenario.key(), self.hardware, how, str(geometry))
+        runs = vars(self.parent.shape) | own_steps(self.parent.config)
+        return digest(runs, self.scenario.key(), self.hardware, how, str(geometry))
 
     def used_cost_key(self, geometry: Geometry) -> str:
         """The key of the cost that the search is solved on. Costs corrected by whole models are of one search."""

@@ -19,7 +19,7 @@ from blocklib.errors import NotFiniteError
 from blocklib.initial_weights import build
 from blocklib.kinds import is_trainable
 from blocklib.lora import add_adapters, merge_adapters
-from blocklib.model import PuzzleNasForCausalLM
+from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import Parent
 from blocklib.stream import Rotary, Variant, delta, rotary, slots, variant
 
@@ -301,22 +301,17 @@ def _heldout_losses(
     return {choice: [total / len(chunks) for total in totals] for choice, totals in sums.items()}
 
 
-def _normed(layer: nn.Module, entering_BTD: Tensor) -> Tensor:
-    """The input of the FFN of a layer without attention, [N, D]."""
-    normed: Tensor = layer.get_submodule("post_attention_layernorm")(entering_BTD)
-    return normed.flatten(0, 1)
-
-
 @torch.no_grad()
 def _usage(model: PuzzleNasForCausalLM, run: "_SubblockTraining", heldout_BT: Tensor, batch: int) -> Usage | None:
     layer = run.layer
+    assert isinstance(layer, PuzzleNasLayer), "blocks in parallel are not trained as one"
     count: Callable[[Tensor], Tensor] | None = getattr(layer.mlp, "usage", None)
     if count is None:
         return None
     counts = torch.zeros(0)
     for ids_BT in heldout_BT.split(batch):
         for _, entering, _, _ in _targets(model, [run.choice], ids_BT):
-            found = count(_normed(layer, entering)).double()
+            found = count(layer.ffn_input(entering).flatten(0, 1)).double()
             counts = counts + found if len(counts) else found
     shares = counts / counts.sum()
     entropy = float(torch.special.entr(shares).sum()) / math.log(len(shares)) if len(shares) > 1 else 1.0

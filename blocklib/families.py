@@ -3,7 +3,8 @@
 If its configuration has fields that an export leaves behind, `nas/export/parent_settings.py` says why.
 
 Two layouts, both of pre-norm decoder layers. Llama's: RMS norms, rotary positions, gated FFN. GPT-2's: layer norms,
-learned positions, an FFN of two matrices with biases. Tensors go by Llama's names (`model.layers.N.input_layernorm`,
+learned positions, an FFN of two matrices with biases. In OLMo 2's variant of Llama's, the norms of an attention and an
+FFN stand behind them. Tensors go by Llama's names (`model.layers.N.input_layernorm`,
 `self_attn.{q,k,v,o}_proj`, `post_attention_layernorm`, `mlp.{gate,up,down}_proj`); `own_names` renames the others'.
 """
 
@@ -34,6 +35,8 @@ class Family:
     o_bias: bool | str = False
     mlp_bias: bool | str = False
     qk_norm: bool = False
+    joint_qk_norm: bool = False
+    norms_after: bool = False
     multipliers: Mapping[str, str] = field(default_factory=dict)
     rotary: str = ""
     gpt: bool = False
@@ -68,6 +71,12 @@ _GPT_NEO_NAMES = _GPT_NAMES | {
 MULTIPLIERS = ("attention_scale", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 """Constants that `blocklib/model.py` multiplies or divides by, by their names in its configuration."""
 
+# Its norms stand behind what they are called after; a norm of ours is called after what it belongs to.
+_OLMO2_NAMES = {
+    "model.layers.#.post_attention_layernorm.": "model.layers.#.input_layernorm.",
+    "model.layers.#.post_feedforward_layernorm.": "model.layers.#.post_attention_layernorm.",
+}
+
 FAMILIES = {
     "llama": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
     "mistral": Family(),
@@ -83,6 +92,14 @@ FAMILIES = {
         o_bias="attention_bias",
         mlp_bias="mlp_bias",
         multipliers={"attention_scale": "attention_multiplier"} | {name: name for name in MULTIPLIERS[1:]},
+    ),
+    "olmo2": Family(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        qk_norm=True,
+        joint_qk_norm=True,
+        norms_after=True,
+        names=_OLMO2_NAMES,
     ),
     "smollm3": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias", rotary="no_rope_layers"),
 }
@@ -118,6 +135,8 @@ def shape_of(config: Any) -> Shape:
         o_bias=decided(family.o_bias),
         mlp_bias=decided(family.mlp_bias),
         qk_norm=family.qk_norm,
+        joint_qk_norm=family.joint_qk_norm,
+        norms_after=family.norms_after,
         hidden_act=config.activation_function if family.gpt else config.hidden_act,
         gated=not family.gpt,
         layer_norm=family.gpt,
@@ -269,7 +288,9 @@ def _with_joint_projections(weights: "Mapping[str, Tensor]", joint: tuple[str, .
 def _renamed(name: str, names: Mapping[str, str]) -> str:
     for beginning, replacement in names.items():
         pattern = re.escape(beginning).replace(r"\#", r"(\d+)")
-        name = re.sub(f"^{pattern}", replacement.replace("#", r"\1"), name)
+        renamed, count = re.subn(f"^{pattern}", replacement.replace("#", r"\1"), name)
+        if count:
+            return renamed
     return name
 
 

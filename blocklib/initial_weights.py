@@ -97,10 +97,11 @@ def fit_output(
 
     Minimises ||Z dW - R||^2 + ridge ||dW||^2, Z [N, M] being the projection's inputs and R [N, D] what the subblock
     still misses. The ridge, relative to the mean square of Z, is the one of a few that does best on the last quarter of
-    the tokens when fitted on the others; where none helps there, the weights are returned as they came.
+    the tokens when fitted on the others; where none helps there, the weights are returned as they came. So are those of
+    a projection with a norm behind it, where what is added is no linear function of it.
     """
     name = kind_of(*choice.subblocks[0]).output_projection
-    if name is None:
+    if name is None or parent.shape.norms_after:
         return weights
     layer = variant(parent.model, choice, weights)
     fitting, checking = _Normal(), _Normal()

@@ -36,7 +36,7 @@ class PuzzleNasConfig(LlamaConfig):
     adds to its output. `rotary`: its queries and keys are turned by their positions; `unrotated_layers` are those of
     the parent's layers where they are not, as in SmolLM3. `attention_scale` None: the inverse root of the head size.
     The embedded tokens are multiplied by `embedding_multiplier`, whatever a subblock adds by `residual_multiplier`, and
-    logits are divided by `logits_scaling`, as in Granite.
+    logits are divided by `logits_scaling`, as in Granite. `norms_after` and `joint_qk_norm` are as in `Shape`.
     """
 
     model_type = "puzzle_nas"
@@ -56,6 +56,8 @@ class PuzzleNasConfig(LlamaConfig):
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False
+    joint_qk_norm: bool = False
+    norms_after: bool = False
     gated_ffn: bool = True
     layer_norm: bool = False
     learned_positions: bool = False
@@ -94,7 +96,8 @@ def multiplied(states: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 class PuzzleNasLayer(GradientCheckpointingLayer):
-    """One block: x + attention(norm(x)), then x + ffn(norm(x)); either part may be absent.
+    """One block: x + attention(norm(x)), then x + ffn(norm(x)); either part may be absent. With `norms_after` it is
+    x + norm(attention(x)), then x + norm(ffn(x)), with the norms by the same names.
 
     Given `entering`, it reads that, and adds what it would to `hidden_states`.
     """
@@ -105,7 +108,7 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
         self.config = config
         self.attends = layer_type(config) != "moe"
         self.window = config.sliding_window if self.attends else None
-        self.residual_multiplier = config.residual_multiplier
+        self.norms_after, self.residual_multiplier = config.norms_after, config.residual_multiplier
         self.self_attn, self.mlp = None, None
         if "attention" not in skipped:
             self.input_layernorm = new_norm(config)
@@ -116,11 +119,19 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
 
     def attended(self, residual: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """What the attention adds to the residual that enters it."""
-        return multiplied(self.self_attn(self.input_layernorm(residual), **kwargs), self.residual_multiplier)  # type: ignore[misc]
+        return self._added(self.self_attn, self.input_layernorm, residual, **kwargs)
 
     def fed_forward(self, residual: torch.Tensor) -> torch.Tensor:
         """What the FFN adds to the residual that enters it."""
-        return multiplied(self.mlp(self.post_attention_layernorm(residual)), self.residual_multiplier)  # type: ignore[misc]
+        return self._added(self.mlp, self.post_attention_layernorm, residual)
+
+    def ffn_input(self, residual: torch.Tensor) -> torch.Tensor:
+        """What the FFN reads of the residual that enters it."""
+        return residual if self.norms_after else self.post_attention_layernorm(residual)
+
+    def _added(self, subblock: Any, norm: nn.Module, residual: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        added = norm(subblock(residual, **kwargs)) if self.norms_after else subblock(norm(residual), **kwargs)
+        return multiplied(added, self.residual_multiplier)
 
     def forward(self, hidden_states: torch.Tensor, entering: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         left = hidden_states if entering is None else entering

@@ -186,13 +186,19 @@ def own_shape(config: PuzzleNasConfig) -> Shape:
         gated=config.gated_ffn,
         layer_norm=config.layer_norm,
         positions=config.max_position_embeddings if config.learned_positions else 0,
+        norms_after=config.norms_after,
+        joint_qk_norm=config.joint_qk_norm,
     )
 
 
 def own_steps(config: PuzzleNasConfig) -> dict[str, Any]:
     """What the model computes otherwise than a Llama of its shape, by the names in its configuration. A step that a
     Llama has as well is left out, so that keys and digests do not change when there is a new one."""
-    defaults: dict[str, Any] = {name: 1 for name in MULTIPLIERS[1:]} | {"unrotated_layers": []}
+    defaults: dict[str, Any] = dict.fromkeys(MULTIPLIERS[1:], 1.0) | {
+        "unrotated_layers": [],
+        "norms_after": False,
+        "joint_qk_norm": False,
+    }
     found = {name: getattr(config, name) for name in defaults}
     return {name: value for name, value in found.items() if value != defaults[name]}
 
@@ -217,6 +223,8 @@ def child_config(config: Any, architecture: Architecture, shape: Shape, first: i
         o_bias=shape.o_bias,
         mlp_bias=shape.mlp_bias,
         qk_norm=shape.qk_norm,
+        joint_qk_norm=shape.joint_qk_norm,
+        norms_after=shape.norms_after,
         hidden_act=shape.hidden_act,
         gated_ffn=shape.gated,
         layer_norm=shape.layer_norm,

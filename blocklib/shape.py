@@ -1,6 +1,7 @@
 """The sizes every cost formula needs, read off a model's configuration. Knows no weights and imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -9,6 +10,8 @@ class Shape:
 
     `gated`: the FFN is down(act(gate(x)) * up(x)), else down(act(up(x))). `layer_norm`: norms subtract the mean and add
     a bias, else they are RMS norms. `positions` is how many learned positions there are; 0: they are rotary.
+    `norms_after`: an attention and an FFN read the residual as it is, and what they add is normed. `joint_qk_norm`: the
+    queries of all heads have one norm, and so have the keys.
     """
 
     layers: int
@@ -27,6 +30,14 @@ class Shape:
     gated: bool = True
     layer_norm: bool = False
     positions: int = 0
+    # Not shown, so that the digests of parents without them do not change.
+    norms_after: bool = field(default=False, repr=False)
+    joint_qk_norm: bool = field(default=False, repr=False)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What keys hold of it: `own_steps` of a configuration (`blocklib/parent.py`) has the rest."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
 
     @property
     def norm_parameters(self) -> int:

@@ -12,6 +12,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
@@ -58,6 +59,9 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "smollm3": lambda **sizes: SmolLM3Config(
         **SIZES | {"no_rope_layer_interval": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | sizes
     ),
+    "olmo2": lambda **sizes: Olmo2Config(
+        **SIZES | {"attention_bias": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | sizes
+    ),
     "gpt2": lambda **sizes: GPT2Config(**_gpt(n_inner=48, **sizes)),
     "gpt_neo": lambda **sizes: GPTNeoConfig(
         **_gpt(intermediate_size=48, attention_types=[[["global", "local"], 3]], window_size=64, **sizes)
@@ -65,8 +69,8 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
 }
 GPT = ("gpt2", "gpt_neo")
 """The families of GPT-2's layout."""
-UP_TO_ROUNDING = (*GPT, "phi3")
-"""Those that store matrices the other way round or joined, or compute attention otherwise."""
+UP_TO_ROUNDING = (*GPT, "phi3", "olmo2")
+"""Those that store matrices the other way round or joined, or compute attention otherwise, or round norms later."""
 
 
 def _gpt(**sizes: Any) -> dict[str, Any]:
@@ -77,6 +81,11 @@ def _gpt(**sizes: Any) -> dict[str, Any]:
 
 EVERY_KIND = "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)"
 """An architecture of six layers, the first of which keeps no cache."""
+
+
+def every_kind(family: str) -> str:
+    """`EVERY_KIND` as far as a family has it: FFNs with norms behind them cannot be fused."""
+    return EVERY_KIND.replace("kv1+fuse(ffn48,ffn24)", "kv1+ffn24 skip+ffn48") if family == "olmo2" else EVERY_KIND
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:

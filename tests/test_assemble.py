@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from parents import EVERY_KIND, FAMILIES, child_of, first_weights_of, logits, random_ids, random_model, random_parent
+from parents import (
+    EVERY_KIND,
+    FAMILIES,
+    child_of,
+    every_kind,
+    first_weights_of,
+    logits,
+    random_ids,
+    random_model,
+    random_parent,
+)
 from torch import Tensor
 
 from blocklib.assemble import assemble, assemble_stored, parent_part
@@ -138,7 +148,7 @@ def test_a_cache_changes_no_token(change: str, cache: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_changes_no_token_in_any_family(family: str) -> None:
     parent = random_parent(family)
-    child = child_of(parent, EVERY_KIND)
+    child = child_of(parent, every_kind(family))
     ids = random_ids(parent, tokens=9)
     assert torch.equal(greedy(child, ids, use_cache=True), greedy_by_hand(child, ids))
 

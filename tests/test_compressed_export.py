@@ -105,7 +105,9 @@ def test_every_subblock_has_its_own_precision(parent: Parent, tmp_path: Path) ->
     assert types["model.layers.1.mlp.up_proj.weight"] == torch.float32
 
 
-@pytest.mark.parametrize(("precision", "family"), [("fp8", "llama"), ("int4", "qwen3")])
+@pytest.mark.parametrize(
+    ("precision", "family"), [("fp8", "llama"), ("int4", "qwen3"), ("fp8", "olmo2"), ("int4", "granite")]
+)
 def test_a_plain_child_loads_with_no_flag_and_no_code(precision: str, family: str, tmp_path: Path) -> None:
     random_model(FAMILIES[family](**SIZES)).save_pretrained(tmp_path / "parent")
     parent, settings = load_parent(str(tmp_path / "parent")), settings_of(str(tmp_path / "parent"))

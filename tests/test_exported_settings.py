@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from parents import EVERY_KIND, FAMILIES, child_of, random_ids, random_model, random_parent
+from parents import EVERY_KIND, FAMILIES, child_of, every_kind, random_ids, random_model, random_parent
 from searches import job, nas, rows
 from test_export import CARD, tokenizer
 from torch import Tensor
@@ -189,7 +189,7 @@ def test_an_export_whose_cache_is_off_is_refused(tokenizer: PreTrainedTokenizerF
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_child_says_otherwise_is_written_down(family: str) -> None:
     config = FAMILIES[family]()
-    child = child_of(random_parent(family), EVERY_KIND)
+    child = child_of(random_parent(family), every_kind(family))
     assert check_config(child.config, config, {}) == ()
 
 

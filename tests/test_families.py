@@ -10,6 +10,10 @@ from searches import job, nas, parent_folder
 
 REFUSED = {
     "granite": {"decilm": "DeciLM engines have no multipliers of embedding, attention, residual or logits"},
+    "olmo2": {
+        "decilm": "DeciLM engines have no norms behind attention and FFN",
+        "gguf": "no architecture of llama.cpp carries norms behind attention and FFN",
+    },
     "smollm3": {
         "decilm": "DeciLM engines have no layers whose attention has no positions",
         "gguf": "no architecture of llama.cpp carries layers whose attention has no positions",
@@ -43,12 +47,8 @@ def test_a_format_that_cannot_carry_a_family_is_refused_before_any_work(
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_search_ends_and_its_child_is_exported(family: str, tmp_path: Path) -> None:
     parent, home = random_folder(family, tmp_path / "parent"), tmp_path / "home"
-    space = {
-        "attention": ["kv50%", "skip"],
-        "ffn": ["50%", "linear", "skip"],
-        "fuse": {"longest": 2},
-        "drop_blocks": True,
-    }
+    fuse = None if family == "olmo2" else {"longest": 2}
+    space = {"attention": ["kv50%", "skip"], "ffn": ["50%", "linear"], "fuse": fuse, "drop_blocks": True}
     done = nas(home, "search", job(tmp_path, parent=str(parent), space=space, export={"out": str(tmp_path / "hf")}))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "hf/config.json").read_text())["model_type"] == "puzzle_nas"

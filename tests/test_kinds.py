@@ -102,9 +102,11 @@ def test_a_linear_ffn_is_down_times_up(family: str) -> None:
     parent = random_parent(family)
     own, choice = parent.layer_weights(2), Choice.parse("L2.ffn=linear")
     found = first_weights(choice, layers_of(parent, choice), parent.shape)
-    normed = parent.model.model.layers[2].post_attention_layernorm(residual(parent))
+    layer = parent.model.model.layers[2]
+    normed = layer.ffn_input(residual(parent))
     up = torch.nn.functional.linear(normed, own["mlp.up_proj.weight"], own.get("mlp.up_proj.bias"))
     expected = torch.nn.functional.linear(up, own["mlp.down_proj.weight"], own.get("mlp.down_proj.bias"))
+    expected = layer.post_attention_layernorm(expected) if parent.shape.norms_after else expected
     expected = expected * parent.config.residual_multiplier
     torch.testing.assert_close(output(parent, choice, found, residual(parent)), expected, rtol=1e-4, atol=1e-4)
 
@@ -117,7 +119,8 @@ def test_a_linear_ffn_is_down_times_up(family: str) -> None:
 def test_pooling_equal_heads_loses_nothing(family: str, kept: int) -> None:
     parent = random_parent(family)
     attention = parent.model.model.layers[1].self_attn
-    for projection in (attention.k_proj, attention.v_proj):
+    normed = (attention.k_norm,) if parent.shape.joint_qk_norm else ()
+    for projection in (attention.k_proj, attention.v_proj, *normed):
         for tensor in projection.parameters():
             heads = tensor.data.view(kept, parent.shape.kv_heads // kept, -1)
             heads.copy_(heads[:, :1].clone().expand_as(heads))
@@ -146,7 +149,7 @@ def test_linear_attention_is_attention_to_oneself(family: str) -> None:
     assert parent.shape.kv_heads < parent.shape.heads or family in GPT
     choice = Choice.parse("L3.attention=linear")
     weights = first_weights(choice, layers_of(parent, choice), parent.shape)
-    assert ("self_attn.linear_attn.bias" in weights) == (family in ("llama", "qwen2", "granite", *GPT))
+    assert ("self_attn.linear_attn.bias" in weights) == (family in ("llama", "qwen2", "granite", "olmo2", *GPT))
     entering = residual(parent, batch=5, tokens=1)
     expected = parents_own(parent, 6, entering)
     torch.testing.assert_close(output(parent, choice, weights, entering), expected, rtol=1e-4, atol=1e-4)

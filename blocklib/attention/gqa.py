@@ -40,9 +40,10 @@ class GroupedQueryAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.o_bias)
+        self.joint_qk_norm = config.joint_qk_norm
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.q_norm = LlamaRMSNorm(query_size if config.joint_qk_norm else self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(kv_size if config.joint_qk_norm else self.head_dim, eps=config.rms_norm_eps)
 
     def forward(
         self,
@@ -54,9 +55,11 @@ class GroupedQueryAttention(nn.Module):
     ) -> torch.Tensor:
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(head_shape)
-        key = self.k_proj(hidden_states).view(head_shape)
-        if self.config.qk_norm:
+        query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
+        if self.joint_qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = query.view(head_shape), key.view(head_shape)
+        if self.config.qk_norm and not self.joint_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
@@ -115,7 +118,8 @@ class GroupedQuery(Kind):
         query, kv = shape.heads * shape.head_dim, subblock.number * shape.head_dim
         matrices = shape.hidden * (2 * query + 2 * kv)
         biases = shape.qkv_bias * (query + 2 * kv) + shape.o_bias * shape.hidden
-        return matrices + biases + shape.qk_norm * 2 * shape.head_dim + shape.norm_parameters
+        normed = query + kv if shape.joint_qk_norm else 2 * shape.head_dim
+        return matrices + biases + shape.qk_norm * normed + shape.norm_parameters
 
     def kv_heads(self, subblock: Subblock, shape: Shape) -> int:
         return subblock.number
@@ -127,9 +131,9 @@ class GroupedQuery(Kind):
             for name, tensor in layer.weights.items()
             if name.startswith(("self_attn.", "input_layernorm."))
         }
-        for projection in ("k_proj", "v_proj"):
+        for module in ("k_proj", "v_proj", *(("k_norm",) if shape.joint_qk_norm else ())):
             for part in ("weight", "bias"):
-                name = f"self_attn.{projection}.{part}"
+                name = f"self_attn.{module}.{part}"
                 if name in weights:
                     weights[name] = _pool_heads(weights[name], subblock.number, shape)
         return weights

@@ -37,6 +37,11 @@ class Fuse(Kind):
             if part.kind != "ffn":
                 raise SubblockError(f"{subblock}: only dense FFNs can be fused, and {part} is not dense")
             self._member.check(part, shape)
+        if shape.norms_after:
+            raise SubblockError(
+                f"{subblock}: each FFN of the parent has a norm behind it, so that no FFN is the sum of several; give "
+                "space.fuse: null"
+            )
         if shape.layer_norm and not shape.mlp_bias:
             raise SubblockError(f"{subblock}: the parent's layer norms have biases and its FFNs none to fold them into")
 

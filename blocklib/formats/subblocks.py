@@ -110,7 +110,9 @@ def tensor_shapes(choice: Choice, shape: Shape) -> dict[str, tuple[int, ...]]:
         if bias:
             found[f"{name}.bias"] = (outputs,)
     if shape.qk_norm and subblock.kind == "kv":
-        found |= {"self_attn.q_norm.weight": (shape.head_dim,), "self_attn.k_norm.weight": (shape.head_dim,)}
+        heads, kv_heads = (shape.heads, subblock.number) if shape.joint_qk_norm else (1, 1)
+        found["self_attn.q_norm.weight"] = (heads * shape.head_dim,)
+        found["self_attn.k_norm.weight"] = (kv_heads * shape.head_dim,)
     return found
 
 

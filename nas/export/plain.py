@@ -86,7 +86,7 @@ def export_plain(
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         if held is not None:
-            _store_compressed(folder, child, held)
+            _store_compressed(folder, child, held, parent.config.model_type)
         write_tokenizer(tokenizer, parent, folder)
         written = AutoConfig.from_pretrained(folder)
         notes = notes_on(held) + _notes(written) + check_settings(folder, written, parent, _CHANGED | SECTION)
@@ -96,13 +96,13 @@ def export_plain(
     return Exported(out, "plain", difference, files_in(out), notes)
 
 
-def _store_compressed(folder: Path, child: PuzzleNasForCausalLM, held: CompressedChild) -> None:
+def _store_compressed(folder: Path, child: PuzzleNasForCausalLM, held: CompressedChild, model_type: str) -> None:
     """Put the compressed matrices in place of those that were written, and say so in config.json."""
     for written in folder.glob("model*.safetensors*"):
         written.unlink()
     layers = plain_layers(child)
     own = own_names(layers)
-    save_torch_state_dict(held.tensors(tensors_of(child, layers), own), folder)
+    save_torch_state_dict(family_names(model_type, held.tensors(tensors_of(child, layers), own)), folder)
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | {"quantization_config": held.config(own)}
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -228,7 +228,7 @@ class Job:
             how = [_MEASURE_VERSION, vars(self.hierarchy), self.parent.digest, self.tokens.digest("calibration")]
         if self.table is not None:
             how = [_MEASURE_VERSION, self.table.digest]
-        runs = vars(self.parent.shape) | own_steps(self.parent.config)
+        runs = self.parent.shape.sizes | own_steps(self.parent.config)
         return digest(runs, self.scenario.key(), self.hardware, how, str(geometry))
 
     def used_cost_key(self, geometry: Geometry) -> str:

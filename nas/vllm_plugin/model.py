@@ -71,10 +71,12 @@ class ServedAttention(nn.Module):
         )
         held, kv_held = heads // ranks, max(1, kv_heads // ranks)
         self.sizes, self.head_dim = [held * size, kv_held * size, kv_held * size], size
-        self.qk_norm = config.qk_norm
+        self.qk_norm, self.joint_qk_norm = config.qk_norm, config.joint_qk_norm
+        if config.joint_qk_norm and ranks > 1:
+            raise ValueError(f"{prefix}: one norm over all heads cannot be divided among {ranks} GPUs; use one")
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps)
+            self.q_norm = LlamaRMSNorm(heads * size if config.joint_qk_norm else size, eps=config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(kv_heads * size if config.joint_qk_norm else size, eps=config.rms_norm_eps)
         self.rotary_emb = None
         if config.rotary and not config.learned_positions:
             self.rotary_emb = get_rope(size, config.max_position_embeddings, rope_parameters=config.rope_parameters)
@@ -92,7 +94,9 @@ class ServedAttention(nn.Module):
     def forward(self, inputs_ND: torch.Tensor, positions_N: torch.Tensor) -> torch.Tensor:
         projected, _ = self.qkv_proj(inputs_ND)
         query, key, value = projected.split(self.sizes, dim=-1)
-        if self.qk_norm:
+        if self.joint_qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        elif self.qk_norm:
             query = self.q_norm(query.unflatten(-1, (-1, self.head_dim))).flatten(-2)
             key = self.k_norm(key.unflatten(-1, (-1, self.head_dim))).flatten(-2)
         if self.rotary_emb is not None:
@@ -138,7 +142,7 @@ class ServedLayer(nn.Module):
         super().__init__()
         skipped = getattr(config, "skip", [])
         self.attends, self.parallel = layer_type(config) != "moe", config.parallel
-        self.residual_multiplier = config.residual_multiplier
+        self.norms_after, self.residual_multiplier = config.norms_after, config.residual_multiplier
         self.self_attn: nn.Module | None = None
         self.mlp: nn.Module | None = None
         if "attention" not in skipped:
@@ -159,15 +163,23 @@ class ServedLayer(nn.Module):
     ) -> torch.Tensor:
         left_ND = hidden_ND if entering_ND is None else entering_ND
         if self.self_attn is not None:
-            normed_ND = self.input_layernorm(left_ND)
-            added_ND = self.self_attn(normed_ND, positions_N) if self.attends else self.self_attn(normed_ND)
-            added_ND = multiplied(added_ND, self.residual_multiplier)
+            places = (positions_N,) if self.attends else ()
+            added_ND = self._added(self.self_attn, self.input_layernorm, left_ND, *places)
             left_ND = left_ND + added_ND
             hidden_ND = left_ND if entering_ND is None else hidden_ND + added_ND
         if self.mlp is not None:
-            added_ND = self.mlp(self.post_attention_layernorm(left_ND))
-            hidden_ND = hidden_ND + multiplied(added_ND, self.residual_multiplier)
+            hidden_ND = hidden_ND + self._added(self.mlp, self.post_attention_layernorm, left_ND)
         return hidden_ND
+
+    def _added(
+        self, subblock: nn.Module, norm: nn.Module, residual_ND: torch.Tensor, *places_N: torch.Tensor
+    ) -> torch.Tensor:
+        """What a subblock adds to the residual that enters it."""
+        if self.norms_after:
+            added_ND = norm(subblock(residual_ND, *places_N))
+        else:
+            added_ND = subblock(norm(residual_ND), *places_N)
+        return multiplied(added_ND, self.residual_multiplier)
 
 
 @support_torch_compile

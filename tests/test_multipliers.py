@@ -9,7 +9,7 @@ from parents import FAMILIES, MULTIPLIERS, child_of, logits, parent_from, random
 from test_heal import losses
 
 from blocklib.formats.folded import folded, has_multipliers
-from blocklib.parent import own_shape
+from blocklib.parent import own_shape, own_steps
 from blocklib.stream import embed, slots
 from blocklib.tables import Ends
 from nas.stages.heal import heal
@@ -63,6 +63,17 @@ def test_healing_starts_at_the_distance_of_whole_models(tmp_path: Path) -> None:
     list(heal(parent.model, child, ids, settings, tmp_path))
     distance = float((meant.exp() * (meant - before)).sum(-1).mean())
     assert losses(tmp_path)[0] == pytest.approx(distance, rel=1e-4)
+
+
+def test_keys_hold_steps_that_a_llama_has_not() -> None:
+    """What earlier versions stored for other families keeps its keys."""
+    assert own_steps(random_parent().config) == {}
+    assert own_steps(random_parent("gpt2").config) == {}
+    assert own_steps(random_parent("granite").config) == {name: MULTIPLIERS[name] for name in list(MULTIPLIERS)[1:]}
+    assert own_steps(random_parent("smollm3").config) == {"unrotated_layers": [1, 3, 5]}
+    assert own_steps(random_parent("olmo2").config) == {"norms_after": True, "joint_qk_norm": True}
+    shape = random_parent("olmo2").shape
+    assert vars(shape).keys() - shape.sizes.keys() == {"norms_after", "joint_qk_norm"}
 
 
 @pytest.mark.parametrize("tied", [False, True])

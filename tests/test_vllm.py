@@ -47,6 +47,9 @@ CASES = {
     "no attention": ("llama", "skip+ffn48 linear+ffn16 linear+linear skip+skip skip+ffn48 skip+ffn40"),
     "GPT-2's layout": ("gpt2", "skip+ffn48 kv4+ffn16 linear+linear skip+skip kv4+fuse(ffn48,ffn24)"),
     "norms of queries": ("qwen3", "skip+ffn48 kv2+ffn16 linear+linear kv1+skip kv4+ffn48 kv2+ffn48"),
+    "constants": ("granite", "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)"),
+    "no positions": ("smollm3", "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv4+ffn48 kv1+ffn24"),
+    "norms behind": ("olmo2", "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv4+ffn48 kv1+ffn24"),
     "in parallel": ("llama", "kv2+ffn48 kv4+ffn48|kv4+ffn48 kv4+ffn48 kv4+ffn48 skip+ffn48"),
     "sparse": ("llama", "skip+moe4x12k2 kv4+sigma_moe4x12k2 kv2+fff2x8 kv4+dip50 linear+topk20 kv1+pkm6x2k4"),
 }
@@ -55,7 +58,13 @@ ATTENDING = {
     "fused": "kv2+ffn16 kv4+fuse(ffn48,ffn24) kv1+ffn48 kv2+ffn40 kv4+ffn48",
     "in parallel": "kv2+ffn48 kv4+ffn48|kv4+ffn48 kv4+ffn48 kv4+ffn48 kv1+ffn48",
 }
-PLAIN = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+PLAIN = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+}
 DECILM = "skip+ffn48 kv2+skip skip+ffn16 kv1+fuse(ffn48,ffn24) kv4+ffn48"
 
 in_vllm = pytest.mark.skipif(not VLLM, reason="PUZZLE_NAS_VLLM names no Python with vLLM")

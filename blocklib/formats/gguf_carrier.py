@@ -60,9 +60,12 @@ def check_gguf(choices: Iterable[Choice], config: PuzzleNasConfig, uniform: bool
                 f"{choice}: no architecture of llama.cpp carries blocks in parallel; export as hf, which does"
             )
         for part in choice.parts:
-            missing = _choice_fault(part, shape)
             if part.precision and has_multipliers(config):
-                missing = "matrices rounded one by one in a model whose constants are to be folded into them"
+                raise UnsupportedFormatError(
+                    f"{choice}: the parent multiplies by constants of its own, which a GGUF file has in its matrices; "
+                    "so no part can have a precision of its own: leave out space.precision"
+                )
+            missing = _choice_fault(part, shape)
             if missing:
                 raise UnsupportedFormatError(
                     f"{choice}: no architecture of llama.cpp carries {missing}; export as hf, which does"

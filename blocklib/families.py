@@ -4,8 +4,8 @@ If its configuration has fields that an export leaves behind, `nas/export/parent
 
 Two layouts, both of pre-norm decoder layers. Llama's: RMS norms, rotary positions, gated FFN. GPT-2's: layer norms,
 learned positions, an FFN of two matrices with biases. In OLMo 2's variant of Llama's, the norms of an attention and an
-FFN stand behind them. Tensors go by Llama's names (`model.layers.N.input_layernorm`,
-`self_attn.{q,k,v,o}_proj`, `post_attention_layernorm`, `mlp.{gate,up,down}_proj`); `own_names` renames the others'.
+FFN stand behind them. Tensors go by Llama's names (`model.layers.N.input_layernorm`, `self_attn.{q,k,v,o}_proj`,
+`post_attention_layernorm`, `mlp.{gate,up,down}_proj`); `own_names` renames the others'.
 """
 
 import re
@@ -71,7 +71,7 @@ _GPT_NEO_NAMES = _GPT_NAMES | {
 MULTIPLIERS = ("attention_scale", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 """Constants that `blocklib/model.py` multiplies or divides by, by their names in its configuration."""
 
-# Its norms stand behind what they are called after; a norm of ours is called after what it belongs to.
+# The norm of an attention is our input_layernorm, and that of an FFN our post_attention_layernorm, wherever it stands.
 _OLMO2_NAMES = {
     "model.layers.#.post_attention_layernorm.": "model.layers.#.input_layernorm.",
     "model.layers.#.post_feedforward_layernorm.": "model.layers.#.post_attention_layernorm.",

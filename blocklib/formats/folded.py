@@ -25,7 +25,7 @@ def has_multipliers(config: PuzzleNasConfig) -> bool:
 
 def folded(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
     """The same function with all constants in the weights, in the type that these have; the child itself if it has no
-    constants. `child` has subblocks of grouped attention, dense FFNs and linear maps alone."""
+    constants. `child` has grouped attention without norms of queries, dense FFNs and linear maps alone."""
     config = child.config
     if not has_multipliers(config):
         return child

@@ -24,14 +24,16 @@ def has_multipliers(config: PuzzleNasConfig) -> bool:
 
 
 def folded(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
-    """The same function with all constants in the weights, in the type that these have; the child itself if it has no
+    """The same function with all constants in the weights, those that change in float32; the child itself if it has no
     constants. `child` has grouped attention without norms of queries, dense FFNs and linear maps alone."""
     config = child.config
     if not has_multipliers(config):
         return child
     without = _WITHOUT | {"rms_norm_eps": config.rms_norm_eps / config.embedding_multiplier**2}
     factors = _Factors.of(config)
-    weights = {name: tensor * factors.of_tensor(name) for name, tensor in child.state_dict().items()}
+    weights = child.state_dict()
+    changed = {name: factor for name in weights if (factor := factors.of_tensor(name)) != 1}
+    weights |= {name: weights[name].float() * factor for name, factor in changed.items()}
     return model_with(PuzzleNasConfig.from_dict(config.to_dict() | without), weights)
 
 

@@ -29,22 +29,25 @@ class _Converted(nn.Module):
         return stored.to(self._device).to(self._dtype)
 
 
-def compute_in(dtype: torch.dtype, model: nn.Module, device: torch.device) -> None:
-    """Have a model compute in `dtype` on `device`, where its embeddings are. A parameter that is so already stays as it
-    is."""
+def compute_in(dtype: torch.dtype, model: nn.Module, device: torch.device, matrices: torch.dtype | None = None) -> None:
+    """Have a model compute in `dtype` on `device`, where its embeddings are, and read its matrices in a type of their
+    own; None: in `dtype`. A parameter that is so already stays as it is."""
     head = getattr(model, "lm_head", None)
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.dtype == dtype and parameter.device == device:
-                continue
             if isinstance(module, nn.Embedding):
                 # A few rows are read of it.
-                module.register_forward_hook(_output_in(dtype))
-            elif module is head and isinstance(module, nn.Linear) and parameter.numel() > _LARGE:
+                if parameter.dtype != dtype:
+                    module.register_forward_hook(_output_in(dtype))
+                continue
+            read = dtype if matrices is None or parameter.ndim == 1 else matrices
+            if (parameter.dtype, parameter.device) == (read, device):
+                continue
+            if module is head and isinstance(module, nn.Linear) and parameter.numel() > _LARGE:
                 step = "product" if hasattr(module, "product") else "forward"
-                setattr(module, step, partial(_in_tiles, module, dtype, device))
+                setattr(module, step, partial(_in_tiles, module, read, device))
             else:
-                parametrize.register_parametrization(module, name, _Converted(dtype, device), unsafe=True)
+                parametrize.register_parametrization(module, name, _Converted(read, device), unsafe=True)
 
 
 def converted_numbers(head_numbers: int) -> int:

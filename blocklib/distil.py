@@ -21,6 +21,7 @@ from blocklib.kinds import is_trainable
 from blocklib.lora import add_adapters, merge_adapters
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import Parent
+from blocklib.products import gradients_of, products_of
 from blocklib.stream import Rotary, Variant, delta, rotary, slots, variant
 
 _CURVE_POINTS = 25
@@ -229,7 +230,8 @@ def _train(
             heard(min(done + ids_BT.numel() * trained_here / len(training), total), total)
             run = training[choice]
             loss = normalised_error(delta(run.layer, entering, tables), target)
-            (loss + regulariser(run.layer)).backward()
+            with gradients_of(products_of(model)):
+                (loss + regulariser(run.layer)).backward()
             torch.nn.utils.clip_grad_norm_(trained(run.layer), 1.0)
             run.note(loss, ids_BT.numel())
         optimizer.step()

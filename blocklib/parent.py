@@ -27,6 +27,7 @@ from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
 from blocklib.loading import Readable, readable
 from blocklib.model import PuzzleNasConfig, PuzzleNasForCausalLM
+from blocklib.products import Products, matrix_type, multiply_in
 from blocklib.resident import is_held_whole, is_of_a_layer
 from blocklib.same_logits import check_same_logits
 from blocklib.shape import Shape
@@ -42,8 +43,9 @@ class Parent:
     """The model we start from. `model` gives bit for bit the logits of the checkpoint's own class in `dtype`.
 
     `weights` are its tensors by our names, in the type they are stored in; from a checkpoint they are read when asked
-    for. `notes` say what of its files was taken otherwise than its configuration has it. Picklable, and small then: a
-    worker reads what it needs from the files.
+    for. `notes` say what of its files was taken otherwise than its configuration has it. `products` is the type that
+    `model` multiplies in (`blocklib/products.py`). Picklable, and small then: a worker reads what it needs from the
+    files.
     """
 
     source: str
@@ -54,6 +56,7 @@ class Parent:
     dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
     device: str = "cpu"
+    products: Products = "float32"
 
     @property
     def stored_bytes(self) -> float:
@@ -69,8 +72,9 @@ class Parent:
 
     @cached_property
     def model(self) -> PuzzleNasForCausalLM:
-        """It computes in `dtype` on weights that stay as they are stored, each converted where it is used."""
-        return computing(self.at_hand().stored_model(), self.dtype)
+        """It computes in `dtype` on weights that stay as they are stored, each converted where it is used. Raises
+        SettingError where the device does not have the type of its products."""
+        return computing(self.at_hand().stored_model(), self.dtype, self.products)
 
     def stored_model(self) -> PuzzleNasForCausalLM:
         """The model on the weights as they are stored: to be read or copied, or for `computing`. Raises as `on`
@@ -97,8 +101,11 @@ class Parent:
         mapped = self.weights.mapped()
         if whole is None:
             whole = is_held_whole(sum(tensor.nbytes for tensor in mapped.values()), torch.device(device))
+        matrices = matrix_type(self.products, self.dtype)
         held = {
-            name: tensor.to(device, copy=tensor.dtype == self.dtype) if whole or not is_of_a_layer(name) else tensor
+            name: tensor.to(device, copy=tensor.dtype == (self.dtype if tensor.ndim == 1 else matrices))
+            if whole or not is_of_a_layer(name)
+            else tensor
             for name, tensor in mapped.items()
         }
         if self.shape.tied:
@@ -256,14 +263,17 @@ def model_with(config: PuzzleNasConfig, weights: Weights) -> PuzzleNasForCausalL
     return model
 
 
-def computing(model: PuzzleNasForCausalLM, dtype: torch.dtype = torch.float32) -> PuzzleNasForCausalLM:
-    """A model that computes in `dtype`, on the device of its embedding, on the weights of `model` as they are there:
-    each is converted where it is used."""
+def computing(
+    model: PuzzleNasForCausalLM, dtype: torch.dtype = torch.float32, products: Products = "float32"
+) -> PuzzleNasForCausalLM:
+    """A model that computes in `dtype`, its products in a type of their own, on the device of its embedding, on the
+    weights of `model` as they are there: each is converted where it is used. Raises SettingError where the device does
+    not have the type of its products."""
     running = model_with(model.config, model.state_dict())
     if not model.config.learned_positions:
         running.model.rotary_emb.to(device=running.device)  # Its table is no weight.
-    compute_in(dtype, running, running.device)
-    return running
+    compute_in(dtype, running, running.device, matrix_type(products, dtype))
+    return multiply_in(products, running)
 
 
 def in_type(

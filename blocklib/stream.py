@@ -15,6 +15,7 @@ from blocklib.block import SKIP, Architecture, Block, Choice, Parallel, Subblock
 from blocklib.kind import Weights
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import child_config, own_shape
+from blocklib.products import multiply_in, products_of
 
 Rotary = tuple[Tensor, Tensor] | None
 Variant = PuzzleNasLayer | nn.ModuleList
@@ -83,7 +84,8 @@ def slots(model: PuzzleNasForCausalLM, ids_BT: Tensor, end: int) -> Iterator[Slo
 
 
 def variant(model: PuzzleNasForCausalLM, choice: Choice, weights: Weights) -> Variant:
-    """A layer that does what `choice` does at its slots and nothing else, holding exactly `weights`.
+    """A layer that does what `choice` does at its slots and nothing else, holding exactly `weights`, and multiplies as
+    the model does.
 
     For blocks in parallel it is a list of layers, whose tensors' names begin with their place in it.
     """
@@ -98,7 +100,7 @@ def variant(model: PuzzleNasForCausalLM, choice: Choice, weights: Weights) -> Va
     module = nn.ModuleList(layers) if isinstance(whole, Parallel) else layers[0]
     module.load_state_dict(weights, strict=True, assign=True)
     module.requires_grad_(False)
-    return module.eval()
+    return multiply_in(products_of(model), module.eval())
 
 
 @contextmanager

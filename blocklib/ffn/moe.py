@@ -117,6 +117,9 @@ class MixtureOfExperts(nn.Module):
 
     def grouped(self, rows_PC: torch.Tensor, weight_EOC: torch.Tensor, counts_E: torch.Tensor) -> torch.Tensor:
         """Each expert's rows, which lie together, times its own matrix: [P, O]."""
+        if torch.is_autocast_enabled(rows_PC.device.type):  # which does not look at grouped products
+            dtype = torch.get_autocast_dtype(rows_PC.device.type)
+            rows_PC, weight_EOC = rows_PC.to(dtype), weight_EOC.to(dtype)
         aligned = all(size * weight_EOC.element_size() % 16 == 0 for size in weight_EOC.shape[1:])
         is_there = hasattr(functional, "grouped_mm")  # Since torch 2.10.
         if is_there and aligned and weight_EOC.dtype in (torch.float32, torch.bfloat16, torch.float16):

@@ -63,7 +63,7 @@ def look_up(
     queries_NHSC: torch.Tensor, keys_HSnC: torch.Tensor, kept: int, softmax: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best slots of every head and their weights, both [N, H, K]; queries and keys in two halves, S."""
-    scores_NHSn = torch.einsum("nhsc,hsmc->nhsm", queries_NHSC, keys_HSnC)
+    scores_NHSn = torch.einsum("nhsc,hsmc->nhsm", queries_NHSC, keys_HSnC).to(keys_HSnC.dtype)
     best_NHSK, which_NHSK = scores_NHSn.topk(kept, dim=-1)
     sums_NHKK = best_NHSK[:, :, 0, :, None] + best_NHSK[:, :, 1, None, :]
     score_NHK, pair_NHK = sums_NHKK.flatten(2).topk(kept, dim=-1)

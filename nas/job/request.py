@@ -16,6 +16,7 @@ from blocklib.gguf_header import SUFFIX, is_gguf
 from cost_models.errors import ScenarioError
 from cost_models.scenario import ENGINES, USUAL_DTYPE, check_kv_cache
 from nas.errors import JobError
+from nas.job.compute import Compute
 from nas.job.paths import local_or_hub
 from nas.job.sections import (
     Data,
@@ -87,6 +88,7 @@ class Request(Section):
     heal: Annotated[Heal | None, NoneIfFalse, BeforeValidator(_heal)] = Field(default=_USUAL, validate_default=True)
     round: RoundTraining = RoundTraining()
     export: Export = Export()
+    compute: Compute = Compute()
     ray: Ray = Ray()
     allow_remote_code: Flag = False
     home: Annotated[AbsolutePath, BeforeValidator(lambda value: default_home() if value is None else value)] = Field(
@@ -160,6 +162,23 @@ class Request(Section):
                               ("scenario.flash", self.scenario.flash)):  # fmt: skip
             if is_asked:
                 raise wrong(key, "is not possible beside space.precision; leave out one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _products(self) -> Self:
+        asked = self.compute.precision
+        if asked == "tf32" and not self.gpus_per_task:
+            raise wrong(
+                "compute.precision",
+                "tf32 is a type of NVIDIA's GPUs, and this search trains and scores on CPUs; give float32 or bfloat16, "
+                "or ray.gpus_per_task: 1",
+            )
+        for key, is_asked in (("space.precision", self.space.precision), ("space.kv_cache", self.space.kv_cache)):
+            if asked != "float32" and is_asked:
+                raise wrong(
+                    "compute.precision",
+                    f"products in {asked} are rounded more coarsely than what {key} chooses between; give float32",
+                )
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from db import models
 from nas.job import sections
+from nas.job.compute import Compute
 from nas.job.sections import Measure, Section, Solver
 from nas.job.units import Limit, parse_limit
 
@@ -65,6 +66,11 @@ class StoredRequest:
     def predicts_scores(self) -> bool:
         """Whether scores of its subblocks in a precision are predicted, all or those that no answer stands on."""
         return bool(self.precisions) and self._section("score", sections.Score).rounded != "measured"
+
+    @property
+    def products(self) -> str:
+        """The type in which its passes multiply."""
+        return self._section("compute", Compute).precision
 
     @property
     def heals(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blocklib.products import matrix_type, products_of
 from blocklib.tables import LogitHead
 from nas.scoring.fidelity import logit_rows
 
@@ -17,8 +18,8 @@ from nas.scoring.fidelity import logit_rows
 def logit_kl(model_BTD: Tensor, parent_BTD: Tensor, head: LogitHead, parent_head: LogitHead) -> Tensor:
     """KL(parent || model) in nats, the mean over all tokens, in float32: a scalar.
 
-    Hidden states are the final, normed ones. Only `model_BTD` gets a gradient: the heads are not trained. Raises
-    ValueError where the model's head asks for one.
+    Hidden states are the final, normed ones; heads multiply as they do elsewhere (`blocklib/products.py`). Only
+    `model_BTD` gets a gradient: the heads are not trained. Raises ValueError where the model's head asks for one.
     """
     if head.weight.requires_grad:
         raise ValueError("the head is to be trained, and the KL by rows has no gradient for it: freeze it")
@@ -32,7 +33,8 @@ class _LogitKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, model_RD: Tensor, parent_RD: Tensor, head: LogitHead, parent_head: LogitHead) -> Tensor:
-        count, head_VD = len(model_RD), head.weight
+        count = len(model_RD)
+        head_VD = head.weight.to(matrix_type(products_of(head), head.weight.dtype))
         rows = logit_rows(model_RD.device, head.out_features)
         gradient_RD = torch.empty_like(model_RD) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=model_RD.device)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from nas.errors import BudgetNotMetError, IncomparableSearchesError, UsageError
+from nas.job.stored import request_of
 from nas.job.units import Limit
 from nas.solve.effort import USUAL, Effort
 from nas.solve.solve import Measured, solve
@@ -49,6 +50,11 @@ def _check_comparable(searches: Sequence[Measured]) -> None:
         if one.score_text != other.score_text:
             raise IncomparableSearchesError(
                 f"the scores of {one.name} and {other.name} cannot be compared: they come from different text"
+            )
+        if (products := request_of(one).products) != request_of(other).products:
+            raise IncomparableSearchesError(
+                f"the scores of {one.name} and {other.name} cannot be compared: compute.precision is {products} in one "
+                f"and {request_of(other).products} in the other"
             )
         if one.score_text is None:
             raise IncomparableSearchesError(

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from blocklib.precisions.layer_checkpoints import LayerCheckpoints
 from blocklib.precisions.round_model import RoundingText, Stored, round_model
 from blocklib.precisions.train_layer import LayerTraining
 from blocklib.precisions.train_rounded import hold, settle
+from blocklib.products import multiply_in
 from cost_models.analytic import architecture_cost
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
@@ -221,7 +223,7 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
 
         own = evaluated(parent.model, "the parent")
         finished = _finished(parent, task, evaluated, report)
-        running = computing(finished.child)
+        running = computing(finished.child, parent.dtype, parent.products)
         after = evaluated(running, "the healed child" if task.healing else "the child")
         report(doing="a sentence by the child")
         found = Evaluations(own, finished.before or after, after, finished.curve, sample(running, heldout))
@@ -249,11 +251,12 @@ def _finished(
     is healed through its rounding: then it is what healing begins with."""
     rounds = task.parts.architecture != task.parts.architecture.unrounded
     heals_through = rounds and task.is_through
+    running = partial(computing, dtype=parent.dtype, products=parent.products)
     child, before = task.parts.unrounded(parent), None
     curve: Curve = ()
     if task.healing is not None and not heals_through:
-        before = evaluated(computing(task.parts.assembled(parent)), "the child before healing")
-        child = in_type(child, parent.dtype, copy=True)
+        before = evaluated(running(task.parts.assembled(parent)), "the child before healing")
+        child = multiply_in(parent.products, in_type(child, parent.dtype, copy=True))
         curve = _heal(parent, child, task, task.healing, report)
     if not rounds:
         return _Finished(child, {}, before, curve)

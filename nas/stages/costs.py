@@ -6,7 +6,7 @@ and `_simulate` run on workers: each is given one task and returns one result.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -242,7 +242,8 @@ def _measure(task: _MeasureTask, report: Report) -> _Measured:
 def _simulate(task: _SimulateTask, report: Report) -> _Measured:
     found: list[MeasuredGeometry] = []
     ids_BT = tensor(task.calibration, "cpu")
-    for simulated in simulate(task.parent.on("cpu"), task.wanted, task.scenario, task.hierarchy, ids_BT):
+    parent = replace(task.parent, products="float32").on("cpu")
+    for simulated in simulate(parent, task.wanted, task.scenario, task.hierarchy, ids_BT):
         found.append(simulated)
         report(len(found), len(task.wanted) + 1)
     return tuple(found), ""

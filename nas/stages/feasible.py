@@ -13,6 +13,7 @@ from blocklib.families import positions_of
 from blocklib.kinds import choice_parameters, parent_architecture
 from blocklib.loading import check_range, readable
 from blocklib.parent import child_config
+from blocklib.products import check_products
 from blocklib.shape import Shape
 from cost_models.analytic import architecture_cost, fixed_cost
 from cost_models.engines.engines import engine_of
@@ -91,6 +92,8 @@ def _check_trainer(request: Request) -> None:
     if request.gpus_per_task and not torch.cuda.is_available():
         asks = f"{request.gpus_per_task:g} a task, and torch {torch.__version__} finds no cuda here"
         raise JobError(f"ray.gpus_per_task: {asks}; give 0, or the ray.address of a cluster with GPUs")
+    if request.gpus_per_task:
+        check_products(request.compute.precision, torch.device("cuda"))
 
 
 @dataclass(frozen=True)

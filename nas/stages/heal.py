@@ -30,6 +30,7 @@ from blocklib.distil import Progress, regulariser
 from blocklib.errors import NotFiniteError
 from blocklib.lora import adapter_of, add_adapters, merge_adapters
 from blocklib.model import PuzzleNasForCausalLM
+from blocklib.products import gradients_of, products_of
 from nas.files.permissions import open_as_usual
 from nas.scoring.logit_kl import logit_kl
 from nas.stages.heal_settings import Healing
@@ -49,10 +50,10 @@ def heal(
     checkpointing, arXiv 1604.06174). It takes a forward pass more, and the result is the same to the bit.
 
     `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be its
-    own, not shared with the parent; nothing else of it is changed when this ends. Raises NotFiniteError where the loss
-    is.
+    own, not shared with the parent; nothing else of it is changed when this ends. Both multiply as they do elsewhere
+    (`blocklib/products.py`). Raises NotFiniteError where the loss is.
     """
-    with _settings_kept(child), _recomputed(child, recompute):
+    with _settings_kept(child), _recomputed(child, recompute), gradients_of(products_of(child)):
         yield from _healing(parent, child, ids_BT, settings, checkpoints)
     if settings.lora_rank is not None:
         merge_adapters(child.model.layers)

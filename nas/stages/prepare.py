@@ -105,9 +105,15 @@ class Job:
         machine += [f"rounded {_ROUND_VERSION}"] if under.space.precision else []
         machine += ["two tables"] if under.space.precision and not self.parent.shape.tied else []
         machine += [] if under.measure.whole_models is None else [f"{under.measure.whole_models} whole models"]
+        machine += self._multiplied
         versions = [_BUILD_VERSION, _MEASURE_VERSION, _SCORE_VERSION, transformers.__version__]
         under_what = [self.scenario.key(), *machine, *versions]
         return digest(self.parent.digest, tokens, spaces, *under_what)[:10]
+
+    @property
+    def _multiplied(self) -> list[str]:
+        """The type of matrix products in the parts of keys that depend on it; float32 was the only one at first."""
+        return [] if self.parent.products == "float32" else [self.parent.products]
 
     @cached_property
     def library(self) -> Library:
@@ -170,7 +176,7 @@ class Job:
         settings = self.request.distill
         checked = digest_of(self.tokens.score[:CHECKED])
         text = [self.tokens.digest("calibration"), self.tokens.digest("distillation"), checked]
-        under = [settings.batch, settings.least_squares, vars(self.training(part))]
+        under = [settings.batch, settings.least_squares, vars(self.training(part)), *self._multiplied]
         return digest(_BUILD_VERSION, self.parent.digest, str(part), text, under)
 
     def distillation_key(self, part: Choice) -> str | None:
@@ -206,7 +212,9 @@ class Job:
     def score_key(self, choice: Choice) -> str:
         """The key of a choice's score, predicted or measured."""
         if choice.role == "cache":
-            return digest(_SCORE_VERSION, self.parent.digest, str(choice), self.tokens.digest("score"))
+            return digest(
+                _SCORE_VERSION, self.parent.digest, str(choice), self.tokens.digest("score"), *self._multiplied
+            )
         if choice in self._predicted:
             anchors = [self.measured_score_key(each) for each in self.own_rounded[choice.first_slot]]
             return digest("predicted", self.measured_score_key(choice), anchors)
@@ -219,7 +227,8 @@ class Job:
     def measured_score_key(self, choice: Choice) -> str:
         """The key of a choice's score as it is measured, of one that is predicted too."""
         built = [self.build_key(part) for part in self.library_parts(choice)]
-        return digest(_SCORE_VERSION, self.parent.digest, str(choice), built, self.tokens.digest("score"))
+        text = self.tokens.digest("score")
+        return digest(_SCORE_VERSION, self.parent.digest, str(choice), built, text, *self._multiplied)
 
     def cost_key(self, geometry: Geometry) -> str:
         timed = {name: getattr(self.request.measure, name) for name in _HOW_TIMED}
@@ -263,7 +272,8 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
     folder = parent_folder(request.checkpoint, request.home, code=request.allow_remote_code)
     tokenizer = load_tokenizer(folder, request.allow_remote_code)
     parent = load_parent(str(folder))
-    parent = replace(parent, notes=(*stored_in(request.checkpoint), *parent.notes))
+    notes = *stored_in(request.checkpoint), *parent.notes
+    parent = replace(parent, notes=notes, products=request.compute.precision)
     check_sizes(request, parent.shape, parent.config)
     scenario, table = scenario_of(request), None
     if request.measure.table is not None:

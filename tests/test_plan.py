@@ -126,6 +126,23 @@ def test_work_is_what_passes_take(inputs: PlanInputs) -> None:
     assert 0.4 * options * whole < need.work.flops < 0.8 * options * whole
 
 
+@pytest.mark.parametrize(("precision", "faster"), [("tf32", 3.9), ("bfloat16", 7.9)])
+def test_products_in_another_type_are_faster(
+    precision: str, faster: float, inputs: PlanInputs, job: Path, config_file: Path
+) -> None:
+    job.write_text(f"{JOB}scenario: {{device: cuda}}\ncompute: {{precision: {precision}}}\n")
+    request = config.load(job, reads_text=False, parent="embedded")
+    there = inputs_of_job(request, "h100x8", config_file)
+    before, after = (plan(each).stages[1].as_asked for each in (inputs, there))
+    assert after.work.flops == before.work.flops
+    assert before.seconds(inputs.machine) / after.seconds(there.machine) == pytest.approx(faster, rel=0.02)
+    heals = [plan(each).stages[4].as_asked for each in (inputs, there)]
+    assert heals[1].seconds(there.machine) < heals[0].seconds(inputs.machine) / 3
+    # A parent in bfloat16 is read as it is; one in float32 is converted.
+    assert (there.head_bytes == 0) == (precision == "bfloat16")
+    assert replace(there, stored_bytes=4).head_bytes == (2 * 128256 * 4096 if precision == "bfloat16" else 0)
+
+
 def test_hardware_that_is_not_known_is_named(job: Path, config_file: Path) -> None:
     for name in ("h101", "h100x0", "x8", ""):
         with pytest.raises(PlanError, match=r"is no known GPU.*h100"):

@@ -37,18 +37,23 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
     else:
         held = [Amount(LIBRARY_LAYERS, inputs.child_layers_bytes, "budget"), states]
         disk = [Amount("the child, as it is assembled", inputs.child_bytes, "budget")]
-    held.append(Amount("the parent's head, and logits of some rows", inputs.head_bytes + _LOGITS * rows))
+    heads = inputs.head_bytes + inputs.head_parameters * inputs.copied_bytes
+    held.append(Amount("heads as products read them, and logits of some rows", heads + _LOGITS * rows))
     tokens, steps = 0, 0.0
     if heals := request.heal:
         tokens = heals.tokens or inputs.in_sequences(request.data.distillation_tokens)
         sequences = min(heals.batch, max(1, request.data.distillation_tokens // inputs.sequence))
         steps = tokens / (sequences * inputs.sequence)
         trained = max(0.0, child - shape.fixed_parameters)
+        matrices = trained / shape.layers if heals.recompute else trained
         if heals.lora_rank is not None:
             # Each matrix with its adapter is a tensor of its own, which the backward pass reads.
-            matrices = trained / shape.layers if heals.recompute else trained
             trained = _adapters(inputs, heals.lora_rank)
-            held.append(Amount("matrices with their adapters", (matrices + trained) * FLOAT32, "heal.lora_rank"))
+            adapted = matrices * inputs.product_bytes + trained * FLOAT32
+            held.append(Amount("matrices with their adapters", adapted, "heal.lora_rank"))
+        elif inputs.copied_bytes:
+            copied = matrices * inputs.copied_bytes
+            held.append(Amount("matrices, as the backward pass reads them", copied, "heal.recompute"))
         held.append(Amount("gradients, and Adam's moments", _TRAINED * trained * FLOAT32, "heal.lora_rank"))
         passed = _backward(inputs, sequences * inputs.sequence, bool(heals.recompute))
         held.append(Amount("activations of all layers", passed, "heal.batch"))
@@ -92,16 +97,17 @@ def export_need(inputs: PlanInputs) -> StageNeed:
 
 
 def _forward(inputs: PlanInputs, tokens: int) -> float:
-    return tokens * (_OF_FFN * inputs.shape.ffn_width + _OF_RESIDUAL * inputs.shape.hidden) * FLOAT32
+    of_ffn = _OF_FFN * inputs.shape.ffn_width * inputs.product_bytes
+    return tokens * (of_ffn + _OF_RESIDUAL * inputs.shape.hidden * FLOAT32)
 
 
 def _backward(inputs: PlanInputs, tokens: int, recomputed: bool) -> float:
     """A child as deep as its parent, and as wide: a subblock that is left out would take nothing."""
     shape = inputs.shape
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
-    layer = _OF_RESIDUAL * shape.hidden + attention + _OF_FFN * shape.ffn_width
-    numbers = layer + shape.layers * _ENTERING * shape.hidden if recomputed else shape.layers * layer
-    return tokens * numbers * FLOAT32
+    multiplied = (attention + _OF_FFN * shape.ffn_width) * inputs.product_bytes
+    layer = _OF_RESIDUAL * shape.hidden * FLOAT32 + multiplied
+    return tokens * (layer + shape.layers * _ENTERING * shape.hidden * FLOAT32 if recomputed else shape.layers * layer)
 
 
 def _adapters(inputs: PlanInputs, rank: int) -> float:

@@ -37,6 +37,7 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
         tasks=inputs.tasks(len(groups)),
         work=Operations(
             flops=sum(_flops(inputs, group) for group in groups),
+            float32_flops=sum(_summed(inputs, group) for group in groups),
             float64_flops=sum(_solved(inputs, group) for group in groups),
             moved_bytes=sum(_moved(inputs, group) for group in groups),
         ),
@@ -59,8 +60,8 @@ def _fitting(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:
     batch = min(request.distill.batch, max(1, sequences // 4)) * inputs.sequence
     longest = max(part.span for part in group)
     streams = (_STREAMS + longest + (longest + 1) // 2) * calibration * shape.hidden * FLOAT32
-    passed = batch * (_KEPT_OF_FFN * shape.ffn_width + _KEPT_OF_REST * shape.hidden) * FLOAT32
-    layers = (longest + 1) // 2 * inputs.layer_parameters * FLOAT32 + inputs.ffn_parameters * FLOAT32
+    passed = _passed(inputs, batch, shape.ffn_width)
+    layers = (longest + 1) // 2 * inputs.layer_parameters * FLOAT32 + inputs.converted_bytes(inputs.ffn_parameters)
     return (
         Amount(f"{len(group)} subblocks, before and after their fit", first * FLOAT32, "ray.layers_per_task"),
         Amount("normal equations of the widest fit", equations, "distill.least_squares, or space.fuse.widest"),
@@ -77,27 +78,39 @@ def _training(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]
     batch = request.distill.batch * inputs.sequence
     longest = max(part.span for part in group)
     widest = max(inputs.projection(part)[0] for part in group)
-    passed = batch * (_KEPT_OF_FFN * max(widest, shape.ffn_width) + _KEPT_OF_REST * shape.hidden) * FLOAT32
+    passed = _passed(inputs, batch, max(widest, shape.ffn_width))
     kept = (2 * longest + 2) * batch * shape.hidden * FLOAT32
-    layers = inputs.ffn_parameters / shape.ffn_matrices * FLOAT32
+    matrix = inputs.converted_bytes(inputs.ffn_parameters / shape.ffn_matrices)
     return (
         Amount(
             f"{len(group)} subblocks in training: weights, before and now, gradients and Adam's moments",
             held * FLOAT32, "ray.layers_per_task",
         ),
         Amount("activations of a batch", passed + kept, "distill.batch"),
-        Amount("a matrix of the parent at work, in float32", layers),
+        Amount("a subblock, as products read it", max(sizes.values()) * inputs.copied_bytes),
+        Amount("a matrix of the parent at work, as products read it", matrix),
     )  # fmt: skip
+
+
+def _passed(inputs: PlanInputs, tokens: int, width: int) -> float:
+    """What a pass of one subblock holds: its hidden channels in the type of products, the residual in float32."""
+    of_ffn, of_rest = _KEPT_OF_FFN * width * inputs.product_bytes, _KEPT_OF_REST * inputs.shape.hidden * FLOAT32
+    return tokens * (of_ffn + of_rest)
 
 
 def _flops(inputs: PlanInputs, group: Sequence[Choice]) -> float:
     """The parent up to the last layer, over the calibration and the distillation text; each subblock forward and
-    backward, and the sums of its normal equations."""
+    backward."""
     calibration = inputs.in_sequences(inputs.request.data.calibration_tokens)
     prefix = _prefix(inputs, group) * inputs.layer_parameters
     done = inputs.pass_flops(prefix, calibration + _tokens(inputs, group))
-    done += sum(3 * inputs.pass_flops(inputs.size(part), inputs.tokens_of(part)) for part in group)
-    return done + sum(2.0 * calibration * wide * (wide + out) for wide, out in _fits(inputs, group))
+    return done + sum(3 * inputs.pass_flops(inputs.size(part), inputs.tokens_of(part)) for part in group)
+
+
+def _summed(inputs: PlanInputs, group: Sequence[Choice]) -> float:
+    """The sums of normal equations."""
+    calibration = inputs.in_sequences(inputs.request.data.calibration_tokens)
+    return sum(2.0 * calibration * wide * (wide + out) for wide, out in _fits(inputs, group))
 
 
 def _solved(inputs: PlanInputs, group: Sequence[Choice]) -> float:

@@ -27,7 +27,7 @@ from nas.planning.task_ranges import by_count, by_layers
 _PARENT = "the parent, as it is stored"
 _OF_THE_SPACE = ("shape", "choices", "to_build", "to_score", "parent_parameters", "_projections", "_sizes")
 FLOAT32 = 4
-"""Bytes of a number in the type that everything computes and is trained in."""
+"""Bytes of a number in the type that all is trained in, and that all but products computes in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +93,28 @@ class PlanInputs:
         return self.shape.vocabulary * self.shape.hidden
 
     @property
+    def copied_bytes(self) -> int:
+        """Bytes of a number in the copy that products make of what is in float32; 0: they read it as it is."""
+        return 2 if self.request.compute.precision == "bfloat16" else 0
+
+    @property
+    def product_bytes(self) -> int:
+        """Bytes of a number as products of a pass read it."""
+        return self.copied_bytes or FLOAT32
+
+    @property
     def head_bytes(self) -> int:
-        """What is there of it in float32, where the parent is stored otherwise."""
-        return 0 if self.is_stored_as_computed else converted_numbers(self.head_parameters) * FLOAT32
+        """What is there of it in the type of products, where the parent is stored otherwise."""
+        return self.converted_bytes(converted_numbers(self.head_parameters))
+
+    def converted_bytes(self, numbers: float) -> int:
+        """A copy of so many numbers of the parent's matrices in the type of products; 0 where they are stored so."""
+        return 0 if self.is_stored_as_computed else int(numbers * self.product_bytes)
 
     @property
     def is_stored_as_computed(self) -> bool:
         """Whether the matrices are, and not single norms alone."""
-        return FLOAT32 * 0.9 < self.stored_bytes <= FLOAT32
+        return self.product_bytes * 0.9 < self.stored_bytes < self.product_bytes * 1.1
 
     @property
     def parent_bytes(self) -> float:

@@ -25,10 +25,11 @@ class Amount:
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations in float32 and in float64, bytes of the parent that go from main memory to GPUs, and the seconds that
-    timings take at most, however fast the machine is."""
+    """Operations of passes, in the type of `compute.precision`, others in float32 and in float64, bytes of the parent
+    that go from main memory to GPUs, and the seconds that timings take at most, however fast the machine is."""
 
     flops: float = 0.0
+    float32_flops: float = 0.0
     float64_flops: float = 0.0
     moved_bytes: float = 0.0
     timed_s: float = 0.0
@@ -102,7 +103,8 @@ class StageNeed:
             share = min(1.0, self.tasks.together * cores / machine.devices)
         at_once = 1 if machine.is_cpu else min(self.tasks.together, machine.devices)
         work = self.work
-        computed = work.flops / machine.float32_flops + work.float64_flops / machine.float64_flops
+        computed = work.flops / (machine.passes_flops or machine.float32_flops)
+        computed += work.float32_flops / machine.float32_flops + work.float64_flops / machine.float64_flops
         return work.timed_s + (computed / share + work.moved_bytes / _MOVED_BYTES_PER_S) / at_once
 
 

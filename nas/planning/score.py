@@ -46,12 +46,13 @@ def _task(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:
     at_once, batch = stacked(one, len(group), inputs.request.data.score_tokens // inputs.sequence)
     stack = (at_once + 1) * batch * one * FLOAT32
     logits = min(logit_rows(inputs.device, shape.vocabulary), batch * inputs.sequence) * shape.vocabulary
+    held = _LOGITS * FLOAT32 + inputs.copied_bytes
     return (
         Amount(f"weights of {len(group)} options, in float32", sum(map(inputs.size, group)) * FLOAT32,
              "ray.layers_per_task"),
         Amount("residuals of all options at once", _STACKS * stack, "data.sequence_length"),
-        Amount("the parent's head, and logits of some rows", inputs.head_bytes + _LOGITS * logits * FLOAT32),
-        Amount("an FFN of the parent, in float32", inputs.ffn_parameters * FLOAT32),
+        Amount("the parent's head, and logits of some rows", inputs.head_bytes + held * logits),
+        Amount("an FFN of the parent, as products read it", inputs.converted_bytes(inputs.ffn_parameters)),
     )  # fmt: skip
 
 

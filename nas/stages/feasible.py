@@ -34,7 +34,7 @@ from nas.text.tokenizer import load_tokenizer
 # 1 PiB: no node of a cluster has as much memory.
 _NOWHERE = 1 << 50
 _TRAINED = 4
-"""Bytes of a number in float32, the type in which everything is loaded and trained."""
+"""Bytes of a number in float32, the type in which everything is kept and trained."""
 
 
 def check_parent(request: Request, checkpoint: Checkpoint, is_here: bool) -> None:
@@ -133,9 +133,10 @@ def _needs(request: Request, shape: Shape) -> Iterator[_Need]:
     yield _Need(f"space: {largest}", choice_parameters(largest, shape) * _TRAINED, "its weights in float32")
     sequences, trainer = data.distillation_tokens // data.sequence_length, "cuda" if request.gpus_per_task else "cpu"
     batches = {"distill.batch": request.distill.batch, "heal.batch": request.heal.batch if request.heal else 0}
+    size = 2 if request.compute.precision == "bfloat16" else _TRAINED
     for key, batch in batches.items():
-        passed = min(batch, sequences) * data.sequence_length * (shape.hidden + shape.ffn_width) * _TRAINED
-        yield _Need(key, passed, "one layer's activations, in float32", trainer)
+        passed = min(batch, sequences) * data.sequence_length * (shape.hidden + shape.ffn_width) * size
+        yield _Need(key, passed, f"one layer's activations, in {request.compute.precision}", trainer)
     yield _Need("data.score_tokens", data.score_tokens * shape.hidden * _TRAINED, "the parent's hidden states")
 
 

@@ -40,13 +40,15 @@ def facts(search: models.SearchRow, budget: Sequence[Limit]) -> tuple[Fact, ...]
         "kl": "KL divergence from the parent's next-token distribution",
         "lm_loss": "rise of the loss on the text",
     }
+    asked = request_of(search)
+    rounded = "" if asked.products == "float32" else f", with matrix products in {asked.products}"
     return (
         Fact("parent", search.parent),
         Fact("its architecture", f"{layers} layers: {summary(search.parent_architecture)}"),
         Fact("served as", served(scenario_in(search))),
         Fact("on", search.hardware),
         Fact("budget", "; ".join(bounded(limit, search) for limit in budget) or "none"),
-        Fact("to minimise", metric[request_of(search).metric]),
+        Fact("to minimise", metric[asked.metric] + rounded),
     )
 
 

@@ -62,7 +62,9 @@ def test_a_search_ends_and_its_child_is_exported(family: str, tmp_path: Path) ->
 def test_a_plain_search_ends_in_a_model_of_the_family(family: str, tmp_path: Path) -> None:
     parent = random_folder(family, tmp_path / "parent")
     space = {"attention": ["kv50%"], "ffn": ["50%"], "fuse": None, "drop_blocks": True, "plain": True}
-    export = {"format": "plain", "out": str(tmp_path / "plain")}
-    done = nas(tmp_path / "home", "search", job(tmp_path, parent=str(parent), space=space, export=export))
+    # Most parameters are the tables'; 75 % would leave no layer.
+    budget, export = {"parameters": "90%"}, {"format": "plain", "out": str(tmp_path / "plain")}
+    asked = {"space": space, "export": export, "budget": budget}
+    done = nas(tmp_path / "home", "search", job(tmp_path, parent=str(parent), **asked))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "plain/config.json").read_text())["model_type"] == family

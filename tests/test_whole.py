@@ -71,7 +71,7 @@ def assert_same(found: Fidelity, expected: Fidelity, name: object) -> None:
     assert vars(found) == pytest.approx(vars(expected), rel=1e-5, abs=5e-6), name
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "granite", "smollm3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "granite", "gpt2"])
 def test_it_is_the_distance_of_the_assembled_child(family: str) -> None:
     parent = random_parent(family)
     # In GPT-2's layout every query head has a KV head of its own.

@@ -44,8 +44,8 @@ from nas.job.sections import Data
 from nas.stages.evaluate import evaluate
 from nas.stages.heal import heal
 from nas.stages.heal_settings import Healing
+from nas.text.kept_tokens import load_tokens
 from nas.text.tokenizer import load_tokenizer
-from nas.text.tokens import load_tokens
 
 assert nas.terminal.quiet
 

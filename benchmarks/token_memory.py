@@ -1,9 +1,10 @@
-"""Peak memory and time of turning text into the four sets of tokens.
+"""Peak memory and time of turning text into the four sets of tokens, and of reading them again.
 
-    python benchmarks/token_memory.py TOKENIZER --words FILE [--tokens 4000000]
+    python benchmarks/token_memory.py TOKENIZER --words FILE [--tokens 200000000] [--home FOLDER]
 
-TOKENIZER is the folder of a checkpoint. The text is documents of 200 words each, drawn at random from FILE's. Bytes are
-those of the process past what it held before, for each token of the training set.
+TOKENIZER is the folder of a checkpoint. The text is documents of 200 words each, drawn at random from FILE's. There is
+one process, and its peak is all that it holds, libraries and mapped pages among it. Without --home the text and the
+tokens lie in a folder that is removed.
 """
 
 import argparse
@@ -16,9 +17,11 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from nas.job.sections import Data
-from nas.text.tokens import load_tokens
+from nas.text.kept_tokens import TokenFolder, load_tokens
+from nas.text.tokenizer import tokenizer_digest
 
 _WORDS = 200
+_GIB = 1 << 30
 
 
 def write(file: Path, words: list[str], count: int) -> None:
@@ -29,30 +32,38 @@ def write(file: Path, words: list[str], count: int) -> None:
             out.write(" ".join(draw.choices(words, k=_WORDS)) + "\n\n<|endoftext|>")
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
+
+
+def measure(asked: argparse.Namespace, home: Path) -> None:
+    file = home / f"{asked.tokens}.txt"
+    if not file.exists():
+        # A word is a token or more.
+        write(file, asked.words.read_text(encoding="utf-8").split(), int(1.1 * asked.tokens))
+    tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
+    kept = TokenFolder(home / "tokens", tokenizer_digest(asked.tokenizer))
+    data = Data(train=[str(file)], distillation_tokens=asked.tokens)
+    print(f"{asked.tokens:,} tokens, {file.stat().st_size / _GIB:.2f} GiB of text; before: {peak_gib():.2f} GiB")
+    for _ in range(2):
+        started = time.perf_counter()
+        tokens = load_tokens(data, tokenizer, len(tokenizer), kept)
+        seconds, bytes_held = time.perf_counter() - started, tokens.distillation.itemsize
+        print(f"{seconds:.1f} s, peak {peak_gib():.2f} GiB, {bytes_held} bytes a token on disk", end="; ")
+        print(f"set {tokens.digest('distillation')}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--words", type=Path, required=True, help="a text file")
-    parser.add_argument("--tokens", type=int, default=4_000_000)
+    parser.add_argument("--tokens", type=int, default=200_000_000)
+    parser.add_argument("--home", type=Path)
     asked = parser.parse_args()
     import nas.terminal.quiet  # noqa: F401  (on all cores, as a search)
 
-    tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "text.txt")
-        # A word is a token or more.
-        write(file, asked.words.read_text(encoding="utf-8").split(), int(1.1 * asked.tokens))
-        data = Data(train=[str(file)], distillation_tokens=asked.tokens)
-        before, started = peak_bytes(), time.perf_counter()
-        tokens = load_tokens(data, tokenizer, len(tokenizer))
-        seconds, grown = time.perf_counter() - started, peak_bytes() - before
-        characters = file.stat().st_size / asked.tokens
-    print(f"{asked.tokens:,} tokens, {characters:.1f} characters written for each: {seconds:.1f} s")
-    print(f"{grown / asked.tokens:.0f} bytes a token at the peak; set {tokens.digest('distillation')}")
+        measure(asked, asked.home or Path(folder))
 
 
 if __name__ == "__main__":

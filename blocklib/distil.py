@@ -88,7 +88,9 @@ class Distilled:
 @dataclass(frozen=True, eq=False)
 class Texts:
     """Token ids, [sequences, tokens], of which `batch` sequences run at a time: `calibration_BT` for the first weights,
-    `distillation_BT` to train on, passed over as often as a training's tokens ask, and `heldout_BT` for the losses."""
+    `distillation_BT` to train on, passed over as often as a training's tokens ask, and `heldout_BT` for the losses.
+
+    All but `distillation_BT`, of which each batch goes there when it runs, are on the parent's device."""
 
     calibration_BT: Tensor
     distillation_BT: Tensor
@@ -225,7 +227,7 @@ def _train(
         training = {run.choice: run for run in active if run.is_training}
         for group, run in zip(optimizer.param_groups, active, strict=True):
             group["lr"] = run.rate() if run.is_training else 0.0
-        ids_BT = next(batches)
+        ids_BT = next(batches).to(model.device)
         for trained_here, (choice, entering, target, tables) in enumerate(_targets(model, list(training), ids_BT)):
             heard(min(done + ids_BT.numel() * trained_here / len(training), total), total)
             run = training[choice]

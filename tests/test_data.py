@@ -12,8 +12,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from nas.errors import TextError
 from nas.job.sections import Data
+from nas.text.kept_tokens import load_tokens
 from nas.text.standard_library import stdlib_files
-from nas.text.tokens import SPLITS, Dropped, Tokens, load_tokens
+from nas.text.tokens import SPLITS, Dropped, Tokens
 
 VOCABULARY, BOS = 300, "<|bos|>"
 SHARED = Path(__file__).parents[2] / "shared"

@@ -8,8 +8,10 @@ import pytest
 from test_data import BOS, VOCABULARY, byte_level, data, documents_seen, stories, write
 from transformers import PreTrainedTokenizerFast
 
-from nas.text.sources import read_documents
-from nas.text.tokens import SPLITS, Dropped, Tokens, load_tokens
+from nas.job.sections import Data
+from nas.text.kept_tokens import load_tokens
+from nas.text.sources import Documents, read_documents, read_text
+from nas.text.tokens import SPLITS, Dropped, Tokens
 
 
 @pytest.fixture(scope="module")
@@ -101,27 +103,37 @@ def test_a_paragraph_that_all_documents_share_is_in_one_set(tmp_path: Path, toke
     assert_apart(tokens, tokenizer)
 
 
+def texts_of(key: str, paths: tuple[Path, ...], characters: int) -> tuple[Documents, list[list[str]]]:
+    """What is read of plain files, by source."""
+    documents = read_documents(key, paths, None, "train", characters, lambda chat: "")
+    texts: list[list[str]] = [[] for _ in paths]
+    for document in documents:
+        texts[document.source].append(document.text)
+    return documents, texts
+
+
 def test_much_more_text_than_is_wanted_is_read_in_part(tmp_path: Path) -> None:
     """The same share of every source, so that the last has its own."""
     paths = [tmp_path / f"{name}.jsonl" for name in ("large", "middle", "small")]
     for path, count in zip(paths, (9000, 6000, 3000), strict=True):
         path.write_text("\n".join(json.dumps({"text": text}) for text in stories(count, seed=count)))
-    some = read_documents("data.train", tuple(paths), None, "train", 600_000)
+    some, some_texts = texts_of("data.train", tuple(paths), 600_000)
     assert some.share == pytest.approx(600_000 / sum(path.stat().st_size for path in paths))
-    counts = [len(texts) / some.share for texts in some.texts]
+    counts = [len(texts) / some.share for texts in some_texts]
     assert counts == pytest.approx([9000, 6000, 3000], rel=0.5)
-    everything = read_documents("data.train", tuple(paths), None, "train", 10**9)
-    assert [len(texts) for texts in everything.texts] == [9000, 6000, 3000]
+    everything, whole_texts = texts_of("data.train", tuple(paths), 10**9)
+    assert [len(texts) for texts in whole_texts] == [9000, 6000, 3000]
     assert everything.share == 1
-    assert all(texts == whole[: len(texts)] for texts, whole in zip(some.texts, everything.texts, strict=True))
+    assert all(texts == whole[: len(texts)] for texts, whole in zip(some_texts, whole_texts, strict=True))
 
 
 def test_of_many_small_files_some_are_read(tmp_path: Path) -> None:
     paths = tuple(write(tmp_path / f"{index:03}.txt", [text]) for index, text in enumerate(stories(200)))
-    some = read_documents("data.train", paths, None, "train", 10_000)
-    assert sum(map(len, some.texts)) == pytest.approx(10_000 / 290, rel=0.2)
-    assert any(some.texts[150:])
-    assert some.empty == ()
+    asked = Data(train=paths, document_separator=None)
+    _, some_texts = texts_of("data.train", paths, 10_000)
+    assert sum(map(len, some_texts)) == pytest.approx(10_000 / 290, rel=0.2)
+    assert any(some_texts[150:])
+    assert read_text(asked, 10_000, lambda chat: "").empty == ()
 
 
 def test_a_blank_head_is_read_past(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

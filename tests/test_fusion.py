@@ -22,7 +22,7 @@ from nas.job.fusion_candidates import ffn_runs, low_regions
 from nas.job.sections import Data
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.rank_correlation import spearman
-from nas.text.tokens import load_tokens
+from nas.text.kept_tokens import load_tokens
 
 
 def kl(parent: Parent, architecture: str, ids_BT: Tensor, base: str | None = None) -> float:

@@ -3,12 +3,16 @@
 import random
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
+from tempfile import TemporaryFile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.text.pieces import cut, key_of, paragraph_keys, pieces_of, without_copies
+from nas.text.pieces import cut, key_of, paragraph_keys, without_copies
+from nas.text.sources import Document
+from nas.text.spool import spooled
 
 LONG = (
     "The mills of the village of Saint-Rémy grind slowly, “and”, as everybody there knows, they grind exceedingly fine."
@@ -16,6 +20,14 @@ LONG = (
 OTHER = (
     "Nobody who comes to the village in winter finds an open door, for doors are shut from October up to the spring."
 )
+
+
+def pieces_of(documents: Sequence[Sequence[str]], characters: int) -> tuple[list[Document], int]:
+    """Of documents by source: the pieces as they are drawn, and how many were copies."""
+    given = (Document(source, text) for source, texts in enumerate(documents) for text in texts)
+    with TemporaryFile() as file:
+        pieces = spooled(given, characters, file)
+        return [pieces[index] for index in range(len(pieces))], pieces.repeated
 
 
 def words(count: int, seed: int) -> str:
@@ -73,6 +85,10 @@ def test_pieces_are_the_documents_each_once() -> None:
     assert sorted(piece.text for piece in pieces) == sorted(parts)
     assert repeated == sum(len(list(cut(text, 200))) for text in documents[:5])
     assert {piece.source for piece in pieces} == {0}
+
+
+def test_no_text_is_no_pieces() -> None:
+    assert pieces_of([[], []], 200) == ([], 0)
 
 
 def test_the_order_depends_on_the_texts_alone() -> None:

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from nas.errors import TextError
 from nas.job.config import load
 from nas.text.files import STRETCH_CHARACTERS, TextFile
-from nas.text.tokens import SPLITS, Tokens, load_tokens
+from nas.text.kept_tokens import load_tokens
+from nas.text.tokens import SPLITS, Tokens
 
 STORIES = [f"{text}\n\nThe caf\u00e9 of {text[:4]}, \u201cnaturally\u201d." for text in stories(100)]
 PLAIN = "<|endoftext|>".join(STORIES)

@@ -18,6 +18,7 @@ from nas.cluster.ray_folder import ray_folder
 from nas.errors import RayStartError, ResourceError, WorkerError
 from nas.terminal.progress import Heard
 from nas.terminal.signals import SIGNALS
+from nas.text.token_files import TokenFile
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -104,7 +105,8 @@ class Cluster:
         whole_node: bool = False,
         progress: Heard | None = None,
     ) -> Iterator[tuple[int, Result]]:
-        """Run `work(task, report)` for each task; (index, result) as they finish, in any order. A task is a dataclass.
+        """Run `work(task, report)` for each task; (index, result) as they finish, in any order. A task is a dataclass;
+        a field that is a file of tokens arrives as its ids, read where the task runs.
 
         `progress(index, done, total, doing)` hears what tasks report. `whole_node`: with all CPUs of a node, so that
         nothing else of ours runs beside it. Raises what a task raised, and ResourceError where no node has the
@@ -308,6 +310,6 @@ def _on_worker(
     # Ray sets one thread for a worker's first task and leaves it there for the next.
     torch.set_num_threads(threads)
     try:
-        return work(kind(*values), report)
+        return work(kind(*(value.opened() if isinstance(value, TokenFile) else value for value in values)), report)
     finally:
         give_back()  # Ray keeps the process for a task to come, of this stage or another.

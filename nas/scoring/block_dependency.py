@@ -27,9 +27,9 @@ from nas.job.sections import Data, Source
 from nas.scoring.fidelity import numbers_at_once
 from nas.terminal.console import Terminal
 from nas.terminal.progress import bar
+from nas.text.kept_tokens import load_tokens
 from nas.text.parent_folder import parent_folder
 from nas.text.tokenizer import load_tokenizer
-from nas.text.tokens import load_tokens
 
 # The stack of shortened models holds at most this many residual numbers (256 MiB in float32).
 _STACK_AT_ONCE = 1 << 26

@@ -49,10 +49,11 @@ from nas.stages.context import Context
 from nas.stages.costs import quality_of
 from nas.stages.evaluate import Evaluations, Evaluator, perplexity
 from nas.stages.heal_settings import Healing
-from nas.stages.library import Ids, choice_weights, device_of, gpus_to_time, plan_inputs, tensor
+from nas.stages.library import choice_weights, device_of, gpus_to_time, plan_inputs, tensor
 from nas.stages.prepare import Job
 from nas.stages.sample import sample
 from nas.terminal.progress import bar, rarely
+from nas.text.token_files import Ids
 
 Curve = tuple[tuple[float, float], ...]
 """Points of tokens and loss."""
@@ -289,7 +290,7 @@ def _heal(parent: Parent, child: PuzzleNasForCausalLM, task: _ChildTask, healing
     report(doing="loading the trainer")
     from nas.stages.heal import heal, loss_curve  # It takes seconds to load, and only here.
 
-    text = tensor(task.distillation, task.device)
+    text = tensor(task.distillation, "cpu")  # the trainer takes each batch to the device
     for event in heal(parent.model, child, text, healing, task.checkpoints, task.recompute):
         report(event.done_tokens, event.total_tokens)
     return loss_curve(task.checkpoints, text, healing)

@@ -1,13 +1,14 @@
 """One run of a job: the values that the driver's functions use in all stages."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from db.store import Store
 from nas.cluster.tasks import Cluster
 from nas.stages.prepare import Job
+from nas.text.tokens import Split
 
 
 class Shared:
@@ -16,15 +17,16 @@ class Shared:
     def __init__(self, job: Job, cluster: Cluster):
         self._job = job
         self._cluster = cluster
-        self._handles: dict[str, Any] = {}
+        self._parent: Any = None
 
-    def __getitem__(self, name: str) -> Any:
-        """A handle to "parent", or to a set of tokens by its name. A worker gets the value if a field of its task is a
-        handle."""
-        if name not in self._handles:
-            value = self._job.parent if name == "parent" else getattr(self._job.tokens, name)
-            self._handles[name] = self._cluster.share(value)
-        return self._handles[name]
+    def __getitem__(self, name: Literal["parent"] | Split) -> Any:
+        """A handle to "parent", or to a set of tokens by its name: its file. A worker gets the value if a field of its
+        task is a handle."""
+        if name != "parent":
+            return self._job.tokens.files[name]
+        if self._parent is None:
+            self._parent = self._cluster.share(self._job.parent)
+        return self._parent
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,10 @@ from nas.solve.solve import cost_of
 from nas.stages.clock import clock, on_clock
 from nas.stages.context import Context
 from nas.stages.flash_costs import simulate
-from nas.stages.library import Ids, gpus_to_time, tensor
+from nas.stages.library import gpus_to_time, tensor
 from nas.stages.prepare import Job
 from nas.terminal.progress import bar
+from nas.text.token_files import Ids
 
 _BUSY = 0.1
 """The smallest CPU contention that causes a message."""

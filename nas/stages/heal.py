@@ -144,7 +144,7 @@ def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        # The tokens are on the model's device already.
+        # A batch of token ids is small, and ids may be on the model's device already.
         dataloader_pin_memory=False,
         seed=0,
         use_cpu=use_cpu,

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Choice, Parallel
@@ -36,8 +34,7 @@ from nas.scoring.replace_one import score
 from nas.stages.context import Context
 from nas.stages.prepare import CHECKED, Job
 from nas.terminal.progress import bar, rarely
-
-Ids = NDArray[np.int32]
+from nas.text.token_files import Ids
 
 # The tokens to measure block dependency on; more tokens hardly change the matrix.
 _DEPENDENCY_TOKENS = 8192
@@ -146,7 +143,7 @@ def _build(task: _BuildTask, report: Report) -> tuple[_Record, ...]:
     missing = {one.choice: one.training for one in task.work if not library.has(one.choice, one.key)}
     if missing:
         texts = Texts(
-            tensor(task.calibration, task.device), tensor(task.distillation, task.device),
+            tensor(task.calibration, task.device), tensor(task.distillation, "cpu"),
             tensor(task.heldout[:CHECKED], task.device), task.settings.batch,
         )  # fmt: skip
         at_work = distil(
@@ -250,8 +247,9 @@ def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mappi
 
 
 def tensor(ids: Ids, device: str) -> torch.Tensor:
-    """Token ids on a device. Copied, since what Ray hands out is read-only."""
-    return torch.from_numpy(ids.copy()).to(device)
+    """Token ids on a device. On a CPU those of a file stay there, and read-only ones, which torch takes none of, are
+    copied."""
+    return torch.from_numpy(ids if ids.flags.writeable else ids.copy()).to(device)
 
 
 def device_of(job: Job) -> str:

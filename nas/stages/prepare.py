@@ -30,9 +30,11 @@ from nas.job.sections import Section
 from nas.job.space import choices
 from nas.stages.cost_table import CostTable, read_cost_table
 from nas.stages.feasible import check_sizes
+from nas.text.kept_tokens import TokenFolder, load_tokens
 from nas.text.parent_folder import parent_folder, stored_in
-from nas.text.tokenizer import load_tokenizer
-from nas.text.tokens import Tokens, digest_of, load_tokens
+from nas.text.token_files import digest_of
+from nas.text.tokenizer import load_tokenizer, tokenizer_digest
+from nas.text.tokens import Tokens
 
 # Part of every key of built weights: raise it when the same settings would give other weights.
 _BUILD_VERSION = 2
@@ -281,11 +283,12 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
         table.check_scenario(scenario, request.measure.table)
         table.check_shape(vars(parent.shape), request.measure.table)
         hardware = table.hardware
+    kept = TokenFolder(request.home / "tokens", tokenizer_digest(folder))
     return Job(
         request=request,
         parent=parent,
         tokenizer=tokenizer,
-        tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary),
+        tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary, kept),
         scenario=scenario,
         hardware=hardware or describe(scenario),
         table=table,

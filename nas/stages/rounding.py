@@ -18,8 +18,9 @@ from blocklib.precisions.rounding import How
 from blocklib.tables import table_names
 from nas.cluster.tasks import STARTING, Report
 from nas.stages.context import Context
-from nas.stages.library import Ids, device_of, shares, tensor
+from nas.stages.library import device_of, shares, tensor
 from nas.terminal.progress import bar
+from nas.text.token_files import Ids
 
 _HOW: How = "feedback"
 """Refitting takes as long again and hardly changes a score; the child that is chosen gets it."""

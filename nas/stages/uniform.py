@@ -30,10 +30,11 @@ from nas.scoring.fidelity import Fidelity
 from nas.stages.child_file import load_child
 from nas.stages.context import Context
 from nas.stages.evaluate import Evaluator, perplexity
-from nas.stages.library import Ids, device_of, tensor
+from nas.stages.library import device_of, tensor
 from nas.stages.prepare import Job
 from nas.stages.real_values import Reality
 from nas.terminal.progress import bar
+from nas.text.token_files import Ids
 
 
 @dataclass(frozen=True)

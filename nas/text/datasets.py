@@ -11,6 +11,7 @@ from typing import Any
 
 from nas.errors import TextError
 from nas.job.sections import HubDataset
+from nas.text.chats import Chat
 from nas.text.files import TextFile, checked, missing_column, named_faults
 
 _ROWS_AT_ONCE = 1000
@@ -32,8 +33,8 @@ class DatasetRows:
         """In bytes, about."""
         return int(self.rows.data.nbytes)
 
-    def texts(self, separator: str | None) -> Iterator[tuple[str, float]]:
-        """Each row's text, and the share of the rows that has been read by then. Raises TextError."""
+    def texts(self, separator: str | None) -> Iterator[tuple[str | Chat, float]]:
+        """Each row's text or chat, and the share of the rows that has been read by then. Raises TextError."""
         seen = 0
         with named_faults(self.name):
             for batch in self.rows.select_columns([self.column]).iter(batch_size=_ROWS_AT_ONCE):

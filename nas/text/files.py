@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from nas.errors import TextError
+from nas.text.chats import Chat, is_chat
 from nas.text.format import Format, format_of, pyarrow, unpacked
 
 STRETCH_CHARACTERS = 1 << 18
@@ -43,8 +44,8 @@ class TextFile:
         with named_faults(self.path):
             return self.path.stat().st_size
 
-    def texts(self, separator: str | None) -> Iterator[tuple[str, float]]:
-        """Each text, and the share of the file that has been read by then.
+    def texts(self, separator: str | None) -> Iterator[tuple[str | Chat, float]]:
+        """Each text or chat, and the share of the file that has been read by then.
 
         Plain text is split at `separator`; rows are given whole. Raises TextError, naming the file.
         """
@@ -52,7 +53,7 @@ class TextFile:
             found = format_of(self.path)
             yield from self._table(found) if found.kind in ("parquet", "arrow") else self._text(found, separator)
 
-    def _text(self, found: Format, separator: str | None) -> Iterator[tuple[str, float]]:
+    def _text(self, found: Format, separator: str | None) -> Iterator[tuple[str | Chat, float]]:
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             blocks = self._blocks(unpacked(file, found.compression), found.encoding)
@@ -62,7 +63,7 @@ class TextFile:
             for _ in blocks:
                 pass
 
-    def _texts_of(self, found: Format, blocks: Iterator[str], separator: str | None) -> Iterator[str]:
+    def _texts_of(self, found: Format, blocks: Iterator[str], separator: str | None) -> Iterator[str | Chat]:
         if found.kind == "json lines":
             return self._json_lines(_lines(blocks))
         if found.kind == "json":
@@ -98,7 +99,7 @@ class TextFile:
             f"like Latin-1, it is {meant!r}); convert the file, as `iconv -f CP1252 -t UTF-8` does, or leave it out"
         )
 
-    def _json_lines(self, lines: Iterator[str]) -> Iterator[str]:
+    def _json_lines(self, lines: Iterator[str]) -> Iterator[str | Chat]:
         number, line = 0, next(lines, None)
         while line is not None:
             number, following = number + 1, next(lines, None)
@@ -110,7 +111,7 @@ class TextFile:
                 yield self._text_in(row, place)
             line = following
 
-    def _json(self, blocks: Iterator[str]) -> Iterator[str]:
+    def _json(self, blocks: Iterator[str]) -> Iterator[str | Chat]:
         """A list of objects; or one object, whose column is a text or a list of them."""
         if self.path.stat().st_size > _LARGEST_JSON_BYTES:
             raise TextError(
@@ -120,7 +121,10 @@ class TextFile:
         value = _parsed("".join(blocks).lstrip("\ufeff"), str(self.path), is_last=True)
         if isinstance(value, dict):
             texts = value.get(self.column)
-            value = [{self.column: text} for text in texts] if isinstance(texts, list) else [value]
+            if isinstance(texts, list) and not is_chat(texts):
+                value = [{self.column: text} for text in texts]
+            else:
+                value = [value]
         if not isinstance(value, list):
             raise TextError(f"{self.path} is {_a(value)}, not a list of objects")
         for number, row in enumerate(value, 1):
@@ -129,7 +133,7 @@ class TextFile:
                 raise TextError(f"{place} is {_a(row)}, not an object like {{{json.dumps(self.column)}: ...}}")
             yield self._text_in(row, place)
 
-    def _text_in(self, row: dict[str, Any], place: str) -> str:
+    def _text_in(self, row: dict[str, Any], place: str) -> str | Chat:
         if self.column not in row:
             raise missing_column(place, self.column, row)
         return checked(row[self.column], self.column, place)
@@ -157,7 +161,7 @@ class TextFile:
             cut = "it may be cut" if "end of data" in str(error) else "a field that begins with a quote ends with one"
             raise TextError(f"{self.path}, line {reader.line_num + 1}: {error}; {cut}") from error
 
-    def _table(self, found: Format) -> Iterator[tuple[str, float]]:
+    def _table(self, found: Format) -> Iterator[tuple[str | Chat, float]]:
         arrow = pyarrow(f"{self.path}: reading Parquet and Arrow")
         seen = 0
         with arrow.memory_map(str(self.path)) as file:
@@ -192,10 +196,12 @@ def missing_column(place: str, column: str, columns: Iterable[str]) -> TextError
     )
 
 
-def checked(text: object, column: str, place: str) -> str:
-    """A cell that must be text; null is no text, as an empty one is. Raises TextError."""
+def checked(text: object, column: str, place: str) -> str | Chat:
+    """A cell that must be text, or a chat; null is no text, as an empty one is. Raises TextError."""
     if text is None:
         return ""
+    if is_chat(text):
+        return Chat(cast(list[dict[str, Any]], text), place)
     if not isinstance(text, str):
         raise TextError(f"{place}: {column!r} is {_a(text)}, not text: {str(text)[:60]}")
     return text

@@ -10,23 +10,16 @@ Copies are found whatever their spaces, line ends and Unicode forms. Nothing her
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Set
+
+import numpy as np
+from numpy.typing import NDArray
 
 # A paragraph, or a line, that is shorter may stand in two texts by chance.
 _LONG_CHARACTERS = 100
 _BLANK_LINES = re.compile(r"(\n[^\S\n]*\n\s*)")
 # Soft hyphens, joiners, marks of direction and of byte order: characters that nobody sees.
 _UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text of one source, by the source's index; `key` is equal for copies."""
-
-    source: int
-    text: str
-    key: bytes
 
 
 def key_of(text: str) -> bytes:
@@ -72,35 +65,31 @@ def cut(text: str, characters: int) -> Iterator[str]:
     yield text[start:]
 
 
-def pieces_of(documents: Sequence[Sequence[str]], characters: int) -> tuple[list[Piece], int]:
-    """The pieces of all sources' documents in the order they are drawn in, and how many were copies of another.
+def drawing_order(
+    keys: NDArray[np.uint64], sources: NDArray[np.int32], characters: NDArray[np.int32]
+) -> NDArray[np.intp]:
+    """The indices of pieces in the order they are drawn in; of copies, the first piece alone.
 
-    The order depends on nothing but the texts. Within a source it is that of the pieces' keys. Laid end to end they
-    reach from 0 to 1; at one place within each, the same for all of a source, sources are merged.
+    `keys` is [pieces, 2], the two halves of each key; `sources` and `characters` are one number for each piece. The
+    order depends on nothing but the texts. Within a source it is that of the pieces' keys. Laid end to end they reach
+    from 0 to 1; at one place within each, the same for all of a source, sources are merged.
     """
-    found: dict[bytes, Piece] = {}
-    count = 0
-    for source, texts in enumerate(documents):
-        for text in texts:
-            for part in cut(text, characters):
-                if part.strip():
-                    count += 1
-                    key = key_of(part)
-                    found.setdefault(key, Piece(source, part, key))
-    by_source: dict[int, list[Piece]] = {}
-    for piece in sorted(found.values(), key=lambda piece: piece.key):
-        by_source.setdefault(piece.source, []).append(piece)
-    placed = sorted((place, piece.key) for pieces in by_source.values() for place, piece in _places(pieces))
-    return [found[key] for _, key in placed], count - len(found)
-
-
-def _places(pieces: list[Piece]) -> Iterator[tuple[float, Piece]]:
-    whole, before = sum(len(piece.text) for piece in pieces), 0
+    if not len(keys):
+        return np.zeros(0, dtype=np.intp)
+    high, low = keys.T
+    order = np.lexsort((low, high))  # copies stay in the order they came in
+    order = order[np.concatenate([[True], (keys[order[1:]] != keys[order[:-1]]).any(axis=1)])]
+    order = order[np.argsort(sources[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(sources[order], prepend=-1))
+    counts = np.diff(starts, append=len(order))
+    sizes = characters[order].astype(np.int64)
+    ends = np.cumsum(sizes)
+    before = ends - sizes - np.repeat(ends[starts] - sizes[starts], counts)
     # At random, and one of its own for each source; the order goes by the first half of the keys.
-    within = int.from_bytes(pieces[0].key[8:]) / 2**64
-    for piece in pieces:
-        yield (before + within * len(piece.text)) / whole, piece
-        before += len(piece.text)
+    within = np.repeat(low[order[starts]] / 2.0**64, counts)
+    places = (before + within * sizes) / np.repeat(np.add.reduceat(sizes, starts), counts)
+    drawn: NDArray[np.intp] = order[np.lexsort((low[order], high[order], places))]
+    return drawn
 
 
 def _key_where_long(text: str) -> bytes | None:

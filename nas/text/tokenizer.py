@@ -3,6 +3,7 @@
 Knows files and what libraries they take; transformers is imported when one is loaded.
 """
 
+import hashlib
 import json
 import re
 from importlib.metadata import version
@@ -21,6 +22,8 @@ _JSON = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "
 _PLAIN = ("tokenizer.model", "merges.txt", "vocab.txt")
 # Any one of these lines makes a tokenizer.
 _ENOUGH = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+# A tokenizer that is code of its own may read a vocabulary of any name.
+_DECIDING = (*_JSON, *_PLAIN, "*.py", "*.tiktoken", "*.model", "chat_template*", "additional_chat_templates/*.jinja")
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 _AGAIN = "copy or download it again (hf download ID --local-dir FOLDER)"
 _ALLOW = "on your own machine, a job with allow_remote_code: true runs it; else give a tokenizer.json beside the model"
@@ -63,6 +66,15 @@ def load_tokenizer(folder: Path, allow_remote_code: bool = False) -> "PreTrained
         # An export must not point at code that nobody has looked at.
         tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Stands for the files in `folder` that decide which tokens a text becomes, and for the libraries reading them."""
+    found = hashlib.blake2b(f"{version('transformers')} {version('tokenizers')}".encode(), digest_size=16)
+    for path in sorted({path for pattern in _DECIDING for path in folder.glob(pattern) if path.is_file()}):
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(folder).as_posix()} {len(content)} ".encode() + content)
+    return found.hexdigest()
 
 
 def _is_enough(folder: Path) -> bool:

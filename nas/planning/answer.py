@@ -69,7 +69,7 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
         "heal" if heals else "evaluate",
         each=(*inputs.parent_each, *held),
         once=inputs.parent_once,
-        main=inputs.parent_main,
+        main=(*inputs.parent_main, inputs.text),
         disk=tuple(disk),
         tasks=inputs.tasks(1, alone=True),
         work=Operations(flops=flops, moved_bytes=passes_of_parent * inputs.moved_by_a_pass),

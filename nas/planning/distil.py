@@ -1,6 +1,7 @@
 """The need of the stage `distil`: the passes of `blocklib/initial_weights.py` and `blocklib/distil.py`, in numbers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from blocklib.block import Choice
 from nas.planning.inputs import FLOAT32, PlanInputs
@@ -33,7 +34,7 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
         "distil",
         each=(*inputs.parent_each, *max((_peak(inputs, group) for group in groups), key=total)),
         once=inputs.parent_once,
-        main=inputs.parent_main,
+        main=(*inputs.parent_main, inputs.text),
         tasks=inputs.tasks(len(groups)),
         work=Operations(
             flops=sum(_flops(inputs, group) for group in groups),
@@ -41,7 +42,10 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
             float64_flops=sum(_solved(inputs, group) for group in groups),
             moved_bytes=sum(_moved(inputs, group) for group in groups),
         ),
-        disk=(Amount("the block library, in float32", library, "space"),),
+        disk=(
+            Amount("the block library, in float32", library, "space"),
+            replace(inputs.text, what="the training text, as tokens"),
+        ),
     )
 
 

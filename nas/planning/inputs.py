@@ -28,6 +28,7 @@ _PARENT = "the parent, as it is stored"
 _OF_THE_SPACE = ("shape", "choices", "to_build", "to_score", "parent_parameters", "_projections", "_sizes")
 FLOAT32 = 4
 """Bytes of a number in the type that all is trained in, and that all but products computes in."""
+_TOKEN_BYTES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +141,12 @@ class PlanInputs:
     @property
     def parent_main(self) -> tuple[Amount, ...]:
         return (Amount("the parent, mapped from its files", self.parent_bytes),) if self.is_mapped else ()
+
+    @property
+    def text(self) -> Amount:
+        """The text that trains: in a file, which processes map and which stays in main memory once it is read."""
+        tokens = self.in_sequences(self.request.data.distillation_tokens)
+        return Amount("the training text, mapped from its file", tokens * _TOKEN_BYTES, "data.distillation_tokens")
 
     @property
     def parent_each(self) -> tuple[Amount, ...]:

@@ -46,7 +46,7 @@ def multiply_in(products: Products, model: Model) -> Model:
     model.products = products  # type: ignore[assignment]
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in _MULTIPLY:
-            module.products = products  # type: ignore[assignment]
+            module.products = products
             around = _Multiplying(products)
             module.register_forward_pre_hook(around.enter)
             module.register_forward_hook(around.leave, always_call=True)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import nas
 from blocklib.checkpoint import bytes_of_a_number, inspect
+from blocklib.compute_dtype import converted_numbers
 from blocklib.kinds import parameters, parent_architecture
 from blocklib.loading import readable
 from blocklib.parent import load_parent
@@ -140,7 +141,9 @@ def test_products_in_another_type_are_faster(
     assert heals[1].seconds(there.machine) < heals[0].seconds(inputs.machine) / 3
     # A parent in bfloat16 is read as it is; one in float32 is converted.
     assert (there.head_bytes == 0) == (precision == "bfloat16")
-    assert replace(there, stored_bytes=4).head_bytes == (2 * 128256 * 4096 if precision == "bfloat16" else 0)
+    assert replace(there, stored_bytes=4).head_bytes == (
+        2 * converted_numbers(128256 * 4096) if precision == "bfloat16" else 0
+    )
 
 
 def test_hardware_that_is_not_known_is_named(job: Path, config_file: Path) -> None:

@@ -105,7 +105,7 @@ class JobText:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all sources."""
+        """Those of all sources."""
         return self.train.names + (self.evaluation.names if self.evaluation else ())
 
 

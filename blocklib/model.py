@@ -118,15 +118,15 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
             self.mlp = FFN_MODULES[config.ffn_kind](config)
 
     def attended(self, residual: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """What the attention adds to the residual that enters it."""
+        """The attention's part of the next residual, from the residual that enters it."""
         return self._added(self.self_attn, self.input_layernorm, residual, **kwargs)
 
     def fed_forward(self, residual: torch.Tensor) -> torch.Tensor:
-        """What the FFN adds to the residual that enters it."""
+        """The FFN's part of the next residual, from the residual that enters it."""
         return self._added(self.mlp, self.post_attention_layernorm, residual)
 
     def ffn_input(self, residual: torch.Tensor) -> torch.Tensor:
-        """What the FFN reads of the residual that enters it."""
+        """The input of the FFN, from the residual that enters it."""
         return residual if self.norms_after else self.post_attention_layernorm(residual)
 
     def _added(self, subblock: Any, norm: nn.Module, residual: torch.Tensor, **kwargs: Any) -> torch.Tensor:

@@ -199,8 +199,8 @@ def own_shape(config: PuzzleNasConfig) -> Shape:
 
 
 def own_steps(config: PuzzleNasConfig) -> dict[str, Any]:
-    """What the model computes otherwise than a Llama of its shape, by the names in its configuration. A step that a
-    Llama has as well is left out, so that keys and digests do not change when there is a new one."""
+    """The steps that the model takes otherwise than a Llama of its shape, by the names in its configuration. A step
+    that a Llama has as well is left out, so that keys and digests do not change when there is a new one."""
     defaults: dict[str, Any] = dict.fromkeys(MULTIPLIERS[1:], 1.0) | {
         "unrotated_layers": [],
         "norms_after": False,
@@ -279,8 +279,8 @@ def computing(
 def in_type(
     model: PuzzleNasForCausalLM, dtype: torch.dtype, device: torch.device | str | None = None, copy: bool = False
 ) -> PuzzleNasForCausalLM:
-    """The same model with all weights in one type, on `device`; None: where its embedding is. What is so already is
-    shared, unless it is to be a copy."""
+    """The same model with all weights in one type, on `device`; None: where its embedding is. A weight that is so
+    already is shared, unless it is to be a copy."""
     device = model.device if device is None else torch.device(device)
     state, converted = model.state_dict(), dict[int, Tensor]()  # A tied head is the embedding.
     for tensor in state.values():

@@ -36,7 +36,7 @@ class Shape:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What keys hold of it: `own_steps` of a configuration (`blocklib/parent.py`) has the rest."""
+        """The part of it that keys hold: `own_steps` of a configuration (`blocklib/parent.py`) has the rest."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
 
     @property

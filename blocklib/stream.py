@@ -65,7 +65,7 @@ def delta(layer: Variant, entering_BTD: Tensor, tables: Rotary) -> Tensor:
 
 
 def slot_delta(model: PuzzleNasForCausalLM, slot: int, entering_BTD: Tensor, tables: Rotary) -> Tensor:
-    """What the model's own subblock at `slot` adds to the residual. The model must be a parent: one layer for each two
+    """The residual's change by the model's own subblock at `slot`. The model must be a parent: one layer for each two
     slots."""
     layer: PuzzleNasLayer = model.model.layers[slot // 2]
     if slot % 2 == 0:

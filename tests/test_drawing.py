@@ -104,7 +104,7 @@ def test_a_paragraph_that_all_documents_share_is_in_one_set(tmp_path: Path, toke
 
 
 def texts_of(key: str, paths: tuple[Path, ...], characters: int) -> tuple[Documents, list[list[str]]]:
-    """What is read of plain files, by source."""
+    """The documents of plain files, by source."""
     documents = read_documents(key, paths, None, "train", characters, lambda chat: "")
     texts: list[list[str]] = [[] for _ in paths]
     for document in documents:

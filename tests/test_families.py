@@ -19,7 +19,7 @@ REFUSED = {
         "gguf": "no architecture of llama.cpp carries layers whose attention has no positions",
     },
 }
-"""What a search for each format says before it begins."""
+"""The words of a search for each format, before it begins."""
 
 
 def random_folder(family: str, folder: Path) -> Path:

@@ -23,7 +23,7 @@ OTHER = (
 
 
 def pieces_of(documents: Sequence[Sequence[str]], characters: int) -> tuple[list[Document], int]:
-    """Of documents by source: the pieces as they are drawn, and how many were copies."""
+    """The pieces of documents by source, as they are drawn, and how many were copies."""
     given = (Document(source, text) for source, texts in enumerate(documents) for text in texts)
     with TemporaryFile() as file:
         pieces = spooled(given, characters, file)

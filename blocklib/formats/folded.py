@@ -2,9 +2,9 @@
 weights computes the same, to rounding.
 
 An RMS norm takes out the scale of what enters it, its epsilon apart. So the residual is divided by the embedding's
-multiplier throughout, and epsilon by its square: the embedding, which may be the head too, stays as it is. What a
-subblock adds is then the residual multiplier over that of the embedding times its output projection; the attention's
-scale goes into the queries, and that of logits into the final norm.
+multiplier throughout, and epsilon by its square: the embedding, which may be the head too, stays as it is. The
+output projection of a subblock is then multiplied by the residual multiplier over that of the embedding; the
+attention's scale goes into the queries, and that of logits into the final norm.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def folded(child: PuzzleNasForCausalLM) -> PuzzleNasForCausalLM:
 
 @dataclass(frozen=True)
 class _Factors:
-    """What weights are multiplied by: those of queries, of output projections, and of the final norm."""
+    """The factors of weights: those of queries, of output projections, and of the final norm."""
 
     query: float
     output: float

@@ -97,7 +97,8 @@ def _training(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]
 
 
 def _passed(inputs: PlanInputs, tokens: int, width: int) -> float:
-    """What a pass of one subblock holds: its hidden channels in the type of products, the residual in float32."""
+    """The bytes that a pass of one subblock holds: its hidden channels in the type of products, the residual in
+    float32."""
     of_ffn, of_rest = _KEPT_OF_FFN * width * inputs.product_bytes, _KEPT_OF_REST * inputs.shape.hidden * FLOAT32
     return tokens * (of_ffn + of_rest)
 

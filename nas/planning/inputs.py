@@ -105,7 +105,7 @@ class PlanInputs:
 
     @property
     def head_bytes(self) -> int:
-        """What is there of it in the type of products, where the parent is stored otherwise."""
+        """The part of it that is there in the type of products, where the parent is stored otherwise."""
         return self.converted_bytes(converted_numbers(self.head_parameters))
 
     def converted_bytes(self, numbers: float) -> int:

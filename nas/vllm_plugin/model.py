@@ -174,7 +174,7 @@ class ServedLayer(nn.Module):
     def _added(
         self, subblock: nn.Module, norm: nn.Module, residual_ND: torch.Tensor, *places_N: torch.Tensor
     ) -> torch.Tensor:
-        """What a subblock adds to the residual that enters it."""
+        """A subblock's part of the next residual, from the residual that enters it."""
         if self.norms_after:
             added_ND = norm(subblock(residual_ND, *places_N))
         else:

@@ -18,7 +18,7 @@ _ENTERING = 4
 """The same for each channel of the residual where layers are computed again: what enters, and the distance."""
 _LOGITS = 4
 """Tensors as large as the logits of the rows at work, in healing."""
-LIBRARY_LAYERS = "the child's layers from the library, in float32"
+_LIBRARY_LAYERS = "the child's layers from the library, in float32"
 EVALUATED_TOGETHER = 8
 """Sequences that are evaluated at once."""
 
@@ -35,7 +35,7 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
         held = [Amount("the child, in float32", child * FLOAT32, "budget"), states]
         disk = [Amount("the child, in float32", child * FLOAT32, "budget")]
     else:
-        held = [Amount(LIBRARY_LAYERS, inputs.child_layers_bytes, "budget"), states]
+        held = [Amount(_LIBRARY_LAYERS, inputs.child_layers_bytes, "budget"), states]
         disk = [Amount("the child, as it is assembled", inputs.child_bytes, "budget")]
     heads = inputs.head_bytes + inputs.head_parameters * inputs.copied_bytes
     held.append(Amount("heads as products read them, and logits of some rows", heads + _LOGITS * rows))

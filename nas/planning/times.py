@@ -4,7 +4,6 @@ for themselves."""
 from cost_models.engines.engines import engine_of
 from cost_models.geometry import FIXED, geometries_of
 from cost_models.timing.measure import SHARE_OF_MEMORY
-from nas.planning.answer import LIBRARY_LAYERS
 from nas.planning.inputs import PlanInputs
 from nas.planning.need import Amount, Operations, StageNeed, processes_bytes
 
@@ -29,13 +28,12 @@ def time_need(inputs: PlanInputs) -> StageNeed:
     """Parent and child with their own weights, which the engine takes from their files."""
     share = inputs.child_parameters / inputs.parent_parameters
     both = 1.0 + share if _holds_both(inputs) else 1.0
+    # While the parent is copied, the child is not there yet.
+    waiting = inputs.parent_bytes - (both - 1.0) * inputs.served.weight_bytes
     return StageNeed(
         "time the child",
         each=(*_timed(inputs, both), _prefill(inputs)),
-        main=(
-            Amount("the parent, as it is stored", inputs.parent_bytes),
-            Amount(LIBRARY_LAYERS, inputs.child_layers_bytes, "budget"),
-        ),
+        main=(Amount("a model, mapped from its files until the engine has it", max(waiting, inputs.child_bytes)),),
         tasks=inputs.tasks(1, alone=True),
         work=Operations(timed_s=_CHILD_LIMITS * inputs.request.measure.time_limit),
     )

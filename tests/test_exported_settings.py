@@ -108,7 +108,7 @@ def test_a_child_kept_with_its_cache_off_is_delivered_with_it_on(tmp_path: Path)
     child = child_of(parent, HEALED)
     child.config.use_cache = False
     save_child(tmp_path / "child.safetensors", child, {})
-    delivered = as_assembled(load_child(tmp_path / "child.safetensors"))
+    delivered = as_assembled(load_child(tmp_path / "child.safetensors"), child.dtype)
     assert delivered.config.use_cache is True
     assert delivered.config.to_dict() == child_of(parent, HEALED).config.to_dict()
     assert tokens_of_each_forward(delivered, random_ids(parent, tokens=9)) == [9, 1, 1, 1, 1]

@@ -6,6 +6,11 @@ user started.
 Memory is the proportional set size (PSS) of the search, of Ray and of its workers, looked at several times a second: a
 page that several processes share is divided between them, so that a sum counts it once. Without --home the search runs
 in an empty home, which is removed.
+
+Started in a control group with a limit, it also says how much the group held at most, as the kernel counts it, with the
+files that it keeps in memory, and how often the limit was reached:
+
+    systemd-run --scope -p MemoryMax=5G python benchmarks/search_memory.py job.yaml
 """
 
 import argparse
@@ -21,10 +26,12 @@ from pathlib import Path
 import psutil
 
 import nas
+from cost_models.control_group import control_groups
 from db.store import Store
 
 _EVERY_S = 0.3
 _GIB = 1 << 30
+_PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
 
 
 def pss_bytes(process: psutil.Process) -> int:
@@ -107,6 +114,20 @@ def row(name: str, planned: str, found: list[Sample], begin: float, end: float) 
         print(f"| {name} | {end - begin:.0f} | {planned} | {' | '.join(f'{peak:.2f}' for peak in peaks)} |")
 
 
+def limited() -> None:
+    """Tell the peak of every control group around this process that has a limit, by the files of either version."""
+    for group in control_groups():
+        if group.most_bytes < sys.maxsize:
+            peak = next(path for name in _PEAKS if (path := group.folder / name).is_file())
+            reached = (group.folder / "memory.failcnt", group.folder / "memory.events")
+            often = next(path for path in reached if path.is_file()).read_text().split()
+            times = often[0] if len(often) == 1 else dict(zip(often[::2], often[1::2], strict=True))["max"]
+            print(
+                f"control group: {int(peak.read_text()) / _GIB:.2f} GiB at most of {group.most_bytes / _GIB:.2f}, "
+                f"limit reached {times} times"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
@@ -118,6 +139,7 @@ def main() -> None:
         found = samples(command, os.environ | {"NAS_HOME": str(home)})
         with Store.open(home / "nas.db") as store:
             table(store, found, planned_gib(asked.job))
+    limited()
 
 
 if __name__ == "__main__":

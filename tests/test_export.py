@@ -2,6 +2,8 @@
 
 import ast
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -327,6 +329,22 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path: Path) -> No
     with pytest.raises(FileExistsError, match="not empty"), whole_folder(out):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
+
+
+def test_folders_of_killed_exports_are_removed_and_those_at_work_are_not(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "pass"])
+    killed.wait()
+    with whole_folder(tmp_path / "child") as folder:
+        prefix = folder.name.removesuffix(f"{os.getpid()}.partial")
+    (tmp_path / "child").rmdir()
+    left, at_work = (tmp_path / f"{prefix}{process}.partial" for process in (killed.pid, os.getppid()))
+    others = [tmp_path / ".child.elsewhere-1.partial", tmp_path / f"{prefix}notes.partial", at_work]
+    for each in (left, *others):
+        each.mkdir()
+        (each / "model.safetensors").write_text("half")
+    with whole_folder(tmp_path / "child"):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "child"])
 
 
 def test_a_folder_taken_in_the_meantime_is_left_as_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,17 @@ def test_the_tokenizers_files_decide_its_digest(tmp_path: Path) -> None:
         byte_level(bos).save_pretrained(tmp_path / name)
     digests = [tokenizer_digest(tmp_path / name) for name in ("one", "same", "other")]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_full_disk_is_named_with_the_folder(tmp_path: Path, tokenizer: Counting) -> None:
+    """Here the limit of a file's size stands for it. Nothing of the sets is left."""
+    train = write(tmp_path / "book.txt", stories(400))
+    kept = TokenFolder(tmp_path / "tokens", "one")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=str(kept.path)):
+            load_tokens(data(train=[train]), tokenizer, VOCABULARY, kept)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in kept.path.iterdir() if not path.name.endswith(".lock")] == []

@@ -4,6 +4,7 @@ exporter writes into `whole_folder`, reloads what it wrote there, and only then 
 
 import errno
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard
 
 from nas.errors import OutputExistsError
 from nas.files.permissions import open_as_usual
+
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Exported:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into, renamed to `out` at the end of the block; removed where the block raises.
+    """A folder beside `out` to write into, renamed to `out` at the end of the block; removed where the block raises. So
+    are those that processes of this machine left when they were killed.
 
     Raises OutputExistsError if `out` exists and is not an empty folder, at the start or at the end.
     """
@@ -41,7 +46,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise taken
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    # Another machine's process may have the same number.
+    begin = f".{out.name}.{platform.node()}-"
+    _remove_left(out.parent, begin)
+    beside = out.with_name(f"{begin}{os.getpid()}{_PARTIAL}")
     beside.mkdir()
     try:
         yield beside
@@ -58,6 +66,15 @@ def whole_folder(out: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _remove_left(parent: Path, begin: str) -> None:
+    """Remove the folders in `parent`, named with `begin` and a process, whose process is there no more."""
+    for folder in parent.iterdir():
+        process = folder.name.removeprefix(begin).removesuffix(_PARTIAL)
+        is_one = process.isdecimal() and folder.name == f"{begin}{process}{_PARTIAL}"
+        if is_one and not psutil.pid_exists(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def files_in(folder: Path) -> tuple[str, ...]:

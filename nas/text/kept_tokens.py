@@ -86,6 +86,9 @@ def _kept(data: Data, draw: _Draw, folder: Path) -> Tokens | None:
                     filling.rename(folder)
                 else:
                     too_short.touch()
+            except OSError as error:
+                error.filename = error.filename or str(folder)  # a full disk names no file
+                raise
             finally:
                 shutil.rmtree(filling, ignore_errors=True)
     return read_tokens(folder, data, is_kept=True) if folder.is_dir() else None

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from blocklib.activations import cached
 from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Architecture, Choice, Subblock
 from blocklib.initial_weights import build
@@ -123,7 +124,9 @@ def measured(parent: Parent, layers: int, shares: Sequence[int], ids: torch.Tens
     ]
     calibration, scored = ids[: -SCORE // LENGTH], ids[-SCORE // LENGTH :]
     wanted = [choice for choices in by_slot for choice in choices[1:] if choice.what != SKIP]
-    weights = {built.choice: built.fitted for built in build(parent, wanted, calibration, 16, fit)}
+    weights = {
+        built.choice: built.fitted for built in build(parent, wanted, cached(parent.model, calibration, 16), 16, fit)
+    }
     rest = parent.architecture.choices()[2 * layers :]
     places = list(np.ndindex(*map(len, by_slot)))
     architectures = [Architecture.of((*picked, *rest), shape.layers) for picked in product(*by_slot)]

@@ -29,6 +29,7 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from blocklib.activations import cached
 from blocklib.assemble import assemble
 from blocklib.block import SKIP, Architecture, Block, Choice, Subblock
 from blocklib.initial_weights import build
@@ -224,7 +225,9 @@ def child_of(parent: Parent, spelling: str | None, text_BT: Tensor) -> PuzzleNas
     architecture = Architecture.parse(spelling) if spelling else parent.architecture
     parts = [part for choice in architecture.choices() for part in choice.parts]
     missing = [part for part in parts if part.what != SKIP and not parent.own(part)]
-    built = build(parent, missing, text_BT[: CALIBRATION // text_BT.shape[1]], BATCH, fit=True)
+    built = build(
+        parent, missing, cached(parent.model, text_BT[: CALIBRATION // text_BT.shape[1]], BATCH), BATCH, fit=True
+    )
     weights = {part: {} for part in parts if part.what == SKIP} | {unit.choice: unit.fitted for unit in built}
     return deepcopy(assemble(parent, architecture, weights.__getitem__))
 

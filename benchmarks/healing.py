@@ -27,10 +27,11 @@ from db.store import Store
 from nas.job import config
 from nas.scoring.fidelity import Fidelity
 from nas.stages.child import healing_of
+from nas.stages.devices import device_of, tensor
 from nas.stages.evaluate import evaluate
 from nas.stages.heal import heal
 from nas.stages.heal_settings import Healing
-from nas.stages.library import choice_weights, device_of, tensor
+from nas.stages.library import choice_weights
 from nas.stages.prepare import Job, prepare
 
 assert nas.terminal.quiet

@@ -16,6 +16,7 @@ from pathlib import Path
 import nas.terminal.quiet  # isort: skip
 import torch
 
+from blocklib.activations import cached
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Choice, Subblock
 from blocklib.distil import Distilled, Progress, Texts, Training, distil
@@ -52,8 +53,9 @@ def perplexities(job: Job, option: Subblock, tokens: int, own_loss: float) -> tu
     choices = [Choice(layer, "ffn", option) for layer in range(parent.shape.layers)]
     if all(parent.own(choice) for choice in choices):
         return 1.0, 1.0, 1.0
-    calibration, distillation, score = (
-        torch.from_numpy(ids.copy()) for ids in (job.tokens.calibration, job.tokens.distillation, job.tokens.score)
+    calibration, distillation, heldout = (
+        cached(parent.model, torch.from_numpy(ids.copy()), settings.batch)
+        for ids in (job.tokens.calibration, job.tokens.distillation, job.tokens.score[:16])
     )
     built = list(build(parent, choices, calibration, settings.batch, fit=True))
     first = {unit.choice: unit.first for unit in built}
@@ -61,7 +63,7 @@ def perplexities(job: Job, option: Subblock, tokens: int, own_loss: float) -> tu
     training: Training = replace(job.training(choices[0]), tokens=tokens)
     trained: dict[Choice, Weights] = {}
     for event in distil(
-        parent, dict.fromkeys(choices, training), Texts(calibration, distillation, score[:16], settings.batch)
+        parent, dict.fromkeys(choices, training), Texts(calibration, distillation, heldout, settings.batch)
     ):
         if isinstance(event, Distilled):
             trained[event.choice] = event.weights

@@ -21,9 +21,10 @@ import nas.terminal.quiet  # isort: skip
 import torch
 from torch import Tensor
 
+from blocklib.activations import ComputedActivations, cached
 from blocklib.assemble import assemble
 from blocklib.block import Choice
-from blocklib.distil import Training, _batches, _SubblockTraining, _targets, _train, normalised_error
+from blocklib.distil import Texts, Training, _batches, _SubblockTraining, _targets, _train, normalised_error
 from blocklib.initial_weights import build
 from blocklib.parent import Parent, load_parent
 from blocklib.stream import delta, variant
@@ -53,7 +54,8 @@ def runs_of(parent: Parent, weights: dict[Choice, dict[str, Tensor]], tokens: in
 
 
 def shared(parent: Parent, weights: dict[Choice, dict[str, Tensor]], ids_BT: Tensor, batch: int) -> None:
-    for _ in _train(parent.model, runs_of(parent, weights, ids_BT.numel()), ids_BT, batch, lambda done, total: None):
+    texts = Texts(*3 * (cached(parent.model, ids_BT, batch),), batch=batch)
+    for _ in _train(parent.model, runs_of(parent, weights, ids_BT.numel()), texts, lambda done, total: None):
         pass
 
 
@@ -63,9 +65,10 @@ def alone(parent: Parent, weights: dict[Choice, dict[str, Tensor]], ids_BT: Tens
     for run in runs.values():
         run.layer.requires_grad_(True)
     optimizer = torch.optim.AdamW([{"params": list(run.layer.parameters())} for run in runs.values()], fused=True)
-    total, batches = 0.0, _batches(ids_BT, batch)
+    total, batches = 0.0, _batches(len(ids_BT), batch)
+    activations = ComputedActivations(parent.model, ids_BT)
     for _ in range(ids_BT.shape[0] // batch):
-        at_hand = list(_targets(parent.model, list(runs), next(batches)))
+        at_hand = list(_targets(parent.model, list(runs), activations, next(batches)))
         started = time.perf_counter()
         for choice, entering, target, tables in at_hand:
             normalised_error(delta(runs[choice].layer, entering, tables), target).backward()
@@ -79,12 +82,12 @@ def alone(parent: Parent, weights: dict[Choice, dict[str, Tensor]], ids_BT: Tens
 def separately(parent: Parent, weights: dict[Choice, dict[str, Tensor]], ids_BT: Tensor, batch: int) -> None:
     """Each variant in a run of its own, each with a full forward pass of the parent per batch."""
     for choice, tensors in weights.items():
-        batches = _batches(ids_BT, batch)
+        batches = _batches(len(ids_BT), batch)
         (run,) = runs_of(parent, {choice: tensors}, ids_BT.numel())
         run.layer.requires_grad_(True)
         optimizer = torch.optim.AdamW(run.layer.parameters(), fused=True)
         for _ in range(ids_BT.shape[0] // batch):
-            ids = next(batches)
+            ids = ids_BT[next(batches)]
             with torch.no_grad():
                 seen = parent.model.model(ids.long(), output_hidden_states=True, use_cache=False).hidden_states
             # The hidden states at hand are as large as the targets; which of them are read does not change the time.
@@ -107,7 +110,7 @@ def one_by_one(parent: Parent, weights: dict[Choice, dict[str, Tensor]], ids_BT:
 
 
 def swept(parent: Parent, weights: dict[Choice, dict[str, Tensor]], ids_BT: Tensor) -> dict[Choice, float]:
-    *_, last = score(parent, weights, ids_BT)
+    *_, last = score(parent, weights, ComputedActivations(parent.model, ids_BT))
     assert isinstance(last, dict)
     return {choice: fidelity.kl for choice, fidelity in last.items()}
 
@@ -127,7 +130,10 @@ def main() -> None:
 
     wanted = [c for c in choices(Space(fuse=None, drop_blocks=False), parent.shape) if not parent.own(c)]
     trainable = [part for choice in wanted for part in choice.parts if part.what.kind != "skip"]
-    weights = {built.choice: built.first for built in build(parent, trainable, ids, batch=4, fit=False)}
+    weights = {
+        built.choice: built.first
+        for built in build(parent, trainable, cached(parent.model, ids, 4), batch=4, fit=False)
+    }
     scored = weights | {choice: {} for choice in wanted if choice not in weights}
     batch = max(1, len(ids) // 2)
     rows = []

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from blocklib.activations import ComputedActivations, cached
 from blocklib.assemble import parent_part
 from blocklib.block import Choice
 from blocklib.formats.gguf import gguf_bytes
@@ -67,7 +68,10 @@ def main() -> None:
         for name in names
     ]
     before = {each: parent_part(parent, each.layer, each.role) for each in parent.architecture.choices()}
-    before |= {built.choice: built.fitted for built in build(parent, shapes, rounding, BATCH, fit=True)}
+    before |= {
+        built.choice: built.fitted
+        for built in build(parent, shapes, cached(parent.model, rounding, BATCH), BATCH, fit=True)
+    }
     options = [Choice.parse(f"{shape}@{precision}") for shape in before for precision in asked.precisions]
     rounded = round_parts(parent, options, before.__getitem__, rounding, BATCH, "feedback")
     floats = {choice: as_floats(choice, stored, parent.shape) for choice, stored in rounded}
@@ -91,7 +95,7 @@ def timed(step: Callable[[], Made]) -> tuple[Made, float]:
 
 
 def scores_of(parent: Parent, weights: dict[Choice, Weights], ids_BT: Tensor) -> dict[Choice, Fidelity]:
-    *_, found = score(parent, weights, ids_BT)
+    *_, found = score(parent, weights, ComputedActivations(parent.model, ids_BT))
     assert isinstance(found, dict)
     return found
 

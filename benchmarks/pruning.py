@@ -18,6 +18,7 @@ import nas.terminal.quiet  # isort: skip
 import torch
 from torch import Tensor, nn
 
+from blocklib.activations import cached
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Choice, Subblock
 from blocklib.initial_weights import build
@@ -60,7 +61,9 @@ def built_loss(parent: Parent, spelling: str, calibration: Tensor, heldout: Tens
     layers = range(parent.shape.layers)
     architecture = Architecture((Block(parent_block(parent.shape).attention, ffn),) * len(layers))
     choices = [Choice(layer, "ffn", ffn) for layer in layers]
-    first = {unit.choice: unit.first for unit in build(parent, choices, calibration, 8, fit=False)}
+    first = {
+        unit.choice: unit.first for unit in build(parent, choices, cached(parent.model, calibration, 8), 8, fit=False)
+    }
     return evaluate(parent.model, assemble(parent, architecture, first.__getitem__), heldout).lm_loss
 
 

@@ -1,4 +1,4 @@
-"""Blockwise local distillation (BLD): train every variant of some layers from one pass of the parent per batch.
+"""Blockwise local distillation (BLD): train every variant of some layers on the parent's activations.
 
 Each variant sees the parent's own activations and is trained to add what the parent adds over the same slots; gradients
 stay inside it (Puzzle, arXiv 2411.19146, section 3). The loss is the normalised squared error
@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from blocklib.activations import Activations, CachedActivations
 from blocklib.block import Choice
 from blocklib.errors import NotFiniteError
 from blocklib.initial_weights import build
@@ -22,7 +23,7 @@ from blocklib.lora import add_adapters, merge_adapters
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import Parent
 from blocklib.products import gradients_of, products_of
-from blocklib.stream import Rotary, Variant, delta, rotary, slots, variant
+from blocklib.stream import Rotary, Variant, delta, rotary, variant
 
 _CURVE_POINTS = 25
 
@@ -87,14 +88,13 @@ class Distilled:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Token ids, [sequences, tokens], of which `batch` sequences run at a time: `calibration_BT` for the first weights,
-    `distillation_BT` to train on, passed over as often as a training's tokens ask, and `heldout_BT` for the losses.
+    """The parent's activations on three texts, of which `batch` sequences run at a time: on `calibration` for the first
+    weights, on `distillation` to train, passed over as often as a training's tokens ask, and on `heldout` for the
+    losses."""
 
-    All but `distillation_BT`, of which each batch goes there when it runs, are on the parent's device."""
-
-    calibration_BT: Tensor
-    distillation_BT: Tensor
-    heldout_BT: Tensor
+    calibration: CachedActivations
+    distillation: Activations
+    heldout: Activations
     batch: int
 
 
@@ -114,26 +114,26 @@ def distil(
     where a loss is NaN or infinite.
     """
     started = time.monotonic()
-    model, batch, heldout_BT = parent.model, texts.batch, texts.heldout_BT
+    model = parent.model
     runs: list[_SubblockTraining] = []
     before: dict[Choice, list[Variant]] = {}
     untrained: dict[Choice, dict[str, Tensor]] = {}
     doing(f"first weights of {len(trainings)} subblocks")
-    for unit in build(parent, list(trainings), texts.calibration_BT, batch, least_squares):
+    for unit in build(parent, list(trainings), texts.calibration, texts.batch, least_squares):
         doing(f"first weights of {len(runs) + 1} of {len(trainings)} subblocks")
         untrained[unit.choice] = {name: tensor.contiguous() for name, tensor in unit.fitted.items()}
         layer = variant(model, unit.choice, untrained[unit.choice])
         runs.append(_SubblockTraining(unit.choice, layer, trainings[unit.choice]))
         before[unit.choice] = [variant(model, unit.choice, unit.first), layer]
     doing("losses before training")
-    untrained_losses = _heldout_losses(model, before, heldout_BT, batch)
+    untrained_losses = _heldout_losses(model, before, texts)
     del before, unit
 
     doing("first batch")
-    yield from _train(model, runs, texts.distillation_BT, batch, heard)
+    yield from _train(model, runs, texts, heard)
 
     doing("losses after training")
-    trained_losses = _heldout_losses(model, {run.choice: [run.layer] for run in runs}, heldout_BT, batch)
+    trained_losses = _heldout_losses(model, {run.choice: [run.layer] for run in runs}, texts)
     seconds = (time.monotonic() - started) / max(1, len(runs))
     for run in runs:
         (first_loss, fitted_loss), (trained_loss,) = untrained_losses[run.choice], trained_losses[run.choice]
@@ -149,7 +149,7 @@ def distil(
             loss_least_squares=fitted_loss if least_squares else None,
             loss_trained=trained_loss if run.training.tokens else None,
             curve=tuple(run.curve),
-            usage=_usage(model, run, heldout_BT, batch),
+            usage=_usage(model, run, texts),
         )
 
 
@@ -201,8 +201,7 @@ class _SubblockTraining:
 def _train(
     model: PuzzleNasForCausalLM,
     runs: Sequence[_SubblockTraining],
-    distillation_BT: Tensor,
-    batch: int,
+    texts: Texts,
     heard: Callable[[float, float], None],
 ) -> Iterator[Progress]:
     active = [run for run in runs if run.is_training and is_trainable(run.choice)]
@@ -222,23 +221,26 @@ def _train(
         fused=True,
     )
     total = max(run.training.tokens for run in active)
-    done, batches = 0, _batches(distillation_BT, batch)
+    done, batches = 0, _batches(len(texts.distillation.ids_BT), texts.batch)
     while any(run.is_training for run in active):
         training = {run.choice: run for run in active if run.is_training}
         for group, run in zip(optimizer.param_groups, active, strict=True):
             group["lr"] = run.rate() if run.is_training else 0.0
-        ids_BT = next(batches).to(model.device)
-        for trained_here, (choice, entering, target, tables) in enumerate(_targets(model, list(training), ids_BT)):
-            heard(min(done + ids_BT.numel() * trained_here / len(training), total), total)
+        rows = next(batches)
+        tokens = len(rows) * texts.distillation.ids_BT.shape[1]
+        for trained_here, (choice, entering, target, tables) in enumerate(
+            _targets(model, list(training), texts.distillation, rows)
+        ):
+            heard(min(done + tokens * trained_here / len(training), total), total)
             run = training[choice]
             loss = normalised_error(delta(run.layer, entering, tables), target)
             with gradients_of(products_of(model)):
                 (loss + regulariser(run.layer)).backward()
             torch.nn.utils.clip_grad_norm_(trained(run.layer), 1.0)
-            run.note(loss, ids_BT.numel())
+            run.note(loss, tokens)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        done += ids_BT.numel()
+        done += tokens
         yield Progress(min(done, total), total)
     for run in active:
         if run.training.lora_rank is not None:
@@ -260,15 +262,15 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _targets(
-    model: PuzzleNasForCausalLM, choices: Sequence[Choice], ids_BT: Tensor
+    model: PuzzleNasForCausalLM, choices: Sequence[Choice], activations: Activations, rows: Tensor
 ) -> Iterator[tuple[Choice, Tensor, Tensor, Rotary]]:
-    """Each choice with what enters its slots and what the parent adds over them, from one pass of the parent."""
+    """Each choice with what enters its slots and what the parent adds over them, in the sequences `rows`."""
     pending = sorted(choices, key=lambda choice: choice.first_slot + choice.span)
     end = pending[-1].first_slot + pending[-1].span
     entering: dict[int, Tensor] = {}
     added: dict[int, Tensor] = {}
     tables: Rotary | None = None
-    passes = slots(model, ids_BT, end)
+    passes = activations.over(rows, end, min(choice.first_slot for choice in pending))
     while pending:
         with torch.no_grad():
             here = next(passes)
@@ -287,13 +289,13 @@ def _targets(
 
 @torch.no_grad()
 def _heldout_losses(
-    model: PuzzleNasForCausalLM, layers: Mapping[Choice, Sequence[Variant]], heldout_BT: Tensor, batch: int
+    model: PuzzleNasForCausalLM, layers: Mapping[Choice, Sequence[Variant]], texts: Texts
 ) -> dict[Choice, list[float]]:
     """Held-out normalised squared error of each layer of each choice: the mean over batches. Raises NotFiniteError."""
     sums = {choice: [0.0] * len(some) for choice, some in layers.items()}
-    chunks = heldout_BT.split(batch)
-    for ids_BT in chunks:
-        for choice, entering, target, tables in _targets(model, list(layers), ids_BT):
+    batches = torch.arange(len(texts.heldout.ids_BT)).split(texts.batch)
+    for rows in batches:
+        for choice, entering, target, tables in _targets(model, list(layers), texts.heldout, rows):
             for place, layer in enumerate(layers[choice]):
                 sums[choice][place] += float(normalised_error(delta(layer, entering, tables), target))
     for choice, totals in sums.items():
@@ -302,19 +304,19 @@ def _heldout_losses(
                 raise NotFiniteError(
                     f"{choice}: its held-out distillation loss is {total}; the parent's activations may hold NaN"
                 )
-    return {choice: [total / len(chunks) for total in totals] for choice, totals in sums.items()}
+    return {choice: [total / len(batches) for total in totals] for choice, totals in sums.items()}
 
 
 @torch.no_grad()
-def _usage(model: PuzzleNasForCausalLM, run: "_SubblockTraining", heldout_BT: Tensor, batch: int) -> Usage | None:
+def _usage(model: PuzzleNasForCausalLM, run: "_SubblockTraining", texts: Texts) -> Usage | None:
     layer = run.layer
     assert isinstance(layer, PuzzleNasLayer), "blocks in parallel are not trained as one"
     count: Callable[[Tensor], Tensor] | None = getattr(layer.mlp, "usage", None)
     if count is None:
         return None
     counts = torch.zeros(0)
-    for ids_BT in heldout_BT.split(batch):
-        for _, entering, _, _ in _targets(model, [run.choice], ids_BT):
+    for rows in torch.arange(len(texts.heldout.ids_BT)).split(texts.batch):
+        for _, entering, _, _ in _targets(model, [run.choice], texts.heldout, rows):
             found = count(layer.ffn_input(entering).flatten(0, 1)).double()
             counts = counts + found if len(counts) else found
     shares = counts / counts.sum()
@@ -322,14 +324,14 @@ def _usage(model: PuzzleNasForCausalLM, run: "_SubblockTraining", heldout_BT: Te
     return Usage(len(shares), int((counts == 0).sum()), float(shares.min()), float(shares.max()), entropy)
 
 
-def _batches(ids_BT: Tensor, batch: int) -> Iterator[Tensor]:
-    """Batches for ever, each pass over the text in another, fixed order."""
+def _batches(sequences: int, batch: int) -> Iterator[Tensor]:
+    """The places of each batch's sequences in the text, for ever, each pass over it in another, fixed order."""
     generator = torch.Generator().manual_seed(0)
     while True:
-        order = torch.randperm(len(ids_BT), generator=generator)
+        order = torch.randperm(sequences, generator=generator)
         for rows in order.split(batch):
-            if len(rows) == batch or len(ids_BT) < batch:
-                yield ids_BT[rows.to(ids_BT.device)]
+            if len(rows) == batch or sequences < batch:
+                yield rows
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

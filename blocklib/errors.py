@@ -52,6 +52,10 @@ class WeightsFileError(BlocklibError, OSError):
     """A file of weights that this package keeps cannot be written, or is damaged."""
 
 
+class ActivationsError(BlocklibError, OSError):
+    """The parent's cached activations cannot be written, or are not there."""
+
+
 class UnsupportedFormatError(BlocklibError, ValueError):
     """A file format cannot carry a subblock, a feature of the parent, or a precision; says which and why."""
 

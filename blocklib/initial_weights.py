@@ -1,23 +1,23 @@
-"""First weights and their least-squares fit, for many subblocks from one pass of the parent over calibration tokens.
+"""First weights and their least-squares fit, for many subblocks from the parent's activations on calibration tokens.
 
 No gradients: channels are picked by their contribution, then each subblock's output projection is solved for so that
 its output comes closest to what the parent adds over the same slots (ridge regression, accumulated in float64).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from blocklib.activations import CachedActivations
 from blocklib.block import Choice
-from blocklib.compute_dtype import converted_once
 from blocklib.errors import SettingError
-from blocklib.importance import ContributionMeter
+from blocklib.importance import contribution
 from blocklib.kind import ParentLayer
 from blocklib.kinds import first_weights, kind_of
 from blocklib.parent import Parent
-from blocklib.stream import Rotary, Variant, delta, embed, inputs_of, rotary, slot_delta, variant
+from blocklib.stream import Rotary, Variant, delta, inputs_of, rotary, variant
 
 _RIDGES = (1e-4, 1e-2, 1.0)
 
@@ -32,68 +32,70 @@ class Built:
 
 
 @torch.no_grad()
-def build(parent: Parent, choices: Sequence[Choice], calibration_BT: Tensor, batch: int, fit: bool) -> Iterator[Built]:
-    """Each choice once the parent's pass has come to its end. Choices are attention or ffn ones, none the parent's own.
+def build(
+    parent: Parent, choices: Sequence[Choice], calibration: CachedActivations, batch: int, fit: bool
+) -> Iterator[Built]:
+    """Each choice in order of its last slot. Choices are attention or ffn ones, none the parent's own.
 
-    `calibration_BT` holds token ids, [sequences, tokens]; at most `batch` sequences run at a time. Memory holds the
-    residual at the slots some unfinished choice still needs, no more. Raises SettingError where there is too little
-    text to fit on one part and check on another.
+    `calibration` holds the parent's activations, of which at most `batch` sequences are in memory at a time. Raises
+    SettingError where there is too little text to fit on one part and check on another.
     """
-    if fit and len(calibration_BT) < 2:
+    sequences = len(calibration.ids_BT)
+    if fit and sequences < 2:
         raise SettingError(
             "the least-squares fit needs at least two calibration sequences, one of them to check it on; "
             "raise data.calibration_tokens"
         )
-    batch = min(batch, max(1, len(calibration_BT) // 4))
     assert all(choice.role != "block" for choice in choices)
-    model, shape = parent.model, parent.shape
-    pending = sorted(choices, key=lambda choice: choice.first_slot + choice.span)
-    residuals = [embed(model, ids) for ids in calibration_BT.split(batch)]
-    tables = rotary(model, residuals[0])
-    entering: dict[int, list[Tensor]] = {}
-    seen: dict[int, ParentLayer] = {}
-    for slot in range(2 * shape.layers):
-        entering[slot] = residuals
-        mlp = model.model.layers[slot // 2].mlp
-        meter = ContributionMeter(mlp.down_proj.weight) if slot % 2 else None
-        with converted_once(), inputs_of(mlp) as ffn_inputs, inputs_of(mlp.down_proj) as hidden:
-            added = []
-            for residual in residuals:
-                added.append(slot_delta(model, slot, residual, tables))
-                if meter is not None:
-                    meter.add(hidden.pop())
-        weights = parent.layer_weights(slot // 2)
-        # An attention is finished before its layer's FFN has run, and needs nothing of it.
-        seen[slot // 2] = ParentLayer(weights, torch.empty(0), torch.empty(0))
-        if meter is not None:
-            ffn_input_ND = torch.cat([each.flatten(0, 1) for each in ffn_inputs])
-            seen[slot // 2] = ParentLayer(weights, meter.contribution_F(), ffn_input_ND)
-        residuals = [residual + increment for residual, increment in zip(residuals, added, strict=True)]
-        while pending and pending[0].first_slot + pending[0].span == slot + 1:
-            choice = pending.pop(0)
-            layers = [seen[layer] for layer in range(choice.layer, choice.end_layer)]
-            first = first_weights(choice, layers, shape)
-            fitted = first
-            if fit:
-                targets = [after - before for after, before in zip(residuals, entering[choice.first_slot], strict=True)]
-                fitted = fit_output(parent, choice, first, entering[choice.first_slot], targets, tables)
-            yield Built(choice, first, fitted)
-        if not pending:
-            return
-        oldest = min(choice.first_slot for choice in pending)
-        entering = {kept: value for kept, value in entering.items() if kept >= oldest}
-        seen = {layer: value for layer, value in seen.items() if layer >= oldest // 2}
+    batches = torch.arange(sequences).split(min(batch, max(1, sequences // 4)))
+    seen: dict[tuple[int, bool], ParentLayer] = {}
+    for choice in sorted(choices, key=lambda choice: choice.first_slot + choice.span):
+        seen = {known: value for known, value in seen.items() if known[0] >= choice.layer}
+        wanted = [(layer, choice.role == "ffn") for layer in range(choice.layer, choice.end_layer)]
+        for layer, with_ffn in wanted:
+            if (layer, with_ffn) not in seen:
+                seen[layer, with_ffn] = _seen(parent, layer, with_ffn, calibration, batches)
+        first = first_weights(choice, [seen[each] for each in wanted], parent.shape)
+        fitted = first
+        if fit:
+            passes = (_pass_over(choice, calibration, rows) for rows in batches)
+            fitted = fit_output(parent, choice, first, passes, len(batches))
+        yield Built(choice, first, fitted)
 
 
+def _seen(
+    parent: Parent, layer: int, with_ffn: bool, calibration: CachedActivations, batches: Sequence[Tensor]
+) -> ParentLayer:
+    """A layer of the parent, with what its FFN reads and what each of its channels adds. An attention needs neither."""
+    if not with_ffn:
+        return ParentLayer(parent.layer_weights(layer), torch.empty(0), torch.empty(0))
+    own, slot = parent.model.model.layers[layer], 2 * layer + 1
+    down_DF = own.mlp.down_proj.weight
+    sizes_BF = calibration.channel_sizes(layer, down_DF.shape[1])
+    read = [own.ffn_input(next(calibration.over(rows, slot + 1, slot)).entering_BTD).flatten(0, 1) for rows in batches]
+    channels_F = contribution(sizes_BF, calibration.ids_BT.numel(), down_DF)
+    return ParentLayer(parent.layer_weights(layer), channels_F, torch.cat(read))
+
+
+def _pass_over(choice: Choice, calibration: CachedActivations, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters a choice's slots, and what the parent adds over them."""
+    before: Tensor | None = None
+    for here in calibration.over(rows, choice.first_slot + choice.span, choice.first_slot):
+        before = here.entering_BTD if before is None else before
+    assert before is not None, choice
+    return before, here.entering_BTD + here.delta_BTD - before
+
+
+@torch.no_grad()
 def fit_output(
     parent: Parent,
     choice: Choice,
     weights: dict[str, Tensor],
-    entering: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    tables: Rotary,
+    passes: Iterable[tuple[Tensor, Tensor]],
+    batches: int,
 ) -> dict[str, Tensor]:
-    """`weights` with the output projection moved to where the subblock's output is closest to the targets.
+    """`weights` with the output projection moved to where the subblock's output is closest to the targets. `passes` has
+    what enters its slots and its target, [B, T, D], for each of so many batches.
 
     Minimises ||Z dW - R||^2 + ridge ||dW||^2, Z [N, M] being the projection's inputs and R [N, D] what the subblock
     still misses. The ridge, relative to the mean square of Z, is the one of a few that does best on the last quarter of
@@ -105,10 +107,10 @@ def fit_output(
         return weights
     layer = variant(parent.model, choice, weights)
     fitting, checking = _Normal(), _Normal()
-    last_quarter = len(entering) - max(1, len(entering) // 4)
-    for index, (residual, target) in enumerate(zip(entering, targets, strict=True)):
+    last_quarter = batches - max(1, batches // 4)
+    for index, (residual, target) in enumerate(passes):
         part = checking if index >= last_quarter else fitting
-        part.add(layer, name, residual, target, tables)
+        part.add(layer, name, residual, target, rotary(parent.model, residual))
     best = min(_RIDGES, key=lambda ridge: checking.error(fitting.solve(ridge)))
     if not checking.error(fitting.solve(best)) < 0:
         return weights

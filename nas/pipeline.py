@@ -37,9 +37,10 @@ from nas.stages.child_file import found_with
 from nas.stages.context import Context
 from nas.stages.correct_costs import correct_costs
 from nas.stages.costs import measure_costs, parent_costs, write_options
+from nas.stages.devices import plan_inputs
 from nas.stages.evaluate import Evaluations
 from nas.stages.export import Delivery, delivered
-from nas.stages.library import build_library, measure_dependency, plan_inputs, score_choices
+from nas.stages.library import build_library, measure_dependency, score_choices
 from nas.stages.predict_scores import predict_scores
 from nas.stages.prepare import Job, prepare
 from nas.stages.refine import solve_refined

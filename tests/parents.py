@@ -21,8 +21,10 @@ from transformers import (
     SmolLM3Config,
 )
 
+from blocklib.activations import cached
 from blocklib.assemble import assemble
 from blocklib.block import SKIP, Architecture, Choice
+from blocklib.distil import Texts
 from blocklib.families import own_names, shape_of
 from blocklib.initial_weights import build
 from blocklib.kind import Weights
@@ -117,11 +119,16 @@ def random_ids(parent: Parent, sequences: int = 2, tokens: int = 12, seed: int =
     return torch.randint(parent.shape.vocabulary, (sequences, tokens), generator=generator)
 
 
+def texts_of(parent: Parent, calibration: Tensor, distillation: Tensor, heldout: Tensor, batch: int) -> Texts:
+    """The parent's activations on three texts, cached as a search caches them."""
+    return Texts(*(cached(parent.model, ids, batch) for ids in (calibration, distillation, heldout)), batch=batch)
+
+
 def first_weights_of(parent: Parent, architecture: Architecture) -> dict[Choice, Weights]:
     """First weights of every subblock that is not the parent's own."""
     parts = [part for choice in architecture.choices() for part in choice.parts]
     asked = [part for part in parts if part.what != SKIP and not parent.own(part)]
-    built = build(parent, asked, random_ids(parent), batch=2, fit=False)
+    built = build(parent, asked, cached(parent.model, random_ids(parent), 2), batch=2, fit=False)
     return {unit.choice: unit.first for unit in built}
 
 

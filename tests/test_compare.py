@@ -23,8 +23,9 @@ from nas.scoring.block_influence import block_influence
 from nas.scoring.layer_removal import loss_without
 from nas.solve.solve import measured
 from nas.stages.contest import Chosen, Contest
+from nas.stages.devices import tensor
 from nas.stages.evaluate import evaluate
-from nas.stages.library import choice_weights, tensor
+from nas.stages.library import choice_weights
 from nas.stages.real_values import Reality
 from solvers.errors import Infeasible
 

@@ -5,6 +5,7 @@ import torch
 from parents import random_ids, random_parent
 from torch import Tensor
 
+from blocklib.activations import cached
 from blocklib.block import Choice, Subblock
 from blocklib.ffn.dip import PrunedFFN, densities, kept_channels, tokens_apart
 from blocklib.initial_weights import build
@@ -17,7 +18,7 @@ FAMILIES = ("llama", "qwen3", "gpt2")
 
 def ffn(parent: Parent, spelling: str, layer: int = 2) -> PrunedFFN:
     choice = Choice(layer, "ffn", Subblock.parse(spelling))
-    (built,) = build(parent, [choice], random_ids(parent, 8, 16), batch=4, fit=False)
+    (built,) = build(parent, [choice], cached(parent.model, random_ids(parent, 8, 16), 4), batch=4, fit=False)
     module = variant(parent.model, choice, built.first).get_submodule("mlp")
     assert isinstance(module, PrunedFFN)
     return module
@@ -157,7 +158,13 @@ def test_gradients_flow_through_what_is_kept_alone() -> None:
 def test_thresholds_keep_as_much_on_the_text_they_were_taken_from() -> None:
     parent = random_parent()
     shape = parent.shape
-    (built,) = build(parent, [Choice.parse("L2.ffn=dip_threshold50")], random_ids(parent, 64, 16), batch=8, fit=False)
+    (built,) = build(
+        parent,
+        [Choice.parse("L2.ffn=dip_threshold50")],
+        cached(parent.model, random_ids(parent, 64, 16), 8),
+        batch=8,
+        fit=False,
+    )
     module = variant(parent.model, built.choice, built.first).get_submodule("mlp")
     assert isinstance(module, PrunedFFN)
     seen = _ffn_inputs(parent, 2)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from parents import random_ids, random_parent
+from parents import random_ids, random_parent, texts_of
 from torch import Tensor
 
 from blocklib.block import Choice
-from blocklib.distil import Distilled, Progress, Texts, Training, distil, normalised_error
+from blocklib.distil import Distilled, Progress, Training, distil, normalised_error
 from blocklib.errors import NotFiniteError
 from blocklib.parent import Parent
 from blocklib.stream import delta, embed, rotary, slots, variant
@@ -26,7 +26,7 @@ def trained(
     calibration, distillation = (random_ids(parent, 16, 16, seed=seed) for seed in (1, 2))
     heldout_BT = random_ids(parent, 6, 16, seed=3) if heldout_BT is None else heldout_BT
     events = distil(
-        parent, trainings, Texts(calibration, distillation, heldout_BT, batch=4), least_squares=least_squares
+        parent, trainings, texts_of(parent, calibration, distillation, heldout_BT, batch=4), least_squares=least_squares
     )
     return {event.choice: event for event in events if isinstance(event, Distilled)}
 
@@ -105,7 +105,9 @@ def test_every_variant_ends_better_than_it_began(trained_parent: Parent, text_id
         f"L2.ffn=fuse(ffn{shape.ffn_width},ffn{half})",
     ]  # fmt: skip
     trainings = {Choice.parse(text): Training(12_288, 2e-3) for text in texts}
-    events = distil(trained_parent, trainings, Texts(text_ids[:32], text_ids[:128], text_ids[136:], batch=8))
+    events = distil(
+        trained_parent, trainings, texts_of(trained_parent, text_ids[:32], text_ids[:128], text_ids[136:], batch=8)
+    )
     found = [event for event in events if isinstance(event, Distilled)]
     assert {distilled.choice for distilled in found} == trainings.keys()
     for distilled in found:
@@ -152,7 +154,7 @@ def test_progress_runs_to_the_end() -> None:
     parent = random_parent()
     texts = [random_ids(parent, 16, 16, seed=seed) for seed in (1, 2, 3)]
     trainings = {CHOICES[0]: Training(256, 1e-3), CHOICES[1]: Training(1000, 1e-3)}
-    events = list(distil(parent, trainings, Texts(*texts, batch=4)))
+    events = list(distil(parent, trainings, texts_of(parent, *texts, batch=4)))
     assert [type(event) for event in events] == [Progress] * 16 + [Distilled] * 2
     done = [event for event in events if isinstance(event, Progress)]
     assert [event.done_tokens for event in done] == [*range(64, 1000, 64), 1000]
@@ -179,7 +181,11 @@ def test_training_that_makes_it_worse_is_thrown_away(trained_parent: Parent, tex
     half = Choice.parse(f"L1.ffn=ffn{trained_parent.shape.ffn_width // 2}")
 
     def one(training: Training) -> Distilled:
-        events = distil(trained_parent, {half: training}, Texts(text_ids[:32], text_ids[:64], text_ids[136:], batch=8))
+        events = distil(
+            trained_parent,
+            {half: training},
+            texts_of(trained_parent, text_ids[:32], text_ids[:64], text_ids[136:], batch=8),
+        )
         return next(event for event in events if isinstance(event, Distilled))
 
     before, after = one(Training(0, 1e-3)), one(Training(1024, 0.03, schedule="constant"))

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parents import child_of, first_weights_of, logits, random_ids, random_parent
+from parents import child_of, first_weights_of, logits, random_ids, random_parent, texts_of
 from test_assemble import greedy, greedy_by_hand
 from torch import Tensor
 
 from blocklib.assemble import assemble
 from blocklib.block import SKIP, Architecture, Block, Choice, Role, Subblock
-from blocklib.distil import Distilled, Texts, Training, distil, normalised_error, regulariser, trained
+from blocklib.distil import Distilled, Training, distil, normalised_error, regulariser, trained
 from blocklib.kind import Weights
 from blocklib.kinds import ATTENTION, FFN, choice_parameters, choice_touched, control, kind_of, parent_block
 from blocklib.model import PuzzleNasForCausalLM
@@ -59,7 +59,7 @@ def architecture_with(parent: Parent, name: str) -> Architecture:
 def distilled(parent: Parent, choices: list[Choice], tokens: int = 1024) -> dict[Choice, Distilled]:
     ids = random_ids(parent, 32, 16)
     training = Training(tokens, 3e-4)
-    events = distil(parent, dict.fromkeys(choices, training), Texts(ids, ids, ids[:4], batch=8))
+    events = distil(parent, dict.fromkeys(choices, training), texts_of(parent, ids, ids, ids[:4], batch=8))
     return {event.choice: event for event in events if isinstance(event, Distilled)}
 
 

@@ -2,8 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -27,6 +25,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from blocklib.activations import cached
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice, Subblock
 from blocklib.formats.subblocks import Placed, repack, subblocks_of
@@ -113,7 +112,9 @@ def child_of(parent: Parent, spelling: str) -> PuzzleNasForCausalLM:
     architecture = Architecture.parse(spelling)
     asked = [choice for choice in architecture.choices() if not parent.own(choice)]
     ids = torch.randint(parent.shape.vocabulary, (2, 16), generator=torch.Generator().manual_seed(1))
-    first = {built.choice: built.first for built in build(parent, asked, ids, batch=2, fit=False)}
+    first = {
+        built.choice: built.first for built in build(parent, asked, cached(parent.model, ids, 2), batch=2, fit=False)
+    }
     return assemble(parent, architecture, first.__getitem__)
 
 
@@ -329,22 +330,6 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path: Path) -> No
     with pytest.raises(FileExistsError, match="not empty"), whole_folder(out):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
-
-
-def test_folders_of_killed_exports_are_removed_and_those_at_work_are_not(tmp_path: Path) -> None:
-    killed = subprocess.Popen([sys.executable, "-c", "pass"])
-    killed.wait()
-    with whole_folder(tmp_path / "child") as folder:
-        prefix = folder.name.removesuffix(f"{os.getpid()}.partial")
-    (tmp_path / "child").rmdir()
-    left, at_work = (tmp_path / f"{prefix}{process}.partial" for process in (killed.pid, os.getppid()))
-    others = [tmp_path / ".child.elsewhere-1.partial", tmp_path / f"{prefix}notes.partial", at_work]
-    for each in (left, *others):
-        each.mkdir()
-        (each / "model.safetensors").write_text("half")
-    with whole_folder(tmp_path / "child"):
-        pass
-    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "child"])
 
 
 def test_a_folder_taken_in_the_meantime_is_left_as_it_is(tmp_path: Path) -> None:

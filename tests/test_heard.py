@@ -2,10 +2,11 @@
 
 from itertools import pairwise
 
-from parents import random_ids, random_parent
+from parents import random_ids, random_parent, texts_of
 
+from blocklib.activations import ComputedActivations
 from blocklib.block import SKIP, Choice, Subblock
-from blocklib.distil import Distilled, Texts, Training, distil
+from blocklib.distil import Distilled, Training, distil
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.layer_removal import loss_without
 from nas.scoring.replace_one import score
@@ -30,7 +31,7 @@ def test_scoring_one_batch() -> None:
     """Steps are the work that was done: none is large, and all together they are all of it."""
     parent, ids, told = random_parent(), random_ids(random_parent()), Told()
     choices = [Choice(layer, "ffn", SKIP) for layer in range(parent.shape.layers)]
-    events = list(score(parent, {choice: {} for choice in choices}, ids, told))
+    events = list(score(parent, {choice: {} for choice in choices}, ComputedActivations(parent.model, ids), told))
     assert len(events) == 2, "a batch, and the scores"
     assert len(told.shares) > 2 * parent.shape.layers
     assert told.shares == sorted(told.shares)
@@ -46,7 +47,7 @@ def test_training_many_subblocks_in_one_batch() -> None:
         for number in (16, 24)
     }
     words: list[str] = []
-    events = list(distil(parent, trainings, Texts(*texts, batch=16), doing=words.append, heard=told))
+    events = list(distil(parent, trainings, texts_of(parent, *texts, batch=16), doing=words.append, heard=told))
     assert sum(isinstance(event, Distilled) for event in events) == len(trainings)
     assert len(told.states) == len(trainings), "once for each, though there is but one batch"
     assert told.shares == sorted(told.shares)

@@ -5,6 +5,7 @@ import torch
 from parents import random_ids, random_parent
 from torch import Tensor
 
+from blocklib.activations import cached
 from blocklib.block import Choice
 from blocklib.distil import normalised_error
 from blocklib.initial_weights import build, fit_output
@@ -57,7 +58,7 @@ def ridge_by_lstsq(features_NM: Tensor, missing_ND: Tensor, ridge: float) -> Ten
 def test_it_is_ridge_regression(text: str) -> None:
     parent, choice = random_parent(), Choice.parse(text)
     ids = random_ids(parent, sequences=16, tokens=24)
-    (built,) = build(parent, [choice], ids, batch=4, fit=True)
+    (built,) = build(parent, [choice], cached(parent.model, ids, 4), batch=4, fit=True)
     name = f"{kind_of(*choice.subblocks[0]).output_projection}.weight"
     assert {key for key in built.first if not torch.equal(built.first[key], built.fitted[key])} == {name}
 
@@ -81,7 +82,7 @@ def test_what_can_be_reached_is_reached(text: str, family: str) -> None:
     parent, choice = random_parent(family, mlp_bias=False, attention_bias=False), Choice.parse(text)
     ids = random_ids(parent, sequences=16, tokens=24)
     tables = tables_of(parent, ids)
-    (built,) = build(parent, [choice], ids, batch=4, fit=False)
+    (built,) = build(parent, [choice], cached(parent.model, ids, 4), batch=4, fit=False)
     assert built.fitted is built.first
     entering, _ = passes(parent, choice, ids, batch=4)
     name = f"{kind_of(*choice.subblocks[0]).output_projection}.weight"
@@ -89,7 +90,8 @@ def test_what_can_be_reached_is_reached(text: str, family: str) -> None:
     with torch.no_grad():
         other = variant(parent.model, choice, built.first | {name: wanted})
         targets = [delta(other, residual, tables) for residual in entering]
-        fitted = variant(parent.model, choice, fit_output(parent, choice, built.first, entering, targets, tables))
+        weights = fit_output(parent, choice, built.first, zip(entering, targets, strict=True), 4)
+        fitted = variant(parent.model, choice, weights)
         first = variant(parent.model, choice, built.first)
         errors = [float(normalised_error(delta(layer, entering[-1], tables), targets[-1])) for layer in (first, fitted)]
     assert errors[0] > 0.5
@@ -107,7 +109,7 @@ def test_no_variant_is_worse_on_the_text_held_out(trained_parent: Parent, text_i
     ids = text_ids[:32]
     tables = tables_of(trained_parent, ids)
     better = 0
-    for built in build(trained_parent, choices, ids, batch=8, fit=True):
+    for built in build(trained_parent, choices, cached(trained_parent.model, ids, 8), batch=8, fit=True):
         entering, targets = passes(trained_parent, built.choice, ids[24:], batch=8)
         target = torch.cat(targets).flatten(0, 1).double()
         first, fitted = (
@@ -124,15 +126,19 @@ def test_every_choice_is_built_once_with_what_it_spans(trained_parent: Parent, t
     width = trained_parent.shape.ffn_width
     texts = [f"L1.ffn=fuse(ffn{width},ffn{width},ffn8)", "L3.ffn=ffn16", "L1.attention=kv1", "L2.ffn=linear"]
     choices = [Choice.parse(text) for text in texts]
-    together = {built.choice: built for built in build(trained_parent, choices, text_ids[:8], batch=2, fit=True)}
+    together = {
+        built.choice: built
+        for built in build(trained_parent, choices, cached(trained_parent.model, text_ids[:8], 2), batch=2, fit=True)
+    }
     assert together.keys() == set(choices)
     for choice in choices:
-        (alone,) = build(trained_parent, [choice], text_ids[:8], batch=2, fit=True)
+        (alone,) = build(trained_parent, [choice], cached(trained_parent.model, text_ids[:8], 2), batch=2, fit=True)
         for name, tensor in alone.fitted.items():
             assert torch.equal(tensor, together[choice].fitted[name]), (choice, name)
 
 
 def test_too_little_text_is_said() -> None:
     parent = random_parent()
+    activations = cached(parent.model, random_ids(parent, sequences=1), 4)
     with pytest.raises(ValueError, match=r"at least two calibration sequences.*raise data\.calibration_tokens"):
-        list(build(parent, [Choice.parse("L1.ffn=ffn8")], random_ids(parent, sequences=1), batch=4, fit=True))
+        list(build(parent, [Choice.parse("L1.ffn=ffn8")], activations, batch=4, fit=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blocklib.block import Choice, Subblock
 from blocklib.ffn.fuse import fuse_weights
-from blocklib.importance import ContributionMeter
+from blocklib.importance import channel_sizes, contribution
 from blocklib.kind import ParentLayer
 from blocklib.kinds import check, first_weights
 from blocklib.parent import Parent
@@ -73,15 +73,17 @@ def test_what_a_channel_contributes_is_what_is_lost_without_it(double: Parent, d
 def test_the_meter_reads_that_contribution(double: Parent) -> None:
     entering = residual(double, batch=4)
     layer = double.model.model.layers[2]
-    meter = ContributionMeter(layer.mlp.down_proj.weight)
+    sizes = []
     lost = torch.zeros(WIDTH, dtype=torch.float64)
     for part in entering.split(2):
         with inputs_of(layer.mlp.down_proj) as hidden:
             parents_own(double, 5, part)
-        meter.add(hidden[0])
+        sizes.append(channel_sizes(hidden[0]))
         each_F = hidden[0].flatten(0, 1)[:, None, :] * layer.mlp.down_proj.weight  # [tokens, D, F]: what each adds
         lost += each_F.norm(dim=1).sum(0)
-    torch.testing.assert_close(meter.contribution_F().double(), lost / entering[..., 0].numel(), rtol=1e-5, atol=1e-7)
+    tokens = entering[..., 0].numel()
+    found = contribution(torch.cat(sizes), tokens, layer.mlp.down_proj.weight)
+    torch.testing.assert_close(found.double(), lost / tokens, rtol=1e-5, atol=1e-7)
 
 
 def test_the_channels_kept_are_the_largest_in_the_parents_order(double: Parent) -> None:

@@ -9,6 +9,7 @@ from parents import random_ids, random_parent
 from torch import Tensor
 from torch.nn import functional
 
+from blocklib.activations import cached
 from blocklib.block import Choice, Subblock
 from blocklib.ffn.clusters import balanced_clusters
 from blocklib.ffn.dense import hidden_values
@@ -23,7 +24,7 @@ FAMILIES = ("llama", "gpt2")
 
 def ffn(parent: Parent, spelling: str, layer: int = 2) -> MixtureOfExperts:
     choice = Choice(layer, "ffn", Subblock.parse(spelling))
-    (built,) = build(parent, [choice], random_ids(parent, 16, 16), batch=4, fit=False)
+    (built,) = build(parent, [choice], cached(parent.model, random_ids(parent, 16, 16), 4), batch=4, fit=False)
     module = variant(parent.model, choice, {name: tensor.clone() for name, tensor in built.first.items()})
     found = module.get_submodule("mlp")
     assert isinstance(found, MixtureOfExperts)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from parents import child_of, first_weights_of, logits, random_ids, random_parent
 
+from blocklib.activations import ComputedActivations, cached
 from blocklib.assemble import assemble
 from blocklib.block import Choice
 from blocklib.errors import SubblockError
@@ -67,7 +68,7 @@ def test_ffns_are_not_fused_through_their_norms(kind: str) -> None:
 
 def test_the_norm_over_all_keys_is_pooled_as_they_are() -> None:
     parent, choice = random_parent("olmo2"), Choice.parse("L1.attention=kv2")
-    (built,) = build(parent, [choice], random_ids(parent, sequences=8), batch=4, fit=False)
+    (built,) = build(parent, [choice], cached(parent.model, random_ids(parent, sequences=8), 4), batch=4, fit=False)
     own = parent.layer_weights(1)["self_attn.k_norm.weight"].view(2, 2, 4)
     torch.testing.assert_close(built.first["self_attn.k_norm.weight"], own.mean(1).flatten())
 
@@ -75,7 +76,9 @@ def test_the_norm_over_all_keys_is_pooled_as_they_are() -> None:
 @pytest.mark.parametrize("text", ["L1.attention=linear", "L1.ffn=ffn16"])
 def test_no_projection_is_fitted_through_a_norm(text: str) -> None:
     parent = random_parent("olmo2")
-    (built,) = build(parent, [Choice.parse(text)], random_ids(parent, sequences=8), batch=4, fit=True)
+    (built,) = build(
+        parent, [Choice.parse(text)], cached(parent.model, random_ids(parent, sequences=8), 4), batch=4, fit=True
+    )
     assert all(torch.equal(built.fitted[name], tensor) for name, tensor in built.first.items())
 
 
@@ -89,7 +92,7 @@ def test_a_score_is_the_distance_of_the_assembled_child() -> None:
     architectures = {text: parent.architecture.with_(Choice.parse(text)) for text in TEXTS}
     weights = {text: first_weights_of(parent, architecture) for text, architecture in architectures.items()}
     held = {Choice.parse(text): weights[text].get(Choice.parse(text), {}) for text in TEXTS}
-    *_, found = score(parent, held, ids)
+    *_, found = score(parent, held, ComputedActivations(parent.model, ids))
     assert isinstance(found, dict)
     for text, architecture in architectures.items():
         child = assemble(parent, architecture, lambda choice, own=weights[text]: own.get(choice, {}))  # type: ignore[misc]

@@ -175,7 +175,7 @@ def test_an_8b_is_healed_on_one_gpu(inputs: PlanInputs) -> None:
 def healing(batches: float) -> PlanInputs:
     """The embedded parent, healed in batches whose activations are planned to fill this machine so often."""
     text = "parent: embedded\ndata: {train: stdlib}\nbudget: {latency: 60%}\nheal: {batch: 1, recompute: false}\n"
-    one = replace(inputs_of_job(config.parse(text, "job.yaml"), None, None), machine=memory_here("cpu"))
+    one = replace(inputs_of_job(config.parse(text, "job.yaml"), None, None), machine=memory_here("cpu", Path()))
     (heal,) = (stage.need for stage in plan(one).stages if stage.need.stage == "heal")
     (each,) = (held.held_bytes for held in heal.each if held.key == "heal.batch")
     batch = int(batches * one.machine.device_bytes / each)

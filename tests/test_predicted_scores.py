@@ -3,6 +3,7 @@
 import pytest
 from torch import Tensor
 
+from blocklib.activations import ComputedActivations
 from blocklib.assemble import parent_part
 from blocklib.block import Choice, Role
 from blocklib.parent import Parent
@@ -30,7 +31,7 @@ def test_a_prediction_is_near_to_the_measured_score(trained_parent: Parent, text
         round_parts(parent, wanted, lambda part: own[at(parent, part.layer, part.role, COARSE)], text_ids[:16], 4)
     )
     floats = {choice: as_floats(choice, tensors, shape) for choice, tensors in stored.items()}
-    *_, measured = score(parent, floats, text_ids[80:112])
+    *_, measured = score(parent, floats, ComputedActivations(parent.model, text_ids[80:112]))
     assert isinstance(measured, dict)
     held = floats | {choice.unrounded: weights for choice, weights in own.items()}
     errors = dict(rounding_errors(parent, wanted, held.__getitem__, text_ids[80:88]))

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from parents import FAMILIES, child_of, first_weights_of, logits, random_ids, random_model, random_parent
+from parents import FAMILIES, child_of, first_weights_of, logits, random_ids, random_model, random_parent, texts_of
 from searches import Here, files, job, outcome, rows
 from test_every_kind import SPELLINGS, architecture_with, distilled, of_kind
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from blocklib.activations import ComputedActivations
 from blocklib.assemble import assemble, parent_part
 from blocklib.block import Choice
-from blocklib.distil import Texts, Training, distil
+from blocklib.distil import Training, distil
 from blocklib.errors import NotFiniteError, SettingError
 from blocklib.kind import Weights
 from blocklib.model import PuzzleNasForCausalLM
@@ -42,7 +43,7 @@ def in_bfloat16(family: str = "llama") -> Parent:
 
 
 def scores(parent: Parent, weights: dict[Choice, Weights], ids_BT: Tensor) -> dict[Choice, Fidelity]:
-    *_, found = score(parent, weights, ids_BT)
+    *_, found = score(parent, weights, ComputedActivations(parent.model, ids_BT))
     assert isinstance(found, dict)
     return found
 
@@ -134,7 +135,7 @@ def test_nan_is_an_error_with_a_place() -> None:
     parent = in_bfloat16()
     ids, choice = random_ids(parent, 16, 16), of_kind("ffn", 1)
     with pytest.raises(NotFiniteError, match=r"L1\.ffn=ffn24: the distillation loss is (nan|inf) after \d+ tokens"):
-        list(distil(parent, {choice: Training(2048, 1e30)}, Texts(ids, ids, ids[:4], batch=8)))
+        list(distil(parent, {choice: Training(2048, 1e30)}, texts_of(parent, ids, ids, ids[:4], batch=8)))
     damaged = first_weights_of(parent, parent.architecture.with_(choice))[choice]
     damaged = damaged | {"mlp.up_proj.weight": torch.full_like(damaged["mlp.up_proj.weight"], torch.nan)}
     with pytest.raises(NotFiniteError, match=r"^L1\.ffn=ffn24: "):

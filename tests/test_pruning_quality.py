@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import SHARED
+from parents import texts_of
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from benchmarks.pruning import gate_loss, random_loss
+from blocklib.activations import cached
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Block, Subblock
-from blocklib.distil import Distilled, Texts, Training, distil
+from blocklib.distil import Distilled, Training, distil
 from blocklib.ffn.dip import PrunedFFN
 from blocklib.initial_weights import build
 from blocklib.kinds import parent_block
@@ -46,7 +48,10 @@ def untrained(parent: Parent, spelling: str) -> PuzzleNasForCausalLM:
     """With first weights, from what the parent does with stories, in every layer."""
     architecture = everywhere(parent, spelling)
     choices = [choice for choice in architecture.choices() if choice.role == "ffn"]
-    built = {one.choice: one.first for one in build(parent, choices, stories("train.txt", 2048), batch=8, fit=False)}
+    built = {
+        one.choice: one.first
+        for one in build(parent, choices, cached(parent.model, stories("train.txt", 2048), 8), batch=8, fit=False)
+    }
     return assemble(parent, architecture, built.__getitem__)
 
 
@@ -82,7 +87,7 @@ def test_adapters_bring_a_hard_pruned_ffn_closer_and_read_no_more(parent: Parent
     architecture = everywhere(parent, "dip25")
     choices = [choice for choice in architecture.choices() if choice.role == "ffn"]
     training = Training(16_384, 1e-3, lora_rank=8)
-    texts = Texts(text[:8], text, heldout[:4], batch=8)
+    texts = texts_of(parent, text[:8], text, heldout[:4], batch=8)
     events = distil(parent, dict.fromkeys(choices, training), texts, least_squares=False)
     found = {event.choice: event for event in events if isinstance(event, Distilled)}
     before = untrained(parent, "dip25")

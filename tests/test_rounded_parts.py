@@ -9,6 +9,7 @@ from conftest import NAMED_PARENT
 from parents import logits
 from torch import Tensor
 
+from blocklib.activations import ComputedActivations
 from blocklib.assemble import assemble, parent_part
 from blocklib.block import Architecture, Choice
 from blocklib.distil import Progress
@@ -77,7 +78,7 @@ def kl_of(
     parent: Parent, parts: list[Choice], held: dict[Choice, dict[str, Tensor]], ids_BT: Tensor
 ) -> dict[Choice, float]:
     weights = {part: as_floats(part, held[part], parent.shape) for part in parts}
-    *_, found = score(parent, weights, ids_BT)
+    *_, found = score(parent, weights, ComputedActivations(parent.model, ids_BT))
     assert isinstance(found, dict)
     return {choice: fidelity.kl for choice, fidelity in found.items()}
 

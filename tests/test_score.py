@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import nas.scoring.fidelity
 import nas.scoring.replace_one
+from blocklib.activations import ComputedActivations, cached
 from blocklib.assemble import assemble, parent_part
 from blocklib.block import SKIP, Choice, Role
 from blocklib.distil import Progress
@@ -33,7 +34,10 @@ CHOICES = [Choice.parse(text) for text in TEXTS]
 def weights_of(parent: Parent, choices: list[Choice], ids_BT: Tensor) -> dict[Choice, Weights]:
     """First weights of every part of every choice; the parent's own where it has them."""
     found = {part for choice in choices for part in choice.parts if part.what != SKIP and not parent.own(part)}
-    built = {unit.choice: unit.first for unit in build(parent, list(found), ids_BT, batch=2, fit=False)}
+    built = {
+        unit.choice: unit.first
+        for unit in build(parent, list(found), cached(parent.model, ids_BT, 2), batch=2, fit=False)
+    }
     weights: dict[Choice, Weights] = {}
     for choice in choices:
         whole: dict[str, Tensor] = {}
@@ -44,7 +48,7 @@ def weights_of(parent: Parent, choices: list[Choice], ids_BT: Tensor) -> dict[Ch
 
 
 def scores(parent: Parent, weights: dict[Choice, Weights], ids_BT: Tensor) -> dict[Choice, Fidelity]:
-    *progress, found = score(parent, weights, ids_BT)
+    *progress, found = score(parent, weights, ComputedActivations(parent.model, ids_BT))
     assert isinstance(found, dict)
     assert all(isinstance(event, Progress) for event in progress)
     assert progress[-1] == Progress(ids_BT.numel(), ids_BT.numel())
@@ -118,7 +122,10 @@ def test_how_much_runs_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(nas.scoring.replace_one, "_STACK_AT_ONCE", 1)
     for module in (nas.scoring.replace_one, nas.scoring.fidelity):
         monkeypatch.setattr(module, "numbers_at_once", lambda _: 400)
-    assert sum(isinstance(event, Progress) for event in score(parent, weights, ids)) == 5
+    assert (
+        sum(isinstance(event, Progress) for event in score(parent, weights, ComputedActivations(parent.model, ids)))
+        == 5
+    )
     assert_same(scores(parent, weights, ids), expected)
 
 
@@ -161,7 +168,7 @@ def test_a_kl_has_its_digits_however_small_or_large(change: float, shift: float)
 
 def test_no_choices_have_no_scores() -> None:
     parent = random_parent()
-    assert list(score(parent, {}, random_ids(parent))) == [{}]
+    assert list(score(parent, {}, ComputedActivations(parent.model, random_ids(parent)))) == [{}]
 
 
 def test_nan_is_an_error_with_a_name() -> None:

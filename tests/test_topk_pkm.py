@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from parents import random_ids, random_parent
 from torch import Tensor, nn
 
+from blocklib.activations import cached
 from blocklib.block import Choice, Subblock
 from blocklib.ffn.pkm import ProductKeyMemory, half_size, look_up
 from blocklib.ffn.topk import TopKFFN
@@ -20,7 +21,7 @@ FAMILIES = ("llama", "gpt2")
 
 def ffn(parent: Parent, spelling: str) -> nn.Module:
     choice = Choice.parse(f"L2.ffn={spelling}")
-    (built,) = build(parent, [choice], random_ids(parent, 16, 16), batch=4, fit=False)
+    (built,) = build(parent, [choice], cached(parent.model, random_ids(parent, 16, 16), 4), batch=4, fit=False)
     weights = {name: tensor.clone() for name, tensor in built.first.items()}
     return variant(parent.model, choice, weights).get_submodule("mlp")
 

@@ -14,6 +14,7 @@ from test_rounded_parts import own_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from blocklib.activations import ComputedActivations
 from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice
 from blocklib.formats.gguf import (
@@ -82,7 +83,7 @@ def test_the_score_of_each_is_the_distance_of_the_parent_with_it(parent: Parent,
     rounded = dict(round_parts(parent, parts, lambda part: own_weights(parent, part), text_ids[:8], batch=4))
     assert [set(rounded[part]) for part in parts] == [{EMBEDDING}, {HEAD}]
     held = {part: as_floats(part, rounded[part], parent.shape) for part in parts}
-    *_, found = score(parent, held, ids_BT)
+    *_, found = score(parent, held, ComputedActivations(parent.model, ids_BT))
     assert isinstance(found, dict)
     for part, other in zip(parts, parts[::-1], strict=True):
         spelled = {part.role: "q4_0", other.role: "f32"}

@@ -9,6 +9,7 @@ from parents import first_weights_of, random_ids, random_parent
 from torch import Tensor
 
 import nas.scoring.architectures
+from blocklib.activations import ComputedActivations
 from blocklib.assemble import assemble, parent_part
 from blocklib.block import SKIP, Architecture, Choice, Parallel
 from blocklib.distil import Progress
@@ -105,7 +106,7 @@ def test_of_one_replacement_it_is_its_score() -> None:
     choices = [Choice.parse(text) for text in texts]
     replaced = {choice: parent.architecture.with_(choice) for choice in choices}
     weights = weights_of(parent, list(replaced.values()))
-    *_, scored = score(parent, {choice: weights(choice) for choice in choices}, ids)
+    *_, scored = score(parent, {choice: weights(choice) for choice in choices}, ComputedActivations(parent.model, ids))
     assert isinstance(scored, dict)
     found = whole(parent, list(replaced.values()), ids)
     for choice, architecture in replaced.items():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from blocklib.activations import cached
 from blocklib.block import Choice, Subblock
 from blocklib.errors import SubblockError
 from blocklib.ffn.dense import norm_weights
@@ -85,8 +86,9 @@ def solved(parent: Parent, ids_BT: Tensor, options: Sequence[str], share: float)
     asked = [Choice(layer, "ffn", Subblock.parse(text)) for layer in range(shape.layers) for text in options]
     weights: dict[Choice, dict[str, Tensor]] = {choice: {} for choice in asked}  # `skip` has none
     held = [choice for choice in asked if choice_parameters(choice, shape)]
-    weights |= {built.choice: built.fitted for built in build(parent, held, ids_BT, batch=4, fit=True)}
-    *_, scores = score(parent, weights, ids_BT)
+    activations = cached(parent.model, ids_BT, batch=4)
+    weights |= {built.choice: built.fitted for built in build(parent, held, activations, batch=4, fit=True)}
+    *_, scores = score(parent, weights, activations)
     kls = {Choice(layer, "ffn", own): 0.0 for layer in range(shape.layers)}
     kls |= {choice: scores[choice].kl for choice in asked}
     parameters = {choice: choice_parameters(choice, shape) for choice in kls}

@@ -4,7 +4,6 @@ exporter writes into `whole_folder`, reloads what it wrote there, and only then 
 
 import errno
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard
 
 from nas.errors import OutputExistsError
 from nas.files.permissions import open_as_usual
-
-_PARTIAL = ".partial"
+from nas.files.process_folder import process_folder
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     taken = OutputExistsError(f"{out} exists and is not empty: remove it, or export to another folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise taken
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Another machine's process may have the same number.
-    begin = f".{out.name}.{platform.node()}-"
-    _remove_left(out.parent, begin)
-    beside = out.with_name(f"{begin}{os.getpid()}{_PARTIAL}")
-    beside.mkdir()
+    beside = process_folder(out.parent, out.name)
     try:
         yield beside
         open_as_usual(beside)
@@ -66,15 +58,6 @@ def whole_folder(out: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _remove_left(parent: Path, begin: str) -> None:
-    """Remove the folders in `parent`, named with `begin` and a process, whose process is there no more."""
-    for folder in parent.iterdir():
-        process = folder.name.removeprefix(begin).removesuffix(_PARTIAL)
-        is_one = process.isdecimal() and folder.name == f"{begin}{process}{_PARTIAL}"
-        if is_one and not psutil.pid_exists(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def files_in(folder: Path) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""The need of the stage `distil`: the passes of `blocklib/initial_weights.py` and `blocklib/distil.py`, in numbers."""
+"""The need of the stage `distil`: the passes of `blocklib/activations.py`, `initial_weights.py` and `distil.py`, in
+numbers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +17,9 @@ _CROSSES = 5
 """The same of right sides, the solution and its copy among them."""
 _SOLVES, _CHECKS = 5, 4
 """Three ridges are solved for and checked, the best twice more, and checked once more."""
-_STREAMS = 5
-"""Calibration streams at a slot beside those kept for joined ones: the residual there, what is added, the next
-residual, the target of a fit, and the input of the FFN."""
+_STREAMS = 6
+"""Residuals of a batch at a fit: what enters, the residual at a slot, what is added, the next one, the target, and what
+is missing."""
 _KEPT_OF_FFN, _KEPT_OF_REST = 7, 6
 """Numbers that a subblock's forward and backward pass holds for a token: for each hidden channel, and for each channel
 of the residual."""
@@ -37,14 +38,15 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
         main=(*inputs.parent_main, inputs.text),
         tasks=inputs.tasks(len(groups)),
         work=Operations(
-            flops=sum(_flops(inputs, group) for group in groups),
+            flops=_parent_flops(inputs, groups) + sum(_trained(inputs, part) for part in inputs.to_build),
             float32_flops=sum(_summed(inputs, group) for group in groups),
             float64_flops=sum(_solved(inputs, group) for group in groups),
-            moved_bytes=sum(_moved(inputs, group) for group in groups),
+            moved_bytes=_moved(inputs, groups),
         ),
         disk=(
             Amount("the block library, in float32", library, "space"),
             replace(inputs.text, what="the training text, as tokens"),
+            inputs.activations,
         ),
     )
 
@@ -63,14 +65,14 @@ def _fitting(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:
     sequences = calibration // inputs.sequence
     batch = min(request.distill.batch, max(1, sequences // 4)) * inputs.sequence
     longest = max(part.span for part in group)
-    streams = (_STREAMS + longest + (longest + 1) // 2) * calibration * shape.hidden * FLOAT32
+    read = (1 + (longest + 1) // 2) * calibration * shape.hidden * FLOAT32
     passed = _passed(inputs, batch, shape.ffn_width)
-    layers = (longest + 1) // 2 * inputs.layer_parameters * FLOAT32 + inputs.converted_bytes(inputs.ffn_parameters)
+    layers = (longest + 1) // 2 * inputs.layer_parameters * FLOAT32
     return (
         Amount(f"{len(group)} subblocks, before and after their fit", first * FLOAT32, "ray.layers_per_task"),
         Amount("normal equations of the widest fit", equations, "distill.least_squares, or space.fuse.widest"),
-        Amount("residuals of the calibration text", streams, "data.calibration_tokens"),
-        Amount("activations of a batch", passed, "distill.batch"),
+        Amount("what FFNs read of the calibration text", read, "data.calibration_tokens"),
+        Amount("activations of a batch", passed + _STREAMS * batch * shape.hidden * FLOAT32, "distill.batch"),
         Amount("weights of the parent's layers at work, in float32", layers),
     )
 
@@ -84,7 +86,6 @@ def _training(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]
     widest = max(inputs.projection(part)[0] for part in group)
     passed = _passed(inputs, batch, max(widest, shape.ffn_width))
     kept = (2 * longest + 2) * batch * shape.hidden * FLOAT32
-    matrix = inputs.converted_bytes(inputs.ffn_parameters / shape.ffn_matrices)
     return (
         Amount(
             f"{len(group)} subblocks in training: weights, before and now, gradients and Adam's moments",
@@ -92,7 +93,6 @@ def _training(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]
         ),
         Amount("activations of a batch", passed + kept, "distill.batch"),
         Amount("a subblock, as products read it", max(sizes.values()) * inputs.copied_bytes),
-        Amount("a matrix of the parent at work, as products read it", matrix),
     )  # fmt: skip
 
 
@@ -103,13 +103,22 @@ def _passed(inputs: PlanInputs, tokens: int, width: int) -> float:
     return tokens * (of_ffn + of_rest)
 
 
-def _flops(inputs: PlanInputs, group: Sequence[Choice]) -> float:
-    """The parent up to the last layer, over the calibration and the distillation text; each subblock forward and
-    backward."""
-    calibration = inputs.in_sequences(inputs.request.data.calibration_tokens)
-    prefix = _prefix(inputs, group) * inputs.layer_parameters
-    done = inputs.pass_flops(prefix, calibration + _tokens(inputs, group))
-    return done + sum(3 * inputs.pass_flops(inputs.size(part), inputs.tokens_of(part)) for part in group)
+def _parent_flops(inputs: PlanInputs, groups: Sequence[Sequence[Choice]]) -> float:
+    """The parent over the texts that train and score; where the disk does not hold its activations, each task runs the
+    layers up to its last one over the former."""
+    data = inputs.request.data
+    layers = inputs.layer_parameters * inputs.shape.layers
+    scored, training = inputs.in_sequences(data.score_tokens), inputs.in_sequences(data.distillation_tokens)
+    if inputs.caches_training:
+        return inputs.pass_flops(layers, scored + training)
+    done = inputs.pass_flops(layers, scored + inputs.in_sequences(data.calibration_tokens))
+    prefixes = ((_prefix(group) * inputs.layer_parameters, _tokens(inputs, group)) for group in groups)
+    return done + sum(inputs.pass_flops(*prefix) for prefix in prefixes)
+
+
+def _trained(inputs: PlanInputs, part: Choice) -> float:
+    """A subblock forward and backward."""
+    return 3 * inputs.pass_flops(inputs.size(part), inputs.tokens_of(part))
 
 
 def _summed(inputs: PlanInputs, group: Sequence[Choice]) -> float:
@@ -129,13 +138,17 @@ def _fits(inputs: PlanInputs, group: Sequence[Choice]) -> list[tuple[int, int]]:
     return [inputs.projection(part) for part in group] if inputs.request.distill.least_squares else []
 
 
-def _moved(inputs: PlanInputs, group: Sequence[Choice]) -> float:
-    """The layers before the last one of the group go to the GPU once for the calibration, and for each batch."""
-    batches = 1 + _tokens(inputs, group) / (inputs.request.distill.batch * inputs.sequence)
-    return batches * inputs.moved_by_a_pass * _prefix(inputs, group) / inputs.shape.layers
+def _moved(inputs: PlanInputs, groups: Sequence[Sequence[Choice]]) -> float:
+    """Each batch that the parent runs over takes the layers to the GPU."""
+    data, batch = inputs.request.data, inputs.request.distill.batch * inputs.sequence
+    once = data.distillation_tokens if inputs.caches_training else data.calibration_tokens
+    passes = (once + data.score_tokens) / batch
+    if not inputs.caches_training:
+        passes += sum(_tokens(inputs, group) / batch * _prefix(group) / inputs.shape.layers for group in groups)
+    return passes * inputs.moved_by_a_pass
 
 
-def _prefix(inputs: PlanInputs, group: Sequence[Choice]) -> int:
+def _prefix(group: Sequence[Choice]) -> int:
     return max(part.end_layer for part in group)
 
 

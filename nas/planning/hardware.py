@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -13,12 +14,15 @@ from cost_models.hardware import machine, synchronize, total_bytes, usable_cores
 from cost_models.scenario import Scenario
 from nas.errors import PlanError
 from nas.job.units import did_you_mean
+from nas.planning.disk import free_bytes
 
 MIB = 1 << 20
 _REACHED = 0.75
 """The share of a GPU's peak that large products in float32 reach. An assumption: no GPU was timed for it."""
 _REACHED_BY_TENSOR_CORES = 0.4
 """The same of tensor cores, which wait for memory more often. Also an assumption."""
+_DISK_BYTES = 2 * 10**12
+"""The free disk of a machine that is not here. An assumption as well."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Hardware:
     """`devices` GPUs that hold `device_bytes`, and compute so many operations a second, each; or the cores of a CPU,
     whose memory is `device_bytes`, and which compute that together. Rates are those of products of large matrices;
     `passes_flops` is that in the type of `compute.precision`, None: float32's. `main_bytes` is the main memory; None:
-    it is not known.
+    it is not known. `disk_bytes` is what is free where the search has its home.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Hardware:
     main_bytes: int | None = None
     is_cpu: bool = False
     passes_flops: float | None = None
+    disk_bytes: int = _DISK_BYTES
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,14 @@ def machine_named(name: str, products: Products = "float32") -> Hardware:
     return found if passes is None else replace(found, passes_flops=_REACHED_BY_TENSOR_CORES * passes)
 
 
-def memory_here(device: str) -> Hardware:
-    """The CPU or the GPUs here, of a speed that nobody asks for."""
+def memory_here(device: str, home: Path) -> Hardware:
+    """The CPU or the GPUs here, of a speed that nobody asks for, and the disk that `home` is or will be on."""
     kind, main = torch.device(device), total_bytes(torch.device("cpu"))
     count = usable_cores() if kind.type == "cpu" else int(torch.get_device_module(kind.type).device_count())
-    return Hardware(device, count, total_bytes(kind), 1.0, 1.0, main, is_cpu=kind.type == "cpu")
+    return Hardware(device, count, total_bytes(kind), 1.0, 1.0, main, kind.type == "cpu", disk_bytes=free_bytes(home))
 
 
-def this_machine(scenario: Scenario, products: Products = "float32") -> Hardware:
+def this_machine(scenario: Scenario, home: Path, products: Products = "float32") -> Hardware:
     """The CPU or the GPUs here, as fast as they were in products of matrices just now: a part of a second. Raises
     PlanError where torch finds no such device, SettingError where it lacks the type of `products`."""
     try:
@@ -100,7 +105,7 @@ def this_machine(scenario: Scenario, products: Products = "float32") -> Hardware
     with gradients_of(products):
         passes = None if products == "float32" else _products_flops(kind, "float32" if products == "tf32" else products)
     return replace(
-        memory_here(scenario.device), name=f"this machine: {name}", passes_flops=passes,
+        memory_here(scenario.device, home), name=f"this machine: {name}", passes_flops=passes,
         float32_flops=_products_flops(kind, "float32"), float64_flops=_products_flops(kind, "float64"),
     )  # fmt: skip
 

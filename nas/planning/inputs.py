@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from blocklib.activations import cached_numbers
 from blocklib.block import SKIP, Architecture, Block, Choice, Parallel, Role, Subblock
 from blocklib.compute_dtype import converted_numbers
 from blocklib.kinds import choice_parameters, kind_of, parameters, parent_architecture, parent_block
@@ -20,6 +21,7 @@ from cost_models.scenario import Scenario
 from nas.job.request import Request
 from nas.job.scenario import scenario_of
 from nas.job.space import choices
+from nas.planning.disk import is_kept
 from nas.planning.hardware import Hardware
 from nas.planning.need import Amount, Tasks
 from nas.planning.task_ranges import by_count, by_layers
@@ -147,6 +149,24 @@ class PlanInputs:
         """The text that trains: in a file, which processes map and which stays in main memory once it is read."""
         tokens = self.in_sequences(self.request.data.distillation_tokens)
         return Amount("the training text, mapped from its file", tokens * _TOKEN_BYTES, "data.distillation_tokens")
+
+    @property
+    def activations(self) -> Amount:
+        """The parent's on the text that trains, in files; on its head alone where the disk is too small."""
+        data = self.request.data
+        tokens = data.distillation_tokens if self.caches_training else data.calibration_tokens
+        key = "data.distillation_tokens" if self.caches_training else "data.calibration_tokens"
+        held = self.activation_bytes(self.in_sequences(tokens))
+        return Amount("the parent's activations on the training text", held, key)
+
+    @property
+    def caches_training(self) -> bool:
+        """Whether the disk holds the parent's activations on all of the text that trains."""
+        training = self.activation_bytes(self.in_sequences(self.request.data.distillation_tokens))
+        return is_kept(training, self.machine.disk_bytes)
+
+    def activation_bytes(self, tokens: int) -> int:
+        return cached_numbers(self.shape.layers, self.shape.hidden, tokens) * FLOAT32
 
     @property
     def parent_each(self) -> tuple[Amount, ...]:

@@ -34,7 +34,7 @@ def inputs_of_job(request: Request, hardware: str | None, parent_config: Path | 
             f"{request.gpus_per_task:g}, scenario.device: {scenario.device}), and a plan is made for one"
         )
     products = request.compute.precision
-    machine = this_machine(scenario, products) if hardware is None else machine_named(hardware, products)
+    machine = this_machine(scenario, request.home, products) if hardware is None else machine_named(hardware, products)
     if parent_config is not None and not parent_config.is_file():
         raise PlanError(f"--parent-config: {parent_config} is no file; give the config.json of a parent")
     if parent_config is None:

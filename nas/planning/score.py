@@ -21,12 +21,14 @@ def score_need(inputs: PlanInputs) -> StageNeed:
         inputs.to_score, lambda choice: inputs.head_parameters + per_slot * (slots - choice.first_slot)
     )
     tokens = inputs.in_sequences(inputs.request.data.score_tokens)
+    held = inputs.activation_bytes(tokens)
     return StageNeed(
         "score",
         each=(*inputs.parent_each, *max((_task(inputs, group) for group in groups), key=total, default=())),
         once=inputs.parent_once,
         main=inputs.parent_main,
         tasks=inputs.tasks(len(groups)),
+        disk=(Amount("the parent's activations on the score text", held, "data.score_tokens"),),
         work=Operations(
             flops=sum(_flops(inputs, group, tokens) for group in groups),
             moved_bytes=sum(_sweeps(inputs, group) for group in groups) * inputs.moved_by_a_pass,
@@ -57,9 +59,7 @@ def _task(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:
 
 
 def _flops(inputs: PlanInputs, group: Sequence[Choice], tokens: int) -> float:
-    """The parent once, each option from its slot on, and the head for all of them."""
+    """Each option from its slot on, and the head for all of them."""
     slots, per_slot = 2 * inputs.shape.layers, inputs.layer_parameters / 2
-    passed = per_slot * slots + sum(
-        inputs.size(choice) + per_slot * (slots - choice.first_slot - choice.span) for choice in group
-    )
+    passed = sum(inputs.size(choice) + per_slot * (slots - choice.first_slot - choice.span) for choice in group)
     return inputs.pass_flops(passed + inputs.head_parameters * (2 * len(group) + 1), tokens)

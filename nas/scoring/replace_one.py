@@ -1,9 +1,9 @@
 """Scores: replace one choice in the parent and see how far the parent's output moves (replace-1 scores; Puzzle,
 arXiv 2411.19146, section 4.2).
 
-One sweep over the parent's slots serves many choices: each variant starts from the parent's residual at its own slots
-and joins a stack of variants that runs through the rest of the parent together, so nothing before a variant is ever
-computed for it. Tables begin with tokens of their own, and end in a head of their own.
+One sweep over the parent's slots serves many choices: each variant starts from the parent's residual at its own slots,
+which is at hand, and joins a stack of variants that runs through the rest of the parent together, so nothing before a
+variant is ever computed for it. Tables begin with tokens of their own, and end in a head of their own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blocklib.activations import Activations
 from blocklib.block import Choice
 from blocklib.compute_dtype import converted_once
 from blocklib.distil import Progress
@@ -30,13 +31,13 @@ _PARENT = "parent"
 def score(
     parent: Parent,
     weights: Mapping[Choice, Weights],
-    ids_BT: Tensor,
+    activations: Activations,
     heard: Callable[[float, float], None] = lambda done, total: None,
 ) -> Iterator[Progress | dict[Choice, Fidelity]]:
     """Progress as it goes, then every choice's fidelity, its `lm_loss` being the rise over the parent's own.
 
-    `weights` holds each choice's tensors; `ids_BT` the tokens, [sequences, tokens]. `heard` is told far more often than
-    a batch ends how much of the work is done, of how much. Raises NotFiniteError.
+    `weights` holds each choice's tensors; `activations` are the parent's on the text. `heard` is told far more often
+    than a batch ends how much of the work is done, of how much. Raises NotFiniteError.
     """
     if not weights:
         yield {}
@@ -45,16 +46,18 @@ def score(
         choice: variant(parent.model, choice, tensors) for choice, tensors in weights.items() if not choice.is_table
     }
     tables = {choice: Ends.of([(choice, tensors)]) for choice, tensors in weights.items() if choice.is_table}
+    ids_BT = activations.ids_BT
     order = [*tables, *sorted(layers, key=lambda choice: choice.first_slot + choice.span)]
     at_once, batch = stacked(ids_BT.shape[1] * parent.shape.hidden, len(order), len(ids_BT))
     sweeps = [order[start : start + at_once] for start in range(0, len(order), at_once)]
     meters = [FidelityMeter([_PARENT, *map(str, swept)], parent.model.lm_head) for swept in sweeps]
     work = _Work(parent, sweeps, ids_BT, heard)
     done = 0
-    for ids in ids_BT.split(batch):
+    for rows in torch.arange(len(ids_BT)).split(batch):
+        ids = ids_BT[rows.to(ids_BT.device)].to(parent.model.device)
         for swept, meter in zip(sweeps, meters, strict=True):
             here = _Swept([tables[one] for one in swept if one in tables], {c: layers[c] for c in swept if c in layers})
-            final_NBTD = parent.model.model.norm(_sweep(parent, here, ids, work.passed_slots))
+            final_NBTD = parent.model.model.norm(_sweep(parent, here, activations, rows, work.passed_slots))
             others = [0, *range(1 + len(here.tables), len(final_NBTD))]
             meter.add(ids, final_NBTD[0], final_NBTD[others], others, read=work.passed_head)
             for place, held in enumerate(here.tables, 1):
@@ -94,10 +97,9 @@ class _Work:
         slots = 2 * parent.shape.layers
         slot_parameters = sum(values.numel() for values in parent.model.model.layers.parameters()) / slots
         self._head = parent.shape.vocabulary * parent.shape.hidden / slot_parameters
-        # Each sweep takes the parent along.
         ends = [[choice.first_slot + choice.span for choice in swept if not choice.is_table] for swept in sweeps]
         lengths = [
-            [slots] * (1 + len(swept) - len(ended)) + [slots - end for end in ended]
+            [0] + [slots] * (len(swept) - len(ended)) + [slots - end for end in ended]
             for swept, ended in zip(sweeps, ends, strict=True)
         ]
         self._total = ids_BT.numel() * sum(length + self._head for swept in lengths for length in swept)
@@ -112,32 +114,36 @@ class _Work:
         self._heard(self._done, self._total)
 
 
-def _sweep(parent: Parent, swept: _Swept, ids_BT: Tensor, passed: Callable[[int], None]) -> Tensor:
-    """The residual after the last slot of the parent and of the parent with each choice: [1 + choices, B, T, D].
+def _sweep(
+    parent: Parent, swept: _Swept, activations: Activations, rows: Tensor, passed: Callable[[int], None]
+) -> Tensor:
+    """The residual after the last slot of the parent and of the parent with each choice, in the sequences `rows`:
+    [1 + choices, B, T, D].
 
     `passed` is told how many tokens more have gone through a slot.
     """
     layers, pending = swept.layers, list(swept.layers)
-    parent_BTD = embed(parent.model, ids_BT)
-    tables = rotary(parent.model, parent_BTD)
-    stack_NBTD = parent_BTD.new_empty(1 + len(swept.tables) + len(pending), *parent_BTD.shape)
-    stack_NBTD[0] = parent_BTD
+    ids_BT = activations.ids_BT[rows.to(activations.ids_BT.device)].to(parent.model.device)
+    embedded_BTD = embed(parent.model, ids_BT)
+    tables = rotary(parent.model, embedded_BTD)
+    stack_NBTD = embedded_BTD.new_empty(1 + len(swept.tables) + len(pending), *embedded_BTD.shape)
     for place, held in enumerate(swept.tables, 1):
         stack_NBTD[place] = embed(parent.model, ids_BT, held.embedding_VD)
-    joined, at_once = 1 + len(swept.tables), max(1, numbers_at_once(parent_BTD.device) // parent_BTD.numel())
+    joined, at_once = 1 + len(swept.tables), max(1, numbers_at_once(ids_BT.device) // embedded_BTD.numel())
     entering: dict[int, Tensor] = {}
-    for slot in range(2 * parent.shape.layers):
-        entering[slot] = stack_NBTD[0].clone()
+    for here in activations.over(rows, 2 * parent.shape.layers):
+        entering[here.slot] = here.entering_BTD
         with converted_once():
-            for some_NBTD in stack_NBTD[:joined].split(at_once):
+            for some_NBTD in stack_NBTD[1:joined].split(at_once) if joined > 1 else ():
                 residual = some_NBTD.flatten(0, 1)
-                residual += slot_delta(parent.model, slot, residual, tables)
-        passed(joined * ids_BT.numel())
-        while pending and pending[0].first_slot + pending[0].span == slot + 1:
+                residual += slot_delta(parent.model, here.slot, residual, tables)
+        passed((joined - 1) * ids_BT.numel())
+        while pending and pending[0].first_slot + pending[0].span == here.slot + 1:
             choice = pending.pop(0)
             before = entering[choice.first_slot]
             stack_NBTD[joined] = before + delta(layers[choice], before, tables)
             joined += 1
-        oldest = min((choice.first_slot for choice in pending), default=slot)
+        oldest = min((choice.first_slot for choice in pending), default=here.slot)
         entering = {kept: value for kept, value in entering.items() if kept >= oldest}
+    stack_NBTD[0] = here.entering_BTD + here.delta_BTD
     return stack_NBTD

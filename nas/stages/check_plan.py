@@ -22,7 +22,7 @@ def check_plan(request: Request, found: Readable) -> None:
     where the job leaves it open."""
     if not _is_planned(request):
         return
-    room = memory_here(request.scenario.device)
+    room = memory_here(request.scenario.device, request.home)
     for stage in plan(inputs_of(request, found, room)).stages:
         least = stage.as_asked if _keys(stage, request) else stage.need
         held, there = least.fullest(room)

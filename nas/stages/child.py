@@ -47,9 +47,10 @@ from nas.stages.child_file import found_with, save_child
 from nas.stages.child_times import timed_until_decided, times_in
 from nas.stages.context import Context
 from nas.stages.costs import quality_of
+from nas.stages.devices import device_of, gpus_to_time, plan_inputs, tensor
 from nas.stages.evaluate import Evaluations, Evaluator, perplexity
 from nas.stages.heal_settings import Healing
-from nas.stages.library import choice_weights, device_of, gpus_to_time, plan_inputs, tensor
+from nas.stages.library import choice_weights
 from nas.stages.prepare import Job
 from nas.stages.sample import sample
 from nas.terminal.progress import bar, rarely

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from db.store import Store
 from nas.cluster.tasks import Cluster
+from nas.files.process_folder import ProcessFolder
 from nas.stages.prepare import Job
 from nas.text.tokens import Split
 
@@ -31,14 +32,16 @@ class Shared:
 
 @dataclass(frozen=True)
 class Context:
-    """A job, where its rows are kept, where its work runs and is reported, and the values that workers share."""
+    """A job, where its rows are kept, where its work runs and is reported, the values that workers share, and a folder
+    that all of them see for as long as it runs."""
 
     job: Job
     store: Store
     cluster: Cluster
     console: Console
     shared: Shared
+    folder: ProcessFolder
 
     @staticmethod
     def of(job: Job, store: Store, cluster: Cluster, console: Console) -> "Context":
-        return Context(job, store, cluster, console, Shared(job, cluster))
+        return Context(job, store, cluster, console, Shared(job, cluster), ProcessFolder(job.home, "activations"))

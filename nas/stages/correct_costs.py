@@ -22,7 +22,7 @@ from db import models
 from db.rows import values
 from nas.cluster.tasks import STARTING, Report
 from nas.stages.context import Context
-from nas.stages.library import gpus_to_time
+from nas.stages.devices import gpus_to_time
 from nas.stages.prepare import Job
 from nas.stages.time_architectures import random_architectures, timing_of, whole_time_row
 from nas.terminal.progress import bar

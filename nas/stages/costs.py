@@ -38,8 +38,8 @@ from nas.job.units import needs_meter
 from nas.solve.solve import cost_of
 from nas.stages.clock import clock, on_clock
 from nas.stages.context import Context
+from nas.stages.devices import gpus_to_time, tensor
 from nas.stages.flash_costs import simulate
-from nas.stages.library import gpus_to_time, tensor
 from nas.stages.prepare import Job
 from nas.terminal.progress import bar
 from nas.text.token_files import Ids

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from blocklib.activations import cached
 from blocklib.block import Choice, Role, Subblock
 from blocklib.ffn.dip import PrunedFFN
 from blocklib.initial_weights import build
@@ -112,7 +113,7 @@ class _Machine:
         capacities = slots(self._share_bytes, hooks, always_bytes)
         choices = [Choice(layer, "ffn", subblock) for layer in range(shape.layers)]
         total = 0.0
-        for unit in build(parent, choices, ids_BT, batch=1, fit=False):
+        for unit in build(parent, choices, cached(parent.model, ids_BT, 1), batch=1, fit=False):
             module = variant(parent.model, unit.choice, unit.first).get_submodule("mlp")
             assert isinstance(module, PrunedFFN)
             with inputs_of(parent.model.model.layers[unit.choice.layer].mlp) as seen:

@@ -5,12 +5,11 @@ once. `_depend`, `_build` and `_score` run on workers: each is given one task an
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Choice, Parallel
@@ -24,15 +23,15 @@ from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.job.fusion_candidates import Matrix
 from nas.job.sections import Distill
-from nas.planning.hardware import memory_here
-from nas.planning.inputs import PlanInputs
 from nas.planning.plan import layers_per_task
 from nas.planning.task_ranges import by_count, by_layers
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
+from nas.stages.activations import TextActivations, held_activations
 from nas.stages.context import Context
-from nas.stages.prepare import CHECKED, Job
+from nas.stages.devices import device_of, plan_inputs, tensor
+from nas.stages.prepare import CHECKED
 from nas.terminal.progress import bar, rarely
 from nas.text.token_files import Ids
 
@@ -74,12 +73,14 @@ class _Building:
 
 @dataclass(frozen=True)
 class _BuildTask:
-    """`root` is the library's folder, `heldout` the text on which the losses of subblocks are measured."""
+    """`root` is the library's folder. Losses are measured on the head of the score text. `activations` are the parent's
+    on the texts that train and score."""
 
     parent: Parent
     calibration: Ids
     distillation: Ids
-    heldout: Ids
+    score: Ids
+    activations: tuple[TextActivations, TextActivations]
     root: Path
     work: Sequence[_Building]
     settings: Distill
@@ -112,6 +113,10 @@ def build_library(context: Context) -> int:
     resources = job.request.ray
     # Each task passes over the text for its own layers. So the work of all tasks is that of one task for all layers.
     most = max(job.training(part).tokens for part in missing)
+    calibrated = len(job.tokens.calibration)
+    activations = (
+        held_activations(context, "distillation", calibrated), held_activations(context, "score", CHECKED)
+    )  # fmt: skip
     with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
         groups = shares(context, "distil", missing, lambda part: part.span)
         tasks = [
@@ -120,6 +125,7 @@ def build_library(context: Context) -> int:
                 shared["calibration"],
                 shared["distillation"],
                 shared["score"],
+                activations,
                 job.library.root,
                 [_Building(part, keys[part], job.training(part)) for part in group],
                 job.request.distill,
@@ -132,6 +138,7 @@ def build_library(context: Context) -> int:
             _build, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
         ):
             store.add_distillations([models.DistillationRow(**vars(record)) for record in records])
+    shutil.rmtree(activations[0].folder)
     return len(missing)
 
 
@@ -142,12 +149,13 @@ def _build(task: _BuildTask, report: Report) -> tuple[_Record, ...]:
     keys = {one.choice: one.key for one in task.work}
     missing = {one.choice: one.training for one in task.work if not library.has(one.choice, one.key)}
     if missing:
+        parent, (training, scoring) = task.parent.on(task.device), task.activations
         texts = Texts(
-            tensor(task.calibration, task.device), tensor(task.distillation, "cpu"),
-            tensor(task.heldout[:CHECKED], task.device), task.settings.batch,
+            training.of(parent, task.calibration), training.of_all(parent, task.distillation),
+            scoring.of(parent, task.score[:CHECKED]), task.settings.batch,
         )  # fmt: skip
         at_work = distil(
-            task.parent.on(task.device), missing, texts, least_squares=task.settings.least_squares,
+            parent, missing, texts, least_squares=task.settings.least_squares,
             doing=lambda words: report(doing=words), heard=rarely(report, 1.0),
         )  # fmt: skip
         for event in at_work:
@@ -179,6 +187,7 @@ class _ScoreTask:
 
     parent: Parent
     ids: Ids
+    activations: TextActivations
     root: Path
     work: Mapping[Choice, Mapping[Choice, str]]
     device: str
@@ -196,6 +205,7 @@ def score_choices(context: Context, choices: Iterable[Choice]) -> int:
     head, slots = shape.vocabulary * shape.hidden, 2 * shape.layers
     per_slot = (parameters(job.parent.architecture, shape) - shape.fixed_parameters) / slots
     resources, text = job.request.ray, job.tokens.score.size
+    activations = held_activations(context, "score", CHECKED)
     with bar(context.console, "score options", "tokens", text, STARTING) as shown:
         # The number of parameters between the start of a choice and the logits.
         groups = shares(context, "score", missing, lambda choice: head + per_slot * (slots - choice.first_slot % slots))
@@ -203,6 +213,7 @@ def score_choices(context: Context, choices: Iterable[Choice]) -> int:
             _ScoreTask(
                 shared["parent"],
                 shared["score"],
+                activations,
                 job.library.root,
                 {choice: job.built_keys([choice]) for choice in group},
                 device_of(job),
@@ -222,7 +233,7 @@ def score_choices(context: Context, choices: Iterable[Choice]) -> int:
 def _score(task: _ScoreTask, report: Report) -> Mapping[Choice, Fidelity]:
     parent, library = task.parent.on(task.device), Library(task.root)
     weights = {choice: choice_weights(parent, library, choice, keys) for choice, keys in task.work.items()}
-    for event in score(parent, weights, tensor(task.ids, task.device), rarely(report, 1.0)):
+    for event in score(parent, weights, task.activations.of_all(parent, task.ids), rarely(report, 1.0)):
         if not isinstance(event, Progress):
             return event
     raise AssertionError("scoring ended without scores")
@@ -246,31 +257,9 @@ def choice_weights(parent: Parent, library: Library, choice: Choice, keys: Mappi
     return weights
 
 
-def tensor(ids: Ids, device: str) -> torch.Tensor:
-    """Token ids on a device. On a CPU those of a file stay there, and read-only ones, which torch takes none of, are
-    copied."""
-    return torch.from_numpy(ids if ids.flags.writeable else ids.copy()).to(device)
-
-
-def device_of(job: Job) -> str:
-    """The device of workers. Ray shows a task only its own GPUs."""
-    return "cuda" if job.request.gpus_per_task else "cpu"
-
-
-def gpus_to_time(job: Job) -> int:
-    """The number of GPUs for a timing: those that it times on."""
-    return job.scenario.tensor_parallel if job.scenario.device.startswith("cuda") else 0
-
-
 def _layers_that_fit(context: Context, stage: str) -> int | None:
     """How many layers a task has for the stage to fit this machine; None: any, or it is not known."""
     return layers_per_task(plan_inputs(context.job), stage) if context.cluster.is_here else None
-
-
-def plan_inputs(job: Job) -> PlanInputs:
-    """To plan a job's stages on this machine."""
-    room = memory_here(device_of(job))
-    return PlanInputs(job.request, job.parent.config, job.scenario, job.parent.stored_bytes, room)
 
 
 def shares(

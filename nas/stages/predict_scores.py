@@ -17,7 +17,8 @@ from nas.cluster.tasks import STARTING, Report
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.rounding_error import OWN, predicted, rounding_errors
 from nas.stages.context import Context
-from nas.stages.library import choice_weights, device_of, score_choices, shares, tensor
+from nas.stages.devices import device_of, tensor
+from nas.stages.library import choice_weights, score_choices, shares
 from nas.stages.prepare import Job
 from nas.terminal.progress import bar
 from nas.text.token_files import Ids

@@ -33,7 +33,8 @@ from nas.scoring.block_influence import block_influence
 from nas.scoring.layer_removal import loss_without
 from nas.stages import child
 from nas.stages.context import Context
-from nas.stages.library import choice_weights, device_of, tensor
+from nas.stages.devices import device_of, tensor
+from nas.stages.library import choice_weights
 from nas.stages.prepare import Job, prepare
 from nas.terminal.progress import Bar, Heard, bar
 from nas.text.token_files import Ids

@@ -18,7 +18,8 @@ from blocklib.precisions.rounding import How
 from blocklib.tables import table_names
 from nas.cluster.tasks import STARTING, Report
 from nas.stages.context import Context
-from nas.stages.library import device_of, shares, tensor
+from nas.stages.devices import device_of, tensor
+from nas.stages.library import shares
 from nas.terminal.progress import bar
 from nas.text.token_files import Ids
 

@@ -9,7 +9,7 @@ from nas.cluster.tasks import STARTING, Report
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.kv_cache import score_kv_caches
 from nas.stages.context import Context
-from nas.stages.library import device_of, tensor
+from nas.stages.devices import device_of, tensor
 from nas.terminal.progress import bar
 from nas.text.token_files import Ids
 

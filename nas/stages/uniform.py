@@ -29,8 +29,8 @@ from nas.job.stored import request_of
 from nas.scoring.fidelity import Fidelity
 from nas.stages.child_file import load_child
 from nas.stages.context import Context
+from nas.stages.devices import device_of, tensor
 from nas.stages.evaluate import Evaluator, perplexity
-from nas.stages.library import device_of, tensor
 from nas.stages.prepare import Job
 from nas.stages.real_values import Reality
 from nas.terminal.progress import bar

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from blocklib.block import Choice
+from nas.planning.disk import is_kept
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import Amount, Operations, StageNeed, total
 from nas.scoring.fidelity import logit_rows
@@ -22,13 +23,14 @@ def score_need(inputs: PlanInputs) -> StageNeed:
     )
     tokens = inputs.in_sequences(inputs.request.data.score_tokens)
     held = inputs.activation_bytes(tokens)
+    activations = Amount("the parent's activations on the score text", held, "data.score_tokens")
     return StageNeed(
         "score",
         each=(*inputs.parent_each, *max((_task(inputs, group) for group in groups), key=total, default=())),
         once=inputs.parent_once,
         main=inputs.parent_main,
         tasks=inputs.tasks(len(groups)),
-        disk=(Amount("the parent's activations on the score text", held, "data.score_tokens"),),
+        disk=(activations,) if is_kept(activations.held_bytes, inputs.machine.disk_bytes) else (),
         work=Operations(
             flops=sum(_flops(inputs, group, tokens) for group in groups),
             moved_bytes=sum(_sweeps(inputs, group) for group in groups) * inputs.moved_by_a_pass,

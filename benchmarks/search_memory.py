@@ -1,11 +1,11 @@
 """Peak memory of each stage of a search: all its processes together, as planned and as it was, and the process that the
 user started.
 
-    python benchmarks/search_memory.py job.yaml [--home FOLDER]
+    python benchmarks/search_memory.py job.yaml [--home FOLDER] [--nas COMMAND]
 
 Memory is the proportional set size (PSS) of the search, of Ray and of its workers, looked at several times a second: a
 page that several processes share is divided between them, so that a sum counts it once. Without --home the search runs
-in an empty home, which is removed.
+in an empty home, which is removed. With --nas another version of this package searches, by its command `nas`.
 
 Started in a control group with a limit, it also says how much the group held at most, as the kernel counts it, with the
 files that it keeps in memory, and how often the limit was reached:
@@ -132,10 +132,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
     parser.add_argument("--home", type=Path)
+    parser.add_argument("--nas", type=Path, default=Path(sys.executable).with_name("nas"))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as empty:
         home = asked.home or Path(empty)
-        command = [str(Path(sys.executable).with_name("nas")), "search", str(asked.job)]
+        command = [str(asked.nas), "search", str(asked.job)]
         found = samples(command, os.environ | {"NAS_HOME": str(home)})
         with Store.open(home / "nas.db") as store:
             table(store, found, planned_gib(asked.job))

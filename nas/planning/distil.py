@@ -7,6 +7,7 @@ from dataclasses import replace
 from blocklib.block import Choice
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import Amount, Operations, StageNeed, Tasks, total
+from nas.planning.task_ranges import distinct
 
 _FLOAT64 = 8
 _IN_TRAINING = 5
@@ -30,17 +31,18 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
     groups = inputs.groups(inputs.to_build, lambda part: part.span)
     if not groups:
         return StageNeed("distil", tasks=Tasks(0))
-    library = sum(map(inputs.size, inputs.to_build)) * FLOAT32
+    alike = inputs.built_alike
+    library = sum(count * inputs.size(part) for part, count in alike) * FLOAT32
     return StageNeed(
         "distil",
-        each=(*inputs.parent_each, *max((_peak(inputs, group) for group in groups), key=total)),
+        each=(*inputs.parent_each, *max((_peak(inputs, group) for group in distinct(groups)), key=total)),
         once=inputs.parent_once,
         main=(*inputs.parent_main, inputs.text),
         tasks=inputs.tasks(len(groups)),
         work=Operations(
-            flops=_parent_flops(inputs, groups) + sum(_trained(inputs, part) for part in inputs.to_build),
-            float32_flops=sum(_summed(inputs, group) for group in groups),
-            float64_flops=sum(_solved(inputs, group) for group in groups),
+            flops=_parent_flops(inputs, groups) + sum(count * _trained(inputs, part) for part, count in alike),
+            float32_flops=sum(count * _summed(inputs, part) for part, count in alike),
+            float64_flops=sum(count * _solved(inputs, part) for part, count in alike),
             moved_bytes=_moved(inputs, groups),
         ),
         disk=(
@@ -121,15 +123,15 @@ def _trained(inputs: PlanInputs, part: Choice) -> float:
     return 3 * inputs.pass_flops(inputs.size(part), inputs.tokens_of(part))
 
 
-def _summed(inputs: PlanInputs, group: Sequence[Choice]) -> float:
+def _summed(inputs: PlanInputs, part: Choice) -> float:
     """The sums of normal equations."""
     calibration = inputs.in_sequences(inputs.request.data.calibration_tokens)
-    return sum(2.0 * calibration * wide * (wide + out) for wide, out in _fits(inputs, group))
+    return sum(2.0 * calibration * wide * (wide + out) for wide, out in _fits(inputs, [part]))
 
 
-def _solved(inputs: PlanInputs, group: Sequence[Choice]) -> float:
+def _solved(inputs: PlanInputs, part: Choice) -> float:
     """Factorising, and products with right sides."""
-    each = ((2 / 3 * wide**3 + 2 * wide**2 * out, 2.0 * wide**2 * out) for wide, out in _fits(inputs, group))
+    each = ((2 / 3 * wide**3 + 2 * wide**2 * out, 2.0 * wide**2 * out) for wide, out in _fits(inputs, [part]))
     return sum(_SOLVES * solve + _CHECKS * check for solve, check in each)
 
 

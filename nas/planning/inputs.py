@@ -1,5 +1,6 @@
 """The inputs of a plan: a job, the sizes of its parent and a machine. Arithmetic only; no weight is read."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from cost_models.cost import Cost
 from cost_models.scenario import Scenario
 from nas.job.request import Request
 from nas.job.scenario import scenario_of
+from nas.job.sections import Space
 from nas.job.space import choices
 from nas.planning.disk import is_kept
 from nas.planning.hardware import Hardware
@@ -27,7 +29,8 @@ from nas.planning.need import Amount, Tasks
 from nas.planning.task_ranges import by_count, by_layers
 
 _PARENT = "the parent, as it is stored"
-_OF_THE_SPACE = ("shape", "choices", "to_build", "to_score", "parent_parameters", "_projections", "_sizes")
+_OF_THE_PARENT = ("shape", "parent_parameters", "_projections", "_sizes", "_by_space")
+_OF_THE_SPACE = ("choices", "to_build", "built_alike", "to_score")
 FLOAT32 = 4
 """Bytes of a number in the type that all is trained in, and that all but products computes in."""
 _TOKEN_BYTES = 4
@@ -55,9 +58,21 @@ class PlanInputs:
     @cached_property
     def to_build(self) -> tuple[Choice, ...]:
         """The subblocks that the library must hold before any is rounded, each once."""
-        parts = {part.unrounded for choice in self.choices for part in choice.parts if not part.is_table}
+        parts = {
+            part.unrounded if part.precision else part
+            for choice in self.choices
+            for part in choice.parts
+            if not part.is_table
+        }
         built = [part for part in parts if part.what != SKIP and not self.is_own(part)]
         return tuple(sorted(built, key=lambda part: (part.first_slot, part.span, str(part))))
+
+    @cached_property
+    def built_alike(self) -> tuple[tuple[Choice, int], ...]:
+        """One of each kind and size of them, and in how many places it stands."""
+        first = {(part.role, part.what): part for part in reversed(self.to_build)}
+        counts = Counter((part.role, part.what) for part in self.to_build)
+        return tuple((part, counts[known]) for known, part in first.items())
 
     @cached_property
     def to_score(self) -> tuple[Choice, ...]:
@@ -281,10 +296,16 @@ class PlanInputs:
         for key, value in changes.items():
             request = _with(request, key.split("."), value)
         changed = replace(self, request=request, scenario=scenario_of(request))
-        if not any(key.startswith("space") for key in changes):
-            # A large parent has thousands of options, and they are the same.
-            vars(changed).update({name: vars(self)[name] for name in _OF_THE_SPACE if name in vars(self)})
+        # A large parent has thousands of options, and many changes leave them what they are.
+        alike = self._by_space.setdefault(request.space, changed)
+        for source, names in ((self, _OF_THE_PARENT), (alike, _OF_THE_SPACE)):
+            vars(changed).update({name: vars(source)[name] for name in names if name in vars(source)})
         return changed
+
+    @cached_property
+    def _by_space(self) -> "dict[Space, PlanInputs]":
+        """Inputs that differ from these, one for each space."""
+        return {self.request.space: self}
 
     @staticmethod
     def pass_flops(parameters: float, tokens: int) -> float:

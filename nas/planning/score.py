@@ -6,6 +6,7 @@ from blocklib.block import Choice
 from nas.planning.disk import is_kept
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import Amount, Operations, StageNeed, total
+from nas.planning.task_ranges import distinct
 from nas.scoring.fidelity import logit_rows
 from nas.scoring.replace_one import stacked
 
@@ -26,7 +27,7 @@ def score_need(inputs: PlanInputs) -> StageNeed:
     activations = Amount("the parent's activations on the score text", held, "data.score_tokens")
     return StageNeed(
         "score",
-        each=(*inputs.parent_each, *max((_task(inputs, group) for group in groups), key=total, default=())),
+        each=(*inputs.parent_each, *max((_task(inputs, group) for group in distinct(groups)), key=total, default=())),
         once=inputs.parent_once,
         main=inputs.parent_main,
         tasks=inputs.tasks(len(groups)),

@@ -1,6 +1,6 @@
 """Divide work between tasks. Arithmetic only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
 
 from blocklib.block import Choice
@@ -18,6 +18,11 @@ def by_layers(choices: Sequence[Choice], tasks: int, work: Callable[[Choice], fl
     group = {layer: int(tasks * middle / sum(loads)) for layer, middle in zip(layers, middles, strict=True)}
     groups = [[choice for choice in choices if group[choice.layer] == task] for task in range(tasks)]
     return [group for group in groups if group]
+
+
+def distinct(groups: Iterable[Sequence[Choice]]) -> Collection[Sequence[Choice]]:
+    """The groups, those that hold the same in other layers once."""
+    return {tuple((choice.role, choice.what) for choice in group): group for group in groups}.values()
 
 
 def by_count(choices: Sequence[Choice], layers_per_task: int) -> list[list[Choice]]:

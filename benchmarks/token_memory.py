@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from nas.job.sections import Data
+from nas.job.data import Data
 from nas.text.kept_tokens import TokenFolder, load_tokens
 from nas.text.tokenizer import tokenizer_digest
 

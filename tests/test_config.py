@@ -20,7 +20,8 @@ from cost_models.metrics import METRICS
 from nas.errors import JobError
 from nas.export.formats import check_format
 from nas.job.config import Request, load, parse, served_by, template
-from nas.job.sections import FuseSection, HubDataset
+from nas.job.data import HubDataset
+from nas.job.sections import FuseSection
 from nas.job.space import choices
 from nas.job.units import Limit, format_quantity, parse_budget, parse_limit, parse_quantity
 from nas.job.values import Share

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from nas.errors import TextError
-from nas.job.sections import Data
+from nas.job.data import Data
 from nas.text.kept_tokens import load_tokens
 from nas.text.standard_library import stdlib_files
 from nas.text.tokens import SPLITS, Dropped, Tokens

@@ -8,7 +8,7 @@ import pytest
 from test_data import BOS, VOCABULARY, byte_level, data, documents_seen, stories, write
 from transformers import PreTrainedTokenizerFast
 
-from nas.job.sections import Data
+from nas.job.data import Data
 from nas.text.kept_tokens import load_tokens
 from nas.text.sources import Documents, read_documents, read_text
 from nas.text.tokens import SPLITS, Dropped, Tokens

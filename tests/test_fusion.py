@@ -18,8 +18,8 @@ from blocklib.assemble import assemble
 from blocklib.block import Architecture, Choice
 from blocklib.ffn.fuse import fuse_weights
 from blocklib.parent import Parent, load_parent
+from nas.job.data import Data
 from nas.job.fusion_candidates import ffn_runs, low_regions
-from nas.job.sections import Data
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.rank_correlation import spearman
 from nas.text.kept_tokens import load_tokens

@@ -139,7 +139,7 @@ def test_ray_is_known_to_two_files() -> None:
 
 
 def test_requests_are_read_in_one_place() -> None:
-    readers = {f"nas/job/{name}.py" for name in ("config", "request", "sections", "values")}
+    readers = {f"nas/job/{name}.py" for name in ("config", "data", "request", "sections", "values")}
     tables = {"nas/stages/cost_table.py"}
     assert who_imports("pydantic", "pydantic_core") == readers | tables
     writers = who_imports("yaml") - {"nas/job/config.py", "nas/evaluation/tasks.py"}  # lm_eval's tasks are no requests

@@ -177,7 +177,7 @@ LEFT_AS_THEY_ARE = {
 @pytest.mark.parametrize("name", LEFT_AS_THEY_ARE)
 def test_text_that_begins_like_data_stays_text(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(LEFT_AS_THEY_ARE[name])
-    assert [text for text, _ in TextFile(tmp_path / name).texts(None)] == [LEFT_AS_THEY_ARE[name]]
+    assert [stretch.text for stretch in TextFile(tmp_path / name).texts(None)] == [LEFT_AS_THEY_ARE[name]]
 
 
 def test_rows_without_text_are_passed_over(
@@ -199,7 +199,7 @@ def test_half_a_character_breaks_nothing(tmp_path: Path, tokenizer: PreTrainedTo
 def test_a_document_without_end_is_read_in_stretches(separator: str | None, tmp_path: Path) -> None:
     text = "\n".join(f"line {index} of a document" for index in range(40_000))
     path = write(tmp_path / "long.txt", [text, "short"], separator="\n\n\n")
-    stretches = [stretch for stretch, _ in TextFile(path).texts(separator)]
+    stretches = [stretch.text for stretch in TextFile(path).texts(separator)]
     assert len(stretches) > 2
     assert all(len(stretch) <= STRETCH_CHARACTERS + len("\n\n\n") for stretch in stretches)
     assert all(stretch.endswith("document\n") for stretch in stretches[:2])
@@ -211,7 +211,7 @@ def test_a_document_without_end_is_read_in_stretches(separator: str | None, tmp_
 def test_the_share_read_grows_to_the_whole(tmp_path: Path) -> None:
     for name in ("x.jsonl", "x.parquet", "x.txt.gz", "x.arrow"):
         (tmp_path / name).write_bytes(READ[name])
-        shares = [share for _, share in TextFile(tmp_path / name).texts("<|endoftext|>")]
+        shares = [stretch.share for stretch in TextFile(tmp_path / name).texts("<|endoftext|>")]
         assert shares == sorted(shares)
         assert shares[-1] == pytest.approx(1, abs=0.05), name
 

@@ -26,8 +26,8 @@ from db.connect import locate, sqlite_file
 from nas.cluster import on_head
 from nas.cluster.addresses import Address, ray_version_at, set_aside, show_token
 from nas.errors import HeadError, NoClusterError
+from nas.job.data import HubDataset
 from nas.job.request import EMBEDDED, Request
-from nas.job.sections import HubDataset
 
 _POLL_S = 1.0
 _ANSWER_S = 60.0

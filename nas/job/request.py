@@ -17,9 +17,9 @@ from cost_models.errors import ScenarioError
 from cost_models.scenario import ENGINES, USUAL_DTYPE, check_kv_cache
 from nas.errors import JobError
 from nas.job.compute import Compute
+from nas.job.data import Data
 from nas.job.paths import local_or_hub
 from nas.job.sections import (
-    Data,
     Distill,
     Export,
     Heal,

@@ -5,16 +5,12 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     model_validator,
 )
 
 from nas.errors import JobError
-from nas.job.paths import local_or_hub
 from nas.job.units import did_you_mean
 from nas.job.values import (
     AbsolutePath,
@@ -23,7 +19,6 @@ from nas.job.values import (
     Caches,
     Count,
     FfnOption,
-    Files,
     Flag,
     Fraction,
     NoneIfFalse,
@@ -34,7 +29,6 @@ from nas.job.values import (
     Seconds,
     TokenCount,
     distinct,
-    folder_of,
     wrong,
 )
 from solvers.exact.memory import MEMORY_BYTES, checked_memory
@@ -43,18 +37,6 @@ _SPREAD_PER_TOLERANCE = 5.0
 """A time whose standard error is so many times the tolerance that was asked for is known to be bad."""
 _CONTENTION_PER_TOLERANCE = 25.0
 """At the default tolerance a quarter of the cores: on two of them about what one other busy program takes."""
-
-
-def _source(value: object) -> object:
-    if isinstance(value, str) and value != "stdlib":
-        return (value,)
-    if value and isinstance(value, str | list | tuple | dict | HubDataset):
-        return value
-    raise JobError(f"{value!r} names no text; write stdlib, a list of files or globs, or {{dataset: NAME_OR_FOLDER}}")
-
-
-def _source_form(value: object) -> str:
-    return "<stdlib>" if isinstance(value, str) else "<files>" if isinstance(value, list | tuple) else "<dataset>"
 
 
 class Section(BaseModel):
@@ -73,53 +55,6 @@ class Section(BaseModel):
             if key not in cls.model_fields:
                 raise wrong(str(key), f"unknown key; {did_you_mean(str(key), cls.model_fields)}")
         return value
-
-
-class HubDataset(Section):
-    """Text of one column: a hub id; a folder or file of Parquet, Arrow, JSON, CSV or text; a `save_to_disk` folder."""
-
-    dataset: Annotated[str, BeforeValidator(lambda value, info: local_or_hub(value, folder_of(info)))]
-    config: str | None = None
-    split: str = "train"
-    column: str = "text"
-
-
-Source = Annotated[
-    Annotated[Literal["stdlib"], Tag("<stdlib>")]
-    | Annotated[Files, Tag("<files>")]
-    | Annotated[HubDataset, Tag("<dataset>")],
-    Discriminator(_source_form),
-    BeforeValidator(_source),
-]
-
-
-class Data(Section):
-    """The text, and how many tokens of it each stage reads.
-
-    Files are plain text, or data files whose column is called text; each is told by its content. `evaluation` None: as
-    much training text as it asks for is held out, of every source its share, or of `stdlib` the files it holds out
-    itself. `document_separator` None: every file, or row of a dataset, is one document.
-    """
-
-    train: Source
-    evaluation: Source | None = None
-    document_separator: Annotated[str, Field(min_length=1)] | None = "<|endoftext|>"
-    sequence_length: Annotated[int, Field(ge=8, strict=True)] = 256
-    calibration_tokens: Count = 16_384
-    distillation_tokens: Count = 262_144
-    score_tokens: Count = 16_384
-    evaluation_tokens: Count = 32_768
-
-    @model_validator(mode="after")
-    def _sizes(self) -> Self:
-        for key in ("calibration_tokens", "distillation_tokens", "score_tokens", "evaluation_tokens"):
-            if getattr(self, key) < self.sequence_length:
-                given = f"{getattr(self, key)} is less than one sequence"
-                raise wrong(key, f"{given}; give at least data.sequence_length, {self.sequence_length}")
-        if self.calibration_tokens > self.distillation_tokens:
-            given = f"{self.calibration_tokens} is more than the text that they are taken from"
-            raise wrong("calibration_tokens", f"{given}; give at most distillation_tokens, {self.distillation_tokens}")
-        return self
 
 
 class FuseSection(Section):

@@ -20,10 +20,10 @@ from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import load_parent
 from blocklib.stream import Variant, delta, embed, rotary
+from nas.job.data import Data, Source
 from nas.job.fusion_candidates import Joining, LayerRun, ffn_runs, windows
 from nas.job.paths import local_or_hub, matching_files
 from nas.job.request import EMBEDDED, checkpoint_of, default_home
-from nas.job.sections import Data, Source
 from nas.scoring.fidelity import numbers_at_once
 from nas.terminal.console import Terminal
 from nas.terminal.progress import bar

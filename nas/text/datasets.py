@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nas.errors import TextError
-from nas.job.sections import HubDataset
-from nas.text.chats import Chat
-from nas.text.files import TextFile, checked, missing_column, named_faults
+from nas.job.data import HubDataset
+from nas.text.files import Stretch, TextFile, checked, missing_column, named_faults
 
 _ROWS_AT_ONCE = 1000
 _OUR_FORMATS = {"json", "csv", "parquet", "arrow", "text"}
@@ -33,14 +32,15 @@ class DatasetRows:
         """In bytes, about."""
         return int(self.rows.data.nbytes)
 
-    def texts(self, separator: str | None) -> Iterator[tuple[str | Chat, float]]:
-        """Each row's text or chat, and the share of the rows that has been read by then. Raises TextError."""
+    def texts(self, separator: str | None) -> Iterator[Stretch]:
+        """Each row's text or chat. Raises TextError."""
         seen = 0
         with named_faults(self.name):
             for batch in self.rows.select_columns([self.column]).iter(batch_size=_ROWS_AT_ONCE):
                 for text in batch[self.column]:
-                    yield checked(text, self.column, f"{self.name}, row {seen}"), (seen + 1) / len(self.rows)
+                    found = checked(text, self.column, f"{self.name}, row {seen}")
                     seen += 1
+                    yield Stretch(found, seen / len(self.rows))
 
 
 def parts_of(source: HubDataset) -> list[TextFile | DatasetRows]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas.errors import TextError
-from nas.job.sections import Data
+from nas.job.data import Data
 from nas.text.pieces import key_of, paragraph_keys, without_copies
 from nas.text.sources import Document, Documents, JobText
 from nas.text.spool import Pieces, spooled
@@ -49,9 +49,10 @@ def wanted_tokens(data: Data) -> dict[Split, int]:
 def draw_sets(data: Data, text: JobText, tokenizer: "PreTrainedTokenizerBase", vocabulary: int, folder: Path) -> bool:
     """Fill an empty folder with the sets that `data` asks for; False: the text is too short, and there is more to read.
 
-    Each piece is opened by the tokenizer's BOS token, where it has one; pieces follow each other without padding, and a
-    set is cut into sequences, the ragged tail dropped. Raises TextError for text that is unreadable or too short, and
-    for token ids beyond `vocabulary`.
+    Each piece is opened by the tokenizer's BOS token, where it has one. With `data.append_eos` its EOS token closes the
+    last piece of a document; where the two are one token, the piece that follows is opened by it, and that is enough.
+    Pieces follow each other without padding, and a set is cut into sequences, the ragged tail dropped. Raises TextError
+    for text that is unreadable or too short, and for token ids beyond `vocabulary`.
     """
     wanted, length = wanted_tokens(data), data.sequence_length
     sets: dict[Split, _DrawnPieces] = {}
@@ -60,7 +61,8 @@ def draw_sets(data: Data, text: JobText, tokenizer: "PreTrainedTokenizerBase", v
         def supply(documents: Iterable[Document], names: tuple[str, ...]) -> _Supply:
             # Beside the sets: a system's own folder for such files may be in memory.
             file = stack.enter_context(TemporaryFile(dir=folder))
-            return _Supply(names, spooled(documents, _PIECE_CHARACTERS_PER_TOKEN * length, file), tokenizer)
+            pieces = spooled(documents, _PIECE_CHARACTERS_PER_TOKEN * length, file)
+            return _Supply(names, pieces, tokenizer, data.append_eos)
 
         distinct = _Distinct(text.evaluation)
         train = supply(distinct.of(text.train), text.train.names)
@@ -115,10 +117,12 @@ class _DrawnPieces:
 class _Supply:
     """The pieces of some documents, from which one set after the other is drawn; no set sees what one before it saw."""
 
-    def __init__(self, names: tuple[str, ...], pieces: Pieces, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, names: tuple[str, ...], pieces: Pieces, tokenizer: "PreTrainedTokenizerBase", append_eos: bool):
         self.pieces = pieces
         self._names = names
         self._tokenizer = tokenizer
+        self._bos = tokenizer.bos_token_id
+        self._eos = tokenizer.eos_token_id if append_eos and tokenizer.eos_token_id != self._bos else None
         self._next = 0
         self._seen: set[bytes] = set()
         self.paragraphs = 0
@@ -132,11 +136,11 @@ class _Supply:
         while left > 0 and self._next < len(self.pieces):
             batch = self._batch(min(_USUAL_CHARACTERS_PER_TOKEN * left, _AT_ONCE_CHARACTERS))
             texts = [(piece.text, 0) if piece.is_chat else without_copies(piece.text, self._seen) for piece in batch]
-            for piece, (text, dropped), tokens in zip(
-                batch, texts, self._tokens([text for text, _ in texts]), strict=True
-            ):
+            inner = self._tokens([text for text, _ in texts])
+            for piece, (text, dropped), tokens in zip(batch, texts, inner, strict=True):
                 if left <= 0:
                     break
+                tokens = self._enclosed(tokens, piece.is_end)
                 writer.write(np.array(tokens, dtype=np.int32))
                 last = self._names[piece.source]
                 held[last] += len(tokens)
@@ -157,14 +161,26 @@ class _Supply:
         return [self.pieces[index] for index in range(self._next, end)]
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of each text, after one BOS token if the tokenizer has one; none for an empty text."""
-        bos = self._tokenizer.bos_token_id
-        opened = []
-        for tokens in self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-            # Text may spell the BOS token itself, and some tokenizers add it whatever they are told.
-            first = next((index for index, token in enumerate(tokens) if token != bos), len(tokens))
-            opened.append(tokens if bos is None else [bos, *tokens[first:]] if first < len(tokens) else [])
-        return opened
+        found: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    def _enclosed(self, tokens: list[int], is_end: bool) -> list[int]:
+        """The tokens after one BOS token, and before one EOS token if a document ends with them; none for none.
+
+        Text may spell these tokens itself, and some tokenizers add them whatever they are told.
+        """
+        start, end = 0, len(tokens)
+        if self._bos is not None:
+            while start < end and tokens[start] == self._bos:
+                start += 1
+        if start == end:
+            return []
+        opening = [] if self._bos is None else [self._bos]
+        if self._eos is None or not is_end:
+            return [*opening, *tokens[start:]]
+        while end > start and tokens[end - 1] == self._eos:
+            end -= 1
+        return [*opening, *tokens[start:end], self._eos]
 
 
 class _Distinct:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from nas.errors import TextError
 from nas.text.chats import Chat, is_chat
@@ -29,6 +29,14 @@ _BLOCK_BYTES = 1 << 16
 _LARGEST_JSON_BYTES = 1 << 30
 _ROWS_AT_ONCE = 1000
 _DELIMITERS = ",;\t|"
+
+
+class Stretch(NamedTuple):
+    """A text or a chat, the share of its file that has been read by then, and whether a document ends with it."""
+
+    text: str | Chat
+    share: float
+    is_end: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,33 +52,38 @@ class TextFile:
         with named_faults(self.path):
             return self.path.stat().st_size
 
-    def texts(self, separator: str | None) -> Iterator[tuple[str | Chat, float]]:
-        """Each text or chat, and the share of the file that has been read by then.
+    def texts(self, separator: str | None) -> Iterator[Stretch]:
+        """The texts and chats, in order. Plain text is split at `separator`; rows are given whole.
 
-        Plain text is split at `separator`; rows are given whole. Raises TextError, naming the file.
+        Raises TextError, naming the file.
         """
         with named_faults(self.path):
             found = format_of(self.path)
             yield from self._table(found) if found.kind in ("parquet", "arrow") else self._text(found, separator)
 
-    def _text(self, found: Format, separator: str | None) -> Iterator[tuple[str | Chat, float]]:
+    def _text(self, found: Format, separator: str | None) -> Iterator[Stretch]:
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             blocks = self._blocks(unpacked(file, found.compression), found.encoding)
-            for text in self._texts_of(found, blocks, separator):
-                yield text, 1.0 if file.closed else file.tell() / max(size, 1)
+            for text, is_end in self._texts_of(found, blocks, separator):
+                yield Stretch(text, 1.0 if file.closed else file.tell() / max(size, 1), is_end)
             # Streams that are packed may know only at their end that they are cut.
             for _ in blocks:
                 pass
 
-    def _texts_of(self, found: Format, blocks: Iterator[str], separator: str | None) -> Iterator[str | Chat]:
+    def _texts_of(
+        self, found: Format, blocks: Iterator[str], separator: str | None
+    ) -> Iterator[tuple[str | Chat, bool]]:
+        if found.kind == "plain":
+            return _stretches(blocks, separator)
+        return ((row, True) for row in self._rows(found, blocks))
+
+    def _rows(self, found: Format, blocks: Iterator[str]) -> Iterator[str | Chat]:
         if found.kind == "json lines":
             return self._json_lines(_lines(blocks))
         if found.kind == "json":
             return self._json(blocks)
-        if found.kind == "csv":
-            return self._csv(f"{line}\n" for line in _lines(blocks))
-        return _stretches(blocks, separator)
+        return self._csv(f"{line}\n" for line in _lines(blocks))
 
     def _blocks(self, stream: IO[bytes], encoding: str) -> Iterator[str]:
         """The decoded stream, a block at a time, every line end `\\n`."""
@@ -161,7 +174,7 @@ class TextFile:
             cut = "it may be cut" if "end of data" in str(error) else "a field that begins with a quote ends with one"
             raise TextError(f"{self.path}, line {reader.line_num + 1}: {error}; {cut}") from error
 
-    def _table(self, found: Format) -> Iterator[tuple[str | Chat, float]]:
+    def _table(self, found: Format) -> Iterator[Stretch]:
         arrow = pyarrow(f"{self.path}: reading Parquet and Arrow")
         seen = 0
         with arrow.memory_map(str(self.path)) as file:
@@ -183,7 +196,7 @@ class TextFile:
                 for text in batch.column(self.column).to_pylist():
                     seen += 1
                     share = seen / rows if rows else file.tell() / file.size()
-                    yield checked(text, self.column, f"{self.path}, row {seen}"), share
+                    yield Stretch(checked(text, self.column, f"{self.path}, row {seen}"), share)
 
 
 def missing_column(place: str, column: str, columns: Iterable[str]) -> TextError:
@@ -254,20 +267,21 @@ def _lines(blocks: Iterator[str]) -> Iterator[str]:
         yield last
 
 
-def _stretches(blocks: Iterator[str], separator: str | None) -> Iterator[str]:
-    """The text between separators; long text comes in stretches that end with a line if they can."""
+def _stretches(blocks: Iterator[str], separator: str | None) -> Iterator[tuple[str, bool]]:
+    """The text between separators; long text comes in stretches that end with a line if they can. With each, whether
+    the text ends with it."""
     rest = ""
     longest = STRETCH_CHARACTERS + len(separator or "")
     for block in blocks:
         rest += block
         if separator:
             *whole, rest = rest.split(separator)
-            yield from whole
+            yield from ((text, True) for text in whole)
         while len(rest) > longest:
             end = rest.rfind("\n", STRETCH_CHARACTERS // 2, STRETCH_CHARACTERS) + 1 or STRETCH_CHARACTERS
-            yield rest[:end]
+            yield rest[:end], False
             rest = rest[end:]
-    yield rest
+    yield rest, True
 
 
 def _a(value: object) -> str:

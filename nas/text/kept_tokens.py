@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from nas.errors import TextError
+from nas.job.data import Data
 from nas.job.digest import digest
-from nas.job.sections import Data
 from nas.text.chats import rendered
 from nas.text.drawing import draw_sets, wanted_tokens
 from nas.text.sources import JobText, read_text
@@ -42,7 +43,9 @@ class TokenFolder:
     def folder(self, data: Data, text: JobText, vocabulary: int) -> Path:
         """That of the sets that `data` asks for of a text."""
         asked = wanted_tokens(data) | {"calibration": data.calibration_tokens}
-        return self.path / digest(_VERSION, self.tokenizer, vocabulary, data.sequence_length, asked, text.digest)
+        under = [self.tokenizer, vocabulary, data.sequence_length, asked, text.digest]
+        under += ["append_eos"] if data.append_eos else []
+        return self.path / digest(_VERSION, *under)
 
 
 def load_tokens(
@@ -52,8 +55,14 @@ def load_tokens(
 
     `vocabulary` is the parent's number of embeddings. The sets are mapped from their files in `kept`; None: they are
     held in memory. Raises TextError for text that is missing, unreadable or too short, for a chat that the parent has
-    no template for, and for token ids beyond `vocabulary`.
+    no template for, for a tokenizer without the EOS token that is to be appended, and for token ids beyond
+    `vocabulary`.
     """
+    if data.append_eos and tokenizer.eos_token_id is None:
+        raise TextError(
+            "data.append_eos: the parent's tokenizer has no EOS token; name it in its tokenizer_config.json "
+            "(eos_token), or leave data.append_eos out"
+        )
     characters = max(_READ_CHARACTERS, _READ_CHARACTERS_PER_TOKEN * sum(wanted_tokens(data).values()))
     while True:
         text = read_text(data, characters, partial(rendered, tokenizer=tokenizer))

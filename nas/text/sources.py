@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from nas.errors import TextError
-from nas.job.sections import Data, HubDataset, Source
+from nas.job.data import Data, HubDataset, Source
 from nas.text.chats import Chat
 from nas.text.datasets import parts_of
-from nas.text.files import STRETCH_CHARACTERS, TextFile
+from nas.text.files import STRETCH_CHARACTERS, Stretch, TextFile
 from nas.text.standard_library import stdlib_files
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -30,17 +30,18 @@ class SourcePart(Protocol):
     @property
     def size(self) -> int: ...
 
-    def texts(self, separator: str | None) -> Iterator[tuple[str | Chat, float]]: ...
+    def texts(self, separator: str | None) -> Iterator[Stretch]: ...
 
 
 @dataclass(frozen=True)
 class Document:
     """A stretch of text of one source, by the source's index, that is not empty. A chat is text already; no part of it
-    is left out."""
+    is left out. `is_end`: nothing of the document comes after it."""
 
     source: int
     text: str
     is_chat: bool = False
+    is_end: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,24 @@ class Documents:
     def _head(self, source: int, part: SourcePart, share: float) -> Generator[Document, None, float]:
         """The documents of a share of one part. Returns what share they took up."""
         separator = self.separator and self.separator.replace("\r\n", "\n")
-        read = 0.0
-        for found, read in part.texts(separator):
+        read, held = 0.0, ""  # a stretch is held until it is known whether more of its document follows
+        for found, read, is_end in part.texts(separator):
             is_chat = isinstance(found, Chat)
             text = _cleaned(self.render(found) if isinstance(found, Chat) else found)
-            for document in text.split(separator) if separator and not is_chat else [text]:
+            documents = text.split(separator) if separator and not is_chat else [text]
+            for left, document in zip(reversed(range(len(documents))), documents, strict=True):
                 for start in range(0, len(document), STRETCH_CHARACTERS):
                     if stretch := document[start : start + STRETCH_CHARACTERS].strip():
-                        yield Document(source, stretch, is_chat)
+                        if held:
+                            yield Document(source, held, is_chat, is_end=False)
+                        held = stretch
+                if held and (left or is_end):
+                    yield Document(source, held, is_chat)
+                    held = ""
             if read >= share < 1:
                 break
+        if held:
+            yield Document(source, held, is_end=False)
         return read
 
 
@@ -115,14 +124,14 @@ def read_text(data: Data, characters: int, render: Callable[[Chat], str]) -> Job
     `render` makes text of a chat. Raises TextError, naming the job's key and the file at fault.
     """
     train = read_documents("data.train", data.train, data.document_separator, "train", characters, render)
-    digest, empty = _looked_through(train)
+    digest, empty = _looked_through(train, data.append_eos)
     source = data.evaluation or ("stdlib" if data.train == "stdlib" else None)
     if source is None:
         return JobText(train, None, digest, empty)
     evaluation = read_documents("data.evaluation", source, data.document_separator, "heldout", characters, render)
     names = tuple(f"{name} (data.evaluation)" if name in train.names else name for name in evaluation.names)
     evaluation = replace(evaluation, names=names)
-    other, more = _looked_through(evaluation)
+    other, more = _looked_through(evaluation, data.append_eos)
     return JobText(train, evaluation, digest + other, empty + more)
 
 
@@ -149,15 +158,17 @@ def read_documents(
     return Documents(key, names, share, parts, separator, render)
 
 
-def _looked_through(documents: Documents) -> tuple[str, tuple[str, ...]]:
-    """The digest of documents, and the sources that hold no text, where all was read. Raises TextError where none
-    does."""
+def _looked_through(documents: Documents, with_ends: bool) -> tuple[str, tuple[str, ...]]:
+    """The digest of documents, `with_ends` of where they end too, and the sources that hold no text, where all was
+    read. Raises TextError where none does."""
     found = hashlib.blake2b(json.dumps([documents.names, documents.share]).encode(), digest_size=16)
     filled = set()
     for document in documents:
         text = document.text.encode()
         found.update(b"%d %d %d " % (document.source, document.is_chat, len(text)))
         found.update(text)
+        if with_ends:
+            found.update(b" %d " % document.is_end)
         filled.add(document.source)
     empty = tuple(name for source, name in enumerate(documents.names) if source not in filled)
     if not filled and documents.share == 1:

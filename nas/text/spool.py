@@ -15,8 +15,8 @@ from nas.text.pieces import cut, drawing_order, key_of
 from nas.text.sources import Document
 
 _ROW = np.dtype([("key", ">u8", 2), ("start", "<i8"), ("bytes", "<i4"), ("characters", "<i4"), ("source", "<i4"),
-                 ("is_chat", "?")])  # fmt: skip
-_PACKED = struct.Struct("<16sqiii?")
+                 ("is_chat", "?"), ("is_end", "?")])  # fmt: skip
+_PACKED = struct.Struct("<16sqiii??")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,8 @@ class Pieces:
     def __getitem__(self, index: int) -> Document:
         row = self.rows[index]
         self.file.seek(row["start"])
-        return Document(int(row["source"]), self.file.read(row["bytes"]).decode(), bool(row["is_chat"]))
+        text = self.file.read(row["bytes"]).decode()
+        return Document(int(row["source"]), text, bool(row["is_chat"]), bool(row["is_end"]))
 
     def characters(self, index: int) -> int:
         return int(self.rows[index]["characters"])
@@ -46,12 +47,13 @@ def spooled(documents: Iterable[Document], characters: int, file: IO[bytes]) -> 
     rows = bytearray()
     start = 0
     for document in documents:
-        for part in cut(document.text, characters):
-            if part.strip():
-                text = part.encode()
-                file.write(text)
-                rows += _PACKED.pack(key_of(part), start, len(text), len(part), document.source, document.is_chat)
-                start += len(text)
+        parts = [part for part in cut(document.text, characters) if part.strip()]
+        for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+            text, is_end = part.encode(), document.is_end and not left
+            file.write(text)
+            sizes = start, len(text), len(part)
+            rows += _PACKED.pack(key_of(part), *sizes, document.source, document.is_chat, is_end)
+            start += len(text)
     file.flush()
     found = np.frombuffer(rows, _ROW)
     order = drawing_order(found["key"].astype(np.uint64), found["source"], found["characters"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nas.job.sections import Data
+from nas.job.data import Data
 from nas.text.token_files import Ids, TokenFile
 
 Split = Literal["calibration", "distillation", "score", "evaluation"]

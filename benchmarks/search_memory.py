@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from pss import pss_bytes
 
 import nas
 from cost_models.control_group import control_groups
@@ -32,14 +33,6 @@ from db.store import Store
 _EVERY_S = 0.3
 _GIB = 1 << 30
 _PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
-
-
-def pss_bytes(process: psutil.Process) -> int:
-    try:
-        with Path(f"/proc/{process.pid}/smaps_rollup").open(encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
-    except (OSError, StopIteration):  # It has ended.
-        return 0
 
 
 @dataclass(frozen=True)

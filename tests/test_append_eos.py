@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_chats import TEMPLATE, chats, written
-from test_data import BOS, VOCABULARY, byte_level, data, stories, write
+from test_data import BOS, byte_level, data, stories, write
 from transformers import PreTrainedTokenizerFast
 
 from nas.errors import TextError

@@ -4,11 +4,14 @@ import json
 import unicodedata
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_data import BOS, VOCABULARY, byte_level, data, documents_seen, stories, write
 from transformers import PreTrainedTokenizerFast
 
-from nas.job.data import Data
+from nas.errors import TextError
+from nas.job.data import Data, HubDataset
 from nas.text.kept_tokens import load_tokens
 from nas.text.sources import Documents, read_documents, read_text
 from nas.text.tokens import SPLITS, Dropped, Tokens
@@ -125,6 +128,26 @@ def test_much_more_text_than_is_wanted_is_read_in_part(tmp_path: Path) -> None:
     assert [len(texts) for texts in whole_texts] == [9000, 6000, 3000]
     assert everything.share == 1
     assert all(texts == whole[: len(texts)] for texts, whole in zip(some_texts, whole_texts, strict=True))
+
+
+def test_of_a_large_folder_of_parquet_the_heads_alone_are_read(tmp_path: Path) -> None:
+    """The rows behind them are damaged here, and nobody notices until they are asked for."""
+    for number in range(3):
+        file = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"text": stories(5000, seed=number)}), file, row_group_size=1000)
+        chunks = [pq.read_metadata(file).row_group(group).column(0) for group in range(1, 5)]
+        with file.open("r+b") as out:
+            for chunk in chunks:
+                out.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+                out.write(bytes(chunk.total_compressed_size))
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    folder = HubDataset(dataset=str(tmp_path))
+    some = read_documents("data.train", folder, None, "train", size // 50, lambda chat: "")
+    texts = [document.text for document in some]
+    assert len(texts) == pytest.approx(15_000 / 50, abs=3)
+    assert {text[:2] for text in texts} == {"s0", "s1", "s2"}
+    with pytest.raises(TextError, match=r"/0\.parquet is damaged or cut: [^\n]*; fetch it again$"):
+        list(read_documents("data.train", folder, None, "train", size, lambda chat: ""))
 
 
 def test_of_many_small_files_some_are_read(tmp_path: Path) -> None:

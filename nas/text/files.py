@@ -230,11 +230,12 @@ def named_faults(path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno and error.strerror:
             raise TextError(f"{path}: {error.strerror}") from error
-        raise TextError(f"{path} is damaged or cut: {error}; fetch it again") from error
+        # pyarrow's errors may have many lines.
+        raise TextError(f"{path} is damaged or cut: {' '.join(str(error).split())}; fetch it again") from error
     except TextError:
         raise
     except ValueError as error:
-        # pyarrow's errors are ValueErrors of many lines.
+        # pyarrow raises ValueErrors of many lines, too.
         raise TextError(f"{path} cannot be read: {str(error).splitlines()[0]}; fetch or write it again") from error
 
 

@@ -47,6 +47,10 @@ class Kind(ABC):
     is_sparse: ClassVar[bool] = False
     """Whether a token uses only a part of its weights."""
 
+    needs_whole_batches: ClassVar[bool] = False
+    """Whether parts of a batch train it otherwise than the batch: its module draws random numbers in training, or its
+    regulariser looks at all tokens together."""
+
     def sized(self, subblock: Subblock, shape: Shape) -> Subblock:
         """The full spelling of what a user may spell shorter, relative to a parent of this shape."""
         return subblock

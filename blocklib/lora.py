@@ -18,8 +18,9 @@ class _Adapter(nn.Module):
         super().__init__()
         *stack, rows, columns = weight.shape
         down_RC = torch.randn(*stack, rank, columns, generator=seeded) / columns**0.5
-        self.down_RC = nn.Parameter(down_RC.to(weight))
-        self.up_OR = nn.Parameter(torch.zeros(*stack, rows, rank).to(weight))
+        # In float32, whatever type the weight is stored in.
+        self.down_RC = nn.Parameter(down_RC.to(weight.device))
+        self.up_OR = nn.Parameter(torch.zeros(*stack, rows, rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.up_OR @ self.down_RC

@@ -40,6 +40,7 @@ from nas.stages.costs import measure_costs, parent_costs, write_options
 from nas.stages.devices import plan_inputs
 from nas.stages.evaluate import Evaluations
 from nas.stages.export import Delivery, delivered
+from nas.stages.heal_workers import check_healing
 from nas.stages.library import build_library, measure_dependency, score_choices
 from nas.stages.predict_scores import predict_scores
 from nas.stages.prepare import Job, prepare
@@ -71,6 +72,7 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
     with Cluster(request.ray.address) as cluster:
         with bar(console, f"search {request.name}", doing="looking at its home from every node") as shown:
             check_home(cluster, request.home)
+            check_healing(request, cluster)
             shown.say("loading the parent and the text")
             job = prepare(request, hardware_of(request, cluster))
             check_parent(cluster, job.parent)

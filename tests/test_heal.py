@@ -30,7 +30,7 @@ from nas.stages.child import _ChildTask, _make
 from nas.stages.child_file import found_with, load_child, save_child
 from nas.stages.evaluate import Evaluations, evaluate
 from nas.stages.heal import heal, loss_curve
-from nas.stages.heal_settings import Healing
+from nas.stages.heal_settings import Healing, HealingRun
 
 CHILD = "skip+ffn48 kv1+ffn16 linear+ffn48 kv4+fuse(ffn48,ffn48) kv2+ffn48"
 SHORT = Healing(tokens=20 * 4 * 12, batch=4, learning_rate=1e-3, warmup=0.1, hidden_weight=1.0)
@@ -195,8 +195,9 @@ def test_two_that_want_one_child_make_it_once(tmp_path: Path) -> None:
     checkpoints.parent.mkdir()
     nothing: Any = None
     task = _ChildTask(
-        *5 * [nothing], SHORT, file, checkpoints, "cpu", 1, is_through=False, round=nothing, recompute=False
-    )
+        *5 * [nothing], SHORT, file, checkpoints, "cpu", 1,
+        is_through=False, round=nothing, run=HealingRun(), is_healed=False,
+    )  # fmt: skip
     found = Evaluations(*(Fidelity(kl, 1.0, 1.0, 1.0) for kl in (0.0, 0.5, 0.25)))
     told: list[str] = []
 
@@ -219,7 +220,7 @@ def test_activations_computed_again_change_no_bit(spelling: str, tmp_path: Path)
     kept, again = (deepcopy(child_of(parent, spelling)) for _ in range(2))
     list(heal(parent.model, kept, ids, SHORT, tmp_path / "kept"))
     with counted_forwards(again) as forwards:
-        list(heal(parent.model, again, ids, SHORT, tmp_path / "again", recompute=True))
+        list(heal(parent.model, again, ids, SHORT, tmp_path / "again", HealingRun(recompute=True)))
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in kept.state_dict().items())
     assert losses(tmp_path / "kept") == losses(tmp_path / "again")
     # A step runs a layer twice, but where the loss reads a regulariser of it.

@@ -30,7 +30,7 @@ from nas.scoring.rank_correlation import spearman
 from nas.scoring.replace_one import score
 from nas.stages.evaluate import evaluate
 from nas.stages.heal import heal
-from nas.stages.heal_settings import Healing
+from nas.stages.heal_settings import Healing, HealingRun
 from nas.stages.prepare import prepare
 
 SHORT = Healing(tokens=10 * 4 * 12, batch=4, learning_rate=1e-3, warmup=0.1, hidden_weight=1.0)
@@ -147,7 +147,7 @@ def test_healing_that_was_stopped_ends_where_it_would_have(tmp_path: Path) -> No
     ids, children = random_ids(parent, sequences=16), []
     for name in ("stopped", "whole"):
         child = multiplying(parent, CHILD)
-        healing = heal(parent.model, child, ids, SHORT, tmp_path / name, recompute=name == "whole")
+        healing = heal(parent.model, child, ids, SHORT, tmp_path / name, HealingRun(name == "whole"))
         if name == "stopped":
             for _, _ in zip(range(5), healing, strict=False):
                 pass

@@ -144,6 +144,7 @@ def negative_entropy(logits_NE: torch.Tensor) -> torch.Tensor:
 class Experts(Kind):
     module = MixtureOfExperts
     is_sparse = True
+    needs_whole_batches = True
 
     def __init__(self, sigma: bool):
         self._sigma = sigma

@@ -1,4 +1,4 @@
-"""Ray, and the only file that knows it: run functions on workers, and get back what they return.
+"""Ray: run functions on workers, and get back what they return.
 
 A local Ray is started when the first work comes and stopped at the end; an address, or a job submitted to a cluster,
 uses the one there is. Workers return values; whoever called writes them down. A killed worker costs its task, which
@@ -10,12 +10,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from nas.cluster import addresses
+from nas.cluster.gang import Gang
 from nas.cluster.ray_folder import ray_folder
-from nas.errors import RayStartError, ResourceError, WorkerError
+from nas.errors import NasError, RayStartError, ResourceError, WorkerError
 from nas.terminal.progress import Heard
 from nas.terminal.signals import SIGNALS
 from nas.text.token_files import TokenFile
@@ -134,6 +136,38 @@ class Cluster:
         self._start()
         remote = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=self._here())(_on_worker)
         ((_, found),) = self._run(remote, usable_cores(), work, [task], progress)
+        return found
+
+    def gang(self, workers: int, on_gpus: bool) -> Gang:
+        """So many workers at once, each with as many cores as there are for it, and a GPU. Raises ResourceError where
+        the cluster cannot hold them."""
+        import ray
+
+        self._start()
+        return Gang.on([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, on_gpus)
+
+    def run_together(
+        self,
+        work: Callable[[Task, Report], Result],
+        task: Task,
+        gang: Gang,
+        folder: Path,
+        *,
+        ends: type[NasError],
+        progress: Heard | None = None,
+    ) -> Result:
+        """Run `work(task, report)` on all workers of a gang as one torch process group; what the first one returned.
+
+        `folder` is one that all nodes see, for Ray Train's notes. The first worker alone is heard. A worker that is
+        lost, or raises, starts all of them again, but for errors of the class `ends`, which all raise together. Raises
+        what the first that failed raised.
+        """
+        import ray
+
+        self._start()
+        conduct = gang.conductor(folder, ends, _on_rank)
+        remote = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=self._here())(conduct)
+        ((_, found),) = self._run(remote, gang.cpus, work, [task], progress)
         return found
 
     def _here(self) -> Any:
@@ -301,7 +335,8 @@ def _on_worker(
     work: Callable[..., Any], threads: int, board: Any, index: int, kind: Callable[..., Any], *values: Any
 ) -> Any:
     def report(done: float = 0, total: float = 0, doing: str = "") -> None:
-        board.write.remote(index, done, total, doing)
+        if board is not None:
+            board.write.remote(index, done, total, doing)
 
     import torch
 
@@ -313,3 +348,12 @@ def _on_worker(
         return work(kind(*(value.opened() if isinstance(value, TokenFile) else value for value in values)), report)
     finally:
         give_back()  # Ray keeps the process for a task to come, of this stage or another.
+
+
+def _on_rank(
+    work: Callable[..., Any], threads: int, board: Any, index: int, kind: Callable[..., Any], *values: Any
+) -> Any:
+    """One worker of a gang. The first is heard."""
+    from torch import distributed
+
+    return _on_worker(work, threads, board if distributed.get_rank() == 0 else None, index, kind, *values)

@@ -20,18 +20,16 @@ from nas.job.compute import Compute
 from nas.job.data import Data
 from nas.job.paths import local_or_hub
 from nas.job.sections import (
-    Distill,
     Export,
-    Heal,
     Measure,
     Ray,
-    RoundTraining,
     ScenarioSection,
     Score,
     Section,
     Solver,
     Space,
 )
+from nas.job.training import Distill, Heal, RoundTraining
 from nas.job.units import did_you_mean
 from nas.job.values import AbsolutePath, Budget, Flag, Name, NoneIfFalse, folder_of, wrong
 
@@ -194,6 +192,21 @@ class Request(Section):
                 check_kv_cache(name, self.engine)
             except ScenarioError as error:
                 raise wrong(key, str(error)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_a_batch(self) -> Self:
+        heal = self.heal
+        if heal is None or heal.parts == 1:
+            return self
+        key = "heal.workers" if heal.workers > 1 else "heal.accumulate"
+        if heal.workers > 1 and self.heals_through_rounding:
+            raise wrong(key, "rounded weights are healed by one worker; give 1, or heal.rounding: after")
+        batch = min(heal.batch, self.data.distillation_tokens // self.data.sequence_length)
+        if batch % heal.parts:
+            parts = f"{heal.workers} workers x heal.accumulate {heal.accumulate}"
+            given = f"a batch of {batch} sequences has no equal parts for {parts}"
+            raise wrong(key, f"{given}; give a heal.batch that is a multiple of {heal.parts}")
         return self
 
     @model_validator(mode="after")

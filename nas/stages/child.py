@@ -5,19 +5,15 @@ exists. `_described`, `_make` and `_time` run on workers: each gets one task and
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import torch
 
-from blocklib.assemble import assemble_stored
-from blocklib.block import Architecture, Choice
 from blocklib.kinds import parameters, parent_architecture
-from blocklib.library import Library
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import Parent, computing, in_type
 from blocklib.precisions.layer_checkpoints import LayerCheckpoints
@@ -25,6 +21,7 @@ from blocklib.precisions.round_model import RoundingText, Stored, round_model
 from blocklib.precisions.train_layer import LayerTraining
 from blocklib.precisions.train_rounded import hold, settle
 from blocklib.products import multiply_in
+from blocklib.resident import is_held_whole
 from cost_models.analytic import architecture_cost
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import describe, engine_of
@@ -36,21 +33,23 @@ from cost_models.timing.quality import Quality
 from db import models
 from nas.cluster.tasks import STARTING, Cluster, Report
 from nas.files.home import child_file
+from nas.files.lock import alone
 from nas.job.request import Request
 from nas.job.scenario import scenario_of
-from nas.job.sections import RoundTraining
+from nas.job.training import RoundTraining
 from nas.job.units import Limit, needs_meter
 from nas.planning.plan import needs_recomputing
 from nas.scoring.fidelity import Fidelity
 from nas.solve.budget_loop import Times, limits_of, reached, times_of, verdict
 from nas.stages.child_file import found_with, save_child
+from nas.stages.child_parts import ChildParts
 from nas.stages.child_times import timed_until_decided, times_in
 from nas.stages.context import Context
 from nas.stages.costs import quality_of
 from nas.stages.devices import device_of, gpus_to_time, plan_inputs, tensor
 from nas.stages.evaluate import Evaluations, Evaluator, perplexity
-from nas.stages.heal_settings import Healing
-from nas.stages.library import choice_weights
+from nas.stages.heal_settings import Healing, HealingRun
+from nas.stages.heal_workers import WAITS, HealTask, heal_together
 from nas.stages.prepare import Job
 from nas.stages.sample import sample
 from nas.terminal.progress import bar, rarely
@@ -58,34 +57,6 @@ from nas.text.token_files import Ids
 
 Curve = tuple[tuple[float, float], ...]
 """Points of tokens and loss."""
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """An architecture, and the keys of the parts that it takes from the library, whose folder is `root`. `before` are
-    the keys of the same parts as they are without precisions."""
-
-    architecture: Architecture
-    root: Path
-    keys: Mapping[Choice, str]
-    before: Mapping[Choice, str]
-
-    @staticmethod
-    def of(job: Job, trial: models.TrialRow) -> "_Parts":
-        architecture = Architecture.parse(trial.architecture)
-        keys, before = (job.built_keys(each.choices()) for each in (architecture, architecture.unrounded))
-        return _Parts(architecture, job.library.root, keys, before)
-
-    def assembled(self, parent: Parent) -> PuzzleNasForCausalLM:
-        """The child on weights as parent and library have them."""
-        library = Library(self.root)
-        return assemble_stored(
-            parent, self.architecture, lambda choice: choice_weights(parent, library, choice, self.keys)
-        )
-
-    def unrounded(self, parent: Parent) -> PuzzleNasForCausalLM:
-        """The same child with its weights as they were before any was rounded."""
-        return replace(self, architecture=self.architecture.unrounded, keys=self.before).assembled(parent)
 
 
 @dataclass(frozen=True)
@@ -152,13 +123,14 @@ def timed(context: Context, trial: models.TrialRow, remeasure: bool = False) -> 
 class _ChildTask:
     """`file` is the path of the child, `checkpoints` the folder of an unfinished rounding or healing; `batch` sequences
     of the calibration text run at a time where weights are rounded. `is_through`: they are healed through their
-    rounding; `round`: how layers are trained through it. `recompute` is as in `heal`."""
+    rounding; `round`: how layers are trained through it. `is_healed`: several workers have healed it, and their last
+    checkpoint is there."""
 
     parent: Parent
     calibration: Ids
     distillation: Ids
     evaluation: Ids
-    parts: _Parts
+    parts: ChildParts
     healing: Healing | None
     file: Path
     checkpoints: Path
@@ -166,19 +138,24 @@ class _ChildTask:
     batch: int
     is_through: bool
     round: RoundTraining
-    recompute: bool
+    run: HealingRun
+    is_healed: bool
 
 
 def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
     job, shared = context.job, context.shared
     healing = healing_of(job)
     file, checkpoints = child_file(job.home, trial.child_key), job.home / "checkpoints" / trial.child_key
-    gpus = 1 if job.request.gpus_per_task else 0
+    gpus, parts, run = 1 if job.request.gpus_per_task else 0, ChildParts.of(job, trial), _healing_run(context, trial)
+    workers = job.request.heal.workers if job.request.heal else 1
     with bar(context.console, "heal child" if healing else "assemble child", "tokens", doing=STARTING) as shown:
+        if healing is not None and workers > 1:
+            share = HealTask(shared["parent"], shared["distillation"], parts, healing, run, checkpoints, device_of(job))
+            heal_together(context.cluster, share, file, workers, shown)
         task = _ChildTask(
             shared["parent"], shared["calibration"], shared["distillation"], shared["evaluation"],
-            _Parts.of(job, trial), healing, file, checkpoints, device_of(job), job.request.distill.batch,
-            job.request.heals_through_rounding, job.request.round, _recomputes(context),
+            parts, healing, file, checkpoints, device_of(job), job.request.distill.batch,
+            job.request.heals_through_rounding, job.request.round, run, is_healed=workers > 1,
         )  # fmt: skip
         ((_, found),) = context.cluster.run(_make, [task], gpus=gpus, whole_node=True, progress=shown)
     before, after = found.before, found.after
@@ -198,6 +175,14 @@ def _made(context: Context, trial: models.TrialRow) -> models.TrialRow:
     )
 
 
+def _healing_run(context: Context, trial: models.TrialRow) -> HealingRun:
+    asked = context.job.request.heal
+    if asked is None:
+        return HealingRun()
+    reports = context.job.home / "losses" / trial.child_key
+    return HealingRun(_recomputes(context), asked.accumulate, asked.report_to, reports)
+
+
 def _recomputes(context: Context) -> bool:
     """As the job says; else where activations would not fit this machine. It changes no result."""
     job, asked = context.job, context.job.request.heal
@@ -210,7 +195,7 @@ def _make(task: _ChildTask, report: Report) -> Evaluations:
     """Assemble, evaluate, heal, evaluate, write the file. The file holds the results too: a task that runs again reads
     them, and so does a task that waited for the same child. Two tasks at once would remove each other's checkpoints."""
     task.checkpoints.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(f"{task.checkpoints}.lock", report):
+    with alone(f"{task.checkpoints}.lock", partial(report, doing=WAITS)):
         if task.file.is_file():
             return Evaluations.of(found_with(task.file))
         parent, heldout = task.parent.on(task.device), tensor(task.evaluation, task.device)
@@ -258,7 +243,7 @@ def _finished(
     curve: Curve = ()
     if task.healing is not None and not heals_through:
         before = evaluated(running(task.parts.assembled(parent)), "the child before healing")
-        child = multiply_in(parent.products, in_type(child, parent.dtype, copy=True))
+        child = multiply_in(parent.products, _own_copy(parent, child, task))
         curve = _heal(parent, child, task, task.healing, report)
     if not rounds:
         return _Finished(child, {}, before, curve)
@@ -278,6 +263,19 @@ def _finished(
     return _Finished(rounded, stored, before, curve)
 
 
+def _own_copy(parent: Parent, child: PuzzleNasForCausalLM, task: _ChildTask) -> PuzzleNasForCausalLM:
+    """A copy to be trained, in the type that the parent computes in. The layers of a child that several workers have
+    healed stay in main memory, where the device does not hold them: `computing` takes each to the device."""
+    size = torch.empty((), dtype=parent.dtype).element_size()
+    needed = sum(size * parameter.numel() for parameter in child.parameters())
+    if not task.is_healed or is_held_whole(needed, torch.device(task.device)):
+        return in_type(child, parent.dtype, copy=True)
+    copy = in_type(child, parent.dtype, device="cpu", copy=True)
+    for table in (copy.get_input_embeddings(), copy.lm_head):
+        table.to(task.device)
+    return copy
+
+
 def _layer_training(task: _ChildTask) -> LayerTraining | None:
     """How layers are trained through their rounding: on the end of the text, since its beginning calibrates."""
     asked = task.round
@@ -289,33 +287,21 @@ def _layer_training(task: _ChildTask) -> LayerTraining | None:
 
 def _heal(parent: Parent, child: PuzzleNasForCausalLM, task: _ChildTask, healing: Healing, report: Report) -> Curve:
     report(doing="loading the trainer")
-    from nas.stages.heal import heal, loss_curve  # It takes seconds to load, and only here.
+    from nas.stages.heal import heal, load_healed, loss_curve  # It takes seconds to load, and only here.
 
     text = tensor(task.distillation, "cpu")  # the trainer takes each batch to the device
-    for event in heal(parent.model, child, text, healing, task.checkpoints, task.recompute):
-        report(event.done_tokens, event.total_tokens)
+    if task.is_healed:
+        load_healed(child, healing, task.checkpoints)
+    else:
+        for event in heal(parent.model, child, text, healing, task.checkpoints, task.run):
+            report(event.done_tokens, event.total_tokens)
     return loss_curve(task.checkpoints, text, healing)
-
-
-@contextmanager
-def _alone(lock: str, report: Report) -> Iterator[None]:
-    """The block runs when no other process has the lock."""
-    held = FileLock(lock)
-    try:
-        held.acquire(blocking=False)
-    except Timeout:
-        report(doing="waiting for another process that builds the same child")
-        held.acquire()
-    try:
-        yield
-    finally:
-        held.release()
 
 
 @dataclass(frozen=True)
 class _TimeTask:
     parent: Parent
-    parts: _Parts
+    parts: ChildParts
     scenario: Scenario
     rounds: Rounds
     budget: Sequence[Limit]
@@ -328,7 +314,7 @@ def _timed(context: Context, trial: models.TrialRow) -> models.TrialRow:
     asked = job.request.measure
     rounds = Rounds(least=10, most=100, tolerance=asked.tolerance / 2, seconds=3 * asked.time_limit)
     with bar(context.console, "measure child", "s at most", doing=STARTING) as shown:
-        parent, parts = context.shared["parent"], _Parts.of(job, trial)
+        parent, parts = context.shared["parent"], ChildParts.of(job, trial)
         task = _TimeTask(parent, parts, job.scenario, rounds, limits_of(trial), quality_of(job))
         ((_, times),) = context.cluster.run(_time, [task], gpus=gpus_to_time(job), whole_node=True, progress=shown)
     shape = job.parent.shape

@@ -2,15 +2,16 @@
 their type is wider than the scenario's. It loads no model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from blocklib.block import Choice, Subblock
 from blocklib.checkpoint import Checkpoint
 from blocklib.families import positions_of
-from blocklib.kinds import choice_parameters, parent_architecture
+from blocklib.kinds import choice_parameters, kind_of, parent_architecture
 from blocklib.loading import check_range, readable
 from blocklib.parent import child_config
 from blocklib.products import check_products
@@ -70,9 +71,25 @@ def check_sizes(request: Request, shape: Shape, config: Any) -> None:
     format = request.export_format
     found, scenario = choices(request.space, shape, format=format), scenario_of(request)
     check_format(format, found, own)
+    _check_parts(request, found)
     for cache in request.space.kv_cache or ("",):
         engine_of(scenario.engine).check(found, own, scenario.keeping(cache))
     check_positions(request, positions_of(config))
+
+
+def _check_parts(request: Request, found: Sequence[Choice]) -> None:
+    heal = request.heal
+    if heal is None or heal.parts == 1:
+        return
+    whole = [
+        part.what
+        for choice in found
+        for part in choice.parts
+        if isinstance(part.what, Subblock) and kind_of(part.role, part.what).needs_whole_batches
+    ]
+    if whole:
+        key = "heal.workers" if heal.workers > 1 else "heal.accumulate"
+        raise JobError(f"{key}: {whole[0]} is trained on whole batches; give 1, or leave it out of space.ffn")
 
 
 def _check_device(request: Request) -> None:

@@ -1,13 +1,12 @@
 """Healing: global knowledge distillation (GKD) of an assembled child from its parent.
 
 The loss is KL(parent || child) on the logits plus the cosine distance of hidden states after every block (Puzzle, arXiv
-2411.19146, section 5), plus the regularisers of sparse FFNs. transformers' Trainer trains it in float32 on one device,
-writes checkpoints and resumes. Embeddings and head do not change: they are the parent's, and often one tensor. Only the
-child's weights change: changes of its settings by the trainer are undone.
+2411.19146, section 5), plus the regularisers of sparse FFNs. transformers' Trainer trains it in float32, on one device
+or divided among the processes of a group, writes checkpoints and resumes. Embeddings and head do not change: they are
+the parent's, and often one tensor. Only the child's weights change: changes of its settings by the trainer are undone.
 """
 
-import json
-import shutil
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,19 +20,20 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from blocklib.block import Architecture
-from blocklib.distil import Progress, regulariser
-from blocklib.errors import NotFiniteError
+from blocklib.distil import Progress
 from blocklib.lora import adapter_of, add_adapters, merge_adapters
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.products import gradients_of, products_of
+from blocklib.sharded import ranks, shard
 from nas.files.permissions import open_as_usual
-from nas.scoring.logit_kl import logit_kl
-from nas.stages.heal_settings import Healing
+from nas.stages.heal_checkpoint import agreed_last, last_whole, load_weights, state_of
+from nas.stages.heal_settings import Healing, HealingRun
+from nas.stages.heal_trainer import HealingTrainer
+
+_TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 
 
 def heal(
@@ -42,20 +42,38 @@ def heal(
     ids_BT: Tensor,
     settings: Healing,
     checkpoints: Path,
-    recompute: bool = False,
+    run: HealingRun = HealingRun(),  # noqa: B008  (frozen)
 ) -> Iterator[Progress]:
     """Train `child` in place; progress as it goes. A killed run resumes from its last checkpoint.
 
-    `recompute`: what layers keep for the backward pass is computed again there, a layer at a time (gradient
-    checkpointing, arXiv 1604.06174). It takes a forward pass more, and the result is the same to the bit.
-
     `ids_BT` is [sequences, tokens], passed over as often as `settings.tokens` asks. The child's parameters must be its
     own, not shared with the parent; nothing else of it is changed when this ends. Both multiply as they do elsewhere
-    (`blocklib/products.py`). Raises NotFiniteError where the loss is.
+    (`blocklib/products.py`). Raises NotFiniteError where the loss is not finite.
+
+    Every process of a torch process group calls this with the same values. Both models are then divided among them
+    (`blocklib/sharded.py`), and stay so; the child may be in the types that its parts are stored in. Each process takes
+    an equal share of every batch, so that the result is that of one process, up to rounding. Whatever number of
+    processes resumes finds the same checkpoints, in a folder that all of them see.
     """
-    with _settings_kept(child), _recomputed(child, recompute), gradients_of(products_of(child)):
-        yield from _healing(parent, child, ids_BT, settings, checkpoints)
-    if settings.lora_rank is not None:
+    with _settings_kept(child), _recomputed(child, run.recompute), gradients_of(products_of(child)):
+        yield from _healing(parent, child, ids_BT, settings, checkpoints, run)
+    if ranks() == 1:
+        _freeze(child, settings.lora_rank)
+
+
+def load_healed(child: PuzzleNasForCausalLM, settings: Healing, checkpoints: Path) -> None:
+    """Make `child`, as it is before healing, what a healing that has ended made of it, its checkpoints still there: by
+    whatever number of processes. The child's parameters must be its own."""
+    last = last_whole(checkpoints)
+    assert last is not None, f"no checkpoint is whole in {checkpoints}"
+    _thaw(child, settings.lora_rank)
+    load_weights(last, child)
+    _freeze(child, settings.lora_rank)
+
+
+def _freeze(child: PuzzleNasForCausalLM, lora_rank: int | None) -> None:
+    """The opposite of `_thaw`; what adapters have learnt stays."""
+    if lora_rank is not None:
         merge_adapters(child.model.layers)
     child.requires_grad_(False)
     child.eval()  # type: ignore[no-untyped-call]
@@ -95,19 +113,24 @@ def _healing(
     ids_BT: Tensor,
     settings: Healing,
     checkpoints: Path,
+    run: HealingRun,
 ) -> Iterator[Progress]:
     batch = min(settings.batch, len(ids_BT))
     steps = max(1, settings.tokens // (batch * ids_BT.shape[1]))
     events: Queue[Progress | BaseException | None] = Queue()
     _thaw(child, settings.lora_rank)
-    trainer = _HealingTrainer(
-        model=child,
-        args=_arguments(settings, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
-        train_dataset=_Sequences(ids_BT),
-        callbacks=[_StepReports(events, batch * ids_BT.shape[1])],
-    )
+    if ranks() > 1:
+        shard(parent, parent.device)
+        shard(child, parent.device, torch.float32)
+    with _reports_in(run.reports):
+        trainer = HealingTrainer(
+            model=child,
+            args=_arguments(settings, run, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
+            train_dataset=_Sequences(ids_BT),
+            callbacks=[_StepReports(events, batch * ids_BT.shape[1])],
+        )
     trainer.remove_callback(PrinterCallback)  # This callback prints the loss on standard output.
-    trainer.distil_from(parent, settings.hidden_weight)
+    trainer.distil_from(parent, settings.hidden_weight, run.accumulate)
     # The trainer reports through callbacks and our caller needs an iterator, so the trainer runs in a thread.
     worker = threading.Thread(target=_train, args=(trainer, checkpoints, torch.get_num_threads(), events), daemon=True)
     worker.start()
@@ -117,20 +140,37 @@ def _healing(
         yield event
 
 
+@contextmanager
+def _reports_in(folder: Path | None) -> Iterator[None]:
+    """TensorBoard's folder is a variable of the environment, read where the trainer is made; checkpoints, beside which
+    the trainer would write, are removed at the end."""
+    before = os.environ.get(_TENSORBOARD)
+    if folder is not None and before is None:
+        os.environ[_TENSORBOARD] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_TENSORBOARD, None)
+
+
 def loss_curve(checkpoints: Path, ids_BT: Tensor, settings: Healing) -> tuple[tuple[float, float], ...]:
     """The points of a healing that has ended, its checkpoints still there: tokens, and the mean loss since the point
     before."""
-    state = _state_of(_last_whole(checkpoints))
+    state = state_of(last_whole(checkpoints))
     step_tokens = min(settings.batch, len(ids_BT)) * ids_BT.shape[1]
     noted = [(float(entry["step"]), float(entry["loss"])) for entry in state.log_history if "loss" in entry]
     return tuple((step * step_tokens, loss) for step, loss in noted)
 
 
-def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use_cpu: bool) -> TrainingArguments:
+def _arguments(
+    settings: Healing, run: HealingRun, batch: int, steps: int, checkpoints: Path, use_cpu: bool
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=batch,
+        accelerator_config={"split_batches": True},  # That is the batch of all processes together.
         dataloader_drop_last=True,  # Every step has the same number of tokens.
         learning_rate=settings.learning_rate,
         warmup_steps=int(settings.warmup * steps),
@@ -141,7 +181,8 @@ def _arguments(settings: Healing, batch: int, steps: int, checkpoints: Path, use
         save_steps=max(1, steps // 10),
         save_total_limit=1,
         logging_steps=max(1, steps // 25),
-        report_to=[],
+        report_to=list(run.report_to),
+        run_name=checkpoints.name,
         disable_tqdm=True,
         remove_unused_columns=False,
         # A batch of token ids is small, and ids may be on the model's device already.
@@ -167,41 +208,23 @@ def _thaw(child: PuzzleNasForCausalLM, lora_rank: int | None) -> None:
                 parameter.requires_grad_(False)
 
 
-def _train(trainer: Trainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]") -> None:
+def _train(
+    trainer: HealingTrainer, checkpoints: Path, threads: int, events: "Queue[Progress | BaseException | None]"
+) -> None:
     try:
         # How many threads torch computes with is a setting of each thread, and a new one starts from the environment's.
         torch.set_num_threads(threads)
-        last = _last_whole(checkpoints)
-        if last is not None and _state_of(last).global_step >= trainer.args.max_steps:
+        if trainer.args.device.type == "cuda":
+            torch.cuda.set_device(trainer.args.device)  # So is the GPU.
+        last = agreed_last(checkpoints)
+        if last is not None and state_of(last).global_step >= trainer.args.max_steps:
             # It was done. Resumed in the middle of a pass over the text, the trainer would add a step.
-            trainer._load_from_checkpoint(last)
+            load_weights(last, trainer.model)  # type: ignore[arg-type]
         else:
             trainer.train(resume_from_checkpoint=last)
         events.put(None)
     except BaseException as error:
         events.put(error)
-
-
-def _state_of(checkpoint: str | None) -> TrainerState:
-    """How far the trainer was; a new one's where there is no checkpoint."""
-    return TrainerState() if checkpoint is None else TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
-
-
-def _last_whole(checkpoints: Path) -> str | None:
-    """The newest complete checkpoint. Incomplete ones, left by a kill, are removed."""
-    for folder in checkpoints.glob("checkpoint-*"):
-        if not _is_whole(folder):
-            shutil.rmtree(folder)
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """The trainer writes its state last, and removes older checkpoints only after that."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return True
 
 
 class _Sequences(Dataset[dict[str, Tensor]]):
@@ -228,45 +251,5 @@ class _StepReports(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert args.output_dir is not None
-        open_as_usual(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
-
-
-class _HealingTrainer(Trainer):
-    """A Trainer whose loss is the distance to a parent."""
-
-    def distil_from(self, parent: PuzzleNasForCausalLM, hidden_weight: float) -> None:
-        self._parent = parent
-        self._hidden_weight = hidden_weight
-        config: Any = self.model.config  # type: ignore[union-attr]
-        architecture = Architecture.parse(config.architecture)
-        self._ends = [layer + block.layers for layer, block in architecture.placed()]
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        ids_BT, asked = inputs["input_ids"], {"output_hidden_states": self._hidden_weight > 0, "use_cache": False}
-        child: PuzzleNasForCausalLM = self.accelerator.unwrap_model(model)
-        with torch.no_grad():
-            target = self._parent.model(ids_BT, **asked)
-        # Only the decoder, because a forward of the whole model would compute all logits.
-        try:
-            output = child.model(ids_BT, **asked)
-        except NotFiniteError as error:  # A weight that is to be rounded
-            raise NotFiniteError(
-                f"healing: {error}, at step {self.state.global_step}; lower heal.learning_rate"
-            ) from error
-        loss = logit_kl(output.last_hidden_state, target.last_hidden_state, child.lm_head, self._parent.lm_head)
-        if self._hidden_weight > 0:
-            # hidden_states[0] is the embedding; the last one of both is taken after the final norm.
-            distances = [
-                1 - torch.cosine_similarity(hidden.float(), target.hidden_states[end].float(), dim=-1).mean()
-                for hidden, end in zip(output.hidden_states[1:], self._ends, strict=True)
-            ]
-            loss = loss + self._hidden_weight * torch.stack(distances).mean()
-        if model.training:
-            loss = loss + regulariser(model)
-        if not torch.isfinite(loss):
-            raise NotFiniteError(
-                f"healing: the loss is {loss.item()} at step {self.state.global_step}; lower heal.learning_rate"
-            )
-        return (loss, output) if return_outputs else loss
+        if state.is_world_process_zero:
+            open_as_usual(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))

@@ -1,6 +1,7 @@
-"""How a child is healed: numbers alone, apart from `heal.py`, since transformers' Trainer takes seconds to load."""
+"""How a child is healed: values alone, apart from `heal.py`, since transformers' Trainer takes seconds to load."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -21,3 +22,19 @@ class Healing:
     def key(self) -> dict[str, float]:
         """The part of a trial's key that names it. A setting that came later is left out where it is not used."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class HealingRun:
+    """How a healing runs, which changes no result but by rounding.
+
+    `recompute`: what layers keep for the backward pass is computed again there, a layer at a time (gradient
+    checkpointing, arXiv 1604.06174). It takes a forward pass more, and the result is the same to the bit. `accumulate`:
+    a process takes its share of a batch in so many parts, one after the other. `report_to`: programs that get the
+    losses, too, by transformers' names; `reports` is the folder of those that write files.
+    """
+
+    recompute: bool = False
+    accumulate: int = 1
+    report_to: tuple[str, ...] = ()
+    reports: Path | None = None

@@ -22,7 +22,7 @@ from blocklib.precisions.parts import as_floats
 from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.job.fusion_candidates import Matrix
-from nas.job.sections import Distill
+from nas.job.training import Distill
 from nas.planning.plan import layers_per_task
 from nas.planning.task_ranges import by_count, by_layers
 from nas.scoring.block_dependency import block_dependency

@@ -1,0 +1,183 @@
+"""Healing by several workers: the result of one, whoever is killed, and whatever number of workers goes on."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from parents import child_of, random_ids, random_parent
+from test_heal import CHILD, SHORT, small
+
+from blocklib.errors import NotFiniteError
+from blocklib.model import PuzzleNasForCausalLM
+from nas.cluster.gang import Gang
+from nas.cluster.tasks import Cluster, Report
+from nas.errors import ResourceError
+from nas.stages.heal import heal, load_healed, loss_curve
+from nas.stages.heal_settings import Healing, HealingRun
+
+pytestmark = pytest.mark.slow
+
+Curve = tuple[tuple[float, float], ...]
+STEP = 48
+"""Tokens of a step of `SHORT`."""
+WAYS: dict[str, tuple[Healing, HealingRun]] = {
+    "plain": (SHORT, HealingRun()),
+    "recompute": (SHORT, HealingRun(recompute=True)),
+    "accumulate": (SHORT, HealingRun(accumulate=2)),
+    "adapters": (replace(SHORT, lora_rank=2), HealingRun()),
+    "logits alone": (replace(SHORT, hidden_weight=0.0), HealingRun()),
+    "tied": (SHORT, HealingRun()),
+    "bfloat16 parent": (SHORT, HealingRun()),
+}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """`killed` "": nobody is. "between": the second worker, after a step; "saving": the second worker, while a
+    checkpoint is written. Once; a file says that it has been."""
+
+    folder: Path
+    ways: tuple[str, ...] = ("plain",)
+    killed: str = ""
+    learning_rate: float = SHORT.learning_rate
+    stops_at: int = 0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # Workers find the functions below where this file is.
+    with pytest.MonkeyPatch.context() as here, Cluster() as cluster:
+        here.setenv("PYTHONPATH", str(Path(__file__).parent))
+        yield cluster
+
+
+def models(way: str) -> tuple[PuzzleNasForCausalLM, PuzzleNasForCausalLM, torch.Tensor]:
+    """A parent, a child as its parts are stored, and text."""
+    if way == "tied":
+        parent = random_parent("qwen2")
+    elif way == "bfloat16 parent":
+        parent = random_parent(dtype=torch.bfloat16)
+    else:
+        parent = random_parent()
+    return parent.model, deepcopy(child_of(parent, CHILD)), random_ids(parent, sequences=16)
+
+
+def _heal(task: _Task, report: Report) -> int:
+    """On every worker; how many steps it saw."""
+    if task.killed == "saving":
+        threading.Thread(target=_die_while_saving, args=(task.folder / "plain",), daemon=True).start()
+    steps = 0
+    for way in task.ways:
+        settings, run = WAYS[way]
+        parent, child, ids = models(way)
+        settings = replace(settings, learning_rate=task.learning_rate)
+        for event in heal(parent, child, ids, settings, task.folder / way, run):
+            steps += 1
+            report(event.done_tokens, event.total_tokens)
+            if task.killed == "between" and event.done_tokens == 13 * STEP:
+                _die(task.folder / "plain")
+            if event.done_tokens == task.stops_at * STEP:
+                return steps
+    return steps
+
+
+def _die_while_saving(checkpoints: Path) -> None:
+    while not any(_is_begun(folder) for folder in checkpoints.glob("checkpoint-1?")):
+        time.sleep(0.0005)
+    _die(checkpoints)
+
+
+def _is_begun(checkpoint: Path) -> bool:
+    return (checkpoint / "state").exists() and not (checkpoint / "trainer_state.json").exists()
+
+
+def _die(folder: Path) -> None:
+    if torch.distributed.get_rank() == 1 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def alone(folder: Path, way: str = "plain") -> tuple[Curve, dict[str, torch.Tensor]]:
+    """The curve and the weights of one process."""
+    settings, run = WAYS[way]
+    parent, child, ids = models(way)
+    list(heal(parent, child, ids, settings, folder / way, run))
+    return loss_curve(folder / way, ids, settings), child.state_dict()
+
+
+def ended(folder: Path, way: str = "plain") -> tuple[Curve, dict[str, torch.Tensor]]:
+    """The same of the last checkpoint in a folder."""
+    settings, _ = WAYS[way]
+    _, child, ids = models(way)
+    load_healed(child, settings, folder / way)
+    return loss_curve(folder / way, ids, settings), child.state_dict()
+
+
+def assert_same(found: tuple[Curve, dict[str, torch.Tensor]], expected: tuple[Curve, dict[str, torch.Tensor]]) -> None:
+    assert [tokens for tokens, _ in found[0]] == [tokens for tokens, _ in expected[0]]
+    assert [loss for _, loss in found[0]] == pytest.approx([loss for _, loss in expected[0]], abs=1e-5)
+    assert found[1].keys() == expected[1].keys()
+    for name, tensor in expected[1].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+def together(cluster: Cluster, task: _Task) -> int:
+    gang = cluster.gang(2, on_gpus=False)
+    return cluster.run_together(_heal, task, gang, task.folder / "gang", ends=NotFiniteError)
+
+
+def test_two_workers_heal_as_one_does(cluster: Cluster, tmp_path: Path) -> None:
+    assert together(cluster, _Task(tmp_path / "two", tuple(WAYS))) == 20 * len(WAYS)
+    for way in WAYS:
+        assert_same(ended(tmp_path / "two", way), alone(tmp_path / "one", way))
+
+
+@pytest.mark.parametrize("killed", ["between", "saving"])
+def test_a_worker_that_is_killed_costs_what_was_done_since_the_last_checkpoint(
+    killed: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    left = together(cluster, _Task(tmp_path / "two", killed=killed))
+    assert (tmp_path / "two/plain/died").exists()
+    assert 1 <= left < 20, "it began anew"
+    assert_same(ended(tmp_path / "two"), alone(tmp_path / "one"))
+
+
+def test_another_number_of_workers_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    whole = alone(tmp_path / "whole")
+    assert together(cluster, _Task(tmp_path / "fewer", stops_at=13)) == 13
+    assert_same(alone(tmp_path / "fewer"), whole)
+
+    parent, child, ids = small()
+    for event in heal(parent.model, child, ids, SHORT, tmp_path / "more/plain"):
+        if event.done_tokens == 13 * STEP:
+            break
+    assert 1 <= together(cluster, _Task(tmp_path / "more")) < 20, "it began anew"
+    assert_same(ended(tmp_path / "more"), whole)
+
+
+def test_a_loss_that_is_not_finite_ends_all_workers_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match=r"healing: the loss is nan at step \d+; lower heal\.learning_rate"):
+        together(cluster, _Task(tmp_path, learning_rate=1e30))
+
+
+def test_more_workers_than_cores_are_refused_at_once(cluster: Cluster) -> None:
+    with pytest.raises(ResourceError, match=r"^heal\.workers: 1000 workers need a core each, and the nodes have that"):
+        cluster.gang(1000, on_gpus=False)
+
+
+def test_each_worker_gets_as_many_cores_as_there_are_for_all() -> None:
+    two = [{"CPU": 16.0}, {"CPU": 8.0}]
+    assert Gang.on(two, 1, on_gpus=False).cpus == 16
+    assert Gang.on(two, 2, on_gpus=False).cpus == 8
+    assert Gang.on(two, 3, on_gpus=False).cpus == 8
+    assert Gang.on(two, 4, on_gpus=False).cpus == 5
+    assert Gang.on([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0}], 4, on_gpus=True).cpus == 4
+    with pytest.raises(ResourceError, match="need a GPU and a core each, and the nodes have that for 4"):
+        Gang.on([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0}], 5, on_gpus=True)

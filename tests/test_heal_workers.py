@@ -5,17 +5,19 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from parents import child_of, random_ids, random_parent
+from parents import first_weights_of, random_ids, random_parent
 from test_heal import CHILD, SHORT, small
 
+from blocklib.assemble import assemble_stored
+from blocklib.block import Architecture
 from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
+from blocklib.parent import in_type
 from nas.cluster.gang import Gang
 from nas.cluster.tasks import Cluster, Report
 from nas.errors import ResourceError
@@ -27,14 +29,15 @@ pytestmark = pytest.mark.slow
 Curve = tuple[tuple[float, float], ...]
 STEP = 48
 """Tokens of a step of `SHORT`."""
+SIX = replace(SHORT, tokens=6 * STEP)
 WAYS: dict[str, tuple[Healing, HealingRun]] = {
     "plain": (SHORT, HealingRun()),
-    "recompute": (SHORT, HealingRun(recompute=True)),
-    "accumulate": (SHORT, HealingRun(accumulate=2)),
-    "adapters": (replace(SHORT, lora_rank=2), HealingRun()),
-    "logits alone": (replace(SHORT, hidden_weight=0.0), HealingRun()),
-    "tied": (SHORT, HealingRun()),
-    "bfloat16 parent": (SHORT, HealingRun()),
+    "recompute": (SIX, HealingRun(recompute=True)),
+    "accumulate": (SIX, HealingRun(accumulate=2)),
+    "adapters": (replace(SIX, lora_rank=2), HealingRun()),
+    "logits alone": (replace(SIX, hidden_weight=0.0), HealingRun()),
+    "tied": (SIX, HealingRun()),
+    "stored in bfloat16": (SIX, HealingRun()),
 }
 
 
@@ -60,13 +63,12 @@ def cluster() -> Iterator[Cluster]:
 
 def models(way: str) -> tuple[PuzzleNasForCausalLM, PuzzleNasForCausalLM, torch.Tensor]:
     """A parent, a child as its parts are stored, and text."""
-    if way == "tied":
-        parent = random_parent("qwen2")
-    elif way == "bfloat16 parent":
-        parent = random_parent(dtype=torch.bfloat16)
-    else:
-        parent = random_parent()
-    return parent.model, deepcopy(child_of(parent, CHILD)), random_ids(parent, sequences=16)
+    stored = torch.bfloat16 if way == "stored in bfloat16" else torch.float32
+    parent = replace(random_parent("qwen2" if way == "tied" else "llama", dtype=stored), dtype=torch.float32)
+    architecture = Architecture.parse(CHILD)
+    first = first_weights_of(parent, architecture)
+    child = assemble_stored(parent, architecture, lambda choice: first.get(choice, {}))
+    return parent.model, child, random_ids(parent, sequences=16)
 
 
 def _heal(task: _Task, report: Report) -> int:
@@ -107,7 +109,8 @@ def _die(folder: Path) -> None:
 def alone(folder: Path, way: str = "plain") -> tuple[Curve, dict[str, torch.Tensor]]:
     """The curve and the weights of one process."""
     settings, run = WAYS[way]
-    parent, child, ids = models(way)
+    parent, stored, ids = models(way)
+    child = in_type(stored, torch.float32, copy=True)
     list(heal(parent, child, ids, settings, folder / way, run))
     return loss_curve(folder / way, ids, settings), child.state_dict()
 
@@ -115,7 +118,8 @@ def alone(folder: Path, way: str = "plain") -> tuple[Curve, dict[str, torch.Tens
 def ended(folder: Path, way: str = "plain") -> tuple[Curve, dict[str, torch.Tensor]]:
     """The same of the last checkpoint in a folder."""
     settings, _ = WAYS[way]
-    _, child, ids = models(way)
+    _, stored, ids = models(way)
+    child = in_type(stored, torch.float32, copy=True)
     load_healed(child, settings, folder / way)
     return loss_curve(folder / way, ids, settings), child.state_dict()
 
@@ -134,7 +138,7 @@ def together(cluster: Cluster, task: _Task) -> int:
 
 
 def test_two_workers_heal_as_one_does(cluster: Cluster, tmp_path: Path) -> None:
-    assert together(cluster, _Task(tmp_path / "two", tuple(WAYS))) == 20 * len(WAYS)
+    assert together(cluster, _Task(tmp_path / "two", tuple(WAYS))) == 20 + 6 * (len(WAYS) - 1)
     for way in WAYS:
         assert_same(ended(tmp_path / "two", way), alone(tmp_path / "one", way))
 

@@ -185,7 +185,7 @@ def healing(batches: float) -> PlanInputs:
 def test_a_search_that_cannot_fit_is_refused_with_the_key() -> None:
     request = healing(30).changed({"heal.recompute": None}).request
     checkpoint = inspect(Path(request.checkpoint))
-    with pytest.raises(JobError, match=r"^heal\.batch: the stage heal is planned to take .*; it fits with heal\."):
+    with pytest.raises(JobError, match=r"^heal\.accumulate: the stage heal is planned to take .*; it fits with heal\."):
         check_parent(request, checkpoint, is_here=True)
 
 
@@ -314,3 +314,24 @@ def test_every_job_has_a_plan(changed: str) -> None:
     assert ("heal" in stages) == (inputs.request.heal is not None)
     assert ("distil" in stages) == bool(inputs.to_build)
     assert ("measure" in stages) == (inputs.request.scenario.flash is None)
+
+
+def test_workers_divide_what_is_trained(inputs: PlanInputs) -> None:
+    """Weights, gradients and moments of a child of 4.8 billion, and a batch: first in workers, then in parts."""
+    whole = {held.what: held.held_bytes for held in plan(inputs).stages[4].as_asked.each}
+    asked = inputs.changed({"heal.workers": 4, "heal.accumulate": 2})
+    need = plan(asked).stages[4].as_asked
+    each = {held.what: held.held_bytes for held in need.each}
+    for what, parts in {
+        "the child, in float32": 4,
+        "gradients, and Adam's moments": 4,
+        "activations of all layers": 8,
+    }.items():
+        assert each[what] == pytest.approx(whole[what] / parts)
+    assert need.seconds(asked.machine) == pytest.approx(plan(inputs).stages[4].as_asked.seconds(inputs.machine) / 4)
+
+
+def test_a_child_that_one_gpu_cannot_train_is_planned_for_several(inputs: PlanInputs) -> None:
+    heal = plan(inputs).stages[4]
+    assert heal.settings == "heal.recompute: true, heal.workers: 2"
+    assert not plan(inputs.changed(heal.changes)).stages[4].changes

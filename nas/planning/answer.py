@@ -3,6 +3,8 @@
 Its size is known when it is found; before, it is taken to be as large as the budget lets it be.
 """
 
+from dataclasses import replace
+
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import PROCESS_BYTES, Amount, Operations, StageNeed
 from nas.scoring.fidelity import logit_rows
@@ -16,6 +18,8 @@ and make, and what the distance of hidden states keeps; for each channel of the 
 """
 _ENTERING = 4
 """The same for each channel of the residual where layers are computed again: what enters, and the distance."""
+_AT_WORK = 3
+"""Layers that a worker holds whole of a child that is divided: the one that runs, its gradient, and the next one."""
 _LOGITS = 4
 """Tensors as large as the logits of the rows at work, in healing."""
 _LIBRARY_LAYERS = "the child's layers from the library, in float32"
@@ -24,15 +28,17 @@ EVALUATED_TOGETHER = 8
 
 
 def heal_need(inputs: PlanInputs) -> StageNeed:
-    """Healing, and the evaluation before and after it; the evaluation alone where the job heals nothing."""
+    """Healing, and the evaluation before and after it; the evaluation alone where the job heals nothing. Several
+    workers hold a part each of what is trained; the parent is taken to be there as for one."""
     request, shape, child = inputs.request, inputs.shape, inputs.child_parameters
     evaluated = inputs.in_sequences(request.data.evaluation_tokens)
     states = Amount("the parent's states of the evaluation text", evaluated * shape.hidden * FLOAT32,
                   "data.evaluation_tokens")  # fmt: skip
     batch = max(EVALUATED_TOGETHER, request.heal.batch if request.heal else 0) * inputs.sequence
     rows = min(logit_rows(inputs.device, shape.vocabulary), batch) * shape.vocabulary * FLOAT32
+    workers = request.heal.workers if request.heal else 1
     if request.heal or request.space.precision:
-        held = [Amount("the child, in float32", child * FLOAT32, "budget"), states]
+        held = [Amount("the child, in float32", child * FLOAT32 / workers, "budget"), states]
         disk = [Amount("the child, in float32", child * FLOAT32, "budget")]
     else:
         held = [Amount(_LIBRARY_LAYERS, inputs.child_layers_bytes, "budget"), states]
@@ -54,8 +60,11 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
         elif inputs.copied_bytes:
             copied = matrices * inputs.copied_bytes
             held.append(Amount("matrices, as the backward pass reads them", copied, "heal.recompute"))
-        held.append(Amount("gradients, and Adam's moments", _TRAINED * trained * FLOAT32, "heal.lora_rank"))
-        passed = _backward(inputs, sequences * inputs.sequence, bool(heals.recompute))
+        held.append(Amount("gradients, and Adam's moments", _TRAINED * trained * FLOAT32 / workers, "heal.lora_rank"))
+        if workers > 1:
+            whole = _AT_WORK * child / shape.layers * FLOAT32
+            held.append(Amount("layers that are whole while they run", whole))
+        passed = _backward(inputs, sequences * inputs.sequence / heals.parts, bool(heals.recompute))
         held.append(Amount("activations of all layers", passed, "heal.batch"))
         checkpoint = (child + _MOMENTS * trained) * FLOAT32
         disk.append(Amount("two checkpoints of healing, while one replaces the other", 2 * checkpoint, "budget"))
@@ -71,7 +80,7 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
         once=inputs.parent_once,
         main=(*inputs.parent_main, inputs.text),
         disk=tuple(disk),
-        tasks=inputs.tasks(1, alone=True),
+        tasks=replace(inputs.tasks(1, alone=True), count=workers, at_once=workers),
         work=Operations(flops=flops, moved_bytes=passes_of_parent * inputs.moved_by_a_pass),
     )
 
@@ -101,7 +110,7 @@ def _forward(inputs: PlanInputs, tokens: int) -> float:
     return tokens * (of_ffn + _OF_RESIDUAL * inputs.shape.hidden * FLOAT32)
 
 
-def _backward(inputs: PlanInputs, tokens: int, recomputed: bool) -> float:
+def _backward(inputs: PlanInputs, tokens: float, recomputed: bool) -> float:
     """A child as deep as its parent, and as wide: a subblock that is left out would take nothing."""
     shape = inputs.shape
     attention = 2 * (shape.heads + shape.kv_heads) * shape.head_dim

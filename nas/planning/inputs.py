@@ -90,6 +90,12 @@ class PlanInputs:
         return choice.what in {"attention": (own.attention,), "ffn": (own.ffn,), "block": (own,)}.get(choice.role, ())
 
     @cached_property
+    def needs_whole_batches(self) -> bool:
+        """Whether an option is trained on whole batches alone."""
+        parts = [part for part in self.to_build if isinstance(part.what, Subblock)]
+        return any(kind_of(part.role, part.what).needs_whole_batches for part in parts)  # type: ignore[arg-type]
+
+    @cached_property
     def parent_parameters(self) -> int:
         return parameters(parent_architecture(self.shape), self.shape)
 

@@ -20,6 +20,7 @@ _ROOM = 0.95
 LAYERS, RECOMPUTE = "ray.layers_per_task", "heal.recompute"
 """Keys that change no result, so that a search sets them as memory asks for."""
 _CPUS, _BATCH, _HEALED, _LORA = "ray.cpus_per_task", "distill.batch", "heal.batch", "heal.lora_rank"
+_WORKERS, _ACCUMULATE = "heal.workers", "heal.accumulate"
 _RANK = 64
 _DTYPE = "scenario.dtype"
 _FUSE, _WIDEST = "space.fuse", "space.fuse.widest"
@@ -122,6 +123,8 @@ def _changes(inputs: PlanInputs, stage: str) -> Iterator[list[Changes]]:
             ranks.append({_LORA: _RANK})
         for rank in ranks:
             yield [{RECOMPUTE: True, **rank}]
+            for parts in _parts(inputs):
+                yield [{RECOMPUTE: True, **rank, **parts}]
             yield [{RECOMPUTE: True, **rank, _HEALED: fewer} for fewer in _halves(request.heal.batch)]
     if stage in ("measure", "time the child") and inputs.scenario.dtype == "float32":
         yield [{_DTYPE: "bfloat16"}]
@@ -138,6 +141,24 @@ def _changes(inputs: PlanInputs, stage: str) -> Iterator[list[Changes]]:
         for narrower in ({}, *_narrower(inputs)):
             yield [{**narrower, **fewer} for fewer in layers] if narrower else []
             yield [{**narrower, **one, **fewer} for fewer in batches]
+
+
+def _parts(inputs: PlanInputs) -> Iterator[Changes]:
+    """More workers for each batch, then more parts of it: rounding alone changes."""
+    heal, machine = inputs.request.heal, inputs.machine
+    assert heal is not None
+    if inputs.needs_whole_batches:
+        return
+    devices = 1 if machine.is_cpu or inputs.request.heals_through_rounding else machine.devices
+    workers = [count for count in _divisors(heal.batch) if heal.workers <= count <= devices]
+    for count in workers:
+        yield {_WORKERS: count}
+    for parts in _divisors(heal.batch // max(workers, default=heal.workers)):
+        yield {_WORKERS: max(workers, default=heal.workers), _ACCUMULATE: parts}
+
+
+def _divisors(count: int) -> list[int]:
+    return [number for number in range(2, count + 1) if count % number == 0]
 
 
 def _layer_counts(inputs: PlanInputs) -> list[int]:

@@ -1,7 +1,9 @@
 """Healing by several workers: the result of one, whoever is killed, and whatever number of workers goes on."""
 
+import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from parents import first_weights_of, random_ids, random_parent
+from searches import job, nas, rows, started, stop_group
 from test_heal import CHILD, SHORT, small
 
 from blocklib.assemble import assemble_stored
@@ -18,7 +21,6 @@ from blocklib.block import Architecture
 from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
 from blocklib.parent import in_type
-from nas.cluster.gang import Gang
 from nas.cluster.tasks import Cluster, Report
 from nas.errors import ResourceError
 from nas.stages.heal import heal, load_healed, loss_curve
@@ -176,12 +178,38 @@ def test_more_workers_than_cores_are_refused_at_once(cluster: Cluster) -> None:
         cluster.gang(1000, on_gpus=False)
 
 
-def test_each_worker_gets_as_many_cores_as_there_are_for_all() -> None:
-    two = [{"CPU": 16.0}, {"CPU": 8.0}]
-    assert Gang.on(two, 1, on_gpus=False).cpus == 16
-    assert Gang.on(two, 2, on_gpus=False).cpus == 8
-    assert Gang.on(two, 3, on_gpus=False).cpus == 8
-    assert Gang.on(two, 4, on_gpus=False).cpus == 5
-    assert Gang.on([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0}], 4, on_gpus=True).cpus == 4
-    with pytest.raises(ResourceError, match="need a GPU and a core each, and the nodes have that for 4"):
-        Gang.on([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0}], 5, on_gpus=True)
+def test_a_search_heals_with_two_workers_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """The curve of one worker, in the database and in the report."""
+    found = {}
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        asked = job(folder, heal={"tokens": 16_384, "workers": workers})
+        if workers == 2:
+            running = started(folder, "search", asked)
+            _wait_for_checkpoint(folder / "checkpoints", running)
+            stop_group(running, signal.SIGKILL)
+        ended = nas(folder, "search", asked)
+        assert ended.returncode == 0, ended.stderr
+        (trial,) = rows(folder, "trial")
+        found[workers] = trial["child_key"], json.loads(trial["heal_curve"])
+        (page,) = folder.glob("**/report.html")
+        assert "loss of healing against tokens" in page.read_text(encoding="utf-8")
+        assert not list((folder / "checkpoints").glob("*/*"))
+    assert found[1][0] == found[2][0], "the number of workers is no part of what a child is"
+    (_, one), (_, two) = found.values()
+    assert [tokens for tokens, _ in two] == [tokens for tokens, _ in one]
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-5)
+
+
+def _wait_for_checkpoint(checkpoints: Path, running: "subprocess.Popen[str]") -> None:
+    while not list(checkpoints.glob("*/checkpoint-*/trainer_state.json")):
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.05)
+
+
+def test_a_search_of_more_workers_than_cores_ends_at_once(tmp_path: Path) -> None:
+    ended = nas(tmp_path, "search", job(tmp_path, heal={"workers": 64, "batch": 64, "tokens": 4096}))
+    assert ended.returncode == 1
+    assert "error: heal.workers: 64 workers need a core each, and the nodes have that for" in ended.stderr
+    assert not rows(tmp_path, "trial")

@@ -14,7 +14,7 @@ from db import models
 from db.errors import NotFoundError
 from db.store import Store
 from nas.errors import UsageError
-from nas.files.home import child_file, home_of, is_ours
+from nas.files.home import child_file, home_of, is_ours, losses_folder
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def _remove_children(store: Store, homes: Mapping[str, Path]) -> tuple[tuple[Pat
             checkpoints.parent.mkdir(exist_ok=True)
             with FileLock(f"{checkpoints}.lock", timeout=0):
                 file.unlink()
-                rmtree(checkpoints, ignore_errors=True)
+                for folder in (checkpoints, losses_folder(home, key)):
+                    rmtree(folder, ignore_errors=True)
                 files.append(file)
         except Timeout:
             notes.append(f"{file} stays: another process is making that child")

@@ -16,6 +16,11 @@ def child_file(home: Path, child_key: str) -> Path:
     return home / "children" / f"{child_key}.safetensors"
 
 
+def losses_folder(home: Path, child_key: str) -> Path:
+    """The place of TensorBoard's files, where a job asks for them."""
+    return home / "losses" / child_key
+
+
 def home_of(store: Store, search: models.SearchRow) -> Path:
     """The folder of the SQLite file in use, if it holds files of the search, and at least as many as the stored path;
     else the stored path: a job may name a `home` elsewhere, and a PostgreSQL database has no folder.

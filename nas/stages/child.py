@@ -32,7 +32,7 @@ from cost_models.timing.pair import Comparison, Rounds
 from cost_models.timing.quality import Quality
 from db import models
 from nas.cluster.tasks import STARTING, Cluster, Report
-from nas.files.home import child_file
+from nas.files.home import child_file, losses_folder
 from nas.files.lock import alone
 from nas.job.request import Request
 from nas.job.scenario import scenario_of
@@ -179,7 +179,7 @@ def _healing_run(context: Context, trial: models.TrialRow) -> HealingRun:
     asked = context.job.request.heal
     if asked is None:
         return HealingRun()
-    reports = context.job.home / "losses" / trial.child_key
+    reports = losses_folder(context.job.home, trial.child_key)
     return HealingRun(_recomputes(context), asked.accumulate, asked.report_to, reports)
 
 

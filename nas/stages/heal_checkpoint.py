@@ -86,6 +86,8 @@ def last_whole(checkpoints: Path) -> str | None:
 
 def _is_whole(checkpoint: Path) -> bool:
     """The trainer writes its state last, and removes older checkpoints only after that."""
+    if not (checkpoint / _FOLDER).is_dir():
+        return False
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 import torch
 from parents import first_weights_of, random_ids, random_parent
 from searches import job, nas, rows, started, stop_group
-from test_heal import CHILD, SHORT, small
+from test_heal import CHILD, SHORT
 
 from blocklib.assemble import assemble_stored
 from blocklib.block import Architecture
@@ -52,7 +54,6 @@ class _Task:
     ways: tuple[str, ...] = ("plain",)
     killed: str = ""
     learning_rate: float = SHORT.learning_rate
-    stops_at: int = 0
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +88,6 @@ def _heal(task: _Task, report: Report) -> int:
             report(event.done_tokens, event.total_tokens)
             if task.killed == "between" and event.done_tokens == 13 * STEP:
                 _die(task.folder / "plain")
-            if event.done_tokens == task.stops_at * STEP:
-                return steps
     return steps
 
 
@@ -155,15 +154,43 @@ def test_a_worker_that_is_killed_costs_what_was_done_since_the_last_checkpoint(
     assert_same(ended(tmp_path / "two"), alone(tmp_path / "one"))
 
 
+_KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import torch
+from pathlib import Path
+from test_heal_workers import SHORT, STEP, heal, in_type, models
+torch.set_num_threads({threads})
+parent, child, ids = models("plain")
+if "RANK" in os.environ:
+    torch.distributed.init_process_group("gloo")
+else:
+    child = in_type(child, torch.float32, copy=True)
+for event in heal(parent, child, ids, SHORT, Path(sys.argv[1], "plain")):
+    if event.done_tokens >= 13 * STEP:
+        os.kill(os.getpid(), 9)
+"""
+
+
+def killed(folder: Path, workers: int) -> None:
+    """Processes of one group that end at the thirteenth of twenty steps, all at once."""
+    script = _KILLED.format(tests=str(Path(__file__).parent), threads=torch.get_num_threads())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if workers > 1 else {} for rank in range(workers)]
+    command = [sys.executable, "-c", script, str(folder)]
+    running = [subprocess.Popen(command, env=os.environ | rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
+    ends = [process.communicate(timeout=600)[1] for process in running]
+    assert -signal.SIGKILL in [process.returncode for process in running], ends
+
+
 def test_another_number_of_workers_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     whole = alone(tmp_path / "whole")
-    assert together(cluster, _Task(tmp_path / "fewer", stops_at=13)) == 13
+    killed(tmp_path / "fewer", workers=2)
+    assert 1 <= len(loss_curve(tmp_path / "fewer/plain", models("plain")[2], SHORT)) < 20
     assert_same(alone(tmp_path / "fewer"), whole)
-
-    parent, child, ids = small()
-    for event in heal(parent.model, child, ids, SHORT, tmp_path / "more/plain"):
-        if event.done_tokens == 13 * STEP:
-            break
+    killed(tmp_path / "more", workers=1)
     assert 1 <= together(cluster, _Task(tmp_path / "more")) < 20, "it began anew"
     assert_same(ended(tmp_path / "more"), whole)
 
@@ -193,7 +220,7 @@ def test_a_search_heals_with_two_workers_and_goes_on_after_a_kill(tmp_path: Path
         assert ended.returncode == 0, ended.stderr
         (trial,) = rows(folder, "trial")
         found[workers] = trial["child_key"], json.loads(trial["heal_curve"])
-        (page,) = folder.glob("**/report.html")
+        (page,) = (folder / "reports").glob("*.html")
         assert "loss of healing against tokens" in page.read_text(encoding="utf-8")
         assert not list((folder / "checkpoints").glob("*/*"))
     assert found[1][0] == found[2][0], "the number of workers is no part of what a child is"

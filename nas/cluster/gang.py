@@ -4,6 +4,7 @@ A lost worker costs the gang what it did since its last checkpoint: Ray Train st
 looks for what it kept. Knows no work; `tasks.py` runs the process that waits for a gang.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from nas.errors import NasError, ResourceError, WorkerError
 
 _RESTARTS = 3
+_START_S = 600
+"""Ray Train gives a gang a minute to start, and tries again: on a busy machine workers take longer to load PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def _conducted(gang: Gang, folder: Path, rank: _Rank) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
     folder.mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(
         lambda: rank(),

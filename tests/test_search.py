@@ -88,6 +88,7 @@ def test_stopped_by_the_user_then_killed_it_ends_the_same(finished: Path, timed:
     assert "Traceback" not in said
     assert [search["status"] for search in rows(home, "search")] == ["interrupted"]
     assert_files_are_whole(home)
+    assert list(home.glob(".*")) == [], "the parent's activations went with the process"
 
     running = started(home, "search", file)
     wait_for(running, "score options: ")
@@ -98,6 +99,7 @@ def test_stopped_by_the_user_then_killed_it_ends_the_same(finished: Path, timed:
     assert done.returncode == 0, done.stderr
     assert outcome(home) == outcome(finished / "home")
     assert [search["status"] for search in rows(home, "search")] == ["finished"]
+    assert list(home.glob(".*")) == [], "those of the killed process, too"
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The need of timings: stacks of every geometry beside the parent, and later the child beside it. They take the device
 for themselves."""
 
+import torch
+
 from cost_models.engines.engines import engine_of
 from cost_models.geometry import FIXED, geometries_of
 from cost_models.timing.measure import SHARE_OF_MEMORY
@@ -61,10 +63,14 @@ def _timed(inputs: PlanInputs, models: float) -> tuple[Amount, ...]:
 
 
 def _prefill(inputs: PlanInputs) -> Amount:
-    """One layer's activations of a whole prompt, in the scenario's type."""
+    """One layer's activations of a whole prompt, in the scenario's type, or a copy of the head: torch's products of 16
+    bits on a CPU with AMX arrange that matrix anew for the last token of a prompt."""
     scenario, shape = inputs.scenario, inputs.shape
     tokens = scenario.batch * scenario.prompt_tokens
     numbers = tokens * (shape.ffn_matrices * shape.ffn_width + 3 * shape.hidden)
+    arranges = inputs.machine.is_cpu and scenario.bytes_per_value == 2 and engine_of(scenario.engine).package == "torch"
+    if arranges and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+        numbers = max(numbers, inputs.head_parameters)
     return Amount("activations of a prefill", numbers * scenario.bytes_per_value, "scenario.prompt_tokens")
 
 

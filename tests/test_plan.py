@@ -119,6 +119,21 @@ def test_a_parent_too_large_for_a_gpu_stays_in_main_memory(inputs: PlanInputs) -
     assert need.main_bytes(small.machine) > inputs.parent_bytes
 
 
+def test_the_parent_runs_beforehand_only_where_that_is_less(inputs: PlanInputs) -> None:
+    """Over text that tasks train on; not where they train on little of it, or the disk is small."""
+    groups = [[part for part in inputs.to_build if part.end_layer == layers] for layers in (4, 32)]
+    text = inputs.request.data.distillation_tokens
+    assert inputs.caches_training(groups)
+    assert not replace(inputs, machine=replace(inputs.machine, disk_bytes=10**9)).caches_training(groups)
+    for tokens, caches in ((0, False), (text // 2, False), (9 * text // 10, True), (4 * text, True)):
+        distill = inputs.request.distill.model_copy(update={"tokens": tokens})
+        asked = replace(inputs, request=inputs.request.model_copy(update={"distill": distill}))
+        assert asked.caches_training(groups) == caches, tokens
+    held = {each.what: each.held_bytes for each in plan(inputs).stages[0].need.disk}
+    numbers = text * inputs.shape.hidden * inputs.shape.layers
+    assert held["the parent's activations on the training text"] == 9 * numbers
+
+
 def test_work_is_what_passes_take(inputs: PlanInputs) -> None:
     """The scores of an option at the first slot cost a whole pass, at the last only its end and the head."""
     need = plan(inputs).stages[1].need

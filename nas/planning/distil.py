@@ -7,7 +7,7 @@ from dataclasses import replace
 from blocklib.block import Choice
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import Amount, Operations, StageNeed, Tasks, total
-from nas.planning.task_ranges import distinct
+from nas.planning.task_ranges import distinct, prefix_tokens
 
 _FLOAT64 = 8
 _IN_TRAINING = 5
@@ -31,7 +31,8 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
     groups = inputs.groups(inputs.to_build, lambda part: part.span)
     if not groups:
         return StageNeed("distil", tasks=Tasks(0))
-    alike = inputs.built_alike
+    alike, caches = inputs.built_alike, inputs.caches_training(groups)
+    run_over, layers = _run_over(inputs, groups, caches), inputs.layer_parameters * inputs.shape.layers
     library = sum(count * inputs.size(part) for part, count in alike) * FLOAT32
     return StageNeed(
         "distil",
@@ -40,15 +41,15 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
         main=(*inputs.parent_main, inputs.text),
         tasks=inputs.tasks(len(groups)),
         work=Operations(
-            flops=_parent_flops(inputs, groups) + sum(count * _trained(inputs, part) for part, count in alike),
+            flops=inputs.pass_flops(layers, run_over) + sum(count * _trained(inputs, part) for part, count in alike),
             float32_flops=sum(count * _summed(inputs, part) for part, count in alike),
             float64_flops=sum(count * _solved(inputs, part) for part, count in alike),
-            moved_bytes=_moved(inputs, groups),
+            moved_bytes=run_over / (inputs.request.distill.batch * inputs.sequence) * inputs.moved_by_a_pass,
         ),
         disk=(
             Amount("the block library, in float32", library, "space"),
             replace(inputs.text, what="the training text, as tokens"),
-            inputs.activations,
+            inputs.activations(caches),
         ),
     )
 
@@ -105,17 +106,15 @@ def _passed(inputs: PlanInputs, tokens: int, width: int) -> float:
     return tokens * (of_ffn + of_rest)
 
 
-def _parent_flops(inputs: PlanInputs, groups: Sequence[Sequence[Choice]]) -> float:
-    """The parent over the texts that train and score; where the disk does not hold its activations, each task runs the
-    layers up to its last one over the former."""
-    data = inputs.request.data
-    layers = inputs.layer_parameters * inputs.shape.layers
-    scored, training = inputs.in_sequences(data.score_tokens), inputs.in_sequences(data.distillation_tokens)
-    if inputs.caches_training:
-        return inputs.pass_flops(layers, scored + training)
-    done = inputs.pass_flops(layers, scored + inputs.in_sequences(data.calibration_tokens))
-    prefixes = ((_prefix(group) * inputs.layer_parameters, _tokens(inputs, group)) for group in groups)
-    return done + sum(inputs.pass_flops(*prefix) for prefix in prefixes)
+def _run_over(inputs: PlanInputs, groups: Sequence[Sequence[Choice]], caches: bool) -> float:
+    """The tokens that the whole parent runs over: the texts that train and score; or of the former only its head, and
+    for each group, up to its last layer, as much as it trains on."""
+    data, layers = inputs.request.data, inputs.shape.layers
+    scored = inputs.in_sequences(data.score_tokens)
+    if caches:
+        return scored + inputs.in_sequences(data.distillation_tokens)
+    most = max(map(inputs.tokens_of, inputs.to_build))
+    return scored + inputs.in_sequences(data.calibration_tokens) + prefix_tokens(groups, most, layers)
 
 
 def _trained(inputs: PlanInputs, part: Choice) -> float:
@@ -138,21 +137,3 @@ def _solved(inputs: PlanInputs, part: Choice) -> float:
 def _fits(inputs: PlanInputs, group: Sequence[Choice]) -> list[tuple[int, int]]:
     """The inputs and outputs of every matrix that is fitted."""
     return [inputs.projection(part) for part in group] if inputs.request.distill.least_squares else []
-
-
-def _moved(inputs: PlanInputs, groups: Sequence[Sequence[Choice]]) -> float:
-    """Each batch that the parent runs over takes the layers to the GPU."""
-    data, batch = inputs.request.data, inputs.request.distill.batch * inputs.sequence
-    once = data.distillation_tokens if inputs.caches_training else data.calibration_tokens
-    passes = (once + data.score_tokens) / batch
-    if not inputs.caches_training:
-        passes += sum(_tokens(inputs, group) / batch * _prefix(group) / inputs.shape.layers for group in groups)
-    return passes * inputs.moved_by_a_pass
-
-
-def _prefix(group: Sequence[Choice]) -> int:
-    return max(part.end_layer for part in group)
-
-
-def _tokens(inputs: PlanInputs, group: Sequence[Choice]) -> int:
-    return max(map(inputs.tokens_of, group))

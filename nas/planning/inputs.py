@@ -26,7 +26,7 @@ from nas.job.space import choices
 from nas.planning.disk import is_kept
 from nas.planning.hardware import Hardware
 from nas.planning.need import Amount, Tasks
-from nas.planning.task_ranges import by_count, by_layers
+from nas.planning.task_ranges import by_count, by_layers, prefix_tokens
 
 _PARENT = "the parent, as it is stored"
 _OF_THE_PARENT = ("shape", "parent_parameters", "_projections", "_sizes", "_by_space")
@@ -171,20 +171,20 @@ class PlanInputs:
         tokens = self.in_sequences(self.request.data.distillation_tokens)
         return Amount("the training text, mapped from its file", tokens * _TOKEN_BYTES, "data.distillation_tokens")
 
-    @property
-    def activations(self) -> Amount:
-        """The parent's on the text that trains, in files; on its head alone where the disk is too small."""
+    def activations(self, whole: bool) -> Amount:
+        """The parent's on the text that trains, or on its head alone, in files."""
         data = self.request.data
-        tokens = data.distillation_tokens if self.caches_training else data.calibration_tokens
-        key = "data.distillation_tokens" if self.caches_training else "data.calibration_tokens"
+        tokens = data.distillation_tokens if whole else data.calibration_tokens
+        key = "data.distillation_tokens" if whole else "data.calibration_tokens"
         held = self.activation_bytes(self.in_sequences(tokens))
         return Amount("the parent's activations on the training text", held, key)
 
-    @property
-    def caches_training(self) -> bool:
-        """Whether the disk holds the parent's activations on all of the text that trains."""
-        training = self.activation_bytes(self.in_sequences(self.request.data.distillation_tokens))
-        return is_kept(training, self.machine.disk_bytes)
+    def caches_training(self, groups: Sequence[Sequence[Choice]]) -> bool:
+        """Whether the parent runs over all of the text that trains beforehand: where that is less work than what each
+        group would do for itself, and the disk holds the activations."""
+        text = self.in_sequences(self.request.data.distillation_tokens)
+        alone = prefix_tokens(groups, max(map(self.tokens_of, self.to_build)), self.shape.layers)
+        return alone >= text and is_kept(self.activation_bytes(text), self.machine.disk_bytes)
 
     def activation_bytes(self, tokens: int) -> int:
         return cached_numbers(self.shape.layers, self.shape.hidden, tokens) * FLOAT32
@@ -314,7 +314,7 @@ class PlanInputs:
         return {self.request.space: self}
 
     @staticmethod
-    def pass_flops(parameters: float, tokens: int) -> float:
+    def pass_flops(parameters: float, tokens: float) -> float:
         """A forward pass of so many parameters that multiply: two operations for each and each token. Products of
         attention with itself are left out."""
         return 2.0 * parameters * tokens

@@ -25,6 +25,12 @@ def distinct(groups: Iterable[Sequence[Choice]]) -> Collection[Sequence[Choice]]
     return {tuple((choice.role, choice.what) for choice in group): group for group in groups}.values()
 
 
+def prefix_tokens(groups: Iterable[Sequence[Choice]], tokens: int, layers: int) -> float:
+    """How many tokens a parent of so many layers would be run over, if each group ran it up to its last layer over
+    `tokens`."""
+    return tokens * sum(max(choice.end_layer for choice in group) for group in groups) / layers
+
+
 def by_count(choices: Sequence[Choice], layers_per_task: int) -> list[list[Choice]]:
     """Groups of neighbouring layers, of about equal number and never more than `layers_per_task`, whatever their work.
 

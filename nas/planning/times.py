@@ -1,6 +1,9 @@
 """The need of timings: stacks of every geometry beside the parent, and later the child beside it. They take the device
 for themselves."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 
 from cost_models.engines.engines import engine_of
@@ -69,7 +72,8 @@ def _prefill(inputs: PlanInputs) -> Amount:
     tokens = scenario.batch * scenario.prompt_tokens
     numbers = tokens * (shape.ffn_matrices * shape.ffn_width + 3 * shape.hidden)
     arranges = inputs.machine.is_cpu and scenario.bytes_per_value == 2 and engine_of(scenario.engine).package == "torch"
-    if arranges and getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+    capabilities: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    if arranges and capabilities().get("amx_bf16"):
         numbers = max(numbers, inputs.head_parameters)
     return Amount("activations of a prefill", numbers * scenario.bytes_per_value, "scenario.prompt_tokens")
 

@@ -3,6 +3,7 @@
 They lie in a folder of this process in the job's home, and go with it. `_pass` runs on workers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,10 @@ class _PassTask:
     device: str
 
 
-def held_activations(context: Context, split: Split, head: int) -> TextActivations:
-    """The activations on a text of the job, or on its first `head` sequences where all would take too much of the disk.
-    Runs the parent where they are not there yet."""
+def held_activations(context: Context, split: Split, head: int, alone: float = math.inf) -> TextActivations:
+    """The activations on a text of the job. They are those on its first `head` sequences where all would take too much
+    of the disk, or more work than to run the parent over `alone` tokens. Runs the parent where they are not there
+    yet."""
     folder = context.folder.path / split
     whole = folder / "sequences"
     if whole.is_file():
@@ -59,8 +61,8 @@ def held_activations(context: Context, split: Split, head: int) -> TextActivatio
     job, shape, resources = context.job, context.job.parent.shape, context.job.request.ray
     ids: Ids = getattr(job.tokens, split)
     held_bytes = job.parent.dtype.itemsize * cached_numbers(shape.layers, shape.hidden, ids.size)
-    fits = is_kept(held_bytes, free_bytes(job.home))
-    sequences, batch = len(ids) if fits else min(len(ids), head), job.request.distill.batch
+    whole_text = alone >= ids.size and is_kept(held_bytes, free_bytes(job.home))
+    sequences, batch = len(ids) if whole_text else min(len(ids), head), job.request.distill.batch
     with bar(context.console, f"run the parent over {split} text", "tokens", doing=STARTING) as shown:
         places = context.cluster.places(resources.cpus_per_task, job.request.gpus_per_task)
         tasks = [

@@ -24,7 +24,7 @@ from nas.cluster.tasks import STARTING, Report
 from nas.job.fusion_candidates import Matrix
 from nas.job.training import Distill
 from nas.planning.plan import layers_per_task
-from nas.planning.task_ranges import by_count, by_layers
+from nas.planning.task_ranges import by_count, by_layers, prefix_tokens
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
@@ -113,12 +113,15 @@ def build_library(context: Context) -> int:
     resources = job.request.ray
     # Each task passes over the text for its own layers. So the work of all tasks is that of one task for all layers.
     most = max(job.training(part).tokens for part in missing)
-    calibrated = len(job.tokens.calibration)
-    activations = (
-        held_activations(context, "distillation", calibrated), held_activations(context, "score", CHECKED)
-    )  # fmt: skip
-    with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
+    with bar(context.console, "start workers", doing=STARTING):
         groups = shares(context, "distil", missing, lambda part: part.span)
+    # What each task would run over for itself.
+    alone = prefix_tokens(groups, most, job.parent.shape.layers)
+    activations = (
+        held_activations(context, "distillation", len(job.tokens.calibration), alone),
+        held_activations(context, "score", CHECKED),
+    )
+    with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
         tasks = [
             _BuildTask(
                 shared["parent"],

@@ -34,17 +34,18 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
     alike, caches = inputs.built_alike, inputs.caches_training(groups)
     run_over, layers = _run_over(inputs, groups, caches), inputs.layer_parameters * inputs.shape.layers
     library = sum(count * inputs.size(part) for part, count in alike) * FLOAT32
+    once, each = _held(inputs, groups)
     return StageNeed(
         "distil",
-        each=(*inputs.parent_each, *max((_peak(inputs, group) for group in distinct(groups)), key=total)),
-        once=inputs.parent_once,
+        each=each,
+        once=once,
         main=(*inputs.parent_main, inputs.text),
         tasks=inputs.tasks(len(groups)),
         work=Operations(
             flops=inputs.pass_flops(layers, run_over) + sum(count * _trained(inputs, part) for part, count in alike),
             float32_flops=sum(count * _summed(inputs, part) for part, count in alike),
             float64_flops=sum(count * _solved(inputs, part) for part, count in alike),
-            moved_bytes=run_over / (inputs.request.distill.batch * inputs.sequence) * inputs.moved_by_a_pass,
+            moved_bytes=run_over / _batch(inputs) * inputs.moved_by_a_pass,
         ),
         disk=(
             Amount("the block library, in float32", library, "space"),
@@ -52,6 +53,31 @@ def distil_need(inputs: PlanInputs) -> StageNeed:
             inputs.activations(caches),
         ),
     )
+
+
+def _held(inputs: PlanInputs, groups: Sequence[Sequence[Choice]]) -> tuple[tuple[Amount, ...], tuple[Amount, ...]]:
+    """Memory of all tasks together, and of each: while subblocks train, or while the parent runs, where that takes
+    more. Tasks that train map only the layers that they work on."""
+    each = (*inputs.parent_each, *max((_peak(inputs, group) for group in distinct(groups)), key=total))
+    if not inputs.parent_once or inputs.is_mapped or not inputs.machine.is_cpu:
+        return inputs.parent_once, each
+    layer = inputs.layer_parameters * inputs.stored_bytes
+    most = max(len({part.layer for part in group}) for group in groups)
+    training = (*each, Amount("the parent's layers at work, mapped from its files", most * layer))
+    mapped = (Amount("the parent's layers, mapped from its files", inputs.shape.layers * layer),)
+    passing = (
+        Amount("activations of a batch", _passed(inputs, _batch(inputs), inputs.shape.ffn_width), "distill.batch"),
+        Amount("an FFN of the parent, as products read it", inputs.converted_bytes(inputs.ffn_parameters)),
+    )
+    together = min(len(groups), inputs.places)
+    if together * total(training) > total(mapped) + together * total(passing):
+        return (), training
+    return mapped, passing
+
+
+def _batch(inputs: PlanInputs) -> int:
+    """Its tokens."""
+    return inputs.request.distill.batch * inputs.sequence
 
 
 def _peak(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:

@@ -33,12 +33,14 @@ def time_need(inputs: PlanInputs) -> StageNeed:
     """Parent and child with their own weights, which the engine takes from their files."""
     share = inputs.child_parameters / inputs.parent_parameters
     both = 1.0 + share if _holds_both(inputs) else 1.0
-    # While the parent is copied, the child is not there yet.
-    waiting = inputs.parent_bytes - (both - 1.0) * inputs.served.weight_bytes
+    prefill = _prefill(inputs)
+    # While the parent is copied, the child is not there yet; and while they run, no file is mapped.
+    waiting = max(inputs.parent_bytes - (both - 1.0) * inputs.served.weight_bytes, inputs.child_bytes)
+    mapped = max(0.0, waiting - (prefill.held_bytes if inputs.machine.is_cpu else 0.0))
     return StageNeed(
         "time the child",
-        each=(*_timed(inputs, both), _prefill(inputs)),
-        main=(Amount("a model, mapped from its files until the engine has it", max(waiting, inputs.child_bytes)),),
+        each=(*_timed(inputs, both), prefill),
+        main=(Amount("a model, mapped from its files until the engine has it", mapped),),
         tasks=inputs.tasks(1, alone=True),
         work=Operations(timed_s=_CHILD_LIMITS * inputs.request.measure.time_limit),
     )

@@ -1,8 +1,8 @@
 """The parent's activations on a text: what enters each slot, and what is added there.
 
 The parent runs over a text once, and its activations are cached in files. Whatever fits, trains or scores reads those,
-in any process, instead of running the layers before its own again. Of a text that is too long for the disk they are
-computed when they are asked for.
+in any process, instead of running the layers before its own again. A text that is too long for the disk is not cached:
+its activations are computed when somebody asks for them.
 """
 
 import os
@@ -48,7 +48,7 @@ class ComputedActivations:
     ids_BT: Tensor
 
     def over(self, rows: Tensor, end: int, first: int = 0) -> Iterator[SlotPass]:
-        ids_BT = self.ids_BT[rows.to(self.ids_BT.device)].to(self.model.device)
+        ids_BT = self.ids_BT[rows].to(self.model.device)
         return (here for here in slots(self.model, ids_BT, end) if here.slot >= first)
 
 
@@ -150,7 +150,9 @@ def _write(file: Path, values: Tensor, start: int) -> None:
             while rest:
                 rest = rest[opened.write(rest) :]
     except OSError as error:
-        raise ActivationsError(f"{file}: {error.strerror}; home needs room for activations") from error
+        raise ActivationsError(
+            f"{file} cannot be written ({error.strerror}); the parent's activations need room there while a search runs"
+        ) from error
 
 
 def _residual(slot: int) -> str:

@@ -54,7 +54,7 @@ def build(
         wanted = [(layer, choice.role == "ffn") for layer in range(choice.layer, choice.end_layer)]
         for layer, with_ffn in wanted:
             if (layer, with_ffn) not in seen:
-                seen[layer, with_ffn] = _seen(parent, layer, with_ffn, calibration, batches)
+                seen[layer, with_ffn] = _parent_layer(parent, layer, with_ffn, calibration, batches)
         first = first_weights(choice, [seen[each] for each in wanted], parent.shape)
         fitted = first
         if fit:
@@ -63,7 +63,7 @@ def build(
         yield Built(choice, first, fitted)
 
 
-def _seen(
+def _parent_layer(
     parent: Parent, layer: int, with_ffn: bool, calibration: CachedActivations, batches: Sequence[Tensor]
 ) -> ParentLayer:
     """A layer of the parent, with what its FFN reads and what each of its channels adds. An attention needs neither."""
@@ -78,7 +78,7 @@ def _seen(
 
 
 def _pass_over(choice: Choice, calibration: CachedActivations, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters a choice's slots, and what the parent adds over them."""
+    """The residual that enters a choice's slots, and the change that the parent makes over them."""
     before: Tensor | None = None
     for here in calibration.over(rows, choice.first_slot + choice.span, choice.first_slot):
         before = here.entering_BTD if before is None else before

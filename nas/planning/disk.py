@@ -4,14 +4,14 @@ from pathlib import Path
 from shutil import disk_usage
 
 _SHARE = 0.5
-"""The share of it that files may take which a stage could do without."""
+"""The share of its free bytes that files may take which a stage could do without."""
 
 
 def free_bytes(home: Path) -> int:
-    """What is free where `home` is, or will be."""
+    """The free bytes of the disk that `home` is on, or will be on."""
     return disk_usage(next(folder for folder in (home, *home.absolute().parents) if folder.exists())).free
 
 
-def is_kept(held_bytes: float, free: int) -> bool:
-    """Whether files of so many bytes leave enough of the free disk to others."""
+def leaves_room(held_bytes: float, free: int) -> bool:
+    """Whether files of so many bytes leave enough of the free bytes to others."""
     return held_bytes <= _SHARE * free

@@ -23,7 +23,7 @@ from nas.job.request import Request
 from nas.job.scenario import scenario_of
 from nas.job.sections import Space
 from nas.job.space import choices
-from nas.planning.disk import is_kept
+from nas.planning.disk import leaves_room
 from nas.planning.hardware import Hardware
 from nas.planning.need import Amount, Tasks
 from nas.planning.task_ranges import by_count, by_layers, prefix_tokens
@@ -184,7 +184,7 @@ class PlanInputs:
         group would do for itself, and the disk holds the activations."""
         text = self.in_sequences(self.request.data.distillation_tokens)
         alone = prefix_tokens(groups, max(map(self.tokens_of, self.to_build)), self.shape.layers)
-        return alone >= text and is_kept(self.activation_bytes(text), self.machine.disk_bytes)
+        return alone >= text and leaves_room(self.activation_bytes(text), self.machine.disk_bytes)
 
     def activation_bytes(self, tokens: int) -> int:
         return cached_numbers(self.shape.layers, self.shape.hidden, tokens) * FLOAT32

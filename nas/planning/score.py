@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from blocklib.block import Choice
-from nas.planning.disk import is_kept
+from nas.planning.disk import leaves_room
 from nas.planning.inputs import FLOAT32, PlanInputs
 from nas.planning.need import Amount, Operations, StageNeed, total
 from nas.planning.task_ranges import distinct
@@ -31,7 +31,7 @@ def score_need(inputs: PlanInputs) -> StageNeed:
         once=inputs.parent_once,
         main=inputs.parent_main,
         tasks=inputs.tasks(len(groups)),
-        disk=(activations,) if is_kept(activations.held_bytes, inputs.machine.disk_bytes) else (),
+        disk=(activations,) if leaves_room(activations.held_bytes, inputs.machine.disk_bytes) else (),
         work=Operations(
             flops=sum(_flops(inputs, group, tokens) for group in groups),
             moved_bytes=sum(_sweeps(inputs, group) for group in groups) * inputs.moved_by_a_pass,

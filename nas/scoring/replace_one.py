@@ -54,7 +54,7 @@ def score(
     work = _Work(parent, sweeps, ids_BT, heard)
     done = 0
     for rows in torch.arange(len(ids_BT)).split(batch):
-        ids = ids_BT[rows.to(ids_BT.device)].to(parent.model.device)
+        ids = ids_BT[rows].to(parent.model.device)
         for swept, meter in zip(sweeps, meters, strict=True):
             here = _Swept([tables[one] for one in swept if one in tables], {c: layers[c] for c in swept if c in layers})
             final_NBTD = parent.model.model.norm(_sweep(parent, here, activations, rows, work.passed_slots))
@@ -123,7 +123,7 @@ def _sweep(
     `passed` is told how many tokens more have gone through a slot.
     """
     layers, pending = swept.layers, list(swept.layers)
-    ids_BT = activations.ids_BT[rows.to(activations.ids_BT.device)].to(parent.model.device)
+    ids_BT = activations.ids_BT[rows].to(parent.model.device)
     embedded_BTD = embed(parent.model, ids_BT)
     tables = rotary(parent.model, embedded_BTD)
     stack_NBTD = embedded_BTD.new_empty(1 + len(swept.tables) + len(pending), *embedded_BTD.shape)

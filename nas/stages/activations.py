@@ -11,7 +11,7 @@ from pathlib import Path
 from blocklib.activations import Activations, CachedActivations, ComputedActivations, cache, cached_numbers
 from blocklib.parent import Parent
 from nas.cluster.tasks import STARTING, Report
-from nas.planning.disk import free_bytes, is_kept
+from nas.planning.disk import free_bytes, leaves_room
 from nas.stages.context import Context
 from nas.stages.devices import device_of, tensor
 from nas.terminal.progress import bar
@@ -50,7 +50,7 @@ class _PassTask:
     device: str
 
 
-def held_activations(context: Context, split: Split, head: int, alone: float = math.inf) -> TextActivations:
+def activations_on(context: Context, split: Split, head: int, alone: float = math.inf) -> TextActivations:
     """The activations on a text of the job. They are those on its first `head` sequences where all would take too much
     of the disk, or more work than to run the parent over `alone` tokens. Runs the parent where they are not there
     yet."""
@@ -61,16 +61,18 @@ def held_activations(context: Context, split: Split, head: int, alone: float = m
     job, shape, resources = context.job, context.job.parent.shape, context.job.request.ray
     ids: Ids = getattr(job.tokens, split)
     held_bytes = job.parent.dtype.itemsize * cached_numbers(shape.layers, shape.hidden, ids.size)
-    whole_text = alone >= ids.size and is_kept(held_bytes, free_bytes(job.home))
+    whole_text = alone >= ids.size and leaves_room(held_bytes, free_bytes(job.home))
     sequences, batch = len(ids) if whole_text else min(len(ids), head), job.request.distill.batch
-    with bar(context.console, f"run the parent over {split} text", "tokens", doing=STARTING) as shown:
+    tokens, count = sequences * ids.shape[1], -(-sequences // batch)
+    with bar(context.console, f"run the parent over {split} text", "tokens", tokens, STARTING) as shown:
         places = context.cluster.places(resources.cpus_per_task, job.request.gpus_per_task)
         tasks = [
             _PassTask(context.shared["parent"], context.shared[split], folder, batch, batches, device_of(job))
-            for batches in _divided(-(-sequences // batch), places)
+            for batches in _divided(count, places)
         ]
+        heard = shown.expect([tokens * len(task.batches) / count for task in tasks])
         for _ in context.cluster.run(
-            _pass, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=shown
+            _pass, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
         ):
             pass
     whole.write_text(str(sequences))
@@ -85,7 +87,6 @@ def _divided(count: int, parts: int) -> Sequence[range]:
 
 def _pass(task: _PassTask, report: Report) -> None:
     ids, model = tensor(task.ids, "cpu"), task.parent.on(task.device).model
-    tokens = task.batch * ids.shape[1]
-    report(0, len(task.batches) * tokens)
+    report(0, len(task.batches))
     for number in cache(model, ids, task.folder, task.batch, task.batches):
-        report((number + 1 - task.batches.start) * tokens, len(task.batches) * tokens)
+        report(number + 1 - task.batches.start, len(task.batches))

@@ -28,7 +28,7 @@ from nas.planning.task_ranges import by_count, by_layers, prefix_tokens
 from nas.scoring.block_dependency import block_dependency
 from nas.scoring.fidelity import Fidelity
 from nas.scoring.replace_one import score
-from nas.stages.activations import TextActivations, held_activations
+from nas.stages.activations import TextActivations, activations_on
 from nas.stages.context import Context
 from nas.stages.devices import device_of, plan_inputs, tensor
 from nas.stages.prepare import CHECKED
@@ -115,11 +115,11 @@ def build_library(context: Context) -> int:
     most = max(job.training(part).tokens for part in missing)
     with bar(context.console, "start workers", doing=STARTING):
         groups = shares(context, "distil", missing, lambda part: part.span)
-    # What each task would run over for itself.
+    # The tokens that all tasks together would run the parent over, each for itself.
     alone = prefix_tokens(groups, most, job.parent.shape.layers)
     activations = (
-        held_activations(context, "distillation", len(job.tokens.calibration), alone),
-        held_activations(context, "score", CHECKED),
+        activations_on(context, "distillation", len(job.tokens.calibration), alone),
+        activations_on(context, "score", CHECKED),
     )
     with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
         tasks = [
@@ -208,7 +208,7 @@ def score_choices(context: Context, choices: Iterable[Choice]) -> int:
     head, slots = shape.vocabulary * shape.hidden, 2 * shape.layers
     per_slot = (parameters(job.parent.architecture, shape) - shape.fixed_parameters) / slots
     resources, text = job.request.ray, job.tokens.score.size
-    activations = held_activations(context, "score", CHECKED)
+    activations = activations_on(context, "score", CHECKED)
     with bar(context.console, "score options", "tokens", text, STARTING) as shown:
         # The number of parameters between the start of a choice and the logits.
         groups = shares(context, "score", missing, lambda choice: head + per_slot * (slots - choice.first_slot % slots))

@@ -125,8 +125,8 @@ def texts_of(parent: Parent, calibration: Tensor, distillation: Tensor, heldout:
 
 
 def first_weights_of(parent: Parent, architecture: Architecture) -> dict[Choice, Weights]:
-    """First weights of every subblock that is not the parent's own."""
-    parts = [part for choice in architecture.choices() for part in choice.parts]
+    """First weights of every attention and FFN that is not the parent's own."""
+    parts = [part for choice in architecture.choices() if not choice.is_table for part in choice.parts]
     asked = [part for part in parts if part.what != SKIP and not parent.own(part)]
     built = build(parent, asked, cached(parent.model, random_ids(parent), 2), batch=2, fit=False)
     return {unit.choice: unit.first for unit in built}

@@ -11,7 +11,8 @@ from blocklib.kinds import parent_architecture
 from blocklib.parent import own_shape
 from nas.errors import JobError
 from nas.job.config import parse
-from nas.job.sections import Heal, Space
+from nas.job.sections import Space
+from nas.job.training import Heal
 from nas.job.space import check_kinds, choices
 
 SHAPE = own_shape(config_of())

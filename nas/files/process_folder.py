@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-import tempfile
+import uuid
 import weakref
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,9 @@ _PARTIAL = ".partial"
 
 
 def process_folder(parent: Path, name: str) -> Path:
-    """A new folder in `parent`, hidden, named after `name` and this process, for the caller to rename or remove. Those
-    of the same name that processes of this machine left when they were killed are removed."""
+    """A new folder in `parent`, hidden, named after `name` and this process, for the caller to rename or remove. It is
+    as open as the umask says. Those of the same name that processes of this machine left when they were killed are
+    removed."""
     parent.mkdir(parents=True, exist_ok=True)
     # Another machine's process may have the same number.
     begin = f".{name}.{platform.node()}-"
@@ -24,7 +25,9 @@ def process_folder(parent: Path, name: str) -> Path:
             process = folder.name.removeprefix(begin).partition("-")[0]
             if process.isdecimal() and not psutil.pid_exists(int(process)):
                 shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{begin}{os.getpid()}-", suffix=_PARTIAL, dir=parent))
+    made = parent / f"{begin}{os.getpid()}-{uuid.uuid4().hex}{_PARTIAL}"
+    made.mkdir()
+    return made
 
 
 class ProcessFolder:

@@ -122,22 +122,28 @@ def _healing(
     if ranks() > 1:
         shard(parent, parent.device)
         shard(child, parent.device, torch.float32)
+    reports = _StepReports(events, batch * ids_BT.shape[1])
     with _reports_in(run.reports):
         trainer = HealingTrainer(
             model=child,
             args=_arguments(settings, run, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
             train_dataset=_Sequences(ids_BT),
-            callbacks=[_StepReports(events, batch * ids_BT.shape[1])],
+            callbacks=[reports],
         )
     trainer.remove_callback(PrinterCallback)  # This callback prints the loss on standard output.
     trainer.distil_from(parent, settings.hidden_weight, run.accumulate)
     # The trainer reports through callbacks and our caller needs an iterator, so the trainer runs in a thread.
     worker = threading.Thread(target=_train, args=(trainer, checkpoints, torch.get_num_threads(), events), daemon=True)
     worker.start()
-    while (event := events.get()) is not None:
-        if isinstance(event, BaseException):
-            raise event
-        yield event
+    try:
+        while (event := events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        reports.wanted = False
+        if ranks() == 1:  # The step of one of several may wait for the others.
+            worker.join()
 
 
 @contextmanager
@@ -239,15 +245,17 @@ class _Sequences(Dataset[dict[str, Tensor]]):
 
 
 class _StepReports(TrainerCallback):
-    """Turns the trainer's callbacks into events."""
+    """Turns the trainer's callbacks into events, and stops the trainer after a step where nobody reads them."""
 
     def __init__(self, events: "Queue[Progress | BaseException | None]", tokens_per_step: int):
+        self.wanted = True
         self._events = events
         self._tokens_per_step = tokens_per_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         done, total = state.global_step, state.max_steps
         self._events.put(Progress(done * self._tokens_per_step, total * self._tokens_per_step))
+        control.should_training_stop = control.should_training_stop or not self.wanted
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert args.output_dir is not None

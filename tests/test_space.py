@@ -12,8 +12,8 @@ from blocklib.parent import own_shape
 from nas.errors import JobError
 from nas.job.config import parse
 from nas.job.sections import Space
-from nas.job.training import Heal
 from nas.job.space import check_kinds, choices
+from nas.job.training import Heal
 
 SHAPE = own_shape(config_of())
 """4 layers of kv2+ffn24."""

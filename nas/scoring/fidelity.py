@@ -8,7 +8,7 @@ Knows final hidden states and heads; not where they come from. The parent's hidd
 logits: those are made again, a few rows at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,14 @@ def numbers_at_once(device: torch.device) -> int:
 def logit_rows(device: torch.device, vocabulary: int) -> int:
     """How many tokens' logits to hold together. A row of logits is long, and a head is slow on a few rows."""
     return max(1, 8 * numbers_at_once(device) // vocabulary)
+
+
+def cached_rows(logits_RV: Tensor) -> Iterator[slice]:
+    """Shares of the rows for whoever reads the same logits several times: on a CPU, those of a share stay in the
+    cache of a core; elsewhere there is one share."""
+    count, vocabulary = logits_RV.shape
+    at_once = max(1, numbers_at_once(logits_RV.device) // (4 * vocabulary)) if logits_RV.is_cpu else max(1, count)
+    return (slice(start, start + at_once) for start in range(0, count, at_once))
 
 
 @dataclass(frozen=True)
@@ -84,20 +92,13 @@ class FidelityMeter:
         head: nn.Linear,
         places: Sequence[int],
     ) -> None:
-        parent_RV = self._head(parent_RD).float()
-        parent_log_RV = parent_RV.log_softmax(-1)
-        chance_RV, top_R1 = parent_log_RV.exp(), parent_RV.argmax(-1, keepdim=True)
+        parent = _ParentLogits.of(self._head(parent_RD).float())
         for place, model_RD in zip(places, models_NRD, strict=True):
-            changed_RV = head(model_RD).float().sub_(parent_RV)
-            # What all logits have in common changes no probability.
-            changed_RV -= torch.linalg.vecdot(chance_RV, changed_RV)[:, None]
-            log_mean_R = _log_mean_exp(chance_RV, parent_log_RV, changed_RV)
-            kl = (log_mean_R - torch.linalg.vecdot(chance_RV, changed_RV)).sum()
-            unscaled_log_RV = changed_RV.add_(parent_log_RV)
-            loss = (log_mean_R - unscaled_log_RV.gather(1, targets_R[:, None]).squeeze(1)).sum()
-            agreed = (unscaled_log_RV.gather(1, top_R1) == unscaled_log_RV.amax(-1, keepdim=True)).sum()
             cosine = torch.cosine_similarity(model_RD.float(), parent_RD.float(), dim=-1).sum()
-            self._sums_N4[place] += torch.stack([kl, loss, agreed.float(), cosine]).double().cpu()
+            self._sums_N4[place, 3] += cosine.double().cpu()
+            logits_RV = head(model_RD).float()
+            for part in cached_rows(logits_RV):
+                self._sums_N4[place, :3] += _distances(targets_R[part], parent.rows(part), logits_RV[part])
 
     def result(self) -> dict[str, Fidelity]:
         """Raises NotFiniteError, naming the model, where a sum is NaN or infinite."""
@@ -109,6 +110,38 @@ class FidelityMeter:
                 )
             found[name] = Fidelity(*(float(value) for value in row))
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class _ParentLogits:
+    """The parent's logits in some rows, and what every model is compared with."""
+
+    logits_RV: Tensor
+    log_RV: Tensor
+    chance_RV: Tensor
+    top_R1: Tensor
+
+    @staticmethod
+    def of(logits_RV: Tensor) -> "_ParentLogits":
+        log_RV = logits_RV.log_softmax(-1)
+        return _ParentLogits(logits_RV, log_RV, log_RV.exp(), logits_RV.argmax(-1, keepdim=True))
+
+    def rows(self, part: slice) -> "_ParentLogits":
+        return _ParentLogits(self.logits_RV[part], self.log_RV[part], self.chance_RV[part], self.top_R1[part])
+
+
+def _distances(targets_R: Tensor, parent: _ParentLogits, logits_RV: Tensor) -> Tensor:
+    """KL, cross-entropy and how often both rank the same token first, summed over rows: [3], in float64 on the CPU.
+    Changes the model's logits."""
+    agreed = (logits_RV.gather(1, parent.top_R1) == logits_RV.amax(-1, keepdim=True)).sum()
+    changed_RV = logits_RV.sub_(parent.logits_RV)
+    # What all logits have in common changes no probability.
+    changed_RV -= torch.linalg.vecdot(parent.chance_RV, changed_RV)[:, None]
+    log_mean_R = _log_mean_exp(parent.chance_RV, parent.log_RV, changed_RV)
+    kl = (log_mean_R - torch.linalg.vecdot(parent.chance_RV, changed_RV)).sum()
+    at_R1 = targets_R[:, None]
+    loss = (log_mean_R - (changed_RV.gather(1, at_R1) + parent.log_RV.gather(1, at_R1)).squeeze(1)).sum()
+    return torch.stack([kl, loss, agreed.float()]).double().cpu()
 
 
 def _log_mean_exp(chance_RV: Tensor, log_RV: Tensor, changed_RV: Tensor) -> Tensor:

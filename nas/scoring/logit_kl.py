@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blocklib.products import matrix_type, products_of
 from blocklib.tables import LogitHead
-from nas.scoring.fidelity import logit_rows
+from nas.scoring.fidelity import cached_rows, logit_rows
 
 
 def logit_kl(model_BTD: Tensor, parent_BTD: Tensor, head: LogitHead, parent_head: LogitHead) -> Tensor:
@@ -40,14 +40,15 @@ class _LogitKL(torch.autograd.Function):
         total = torch.zeros((), device=model_RD.device)
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            parent_log_RV = parent_head(parent_RD[part]).float().log_softmax(-1)
-            log_RV = head(model_RD[part]).float().log_softmax(-1)
-            parent_RV = parent_log_RV.exp()
-            total += (parent_RV * (parent_log_RV - log_RV)).sum()
+            parent_RV, model_RV = parent_head(parent_RD[part]).float(), head(model_RD[part]).float()
+            for few in cached_rows(model_RV):
+                parent_log_RV, log_RV = parent_RV[few].log_softmax(-1), model_RV[few].log_softmax(-1)
+                chance_RV = parent_log_RV.exp()
+                total += (chance_RV * parent_log_RV.sub_(log_RV)).sum()
+                # The derivative of the KL by the model's logits, in their place.
+                torch.sub(log_RV.exp_(), chance_RV, out=model_RV[few]).div_(count)
             if gradient_RD is not None:
-                # The derivative of the KL by the model's logits.
-                by_logit_RV = log_RV.exp_().sub_(parent_RV).div_(count)
-                gradient_RD[part] = by_logit_RV.to(head_VD.dtype) @ head_VD / head.divisor
+                gradient_RD[part] = model_RV.to(head_VD.dtype) @ head_VD / head.divisor
         if gradient_RD is not None:
             ctx.save_for_backward(gradient_RD)
         return total / count

@@ -207,39 +207,27 @@ def _train(
     active = [run for run in runs if run.is_training and is_trainable(run.choice)]
     if not active:
         return
-    for run in active:
-        # The weights it begins with are kept, for when it ends worse.
-        run.layer.load_state_dict(_copied(run.layer.state_dict()), assign=True)
-        run.layer.train()
-        if run.training.lora_rank is None:
-            run.layer.requires_grad_(True)
-        else:
-            add_adapters(run.layer, run.training.lora_rank)
-    optimizer = torch.optim.AdamW(
-        [{"params": trained(run.layer), "weight_decay": run.training.weight_decay} for run in active],
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizers = {run.choice: _begun(run) for run in active}
     total = max(run.training.tokens for run in active)
     done, batches = 0, _batches(len(texts.distillation.ids_BT), texts.batch)
     while any(run.is_training for run in active):
         training = {run.choice: run for run in active if run.is_training}
-        for group, run in zip(optimizer.param_groups, active, strict=True):
-            group["lr"] = run.rate() if run.is_training else 0.0
         rows = next(batches)
         tokens = len(rows) * texts.distillation.ids_BT.shape[1]
         for trained_here, (choice, entering, target, tables) in enumerate(
             _targets(model, list(training), texts.distillation, rows)
         ):
             heard(min(done + tokens * trained_here / len(training), total), total)
-            run = training[choice]
+            run, optimizer = training[choice], optimizers[choice]
             loss = normalised_error(delta(run.layer, entering, tables), target)
             with gradients_of(products_of(model)):
                 (loss + regulariser(run.layer)).backward()
             torch.nn.utils.clip_grad_norm_(trained(run.layer), 1.0)
+            optimizer.param_groups[0]["lr"] = run.rate()
+            optimizer.step()
+            # Gradients of one subblock at a time are there.
+            optimizer.zero_grad(set_to_none=True)
             run.note(loss, tokens)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         done += tokens
         yield Progress(min(done, total), total)
     for run in active:
@@ -247,7 +235,18 @@ def _train(
             merge_adapters(run.layer)
         run.layer.requires_grad_(False)
         run.layer.eval()
-    del optimizer
+
+
+def _begun(run: _SubblockTraining) -> torch.optim.Optimizer:
+    """Its optimiser. The weights it begins with are kept, for when it ends worse."""
+    run.layer.load_state_dict(_copied(run.layer.state_dict()), assign=True)
+    run.layer.train()
+    if run.training.lora_rank is None:
+        run.layer.requires_grad_(True)
+    else:
+        add_adapters(run.layer, run.training.lora_rank)
+    decay = run.training.weight_decay
+    return torch.optim.AdamW(trained(run.layer), weight_decay=decay, betas=(0.9, 0.95), fused=True)
 
 
 def regulariser(model: nn.Module) -> Tensor | float:

@@ -10,8 +10,9 @@ from nas.planning.need import Amount, Operations, StageNeed, Tasks, total
 from nas.planning.task_ranges import distinct, prefix_tokens
 
 _FLOAT64 = 8
-_IN_TRAINING = 5
-"""Numbers held for each of a subblock in training: the weight, what it was before, its gradient, Adam's two moments."""
+_IN_TRAINING = 4
+"""Numbers held for each of a subblock in training: the weight, what it was before, Adam's two moments. Only one has
+gradients at a time."""
 _GRAMS = 5
 """Matrices of normal equations at the end of a fit: of two parts of the text, of both, damped, and factorised."""
 _CROSSES = 5
@@ -117,9 +118,10 @@ def _training(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]
     kept = (2 * longest + 2) * batch * shape.hidden * FLOAT32
     return (
         Amount(
-            f"{len(group)} subblocks in training: weights, before and now, gradients and Adam's moments",
+            f"{len(group)} subblocks in training: weights, before and now, and Adam's moments",
             held * FLOAT32, "ray.layers_per_task",
         ),
+        Amount("gradients of a subblock", max(sizes.values()) * FLOAT32),
         Amount("activations of a batch", passed + kept, "distill.batch"),
         Amount("a subblock, as products read it", max(sizes.values()) * inputs.copied_bytes),
     )  # fmt: skip

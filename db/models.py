@@ -106,7 +106,7 @@ class SearchRow(Base, kw_only=True):
     dependency: Mapped[list[list[float]] | None] = mapped_column(default=None)
     """How much each block of the parent depends on each before it, [layers][layers]; None where nobody asked."""
     rate_source: Mapped[str | None] = mapped_column(default=None)
-    """Who says the learning rate of distillation: the "job", "tuned" or "default"; None: nobody, or it was not noted."""
+    """Who says the learning rate of distillation: "job", "tuned" or "default"; None: nobody, or it was not noted."""
     removal: Mapped[dict[str, Any] | None] = mapped_column(default=None)
     """The parent's losses without whole layers, for the baselines that drop them; None if none has run."""
 

@@ -148,10 +148,11 @@ def tune(
         check(request, shown.say)
         import nas.terminal.quiet  # noqa: F401
         from nas.files.database import opened
+        from nas.stages.tune import TuneRequest
         from nas.stages.tune import tune as tuned
 
     with opened(db, "create", progress) as store:
-        return tuned(request, store, console, trials, layers)
+        return tuned(request, store, console, TuneRequest(trials, layers))
 
 
 def dependency(

@@ -34,7 +34,7 @@ from nas.stages.context import Context
 from nas.stages.devices import device_of
 from nas.stages.library import Building, built, training_activations
 from nas.stages.prepare import CHECKED, Job, prepare
-from nas.stages.tune_study import CHECKS, TriedRate, is_hopeless, next_rate
+from nas.stages.tune_study import CHECKS, USUAL, Rates, TriedRate, is_hopeless, next_rate
 from nas.terminal.progress import bar
 from nas.text.token_files import Ids
 
@@ -44,6 +44,15 @@ _SUBBLOCKS = 5
 """The most subblocks of a layer that a trial trains."""
 _KEY = "first"
 """The key of first weights: their folder is of one process and one job."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """Try `rates` until there are so many `trials`, in these layers; None: in the first, the middle and the last."""
+
+    trials: int
+    layers: Sequence[int] | None = None
+    rates: Rates = USUAL
 
 
 @dataclass(frozen=True)
@@ -68,23 +77,23 @@ class Tuning:
         return tuple(sorted({choice.layer for choice in self.choices}))
 
 
-def tune(request: Request, store: Store, console: Console, trials: int, layers: Sequence[int] | None = None) -> Tuning:
-    """Try rates until there are `trials` of them. `layers` None: the first, the middle and the last.
+def tune(request: Request, store: Store, console: Console, wanted: TuneRequest) -> Tuning:
+    """Try learning rates for the parent of a job.
 
     Raises JobError where the job trains nothing, UsageError for layers that the parent has not, TuningError where
     no trial ended with a finite loss.
     """
-    _check(request, trials)
+    _check(request, wanted.trials)
     with Cluster(request.ray.address) as cluster:
         with bar(console, f"tune {request.name}", doing="looking at its home from every node") as shown:
             check_home(cluster, request.home)
             shown.say("loading the parent and the text")
             job = prepare(request, hardware_of(request, cluster))
             check_parent(cluster, job.parent)
-        parts = to_tune(job, layers)
-        study, under = study_key(job, parts), TrainedUnder.of(job.request.distill, job.tokens.distillation.size)
-        tried = _rows(store, job, study)
-        trained = _Trials(Context.of(job, store, cluster, console), parts, study, trials).run(tried)
+        parts = to_tune(job, wanted.layers)
+        study = study_key(job, parts, wanted.rates)
+        context = Context.of(job, store, cluster, console)
+        trained = _Trials(context, parts, study, wanted).run(_rows(store, job, study))
     rows = _rows(store, job, study)
     best = best_of(rows)
     if best is None:
@@ -92,8 +101,8 @@ def tune(request: Request, store: Store, console: Console, trials: int, layers: 
             f"none of the {len(rows)} learning rates ended with a finite loss; try more with --trials "
             f"{2 * len(rows)}, or look for NaN in what {request.parent} makes of the text"
         )
-    asked = request.distill.learning_rate
-    return Tuning(request.parent, under, parts, tuple(map(_tried, rows)), _tried(best), trained, asked)
+    under, trials = TrainedUnder.of(job.request.distill, job.tokens.distillation.size), tuple(map(_tried, rows))
+    return Tuning(request.parent, under, parts, trials, _tried(best), trained, request.distill.learning_rate)
 
 
 def _check(request: Request, trials: int) -> None:
@@ -134,15 +143,15 @@ def _is_trained(job: Job, part: Choice) -> bool:
 
 
 def _several(parts: Sequence[Choice]) -> list[Choice]:
-    first = {part.subblocks[0][1].kind: part for part in reversed(parts)}.values()
+    first = {(part.role, part.subblocks[0][1].kind): part for part in reversed(parts)}.values()
     chosen = [*(part for part in parts if part in first), *(part for part in parts if part not in first)][:_SUBBLOCKS]
     return [part for part in parts if part in chosen]
 
 
-def study_key(job: Job, parts: Sequence[Choice]) -> str:
+def study_key(job: Job, parts: Sequence[Choice], rates: Rates = USUAL) -> str:
     """The key of all trials that differ in the rate alone."""
     at_one = job.at_rate(1.0)
-    return digest("tune", _TUNE_VERSION, CHECKS, [at_one.build_key(part) for part in parts])
+    return digest("tune", _TUNE_VERSION, CHECKS, vars(rates), [at_one.build_key(part) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -160,25 +169,26 @@ class _TuneTask:
     losses: Mapping[Choice, float]
     batch: int
     earlier: tuple[TriedRate, ...]
+    rates: Rates
     device: str
 
 
 @dataclass(frozen=True)
 class _Trials:
-    """The trials of one study, up to so many."""
+    """The trials of one study."""
 
     context: Context
     parts: tuple[Choice, ...]
     study: str
-    count: int
+    wanted: TuneRequest
 
     def run(self, rows: Sequence[TuneTrialRow]) -> int:
         """Train those that are missing beside `rows`. Returns how many that were."""
         trained = 0
-        if len(rows) < self.count:
+        if len(rows) < self.wanted.trials:
             job, store = self.context.job, self.context.store
-            activations, losses = self._first_weights(self.count - len(rows))
-            while len(rows) < self.count:
+            activations, losses = self._first_weights(self.wanted.trials - len(rows))
+            while len(rows) < self.wanted.trials:
                 found = self._try(activations, losses, tuple(map(_tried, rows)))
                 store.add_tune_trial(self._row(found, len(rows)))
                 self._tell(found, len(rows))
@@ -210,7 +220,7 @@ class _Trials:
         earlier: tuple[TriedRate, ...],
     ) -> TriedRate:
         context, shared = self.context, self.context.shared
-        rate = next_rate(earlier)
+        rate = next_rate(earlier, self.wanted.rates)
         job = context.job.at_rate(rate)
         trainings = {part: job.training(part) for part in self.parts}
         most = max(training.tokens for training in trainings.values())
@@ -218,7 +228,8 @@ class _Trials:
         with bar(context.console, f"train at {rate:g}", "tokens", most, STARTING) as shown:
             task = _TuneTask(
                 shared["parent"], shared["calibration"], shared["distillation"], shared["score"], activations,
-                self._root, trainings, losses, job.request.distill.batch, earlier, device_of(job),
+                self._root, trainings, losses, job.request.distill.batch, earlier, self.wanted.rates,
+                device_of(job),
             )  # fmt: skip
             heard = shown.expect([most])
             ((_, found),) = context.cluster.run(_try, [task], gpus=gpus, whole_node=True, progress=heard)
@@ -226,7 +237,7 @@ class _Trials:
 
     def _tell(self, found: TriedRate, number: int) -> None:
         self.context.console.print(
-            f"trial {number + 1} of {self.count}: learning rate {found.learning_rate:g}: {found.said}",
+            f"trial {number + 1} of {self.wanted.trials}: learning rate {found.learning_rate:g}: {found.said}",
             soft_wrap=True, highlight=False,
         )  # fmt: skip
 
@@ -279,7 +290,7 @@ def _try(task: _TuneTask, report: Report) -> TriedRate:
                 report(event.done_tokens, event.total_tokens)
                 continue
             points.append((event.done_tokens, _objective(event, task.losses)))
-            if len(points) <= CHECKS and is_hopeless(task.earlier, points):
+            if len(points) <= CHECKS and is_hopeless(task.earlier, points, task.rates):
                 return ended("pruned", points[-1][1])
     except NotFiniteError:
         return ended("pruned", None)

@@ -16,7 +16,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from db.tuning import TuneState
 from nas.job.learning_rate import DEFAULT_RATE
 
-LEAST_RATE, GREATEST_RATE = 1e-5, 3e-2
 CHECKS = 3
 """How often a trial reports before its end, after equal numbers of tokens."""
 _DIGITS = 3
@@ -27,9 +26,20 @@ _UNPRUNED = 3
 """Trials that must have trained to the end before any is stopped."""
 
 _NAME = "learning_rate"
-_SPACE = FloatDistribution(LEAST_RATE, GREATEST_RATE, log=True)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The rates to choose from, evenly in their logarithm, and the first to try."""
+
+    least: float = 1e-5
+    greatest: float = 3e-2
+    first: float = DEFAULT_RATE
+
+
+USUAL = Rates()
 
 
 @dataclass(frozen=True)
@@ -56,33 +66,36 @@ class TriedRate:
         return f"stopped after {self.points[-1][0]:,.0f} tokens, at {reached}" if self.state == "pruned" else reached
 
 
-def next_rate(tried: Sequence[TriedRate]) -> float:
-    """The rate to try after these: the default first, then as a tree-structured Parzen estimator proposes."""
+def next_rate(tried: Sequence[TriedRate], rates: Rates = USUAL) -> float:
+    """The rate to try after these: the first one, then as a tree-structured Parzen estimator proposes."""
     if not tried:
-        return DEFAULT_RATE
+        return rates.first
     # One seed would draw the same first number each time.
     seed = int(np.random.SeedSequence([0, len(tried)]).generate_state(1)[0])
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM)
-    rate = _study(tried, sampler).ask().suggest_float(_NAME, LEAST_RATE, GREATEST_RATE, log=True)
-    return min(max(float(f"{rate:.{_DIGITS}g}"), LEAST_RATE), GREATEST_RATE)
+    rate = _study(tried, rates, sampler).ask().suggest_float(_NAME, rates.least, rates.greatest, log=True)
+    return min(max(float(f"{rate:.{_DIGITS}g}"), rates.least), rates.greatest)
 
 
-def is_hopeless(tried: Sequence[TriedRate], points: Sequence[tuple[float, float]]) -> bool:
-    """Whether a trial that has reported `points` is worse than the median of the earlier ones was there."""
-    trial = _study(tried).ask()
+def is_hopeless(tried: Sequence[TriedRate], points: Sequence[tuple[float, float]], rates: Rates = USUAL) -> bool:
+    """Whether a trial that has reported `points` is worse than the median of those that trained to the end was
+    there."""
+    trial = _study(tried, rates).ask()
     for step, (_, objective) in enumerate(points, 1):
         trial.report(objective, step)
     return trial.should_prune()
 
 
-def _study(tried: Sequence[TriedRate], sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+def _study(
+    tried: Sequence[TriedRate], rates: Rates, sampler: optuna.samplers.BaseSampler | None = None
+) -> optuna.Study:
     study = optuna.create_study(sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED))
     for one in tried:
-        study.add_trial(_trial(one))
+        study.add_trial(_trial(one, rates))
     return study
 
 
-def _trial(tried: TriedRate) -> FrozenTrial:
+def _trial(tried: TriedRate, rates: Rates) -> FrozenTrial:
     reported = {step: objective for step, (_, objective) in enumerate(tried.points, 1)}
     if tried.objective is None:
         reported[len(reported) + 1] = math.inf
@@ -90,6 +103,6 @@ def _trial(tried: TriedRate) -> FrozenTrial:
         state=TrialState.COMPLETE if tried.state == "complete" else TrialState.PRUNED,
         value=tried.objective if tried.state == "complete" else None,
         params={_NAME: tried.learning_rate},
-        distributions={_NAME: _SPACE},
+        distributions={_NAME: FloatDistribution(rates.least, rates.greatest, log=True)},
         intermediate_values=reported,
     )

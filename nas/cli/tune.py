@@ -8,16 +8,19 @@ import typer
 import nas
 from nas.cli.arguments import AsJson, Db
 from nas.cli.printed import print_json, print_table
+from nas.errors import UsageError
 from nas.terminal.console import console, talk_beside
 
 if TYPE_CHECKING:
     from nas.stages.tune import Tuning
 
 
-def _layers(text: str) -> list[int]:
+def _layers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
     numbers = text.split(",")
     if not all(number.strip().isascii() and number.strip().isdigit() for number in numbers):
-        raise typer.BadParameter(f"{text!r} is no list of layers; write their numbers from 0, as 0,15,29")
+        raise UsageError(f"--layers: {text!r} is no list of layers; write their numbers from 0, as 0,15,29")
     return [int(number) for number in numbers]
 
 
@@ -27,10 +30,7 @@ def tune(
         int, typer.Option(min=1, help="Learning rates to try, those that were tried before included.")
     ] = 10,
     layers: Annotated[
-        list[int] | None,
-        typer.Option(
-            parser=_layers, metavar="LAYERS", help="Layers to train, as 0,15,29. Default: first, middle and last."
-        ),
+        str | None, typer.Option(help="Layers to train, as 0,15,29. Default: the first, the middle and the last.")
     ] = None,
     db: Db = None,
     as_json: AsJson = False,
@@ -42,7 +42,7 @@ def tune(
 
     Example: nas tune job.yaml --trials 8
     """
-    found = nas.tune(job, trials=trials, layers=layers, db=db, progress=talk_beside(as_json))
+    found = nas.tune(job, trials=trials, layers=_layers(layers), db=db, progress=talk_beside(as_json))
     if as_json:
         print_json(_plain(found))
     else:

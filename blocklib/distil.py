@@ -18,6 +18,7 @@ from blocklib.activations import Activations, CachedActivations
 from blocklib.block import Choice
 from blocklib.errors import NotFiniteError
 from blocklib.initial_weights import build
+from blocklib.kind import Weights
 from blocklib.kinds import is_trainable
 from blocklib.lora import add_adapters, merge_adapters
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
@@ -49,6 +50,14 @@ class Progress:
 
     done_tokens: int
     total_tokens: int
+
+
+@dataclass(frozen=True)
+class HeldOutLosses:
+    """Held-out normalised squared errors of the subblocks in training, after so many tokens."""
+
+    done_tokens: int
+    losses: Mapping[Choice, float]
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,37 @@ def distil(
             curve=tuple(run.curve),
             usage=_usage(model, run, texts),
         )
+
+
+def train(
+    parent: Parent,
+    trainings: Mapping[Choice, Training],
+    weights: Mapping[Choice, Weights],
+    texts: Texts,
+    checks: int,
+) -> Iterator[Progress | HeldOutLosses]:
+    """Train every choice as `distil` does, from `weights`, named as `blocklib.stream.variant` wants them; progress as
+    it goes, and held-out losses after each of `checks` + 1 equal parts of the tokens. Keeps no weights, so a caller may
+    stop at any event.
+
+    Deterministic for the same arguments; a check changes nothing. Raises NotFiniteError where a loss is NaN or
+    infinite.
+    """
+    runs = [
+        _SubblockTraining(choice, variant(parent.model, choice, dict(weights[choice])), training)
+        for choice, training in trainings.items()
+    ]
+    total, checked = max(training.tokens for training in trainings.values()), 0
+    for event in _train(parent.model, runs, texts, lambda done, total: None):
+        yield event
+        passed = event.done_tokens * (checks + 1) // total
+        if checked < passed <= checks:
+            checked = passed
+            modes = [run.layer.training for run in runs]
+            yield HeldOutLosses(event.done_tokens, _losses_of(parent.model, runs, texts))
+            for run, mode in zip(runs, modes, strict=True):
+                run.layer.train(mode)
+    yield HeldOutLosses(total, _losses_of(parent.model, runs, texts))
 
 
 def normalised_error(output: Tensor, target: Tensor) -> Tensor:
@@ -284,6 +324,13 @@ def _targets(
         oldest = min((choice.first_slot for choice in pending), default=end)
         entering = {slot: value for slot, value in entering.items() if slot >= oldest}
         added = {slot: value for slot, value in added.items() if slot >= oldest}
+
+
+def _losses_of(model: PuzzleNasForCausalLM, runs: Sequence[_SubblockTraining], texts: Texts) -> dict[Choice, float]:
+    for run in runs:
+        run.layer.eval()
+    losses = _heldout_losses(model, {run.choice: [run.layer] for run in runs}, texts)
+    return {choice: loss for choice, (loss,) in losses.items()}
 
 
 @torch.no_grad()

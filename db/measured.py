@@ -9,11 +9,12 @@ from sqlalchemy.orm import Session
 
 from db.evaluations import EvaluationRow, TaskGroupRow
 from db.models import CostRow, DistillationRow, OptionRow, ScoreRow
+from db.tuning import TuneTrialRow
 
 _CHUNK = 500
 """Keys in one IN list; SQLite builds allow as few as 999 parameters."""
 
-Measured = TypeVar("Measured", ScoreRow, CostRow, DistillationRow, EvaluationRow, TaskGroupRow)
+Measured = TypeVar("Measured", ScoreRow, CostRow, DistillationRow, EvaluationRow, TaskGroupRow, TuneTrialRow)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ content key is made, or where the database is.
 
     score, cost, distillation: measured things, shared by all searches, each under a content key that says what was
     measured under what. The first row of a key stays; only a cost is replaced, when it is measured again
-    (`replace_costs.py`). `db/evaluations.py` adds those of a child on tasks.
+    (`replace_costs.py`). `db/evaluations.py` adds those of a child on tasks, `db/tuning.py` tried learning rates.
 
-Columns ending in `_s` are seconds, in `_j` joules, in `_bytes` bytes; losses and KL divergences are nats per token;
-moments are UTC.
+Columns ending in `_s` are seconds, `_j` joules, `_bytes` bytes; losses and KLs are nats per token; moments are UTC.
 """
 
 from datetime import UTC, datetime
@@ -106,6 +105,8 @@ class SearchRow(Base, kw_only=True):
     """The caller's content key of the text that scores are of; None where that was not noted yet."""
     dependency: Mapped[list[list[float]] | None] = mapped_column(default=None)
     """How much each block of the parent depends on each before it, [layers][layers]; None where nobody asked."""
+    rate_source: Mapped[str | None] = mapped_column(default=None)
+    """Who says the learning rate of distillation: "job", "tuned" or "default"; None: nobody, or it was not noted."""
     removal: Mapped[dict[str, Any] | None] = mapped_column(default=None)
     """The parent's losses without whole layers, for the baselines that drop them; None if none has run."""
 

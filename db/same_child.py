@@ -5,13 +5,41 @@ through rounding, do not change. Trials that are healed and rounded alike have o
 file knows which columns; the store decides when they are written.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from db.errors import NotFoundError
 from db.models import OF_THE_CHILD, OF_THE_HEALED, TrialRow
+
+LARGEST = 2**63 - 1
+"""The largest whole number that a database takes."""
+
+
+def the_trial(session: Session, trial_id: int, to_write: bool = False) -> TrialRow:
+    """`to_write`: nobody else writes it until the transaction ends. Raises NotFoundError where there is none."""
+    is_number = abs(trial_id) <= LARGEST  # beyond it the driver fails
+    trial = session.get(TrialRow, trial_id) if is_number else None
+    if trial is None:
+        raise NotFoundError(f"no trial has the id {trial_id}")
+    if to_write:
+        lock(session, trial)
+    return trial
+
+
+def forget(session: Session, rows: Sequence[TrialRow]) -> list[str]:
+    """Delete trials; what was measured of them stays with other trials of the same child. Returns the keys of the
+    children that no trial is any more."""
+    for row in rows:
+        share(session, row, [name for name in OF_THE_CHILD if getattr(row, name) is not None], fill=True)
+    for row in rows:
+        session.delete(row)
+    session.flush()
+    gone = list(dict.fromkeys(row.child_key for row in rows))
+    of_child = select(TrialRow.id).where(TrialRow.child_key == bindparam("key")).limit(1)
+    return [key for key in gone if session.scalar(of_child, {"key": key}) is None]
 
 
 def lock(session: Session, trial: TrialRow) -> None:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Engine, Table, bindparam, delete, exc, select, update
+from sqlalchemy import Engine, Table, delete, exc, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -46,10 +46,9 @@ from db.patience import USUAL, Patience
 from db.proofs import take_better_proof
 from db.replace_costs import replace_costs
 from db.rows import checked, table_of, values
-from db.same_child import lock, merged, share, with_twins
+from db.same_child import LARGEST, forget, lock, merged, share, the_trial, with_twins
+from db.tuning import TuneTrialRow
 from db.where import column, condition
-
-_LARGEST = 2**63 - 1  # the largest whole number that a database takes
 
 Row = TypeVar("Row", StageRow, FailureRow, WholeTimeRow)
 
@@ -188,6 +187,16 @@ class Store:
         """Keep each whose key is not known yet. Raises RowError and then keeps none."""
         self._add_measured(TaskGroupRow, rows)
 
+    def tune_trials(self, parent_digest: str) -> list[TuneTrialRow]:
+        """All of a parent, by study, in the order they were tried."""
+        query = select(TuneTrialRow).where(TuneTrialRow.parent_digest == parent_digest)
+        with self._reading() as session:
+            return list(session.scalars(query.order_by(TuneTrialRow.study, TuneTrialRow.number)))
+
+    def add_tune_trial(self, row: TuneTrialRow) -> None:
+        """Keep it, unless its key is known: another process tried that number of the study first. Raises RowError."""
+        self._add_measured(TuneTrialRow, [row])
+
     # Options of a search
 
     def set_options(self, search_id: str, rows: Sequence[OptionRow]) -> None:
@@ -232,7 +241,7 @@ class Store:
         """The trial as it is now, with what was measured of the same child under other trials written into it. Raises
         ValueError where there is none."""
         with self._writing() as session:
-            return with_twins(session, _the_trial(session, trial_id, to_write=True))
+            return with_twins(session, the_trial(session, trial_id, to_write=True))
 
     def built_child(self, search_id: str, architecture: str) -> str | None:
         """The key of the child of this architecture that the search built last; None where it built none."""
@@ -249,15 +258,7 @@ class Store:
         Raises NotFoundError, and forgets none, where there is no such trial.
         """
         with self._writing() as session:
-            rows = [_the_trial(session, trial_id, to_write=True) for trial_id in sorted(set(trial_ids))]
-            for row in rows:
-                share(session, row, [name for name in OF_THE_CHILD if getattr(row, name) is not None], fill=True)
-            for row in rows:
-                session.delete(row)
-            session.flush()
-            gone = list(dict.fromkeys(row.child_key for row in rows))
-            of_child = select(TrialRow.id).where(TrialRow.child_key == bindparam("key")).limit(1)
-            return [key for key in gone if session.scalar(of_child, {"key": key}) is None]
+            return forget(session, [the_trial(session, trial_id, to_write=True) for trial_id in sorted(set(trial_ids))])
 
     def update_trial(self, trial_id: int, **columns: Any) -> TrialRow:
         """Change some columns. `details` are put into those that are there, where None takes one away and the parent's
@@ -269,7 +270,7 @@ class Store:
         written = checked(TrialRow, columns, f"trial {trial_id}")
         more = written.pop("details", None)
         with self._writing() as session:
-            trial = _the_trial(session, trial_id, to_write=True)
+            trial = the_trial(session, trial_id, to_write=True)
             for name, value in written.items():
                 setattr(trial, name, value)
             if more is not None:
@@ -281,7 +282,7 @@ class Store:
         """Note that the trial's child is what stands at `path`, and no other trial's is."""
         with self._writing() as session:
             session.execute(update(TrialRow).where(TrialRow.child_path == path).values(child_path=None))
-            trial = _the_trial(session, trial_id, to_write=True)
+            trial = the_trial(session, trial_id, to_write=True)
             trial.child_path = path
             trial.details = trial.details | {"export_format": export_format}
             return trial
@@ -289,7 +290,7 @@ class Store:
     def trial(self, trial_id: int) -> TrialRow:
         """Raises ValueError where there is none."""
         with self._reading() as session:
-            return _the_trial(session, trial_id)
+            return the_trial(session, trial_id)
 
     def trials(
         self,
@@ -312,7 +313,7 @@ class Store:
             by = column(sort)
             query = query.order_by((by.desc() if descending else by.asc()).nulls_last())
         query = query.order_by(TrialRow.id.desc() if descending else TrialRow.id)
-        query = query.limit(None if limit is None else min(limit, _LARGEST))
+        query = query.limit(None if limit is None else min(limit, LARGEST))
         try:
             with self._reading() as session:
                 return list(session.scalars(query))
@@ -387,14 +388,3 @@ class Store:
         with self._writing() as session:
             insert = self._insert(table_of(model)).on_conflict_do_nothing(index_elements=["key"])
             session.execute(insert, written)
-
-
-def _the_trial(session: Session, trial_id: int, to_write: bool = False) -> TrialRow:
-    """`to_write`: nobody else writes it until the transaction ends."""
-    is_number = abs(trial_id) <= _LARGEST  # beyond it the driver fails
-    trial = session.get(TrialRow, trial_id) if is_number else None
-    if trial is None:
-        raise NotFoundError(f"no trial has the id {trial_id}")
-    if to_write:
-        lock(session, trial)
-    return trial

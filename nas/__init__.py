@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nas.answers import Front, Trial
-    from nas.api import bench, dependency, load, measure, of_trial, plan, run, serve
+    from nas.api import bench, dependency, load, measure, of_trial, plan, run, serve, tune
     from nas.search import Search, solve_across
     from nas.solve.effort import Effort
     from nas.submitted import SubmittedJob, submit
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Effort", "Front", "Search", "SubmittedJob", "Trial", "TrialQuery", "bench", "delete_trials", "dependency",
     "find_trials", "load", "measure", "of_trial", "plan", "run", "serve", "solve_across", "solve_table", "submit",
-    "trials",
+    "trials", "tune",
 ]  # fmt: skip
 
 _FILE_OF = {
@@ -47,6 +47,7 @@ _FILE_OF = {
     "solve_table": "nas.tables.solve",
     "submit": "nas.submitted",
     "trials": "nas.trial_query",
+    "tune": "nas.api",
 }
 
 

@@ -1,4 +1,4 @@
-"""The functions of the Python API that begin: run a search or load one, measure how blocks depend on each other.
+"""The functions of the Python API that begin: run a search or load one, tune, plan, measure, serve.
 
 Each loads the libraries it needs when it is called, so that questions to the database stay quick.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nas.serving.bench import Load, SideBySide
     from nas.serving.serve import Served
     from nas.stages.cost_table import CostTable
+    from nas.stages.tune import Tuning
 
 
 def run(
@@ -119,6 +120,39 @@ def plan(
         from nas.planning.plan import plan as planned
 
     return planned(inputs_of_job(request, hardware, None if parent_config is None else Path(parent_config)))
+
+
+def tune(
+    job: "str | Path | Request",
+    *,
+    trials: int = 10,
+    layers: Sequence[int] | None = None,
+    db: str | Path | None = None,
+    progress: Progress = True,
+) -> "Tuning":
+    """Find the learning rate of distillation for a job's parent: subblocks of a few layers are trained at several
+    rates, until there are `trials` of them in the database. The next search of this parent takes the best, unless its
+    job says `distill.learning_rate`.
+
+    `layers`: their numbers from 0; None: the first, the middle and the last. `db` as for `run`. Raises
+    `nas.errors.JobError` for a job that is wrong or trains nothing, `nas.errors.UsageError` for layers that the parent
+    has not, `nas.errors.TuningError` where no rate ended with a finite loss.
+    """
+    from nas.job import config
+
+    request = config.load(job) if isinstance(job, str | Path) else job
+    console = console_of(progress)
+    with loading(console, f"tune {request.name}") as shown:
+        from nas.stages.preflight import check
+
+        check(request, shown.say)
+        import nas.terminal.quiet  # noqa: F401
+        from nas.files.database import opened
+        from nas.stages.tune import TuneRequest
+        from nas.stages.tune import tune as tuned
+
+    with opened(db, "create", progress) as store:
+        return tuned(request, store, console, TuneRequest(trials, layers))
 
 
 def dependency(

@@ -75,6 +75,10 @@ class NoisyTimesError(NasError, ValueError):
     """Times are too noisy to hold a budget against, after all the time that was given to take them again."""
 
 
+class TuningError(NasError, ValueError):
+    """No learning rate that was tried ended with a finite loss."""
+
+
 class EvaluationError(NasError, ValueError):
     """A task of lm_eval is unknown, broken or cannot be fetched, or gives no number; or lm_eval is not installed."""
 

@@ -74,7 +74,7 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
             check_home(cluster, request.home)
             check_healing(request, cluster)
             shown.say("loading the parent and the text")
-            job = prepare(request, hardware_of(request, cluster))
+            job = prepare(request, hardware_of(request, cluster), store.tune_trials)
             check_parent(cluster, job.parent)
         known = {known.id: known for known in store.searches()}.get(job.id)
         if known is not None:
@@ -92,6 +92,8 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
             f"search {job.request.name} ({job.id}): {len(job.variants)} options beside the parent's own{kept}"
         )
         console.print(job.tokens.describe(), style="dim", soft_wrap=True)
+        if job.trains:
+            console.print(f"learning rate of distillation: {job.rate}", soft_wrap=True, highlight=False)
         for note in (*job.parent.notes, *(plan_warnings(plan_inputs(job)) if cluster.is_here else ())):
             console.print(note, soft_wrap=True, highlight=False)
         try:
@@ -289,6 +291,7 @@ def search_row(job: Job, costs: dict[str, Any]) -> models.SearchRow:
         hardware=job.hardware,
         parent_costs=costs,
         dependency=None if job.dependency is None else [list(row) for row in job.dependency],
+        rate_source=job.rate.source if job.trains else None,
     )
 
 

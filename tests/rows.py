@@ -3,6 +3,7 @@
 from typing import Any
 
 from db.models import CostRow, DistillationRow, ScoreRow, SearchRow, StageRow, TrialRow, now
+from db.tuning import TuneTrialRow
 
 
 def search(id: str = "5ea5c4", **columns: Any) -> SearchRow:
@@ -38,3 +39,10 @@ def trial(key: str = "t1", **columns: Any) -> TrialRow:
 
 def stage(**columns: Any) -> StageRow:
     return StageRow(**dict(search_id="5ea5c4", name="score", started_at=now(), seconds=1.5, work_done=12) | columns)
+
+
+def tune_trial(number: int, rate: float, objective: float | None, **columns: Any) -> TuneTrialRow:
+    given = dict(study="s1", parent_digest="d1", tokens=4096, batch=8, schedule="cosine", warmup=0.05, weight_decay=0.0)
+    given |= dict(lora_rank=None, layers=[0], choices=["L0.ffn=ffn8"], state="complete", points=[], seconds=1.0)
+    given |= dict(number=number, learning_rate=rate, objective=objective) | columns
+    return TuneTrialRow(**{"key": f"{given['study']} {number}"} | given)

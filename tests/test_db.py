@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rows import cost, distillation, score, search, stage, trial
+from rows import cost, distillation, score, search, stage, trial, tune_trial
 from sqlalchemy import Double, exc
 
 from db.errors import RowError
@@ -53,6 +53,17 @@ def test_the_first_writer_of_a_key_wins(store: Store) -> None:
     store.add_scores([score(kl=0.5), score("s2", kl=0.75), score("s2", kl=1.0)])
     store.add_scores([])
     assert {key: row.kl for key, row in store.scores(["s1", "s2"]).items()} == {"s1": 0.25, "s2": 0.75}
+
+
+def test_the_first_trial_of_a_number_of_a_study_stays(store: Store) -> None:
+    for row in (tune_trial(1, 1e-3, 0.5), tune_trial(0, 3e-3, None, state="pruned"), tune_trial(1, 9e-3, 0.1)):
+        store.add_tune_trial(row)
+    store.add_tune_trial(tune_trial(0, 2e-3, 0.4, study="s0"))
+    store.add_tune_trial(tune_trial(0, 2e-3, 0.4, study="other", parent_digest="d2"))
+    found = [(row.study, row.number, row.learning_rate, row.objective) for row in store.tune_trials("d1")]
+    assert found == [("s0", 0, 2e-3, 0.4), ("s1", 0, 3e-3, None), ("s1", 1, 1e-3, 0.5)]
+    with pytest.raises(RowError):
+        store.add_tune_trial(tune_trial(2, 1e-3, float("inf")))
 
 
 def test_thousands_of_keys_at_once(store: Store) -> None:

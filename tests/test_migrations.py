@@ -5,7 +5,7 @@ from pathlib import Path
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from rows import cost, search, trial
+from rows import cost, search, trial, tune_trial
 from sqlalchemy import create_engine, inspect, text
 
 import db.migrate
@@ -31,6 +31,7 @@ def test_head_is_the_newest_revision() -> None:
 
 
 _LATER = {
+    "0014": {"cost": (), "trial": (), "search": ("rate_source",)},
     "0013": {"cost": (), "trial": ("heal_curve",)},
     "0012": {"cost": (), "trial": ("round_tokens",)},
     "0011": {"cost": (), "trial": [p + name for name in ("file_bytes", "bits_per_weight") for p in ("predicted_", "")]},
@@ -57,7 +58,12 @@ def make_old(url: str, revision: str) -> None:
         for table, columns in (pair for tables in added for pair in tables.items()):
             for column in columns:
                 connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        for later, table in (("0009", "task_group"), ("0008", "whole_time"), ("0007", "evaluation")):
+        for later, table in (
+            ("0014", "tune_trial"),
+            ("0009", "task_group"),
+            ("0008", "whole_time"),
+            ("0007", "evaluation"),
+        ):
             if revision < later:
                 connection.execute(text(f"DROP TABLE {table}"))
         if revision < "0006":
@@ -138,3 +144,16 @@ def test_sums_of_costs_become_the_costs_that_they_were_of(url: str) -> None:
             "L0.block=skip+skip": [], "L1.block=a+b": ["ff"], "L1.ffn=skip": [""],
         }  # fmt: skip
         assert store.costs(list(costs)).keys() == {"k", "f", "ff"}
+
+
+def test_a_search_of_before_tuning_does_not_say_where_its_rate_is_from(url: str) -> None:
+    with Store.open(url) as store:
+        store.add_search(search(rate_source="default"))
+        store.add_tune_trial(tune_trial(0, 1e-3, 0.5))
+    make_old(url, "0013")
+    with Store.open(url) as store:
+        (found,) = store.searches()
+        assert (found.name, found.rate_source) == (search().name, None)
+        assert store.tune_trials("d1") == []
+        store.add_tune_trial(tune_trial(0, 1e-3, 0.5))
+        assert [row.learning_rate for row in store.tune_trials("d1")] == [1e-3]

@@ -37,6 +37,7 @@ COMMANDS = {
         "--json",
     ],
     "plan": ["JOB", "--hardware", "--parent-config", "--json"],
+    "tune": ["JOB", "--trials", "--layers", "--db", "--json"],
     "precisions": ["SEARCH", "--time/--no-time", "--db", "--json"],
     "trials": [
         "[SEARCH]", "--where", "--sort", "--descending", "--limit", "--ids", "--delete", "--yes", "--db", "--json",
@@ -93,6 +94,7 @@ EXPORTED = {
         "solve_table",
         "submit",
         "trials",
+        "tune",
     ],
     "nas.report": ["write_front", "write_report"],
 }

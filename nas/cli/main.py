@@ -23,6 +23,7 @@ from nas.cli.printed import print_dependency, print_json, print_layers, print_ou
 from nas.cli.serving import bench, serve
 from nas.cli.solve import compare, pareto, pool, solve
 from nas.cli.trials import trials
+from nas.cli.tune import tune
 from nas.files.output import check_output
 from nas.job.fusion_candidates import LONGEST, LOW_SHARE, WINDOW, Joining
 from nas.terminal.console import console, talk_beside
@@ -91,6 +92,7 @@ def search(
 
 
 app.command()(plan)
+app.command()(tune)
 app.command()(solve)
 app.command()(pareto)
 app.command()(pool)

@@ -127,6 +127,10 @@ class Request(Section):
         """Whether a child's weights are rounded first, and then healed as they are stored."""
         return self.heal is not None and bool(self.space.precision) and self.heal.rounding == "through"
 
+    def at_rate(self, rate: float) -> Self:
+        """The same request, which says this learning rate of distillation; that of single kinds stays."""
+        return self.model_copy(update={"distill": self.distill.model_copy(update={"learning_rate": rate})})
+
     def canonical(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as plain JSON; as YAML it parses to an equal request."""
         return self.model_dump(mode="json")

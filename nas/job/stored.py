@@ -17,6 +17,7 @@ from db import models
 from nas.job import sections
 from nas.job.compute import Compute
 from nas.job.sections import Measure, Section, Solver
+from nas.job.training import Distill
 from nas.job.units import Limit, parse_limit
 
 Kind = TypeVar("Kind", bound=Section)
@@ -71,6 +72,11 @@ class StoredRequest:
     def products(self) -> str:
         """The type in which its passes multiply."""
         return self._section("compute", Compute).precision
+
+    @property
+    def learning_rate(self) -> float | None:
+        """That of distillation; None in a row that says none."""
+        return self._section("distill", Distill).learning_rate
 
     @property
     def heals(self) -> bool:

@@ -20,6 +20,7 @@ class KindTraining(Section):
 class Distill(Section):
     """Blockwise local distillation. `tokens` None: all distillation tokens; 0: first weights only, nothing is trained.
 
+    `learning_rate` None: the one that `nas tune` found for the parent, else `nas.job.learning_rate.DEFAULT_RATE`.
     `warmup` is a share of the steps. `lora_rank` None: every weight is trained; else low-rank adapters of that rank,
     merged into the weights afterwards. `kinds` says by kind what it does otherwise.
     """
@@ -27,7 +28,7 @@ class Distill(Section):
     least_squares: Flag = True
     tokens: TokenCount | None = None
     batch: Count = 8
-    learning_rate: Positive = 3e-3
+    learning_rate: Positive | None = None
     warmup: Fraction = 0.05
     schedule: Schedule = "cosine"
     weight_decay: NotNegative = 0.0

@@ -49,7 +49,17 @@ def facts(search: models.SearchRow, budget: Sequence[Limit]) -> tuple[Fact, ...]
         Fact("on", search.hardware),
         Fact("budget", "; ".join(bounded(limit, search) for limit in budget) or "none"),
         Fact("to minimise", metric[asked.metric] + rounded),
+        *_rate(search),
     )
+
+
+def _rate(search: models.SearchRow) -> tuple[Fact, ...]:
+    """The learning rate of distillation and who says it; nothing where nothing is trained, or nobody noted it."""
+    said = {"job": "the job's own", "tuned": "as nas tune found for this parent", "default": "the default"}
+    if search.rate_source is None:
+        return ()
+    rate = request_of(search).learning_rate
+    return (Fact("learning rate of distillation", f"{rate:g}, {said[search.rate_source]}"),)
 
 
 def caches(options: Sequence[KnownOption], metric: str) -> tuple[Fact, ...]:

@@ -6,7 +6,7 @@ once. `_depend`, `_build` and `_score` run on workers: each is given one task an
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from nas.stages.activations import TextActivations, activations_on
 from nas.stages.context import Context
 from nas.stages.devices import device_of, plan_inputs, tensor
 from nas.stages.prepare import CHECKED
+from nas.stages.useless_training import useless_training
 from nas.terminal.progress import bar, rarely
 from nas.text.token_files import Ids
 
@@ -63,7 +64,7 @@ def _depend(task: _DependTask, report: Report) -> Matrix:
 
 
 @dataclass(frozen=True)
-class _Building:
+class Building:
     """One subblock to build: its key in the library, and how it is trained."""
 
     choice: Choice
@@ -82,13 +83,13 @@ class _BuildTask:
     score: Ids
     activations: tuple[TextActivations, TextActivations]
     root: Path
-    work: Sequence[_Building]
+    work: Sequence[Building]
     settings: Distill
     device: str
 
 
 @dataclass(frozen=True)
-class _Record:
+class BuildRecord:
     """A subblock that was built: the columns of its row."""
 
     key: str
@@ -103,25 +104,41 @@ class _Record:
 
 
 def build_library(context: Context) -> int:
-    """First weights, least squares and BLD for every subblock not yet in the library. Returns how many were built."""
-    job, store, shared = context.job, context.store, context.shared
+    """First weights, least squares and BLD for every subblock not yet in the library. Returns how many were built. Says
+    how many of all subblocks of the job training left no better than they began."""
+    job, store = context.job, context.store
     keys = {part: job.build_key(part) for part in job.to_build}
+    built_now = _build_missing(context, keys)
+    if line := useless_training(store.distillations(list(keys.values())).values()):
+        context.console.print(line, soft_wrap=True, highlight=False)
+    return built_now
+
+
+def _build_missing(context: Context, keys: Mapping[Choice, str]) -> int:
+    job, store = context.job, context.store
     known = store.distillations(list(keys.values()))
     missing = [part for part, key in keys.items() if key not in known or not job.library.has(part, key)]
     if not missing:
         return 0
-    resources = job.request.ray
+    work = {part: Building(part, keys[part], job.training(part)) for part in missing}
+    for records in built(context, work, job.library.root, "distil blocks"):
+        store.add_distillations([models.DistillationRow(**vars(record)) for record in records])
+    shutil.rmtree(context.folder.path / "distillation")
+    return len(missing)
+
+
+def built(context: Context, work: Mapping[Choice, Building], root: Path, name: str) -> Iterator[Sequence[BuildRecord]]:
+    """Build subblocks into the library at `root`, on workers; their records, those of each task as it ends. `name` is
+    what is shown meanwhile."""
+    job, shared, resources = context.job, context.shared, context.job.request.ray
     # Each task passes over the text for its own layers. So the work of all tasks is that of one task for all layers.
-    most = max(job.training(part).tokens for part in missing)
+    most = max(building.training.tokens for building in work.values())
     with bar(context.console, "start workers", doing=STARTING):
-        groups = shares(context, "distil", missing, lambda part: part.span)
+        groups = shares(context, "distil", list(work), lambda part: part.span)
     # The tokens that all tasks together would run the parent over, each for itself.
     alone = prefix_tokens(groups, most, job.parent.shape.layers)
-    activations = (
-        activations_on(context, "distillation", len(job.tokens.calibration), alone),
-        activations_on(context, "score", CHECKED),
-    )
-    with bar(context.console, "distil blocks", "tokens", most or None, STARTING) as shown:
+    activations = training_activations(context, alone)
+    with bar(context.console, name, "tokens", most or None, STARTING) as shown:
         tasks = [
             _BuildTask(
                 shared["parent"],
@@ -129,8 +146,8 @@ def build_library(context: Context) -> int:
                 shared["distillation"],
                 shared["score"],
                 activations,
-                job.library.root,
-                [_Building(part, keys[part], job.training(part)) for part in group],
+                root,
+                [work[part] for part in group],
                 job.request.distill,
                 device_of(job),
             )
@@ -140,12 +157,19 @@ def build_library(context: Context) -> int:
         for _, records in context.cluster.run(
             _build, tasks, cpus=resources.cpus_per_task, gpus=job.request.gpus_per_task, progress=heard
         ):
-            store.add_distillations([models.DistillationRow(**vars(record)) for record in records])
-    shutil.rmtree(activations[0].folder)
-    return len(missing)
+            yield records
 
 
-def _build(task: _BuildTask, report: Report) -> tuple[_Record, ...]:
+def training_activations(context: Context, alone: float) -> tuple[TextActivations, TextActivations]:
+    """The activations on the texts that train and that score. The first are those on the text's head alone where that
+    is less work than to run the parent over `alone` tokens, or where the disk has no room."""
+    return (
+        activations_on(context, "distillation", len(context.job.tokens.calibration), alone),
+        activations_on(context, "score", CHECKED),
+    )
+
+
+def _build(task: _BuildTask, report: Report) -> tuple[BuildRecord, ...]:
     """Build the missing subblocks. Returns the records of all, read back from their files, so that a restarted task has
     them all."""
     library = Library(task.root)
@@ -167,11 +191,11 @@ def _build(task: _BuildTask, report: Report) -> tuple[_Record, ...]:
             else:
                 metadata = {"format": "pt", "distillation": json.dumps(vars(_record(event, keys[event.choice])))}
                 library.save(event.choice, keys[event.choice], event.weights, metadata)
-    return tuple(_Record(**json.loads(library.metadata(part, key)["distillation"])) for part, key in keys.items())
+    return tuple(BuildRecord(**json.loads(library.metadata(part, key)["distillation"])) for part, key in keys.items())
 
 
-def _record(distilled: Distilled, key: str) -> _Record:
-    return _Record(
+def _record(distilled: Distilled, key: str) -> BuildRecord:
+    return BuildRecord(
         key=key,
         choice=str(distilled.choice),
         tokens=distilled.tokens,

@@ -4,7 +4,7 @@ A key is a digest of *what* and *under what*: two things with one key are the sa
 computed twice. It does no other work.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from cost_models.engines.engines import describe
 from cost_models.flash.flash import MemoryHierarchy
 from cost_models.geometry import Geometry, all_geometries, geometries_of
 from cost_models.scenario import Scenario
+from db.tuning import TuneTrialRow
 from nas.job.digest import digest
 from nas.job.fusion_candidates import Matrix
+from nas.job.learning_rate import LearningRate, resolved_rate
 from nas.job.request import Request
 from nas.job.scenario import scenario_of
 from nas.job.sections import Section
@@ -52,7 +54,7 @@ CHECKED = 16
 
 @dataclass(frozen=True)
 class Job:
-    """The inputs of one search."""
+    """The inputs of one search. Its request says the learning rate of distillation, whether or not the job does."""
 
     request: Request
     parent: Parent
@@ -60,6 +62,8 @@ class Job:
     tokens: Tokens
     scenario: Scenario
     hardware: str
+    rate: LearningRate
+    """That learning rate, and who says it."""
     table: CostTable | None = None
     """Costs that were measured elsewhere; None: they are measured here."""
     dependency: Matrix | None = None
@@ -158,8 +162,18 @@ class Job:
         """Those that run otherwise with keys and values of this type than of the parent's, each once."""
         return tuple(part for part in geometries_of(self.choices, [cache.precision]) if part.cache)
 
+    def at_rate(self, rate: float) -> "Job":
+        """The same job at another learning rate of distillation."""
+        return replace(self, request=self.request.at_rate(rate))
+
+    @property
+    def trains(self) -> bool:
+        """Whether any subblock is trained."""
+        return any(self.training(part).tokens for part in self.to_build)
+
     def training(self, part: Choice) -> Training:
         settings = self.request.distill.for_kind(part.subblocks[0][1].kind)
+        assert settings.learning_rate is not None
         tokens = self.tokens.distillation.size if settings.tokens is None else settings.tokens
         return Training(
             tokens,
@@ -266,8 +280,13 @@ def _plain(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json")
 
 
-def prepare(request: Request, hardware: str | None = None) -> Job:
-    """Load what a request names. `hardware`: where times are taken, as `describe` names it; None: this machine.
+def prepare(
+    request: Request,
+    hardware: str | None = None,
+    tried: Callable[[str], Sequence[TuneTrialRow]] = lambda digest: (),
+) -> Job:
+    """Load what a request names. `hardware`: where times are taken, as `describe` names it; None: this machine. `tried`
+    gives the learning rates that were tried for the parent of a digest.
 
     Raises a NasError that names the part that is wrong.
     """
@@ -284,12 +303,16 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
         table.check_shape(vars(parent.shape), request.measure.table)
         hardware = table.hardware
     kept = TokenFolder(request.home / "tokens", tokenizer_digest(folder))
+    tokens = load_tokens(request.data, tokenizer, parent.shape.vocabulary, kept)
+    rate = resolved_rate(request.distill, tokens.distillation.size, tried(parent.digest))
     return Job(
-        request=request,
+        # Before anything has a key: a rate that was found makes the keys that the same rate in the job makes.
+        request=request.at_rate(rate.value),
         parent=parent,
         tokenizer=tokenizer,
-        tokens=load_tokens(request.data, tokenizer, parent.shape.vocabulary, kept),
+        tokens=tokens,
         scenario=scenario,
         hardware=hardware or describe(scenario),
+        rate=rate,
         table=table,
     )

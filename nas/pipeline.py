@@ -85,7 +85,8 @@ def search(request: Request, store: Store, console: Console, remeasure: bool = F
                     soft_wrap=True,
                 )
             # Others know it by its first name, in their commands and its reports.
-            job = replace(job, request=request.model_copy(update={"name": known.name}), dependency=known.dependency)
+            known_as = job.request.model_copy(update={"name": known.name})
+            job = replace(job, request=known_as, dependency=known.dependency)
         store.add_search(search_row(job, known.parent_costs if known else {}))
         kept = f", {len(job.caches)} types of keys and values" if job.caches else ""
         console.print(

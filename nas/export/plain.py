@@ -152,10 +152,10 @@ def plain_layers(child: PuzzleNasForCausalLM) -> tuple[Layer, ...]:
     return repack(stream)
 
 
-def _rotary_of(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> list[bool]:
-    """Whether queries and keys are turned in each of these layers."""
-    found = list(child.config.per_layer_config)
-    return [found[layer.attention_of].rotary for layer in layers if layer.attention_of is not None]
+def _places_of(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> list[int]:
+    """The parent's layers in whose place the attention of each of these layers stands."""
+    starts = [start for start, _ in Architecture.parse(child.config.architecture).placed()]
+    return [starts[layer.attention_of] for layer in layers if layer.attention_of is not None]
 
 
 def _notes(written: PretrainedConfig) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ def _of_family(child: PuzzleNasForCausalLM, parent: PretrainedConfig) -> Any:
     """The child as a model of its parent's own class."""
     layers = plain_layers(child)
     attention, ffn = (placed.subblock for placed in subblocks_of(child)[:2])
-    config = resized(parent, _rotary_of(child, layers), attention.number, ffn.number)
+    config = resized(parent, _places_of(child, layers), attention.number, ffn.number)
     config.tie_word_embeddings, config.use_cache = child.config.tie_word_embeddings, True
     weights = tensors_of(child, layers)
     if config.tie_word_embeddings:

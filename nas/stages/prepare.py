@@ -281,7 +281,7 @@ def prepare(request: Request, hardware: str | None = None) -> Job:
     if request.measure.table is not None:
         table = read_cost_table(request.measure.table)
         table.check_scenario(scenario, request.measure.table)
-        table.check_shape(vars(parent.shape), request.measure.table)
+        table.check_shape(parent.shape.written, request.measure.table)
         hardware = table.hardware
     kept = TokenFolder(request.home / "tokens", tokenizer_digest(folder))
     return Job(

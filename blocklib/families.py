@@ -254,7 +254,10 @@ def resized(config: Any, places: Sequence[int], kv_heads: int, ffn_width: int) -
 
 def positions_of(config: Any) -> int:
     """How many tokens of a sequence a parent has positions for: learned ones, or what its rotary ones are made for."""
-    return scaled_positions(int(config.max_position_embeddings), getattr(config, "rope_parameters", None) or {})
+    most = int(config.max_position_embeddings)
+    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        return most  # A family with local layers counts those that scaling stretches them to.
+    return scaled_positions(most, getattr(config, "rope_parameters", None) or {})
 
 
 def scaled_positions(most: int, rope: Mapping[str, Any]) -> int:

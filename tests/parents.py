@@ -58,7 +58,6 @@ GEMMA3: dict[str, Any] = {
     "attention_bias": True,
     "tie_word_embeddings": True,
     "sliding_window": 5,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
     "rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
@@ -81,7 +80,7 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "olmo2": lambda **sizes: Olmo2Config(
         **SIZES | {"attention_bias": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | sizes
     ),
-    "gemma3_text": lambda **sizes: Gemma3TextConfig(**SIZES | GEMMA3 | sizes),
+    "gemma3_text": lambda **sizes: Gemma3TextConfig(**SIZES | GEMMA3 | {"layer_types": _every_third(sizes)} | sizes),
     "gpt2": lambda **sizes: GPT2Config(**_gpt(n_inner=48, **sizes)),
     "gpt_neo": lambda **sizes: GPTNeoConfig(
         **_gpt(intermediate_size=48, attention_types=[[["global", "local"], 3]], window_size=64, **sizes)
@@ -93,6 +92,12 @@ UP_TO_ROUNDING = (*GPT, "phi3", "olmo2")
 """Those that store matrices the other way round or joined, or compute attention otherwise, or round norms later."""
 UNFUSED = ("olmo2", "gemma3_text")
 """Those with norms behind FFNs."""
+
+
+def _every_third(sizes: dict[str, Any]) -> list[str]:
+    """The types of layers of which every third sees all tokens."""
+    layers = range(1, sizes.get("num_hidden_layers", SIZES["num_hidden_layers"]) + 1)
+    return ["sliding_attention" if layer % 3 else "full_attention" for layer in layers]
 
 
 def _gpt(**sizes: Any) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def test_the_digest_knows_what_no_weight_shows() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3", "gemma3_text"])
 def test_a_parent_travels_as_its_files(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """What a worker gets is small, and the same model to the bit: in float32, on weights of the files' own type."""
     random_model(FAMILIES[family]()).to(dtype).save_pretrained(tmp_path)

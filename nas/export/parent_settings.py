@@ -78,6 +78,7 @@ TRANSLATED = {
 """Fields in which a child may differ if the parent's family has no such field, or leaves it empty."""
 
 LEFT_BEHIND = {
+    "_sliding_window_pattern": "local_layers",
     "activation_function": "hidden_act",
     "attention_multiplier": "attention_scale",
     "attention_layers": "sliding windows are set for each layer",

@@ -160,10 +160,19 @@ def _places_of(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> list[i
 
 def _notes(written: PretrainedConfig) -> tuple[str, ...]:
     """Sentences on what some loaders of the family do not read."""
-    every, count = getattr(written, "no_rope_layer_interval", None), written.num_hidden_layers
-    if every is None or written.no_rope_layers == [int(layer % every != 0) for layer in range(1, count + 1)]:
-        return ()
+    count, notes = range(1, written.num_hidden_layers + 1), []
+    every = getattr(written, "_sliding_window_pattern", None)
+    full = [layer for layer in count if every and written.layer_types[layer - 1] == "full_attention"]
+    if every and full != [layer for layer in count if layer % every == 0]:
+        notes.append(
+            f"Layers that see all tokens are not every {every}th: config.json lists them (layer_types). transformers "
+            "reads that list; llama.cpp does not, and its converter makes another model of this folder."
+        )
+    every = getattr(written, "no_rope_layer_interval", None)
+    if every is None or written.no_rope_layers == [int(layer % every != 0) for layer in count]:
+        return tuple(notes)
     return (
+        *notes,
         f"Layers without positions are not every {every}th any more: config.json lists them (no_rope_layers). "
         "transformers reads that list; llama.cpp does not, and its converter makes another model of this folder.",
     )

@@ -218,9 +218,8 @@ def own_settings(config: Any) -> dict[str, Any]:
         return {name: getattr(config, name) for name in names} | multipliers(config)
     rope = {"rope_parameters": config.rope_parameters} if hasattr(config, "rope_parameters") else {}
     if family.has_local_layers:
-        rope = {"rope_parameters": config.rope_parameters["full_attention"]}
-        if _local_layers(config):
-            rope["local_rope_parameters"] = config.rope_parameters["sliding_attention"]
+        kinds = config.rope_parameters
+        rope = {"rope_parameters": kinds["full_attention"], "local_rope_parameters": kinds["sliding_attention"]}
     flags = {name: getattr(family, name) for name in names[2:]}
     return rope | flags | multipliers(config)
 

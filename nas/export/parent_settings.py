@@ -68,6 +68,7 @@ TRANSLATED = {
     "embedding_multiplier": "1: none, or what the parent's class computes",
     "hidden_act": "Llama's name for it",
     "intermediate_size": "Llama's name for it",
+    "local_rope_parameters": "none: no layer of the parent is local",
     "logits_scaling": "1: none",
     "mlp_bias": "what the parent's class computes",
     "num_key_value_heads": "as many as there are heads, said outright",

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from parents import FAMILIES, GEMMA3, child_of, logits, parent_from, random_ids, random_model, random_parent
+from test_distil import trained
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig
 
+from blocklib.assemble import MODULES
 from blocklib.block import Architecture, Choice
 from blocklib.checkpoint import inspect
+from blocklib.distil import Training
 from blocklib.errors import UnsupportedFormatError, UnsupportedModelError
 from blocklib.families import positions_of, resized, shape_of
 from blocklib.formats.decilm import check_decilm
@@ -24,6 +27,9 @@ from blocklib.model import PuzzleNasConfig
 from blocklib.parent import Parent, child_config, load_parent, own_shape
 from blocklib.stream import delta, rotary, variant
 from cost_models.analytic import architecture_cost, choice_cost, mean_cost
+from cost_models.engines.torch_compile import CompiledSubject, TorchCompile
+from cost_models.engines.torch_eager import new_cache
+from cost_models.engines.torch_eager import random_model as random_engine_model
 from cost_models.scenario import Scenario
 from cost_models.timing.stack import Stack
 
@@ -94,6 +100,22 @@ def test_a_layer_alone_is_as_in_its_place(layer: int) -> None:
     with torch.no_grad():
         expected = own.attended(entering_BTD, position_embeddings=tables, attention_mask=None, cache=None)
         assert torch.equal(delta(alone, entering_BTD, tables), expected)
+
+
+def test_a_subblock_is_distilled_with_both_its_norms() -> None:
+    parent = random_parent("gemma3_text")
+    choices = [Choice.parse(text) for text in ("L0.attention=kv1", "L2.attention=kv1", "L1.ffn=ffn16")]
+    found = trained(parent, {choice: Training(2048, 1e-3) for choice in choices}, least_squares=False)
+    for choice in choices:
+        loss, own, (before, _, behind) = (
+            found[choice].loss_trained,
+            parent.layer_weights(choice.layer),
+            MODULES[choice.role],
+        )
+        assert loss is not None
+        assert loss < found[choice].loss_first_weights
+        for name in (f"{before}.weight", f"{behind}.weight"):
+            assert not torch.equal(found[choice].weights[name], own[name])
 
 
 def test_a_child_of_dropped_blocks_keeps_the_others_as_they_were() -> None:
@@ -198,6 +220,19 @@ def test_of_a_part_in_any_layer_it_is_the_mean(parent: Parent) -> None:
     assert mean_kv_values(Choice.parse("L0.ffn=ffn16"), shape, 16) == 0
     llama = random_parent().shape
     assert mean_cost(attention, llama, SCENARIO) == choice_cost(attention, llama, SCENARIO)
+
+
+def test_engines_time_the_windows_of_the_parent(parent: Parent) -> None:
+    """Compiled layers on static caches give the logits of eager ones on caches that grow."""
+    compiled = replace(SCENARIO, batch=1, engine="torch_compile")
+    architecture = Architecture(parent.architecture.blocks[:3])
+    eager, ids_BT = random_engine_model(parent.config, architecture, compiled), random_ids(parent)[:1]
+    with TorchCompile().random(parent.config, architecture, compiled) as model, torch.inference_mode():
+        subject, cache = CompiledSubject(model, compiled), new_cache(eager)
+        for given_BT, before in ((ids_BT, 0), (ids_BT[:, :1], 12), (ids_BT[:, 1:2], 13)):
+            expected = eager(input_ids=given_BT, cache=cache, use_cache=True, logits_to_keep=1).logits
+            torch.testing.assert_close(subject.logits(given_BT, before), expected, rtol=1e-4, atol=1e-5)
+    assert [layer.window for layer in eager.model.layers] == [5, 5, None]
 
 
 def test_a_stack_has_the_parents_layers_again_and_again(parent: Parent) -> None:

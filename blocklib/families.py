@@ -253,9 +253,9 @@ def resized(config: Any, places: Sequence[int], kv_heads: int, ffn_width: int) -
 
 def positions_of(config: Any) -> int:
     """How many tokens of a sequence a parent has positions for: learned ones, or what its rotary ones are made for."""
-    most = int(config.max_position_embeddings)
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-        return most  # A family with local layers counts those that scaling stretches them to.
+    most, family = int(config.max_position_embeddings), FAMILIES.get(config.model_type)
+    if config.local_rope_parameters if family is None else family.has_local_layers:
+        return most  # Such a family counts those that scaling stretches them to.
     return scaled_positions(most, getattr(config, "rope_parameters", None) or {})
 
 

@@ -27,7 +27,7 @@ from blocklib.block import Choice
 from blocklib.distil import Texts, Training, _batches, _SubblockTraining, _targets, _train, normalised_error
 from blocklib.initial_weights import build
 from blocklib.parent import Parent, load_parent
-from blocklib.stream import delta, variant
+from blocklib.stream import delta, rotary, variant
 from nas.job.request import checkpoint_of
 from nas.job.sections import Space
 from nas.job.space import choices
@@ -92,7 +92,7 @@ def separately(parent: Parent, weights: dict[Choice, dict[str, Tensor]], ids_BT:
                 seen = parent.model.model(ids.long(), output_hidden_states=True, use_cache=False).hidden_states
             # The hidden states at hand are as large as the targets; which of them are read does not change the time.
             entering, target = seen[choice.layer], seen[-1] - seen[choice.layer]
-            tables = parent.model.model.rotary_emb(entering, position_ids=torch.arange(ids.shape[1])[None])
+            tables = rotary(parent.model, entering)
             normalised_error(delta(run.layer, entering, tables), target).backward()
             torch.nn.utils.clip_grad_norm_(run.layer.parameters(), 1.0)
             optimizer.step()

@@ -12,8 +12,8 @@ from blocklib.parent import Parent, child_config, in_type, model_with
 from blocklib.tables import EMBEDDING, HEAD
 
 MODULES: dict[Role, tuple[str, ...]] = {
-    "attention": ("input_layernorm", "self_attn"),
-    "ffn": ("post_attention_layernorm", "mlp"),
+    "attention": ("input_layernorm", "self_attn", "attention_output_norm"),
+    "ffn": ("post_attention_layernorm", "mlp", "mlp_output_norm"),
 }
 """The modules of a layer that make up each subblock."""
 

@@ -77,6 +77,8 @@ class Checkpoint:
         """Tokens of a sequence that there are positions for; None where config.json leaves that to its family."""
         most = next((self.config[key] for key in _POSITIONS if isinstance(self.config.get(key), int)), None)
         rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        if FAMILIES[self.config["model_type"]].has_local_layers:
+            rope = {}  # It counts the positions that scaling stretches them to.
         try:
             return None if most is None else scaled_positions(most, rope)
         except (AttributeError, TypeError, ValueError):

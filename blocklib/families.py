@@ -4,14 +4,15 @@ If its configuration has fields that an export leaves behind, `nas/export/parent
 
 Two layouts, both of pre-norm decoder layers. Llama's: RMS norms, rotary positions, gated FFN. GPT-2's: layer norms,
 learned positions, an FFN of two matrices with biases. In OLMo 2's variant of Llama's, the norms of an attention and an
-FFN stand behind them. Tensors go by Llama's names (`model.layers.N.input_layernorm`, `self_attn.{q,k,v,o}_proj`,
-`post_attention_layernorm`, `mlp.{gate,up,down}_proj`); `own_names` renames the others'.
+FFN stand behind them; in Gemma 3's, before and behind. Tensors go by Llama's names (`model.layers.N.input_layernorm`,
+`self_attn.{q,k,v,o}_proj`, `post_attention_layernorm`, `mlp.{gate,up,down}_proj`); `own_names` renames the others'.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from blocklib.errors import UnsupportedModelError
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 class Family:
     """How one family fills its layout. A string names the configuration attribute that decides.
 
-    `multipliers` are the constants of `MULTIPLIERS` that it multiplies or divides by, and its attributes for them.
-    `rotary` is its attribute with a flag for each layer, whether queries and keys are turned there; "": in all layers.
+    `multipliers` are the constants of `MULTIPLIERS` that it multiplies or divides by, and how its configuration gives
+    them; `rounds_embedding_multiplier`: that of embedded tokens is rounded first. `activation` is its attribute for
+    that of the FFN. `rotary` is its attribute with a flag for each layer, whether queries and keys are turned there;
+    "": in all layers. `has_local_layers`: its `layer_types` may be sliding_attention, with positions of their own.
+    `norms` is a `norm_placement` of a `Shape`; `zero_centred_norms`: the weight of a norm is stored less 1.
     `gpt`: the layout is GPT-2's. `names` are the beginnings of the family's own tensor names and ours, `#` being a
     layer; `transposed` says that its matrices are stored [in, out], `joint` which are stored as one (`_JOINT`).
     """
@@ -36,9 +40,13 @@ class Family:
     mlp_bias: bool | str = False
     qk_norm: bool = False
     joint_qk_norm: bool = False
-    norms_after: bool = False
-    multipliers: Mapping[str, str] = field(default_factory=dict)
+    norms: str = "before"
+    zero_centred_norms: bool = False
+    multipliers: Mapping[str, Callable[[Any], float]] = field(default_factory=dict)
+    rounds_embedding_multiplier: bool = False
+    activation: str = "hidden_act"
     rotary: str = ""
+    has_local_layers: bool = False
     gpt: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     transposed: bool = False
@@ -76,6 +84,17 @@ _OLMO2_NAMES = {
     "model.layers.#.post_attention_layernorm.": "model.layers.#.input_layernorm.",
     "model.layers.#.post_feedforward_layernorm.": "model.layers.#.post_attention_layernorm.",
 }
+_GEMMA3_NAMES = {
+    "model.layers.#.post_attention_layernorm.": "model.layers.#.attention_output_norm.",
+    "model.layers.#.pre_feedforward_layernorm.": "model.layers.#.post_attention_layernorm.",
+    "model.layers.#.post_feedforward_layernorm.": "model.layers.#.mlp_output_norm.",
+}
+
+_UNUSUAL = (
+    *("scale_attn_by_inverse_layer_idx", "add_cross_attention", "use_bidirectional_attention"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+)
+"""Attributes of configurations whose steps `blocklib/model.py` lacks."""
 
 FAMILIES = {
     "llama": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
@@ -83,25 +102,48 @@ FAMILIES = {
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True),
     "gpt2": Family(
-        qkv_bias=True, o_bias=True, mlp_bias=True, gpt=True, names=_GPT2_NAMES, transposed=True, joint=("qkv_proj",)
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        gpt=True,
+        activation="activation_function",
+        names=_GPT2_NAMES,
+        transposed=True,
+        joint=("qkv_proj",),
     ),
-    "gpt_neo": Family(o_bias=True, mlp_bias=True, gpt=True, names=_GPT_NEO_NAMES),
+    "gpt_neo": Family(o_bias=True, mlp_bias=True, gpt=True, activation="activation_function", names=_GPT_NEO_NAMES),
     "phi3": Family(joint=("qkv_proj", "gate_up_proj")),
     "granite": Family(
         qkv_bias="attention_bias",
         o_bias="attention_bias",
         mlp_bias="mlp_bias",
-        multipliers={"attention_scale": "attention_multiplier"} | {name: name for name in MULTIPLIERS[1:]},
+        multipliers={"attention_scale": attrgetter("attention_multiplier")}
+        | {name: attrgetter(name) for name in MULTIPLIERS[1:]},
     ),
     "olmo2": Family(
         qkv_bias="attention_bias",
         o_bias="attention_bias",
         qk_norm=True,
         joint_qk_norm=True,
-        norms_after=True,
+        norms="after",
         names=_OLMO2_NAMES,
     ),
     "smollm3": Family(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias", rotary="no_rope_layers"),
+    "gemma3_text": Family(
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        qk_norm=True,
+        norms="around",
+        zero_centred_norms=True,
+        multipliers={
+            "attention_scale": lambda config: config.query_pre_attn_scalar**-0.5,
+            "embedding_multiplier": lambda config: config.hidden_size**0.5,
+        },
+        rounds_embedding_multiplier=True,
+        activation="hidden_activation",
+        has_local_layers=True,
+        names=_GEMMA3_NAMES,
+    ),
 }
 
 
@@ -136,8 +178,10 @@ def shape_of(config: Any) -> Shape:
         mlp_bias=decided(family.mlp_bias),
         qk_norm=family.qk_norm,
         joint_qk_norm=family.joint_qk_norm,
-        norms_after=family.norms_after,
-        hidden_act=config.activation_function if family.gpt else config.hidden_act,
+        norm_placement=family.norms,
+        local_layers=tuple(_local_layers(config)),
+        local_window=config.sliding_window if _local_layers(config) else None,
+        hidden_act=getattr(config, family.activation),
         gated=not family.gpt,
         layer_norm=family.gpt,
         positions=config.max_position_embeddings if family.gpt else 0,
@@ -158,13 +202,34 @@ def unrotated_layers(config: Any) -> list[int]:
     return [layer for layer, flag in enumerate(flags) if not flag]
 
 
-def resized(config: Any, rotary: Sequence[bool], kv_heads: int, ffn_width: int) -> Any:
-    """The configuration of the same family with layers of one size, as many as there are flags, which say whether
-    queries and keys are turned there.
+def _local_layers(config: Any) -> list[int]:
+    """The layers of a parent whose attention sees a window of tokens, with positions of their own."""
+    if not FAMILIES[config.model_type].has_local_layers:
+        return []
+    return [layer for layer, kind in enumerate(config.layer_types) if kind == "sliding_attention"]
+
+
+def own_settings(config: Any) -> dict[str, Any]:
+    """What our configuration says beside a shape of how a parent computes, by its names there; `config` may be ours,
+    too."""
+    family = FAMILIES.get(config.model_type)
+    names = ("rope_parameters", "local_rope_parameters", "zero_centred_norms", "rounds_embedding_multiplier")
+    if family is None:
+        return {name: getattr(config, name) for name in names} | multipliers(config)
+    rope = {"rope_parameters": config.rope_parameters} if hasattr(config, "rope_parameters") else {}
+    if family.has_local_layers:
+        kinds = config.rope_parameters
+        rope = {"rope_parameters": kinds["full_attention"], "local_rope_parameters": kinds["sliding_attention"]}
+    flags = {name: getattr(family, name) for name in names[2:]}
+    return rope | flags | multipliers(config)
+
+
+def resized(config: Any, places: Sequence[int], kv_heads: int, ffn_width: int) -> Any:
+    """The configuration of the same family with layers of one size, one in place of each of these parent's layers.
 
     Raises UnsupportedModelError where the family has no other number of KV heads than of heads.
     """
-    family, layers = FAMILIES[config.model_type], len(rotary)
+    family, layers = FAMILIES[config.model_type], len(places)
     is_gpt = family.gpt
     if is_gpt and kv_heads != config.num_attention_heads:
         raise UnsupportedModelError(
@@ -175,9 +240,9 @@ def resized(config: Any, rotary: Sequence[bool], kv_heads: int, ffn_width: int) 
     if not is_gpt:
         changed["num_key_value_heads"] = kv_heads
     if family.rotary:
-        changed[family.rotary] = [int(flag) for flag in rotary]
+        changed[family.rotary] = [getattr(config, family.rotary)[place] for place in places]
     if getattr(config, "layer_types", None) is not None:
-        changed["layer_types"] = ["full_attention"] * layers
+        changed["layer_types"] = [config.layer_types[place] for place in places]
     if config.model_type == "gpt_neo":
         changed |= {"attention_types": [[["global"], layers]], "attention_layers": ["global"] * layers}
     found = deepcopy(config)
@@ -188,7 +253,10 @@ def resized(config: Any, rotary: Sequence[bool], kv_heads: int, ffn_width: int) 
 
 def positions_of(config: Any) -> int:
     """How many tokens of a sequence a parent has positions for: learned ones, or what its rotary ones are made for."""
-    return scaled_positions(int(config.max_position_embeddings), getattr(config, "rope_parameters", None) or {})
+    most, family = int(config.max_position_embeddings), FAMILIES.get(config.model_type)
+    if config.local_rope_parameters if family is None else family.has_local_layers:
+        return most  # Such a family counts those that scaling stretches them to.
+    return scaled_positions(most, getattr(config, "rope_parameters", None) or {})
 
 
 def scaled_positions(most: int, rope: Mapping[str, Any]) -> int:
@@ -217,7 +285,7 @@ def multipliers(config: Any) -> dict[str, float | None]:
         return {name: getattr(config, name) for name in MULTIPLIERS}
     scaled = getattr(config, "scale_attn_weights", config.model_type != "gpt_neo")
     return {"attention_scale": None if scaled else 1.0} | {
-        ours: float(getattr(config, theirs)) for ours, theirs in family.multipliers.items()
+        ours: float(theirs(config)) for ours, theirs in family.multipliers.items()
     }
 
 
@@ -230,14 +298,15 @@ def _check_attention(config: Any) -> None:
         windowed = "local" in config.attention_layers and config.window_size < most
     elif set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         windowed = True
-    if windowed:
+    if windowed and not FAMILIES[config.model_type].has_local_layers:
         raise UnsupportedModelError(
             f"{name}: a parent with sliding-window attention is not supported; full attention is"
         )
     rope = getattr(config, "rope_parameters", None) or {}
-    if (rotated := rope.get("partial_rotary_factor") or 1.0) != 1:
-        raise UnsupportedModelError(f"{name}: heads of which a share of {rotated} is rotated are not supported")
-    for unusual in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+    for each in (rope, *(rope.get(kind) or {} for kind in ("full_attention", "sliding_attention"))):
+        if (rotated := each.get("partial_rotary_factor") or 1.0) != 1:
+            raise UnsupportedModelError(f"{name}: heads of which a share of {rotated} is rotated are not supported")
+    for unusual in _UNUSUAL:
         if getattr(config, unusual, False):
             raise UnsupportedModelError(f"{name}: {unusual} is not supported")
 

@@ -103,7 +103,7 @@ def fit_output(
     a projection with a norm behind it, where what is added is no linear function of it.
     """
     name = kind_of(*choice.subblocks[0]).output_projection
-    if name is None or parent.shape.norms_after:
+    if name is None or parent.shape.norms_output:
         return weights
     layer = variant(parent.model, choice, weights)
     fitting, checking = _Normal(), _Normal()

@@ -1,6 +1,7 @@
 """Every kind there is, written out. Adding one is a file of its own and a line here."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -105,10 +106,20 @@ def choice_touched(choice: Choice, shape: Shape, tokens: int) -> float:
 def choice_kv_values(choice: Choice, shape: Shape, context: int) -> int:
     """Numbers, keys and values together, that the cache of one sequence of `context` tokens holds."""
     total = 0
-    for role, subblock in choice.subblocks:
-        kind = kind_of(role, subblock)
-        total += 2 * kind.kv_heads(subblock, shape) * shape.head_dim * kind.cached_tokens(subblock, context)
+    for part in choice.parts:
+        assert isinstance(part.what, Subblock)
+        kind, window = kind_of(part.role, part.what), shape.window(part.layer)
+        seen = context if window is None else min(context, window - 1)
+        total += 2 * kind.kv_heads(part.what, shape) * shape.head_dim * kind.cached_tokens(part.what, seen)
     return total
+
+
+def mean_kv_values(choice: Choice, shape: Shape, context: int) -> int:
+    """The same of what may stand in any layer: the mean over the parent's layers, rounded up."""
+    if not shape.local_layers:
+        return choice_kv_values(choice, shape, context)
+    values = [choice_kv_values(replace(choice, layer=layer), shape, context) for layer in range(shape.layers)]
+    return -(-sum(values) // shape.layers)
 
 
 def control(subblock: Subblock, shape: Shape) -> Subblock | None:
@@ -116,18 +127,21 @@ def control(subblock: Subblock, shape: Shape) -> Subblock | None:
     kind = kind_of("ffn", subblock)
     if not kind.is_sparse:
         return None
-    width = (kind.touched(subblock, shape, 1) - shape.norm_parameters) / (shape.ffn_matrices * shape.hidden)
+    width = (kind.touched(subblock, shape, 1) - shape.subblock_norm_parameters) / (shape.ffn_matrices * shape.hidden)
     return Subblock("ffn", str(min(shape.ffn_width, max(1, round(width)))))
 
 
-def layer_config(block: Block) -> dict[str, Any]:
-    """The `per_layer_config` entry of a child's layer that is `block`."""
+def layer_config(block: Block, window: int | None = None) -> dict[str, Any]:
+    """The `per_layer_config` entry of a child's layer that is `block`. `window`: so many tokens are seen by the
+    attention of the parent's layer in its place, and by this one at most; None: all."""
     entries: dict[str, Any] = {}
     skipped: list[str] = []
     for role, subblock in Choice(0, "block", block).subblocks:
         asked = kind_of(role, subblock).layer_config(subblock)
         skipped += asked.pop("skip", [])
         entries |= asked
+    if window is not None and kind_of("attention", block.attention).keeps_cache:
+        entries["sliding_window"] = min(window, entries.get("sliding_window", window))
     return entries | {"skip": skipped}
 
 

@@ -18,11 +18,12 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRotaryEmbedding
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from blocklib.kinds import ATTENTION_MODULES, FFN_MODULES
+from blocklib.norms import new_norm
 from blocklib.tables import LogitHead
 
 # transformers called the cache `past_key_values` before 5.24. Its own functions and outputs take the name of the time.
@@ -36,7 +37,11 @@ class PuzzleNasConfig(LlamaConfig):
     adds to its output. `rotary`: its queries and keys are turned by their positions; `unrotated_layers` are those of
     the parent's layers where they are not, as in SmolLM3. `attention_scale` None: the inverse root of the head size.
     The embedded tokens are multiplied by `embedding_multiplier`, whatever a subblock adds by `residual_multiplier`, and
-    logits are divided by `logits_scaling`, as in Granite. `norms_after` and `joint_qk_norm` are as in `Shape`.
+    logits are divided by `logits_scaling`, as in Granite. `norm_placement` and `joint_qk_norm` are as in `Shape`.
+
+    As in Gemma 3, the attention of `local_layers`, of the parent's, sees `local_window` tokens, with positions by
+    `local_rope_parameters`; `local` marks a child's layer in place of one. `zero_centred_norms`: norms multiply by 1 +
+    their weight. `rounds_embedding_multiplier`: it is rounded to the type that is computed in, before it multiplies.
     """
 
     model_type = "puzzle_nas"
@@ -57,7 +62,13 @@ class PuzzleNasConfig(LlamaConfig):
     o_bias: bool = False
     qk_norm: bool = False
     joint_qk_norm: bool = False
-    norms_after: bool = False
+    norm_placement: str = "before"
+    zero_centred_norms: bool = False
+    rounds_embedding_multiplier: bool = False
+    local: bool = False
+    local_layers: list[int] = field(default_factory=list)
+    local_window: int | None = None
+    local_rope_parameters: dict[str, Any] | None = None
     gated_ffn: bool = True
     layer_norm: bool = False
     learned_positions: bool = False
@@ -83,21 +94,36 @@ def layer_type(layer_config: Any) -> str:
     return "full_attention" if layer_config.sliding_window is None else "sliding_attention"
 
 
-def new_norm(config: Any) -> nn.Module:
-    """A norm of the layout's kind over the hidden size."""
-    if config.layer_norm:
-        return nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
-    return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-
 def multiplied(states: torch.Tensor, factor: float) -> torch.Tensor:
     """The states times a constant of the model; the states themselves where it is 1."""
     return states if factor == 1 else states * factor
 
 
+def multiplied_embedding(states: torch.Tensor, config: Any) -> torch.Tensor:
+    """Embedded tokens times the model's constant for them."""
+    factor = config.embedding_multiplier
+    if config.rounds_embedding_multiplier:
+        factor = torch.tensor(factor, dtype=states.dtype).item()
+    return multiplied(states, factor)
+
+
+def local_rotary(config: Any) -> LlamaRotaryEmbedding:
+    """The positions of local layers."""
+    kept = {"head_dim": config.head_dim, "max_position_embeddings": config.max_position_embeddings}
+    return LlamaRotaryEmbedding(config=LlamaConfig(rope_parameters=config.local_rope_parameters, **kept))
+
+
+def norms_around(
+    placement: str, norm: nn.Module, output_norm: nn.Module | None
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """The norm before a subblock and the one behind it, either of which may be absent."""
+    return (None, norm) if placement == "after" else (norm, output_norm)
+
+
 class PuzzleNasLayer(GradientCheckpointingLayer):
-    """One block: x + attention(norm(x)), then x + ffn(norm(x)); either part may be absent. With `norms_after` it is
-    x + norm(attention(x)), then x + norm(ffn(x)), with the norms by the same names.
+    """One block: x + attention(norm(x)), then x + ffn(norm(x)); either part may be absent. With norms "after" it is
+    x + norm(attention(x)), then x + norm(ffn(x)), with the norms by the same names, and with norms "around"
+    x + output_norm(attention(norm(x))), then x + output_norm(ffn(norm(x))).
 
     Given `entering`, it reads that, and adds what it would to `hidden_states`.
     """
@@ -108,30 +134,37 @@ class PuzzleNasLayer(GradientCheckpointingLayer):
         self.config = config
         self.attends = layer_type(config) != "moe"
         self.window = config.sliding_window if self.attends else None
-        self.norms_after, self.residual_multiplier = config.norms_after, config.residual_multiplier
+        self.norm_placement, self.residual_multiplier = config.norm_placement, config.residual_multiplier
         self.self_attn, self.mlp = None, None
+        self.attention_output_norm, self.mlp_output_norm = None, None
+        has_both = config.norm_placement == "around"
         if "attention" not in skipped:
             self.input_layernorm = new_norm(config)
             self.self_attn = ATTENTION_MODULES[config.attention_kind](config, layer_idx)
+            self.attention_output_norm = new_norm(config) if has_both else None
         if "mlp" not in skipped:
             self.post_attention_layernorm = new_norm(config)
             self.mlp = FFN_MODULES[config.ffn_kind](config)
+            self.mlp_output_norm = new_norm(config) if has_both else None
 
     def attended(self, residual: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The attention's part of the next residual, from the residual that enters it."""
-        return self._added(self.self_attn, self.input_layernorm, residual, **kwargs)
+        norms = norms_around(self.norm_placement, self.input_layernorm, self.attention_output_norm)
+        return self._added(self.self_attn, norms, residual, **kwargs)
 
     def fed_forward(self, residual: torch.Tensor) -> torch.Tensor:
         """The FFN's part of the next residual, from the residual that enters it."""
-        return self._added(self.mlp, self.post_attention_layernorm, residual)
+        norms = norms_around(self.norm_placement, self.post_attention_layernorm, self.mlp_output_norm)
+        return self._added(self.mlp, norms, residual)
 
     def ffn_input(self, residual: torch.Tensor) -> torch.Tensor:
         """The input of the FFN, from the residual that enters it."""
-        return residual if self.norms_after else self.post_attention_layernorm(residual)
+        return residual if self.norm_placement == "after" else self.post_attention_layernorm(residual)
 
-    def _added(self, subblock: Any, norm: nn.Module, residual: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        added = norm(subblock(residual, **kwargs)) if self.norms_after else subblock(norm(residual), **kwargs)
-        return multiplied(added, self.residual_multiplier)
+    def _added(self, subblock: Any, norms: Any, residual: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        before, behind = norms
+        added = subblock(residual if before is None else before(residual), **kwargs)
+        return multiplied(added if behind is None else behind(added), self.residual_multiplier)
 
     def forward(self, hidden_states: torch.Tensor, entering: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         left = hidden_states if entering is None else entering
@@ -166,17 +199,33 @@ class PuzzleNasModel(PuzzleNasPreTrainedModel, LlamaModel):
         if config.learned_positions:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         else:
-            self.rotary_emb = LlamaRotaryEmbedding(config=config)
+            self.make_rotary()
         self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def make_rotary(self, device: torch.device | None = None) -> None:
+        """Make what computes rotary tables, which holds no weight, anew on a device; None: the default one."""
+        self.rotary_emb = LlamaRotaryEmbedding(config=self.config).to(device)
+        if self.config.local_layers:
+            self.local_rotary_emb = local_rotary(self.config).to(device)
+
+    def rotary_tables(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """Cosines and sines of rotary positions, and behind them those of local layers, if there are any; None where
+        positions are learned. All are [B, T, head size], in the type of the states."""
+        if self.config.learned_positions:
+            return None
+        tables = tuple(self.rotary_emb(hidden_states, position_ids=position_ids))
+        if self.config.local_layers:
+            tables += tuple(self.local_rotary_emb(hidden_states, position_ids=position_ids))
+        return tables
 
     def placed(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Embedded tokens, multiplied, with their positions added, and the rotary tables; None where positions are
         learned."""
-        hidden_states = multiplied(hidden_states, self.config.embedding_multiplier)
+        hidden_states = multiplied_embedding(hidden_states, self.config)
         if self.config.learned_positions:
             return hidden_states + self.embed_positions(position_ids), None
-        return hidden_states, self.rotary_emb(hidden_states, position_ids=position_ids)
+        return hidden_states, self.rotary_tables(hidden_states, position_ids)
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]

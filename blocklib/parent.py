@@ -21,7 +21,7 @@ from blocklib.block import Architecture, Choice
 from blocklib.checkpoint import bytes_of_a_number, inspect
 from blocklib.compute_dtype import compute_in
 from blocklib.errors import CheckpointError
-from blocklib.families import MULTIPLIERS, multipliers, unrotated_layers
+from blocklib.families import MULTIPLIERS, own_settings, unrotated_layers
 from blocklib.hub import folder_of
 from blocklib.kind import Weights
 from blocklib.kinds import layer_config, parent_architecture
@@ -193,8 +193,10 @@ def own_shape(config: PuzzleNasConfig) -> Shape:
         gated=config.gated_ffn,
         layer_norm=config.layer_norm,
         positions=config.max_position_embeddings if config.learned_positions else 0,
-        norms_after=config.norms_after,
+        norm_placement=config.norm_placement,
         joint_qk_norm=config.joint_qk_norm,
+        local_layers=tuple(config.local_layers),
+        local_window=config.local_window,
     )
 
 
@@ -205,8 +207,15 @@ def own_steps(config: PuzzleNasConfig) -> dict[str, Any]:
         "unrotated_layers": [],
         "norms_after": False,
         "joint_qk_norm": False,
+        "norms_around": False,
+        "zero_centred_norms": False,
+        "rounds_embedding_multiplier": False,
+        "local_layers": [],
+        "local_window": None,
+        "local_rope_parameters": None,
     }
-    found = {name: getattr(config, name) for name in defaults}
+    placements = {f"norms_{place}": config.norm_placement == place for place in ("after", "around")}
+    found = {name: placements[name] if name in placements else getattr(config, name) for name in defaults}
     return {name: value for name, value in found.items() if value != defaults[name]}
 
 
@@ -214,7 +223,7 @@ def child_config(config: Any, architecture: Architecture, shape: Shape, first: i
     """The configuration of `architecture`, everything else as `config` (the parent's, of any family) has it. `first` is
     the parent's layer that it starts at."""
     kept = ("max_position_embeddings", "initializer_range", "rms_norm_eps", "pad_token_id", "bos_token_id",
-            "eos_token_id", "rope_parameters", "attention_dropout", "dtype")  # fmt: skip
+            "eos_token_id", "attention_dropout", "dtype")  # fmt: skip
     unrotated, placed = unrotated_layers(config), zip(architecture.placed(), architecture.joined(), strict=True)
     values: dict[str, Any] = dict(
         unrotated_layers=unrotated,
@@ -231,18 +240,25 @@ def child_config(config: Any, architecture: Architecture, shape: Shape, first: i
         mlp_bias=shape.mlp_bias,
         qk_norm=shape.qk_norm,
         joint_qk_norm=shape.joint_qk_norm,
-        norms_after=shape.norms_after,
+        norm_placement=shape.norm_placement,
+        local_layers=list(shape.local_layers),
+        local_window=shape.local_window,
         hidden_act=shape.hidden_act,
         gated_ffn=shape.gated,
         layer_norm=shape.layer_norm,
         learned_positions=shape.positions > 0,
         tie_word_embeddings=shape.tied and not architecture.has_own_head,
         per_layer_config={
-            index: layer_config(block) | {"parallel": joined, "rotary": first + start not in unrotated}
+            index: layer_config(block, shape.window(first + start))
+            | {
+                "parallel": joined,
+                "rotary": first + start not in unrotated,
+                "local": shape.window(first + start) is not None,
+            }
             for index, ((start, block), joined) in enumerate(placed)
         },
         **{name: getattr(config, name) for name in kept if hasattr(config, name)},
-        **multipliers(config),
+        **own_settings(config),
     )
     if hasattr(config, "layer_norm_epsilon"):
         values["rms_norm_eps"] = config.layer_norm_epsilon
@@ -255,8 +271,8 @@ def model_with(config: PuzzleNasConfig, weights: Weights) -> PuzzleNasForCausalL
         model: PuzzleNasForCausalLM = PuzzleNasForCausalLM._from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
     model.load_state_dict(weights, strict=True, assign=True)
     if not config.learned_positions:
-        # Buffers are not in the state dict, so the rotary table is built anew, off the meta device.
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+        # Buffers are not in the state dict, so the rotary tables are built anew, off the meta device.
+        model.model.make_rotary()
     model.tie_weights()
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
@@ -271,7 +287,7 @@ def computing(
     not have the type of its products."""
     running = model_with(model.config, model.state_dict())
     if not model.config.learned_positions:
-        running.model.rotary_emb.to(device=running.device)  # Its table is no weight.
+        running.model.make_rotary(running.device)  # Its tables are no weights.
     compute_in(dtype, running, running.device, matrix_type(products, dtype))
     return multiply_in(products, running)
 

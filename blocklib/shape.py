@@ -1,6 +1,6 @@
 """The sizes every cost formula needs, read off a model's configuration. Knows no weights and imports no torch."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -10,8 +10,9 @@ class Shape:
 
     `gated`: the FFN is down(act(gate(x)) * up(x)), else down(act(up(x))). `layer_norm`: norms subtract the mean and add
     a bias, else they are RMS norms. `positions` is how many learned positions there are; 0: they are rotary.
-    `norms_after`: an attention and an FFN read the residual as it is, and what they add is normed. `joint_qk_norm`: the
-    queries of all heads have one norm, and so have the keys.
+    `norm_placement`: "before": an attention and an FFN read the normed residual; "after": they read it as it is, and
+    what they add is normed; "around": both are normed. `joint_qk_norm`: the queries of all heads have one norm, and so
+    have the keys. The attention of `local_layers` sees the last `local_window` tokens.
     """
 
     layers: int
@@ -31,8 +32,10 @@ class Shape:
     layer_norm: bool = False
     positions: int = 0
     # Not shown, so that the digests of parents without them do not change.
-    norms_after: bool = field(default=False, repr=False)
+    norm_placement: str = field(default="before", repr=False)
     joint_qk_norm: bool = field(default=False, repr=False)
+    local_layers: tuple[int, ...] = field(default=(), repr=False)
+    local_window: int | None = field(default=None, repr=False)
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -40,9 +43,32 @@ class Shape:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
 
     @property
+    def written(self) -> dict[str, Any]:
+        """As a table of costs holds it, in JSON's values: earlier tables say `norms_after` for "after"."""
+        return asdict(self) | {
+            "norms_after": self.norm_placement == "after",
+            "local_layers": list(self.local_layers),
+        }
+
+    @property
     def norm_parameters(self) -> int:
         """The parameters of one norm."""
         return self.hidden * (2 if self.layer_norm else 1)
+
+    @property
+    def subblock_norm_parameters(self) -> int:
+        """The parameters of the norms of one subblock."""
+        return self.norm_parameters * (2 if self.norm_placement == "around" else 1)
+
+    @property
+    def norms_output(self) -> bool:
+        """Whether what a subblock adds is normed, so that it is no linear function of its last projection."""
+        return self.norm_placement != "before"
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens the attention of a parent's layer sees; None: all. A model of more layers than the parent, as
+        it is built for timing, has the parent's again and again."""
+        return self.local_window if layer % self.layers in self.local_layers else None
 
     @property
     def ffn_matrices(self) -> int:

@@ -17,7 +17,7 @@ from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
 from blocklib.parent import child_config, own_shape
 from blocklib.products import multiply_in, products_of
 
-Rotary = tuple[Tensor, Tensor] | None
+Rotary = tuple[Tensor, ...] | None
 Variant = PuzzleNasLayer | nn.ModuleList
 """A layer, or several in parallel."""
 
@@ -43,10 +43,8 @@ def embed(model: PuzzleNasForCausalLM, ids_BT: Tensor, table_VD: Tensor | None =
 
 def rotary(model: PuzzleNasForCausalLM, hidden_BTD: Tensor) -> Rotary:
     """The rotary tables of positions 0 to T - 1; None where positions are learned."""
-    if model.config.learned_positions:
-        return None
     positions = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device).unsqueeze(0)
-    tables: Rotary = model.model.rotary_emb(hidden_BTD, position_ids=positions)
+    tables: Rotary = model.model.rotary_tables(hidden_BTD, positions)
     return tables
 
 

@@ -6,7 +6,7 @@ an expectation, as if each chose for itself.
 
 from blocklib.block import Architecture, Choice
 from blocklib.formats.gguf import gguf_bytes, gguf_embedding_bytes, gguf_fixed_bytes, gguf_head_bytes
-from blocklib.kinds import choice_kv_values, choice_parameters, choice_touched
+from blocklib.kinds import choice_kv_values, choice_parameters, choice_touched, mean_kv_values
 from blocklib.shape import Shape
 from cost_models.cost import ZERO, Cost
 from cost_models.scenario import Scenario
@@ -14,19 +14,28 @@ from cost_models.scenario import Scenario
 
 def choice_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
     """The bytes that `choice` holds and reads in a child of a parent of this shape, its norms included."""
+    return _cost(choice, shape, scenario, choice_kv_values(choice, shape, scenario.context_tokens))
+
+
+def mean_cost(choice: Choice, shape: Shape, scenario: Scenario) -> Cost:
+    """The same of what may stand in any layer: its cache is the mean over the parent's layers, where some of them see a
+    window of tokens only."""
+    return _cost(choice, shape, scenario, mean_kv_values(choice, shape, scenario.context_tokens))
+
+
+def _cost(choice: Choice, shape: Shape, scenario: Scenario, kv_values: int) -> Cost:
     if choice.is_table:
         return table_cost(choice, shape, scenario)
     parameters, held = choice_parameters(choice, shape), stored_bytes(choice, shape, scenario)
     size = held / parameters if parameters else 0.0
     prompts = scenario.batch * scenario.prompt_tokens
-    cached = choice_kv_values(choice, shape, scenario.context_tokens)
     return Cost(
         parameters=parameters,
         active_parameters=round(choice_touched(choice, shape, 1)),
         weight_bytes=held,
         prefill_bytes=round(choice_touched(choice, shape, prompts) * size),
         decode_bytes=round(choice_touched(choice, shape, scenario.batch) * size),
-        cache_bytes=scenario.cache_bytes(cached * scenario.batch),
+        cache_bytes=scenario.cache_bytes(kv_values * scenario.batch),
     )
 
 

@@ -1,6 +1,7 @@
 """Which subblocks run alike, so that each thing that runs is timed once.
 
 All layers of a parent share one shape, so where a subblock stands makes no difference, and a fused run is one wide FFN.
+Where some of its layers see a window of tokens, stacks have them in the parent's order: a cost is the mean over layers.
 A precision does make one, and so does the type of keys and values, to attention that keeps any. Knows the names of
 things only; it does not time them.
 """

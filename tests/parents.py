@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoConfig,
     GraniteConfig,
@@ -50,6 +51,21 @@ MULTIPLIERS: dict[str, float] = {
     "residual_multiplier": 0.7,
     "logits_scaling": 0.6,
 }
+# A window shorter than any text, positions that differ, and a scale that is not that of the head size.
+GEMMA3: dict[str, Any] = {
+    "head_dim": 8,
+    "query_pre_attn_scalar": 24,
+    "attention_bias": True,
+    "tie_word_embeddings": True,
+    "sliding_window": 5,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+    },
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
 # Eight heads of eight are twice the hidden size: nothing may take one for the other.
 FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "llama": lambda **sizes: LlamaConfig(**SIZES | {"head_dim": 8, "attention_bias": True, "mlp_bias": True} | sizes),
@@ -64,6 +80,7 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     "olmo2": lambda **sizes: Olmo2Config(
         **SIZES | {"attention_bias": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | sizes
     ),
+    "gemma3_text": lambda **sizes: Gemma3TextConfig(**SIZES | GEMMA3 | {"layer_types": _every_third(sizes)} | sizes),
     "gpt2": lambda **sizes: GPT2Config(**_gpt(n_inner=48, **sizes)),
     "gpt_neo": lambda **sizes: GPTNeoConfig(
         **_gpt(intermediate_size=48, attention_types=[[["global", "local"], 3]], window_size=64, **sizes)
@@ -73,6 +90,14 @@ GPT = ("gpt2", "gpt_neo")
 """The families of GPT-2's layout."""
 UP_TO_ROUNDING = (*GPT, "phi3", "olmo2")
 """Those that store matrices the other way round or joined, or compute attention otherwise, or round norms later."""
+UNFUSED = ("olmo2", "gemma3_text")
+"""Those with norms behind FFNs."""
+
+
+def _every_third(sizes: dict[str, Any]) -> list[str]:
+    """The types of layers of which every third sees all tokens."""
+    layers = range(1, sizes.get("num_hidden_layers", SIZES["num_hidden_layers"]) + 1)
+    return ["sliding_attention" if layer % 3 else "full_attention" for layer in layers]
 
 
 def _gpt(**sizes: Any) -> dict[str, Any]:
@@ -87,7 +112,7 @@ EVERY_KIND = "skip+ffn48 kv2+ffn16 linear+linear skip+skip kv1+fuse(ffn48,ffn24)
 
 def every_kind(family: str) -> str:
     """`EVERY_KIND` as far as a family has it: FFNs with norms behind them cannot be fused."""
-    return EVERY_KIND.replace("kv1+fuse(ffn48,ffn24)", "kv1+ffn24 skip+ffn48") if family == "olmo2" else EVERY_KIND
+    return EVERY_KIND.replace("kv1+fuse(ffn48,ffn24)", "kv1+ffn24 skip+ffn48") if family in UNFUSED else EVERY_KIND
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:

@@ -334,7 +334,7 @@ def test_code_of_another_family_is_refused(folder: Path, monkeypatch: pytest.Mon
     configure(folder, model_type="nemotron-nas", architectures=["DeciLMForCausalLM"])
     said = refused(folder)
     assert "model_type 'nemotron-nas' is not of a supported family; its own code (auto_map) is not run" in said
-    assert "supported: gpt2, gpt_neo, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3" in said
+    assert "supported: gemma3_text, gpt2, gpt_neo, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3" in said
     assert not ran.exists()
 
 

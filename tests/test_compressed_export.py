@@ -106,7 +106,8 @@ def test_every_subblock_has_its_own_precision(parent: Parent, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("precision", "family"), [("fp8", "llama"), ("int4", "qwen3"), ("fp8", "olmo2"), ("int4", "granite")]
+    ("precision", "family"),
+    [("fp8", "llama"), ("int4", "qwen3"), ("fp8", "olmo2"), ("int4", "granite"), ("fp8", "gemma3_text")],
 )
 def test_a_plain_child_loads_with_no_flag_and_no_code(precision: str, family: str, tmp_path: Path) -> None:
     random_model(FAMILIES[family](**SIZES)).save_pretrained(tmp_path / "parent")

@@ -5,11 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from parents import FAMILIES, random_model
+from parents import FAMILIES, UNFUSED, random_model
 from searches import job, nas, parent_folder
 
 REFUSED = {
     "granite": {"decilm": "DeciLM engines have no multipliers of embedding, attention, residual or logits"},
+    "gemma3_text": {
+        "decilm": "DeciLM engines have no norms behind attention and FFN",
+        "gguf": "no architecture of llama.cpp carries layers of any size whose FFN has activation gelu_pytorch_tanh",
+    },
     "olmo2": {
         "decilm": "DeciLM engines have no norms behind attention and FFN",
         "gguf": "no architecture of llama.cpp carries norms behind attention and FFN",
@@ -47,7 +51,7 @@ def test_a_format_that_cannot_carry_a_family_is_refused_before_any_work(
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_search_ends_and_its_child_is_exported(family: str, tmp_path: Path) -> None:
     parent, home = random_folder(family, tmp_path / "parent"), tmp_path / "home"
-    fuse = None if family == "olmo2" else {"longest": 2}
+    fuse = None if family in UNFUSED else {"longest": 2}
     space = {"attention": ["kv50%", "skip"], "ffn": ["50%", "linear"], "fuse": fuse, "drop_blocks": True}
     done = nas(home, "search", job(tmp_path, parent=str(parent), space=space, export={"out": str(tmp_path / "hf")}))
     assert done.returncode == 0, done.stdout + done.stderr

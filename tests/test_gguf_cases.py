@@ -192,6 +192,7 @@ def test_a_wrong_file_is_noticed(tmp_path: Path) -> None:
         ("qwen3", {"attention_bias": True}, "L1.ffn=ffn64", "biases in a model with norms of queries"),
         ("qwen3", {"rope_parameters": LLAMA3}, "L1.ffn=ffn64", "llama3 scaling in a model with norms"),
         ("smollm3", {}, "L0.ffn=ffn96", "layers whose attention has no positions"),
+        ("gemma3_text", {}, "L0.ffn=ffn96", "layers of any size whose FFN has activation gelu_pytorch_tanh"),
         ("granite", {}, "L1.ffn=ffn64@q8_0", "L1.ffn=ffn64@q8_0: .* no part can have a precision of its own: leave"),
     ],
 )

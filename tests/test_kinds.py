@@ -108,7 +108,8 @@ def test_a_linear_ffn_is_down_times_up(family: str) -> None:
     normed = layer.ffn_input(residual(parent))
     up = torch.nn.functional.linear(normed, own["mlp.up_proj.weight"], own.get("mlp.up_proj.bias"))
     expected = torch.nn.functional.linear(up, own["mlp.down_proj.weight"], own.get("mlp.down_proj.bias"))
-    expected = layer.post_attention_layernorm(expected) if parent.shape.norms_after else expected
+    behind = layer.mlp_output_norm if family == "gemma3_text" else layer.post_attention_layernorm
+    expected = behind(expected) if parent.shape.norms_output else expected
     expected = expected * parent.config.residual_multiplier
     torch.testing.assert_close(output(parent, choice, found, residual(parent)), expected, rtol=1e-4, atol=1e-4)
 
@@ -151,7 +152,9 @@ def test_linear_attention_is_attention_to_oneself(family: str) -> None:
     assert parent.shape.kv_heads < parent.shape.heads or family in GPT
     choice = Choice.parse("L3.attention=linear")
     weights = first_weights(choice, layers_of(parent, choice), parent.shape)
-    assert ("self_attn.linear_attn.bias" in weights) == (family in ("llama", "qwen2", "granite", "olmo2", *GPT))
+    assert ("self_attn.linear_attn.bias" in weights) == (
+        family in ("llama", "qwen2", "granite", "olmo2", "gemma3_text", *GPT)
+    )
     entering = residual(parent, batch=5, tokens=1)
     expected = parents_own(parent, 6, entering)
     torch.testing.assert_close(output(parent, choice, weights, entering), expected, rtol=1e-4, atol=1e-4)

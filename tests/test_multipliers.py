@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from parents import FAMILIES, MULTIPLIERS, child_of, logits, parent_from, random_ids, random_model, random_parent
+from parents import (
+    FAMILIES,
+    GEMMA3,
+    MULTIPLIERS,
+    child_of,
+    logits,
+    parent_from,
+    random_ids,
+    random_model,
+    random_parent,
+)
 from test_heal import losses
 
 from blocklib.formats.folded import folded, has_multipliers
@@ -72,8 +82,18 @@ def test_keys_hold_steps_that_a_llama_has_not() -> None:
     assert own_steps(random_parent("granite").config) == {name: MULTIPLIERS[name] for name in list(MULTIPLIERS)[1:]}
     assert own_steps(random_parent("smollm3").config) == {"unrotated_layers": [1, 3, 5]}
     assert own_steps(random_parent("olmo2").config) == {"norms_after": True, "joint_qk_norm": True}
+    assert own_steps(random_parent("gemma3_text").config) == {
+        "embedding_multiplier": 32**0.5,
+        "norms_around": True,
+        "zero_centred_norms": True,
+        "rounds_embedding_multiplier": True,
+        "local_layers": [0, 1, 3, 4],
+        "local_window": 5,
+        "local_rope_parameters": GEMMA3["rope_parameters"]["sliding_attention"],
+    }
     shape = random_parent("olmo2").shape
-    assert vars(shape).keys() - shape.sizes.keys() == {"norms_after", "joint_qk_norm"}
+    later = {"norm_placement", "joint_qk_norm", "local_layers", "local_window"}
+    assert vars(shape).keys() - shape.sizes.keys() == later
 
 
 @pytest.mark.parametrize("tied", [False, True])

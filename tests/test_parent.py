@@ -62,7 +62,7 @@ def test_logits_are_those_of_the_familys_own_class(family: str, dtype: torch.dty
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     parent = load_parent(str(tmp_path), dtype)
     ids = random_ids(parent, tokens=20)
-    assert type(theirs).__name__.lower().startswith(family.replace("_", ""))
+    assert type(theirs).__name__.lower().startswith(family.removesuffix("_text").replace("_", ""))
     if family in UP_TO_ROUNDING and (family != "olmo2" or dtype == torch.bfloat16):
         tolerance = {"rtol": 0.02, "atol": 0.1} if dtype == torch.bfloat16 else {}
         torch.testing.assert_close(logits(parent.model, ids), logits(theirs, ids), **tolerance)
@@ -89,12 +89,15 @@ def test_shape_is_read_off(family: str) -> None:
     shape, gpt = random_parent(family).shape, family in GPT
     assert (shape.layers, shape.hidden, shape.heads, shape.ffn_width) == (6, 32, 8, 48)
     assert shape.kv_heads == (8 if gpt else 4)
-    biased = ("llama", "granite", "olmo2")
+    biased = ("llama", "granite", "olmo2", "gemma3_text")
     assert shape.head_dim == (4 if gpt or family in ("qwen2", "phi3", "granite", "smollm3", "olmo2") else 8)
-    assert shape.tied == (family == "qwen2")
+    assert shape.tied == (family in ("qwen2", "gemma3_text"))
     assert (shape.qkv_bias, shape.o_bias) == (family in (*biased, "qwen2", "gpt2"), gpt or family in biased)
-    assert (shape.mlp_bias, shape.qk_norm) == (gpt or family == "llama", family in ("qwen3", "olmo2"))
-    assert (shape.joint_qk_norm, shape.norms_after) == (family == "olmo2", family == "olmo2")
+    assert (shape.mlp_bias, shape.qk_norm) == (gpt or family == "llama", family in ("qwen3", "olmo2", "gemma3_text"))
+    assert shape.joint_qk_norm == (family == "olmo2")
+    assert shape.norm_placement == {"olmo2": "after", "gemma3_text": "around"}.get(family, "before")
+    local = ((0, 1, 3, 4), 5) if family == "gemma3_text" else ((), None)
+    assert (shape.local_layers, shape.local_window) == local
     assert (shape.gated, shape.layer_norm, shape.positions) == (not gpt, gpt, 64 if gpt else 0)
 
 
@@ -117,7 +120,8 @@ def test_the_parents_architecture() -> None:
 
 def test_a_model_of_another_layout_is_refused() -> None:
     message = (
-        "BloomConfig .*'bloom'.* supported: gpt2, gpt_neo, granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3"
+        "BloomConfig .*'bloom'.* supported: gemma3_text, gpt2, gpt_neo, granite, llama, mistral, olmo2, phi3, qwen2, "
+        "qwen3, smollm3"
     )
     with pytest.raises(UnsupportedModelError, match=message):
         shape_of(BloomConfig())
@@ -210,7 +214,7 @@ def test_a_folder_without_weights(folder: Path) -> None:
 def test_a_configuration_of_another_family(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bloom"}))
-    with pytest.raises(UnsupportedModelError, match="supported: gpt2"):
+    with pytest.raises(UnsupportedModelError, match="supported: gemma3_text"):
         load_parent(str(folder))
 
 
@@ -231,7 +235,7 @@ def test_the_digest_knows_what_no_weight_shows() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3", "gemma3_text"])
 def test_a_parent_travels_as_its_files(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """What a worker gets is small, and the same model to the bit: in float32, on weights of the files' own type."""
     random_model(FAMILIES[family]()).to(dtype).save_pretrained(tmp_path)

@@ -72,7 +72,7 @@ def test_decilm_refuses_them() -> None:
 
 
 def test_a_resized_configuration_lists_those_that_are_left() -> None:
-    config = resized(FAMILIES["smollm3"](), [True, False, False], 2, 16)
+    config = resized(FAMILIES["smollm3"](), [0, 1, 3], 2, 16)
     assert (config.num_hidden_layers, config.no_rope_layers) == (3, [1, 0, 0])
     assert replace(shape_of(config), layers=6) != shape_of(FAMILIES["smollm3"]())
 

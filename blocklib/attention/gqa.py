@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from blocklib.block import Subblock
 from blocklib.errors import SubblockError
 from blocklib.kind import Kind, ParentLayer
+from blocklib.norms import rms_norm
 from blocklib.shape import Shape
 
 
 class GroupedQueryAttention(nn.Module):
     """Causal attention. It uses a sliding window if the layer has one, and rotary positions if the layer has them and
-    it is given tables. The configuration decides on biases and per-head query/key norms.
+    it is given tables: the first two, or in a local layer the last two. The configuration decides on biases and
+    per-head query/key norms.
     """
 
     def __init__(self, config: Any, layer_idx: int):
@@ -34,7 +36,7 @@ class GroupedQueryAttention(nn.Module):
         self.sliding_window = config.sliding_window
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.rotary = config.rotary
+        self.rotary, self.local = config.rotary, config.local
         query_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
@@ -42,13 +44,13 @@ class GroupedQueryAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.o_bias)
         self.joint_qk_norm = config.joint_qk_norm
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(query_size if config.joint_qk_norm else self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(kv_size if config.joint_qk_norm else self.head_dim, eps=config.rms_norm_eps)
+            self.q_norm = rms_norm(config, query_size if config.joint_qk_norm else self.head_dim)
+            self.k_norm = rms_norm(config, kv_size if config.joint_qk_norm else self.head_dim)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        position_embeddings: tuple[torch.Tensor, ...] | None,
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
@@ -64,7 +66,8 @@ class GroupedQueryAttention(nn.Module):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         if self.rotary and position_embeddings is not None:
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            cosines, sines = position_embeddings[-2:] if self.local else position_embeddings[:2]
+            query, key = apply_rotary_pos_emb(query, key, cosines, sines)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         elif attention_mask is None and self.sliding_window is not None:
@@ -119,7 +122,7 @@ class GroupedQuery(Kind):
         matrices = shape.hidden * (2 * query + 2 * kv)
         biases = shape.qkv_bias * (query + 2 * kv) + shape.o_bias * shape.hidden
         normed = query + kv if shape.joint_qk_norm else 2 * shape.head_dim
-        return matrices + biases + shape.qk_norm * normed + shape.norm_parameters
+        return matrices + biases + shape.qk_norm * normed + shape.subblock_norm_parameters
 
     def kv_heads(self, subblock: Subblock, shape: Shape) -> int:
         return subblock.number
@@ -129,7 +132,7 @@ class GroupedQuery(Kind):
         weights = {
             name: tensor
             for name, tensor in layer.weights.items()
-            if name.startswith(("self_attn.", "input_layernorm."))
+            if name.startswith(("self_attn.", "input_layernorm.", "attention_output_norm."))
         }
         for module in ("k_proj", "v_proj", *(("k_norm",) if shape.joint_qk_norm else ())):
             for part in ("weight", "bias"):

@@ -41,12 +41,13 @@ class LinearAttentionKind(Kind):
         return {"attention_kind": "linear"}
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
-        return shape.hidden * (shape.hidden + (shape.qkv_bias or shape.o_bias)) + shape.norm_parameters
+        return shape.hidden * (shape.hidden + (shape.qkv_bias or shape.o_bias)) + shape.subblock_norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers
         output_DQ = layer.weights["self_attn.o_proj.weight"].float()
-        weights = {name: tensor for name, tensor in layer.weights.items() if name.startswith("input_layernorm.")}
+        norms = ("input_layernorm.", "attention_output_norm.")
+        weights = {name: tensor for name, tensor in layer.weights.items() if name.startswith(norms)}
         weights["self_attn.linear_attn.weight"] = output_DQ @ _expand(
             layer.weights["self_attn.v_proj.weight"].float(), shape
         )

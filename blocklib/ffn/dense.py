@@ -57,7 +57,7 @@ class Dense(Kind):
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
         width = subblock.number
         biases = shape.mlp_bias * ((shape.ffn_matrices - 1) * width + shape.hidden)
-        return shape.ffn_matrices * shape.hidden * width + biases + shape.norm_parameters
+        return shape.ffn_matrices * shape.hidden * width + biases + shape.subblock_norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers
@@ -74,8 +74,9 @@ class Dense(Kind):
 
 
 def norm_weights(layer: ParentLayer) -> dict[str, Tensor]:
-    """The tensors of the norm before a layer's FFN."""
-    return {name: tensor for name, tensor in layer.weights.items() if name.startswith("post_attention_layernorm.")}
+    """The tensors of the norms of a layer's FFN."""
+    norms = ("post_attention_layernorm.", "mlp_output_norm.")
+    return {name: tensor for name, tensor in layer.weights.items() if name.startswith(norms)}
 
 
 def hidden_values(weights: Weights, input_ND: Tensor, shape: Shape) -> Tensor:

@@ -183,12 +183,16 @@ class Fast(Kind):
         depth, _ = _sizes(subblock)
         leaves: int = 2**depth
         nodes = (leaves - 1) * (shape.hidden + 1)
-        return shape.norm_parameters + nodes + leaves * _leaf_parameters(subblock, shape)
+        return shape.subblock_norm_parameters + nodes + leaves * _leaf_parameters(subblock, shape)
 
     def touched(self, subblock: Subblock, shape: Shape, tokens: int) -> float:
         depth, _ = _sizes(subblock)
         nodes = sum(expected_union(2**level, tokens) for level in range(depth)) * (shape.hidden + 1)
-        return shape.norm_parameters + nodes + expected_union(2**depth, tokens) * _leaf_parameters(subblock, shape)
+        return (
+            shape.subblock_norm_parameters
+            + nodes
+            + expected_union(2**depth, tokens) * _leaf_parameters(subblock, shape)
+        )
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         """Raises as `median_trees` does."""

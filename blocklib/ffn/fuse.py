@@ -37,7 +37,7 @@ class Fuse(Kind):
             if part.kind != "ffn":
                 raise SubblockError(f"{subblock}: only dense FFNs can be fused, and {part} is not dense")
             self._member.check(part, shape)
-        if shape.norms_after:
+        if shape.norms_output:
             raise SubblockError(
                 f"{subblock}: each FFN of the parent has a norm behind it, so that no FFN is the sum of several; give "
                 "space.fuse: null"

@@ -38,7 +38,7 @@ class LinearFFNKind(Kind):
         return {"ffn_kind": "linear"}
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
-        return shape.hidden * (shape.hidden + shape.mlp_bias) + shape.norm_parameters
+        return shape.hidden * (shape.hidden + shape.mlp_bias) + shape.subblock_norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers

@@ -198,7 +198,7 @@ class Experts(Kind):
         return width * (shape.ffn_matrices * shape.hidden + shape.mlp_bias * (shape.ffn_matrices - 1))
 
     def _rest(self, shape: Shape) -> int:
-        return shape.mlp_bias * shape.hidden + shape.norm_parameters
+        return shape.mlp_bias * shape.hidden + shape.subblock_norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers

@@ -116,7 +116,7 @@ class ProductKeys(Kind):
         """The parameters that every token reads: queries, keys, the output's bias and the norm."""
         side, heads, _ = subblock.numbers.values()
         half = half_size(shape.hidden)
-        return 2 * heads * half * (shape.hidden + side) + shape.hidden + shape.norm_parameters
+        return 2 * heads * half * (shape.hidden + side) + shape.hidden + shape.subblock_norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers

@@ -62,7 +62,7 @@ class TopK(Kind):
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
         weights = shape.ffn_matrices * shape.hidden * shape.ffn_width
         biases = shape.mlp_bias * ((shape.ffn_matrices - 1) * shape.ffn_width + shape.hidden)
-        return weights + biases + shape.norm_parameters
+        return weights + biases + shape.subblock_norm_parameters
 
     def touched(self, subblock: Subblock, shape: Shape, tokens: int) -> float:
         everything = self.parameters(subblock, shape)

@@ -121,12 +121,12 @@ class Ultra(Kind):
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
         trees, depth = _sizes(subblock)
         neurons: int = 2 ** (depth + 1) - 1
-        return shape.norm_parameters + trees * neurons * (2 * shape.hidden + 1)
+        return shape.subblock_norm_parameters + trees * neurons * (2 * shape.hidden + 1)
 
     def touched(self, subblock: Subblock, shape: Shape, tokens: int) -> float:
         trees, depth = _sizes(subblock)
         neurons = sum(expected_union(2**level, tokens) for level in range(depth + 1))
-        return shape.norm_parameters + trees * neurons * (2 * shape.hidden + 1)
+        return shape.subblock_norm_parameters + trees * neurons * (2 * shape.hidden + 1)
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         """Raises as `median_trees` does."""

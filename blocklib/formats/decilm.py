@@ -53,7 +53,7 @@ def check_decilm(choices: Iterable[Choice], config: PuzzleNasConfig) -> None:
     absent = {
         "learned positions": config.learned_positions,
         "layer norms": config.layer_norm,
-        "norms behind attention and FFN": shape.norms_after,
+        "norms behind attention and FFN": shape.norms_output,
         "multipliers of embedding, attention, residual or logits": has_multipliers(config),
         "layers whose attention has no positions": bool(config.unrotated_layers),
     }

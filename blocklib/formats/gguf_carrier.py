@@ -130,7 +130,7 @@ def _parent_fault(config: PuzzleNasConfig, shape: Shape, rotary: str) -> str:
         return "the GPT-2 layout with layers of any size"
     if shape.hidden_act != "silu":
         return f"layers of any size whose FFN has activation {shape.hidden_act}, not silu"
-    if shape.norms_after:
+    if shape.norms_output:
         return "norms behind attention and FFN with layers of any size"
     if config.unrotated_layers:
         return "layers whose attention has no positions"

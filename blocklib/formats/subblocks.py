@@ -104,7 +104,9 @@ def tensor_shapes(choice: Choice, shape: Shape) -> dict[str, tuple[int, ...]]:
         return {}
     assert not choice.is_table, f"{choice}: tables have no place in a layer"
     matrices = _attention(subblock, shape) if choice.role == "attention" else _ffn(subblock, shape)
-    found: dict[str, tuple[int, ...]] = {f"{MODULES[choice.role][0]}.weight": (shape.hidden,)}
+    norm, _, output_norm = MODULES[choice.role]
+    norms = (norm, output_norm) if shape.norm_placement == "around" else (norm,)
+    found: dict[str, tuple[int, ...]] = {f"{name}.weight": (shape.hidden,) for name in norms}
     for name, (outputs, inputs, bias) in matrices.items():
         found[f"{name}.weight"] = (outputs, inputs)
         if bias:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from blocklib.block import CACHE, SKIP, TABLES, Architecture, Block, Choice
 from blocklib.kinds import parent_architecture
 from blocklib.shape import Shape
-from cost_models.analytic import architecture_cost, choice_cost, fixed_cost
+from cost_models.analytic import architecture_cost, fixed_cost, mean_cost
 from cost_models.errors import ScenarioError
 from cost_models.geometry import geometry
 from cost_models.scenario import Scenario
@@ -72,7 +72,7 @@ def stack_of(block: Block, shape: Shape, scenario: Scenario, room: Room) -> Stac
     whole = architecture_cost(parent_architecture(shape), shape, scenario)
     parent_bytes = whole.metrics(scenario)["memory_bytes"]
     fixed_bytes = fixed_cost(shape, scenario).weight_bytes
-    layer_bytes = choice_cost(Choice(0, "block", block), shape, scenario).metrics(scenario)["memory_bytes"]
+    layer_bytes = mean_cost(Choice(0, "block", block), shape, scenario).metrics(scenario)["memory_bytes"]
     assert layer_bytes > 0, f"{block} holds nothing: any number of layers will do"
     layers = shape.layers
     if parent_bytes > room.cache_bytes:

@@ -57,7 +57,7 @@ class LowRank(Kind):
         return {"ffn_kind": "low_rank", "ffn_options": {"rank": subblock.number}}
 
     def parameters(self, subblock: Subblock, shape: Shape) -> int:
-        return shape.hidden * (2 * subblock.number + shape.mlp_bias) + shape.norm_parameters
+        return shape.hidden * (2 * subblock.number + shape.mlp_bias) + shape.subblock_norm_parameters
 
     def first_weights(self, subblock: Subblock, layers: Sequence[ParentLayer], shape: Shape) -> dict[str, Tensor]:
         (layer,) = layers

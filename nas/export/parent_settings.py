@@ -36,7 +36,10 @@ CHANGED = {
     "layer_types": "what the cache keeps of each layer",
     "learned_positions": "what the parent's class computes",
     "model_type": "the class that runs it",
-    "norms_after": "what the parent's class computes",
+    "local": "set for each layer",
+    "local_layers": "those of the parent that are of the type sliding_attention",
+    "local_window": "the parent's sliding_window",
+    "norm_placement": "what the parent's class computes",
     "num_hidden_layers": "one layer for each block",
     "o_bias": "what the parent's class computes",
     "output_attentions": "for a caller to ask for",
@@ -49,20 +52,23 @@ CHANGED = {
     "qkv_bias": "what the parent's class computes",
     "return_dict": "for a caller to ask for",
     "rotary": "set for each layer",
+    "rounds_embedding_multiplier": "what the parent's class computes",
     "sliding_window": "set for each layer",
     "tie_word_embeddings": "what the checkpoint holds, which its configuration may not know",
     "transformers_version": "what wrote it",
     "unrotated_layers": "what the parent's class computes",
     "use_cache": "on: what was timed reads one token a step",
+    "zero_centred_norms": "what the parent's class computes",
 }
 """Fields of config.json in which any child may differ from its parent."""
 
 TRANSLATED = {
     "attention_dropout": "Llama's name for it",
     "head_dim": "the hidden size over the heads, said outright",
-    "embedding_multiplier": "1: none",
+    "embedding_multiplier": "1: none, or what the parent's class computes",
     "hidden_act": "Llama's name for it",
     "intermediate_size": "Llama's name for it",
+    "local_rope_parameters": "none: no layer of the parent is local",
     "logits_scaling": "1: none",
     "mlp_bias": "what the parent's class computes",
     "num_key_value_heads": "as many as there are heads, said outright",
@@ -73,6 +79,7 @@ TRANSLATED = {
 """Fields in which a child may differ if the parent's family has no such field, or leaves it empty."""
 
 LEFT_BEHIND = {
+    "_sliding_window_pattern": "local_layers",
     "activation_function": "hidden_act",
     "attention_multiplier": "attention_scale",
     "attention_layers": "sliding windows are set for each layer",
@@ -94,6 +101,9 @@ LEFT_BEHIND = {
     "rope_theta": "rope_parameters",
     "no_rope_layer_interval": "unrotated_layers",
     "no_rope_layers": "unrotated_layers",
+    "hidden_activation": "hidden_act",
+    "query_pre_attn_scalar": "attention_scale",
+    "use_bidirectional_attention": "a causal decoder",
     "scale_attn_by_inverse_layer_idx": "attention_scale",
     "scale_attn_weights": "attention_scale",
     "summary_activation": "a head for summaries has it; a language model has none",
@@ -184,6 +194,9 @@ def _fields(settings: PretrainedConfig | GenerationConfig) -> dict[str, Any]:
     renamed = {own: name for name, own in getattr(settings, "attribute_map", {}).items()}
     fields: dict[str, Any] = json.loads(json.dumps(settings.to_dict(), default=str))
     rope = fields.get("rope_parameters")
+    if rope and "full_attention" in rope:
+        fields["local_rope_parameters"] = rope.get("sliding_attention")
+        fields["rope_parameters"] = rope = rope["full_attention"]
     if rope and rope.get("partial_rotary_factor") == 1:  # As without it: whole heads are rotated.
         del rope["partial_rotary_factor"]
     return {renamed.get(name, name): value for name, value in fields.items()}

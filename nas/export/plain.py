@@ -152,18 +152,27 @@ def plain_layers(child: PuzzleNasForCausalLM) -> tuple[Layer, ...]:
     return repack(stream)
 
 
-def _rotary_of(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> list[bool]:
-    """Whether queries and keys are turned in each of these layers."""
-    found = list(child.config.per_layer_config)
-    return [found[layer.attention_of].rotary for layer in layers if layer.attention_of is not None]
+def _places_of(child: PuzzleNasForCausalLM, layers: tuple[Layer, ...]) -> list[int]:
+    """The parent's layers in whose place the attention of each of these layers stands."""
+    starts = [start for start, _ in Architecture.parse(child.config.architecture).placed()]
+    return [starts[layer.attention_of] for layer in layers if layer.attention_of is not None]
 
 
 def _notes(written: PretrainedConfig) -> tuple[str, ...]:
     """Sentences on what some loaders of the family do not read."""
-    every, count = getattr(written, "no_rope_layer_interval", None), written.num_hidden_layers
-    if every is None or written.no_rope_layers == [int(layer % every != 0) for layer in range(1, count + 1)]:
-        return ()
+    count, notes = range(1, written.num_hidden_layers + 1), []
+    every = getattr(written, "_sliding_window_pattern", None)
+    full = [layer for layer in count if every and written.layer_types[layer - 1] == "full_attention"]
+    if every and full != [layer for layer in count if layer % every == 0]:
+        notes.append(
+            f"Layers that see all tokens are not every {every}th: config.json lists them (layer_types). transformers "
+            "reads that list; llama.cpp does not, and its converter makes another model of this folder."
+        )
+    every = getattr(written, "no_rope_layer_interval", None)
+    if every is None or written.no_rope_layers == [int(layer % every != 0) for layer in count]:
+        return tuple(notes)
     return (
+        *notes,
         f"Layers without positions are not every {every}th any more: config.json lists them (no_rope_layers). "
         "transformers reads that list; llama.cpp does not, and its converter makes another model of this folder.",
     )
@@ -173,7 +182,7 @@ def _of_family(child: PuzzleNasForCausalLM, parent: PretrainedConfig) -> Any:
     """The child as a model of its parent's own class."""
     layers = plain_layers(child)
     attention, ffn = (placed.subblock for placed in subblocks_of(child)[:2])
-    config = resized(parent, _rotary_of(child, layers), attention.number, ffn.number)
+    config = resized(parent, _places_of(child, layers), attention.number, ffn.number)
     config.tie_word_embeddings, config.use_cache = child.config.tie_word_embeddings, True
     weights = tensors_of(child, layers)
     if config.tie_word_embeddings:

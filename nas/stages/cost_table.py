@@ -156,7 +156,7 @@ def table_of(store: Store, search: models.SearchRow) -> CostTable:
     """
     known = measured(store, search)
     folder = parent_folder(checkpoint_of(search.parent), home_of(store, search), code=known.request.allows_remote_code)
-    shape = asdict(readable(inspect(folder)).shape)
+    shape = readable(inspect(folder)).shape.written
     rows = {row.name: row for option in store.options(search.id) for row in option.costs or ()}
     fields = GeometryTimes.model_fields
     geometries = {

@@ -14,7 +14,7 @@ from rich.console import Console
 from blocklib.block import Choice
 from blocklib.model import PuzzleNasConfig
 from blocklib.parent import Parent
-from cost_models.analytic import choice_cost, fixed_cost
+from cost_models.analytic import choice_cost, fixed_cost, mean_cost
 from cost_models.cost import ZERO, Cost
 from cost_models.energy.meter import meter_of
 from cost_models.engines.engines import engine_of
@@ -258,7 +258,7 @@ def _cost_row(job: Job, timed: MeasuredGeometry, key: str) -> models.CostRow:
         held = choice_cost(Choice(shape.layers, geometry.role, geometry.subblock), shape, job.scenario)
     else:
         scenario = job.scenario.keeping(geometry.cache)
-        held = choice_cost(Choice(0, geometry.role, geometry.subblock), shape, scenario)
+        held = mean_cost(Choice(0, geometry.role, geometry.subblock), shape, scenario)
     return _row(key, str(geometry), held + timed.cost, timed.spread)
 
 

@@ -15,10 +15,10 @@ from blocklib.activations import cached
 from blocklib.block import Choice, Role, Subblock
 from blocklib.ffn.dip import PrunedFFN
 from blocklib.initial_weights import build
-from blocklib.kinds import choice_kv_values, kind_of, parent_block
+from blocklib.kinds import kind_of, mean_kv_values, parent_block
 from blocklib.parent import Parent
 from blocklib.stream import inputs_of, variant
-from cost_models.analytic import choice_cost, fixed_cost
+from cost_models.analytic import fixed_cost, mean_cost
 from cost_models.cost import Cost
 from cost_models.flash.flash import (
     Hook,
@@ -83,7 +83,7 @@ class _Machine:
         choice = Choice(0, "attention", subblock)
         weights = self._held("attention", subblock).weight_bytes
         middle = (scenario.prompt_tokens + scenario.context_tokens) // 2
-        values = (choice_kv_values(choice, shape, tokens) for tokens in (scenario.prompt_tokens, middle))
+        values = (mean_kv_values(choice, shape, tokens) for tokens in (scenario.prompt_tokens, middle))
         prompt, read = map(scenario.cache_bytes, values)
         return self._static(weights, prompt), self._static(weights, read)
 
@@ -137,7 +137,7 @@ class _Machine:
         )
 
     def _held(self, role: Role, subblock: Subblock) -> Cost:
-        return choice_cost(Choice(0, role, subblock), self._parent.shape, self._scenario)
+        return mean_cost(Choice(0, role, subblock), self._parent.shape, self._scenario)
 
     def _static(self, weight_bytes: float, cache_bytes: float) -> float:
         streamed = self._streamed_share * weight_bytes

@@ -4,7 +4,6 @@ It needs the parent's sizes alone: models are timed with random weights, and no 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -50,7 +49,7 @@ def measure_table(request: Request, out: Path, console: Console) -> CostTable:
     engine.check_installed()
     for cache in request.space.kv_cache or ("",):
         engine.check(options, config, scenario.keeping(cache))
-    empty = CostTable(scenario=scenario, hardware=describe(scenario), shape=asdict(found.shape), geometries={})
+    empty = CostTable(scenario=scenario, hardware=describe(scenario), shape=found.shape.written, geometries={})
     table = _table(out, empty)
     # Each of the parent's parts as often as the parent has it, the whole of it together.
     own = list(all_geometries(parent_architecture(found.shape)))

@@ -300,7 +300,7 @@ def prepare(
     if request.measure.table is not None:
         table = read_cost_table(request.measure.table)
         table.check_scenario(scenario, request.measure.table)
-        table.check_shape(vars(parent.shape), request.measure.table)
+        table.check_shape(parent.shape.written, request.measure.table)
         hardware = table.hardware
     kept = TokenFolder(request.home / "tokens", tokenizer_digest(folder))
     tokens = load_tokens(request.data, tokenizer, parent.shape.vocabulary, kept)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
@@ -32,7 +31,8 @@ from vllm.sequence import IntermediateTensors
 
 from blocklib.ffn.dense import DenseFFN
 from blocklib.kinds import ATTENTION_MODULES, FFN, FFN_MODULES
-from blocklib.model import layer_type, multiplied, new_norm
+from blocklib.model import layer_type, multiplied, multiplied_embedding, norms_around
+from blocklib.norms import new_norm, rms_norm
 
 _STACKED: dict[str, tuple[str, str | int]] = {
     ".q_proj.": (".qkv_proj.", "q"),
@@ -75,11 +75,12 @@ class ServedAttention(nn.Module):
         if config.joint_qk_norm and ranks > 1:
             raise ValueError(f"{prefix}: one norm over all heads cannot be divided among {ranks} GPUs; use one")
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(heads * size if config.joint_qk_norm else size, eps=config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(kv_heads * size if config.joint_qk_norm else size, eps=config.rms_norm_eps)
+            self.q_norm = rms_norm(config, heads * size if config.joint_qk_norm else size)
+            self.k_norm = rms_norm(config, kv_heads * size if config.joint_qk_norm else size)
         self.rotary_emb = None
         if config.rotary and not config.learned_positions:
-            self.rotary_emb = get_rope(size, config.max_position_embeddings, rope_parameters=config.rope_parameters)
+            rope = config.local_rope_parameters if config.local else config.rope_parameters
+            self.rotary_emb = get_rope(size, config.max_position_embeddings, rope_parameters=rope)
         self.attn = Attention(
             held,
             size,
@@ -142,17 +143,21 @@ class ServedLayer(nn.Module):
         super().__init__()
         skipped = getattr(config, "skip", [])
         self.attends, self.parallel = layer_type(config) != "moe", config.parallel
-        self.norms_after, self.residual_multiplier = config.norms_after, config.residual_multiplier
+        self.norm_placement, self.residual_multiplier = config.norm_placement, config.residual_multiplier
+        self.attention_output_norm, self.mlp_output_norm = None, None
+        has_both = config.norm_placement == "around"
         self.self_attn: nn.Module | None = None
         self.mlp: nn.Module | None = None
         if "attention" not in skipped:
             self.input_layernorm = new_norm(config)
+            self.attention_output_norm = new_norm(config) if has_both else None
             if self.attends:
                 self.self_attn = ServedAttention(config, vllm_config, f"{prefix}.self_attn")
             else:
                 self.self_attn = ATTENTION_MODULES[config.attention_kind](config, index)
         if "mlp" not in skipped:
             self.post_attention_layernorm = new_norm(config)
+            self.mlp_output_norm = new_norm(config) if has_both else None
             if FFN_MODULES[config.ffn_kind] is DenseFFN:
                 self.mlp = ServedDenseFFN(config, vllm_config, f"{prefix}.mlp")
             else:
@@ -164,22 +169,22 @@ class ServedLayer(nn.Module):
         left_ND = hidden_ND if entering_ND is None else entering_ND
         if self.self_attn is not None:
             places = (positions_N,) if self.attends else ()
-            added_ND = self._added(self.self_attn, self.input_layernorm, left_ND, *places)
+            norms = norms_around(self.norm_placement, self.input_layernorm, self.attention_output_norm)
+            added_ND = self._added(self.self_attn, norms, left_ND, *places)
             left_ND = left_ND + added_ND
             hidden_ND = left_ND if entering_ND is None else hidden_ND + added_ND
         if self.mlp is not None:
-            hidden_ND = hidden_ND + self._added(self.mlp, self.post_attention_layernorm, left_ND)
+            norms = norms_around(self.norm_placement, self.post_attention_layernorm, self.mlp_output_norm)
+            hidden_ND = hidden_ND + self._added(self.mlp, norms, left_ND)
         return hidden_ND
 
     def _added(
-        self, subblock: nn.Module, norm: nn.Module, residual_ND: torch.Tensor, *places_N: torch.Tensor
+        self, subblock: nn.Module, norms: Any, residual_ND: torch.Tensor, *places_N: torch.Tensor
     ) -> torch.Tensor:
         """A subblock's part of the next residual, from the residual that enters it."""
-        if self.norms_after:
-            added_ND = norm(subblock(residual_ND, *places_N))
-        else:
-            added_ND = subblock(norm(residual_ND), *places_N)
-        return multiplied(added_ND, self.residual_multiplier)
+        before, behind = norms
+        added_ND = subblock(residual_ND if before is None else before(residual_ND), *places_N)
+        return multiplied(added_ND if behind is None else behind(added_ND), self.residual_multiplier)
 
 
 @support_torch_compile
@@ -190,7 +195,7 @@ class ServedModel(nn.Module):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
-        self.embedding_multiplier = config.embedding_multiplier
+        self.config = config
         self.embed_positions = None
         if config.learned_positions:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -214,7 +219,7 @@ class ServedModel(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         hidden_ND = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        hidden_ND = multiplied(hidden_ND, self.embedding_multiplier)
+        hidden_ND = multiplied_embedding(hidden_ND, self.config)
         if self.embed_positions is not None:
             hidden_ND = hidden_ND + self.embed_positions(positions)
         entering_ND = hidden_ND

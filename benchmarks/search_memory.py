@@ -57,8 +57,8 @@ def is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def samples(command: list[str], environment: dict[str, str]) -> list[Sample]:
-    """The memory of the command, several times a second until it ends."""
+def samples(command: list[str], environment: dict[str, str]) -> tuple[list[Sample], int]:
+    """The memory of the command, several times a second until it ends, and its exit status."""
     found: list[Sample] = []
     running = subprocess.Popen(command, env=environment)
     driver = psutil.Process(running.pid)
@@ -71,9 +71,7 @@ def samples(command: list[str], environment: dict[str, str]) -> list[Sample]:
         workers, ray = (sum(held for is_one, held in others if is_one is wanted) for wanted in (True, False))
         found.append(Sample(datetime.now(UTC), own[1], workers, ray))
         time.sleep(_EVERY_S)
-    if running.wait():
-        raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
-    return found
+    return found, running.wait()
 
 
 def planned_gib(job: Path) -> dict[str, str]:
@@ -130,10 +128,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as empty:
         home = asked.home or Path(empty)
         command = [str(asked.nas), "search", str(asked.job)]
-        found = samples(command, os.environ | {"NAS_HOME": str(home)})
+        found, status = samples(command, os.environ | {"NAS_HOME": str(home)})
         with Store.open(home / "nas.db") as store:
             table(store, found, planned_gib(asked.job))
     limited()
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {status}")
 
 
 if __name__ == "__main__":

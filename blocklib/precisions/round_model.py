@@ -141,7 +141,8 @@ def _round_layer(
     stored: Stored = {}
     residuals = list(entering)
     for part in parts:
-        norm, module = (layer.get_submodule(name) for name in MODULES[part.role])
+        # No format of precisions carries norms behind a subblock.
+        norm, module = (layer.get_submodule(name) for name in MODULES[part.role][:2])
         how = {"position_embeddings": tables, "attention_mask": None, "cache": None} if part.role == "attention" else {}
         if part.precision:
             inputs = LayerMoments(layer)

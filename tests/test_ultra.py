@@ -119,7 +119,7 @@ def test_first_weights_come_near_the_parent(family: str) -> None:
     layer = ParentLayer(parent.layer_weights(1), torch.empty(0), tokens(2048)[:, :4] @ few_directions)
     subblock = Subblock.parse("ultra3x3")
     weights = Ultra().first_weights(subblock, [layer], parent.shape)
-    norms = {name for name in layer.weights if name.startswith("post_attention_layernorm.")}
+    norms = {name for name in layer.weights if name.startswith(("post_attention_layernorm.", "mlp_output_norm."))}
     assert weights.keys() == {"mlp.in_weight", "mlp.in_bias", "mlp.out_weight"} | norms
     options = Ultra().layer_config(subblock)["ffn_options"]
     assert options == {"trees": 3, "depth": 3}

@@ -13,7 +13,7 @@ from typing import Any
 
 from blocklib.assemble import parent_part
 from blocklib.block import SKIP, Choice, Parallel
-from blocklib.distil import Distilled, Progress, Texts, Training, distil
+from blocklib.distil import Distilled, Progress, Training, distil
 from blocklib.kind import Weights
 from blocklib.kinds import parameters
 from blocklib.library import Library
@@ -22,7 +22,6 @@ from blocklib.precisions.parts import as_floats
 from db import models
 from nas.cluster.tasks import STARTING, Report
 from nas.job.fusion_candidates import Matrix
-from nas.job.training import Distill
 from nas.planning.plan import layers_per_task
 from nas.planning.task_ranges import by_count, by_layers, prefix_tokens
 from nas.scoring.block_dependency import block_dependency
@@ -32,6 +31,7 @@ from nas.stages.activations import TextActivations, activations_on
 from nas.stages.context import Context
 from nas.stages.devices import device_of, plan_inputs, tensor
 from nas.stages.prepare import CHECKED
+from nas.stages.training_task import TrainingTask, training_activations
 from nas.stages.useless_training import useless_training
 from nas.terminal.progress import bar, rarely
 from nas.text.token_files import Ids
@@ -73,19 +73,11 @@ class Building:
 
 
 @dataclass(frozen=True)
-class _BuildTask:
-    """`root` is the library's folder. Losses are measured on the head of the score text. `activations` are the parent's
-    on the texts that train and score."""
+class _BuildTask(TrainingTask):
+    """The subblocks to build."""
 
-    parent: Parent
-    calibration: Ids
-    distillation: Ids
-    score: Ids
-    activations: tuple[TextActivations, TextActivations]
-    root: Path
     work: Sequence[Building]
-    settings: Distill
-    device: str
+    least_squares: bool
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ def _build_missing(context: Context, keys: Mapping[Choice, str]) -> int:
 def built(context: Context, work: Mapping[Choice, Building], root: Path, name: str) -> Iterator[Sequence[BuildRecord]]:
     """Build subblocks into the library at `root`, on workers; their records, those of each task as it ends. `name` is
     what is shown meanwhile."""
-    job, shared, resources = context.job, context.shared, context.job.request.ray
+    job, shared, distill, resources = context.job, context.shared, context.job.request.distill, context.job.request.ray
     # Each task passes over the text for its own layers. So the work of all tasks is that of one task for all layers.
     most = max(building.training.tokens for building in work.values())
     with bar(context.console, "start workers", doing=STARTING):
@@ -146,10 +138,11 @@ def built(context: Context, work: Mapping[Choice, Building], root: Path, name: s
                 shared["distillation"],
                 shared["score"],
                 activations,
+                distill.batch,
                 root,
-                [work[part] for part in group],
-                job.request.distill,
                 device_of(job),
+                [work[part] for part in group],
+                distill.least_squares,
             )
             for group in groups
         ]
@@ -160,15 +153,6 @@ def built(context: Context, work: Mapping[Choice, Building], root: Path, name: s
             yield records
 
 
-def training_activations(context: Context, alone: float) -> tuple[TextActivations, TextActivations]:
-    """The activations on the texts that train and that score. The first are those on the text's head alone where that
-    is less work than to run the parent over `alone` tokens, or where the disk has no room."""
-    return (
-        activations_on(context, "distillation", len(context.job.tokens.calibration), alone),
-        activations_on(context, "score", CHECKED),
-    )
-
-
 def _build(task: _BuildTask, report: Report) -> tuple[BuildRecord, ...]:
     """Build the missing subblocks. Returns the records of all, read back from their files, so that a restarted task has
     them all."""
@@ -176,13 +160,9 @@ def _build(task: _BuildTask, report: Report) -> tuple[BuildRecord, ...]:
     keys = {one.choice: one.key for one in task.work}
     missing = {one.choice: one.training for one in task.work if not library.has(one.choice, one.key)}
     if missing:
-        parent, (training, scoring) = task.parent.on(task.device), task.activations
-        texts = Texts(
-            training.of(parent, task.calibration), training.of_all(parent, task.distillation),
-            scoring.of(parent, task.score[:CHECKED]), task.settings.batch,
-        )  # fmt: skip
+        parent = task.parent.on(task.device)
         at_work = distil(
-            parent, missing, texts, least_squares=task.settings.least_squares,
+            parent, missing, task.texts(parent), least_squares=task.least_squares,
             doing=lambda words: report(doing=words), heard=rarely(report, 1.0),
         )  # fmt: skip
         for event in at_work:

@@ -14,11 +14,10 @@ from statistics import fmean
 from rich.console import Console
 
 from blocklib.block import Choice
-from blocklib.distil import HeldOutLosses, Progress, Texts, Training, train
+from blocklib.distil import HeldOutLosses, Progress, Training, train
 from blocklib.errors import NotFiniteError
 from blocklib.kinds import is_trainable
 from blocklib.library import Library
-from blocklib.parent import Parent
 from db.store import Store
 from db.tuning import TuneState, TuneTrialRow
 from nas.cluster.shared_files import check_home, check_parent
@@ -32,11 +31,11 @@ from nas.stages.activations import TextActivations
 from nas.stages.child import hardware_of
 from nas.stages.context import Context
 from nas.stages.devices import device_of
-from nas.stages.library import Building, built, training_activations
-from nas.stages.prepare import CHECKED, Job, prepare
+from nas.stages.library import Building, built
+from nas.stages.prepare import Job, prepare
+from nas.stages.training_task import TrainingTask, training_activations
 from nas.stages.tune_study import CHECKS, USUAL, Rates, TriedRate, is_hopeless, next_rate
 from nas.terminal.progress import bar
-from nas.text.token_files import Ids
 
 # Part of every study's key: raise it when the same settings would give other trials.
 _TUNE_VERSION = 1
@@ -155,22 +154,14 @@ def study_key(job: Job, parts: Sequence[Choice], rates: Rates = USUAL) -> str:
 
 
 @dataclass(frozen=True)
-class _TuneTask:
-    """A rate to try. The subblocks' first weights lie in the library at `root`, and their held-out losses are `losses`;
-    `earlier` are the trials before it."""
+class _TuneTask(TrainingTask):
+    """A rate to try. The subblocks' first weights lie in the library, and their held-out losses are `losses`; `earlier`
+    are the trials before it."""
 
-    parent: Parent
-    calibration: Ids
-    distillation: Ids
-    score: Ids
-    activations: tuple[TextActivations, TextActivations]
-    root: Path
     trainings: Mapping[Choice, Training]
     losses: Mapping[Choice, float]
-    batch: int
     earlier: tuple[TriedRate, ...]
     rates: Rates
-    device: str
 
 
 @dataclass(frozen=True)
@@ -228,8 +219,7 @@ class _Trials:
         with bar(context.console, f"train at {rate:g}", "tokens", most, STARTING) as shown:
             task = _TuneTask(
                 shared["parent"], shared["calibration"], shared["distillation"], shared["score"], activations,
-                self._root, trainings, losses, job.request.distill.batch, earlier, self.wanted.rates,
-                device_of(job),
+                job.request.distill.batch, self._root, device_of(job), trainings, losses, earlier, self.wanted.rates,
             )  # fmt: skip
             heard = shown.expect([most])
             ((_, found),) = context.cluster.run(_try, [task], gpus=gpus, whole_node=True, progress=heard)
@@ -270,11 +260,7 @@ def _tried(row: TuneTrialRow) -> TriedRate:
 
 def _try(task: _TuneTask, report: Report) -> TriedRate:
     started, points = time.monotonic(), list[tuple[float, float]]()
-    parent, library, (training, scoring) = task.parent.on(task.device), Library(task.root), task.activations
-    texts = Texts(
-        training.of(parent, task.calibration), training.of_all(parent, task.distillation),
-        scoring.of(parent, task.score[:CHECKED]), task.batch,
-    )  # fmt: skip
+    parent, library = task.parent.on(task.device), Library(task.root)
     weights = {
         choice: {name: tensor.to(parent.device) for name, tensor in library.load(choice, _KEY).items()}
         for choice in task.trainings
@@ -285,7 +271,7 @@ def _try(task: _TuneTask, report: Report) -> TriedRate:
         return TriedRate(rate, objective, state, tuple(points), time.monotonic() - started)
 
     try:
-        for event in train(parent, task.trainings, weights, texts, CHECKS):
+        for event in train(parent, task.trainings, weights, task.texts(parent), CHECKS):
             if isinstance(event, Progress):
                 report(event.done_tokens, event.total_tokens)
                 continue

@@ -154,7 +154,7 @@ def test_a_kl_has_its_digits_however_small_or_large(change: float, shift: float)
     model_BTD[..., 0] += shift
     ids = torch.randint(500, (4, 100), generator=generator)
     meter = FidelityMeter(["model"], head)
-    meter.add(ids, parent_BTD, model_BTD[None])
+    meter.add(ids, parent_BTD, [model_BTD])
     (found,) = meter.result().values()
     ours, theirs = (
         (hidden[:, :-1].flatten(0, 1).double() @ head.weight.double().T).log_softmax(-1)

@@ -10,8 +10,6 @@ from nas.planning.task_ranges import distinct
 from nas.scoring.fidelity import logit_rows
 from nas.scoring.replace_one import stacked
 
-_STACKS = 3
-"""Tensors as large as the stack of variants while the final norm runs."""
 _LOGITS = 8
 """Tensors as large as the logits of the rows at work: seven of parent and variants, their differences and what a KL
 takes, and about one that the allocator keeps."""
@@ -55,7 +53,7 @@ def _task(inputs: PlanInputs, group: Sequence[Choice]) -> tuple[Amount, ...]:
     return (
         Amount(f"weights of {len(group)} options, in float32", sum(map(inputs.size, group)) * FLOAT32,
              "ray.layers_per_task"),
-        Amount("residuals of all options at once", _STACKS * stack, "data.sequence_length"),
+        Amount("residuals of all options at once", stack, "data.sequence_length"),
         Amount("the parent's head, and logits of some rows", inputs.head_bytes + held * logits),
         Amount("an FFN of the parent, as products read it", inputs.converted_bytes(inputs.ffn_parameters)),
     )  # fmt: skip

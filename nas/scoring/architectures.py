@@ -59,16 +59,16 @@ def score_whole(
     done = 0
     for ids in ids_BT.split(batch):
         parent_BTD = parent.model.model(ids.long(), use_cache=False).last_hidden_state
-        own.add(ids, parent_BTD, parent_BTD[None])
+        own.add(ids, parent_BTD, [parent_BTD])
         before = 0
         for some in around:
             entering_BTD = embed(parent.model, ids, some.ends.embedding_VD)
             tree = _PathTree([*map(_path, some.architectures)], layers, rotary(parent.model, entering_BTD))
             with kept_in(some.kept):
                 for at, residuals_NBTD in tree.leaves(entering_BTD):
-                    final_NBTD = parent.model.model.norm(residuals_NBTD)
+                    final_BTD = list(parent.model.model.norm(residuals_NBTD))
                     meter.add(
-                        ids, parent_BTD, final_NBTD, [before + place for place in at], some.ends.head(parent.config)
+                        ids, parent_BTD, final_BTD, [before + place for place in at], some.ends.head(parent.config)
                     )
             before += len(some.architectures)
         done += ids.numel()

@@ -8,7 +8,7 @@ Knows final hidden states and heads; not where they come from. The parent's hidd
 logits: those are made again, a few rows at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from blocklib.compute_dtype import converted_once
 from blocklib.errors import NotFiniteError
 
+_TILE_ROWS = 32
+"""Rows of the tiles that matrix units multiply, or a multiple of them."""
+
 
 def numbers_at_once(device: torch.device) -> int:
     """How many numbers to compute together, at most: few enough for a processor's cache, or enough to fill a GPU."""
@@ -24,8 +27,10 @@ def numbers_at_once(device: torch.device) -> int:
 
 
 def logit_rows(device: torch.device, vocabulary: int) -> int:
-    """How many tokens' logits to hold together. A row of logits is long, and a head is slow on a few rows."""
-    return max(1, 8 * numbers_at_once(device) // vocabulary)
+    """How many tokens' logits to hold together. A row of logits is long, and a head is slow on a few rows, and on a
+    number of rows that fills no whole tile of a matrix unit."""
+    rows = max(1, 8 * numbers_at_once(device) // vocabulary)
+    return rows - rows % _TILE_ROWS if rows > _TILE_ROWS else rows
 
 
 def cached_rows(logits_RV: Tensor) -> Iterator[slice]:
@@ -60,40 +65,41 @@ class FidelityMeter:
         self,
         ids_BT: Tensor,
         parent_BTD: Tensor,
-        models_NBTD: Tensor,
+        models_BTD: Sequence[Tensor],
         places: Sequence[int] | None = None,
         head: nn.Linear | None = None,
         read: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """One batch: final normed hidden states of the parent and of each model, and the head of the models; None: the
-        parent's.
+        """One batch: final normed hidden states of the parent and of each model, [B, T, D], and the head of the models;
+        None: the parent's.
 
         `places` says which models these are, by their places among the names; None: all, in order. Every model is to
         be given every batch. `read` is told as it goes how many more tokens of the models are done.
         """
         places = range(len(self._names)) if places is None else places
         head = self._head if head is None else head
-        targets_R = ids_BT[:, 1:].flatten().long()
-        parent_RD = parent_BTD[:, :-1].flatten(0, 1)
-        models_NRD = models_NBTD[:, :, :-1].flatten(1, 2)
-        rows = logit_rows(parent_RD.device, head.out_features)
+        targets = ids_BT[:, 1:].flatten().long()
+        # Where the tokens are that have a next one. Only the states of some rows at a time are copied.
+        followed = torch.arange(ids_BT.numel(), device=parent_BTD.device).view_as(ids_BT)[:, :-1].flatten()
+        rows = logit_rows(parent_BTD.device, head.out_features)
         with converted_once():
-            for start in range(0, len(targets_R), rows):
-                part = slice(start, start + rows)
-                self._add_rows(targets_R[part], parent_RD[part], models_NRD[:, part], head, places)
-                read(len(targets_R[part]) * len(places))
-        self._tokens_N[list(places)] += len(targets_R)
+            for targets_R, followed_R in zip(targets.split(rows), followed.split(rows), strict=True):
+                parent_RD = parent_BTD.flatten(0, 1)[followed_R]
+                models_RD = (model_BTD.flatten(0, 1)[followed_R] for model_BTD in models_BTD)
+                self._add_rows(targets_R, parent_RD, models_RD, head, places)
+                read(len(targets_R) * len(places))
+        self._tokens_N[list(places)] += len(targets)
 
     def _add_rows(
         self,
         targets_R: Tensor,
         parent_RD: Tensor,
-        models_NRD: Tensor,
+        models_RD: Iterable[Tensor],
         head: nn.Linear,
         places: Sequence[int],
     ) -> None:
         parent = _ParentLogits.of(self._head(parent_RD).float())
-        for place, model_RD in zip(places, models_NRD, strict=True):
+        for place, model_RD in zip(places, models_RD, strict=True):
             cosine = torch.cosine_similarity(model_RD.float(), parent_RD.float(), dim=-1).sum()
             self._sums_N4[place, 3] += cosine.double().cpu()
             logits_RV = head(model_RD).float()

@@ -33,11 +33,11 @@ def score_kv_caches(
     meter = FidelityMeter([_PARENT, *names], model.lm_head)
     for ids in ids_BT.split(batch):
         parent_BTD = model.model(ids.long(), use_cache=False).last_hidden_state
-        meter.add(ids, parent_BTD, parent_BTD[None], [0])
+        meter.add(ids, parent_BTD, [parent_BTD], [0])
         for place, kept in enumerate(types, 1):
             with kept_in(kept):
                 kept_BTD = model.model(ids.long(), use_cache=False).last_hidden_state
-            meter.add(ids, parent_BTD, kept_BTD[None], [place])
+            meter.add(ids, parent_BTD, [kept_BTD], [place])
         done += ids.numel()
         heard(done, ids_BT.numel())
     found = meter.result()

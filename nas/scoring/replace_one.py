@@ -57,11 +57,12 @@ def score(
         ids = ids_BT[rows].to(parent.model.device)
         for swept, meter in zip(sweeps, meters, strict=True):
             here = _Swept([tables[one] for one in swept if one in tables], {c: layers[c] for c in swept if c in layers})
-            final_NBTD = parent.model.model.norm(_sweep(parent, here, activations, rows, work.passed_slots))
-            others = [0, *range(1 + len(here.tables), len(final_NBTD))]
-            meter.add(ids, final_NBTD[0], final_NBTD[others], others, read=work.passed_head)
-            for place, held in enumerate(here.tables, 1):
-                meter.add(ids, final_NBTD[0], final_NBTD[[place]], [place], held.head(parent.config), work.passed_head)
+            parent_BTD, *models_BTD = _sweep(parent, here, activations, rows, work.passed_slots)
+            after = len(here.tables)
+            places = [0, *range(1 + after, 1 + len(models_BTD))]
+            meter.add(ids, parent_BTD, [parent_BTD, *models_BTD[after:]], places, read=work.passed_head)
+            for place, (held, model_BTD) in enumerate(zip(here.tables, models_BTD[:after], strict=True), 1):
+                meter.add(ids, parent_BTD, [model_BTD], [place], held.head(parent.config), work.passed_head)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())
     found = {name: fidelity for meter in meters for name, fidelity in meter.result().items()}
@@ -117,7 +118,7 @@ class _Work:
 def _sweep(
     parent: Parent, swept: _Swept, activations: Activations, rows: Tensor, passed: Callable[[int], None]
 ) -> Tensor:
-    """The residual after the last slot of the parent and of the parent with each choice, in the sequences `rows`:
+    """The final, normed hidden states of the parent and of the parent with each choice, in the sequences `rows`:
     [1 + choices, B, T, D].
 
     `passed` is told how many tokens more have gone through a slot.
@@ -146,4 +147,7 @@ def _sweep(
         oldest = min((choice.first_slot for choice in pending), default=here.slot)
         entering = {kept: value for kept, value in entering.items() if kept >= oldest}
     stack_NBTD[0] = here.entering_BTD + here.delta_BTD
+    for residual_BTD in stack_NBTD:
+        # In place: a second stack would be the most memory that a search takes.
+        residual_BTD.copy_(parent.model.model.norm(residual_BTD))
     return stack_NBTD

@@ -67,7 +67,7 @@ class Evaluator:
                 self._states.append(_states(self._parent, ids))
             own_BTD = self._states[index]
             child_BTD = own_BTD if child is self._parent else _states(child, ids)
-            meter.add(ids, own_BTD, child_BTD[None], head=child.lm_head)
+            meter.add(ids, own_BTD, [child_BTD], head=child.lm_head)
             done += ids.numel()
             heard(done, self._tokens)
         return meter.result()["child"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from blocklib.errors import CheckpointError, NotFiniteError
@@ -22,6 +23,7 @@ def cluster() -> Iterator[Cluster]:
     # Workers find the functions below where this file is.
     with pytest.MonkeyPatch.context() as here, Cluster() as cluster:
         here.setenv("PYTHONPATH", str(Path(__file__).parent))
+        here.setenv("RAY_idle_worker_killing_time_threshold_ms", "2000")  # It is longer outside of tests.
         yield cluster
 
 
@@ -154,6 +156,14 @@ def test_a_worker_computes_with_the_cpus_it_was_given(cluster: Cluster) -> None:
     """A worker is used again, and keeps the threads of its last task unless told."""
     given = [next(iter(cluster.run(_threads, [_Task()], cpus=cpus)))[1] for cpus in (1, 2, 1)]
     assert given == [1, 2, 1]
+
+
+def test_workers_that_wait_end_and_so_give_their_memory_back(cluster: Cluster) -> None:
+    waiting = {pid for _, (pid, _) in cluster.run(_where, [_Task(), _Task(), _Task()])}
+    end = time.monotonic() + 60
+    while any(map(psutil.pid_exists, waiting)):
+        assert time.monotonic() < end, "Ray keeps them"
+        time.sleep(0.1)
 
 
 def _where(task: _Task, report: Report) -> tuple[int, int]:

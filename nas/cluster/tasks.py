@@ -34,6 +34,9 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray would answer SIGTERM with a stack and a sudden end, in workers and in the process that started it.
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+# Ray would keep a worker for each core. One that waits holds PyTorch, 0.4 GB, which a stage of one task has use for.
+os.environ.setdefault("RAY_num_workers_soft_limit", "0")
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "20000")
 addresses.show_token()
 
 

@@ -80,7 +80,7 @@ def heal_need(inputs: PlanInputs) -> StageNeed:
         once=inputs.parent_once,
         main=(*inputs.parent_main, inputs.text),
         disk=tuple(disk),
-        tasks=replace(inputs.tasks(1, alone=True), count=workers, at_once=workers),
+        tasks=replace(inputs.tasks(1, alone=True), count=workers, at_once=workers, workers=workers),
         work=Operations(flops=flops, moved_bytes=passes_of_parent * inputs.moved_by_a_pass),
     )
 
@@ -101,7 +101,7 @@ def export_need(inputs: PlanInputs) -> StageNeed:
             Amount("the process that loads it", PROCESS_BYTES),
         ),
         disk=(Amount("the exported child", files, "budget"),),
-        tasks=inputs.tasks(1, alone=True),
+        tasks=replace(inputs.tasks(1, alone=True), workers=1),
     )
 
 

@@ -38,7 +38,7 @@ class Operations:
 @dataclass(frozen=True)
 class Tasks:
     """The tasks of a stage, of which `at_once` run together, `per_device` on one GPU. A task of a CPU takes `cores`;
-    None: all. `workers` are the processes that stay from stage to stage."""
+    None: all. `workers` are the processes that are there: those of the stage before end when they waited a while."""
 
     count: int = 1
     at_once: int = 1

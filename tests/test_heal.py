@@ -95,17 +95,24 @@ torch.set_num_threads({threads})
 sys.path.insert(0, {tests!r})
 from test_heal import SHORT, small
 from nas.stages.heal import heal
+from nas.stages.heal_settings import Healing, HealingRun
 parent, child, ids = small()
-for event in heal(parent.model, child, ids, SHORT, Path(sys.argv[1])):
+for event in heal(parent.model, child, ids, SHORT, Path(sys.argv[1]), HealingRun(checkpoint_s=float(sys.argv[2]))):
     if event.done_tokens >= 48 * 13:
         os.kill(os.getpid(), 9)
 """
 
 
-def test_killed_half_way_it_ends_where_it_would_have(tmp_path: Path) -> None:
+def _killed(folder: Path, settings: str = "SHORT", checkpoint_s: float = 0.0) -> None:
     script = _KILLED.format(tests=str(Path(__file__).parent), threads=torch.get_num_threads())
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], capture_output=True, text=True)
+    script = script.replace("ids, SHORT", f"ids, {settings}")
+    command = [sys.executable, "-c", script, str(folder), str(checkpoint_s)]
+    killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
+
+
+def test_killed_half_way_it_ends_where_it_would_have(tmp_path: Path) -> None:
+    _killed(tmp_path / "killed")
     parent, child, ids = small()
     left = list(heal(parent.model, child, ids, SHORT, tmp_path / "killed"))
     assert 1 <= len(left) < 20, "it began anew"
@@ -118,6 +125,14 @@ def test_killed_half_way_it_ends_where_it_would_have(tmp_path: Path) -> None:
     curve = loss_curve(tmp_path / "killed", ids, SHORT)
     assert [tokens for tokens, _ in curve] == [48 * (step + 1) for step in range(20)]
     assert [loss for _, loss in curve] == losses(tmp_path / "whole")
+
+
+def test_no_checkpoint_is_written_before_its_time(tmp_path: Path) -> None:
+    _killed(tmp_path, checkpoint_s=600.0)
+    assert not list(tmp_path.glob("checkpoint-*"))
+    parent, child, ids = small()
+    assert len(list(heal(parent.model, child, ids, SHORT, tmp_path, HealingRun(checkpoint_s=600.0)))) == 20
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-20"]
 
 
 @pytest.mark.parametrize("steps", [20, 6])
@@ -264,11 +279,7 @@ def test_adapters_that_were_killed_half_way_end_where_they_would_have(tmp_path: 
     settings = replace(SHORT, lora_rank=2)
     parent, whole, ids = small()
     list(heal(parent.model, whole, ids, settings, tmp_path / "whole"))
-    script = _KILLED.format(tests=str(Path(__file__).parent), threads=torch.get_num_threads())
-    script = script.replace("ids, SHORT", "ids, Healing(**vars(SHORT) | {'lora_rank': 2})")
-    script = script.replace("import heal\n", "import heal\nfrom nas.stages.heal_settings import Healing\n")
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
+    _killed(tmp_path / "killed", "Healing(**vars(SHORT) | {'lora_rank': 2})")
     resumed = deepcopy(child_of(parent, CHILD))
     left = list(heal(parent.model, resumed, ids, settings, tmp_path / "killed"))
     assert 1 <= len(left) < 20, "it began anew"

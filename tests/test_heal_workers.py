@@ -35,7 +35,7 @@ STEP = 48
 """Tokens of a step of `SHORT`."""
 SIX = replace(SHORT, tokens=6 * STEP)
 WAYS: dict[str, tuple[Healing, HealingRun]] = {
-    "plain": (SHORT, HealingRun()),
+    "plain": (SHORT, HealingRun(checkpoint_s=0.0)),
     "recompute": (SIX, HealingRun(recompute=True)),
     "accumulate": (SIX, HealingRun(accumulate=2)),
     "adapters": (replace(SIX, lora_rank=2), HealingRun()),
@@ -159,14 +159,14 @@ import os, sys
 sys.path.insert(0, {tests!r})
 import torch
 from pathlib import Path
-from test_heal_workers import SHORT, STEP, heal, in_type, models
+from test_heal_workers import STEP, WAYS, heal, in_type, models
 torch.set_num_threads({threads})
 parent, child, ids = models("plain")
 if "RANK" in os.environ:
     torch.distributed.init_process_group("gloo")
 else:
     child = in_type(child, torch.float32, copy=True)
-for event in heal(parent, child, ids, SHORT, Path(sys.argv[1], "plain")):
+for event in heal(parent, child, ids, WAYS["plain"][0], Path(sys.argv[1], "plain"), WAYS["plain"][1]):
     if event.done_tokens >= 13 * STEP:
         os.kill(os.getpid(), 9)
 """
@@ -211,7 +211,7 @@ def test_a_search_heals_with_two_workers_and_goes_on_after_a_kill(tmp_path: Path
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        asked = job(folder, heal={"tokens": 16_384, "workers": workers})
+        asked = job(folder, heal={"tokens": 16_384, "workers": workers, "checkpoint_every": "1 ms"})
         if workers == 2:
             running = started(folder, "search", asked)
             _wait_for_checkpoint(folder / "checkpoints", running)

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from nas.job.sections import Section
-from nas.job.values import Count, Flag, Fraction, NotNegative, Positive, Schedule, TokenCount
+from nas.job.values import Count, Flag, Fraction, NotNegative, Positive, Schedule, Seconds, TokenCount
 
 
 class KindTraining(Section):
@@ -54,6 +54,8 @@ class Heal(Section):
     Three keys change no result but by rounding. `recompute`: activations are computed again in the backward pass; None:
     where memory would not hold them. `workers`: so many processes divide the weights, their moments and every batch.
     `accumulate`: a worker takes its share of a batch in so many parts, one after the other.
+
+    `checkpoint_every`: after so many seconds a checkpoint is written, from which a healing that was killed goes on.
     """
 
     tokens: Count | None = None
@@ -66,6 +68,7 @@ class Heal(Section):
     recompute: Flag | None = None
     workers: Count = 1
     accumulate: Count = 1
+    checkpoint_every: Seconds = 600.0
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
     @property

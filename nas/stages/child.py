@@ -180,7 +180,7 @@ def _healing_run(context: Context, trial: models.TrialRow) -> HealingRun:
     if asked is None:
         return HealingRun()
     reports = losses_folder(context.job.home, trial.child_key)
-    return HealingRun(_recomputes(context), asked.accumulate, asked.report_to, reports)
+    return HealingRun(_recomputes(context), asked.accumulate, asked.checkpoint_every, asked.report_to, reports)
 
 
 def _recomputes(context: Context) -> bool:

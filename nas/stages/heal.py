@@ -8,6 +8,7 @@ the parent's, and often one tensor. Only the child's weights change: changes of 
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -29,7 +30,7 @@ from blocklib.model import PuzzleNasForCausalLM
 from blocklib.products import gradients_of, products_of
 from blocklib.sharded import ranks, shard
 from nas.files.permissions import open_as_usual
-from nas.stages.heal_checkpoint import agreed_last, last_whole, load_weights, state_of
+from nas.stages.heal_checkpoint import agreed, agreed_last, last_whole, load_weights, state_of
 from nas.stages.heal_settings import Healing, HealingRun
 from nas.stages.heal_trainer import HealingTrainer
 
@@ -128,7 +129,7 @@ def _healing(
             model=child,
             args=_arguments(settings, run, batch, steps, checkpoints, use_cpu=parent.device.type == "cpu"),
             train_dataset=_Sequences(ids_BT),
-            callbacks=[reports],
+            callbacks=[reports, _TimedCheckpoints(run.checkpoint_s)],
         )
     trainer.remove_callback(PrinterCallback)  # This callback prints the loss on standard output.
     trainer.distil_from(parent, settings.hidden_weight, run.accumulate)
@@ -184,7 +185,7 @@ def _arguments(
         weight_decay=0.0,
         adam_beta2=0.95,
         max_grad_norm=1.0,
-        save_steps=max(1, steps // 10),
+        save_steps=steps,  # The end. `_TimedCheckpoints` says when else.
         save_total_limit=1,
         logging_steps=max(1, steps // 25),
         report_to=list(run.report_to),
@@ -242,6 +243,21 @@ class _Sequences(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"input_ids": self._ids_BT[index].long()}
+
+
+class _TimedCheckpoints(TrainerCallback):
+    """Has the trainer write a checkpoint after so many seconds, as the first process counts them."""
+
+    def __init__(self, every_s: float):
+        self._every_s = every_s
+        self._due = time.monotonic() + every_s
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if agreed(time.monotonic() >= self._due):
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._due = time.monotonic() + self._every_s
 
 
 class _StepReports(TrainerCallback):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -30,6 +30,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from blocklib.sharded import ranks
+
+Value = TypeVar("Value")
 
 _FOLDER = "state"
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -69,11 +71,17 @@ def state_of(checkpoint: str | None) -> TrainerState:
 
 def agreed_last(checkpoints: Path) -> str | None:
     """`last_whole`, found by the first process for all: it may remove folders."""
+    is_first = ranks() == 1 or distributed.get_rank() == 0
+    return agreed(last_whole(checkpoints) if is_first else None)
+
+
+def agreed(value: Value) -> Value:
+    """The first process's value, for all."""
     if ranks() == 1:
-        return last_whole(checkpoints)
-    found = [last_whole(checkpoints) if distributed.get_rank() == 0 else None]
-    distributed.broadcast_object_list(found)
-    return found[0]
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def last_whole(checkpoints: Path) -> str | None:

@@ -30,11 +30,13 @@ class HealingRun:
 
     `recompute`: what layers keep for the backward pass is computed again there, a layer at a time (gradient
     checkpointing, arXiv 1604.06174). It takes a forward pass more, and the result is the same to the bit. `accumulate`:
-    a process takes its share of a batch in so many parts, one after the other. `report_to`: programs that get the
-    losses, too, by transformers' names; `reports` is the folder of those that write files.
+    a process takes its share of a batch in so many parts, one after the other. `checkpoint_s`: the seconds between two
+    checkpoints, 0: one after every step. `report_to`: programs that get the losses, too, by transformers' names;
+    `reports` is the folder of those that write files.
     """
 
     recompute: bool = False
     accumulate: int = 1
+    checkpoint_s: float = 600.0
     report_to: tuple[str, ...] = ()
     reports: Path | None = None

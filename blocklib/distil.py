@@ -22,6 +22,7 @@ from blocklib.kind import Weights
 from blocklib.kinds import is_trainable
 from blocklib.lora import add_adapters, merge_adapters
 from blocklib.model import PuzzleNasForCausalLM, PuzzleNasLayer
+from blocklib.moments import make_moments
 from blocklib.parent import Parent
 from blocklib.products import gradients_of, products_of
 from blocklib.stream import Rotary, Variant, delta, rotary, variant
@@ -285,8 +286,11 @@ def _begun(run: _SubblockTraining) -> torch.optim.Optimizer:
         run.layer.requires_grad_(True)
     else:
         add_adapters(run.layer, run.training.lora_rank)
-    decay = run.training.weight_decay
-    return torch.optim.AdamW(trained(run.layer), weight_decay=decay, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(
+        trained(run.layer), weight_decay=run.training.weight_decay, betas=(0.9, 0.95), fused=True
+    )
+    make_moments(optimizer)
+    return optimizer
 
 
 def regulariser(model: nn.Module) -> Tensor | float:

@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import Trainer
 
 from blocklib.block import Architecture
 from blocklib.distil import regulariser
 from blocklib.errors import NotFiniteError
 from blocklib.model import PuzzleNasForCausalLM
+from blocklib.moments import make_moments
 from blocklib.sharded import ranks
 from nas.scoring.logit_kl import logit_kl
 from nas.stages.heal_checkpoint import load_state, save_state
@@ -29,6 +31,13 @@ class HealingTrainer(Trainer):
         self._ends = [layer + block.layers for layer, block in architecture.placed()]
         # A divided model owns its placement, and the sums of its gradients: accelerate is to leave both alone.
         self.is_distributed_loading_by_transformers = ranks() > 1
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            make_moments(optimizer)
+        return optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """A part at a time. The trainer's own accumulation counts batches, so that a pass over the text would end with

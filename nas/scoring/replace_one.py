@@ -58,10 +58,10 @@ def score(
         for swept, meter in zip(sweeps, meters, strict=True):
             here = _Swept([tables[one] for one in swept if one in tables], {c: layers[c] for c in swept if c in layers})
             parent_BTD, *models_BTD = _sweep(parent, here, activations, rows, work.passed_slots)
-            after = len(here.tables)
-            places = [0, *range(1 + after, 1 + len(models_BTD))]
-            meter.add(ids, parent_BTD, [parent_BTD, *models_BTD[after:]], places, read=work.passed_head)
-            for place, (held, model_BTD) in enumerate(zip(here.tables, models_BTD[:after], strict=True), 1):
+            count = len(here.tables)
+            places = [0, *range(1 + count, 1 + len(models_BTD))]
+            meter.add(ids, parent_BTD, [parent_BTD, *models_BTD[count:]], places, read=work.passed_head)
+            for place, (held, model_BTD) in enumerate(zip(here.tables, models_BTD[:count], strict=True), 1):
                 meter.add(ids, parent_BTD, [model_BTD], [place], held.head(parent.config), work.passed_head)
         done += ids.numel()
         yield Progress(done, ids_BT.numel())

@@ -147,8 +147,9 @@ torch.set_num_threads({threads})
 sys.path.insert(0, {tests!r})
 from test_straight_through import SHORT, small
 from nas.stages.heal import heal
+from nas.stages.heal_settings import HealingRun
 parent, child, stored, ids = small()
-for event in heal(parent.model, child, ids, SHORT, Path(sys.argv[1])):
+for event in heal(parent.model, child, ids, SHORT, Path(sys.argv[1]), HealingRun(checkpoint_s=0.0)):
     if event.done_tokens >= 48 * 13:
         os.kill(os.getpid(), 9)
 """

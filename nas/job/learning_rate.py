@@ -63,8 +63,7 @@ class LearningRate:
 def resolved_rate(distill: Distill, text_tokens: int, tried: Sequence[TuneTrialRow]) -> LearningRate:
     """The rate of a job whose distillation text has so many tokens. `tried` are all trials of its parent.
 
-    Where there are several tunes, the one under the job's own settings counts, else one with as many adapters, else the
-    latest.
+    A tune under the job's own settings counts before one with as many adapters, and that one before the latest.
     """
     if distill.learning_rate is not None:
         return LearningRate(distill.learning_rate, "job")
